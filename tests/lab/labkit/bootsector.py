@@ -1,0 +1,49 @@
+"""The counting guest's boot sector, assembled on the host."""
+
+import struct
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from labkit import command, settings
+from labkit.errors import LabError
+
+SOURCE = settings.LAB_DIR / "guest" / "counter.S"
+SECTOR_BYTES = 512
+COUNT_OFFSET_BYTES = SECTOR_BYTES
+MAGIC = b"ZVMC"
+
+_PARAMETERS_OFFSET = 0x1B6
+_RAM_FROM_MIB = 16
+_BIOS_KEEPS_MIB = 8  # at the top of the guest's RAM
+
+
+@cache
+def _assembled() -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        made = Path(name)
+        command.run(["as", "--32", SOURCE, "-o", made / "counter.o"])
+        command.run(["ld", "-m", "elf_i386", "-Ttext=0x7c00", "--oformat", "binary",
+                     "-o", made / "counter", made / "counter.o"])
+        return (made / "counter").read_bytes()
+
+
+def boot_sector(*, fill_mib: int = 0, dirty_mib: int = 0, memory_mib: int = 64) -> bytes:
+    """The 512 bytes to lay at the start of every disk of a counting guest.
+
+    `fill_mib`: at boot fill that much RAM with noise, so that its image is as large.
+    `dirty_mib`: rewrite that much RAM without end, so that a live dump never catches up.
+    """
+    if max(fill_mib, dirty_mib) > memory_mib - _RAM_FROM_MIB - _BIOS_KEEPS_MIB:
+        raise LabError(f"a guest of {memory_mib} MiB has no {max(fill_mib, dirty_mib)} MiB to fill")
+    sector = bytearray(_assembled())
+    struct.pack_into("<II", sector, _PARAMETERS_OFFSET, fill_mib, dirty_mib)
+    return bytes(sector)
+
+
+def count_in(sector: bytes) -> int:
+    """The count a guest wrote into sector 1 of a disk."""
+    count, magic = struct.unpack_from("<I4s", sector)
+    if magic != MAGIC:
+        raise LabError(f"no count in {sector[:16]!r}")
+    return int(count)

@@ -1,0 +1,9 @@
+"""What can go wrong in the lab, said so that a person can act on it."""
+
+
+class LabError(Exception):
+    """The lab cannot do what was asked."""
+
+
+class CommandError(LabError):
+    """A command in the lab failed or took too long."""

@@ -1,0 +1,181 @@
+"""An instance: a directory with one lab's disks, sockets and logs, and its QEMU."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from labkit import command, hostlock, machine, settings, states
+from labkit.errors import LabError
+from labkit.image import Image
+from labkit.machine import Process
+from labkit.qmp import Qmp
+from labkit.shell import Shell
+from labkit.states import State
+
+_UNLIMITED_BYTES_PER_S = 1 << 40
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is known of an instance's QEMU, kept in a file between commands."""
+
+    image: str
+    state: str
+    pid: int
+    started: str
+    ssh_port: int
+
+    @property
+    def process(self) -> Process:
+        """The QEMU."""
+        return Process(self.pid, self.started)
+
+
+class Instance:
+    """One lab of its own."""
+
+    def __init__(self, name: str) -> None:
+        """Name an instance; nothing is started."""
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise LabError(f"an instance's name has letters, digits, - and _, not {name!r}")
+        self.name = name
+        self.directory = settings.cache_dir() / "instances" / name
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._note = self.directory / "running.json"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from starting, resetting or stopping this instance."""
+        with hostlock.exclusive(f"instance-{self.name}"):
+            yield
+
+    def running(self) -> Running | None:
+        """What runs, if anything does."""
+        try:
+            note = Running(**json.loads(self._note.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return note if note.process.alive() else None
+
+    def shell(self) -> Shell:
+        """ssh to the running lab."""
+        note = self.running()
+        if note is None:
+            raise LabError(f"the lab is not running (instance {self.name}); start it with lab up")
+        return Shell(self.directory, Image(settings.cache_dir() / note.image), note.ssh_port)
+
+    def down(self) -> None:
+        """Stop the lab at once. Its disks stay until the next reset."""
+        if self.running() is not None:
+            self.shell().disconnect()
+            self._kill()
+        self._note.unlink(missing_ok=True)
+
+    def _kill(self) -> None:
+        note = self.running()
+        if note is not None:
+            note.process.kill()
+
+    def boot_blank(self, image: Image) -> None:
+        """Boot the image on fresh disks."""
+        self.down()
+        self._clear()
+        states.blank_disks(self.directory, image)
+        self._start(image, None, load=False)
+
+    def reset(self, image: Image, state: State) -> None:
+        """Go on from a state, as if nothing had happened since."""
+        self.down()
+        self._clear()
+        states.disks_on(state, self.directory)
+        self._start(image, state, load=True)
+
+    def power_cut(self) -> None:
+        """Kill the lab in mid-air and boot it again from the disks it left."""
+        note = self.running()
+        if note is None:
+            raise LabError("the lab is not running")
+        image = Image(settings.cache_dir() / note.image)
+        state = self._state(image, note.state)
+        shell = self.shell()
+        self._kill()
+        shell.disconnect()
+        self._start(image, state, load=False)
+
+    def save(self, target: Path) -> State:
+        """Freeze the running lab into a state. The instance is down afterwards."""
+        note = self.running()
+        if note is None:
+            raise LabError("the lab is not running")
+        shell = self.shell()
+        # What is cached is not worth saving, and what is deleted even less.
+        shell.run("sync; zpool sync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches; "
+                  "fstrim / 2>/dev/null; sleep 1; sync", timeout_s=300)
+        shell.disconnect()
+        draft = states.unfinished(target)
+        try:
+            with (draft / "stream").open("wb") as stream, Qmp(self.directory / "qmp") as qmp:
+                qmp.execute("stop")
+                qmp.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED_BYTES_PER_S})
+                qmp.execute("getfd", {"fdname": "stream"}, pass_fd=stream.fileno())
+                qmp.execute("migrate", {"uri": "fd:stream"})
+                qmp.until_migrated(settings.LOAD_TIMEOUT_S)
+            self._kill()
+            parent = self._state(Image(settings.cache_dir() / note.image), note.state)
+            return states.publish(draft, target, self.directory, parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Stop the lab and forget everything of it."""
+        self.down()
+        shutil.rmtree(self.directory)
+
+    def own_state(self, name: str) -> Path:
+        """Where a state lies that was saved by hand in this instance."""
+        return self.directory / "states" / name
+
+    def _state(self, image: Image, name: str) -> State | None:
+        if not name:
+            return None
+        own = self.own_state(name)
+        return State(own if own.exists() else image.states / name)
+
+    def _clear(self) -> None:
+        for disk in settings.DISKS:
+            (self.directory / f"{disk}.qcow2").unlink(missing_ok=True)
+        for log in ("console.log", "qemu.log"):
+            (self.directory / log).unlink(missing_ok=True)
+
+    def _start(self, image: Image, state: State | None, *, load: bool) -> None:
+        used = [image.directory.name, *(state.lineage() if state else [])]
+        marks = [hostlock.in_use(name) for name in used]
+        try:
+            process, port = machine.start(
+                self.directory, image, stream=state.stream if state and load else None,
+                inherit=marks)
+        finally:
+            for mark in marks:
+                os.close(mark)
+        note = Running(image.directory.name, state.directory.name if state else "", process.pid,
+                       process.started, port)
+        self._note.write_text(json.dumps(asdict(note)))
+        try:
+            if load:
+                with Qmp(self.directory / "qmp") as qmp:
+                    qmp.until_loaded(settings.LOAD_TIMEOUT_S)
+                    qmp.execute("cont")
+            timeout_s = settings.LOAD_TIMEOUT_S if load else settings.BOOT_TIMEOUT_S
+            self.shell().connect(timeout_s, process.alive)
+        except LabError as exc:
+            if process.alive():
+                raise
+            raise LabError(f"{exc}\n{machine.why_dead(self.directory)}") from exc
+
+    def console(self) -> str:
+        """The last lines of the lab's console."""
+        return command.tail(self.directory / "console.log", 60)

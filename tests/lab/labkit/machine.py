@@ -1,0 +1,135 @@
+"""One QEMU process: start it, know whether it lives, end it."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit import accel, command, settings
+from labkit.errors import LabError
+from labkit.image import Image
+
+KERNEL_COMMAND_LINE = (
+    "root=/dev/vda rw console=ttyS0 quiet loglevel=4 mitigations=off no_timer_check "
+    "apparmor=1 systemd.show_status=false"
+)
+KILL_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from a later one with the same number by when it started."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> "Process":
+        """Identify a process that runs."""
+        return cls(pid, _started(pid))
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        return bool(self.started) and _started(self.pid) == self.started
+
+    def kill(self) -> None:
+        """End it as a power cut would, and wait until it is gone."""
+        if not self.alive():
+            return
+        os.kill(self.pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        while self.alive():
+            if time.monotonic() > deadline:
+                raise LabError(f"process {self.pid} does not go away")
+            _reap(self.pid)
+            time.sleep(0.01)
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since the host did; empty if it is no more."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # not ours: another lab command started it
+
+
+def fingerprint(image: Image) -> str:
+    """Changes when a saved state could no longer be loaded."""
+    return settings.digest([accel.version(), *_arguments(image, "fingerprint", 0)])
+
+
+def _arguments(image: Image, name: str, ssh_port: int) -> list[str]:
+    arguments = [
+        accel.QEMU, "-name", f"zvmsnap-lab-{name}", "-nodefaults", "-no-user-config",
+        "-display", "none", "-machine", "q35", *accel.arguments(image),
+        "-smp", str(settings.CPUS), "-m", str(settings.MEMORY_MIB),
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd),
+        "-append", KERNEL_COMMAND_LINE,
+        "-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console",
+        "-qmp", "unix:qmp,server=on,wait=off",
+        "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22",
+        "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-device", "virtio-rng-pci",
+        # Memory the guest has freed leaves QEMU, and so never gets into a saved state.
+        "-device", "virtio-balloon-pci,free-page-reporting=on",
+    ]
+    for disk in settings.DISKS:
+        # writeback: what the guest flushes is in the host's file when a power cut comes.
+        arguments += [
+            "-drive", f"if=none,id={disk},file={disk}.qcow2,format=qcow2,cache=writeback,"
+                      "discard=unmap,detect-zeroes=unmap",
+            "-device", f"virtio-blk-pci,drive={disk},serial={disk}",
+        ]
+    return arguments
+
+
+def start(directory: Path, image: Image, *, stream: Path | None, inherit: Sequence[int],
+          ) -> tuple[Process, int]:
+    """Start QEMU in an instance's directory; return it and its ssh port.
+
+    With `stream` it loads that state instead of booting. The descriptors in `inherit`
+    stay open as long as it lives.
+    """
+    for left_over in ("qmp", "ssh"):
+        (directory / left_over).unlink(missing_ok=True)
+    ssh_port = _free_port()
+    arguments = _arguments(image, directory.name, ssh_port)
+    fds = list(inherit)
+    source = -1
+    if stream is not None:
+        source = os.open(stream, os.O_RDONLY)
+        fds.append(source)
+        arguments += ["-incoming", f"fd:{source}"]
+    try:
+        with (directory / "qemu.log").open("ab") as log:
+            process = subprocess.Popen(
+                arguments, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=fds, start_new_session=True)
+    finally:
+        if source >= 0:
+            os.close(source)
+    return Process.of(process.pid), ssh_port
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def why_dead(directory: Path) -> str:
+    """What a QEMU that ended left behind."""
+    return (f"QEMU ended.\n{command.tail(directory / 'qemu.log')}\n"
+            f"{command.tail(directory / 'console.log')}")

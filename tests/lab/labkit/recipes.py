@@ -1,0 +1,75 @@
+"""How the named states are made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from labkit import bootsector, guests, settings
+from labkit.guests import Disk
+
+
+class Lab(guests.Host, Protocol):
+    """What is needed of a lab here."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named state: what it is made from, how, and which code has a say in it."""
+
+    name: str
+    parent: str
+    make: Callable[[Lab], None]
+    code: tuple[Path, ...]
+
+
+WEB_FILE = Disk("/tank/vm/web/disk0.raw")
+WEB_VOLUME = Disk("/dev/zvol/tank/vm/web/data")
+
+
+def make_ready(lab: Lab) -> None:
+    """Two pools, a vault, libvirt awake; no guests."""
+    for pool, device in (("tank", "pool"), ("cheap", "cheap")):
+        lab.run(f"zpool create -o ashift=12 -O compression=lz4 -O atime=off {pool} "
+                f"/dev/disk/by-id/virtio-{device}")
+    lab.run("zfs create cheap/vault && zfs create tank/vm")
+    # Whatever is slow once is done here, so that no test waits for it.
+    lab.run("virsh list && virsh capabilities > /dev/null && "
+            "virsh domcapabilities --virttype qemu > /dev/null")
+    lab.run("python3 -c 'import libvirt, libzfs_core, msgspec, typer, rich'")
+    lab.run("zfs list && qemu-img --version && sanoid --version", )
+    lab.run("systemctl is-active zfs-import-cache zfs-mount && systemctl is-enabled zfs.target")
+
+
+def make_guests(lab: Lab) -> None:
+    """The domain `web`, running: a raw file and a volume, as a host would have them.
+
+    Nothing of AppArmor is touched. libvirt's helper, which writes each guest's profile,
+    may read images named *.raw, *.qcow2, *.img ... anywhere, and block devices; a real
+    host with images of other names outside /var/lib/libvirt/images, /srv, /mnt ... has to
+    allow them in /etc/apparmor.d/local/usr.lib.libvirt.virt-aa-helper.
+    """
+    lab.run("zfs create tank/vm/web")
+    disks = [guests.make_disk(lab, disk) for disk in (WEB_FILE, WEB_VOLUME)]
+    guests.define(lab, guests.domain_xml("web", disks))
+    guests.start(lab, "web")
+
+
+_CODE = Path(__file__)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("ready", "", make_ready, (_CODE,)),
+        Recipe("guests", "ready", make_guests,
+               (_CODE, Path(guests.__file__), Path(bootsector.__file__), bootsector.SOURCE)),
+    )
+}
+
+
+def key(name: str, machine_fingerprint: str) -> str:
+    """Directory name of a state; changes when the state would."""
+    recipe = RECIPES[name]
+    parent = key(recipe.parent, machine_fingerprint) if recipe.parent else machine_fingerprint
+    shape = f"{settings.DISKS} {settings.POOL_DISK_MIB}"
+    return f"{name}-{settings.digest([parent, shape, *recipe.code])}"
+

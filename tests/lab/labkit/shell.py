@@ -1,0 +1,112 @@
+"""Commands in the lab, over one ssh connection that is kept open."""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit import command
+from labkit.errors import CommandError, LabError
+from labkit.image import Image
+
+CONNECT_TIMEOUT_S = 5
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command in the lab printed and returned."""
+
+    command: str
+    stdout: str
+    stderr: str
+    returncode: int
+
+    def __str__(self) -> str:
+        """All of it, for a failed test."""
+        return (f"$ {self.command}\n[returned {self.returncode}]\n--- stdout\n{self.stdout}"
+                f"\n--- stderr\n{self.stderr}")
+
+
+class Shell:
+    """ssh to one lab. Runs in the instance's directory, since a socket's path must be short."""
+
+    def __init__(self, directory: Path, image: Image, port: int) -> None:
+        """Connect to nothing yet."""
+        self._directory = directory
+        self._options = [
+            "-F", "none", "-i", str(image.ssh_key), "-p", str(port),
+            "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
+            "-o", f"UserKnownHostsFile={image.known_hosts}", "-o", "HostKeyAlias=lab",
+            "-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no",
+            "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}", "-o", "ControlPath=ssh",
+        ]
+
+    def argv(self, *words: str) -> list[str]:
+        """The ssh command line that reaches the lab from the instance's directory."""
+        return ["ssh", *self._options, "root@127.0.0.1", *words]
+
+    def connect(self, timeout_s: float, alive: Callable[[], bool]) -> None:
+        """Wait until ssh answers, and keep the connection open for commands to come."""
+        deadline = time.monotonic() + timeout_s
+        log = self._directory / "ssh.log"
+        while True:
+            with log.open("wb") as said:
+                # -f returns once logged in; the rest of it must not hold our own pipes.
+                done = subprocess.run(
+                    ["ssh", "-MNf", *self._options, "-o", "ControlPersist=yes", "root@127.0.0.1"],
+                    cwd=self._directory, check=False, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=said)
+            if done.returncode == 0:
+                return
+            if not alive():
+                raise LabError("the lab's QEMU ended")
+            if time.monotonic() > deadline:
+                raise LabError(f"ssh does not answer after {timeout_s:.0f} s: {command.tail(log)}\n"
+                               f"{command.tail(self._directory / 'console.log')}")
+            time.sleep(0.2)
+
+    def disconnect(self) -> None:
+        """Close the connection, if there is one."""
+        subprocess.run(self.argv("-O", "exit"), cwd=self._directory, check=False,
+                       stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+
+    def run(self, text: str, *, check: bool = True, timeout_s: float = 120.0,
+            stdin: str | bytes | None = None, env: Mapping[str, str] | None = None) -> Completed:
+        """Run a shell command."""
+        done = self.run_bytes(text, timeout_s=timeout_s, stdin=stdin, env=env)
+        completed = Completed(text, done.stdout.decode(errors="replace"),
+                              done.stderr.decode(errors="replace"), done.returncode)
+        if check and completed.returncode != 0:
+            raise CommandError(str(completed))
+        return completed
+
+    def run_bytes(self, text: str, *, timeout_s: float = 120.0, stdin: str | bytes | None = None,
+                  env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Run a shell command, unchecked, and return the bytes it printed."""
+        words = [f"export {name}={shlex.quote(value)};" for name, value in (env or {}).items()]
+        content = stdin.encode() if isinstance(stdin, str) else stdin
+        argv = self.argv(" ".join([*words, text]))
+        try:
+            if content is None:
+                return subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
+                                      stdin=subprocess.DEVNULL, capture_output=True)
+            return subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
+                                  input=content, capture_output=True)
+        except subprocess.TimeoutExpired as exc:
+            raise CommandError(
+                f"$ {text}\n[no end after {timeout_s:.0f} s]\n--- stdout\n"
+                f"{(exc.stdout or b'').decode(errors='replace')}\n--- stderr\n"
+                f"{(exc.stderr or b'').decode(errors='replace')}") from exc
+
+    def rsync(self, sources: Sequence[str], target: str) -> None:
+        """Copy files of the host into the lab; they then belong to root."""
+        ssh = shlex.join(["ssh", *self._options])
+        done = subprocess.run(
+            ["rsync", "-rlptR", "--delete", "--exclude=__pycache__", "-e", ssh, *sources,
+             f"root@127.0.0.1:{target}"],
+            cwd=self._directory, check=False, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=120)
+        if done.returncode != 0:
+            raise LabError(f"rsync failed: {done.stderr}")
