@@ -1,0 +1,19 @@
+"""The `zvmsnap` command: hooks go straight to their room, everything else to the CLI."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; exits with the codes that the README documents."""
+    # sanoid calls hooks thousands of times: they must not pay for typer's import.
+    if sys.argv[1:2] == ["hook"] and sys.argv[2:3] != ["--help"]:
+        from zvmsnap.hooks import main as hook
+
+        sys.exit(hook(sys.argv[2:]))
+    from zvmsnap.cli import main as cli
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()

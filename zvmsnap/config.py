@@ -1,0 +1,113 @@
+"""One TOML file, one struct; everything has a default, an unknown key is refused by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from zvmsnap.errors import ConfigInvalid
+
+DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
+
+
+class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How RAM images are kept in the vault."""
+
+    compression: Literal["auto", "none", "zstd"] = "auto"
+    zstd_level: int = 3
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Deadlines and sizes that bound a capture, for each guest."""
+
+    # The pause that QEMU may take for the last part of RAM: low first, raised when it does not do.
+    pause_first_ms: int = 30
+    pause_max_ms: int = 1000
+    # Seconds since the dump began at which a guest that dirties RAM faster than it is written
+    # (1) may be paused longer, doubling up to pause_max_ms, (2) is paused until the rest is
+    # written, (3) gets no memory in this point: the dump is aborted and undone.
+    dump_raise_pause_after_s: float = 20
+    dump_pause_after_s: float = 60
+    dump_abort_after_s: float = 300
+    # A dump may grow to this many times the guest's RAM before the guest is paused to end it.
+    dump_max_ram_ratio: float = 1.5
+    # Room that must be free in staging beside the RAM image: for what the guest writes meanwhile.
+    overlay_room_mib: int = 1024
+    commit_timeout_s: float = 3600
+    lock_timeout_s: float = 30
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration; see config.toml.example for what each key is for."""
+
+    uri: str = "qemu:///system"
+    staging: str = "/var/lib/zvmsnap/staging"
+    vault: str = "/var/lib/zvmsnap/vault"
+    journal: str = "/var/lib/zvmsnap/journal"
+    locks: str = "/run/zvmsnap"
+    # Empty: what the sanoid that called us was told, else /etc/sanoid.
+    sanoid_configdir: str = ""
+    image: Image = Image()
+    limits: Limits = Limits()
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where overlays and fresh RAM images lie."""
+        return Path(self.staging)
+
+    @property
+    def vault_dir(self) -> Path:
+        """Where points live."""
+        return Path(self.vault)
+
+    @property
+    def journal_dir(self) -> Path:
+        """Where we write down what we are about to do."""
+        return Path(self.journal)
+
+    @property
+    def locks_dir(self) -> Path:
+        """Where lock files lie; on a file system that a boot empties."""
+        return Path(self.locks)
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration from `path`, $ZVMSNAP_CONFIG or /etc/zvmsnap/config.toml.
+
+    A missing file means defaults, unless it was named. Raises ConfigInvalid with file and key.
+    """
+    named = path or (
+        Path(environment["ZVMSNAP_CONFIG"]) if environment.get("ZVMSNAP_CONFIG") else None
+    )
+    source = named or DEFAULT_PATH
+    try:
+        text = source.read_bytes()
+    except FileNotFoundError:
+        if named:
+            raise ConfigInvalid(f"{source}: there is no such configuration file") from None
+        return Config()
+    except OSError as error:
+        raise ConfigInvalid(f"{source}: cannot be read: {error.strerror}") from error
+    try:
+        config = msgspec.toml.decode(text, type=Config)
+    except msgspec.DecodeError as error:
+        raise ConfigInvalid(f"{source}: {error}") from error
+    _check(source, config)
+    return config
+
+
+def _check(source: Path, config: Config) -> None:
+    for key in ("staging", "vault", "journal", "locks"):
+        if not Path(getattr(config, key)).is_absolute():
+            raise ConfigInvalid(f"{source}: {key} must be an absolute path")
+    for struct in (config.image, config.limits):
+        for key in struct.__struct_fields__:
+            value = getattr(struct, key)
+            if not isinstance(value, str) and value <= 0:
+                raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
+    if config.limits.pause_first_ms > config.limits.pause_max_ms:
+        raise ConfigInvalid(f"{source}: pause_first_ms is more than pause_max_ms")

@@ -1,0 +1,44 @@
+"""Stores a guest's definition and firmware variables: in its point, and inside its datasets.
+
+The copy in the dataset (`.zvmsnap/<domain>/`) is written just before the snapshot, so it travels
+with it: whoever receives the dataset alone can still define the guest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from zvmsnap import domainxml, zfs
+from zvmsnap.files import private_dir, write_atomic
+from zvmsnap.hypervisor import Guest
+from zvmsnap.placement import Place
+from zvmsnap.point import DOMAIN_XML, NVRAM, PERSISTENT_XML
+from zvmsnap.vault import folder_of
+
+FOLDER = ".zvmsnap"
+
+
+def store(guest: Guest, directory: Path, places: Iterable[Place], mounts: list[zfs.Mount]) -> None:
+    """Write the files into `directory` and into each mounted dataset of `places`.
+
+    With secrets (passwords in the XML), as a restored guest needs them; for root alone.
+    Raises OSError and LibvirtFailed.
+    """
+    live = guest.xml(secure=True)
+    files = {DOMAIN_XML: live.encode()}
+    if guest.is_persistent():
+        files[PERSISTENT_XML] = guest.xml(persistent=True, secure=True).encode()
+    nvram = domainxml.parse(live).nvram
+    if nvram and os.path.exists(nvram):
+        files[NVRAM] = Path(nvram).read_bytes()
+    mountpoints = {mount.dataset: Path(mount.mountpoint) for mount in mounts if mount.dataset}
+    inside = {mountpoints[place.dataset] for place in places if place.dataset in mountpoints}
+    targets = [directory, *(private_dir(top / FOLDER) / folder_of(guest.name) for top in inside)]
+    for target in targets:
+        private_dir(target)
+        for name, data in files.items():
+            write_atomic(target / name, data)
+        for name in {PERSISTENT_XML, NVRAM} - set(files):
+            (target / name).unlink(missing_ok=True)

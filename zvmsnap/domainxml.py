@@ -1,0 +1,156 @@
+"""Domain and snapshot XML: read into structs, written for libvirt. Pure text, no libvirt calls."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One <disk>. `source` is a path for type file and block, "" for others and empty drives.
+
+    `chain` are the paths of its backing files, top first. `mirror` is "" without a block job,
+    else "yes" when libvirt says that it can be pivoted, "no" while it cannot.
+    """
+
+    target: str
+    device: str
+    type: str
+    source: str
+    format: str
+    readonly: bool
+    shareable: bool
+    transient: bool
+    chain: tuple[str, ...] = ()
+    mirror: str = ""
+    volume: tuple[str, str] | None = None
+
+    @property
+    def writable(self) -> bool:
+        """Does the guest write state to it that a point must hold?"""
+        return self.device in ("disk", "lun") and not self.readonly
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What we need to know of a domain's definition."""
+
+    name: str
+    uuid: str
+    disks: tuple[Disk, ...]
+    nvram: str | None
+    machine: str
+    arch: str
+    emulator: str
+    cpu_mode: str
+    cpu_model: str
+    memory_kib: int
+
+
+def parse(xml: str) -> Domain:
+    """Read a domain's XML as libvirt prints it."""
+    root = ET.fromstring(xml)
+    kind = root.find("os/type")
+    cpu = root.find("cpu")
+    return Domain(
+        name=root.findtext("name", ""),
+        uuid=root.findtext("uuid", ""),
+        disks=tuple(_disk(disk) for disk in root.findall("devices/disk")),
+        nvram=_nvram(root),
+        machine=kind.get("machine", "") if kind is not None else "",
+        arch=kind.get("arch", "") if kind is not None else "",
+        emulator=root.findtext("devices/emulator", ""),
+        cpu_mode=cpu.get("mode", "custom") if cpu is not None else "",
+        cpu_model=cpu.findtext("model", "") if cpu is not None else "",
+        memory_kib=int(root.findtext("memory", "0")),
+    )
+
+
+def _disk(disk: ET.Element) -> Disk:
+    source = disk.find("source")
+    driver = disk.find("driver")
+    target = disk.find("target")
+    mirror = disk.find("mirror")
+    kind = disk.get("type", "")
+    volume = None
+    if kind == "volume" and source is not None:
+        volume = (source.get("pool", ""), source.get("volume", ""))
+    return Disk(
+        target=target.get("dev", "") if target is not None else "",
+        device=disk.get("device", "disk"),
+        type=kind,
+        source=_path(kind, source),
+        format=driver.get("type", "raw") if driver is not None else "raw",
+        readonly=disk.find("readonly") is not None,
+        shareable=disk.find("shareable") is not None,
+        transient=disk.find("transient") is not None,
+        chain=_chain(disk),
+        mirror="" if mirror is None else ("yes" if mirror.get("ready") == "yes" else "no"),
+        volume=volume,
+    )
+
+
+def _path(kind: str, source: ET.Element | None) -> str:
+    attribute = {"file": "file", "block": "dev"}.get(kind)
+    if source is None or attribute is None:
+        return ""
+    return source.get(attribute, "")
+
+
+def _chain(disk: ET.Element) -> tuple[str, ...]:
+    paths = []
+    store = disk.find("backingStore")
+    while store is not None and store.get("type"):
+        paths.append(_path(store.get("type", ""), store.find("source")))
+        store = store.find("backingStore")
+    return tuple(paths)
+
+
+def _nvram(root: ET.Element) -> str | None:
+    nvram = root.find("os/nvram")
+    if nvram is None:
+        return None
+    # libvirt 8.5 and later may write <nvram type='file'><source file=.../></nvram>.
+    source = nvram.find("source")
+    path = source.get("file", "") if source is not None else (nvram.text or "").strip()
+    return path or None
+
+
+def snapshot_xml(
+    name: str, memory_file: str, overlays: Mapping[str, str], others: tuple[str, ...]
+) -> str:
+    """The XML of a memory snapshot: an overlay for each target in `overlays`, none for `others`.
+
+    Every disk of the domain must be in one of them: libvirt makes an overlay of its own naming,
+    beside the base and so inside the dataset, for each disk that is not named.
+    """
+    root = ET.Element("domainsnapshot")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "memory", snapshot="external", file=memory_file)
+    disks = ET.SubElement(root, "disks")
+    for target, overlay in overlays.items():
+        disk = ET.SubElement(disks, "disk", name=target, snapshot="external", type="file")
+        ET.SubElement(disk, "driver", type="qcow2")
+        ET.SubElement(disk, "source", file=overlay)
+    for target in others:
+        ET.SubElement(disks, "disk", name=target, snapshot="no")
+    return ET.tostring(root, encoding="unicode")
+
+
+def why_no_overlay(disk: Disk) -> str | None:
+    """Why libvirt cannot freeze this writable disk under an overlay; None if it can.
+
+    Refused by libvirt: <shareable/> (code 67), <transient/> (84), LUN passthrough and sources
+    that are no file or block device.
+    """
+    if disk.shareable:
+        return f"{disk.target} is shareable"
+    if disk.transient:
+        return f"{disk.target} is transient"
+    if disk.device == "lun":
+        return f"{disk.target} is a passed-through LUN"
+    if not disk.source:
+        return f"{disk.target} is of type {disk.type}, not a file or block device"
+    return None

@@ -1,0 +1,102 @@
+"""One exception class per cause that an operator can act on.
+
+Every message is one line: what happened, where, and what to do about it.
+Exit codes: 1 something failed, 2 usage, configuration or environment.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class ZvmsnapError(Exception):
+    """Base of all errors that are reported as one line instead of a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class HookEnvironmentInvalid(ZvmsnapError):
+    """The hook was not called as sanoid calls it."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigInvalid(ZvmsnapError):
+    """The configuration file is missing, unreadable or has an unknown or wrong key."""
+
+    exit_code = EXIT_USAGE
+
+
+class PointNotFound(ZvmsnapError):
+    """No point, or more than one, answers to that name."""
+
+    exit_code = EXIT_USAGE
+
+
+class StagingUnusable(ZvmsnapError):
+    """Staging cannot be used: it would be snapshotted itself, or QEMU cannot reach it."""
+
+
+class NoSpace(ZvmsnapError):
+    """The RAM image and the overlay would not fit into staging."""
+
+
+class LockTimeout(ZvmsnapError):
+    """Somebody else held a lock until our deadline."""
+
+
+class Cancelled(ZvmsnapError):
+    """A signal, or sanoid's death, ended the hook before it was done."""
+
+
+class ZfsFailed(ZvmsnapError):
+    """OpenZFS refused or could not be asked; nothing may be concluded from silence."""
+
+
+class HypervisorUnreachable(ZvmsnapError):
+    """No connection to libvirt."""
+
+
+class LibvirtFailed(ZvmsnapError):
+    """A libvirt call failed for a cause without a class of its own.
+
+    `code` is libvirt's error number (VIR_ERR_...).
+    """
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DomainGone(LibvirtFailed):
+    """The domain does not exist any more, or stopped running meanwhile."""
+
+
+class BlockJobNotReady(LibvirtFailed):
+    """The block job exists but cannot be pivoted yet (VIR_ERR_BLOCK_COPY_ACTIVE)."""
+
+
+class DumpAborted(LibvirtFailed):
+    """The memory dump was aborted (VIR_ERR_OPERATION_ABORTED)."""
+
+
+class DomainBusy(ZvmsnapError):
+    """The domain has a job, a block job or an overlay that must end first."""
+
+
+class CommitFailed(ZvmsnapError):
+    """An overlay could not be brought back into its base; the guest still writes to it."""
+
+
+class ImageUnloadable(ZvmsnapError):
+    """A memory image is incomplete or of a kind that libvirt cannot load."""
+
+
+class VaultDamaged(ZvmsnapError):
+    """An entry of the vault cannot be read, or lies where it must not."""
+
+
+class SnapshotMissing(ZvmsnapError):
+    """ZFS has none of the snapshots that the moment was taken for."""

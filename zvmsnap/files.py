@@ -1,0 +1,55 @@
+"""Writing files so that a power cut leaves the old or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+PRIVATE_DIR = 0o700
+PASSABLE_DIR = 0o711
+PRIVATE_FILE = 0o600
+
+
+def private_dir(path: Path) -> Path:
+    """Make `path`, for root alone, and its parents as needed."""
+    return _make(path, PRIVATE_DIR)
+
+
+def passable_dir(path: Path) -> Path:
+    """Make `path` and its parents as needed, so that QEMU's user can pass through to its files."""
+    return _make(path, PASSABLE_DIR)
+
+
+def _make(path: Path, mode: int) -> Path:
+    for parent in reversed([p for p in path.parents if not p.exists()]):
+        parent.mkdir(mode=PASSABLE_DIR, exist_ok=True)
+    path.mkdir(mode=mode, exist_ok=True)
+    return path
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, durably, readable by root alone. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_dir(path.parent)
+
+
+def sync_dir(path: Path) -> None:
+    """Make renames and removals in directory `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""What we were about to do for each guest when we died: one file per guest, removed when done.
+
+A hint for cleaning up and publishing; where a disk really is, only libvirt's XML says.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from zvmsnap.files import private_dir, sync_dir, write_atomic
+from zvmsnap.placement import Level
+
+SCHEMA = 1
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process that cannot be mistaken for a later one of the same number."""
+
+    pid: int
+    started: int  # clock ticks after boot, field 22 of /proc/PID/stat
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process that has this number now; `started` is 0 if there is none."""
+        return cls(pid, _started(pid), Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+
+    def is_alive(self) -> bool:
+        """Does this very process still run?"""
+        return self.started != 0 and Process.of(self.pid) == self
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """A covered disk: what it is, where it lies, and the overlay for its writes ("" if none)."""
+
+    target: str
+    type: str
+    format: str
+    base: str
+    dataset: str
+    path: str
+    overlay: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One guest's part in a moment that is not finished.
+
+    `names` are the announced snapshot names; `former_guids` are snapshots that had one of these
+    names before, and so are not of this moment. `capture` is the directory in staging.
+    """
+
+    schema: int = SCHEMA
+    domain: str
+    uuid: str
+    moment: str
+    targets: tuple[str, ...]
+    names: tuple[str, ...]
+    former_guids: tuple[int, ...]
+    owner: Process
+    capture: str
+    level: Level
+    reason: str | None
+    disks: tuple[Disk, ...]
+    taken: str
+    step: str = ""
+    memory_format: str = ""
+    pause_s: float = 0.0
+    dump_s: float = 0.0
+    frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets that hold the guest's disks of this moment."""
+        return tuple(sorted({disk.dataset for disk in self.disks}))
+
+
+class Journal:
+    """The directory of entries."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, entry: Entry) -> None:
+        """Write `entry` down, durably, in place of the guest's former one."""
+        private_dir(self._directory)
+        write_atomic(self._path(entry.uuid), msgspec.json.format(msgspec.json.encode(entry)))
+
+    def read(self, uuid: str) -> Entry | None:
+        """The open entry of a guest. A damaged one is set aside and counts as none."""
+        path = self._path(uuid)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Entry)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            os.replace(path, path.with_suffix(".damaged"))
+            return None
+
+    def entries(self) -> list[Entry]:
+        """All open entries."""
+        if not self._directory.is_dir():
+            return []
+        found = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
+        return [entry for entry in found if entry]
+
+    def close(self, entry: Entry) -> None:
+        """The guest's part is done."""
+        self._path(entry.uuid).unlink(missing_ok=True)
+        sync_dir(self._directory)
+
+    def _path(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.json"
+
+
+def _started(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # The command's name may hold blanks and parentheses; fields count from behind the last one.
+    return int(stat.rpartition(")")[2].split()[19])

@@ -1,0 +1,55 @@
+"""Log lines for people: to stderr, with guest and dataset named, no time under systemd."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+_root = logging.getLogger("zvmsnap")
+
+
+def setup(verbosity: int = 0) -> None:
+    """Send log lines to stderr; `verbosity` -1 errors and warnings only, 0 normal, 1 debug.
+
+    The journal and a terminal have their own clock, so times are written only into mail and files.
+    """
+    clocked = "JOURNAL_STREAM" in os.environ or sys.stderr.isatty()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter(
+            "zvmsnap: %(levelname)s%(message)s"
+            if clocked
+            else "%(asctime)s zvmsnap: %(levelname)s%(message)s",
+            datefmt="%Y-%m-%dT%H:%M:%S%z",
+        )
+    )
+    for level, word in (
+        (logging.DEBUG, "debug: "),
+        (logging.INFO, ""),
+        (logging.WARNING, "warning: "),
+        (logging.ERROR, "error: "),
+    ):
+        logging.addLevelName(level, word)
+    _root.handlers[:] = [handler]
+    levels = {-1: logging.WARNING, 0: logging.INFO}
+    _root.setLevel(levels.get(verbosity, logging.DEBUG))
+
+
+class _About(logging.LoggerAdapter[logging.Logger]):
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        return f"{self.extra['about'] if self.extra else ''}: {msg}", kwargs
+
+
+def about(domain: str, dataset: str) -> logging.LoggerAdapter[logging.Logger]:
+    """A logger whose lines begin with the guest and the dataset they speak of."""
+    return _About(_root, {"about": f"{domain} ({dataset})"})
+
+
+def plain() -> logging.Logger:
+    """The logger for lines that speak of no guest."""
+    return _root

@@ -1,0 +1,178 @@
+"""A point: what a moment left for one domain, and which of its snapshots still live."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+import msgspec
+
+from zvmsnap.errors import VaultDamaged
+from zvmsnap.placement import Level
+from zvmsnap.zfs import Snapshot
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+DOMAIN_XML = "domain.xml"
+PERSISTENT_XML = "persistent.xml"
+NVRAM = "nvram.fd"
+MEMORY = "memory.img"
+
+
+class Tie(msgspec.Struct, frozen=True):
+    """A snapshot that the point belongs to; the guid is what counts."""
+
+    dataset: str
+    name: str
+    guid: int
+    createtxg: int
+
+    @property
+    def full_name(self) -> str:
+        """`dataset@name`."""
+        return f"{self.dataset}@{self.name}"
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """A disk of the point: `path` is where it lies in its dataset ("" for a volume)."""
+
+    target: str
+    type: str
+    format: str
+    source: str
+    dataset: str
+    path: str
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """The RAM image: libvirt's format in it, our compression around it, checksum of the file."""
+
+    file: str
+    format: str
+    compression: str
+    image_bytes: int
+    stored_bytes: int
+    sha256: str
+
+
+class Host(msgspec.Struct, frozen=True):
+    """Where the RAM image was made; it loads only on what fits."""
+
+    libvirt: str
+    qemu: str
+    host_cpu: str
+    machine: str
+    arch: str
+    emulator: str
+    cpu_mode: str
+    cpu_model: str
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds: guest standing still, the whole dump, guest on its overlay, merging it back."""
+
+    pause_s: float = 0.0
+    dump_s: float = 0.0
+    overlay_s: float = 0.0
+    commit_s: float = 0.0
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The manifest of a point, as it stands in manifest.json."""
+
+    schema: int = SCHEMA
+    domain: str
+    uuid: str
+    moment: str
+    taken: str
+    capture: str
+    level: Level
+    reason: str | None
+    snapshots: tuple[Tie, ...]
+    disks: tuple[Disk, ...]
+    memory: Memory | None
+    host: Host
+    timing: Timing
+
+    @property
+    def datasets(self) -> frozenset[str]:
+        """The datasets of the point's disks; a snapshot name is complete if all of them have it."""
+        return frozenset(disk.dataset for disk in self.disks)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A manifest and the directory where it lies."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """`DOMAIN@MOMENT`."""
+        return f"{self.manifest.domain}@{self.directory.name}"
+
+    def answers_to(self, name: str) -> bool:
+        """Is `name` its moment, or one of its snapshot names?"""
+        names = {self.directory.name, self.manifest.moment}
+        return name in names or any(name == tie.name for tie in self.manifest.snapshots)
+
+
+class Life(Enum):
+    """What has become of a snapshot."""
+
+    ALIVE = auto()
+    GONE = auto()
+    UNKNOWN = auto()
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """Which snapshots ZFS has now; of pools that are not imported nothing is known."""
+
+    present: Mapping[str, Snapshot]
+    imported_pools: frozenset[str]
+
+    def of(self, tie: Tie) -> Life:
+        """A snapshot of the same name but another guid is another snapshot: this one is gone."""
+        if tie.dataset.partition("/")[0] not in self.imported_pools:
+            return Life.UNKNOWN
+        found = self.present.get(tie.full_name)
+        return Life.ALIVE if found and found.guid == tie.guid else Life.GONE
+
+    def alive(self, manifest: Manifest) -> list[Tie]:
+        """The ties of a point that still exist."""
+        return [tie for tie in manifest.snapshots if self.of(tie) is Life.ALIVE]
+
+    def orphaned(self, manifest: Manifest) -> bool:
+        """Is every snapshot of the point known to be gone?"""
+        return all(self.of(tie) is Life.GONE for tie in manifest.snapshots)
+
+    def complete_names(self, manifest: Manifest) -> list[str]:
+        """The names that all datasets of the point still have: sets of disks its RAM fits."""
+        by_name: dict[str, set[str]] = {}
+        for tie in self.alive(manifest):
+            by_name.setdefault(tie.name, set()).add(tie.dataset)
+        return [name for name, datasets in by_name.items() if datasets >= manifest.datasets]
+
+
+def read(directory: Path) -> Point:
+    """Read a point. Raises VaultDamaged with the path and what is wrong with it."""
+    path = directory / MANIFEST
+    try:
+        if directory.is_symlink() or path.is_symlink():
+            raise VaultDamaged(f"{path}: is a symlink, or lies behind one; not followed")
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise VaultDamaged(f"{directory}: has no {MANIFEST}") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise VaultDamaged(f"{path}: {error}") from error
+    if manifest.schema != SCHEMA:
+        raise VaultDamaged(f"{path}: schema {manifest.schema} is not one this version reads")
+    if manifest.memory and Path(manifest.memory.file).name != manifest.memory.file:
+        raise VaultDamaged(f"{path}: its memory file {manifest.memory.file!r} is no plain name")
+    if not manifest.snapshots:
+        raise VaultDamaged(f"{path}: names no snapshot")
+    return Point(directory, manifest)

@@ -1,0 +1,128 @@
+"""Points go with their last snapshot: in sanoid's pruning hook, and by hand for all that it missed.
+
+A point stays while any of its snapshots exists, by guid. One whose pool is not imported is never
+judged: nothing is known of its snapshots.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zvmsnap import log, sanoid, vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.journal import Journal
+from zvmsnap.locks import lock
+from zvmsnap.point import Liveness, Point
+from zvmsnap.sanoid import HookCall
+from zvmsnap.staging import captures
+from zvmsnap.vault import Damaged
+
+_LOCK = "vault"
+
+
+def forget(call: HookCall, config: Config) -> bool:
+    """sanoid has destroyed these snapshots: remove the points that have none left.
+
+    Reads only the points of that moment. True if nothing went wrong.
+    """
+    destroyed = {f"{dataset}@{name}" for dataset in call.datasets for name in call.names}
+    points, damaged = [], []
+    for name in call.names:
+        for found in vault.entries(config.vault_dir, sanoid.moment_of(name)):
+            if isinstance(found, Damaged):
+                damaged.append(found)
+            elif destroyed & {tie.full_name for tie in found.manifest.snapshots}:
+                points.append(found)
+    for entry in damaged:
+        log.plain().warning("%s", entry.why)
+    if points:
+        with lock(config.locks_dir, _LOCK, "prune points", config.limits.lock_timeout_s):
+            asked = (tie.full_name for point in points for tie in point.manifest.snapshots)
+            liveness = _liveness(zfs.snapshots(asked))
+            for point in points:
+                if liveness.orphaned(point.manifest):
+                    _remove(point)
+    return not damaged
+
+
+def _remove(point: Point) -> None:
+    vault.remove(point)
+    log.about(point.manifest.domain, ",".join(sorted(point.manifest.datasets))).info(
+        "point %s is gone with its last snapshot", point.name
+    )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `zvmsnap prune` removes, and what it only reports."""
+
+    orphans: list[Point] = field(default_factory=list)
+    debris: list[Path] = field(default_factory=list)
+    unknown: list[Point] = field(default_factory=list)
+    damaged: list[Damaged] = field(default_factory=list)
+    overlays: list[Path] = field(default_factory=list)
+    pointless: list[zfs.Snapshot] = field(default_factory=list)
+
+
+def find(config: Config) -> Findings:
+    """Compare the vault, staging and the journal with ZFS, which is listed once for everything."""
+    # Staging first: what appears in it later has its journal entry already, and what is in this
+    # list without one is nobody's.
+    staged = captures(config.staging_dir)
+    unfinished = vault.unfinished(config.vault_dir)
+    open_entries = Journal(config.journal_dir).entries()
+    open_captures = {entry.capture for entry in open_entries}
+    found = Findings()
+    points = []
+    for entry in vault.entries(config.vault_dir):
+        if isinstance(entry, Damaged):
+            found.damaged.append(entry)
+        else:
+            points.append(entry)
+    answer = zfs.all_snapshots()
+    liveness = _liveness(answer)
+    for point in points:
+        if liveness.orphaned(point.manifest):
+            found.orphans.append(point)
+        elif any(
+            tie.dataset.partition("/")[0] not in answer.pools for tie in point.manifest.snapshots
+        ):
+            found.unknown.append(point)
+    for directory in unfinished:
+        if directory.name.removeprefix(vault.INCOMING) not in open_captures:
+            found.debris.append(directory)
+    for capture in staged:
+        if capture.path.name in open_captures:
+            continue
+        overlays = capture.overlays()
+        found.overlays.extend(overlays)
+        if not overlays:
+            found.debris.append(capture.path)
+        elif capture.point.exists():
+            found.debris.append(capture.point)
+    tied = {tie.guid for point in points for tie in point.manifest.snapshots}
+    managed = {disk.dataset for point in points for disk in point.manifest.disks}
+    managed.update(dataset for entry in open_entries for dataset in entry.datasets)
+    found.pointless.extend(
+        snapshot
+        for snapshot in sorted(answer.present.values())
+        if snapshot.dataset in managed and snapshot.guid not in tied
+    )
+    return found
+
+
+def sweep(config: Config) -> Findings:
+    """Remove what `find` found to be orphaned or abandoned; overlays are never removed."""
+    with lock(config.locks_dir, _LOCK, "prune points", config.limits.lock_timeout_s):
+        found = find(config)
+        for point in found.orphans:
+            _remove(point)
+        for directory in found.debris:
+            shutil.rmtree(directory)
+    return found
+
+
+def _liveness(answer: zfs.Answer) -> Liveness:
+    return Liveness(answer.present, answer.pools)

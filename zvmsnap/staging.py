@@ -1,0 +1,127 @@
+"""Staging: one directory for each capture, with its overlays and its point in the making.
+
+    <staging>/<uuid>.<8 hex digits>/vda.zvmsnap.qcow2      overlay, reachable for QEMU
+    <staging>/<uuid>.<8 hex digits>/point/memory.img ...   for root alone
+
+The names tell whose an overlay is, even when the journal is lost. They end in .qcow2 because
+AppArmor's helper reads image headers in unusual directories only of files named so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from zvmsnap import domainxml, point, zfs
+from zvmsnap.errors import NoSpace, StagingUnusable
+from zvmsnap.files import passable_dir, private_dir
+
+_OVERLAY_SUFFIX = ".zvmsnap.qcow2"
+_OTHERS_OR_GROUP_MAY_PASS = 0o011
+
+
+@dataclass(frozen=True)
+class CaptureDir:
+    """The directory of one capture."""
+
+    path: Path
+
+    @classmethod
+    def fresh(cls, staging: Path, uuid: str) -> CaptureDir:
+        """A name that no capture had before: libvirt overwrites an existing RAM image silently."""
+        return cls(staging / f"{uuid}.{secrets.token_hex(4)}")
+
+    @property
+    def point(self) -> Path:
+        """Where the point is put together."""
+        return self.path / "point"
+
+    @property
+    def memory(self) -> Path:
+        """The RAM image."""
+        return self.point / point.MEMORY
+
+    def overlay(self, target: str) -> Path:
+        """The overlay of a disk."""
+        return self.path / f"{target}{_OVERLAY_SUFFIX}"
+
+    def overlays(self) -> list[Path]:
+        """The overlays that lie here."""
+        return sorted(self.path.glob(f"*{_OVERLAY_SUFFIX}"))
+
+    def make(self) -> None:
+        """Make the directory. Raises OSError."""
+        passable_dir(self.path.parent)
+        passable_dir(self.path)
+        private_dir(self.point)
+
+    def remove(self) -> None:
+        """Remove it and all that is in it; the caller knows that no guest uses an overlay here."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+
+def captures(staging: Path) -> list[CaptureDir]:
+    """The captures that lie in staging."""
+    if not staging.is_dir():
+        return []
+    return [CaptureDir(path) for path in sorted(staging.iterdir()) if path.is_dir()]
+
+
+def is_overlay(path: str) -> bool:
+    """Is that the name of an overlay of ours?"""
+    return path.endswith(_OVERLAY_SUFFIX)
+
+
+def overlays_of(domain: domainxml.Domain) -> dict[str, tuple[str, str]]:
+    """The disks of a domain that are on an overlay of ours: target to (overlay, its base)."""
+    return {
+        disk.target: (disk.source, disk.chain[0])
+        for disk in domain.disks
+        if is_overlay(disk.source) and disk.chain
+    }
+
+
+def check_usable(staging: Path, snapshotted: frozenset[str], table: list[zfs.Mount]) -> None:
+    """Refuse a staging that the snapshot itself would hold, or that QEMU could not reach.
+
+    Raises StagingUnusable with what to do.
+    """
+    real = Path(os.path.realpath(staging))
+    found = zfs.dataset_of_path(str(real), table)
+    if found and found[0] in snapshotted:
+        raise StagingUnusable(
+            f"staging {staging} lies on {found[0]}, which this very snapshot holds: "
+            "set `staging` in config.toml to another file system"
+        )
+    passable_dir(staging)
+    for directory in (real, *real.parents):
+        if not directory.stat().st_mode & _OTHERS_OR_GROUP_MAY_PASS:
+            raise StagingUnusable(
+                f"{directory} lets only its owner pass, so QEMU cannot reach overlays in "
+                f"{staging}: chmod o+x {directory}"
+            )
+
+
+class Room:
+    """The free bytes of staging, handed out guest by guest before anything is touched."""
+
+    def __init__(self, staging: Path, overlay_room_bytes: int) -> None:
+        free = os.statvfs(staging)
+        self._staging = staging
+        self._free_bytes = free.f_bavail * free.f_frsize
+        self._overlay_room_bytes = overlay_room_bytes
+
+    def take(self, ram_bytes: int) -> None:
+        """Reserve room for one guest's RAM image and overlays. Raises NoSpace."""
+        needed = ram_bytes + self._overlay_room_bytes
+        if needed > self._free_bytes:
+            raise NoSpace(
+                f"staging {self._staging} has {self._free_bytes >> 20} MiB free, but its RAM image "
+                f"and overlay need {needed >> 20} MiB: free space there, set `staging` to another "
+                "file system, or lower limits.overlay_room_mib"
+            )
+        self._free_bytes -= needed

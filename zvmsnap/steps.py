@@ -1,0 +1,61 @@
+"""Steps: each changes one thing of the outside world, is written down first, and can be undone.
+
+A step that raises is undone too: its `undo` must cope with "not begun", "half done" and "done".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zvmsnap.errors import ZvmsnapError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One named change; `undo` is None where nothing outside is left behind."""
+
+    name: str
+    do: Callable[[], None]
+    undo: Callable[[], None] | None = None
+
+
+class StepFailed(ZvmsnapError):
+    """What went wrong first, in which step, and what could not be undone afterwards."""
+
+    def __init__(self, step: str, cause: BaseException, not_undone: Sequence[str]) -> None:
+        message = f"{step}: {cause}"
+        if not_undone:
+            message += f" (and could not be undone: {'; '.join(not_undone)})"
+        super().__init__(message)
+        self.step = step
+        self.cause = cause
+        self.not_undone = tuple(not_undone)
+
+
+def run(steps: Sequence[Step], record: Callable[[str], None]) -> None:
+    """Do `steps` in order; `record(name)` writes each down before it begins.
+
+    On any failure undoes in reverse, the failing step first, and raises StepFailed. All undos
+    are tried, also when one fails.
+    """
+    for position, step in enumerate(steps):
+        try:
+            record(step.name)
+            step.do()
+        except BaseException as cause:
+            not_undone = _undo(steps[: position + 1], record)
+            raise StepFailed(step.name, cause, not_undone) from cause
+
+
+def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
+    not_undone = []
+    for step in reversed(done):
+        if step.undo is None:
+            continue
+        try:
+            record(f"undo {step.name}")
+            step.undo()
+        except Exception as error:
+            not_undone.append(f"{step.name}: {error}")
+    return not_undone

@@ -1,0 +1,40 @@
+"""Asks both seams where each guest's disks really lie, for placement to decide on."""
+
+from __future__ import annotations
+
+import os
+
+from zvmsnap import domainxml, zfs
+from zvmsnap.hypervisor import Guest, Hypervisor
+from zvmsnap.placement import Place, Seen
+from zvmsnap.staging import overlays_of
+
+
+def look(hypervisor: Hypervisor, guest: Guest, table: list[zfs.Mount]) -> Seen:
+    """See one guest as it is: its live XML tells what it writes to. Raises LibvirtFailed."""
+    state = guest.state()
+    domain = domainxml.parse(guest.xml())
+    ours = overlays_of(domain)
+    places = {}
+    for disk in domain.disks:
+        # A disk that is still on our overlay belongs where its base lies: the guest is concerned.
+        path = ours[disk.target][1] if disk.target in ours else _path(hypervisor, disk)
+        found = _place(path, table) if path else None
+        if found:
+            places[disk.target] = found
+    return Seen(domain, state, places)
+
+
+def _path(hypervisor: Hypervisor, disk: domainxml.Disk) -> str:
+    if disk.volume:
+        return hypervisor.volume_path(*disk.volume)
+    return disk.source
+
+
+def _place(path: str, table: list[zfs.Mount]) -> Place | None:
+    real = os.path.realpath(path)
+    if real.startswith("/dev/"):
+        volume = zfs.volume_of(real)
+        return Place(volume, "") if volume else None
+    found = zfs.dataset_of_path(real, table)
+    return Place(*found) if found else None

@@ -1,0 +1,222 @@
+"""The vault: `<vault>/<domain>/<moment>/`. Points appear and vanish by one rename each.
+
+Names that begin with a dot are ours to clean up: `.incoming-*` is a point being published,
+`.removing-*` one being removed. Nothing is followed out of the vault: symlinks are reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from zvmsnap import point
+from zvmsnap.errors import VaultDamaged
+from zvmsnap.files import PRIVATE_FILE, private_dir, sync_dir, write_atomic
+from zvmsnap.point import Manifest, Memory, Point
+
+INCOMING = ".incoming-"
+REMOVING = ".removing-"
+_CHUNK_BYTES = 4 << 20
+_PROGRESS_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """An entry of the vault that cannot be used, and why."""
+
+    directory: Path
+    why: str
+
+
+def folder_of(name: str) -> str:
+    """The directory name for a domain or moment: its name, but for what a path must not hold."""
+    quoted = "".join(
+        f"%{ord(char):02X}" if char in "/%" or ord(char) < 32 else char for char in name
+    )
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+
+
+def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]:
+    """All points, or those of one moment of any domain; what cannot be read comes as Damaged."""
+    for folder in _listed(vault):
+        if folder.is_symlink() or not folder.is_dir():
+            yield Damaged(folder, "is no directory of the vault's own; not followed")
+            continue
+        for directory in _listed(folder):
+            if moment is not None and not _is_moment(directory.name, moment):
+                continue
+            try:
+                yield point.read(directory)
+            except VaultDamaged as error:
+                yield Damaged(directory, str(error))
+
+
+def unfinished(vault: Path) -> list[Path]:
+    """Directories of points that were being published or removed."""
+    return [
+        directory
+        for folder in _listed(vault)
+        if folder.is_dir() and not folder.is_symlink()
+        for directory in sorted(folder.iterdir())
+        if directory.name.startswith((INCOMING, REMOVING)) and not directory.is_symlink()
+    ]
+
+
+def remove(found: Point) -> None:
+    """Remove a point: it is gone with one rename, its bytes follow."""
+    grave = found.directory.with_name(REMOVING + found.directory.name)
+    if grave.exists():
+        shutil.rmtree(grave)
+    os.rename(found.directory, grave)
+    sync_dir(grave.parent)
+    shutil.rmtree(grave)
+    _remove_if_empty(grave.parent)
+
+
+def incoming(vault: Path, domain: str, capture: str) -> Path:
+    """The directory in which a point is put together, made if needed."""
+    return private_dir(private_dir(vault) / folder_of(domain) / f"{INCOMING}{capture}")
+
+
+def publish(directory: Path, manifest: Manifest) -> Point:
+    """Write the manifest into an incoming directory and let the point appear, once.
+
+    A second point of the same moment (clocks set back; datasets snapshotted one by one) gets a
+    number behind its name.
+    """
+    write_atomic(
+        directory / point.MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
+    )
+    number = 1
+    while True:
+        name = folder_of(manifest.moment)
+        place = directory.with_name(name if number == 1 else f"{name}.{number}")
+        if not os.path.lexists(place):
+            os.rename(directory, place)
+            sync_dir(place.parent)
+            return Point(place, manifest)
+        number += 1
+
+
+def published(vault: Path, domain: str, capture: str) -> Point | None:
+    """The point of that capture, if it has been published already."""
+    for found in _points_of(vault / folder_of(domain)):
+        if found.manifest.capture == capture:
+            return found
+    return None
+
+
+def stow_memory(
+    image: Path, directory: Path, image_format: str, *, zstd_level: int | None
+) -> Memory:
+    """Bring a RAM image from staging into an incoming directory; `zstd_level` None: as it is.
+
+    On the same file system it is renamed, otherwise copied with flat memory use; what is stored
+    is hashed either way, and durable on return. An image that an interrupted run has brought
+    already is taken as it lies. Raises OSError.
+    """
+    plain = directory / point.MEMORY
+    here = directory.stat().st_dev
+    if not image.exists() and plain.exists():
+        image = plain
+    if image != plain and image.stat().st_dev == here and zstd_level is None:
+        os.rename(image, plain)
+        image = plain
+    image_bytes = image.stat().st_size
+    digest = hashlib.sha256()
+    if image == plain:
+        with plain.open("rb") as source:
+            _pump(source, digest.update, image_bytes)
+            os.fsync(source.fileno())
+        stored = plain
+    else:
+        stored = plain if zstd_level is None else plain.with_suffix(".img.zst")
+        _copy(image, stored, digest.update, zstd_level)
+    sync_dir(directory)
+    return Memory(
+        file=stored.name,
+        format=image_format,
+        compression="none" if stored == plain else "zstd",
+        image_bytes=image_bytes,
+        stored_bytes=stored.stat().st_size,
+        sha256=digest.hexdigest(),
+    )
+
+
+def _copy(
+    image: Path, stored: Path, hashed: Callable[[bytes], None], zstd_level: int | None
+) -> None:
+    descriptor = os.open(
+        stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
+    )
+    with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+
+        def keep(data: bytes) -> None:
+            hashed(data)
+            target.write(data)
+
+        image_bytes = image.stat().st_size
+        if zstd_level is None:
+            _pump(source, keep, image_bytes)
+        else:
+            import zstandard
+
+            squeezed = zstandard.ZstdCompressor(
+                level=zstd_level, threads=-1, write_checksum=True
+            ).compressobj(size=image_bytes)
+            _pump(source, lambda data: keep(squeezed.compress(data)), image_bytes)
+            keep(squeezed.flush())
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
+    on_terminal = sys.stderr.isatty()
+    said_s = time.monotonic()
+    done_bytes = 0
+    while data := source.read(_CHUNK_BYTES):
+        take(data)
+        done_bytes += len(data)
+        if on_terminal and time.monotonic() - said_s > _PROGRESS_EVERY_S:
+            said_s = time.monotonic()
+            percent = 100 * done_bytes // max(1, total_bytes)
+            print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
+    if on_terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def _points_of(folder: Path) -> Iterator[Point]:
+    for directory in _listed(folder):
+        try:
+            yield point.read(directory)
+        except VaultDamaged:
+            continue
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def _is_moment(name: str, moment: str) -> bool:
+    folder = folder_of(moment)
+    base, _, number = name.rpartition(".")
+    return name == folder or (base == folder and number.isdigit())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return
