@@ -1,6 +1,7 @@
 """The lab as tests and the command line see it."""
 
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,13 +54,15 @@ class Lab:
 
     def save(self, state: str) -> None:
         """Freeze the lab as a state of this instance, and go on from it."""
-        if state in recipes.RECIPES:
-            raise LabError(f"{state} is made by a recipe; save under another name")
+        if state in recipes.RECIPES or not state.replace("-", "").isalnum():
+            raise LabError(f"a state cannot be saved as {state!r}; take another name, "
+                           "of letters, digits and -")
         image = images.image()
         with progress.step(f"saving state {state}"):
-            saved = self.instance.save(self.instance.own_state(state))
+            saved = self.instance.save(self.instance.own_states.next_path(state))
             self._shell = None
             self.instance.reset(image, saved)
+        self.instance.own_states.tidy(saved)
 
     def powercut(self) -> None:
         """Cut the power, boot again, wait for ssh."""
@@ -69,8 +72,7 @@ class Lab:
 
     def states(self) -> list[str]:
         """Names that `reset` knows."""
-        own = self.instance.own_state("x").parent
-        return [*recipes.RECIPES, *(sorted(p.name for p in own.iterdir()) if own.exists() else [])]
+        return [*recipes.RECIPES, *self.instance.own_states.names()]
 
     # -- what tests do with it
 
@@ -90,6 +92,10 @@ class Lab:
         """Run Python code with the synced checkout importable; return what it printed."""
         return self.run("python3 -", stdin=code, timeout_s=timeout_s,
                         env={"PYTHONPATH": CODE_DIR}).stdout
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start a command and leave it running; its streams are pipes."""
+        return self.shell.start(command)
 
     def put(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
         """Write a file, and the directories above it."""
@@ -121,9 +127,11 @@ class Lab:
     @contextmanager
     def _found(self, image: images.Image, name: str) -> Iterator[State]:
         """Find or make a state, and keep it and what it lies on from being removed."""
-        own = self.instance.own_state(name)
-        if own.exists():
-            path = own
+        own = self.instance.own_states.find(name)
+        if own is not None:
+            path = own.directory
+            if own.image_key != image.key:
+                raise LabError(f"state {name} was saved from an older image; save it again")
         elif name in recipes.RECIPES:
             path = image.states / recipes.key(name, machine.fingerprint(image))
         else:
@@ -136,8 +144,11 @@ class Lab:
                         self._make(image, name, path)
             state = State(path)
             marks += [hostlock.in_use(below) for below in state.lineage()]
-            if path != own:
+            if own is None:
                 states.remove_older(state)
+            elif not all((image.states / below).exists() for below in state.lineage()
+                         if "~" not in below):
+                raise LabError(f"state {name} lies on one that is gone; save it again")
             yield state
         finally:
             for mark in marks:

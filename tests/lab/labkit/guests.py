@@ -4,6 +4,7 @@ The guest (tests/lab/guest/counter.S) prints a count 18 times a second and keeps
 every disk and in RAM; when the two differ, it says so and stops.
 """
 
+import base64
 import re
 import time
 from collections.abc import Sequence
@@ -174,6 +175,4 @@ def disk_count(lab: Host, path: str, format_: str = "raw") -> int:
     else:
         command = (f"qemu-img dd -U -f {format_} -O raw bs=512 skip=1 count=2 if={path} "
                    "of=/tmp/disk-count && head -c 512 /tmp/disk-count | base64")
-    import base64
-
     return bootsector.count_in(base64.b64decode(lab.run(command).stdout))

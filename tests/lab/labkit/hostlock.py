@@ -6,6 +6,7 @@ open: a QEMU that inherited it keeps what it runs on from being removed.
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,6 @@ def unless_in_use(name: str) -> Iterator[bool]:
 
 def remove_unused(path: Path) -> bool:
     """Remove a file tree unless it is in use; its name is the name of its lock."""
-    import shutil
-
     with unless_in_use(path.name) as free:
         if free:
             # Out of the way first: a reader sees all of it or nothing.

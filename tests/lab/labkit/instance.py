@@ -14,7 +14,7 @@ from labkit.image import Image
 from labkit.machine import Process
 from labkit.qmp import Qmp
 from labkit.shell import Shell
-from labkit.states import State
+from labkit.states import OwnStates, State
 
 _UNLIMITED_BYTES_PER_S = 1 << 40
 
@@ -45,6 +45,7 @@ class Instance:
         self.name = name
         self.directory = settings.cache_dir() / "instances" / name
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.own_states = OwnStates(self.directory / "states")
         self._note = self.directory / "running.json"
 
     @contextmanager
@@ -126,7 +127,7 @@ class Instance:
                 qmp.until_migrated(settings.LOAD_TIMEOUT_S)
             self._kill()
             parent = self._state(Image(settings.cache_dir() / note.image), note.state)
-            return states.publish(draft, target, self.directory, parent)
+            return states.publish(draft, target, self.directory, note.image, parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -135,15 +136,10 @@ class Instance:
         self.down()
         shutil.rmtree(self.directory)
 
-    def own_state(self, name: str) -> Path:
-        """Where a state lies that was saved by hand in this instance."""
-        return self.directory / "states" / name
-
     def _state(self, image: Image, name: str) -> State | None:
         if not name:
             return None
-        own = self.own_state(name)
-        return State(own if own.exists() else image.states / name)
+        return State((self.directory / "states" if "~" in name else image.states) / name)
 
     def _clear(self) -> None:
         for disk in settings.DISKS:

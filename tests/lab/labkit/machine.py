@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,8 @@ def _started(pid: int) -> str:
 
 
 def _reap(pid: int) -> None:
-    try:
+    with suppress(ChildProcessError):  # not ours if another lab command started it
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass  # not ours: another lab command started it
 
 
 def fingerprint(image: Image) -> str:

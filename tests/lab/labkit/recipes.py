@@ -37,7 +37,7 @@ def make_ready(lab: Lab) -> None:
     lab.run("virsh list && virsh capabilities > /dev/null && "
             "virsh domcapabilities --virttype qemu > /dev/null")
     lab.run("python3 -c 'import libvirt, libzfs_core, msgspec, typer, rich'")
-    lab.run("zfs list && qemu-img --version && sanoid --version", )
+    lab.run("zfs list && qemu-img --version && sanoid --version")
     lab.run("systemctl is-active zfs-import-cache zfs-mount && systemctl is-enabled zfs.target")
 
 
@@ -72,4 +72,3 @@ def key(name: str, machine_fingerprint: str) -> str:
     parent = key(recipe.parent, machine_fingerprint) if recipe.parent else machine_fingerprint
     shape = f"{settings.DISKS} {settings.POOL_DISK_MIB}"
     return f"{name}-{settings.digest([parent, shape, *recipe.code])}"
-

@@ -100,6 +100,11 @@ class Shell:
                 f"{(exc.stdout or b'').decode(errors='replace')}\n--- stderr\n"
                 f"{(exc.stderr or b'').decode(errors='replace')}") from exc
 
+    def start(self, text: str) -> subprocess.Popen[str]:
+        """Start a shell command and leave it running."""
+        return subprocess.Popen(self.argv(text), cwd=self._directory, stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
     def rsync(self, sources: Sequence[str], target: str) -> None:
         """Copy files of the host into the lab; they then belong to root."""
         ssh = shlex.join(["ssh", *self._options])

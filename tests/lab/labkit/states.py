@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit import command, hostlock, settings
 from labkit.image import Image
@@ -32,10 +33,23 @@ class State:
         """What an instance's disk lies on."""
         return self.directory / f"{disk}.qcow2"
 
+    @property
+    def name(self) -> str:
+        """Its directory's name, unique in its image or instance."""
+        return self.directory.name
+
+    @property
+    def image_key(self) -> str:
+        """The image at the bottom of it."""
+        return str(self._note()["image"])
+
     def lineage(self) -> list[str]:
         """The names of this state and all below it, which must not be removed while it is used."""
-        lineage: list[str] = json.loads((self.directory / "lineage").read_text())
-        return lineage
+        return list(self._note()["lineage"])
+
+    def _note(self) -> dict[str, Any]:
+        note: dict[str, Any] = json.loads((self.directory / "state.json").read_text())
+        return note
 
 
 def blank_disks(directory: Path, image: Image) -> None:
@@ -61,18 +75,66 @@ def unfinished(target: Path) -> Path:
     return path
 
 
-def publish(draft: Path, target: Path, disks_from: Path, parent: State | None) -> State:
+def publish(draft: Path, target: Path, disks_from: Path, image_key: str, parent: State | None,
+            ) -> State:
     """Make the stopped instance's disks and the stream in `draft` a state."""
     lineage = [target.name, *(parent.lineage() if parent else [])]
-    (draft / "lineage").write_text(json.dumps(lineage))
+    (draft / "state.json").write_text(json.dumps({"image": image_key, "lineage": lineage}))
     for disk in settings.DISKS:
         (disks_from / f"{disk}.qcow2").rename(draft / f"{disk}.qcow2")
     for path in draft.iterdir():
         path.chmod(0o444)
-    if target.exists():  # saved once more under the same name
-        shutil.rmtree(target)
     draft.rename(target)
     return State(target)
+
+
+class OwnStates:
+    """States saved by hand in one instance: NAME~1, NAME~2 ..., of which the last one counts.
+
+    An older one stays as long as another lies on it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Look after the states in a directory."""
+        self._directory = directory
+
+    def _all(self) -> list[State]:
+        paths = self._directory.glob("[!.]*~*")
+        return sorted(map(State, paths), key=lambda state: int(state.name.rpartition("~")[2]))
+
+    def names(self) -> list[str]:
+        """What can be found."""
+        return sorted({state.name.rpartition("~")[0] for state in self._all()})
+
+    def find(self, name: str) -> State | None:
+        """The last state saved under a name."""
+        found = [state for state in self._all() if state.name.rpartition("~")[0] == name]
+        return found[-1] if found else None
+
+    def next_path(self, name: str) -> Path:
+        """Where the next state of a name goes."""
+        last = self.find(name)
+        number = int(last.name.rpartition("~")[2]) + 1 if last else 1
+        return self._directory / f"{name}~{number}"
+
+    def tidy(self, running: State | None) -> None:
+        """Remove what no name leads to any more."""
+        states = self._all()
+        needed = {below for name in self.names() for below in _lineage(self.find(name))}
+        needed.update(_lineage(running))
+        for state in states:
+            if state.name not in needed:
+                shutil.rmtree(state.directory)
+
+    def forget(self, name: str) -> None:
+        """Remove all states of a name; for an instance that is down."""
+        for state in self._all():
+            if state.name.rpartition("~")[0] == name:
+                shutil.rmtree(state.directory)
+
+
+def _lineage(state: State | None) -> list[str]:
+    return state.lineage() if state else []
 
 
 def remove_older(state: State) -> None:
