@@ -2,18 +2,22 @@
 #
 # Boot:   print "B\n"; fill `fill_mib` MiB from 16 MiB upward with noise;
 #         count = 0; write it to sector 1 of every disk the BIOS knows (4 at most).
-# Tick:   (18.2 times a second) read sector 1 of every disk and compare it with
+# Tick:   (4.5 times a second: every fourth tick of the BIOS) read sector 1 of every
+#         disk and compare it with
 #         `count` in RAM. Equal: count++, write it to every disk, print 8 hex digits.
 #         Not equal: print "!DD dddddddd rrrrrrrr" (drive, disk, RAM) and stop for good.
 #         A failed BIOS disk call prints the same with "E" in front.
 # Between ticks: hlt; or, with `dirty_mib`, rewrite one word in each 4 KiB page of
 #         that many MiB from 16 MiB upward, over and over.
 #
+# Four times a second, since the guest is emulated in an emulated host: at every tick it
+# would take most of a core, and each test with it.
+#
 # So RAM resumed on disks of another instant finds it out by itself, and a guest
 # that was booted instead of resumed starts again at 1.
 #
-# Sector 1 holds: count (u32 LE), "ZVMC", zeros. The two parameters (u32 LE) lie at 0x1b6 and
-# 0x1ba; the partition table (0x1be..) stays empty, so that a host finds no partitions.
+# Sector 1 holds: count (u32 LE), "ZVMC", zeros. The two parameters (u16 LE) lie at 0x1ba and
+# 0x1bc; the partition table (0x1be..) stays empty, so that a host finds no partitions.
 #
 # as --32 counter.S -o counter.o && ld -m elf_i386 -Ttext=0x7c00 --oformat binary
 
@@ -48,13 +52,13 @@ _start:
 	orb	$2, %al
 	outb	%al, $0x92
 
-	movl	fill_mib, %ecx
+	movw	fill_mib, %cx
 	movl	$RAM_FROM, %edi
-	jecxz	filled
+	jcxz	filled
 fill_one:
-	pushl	%ecx
+	pushw	%cx
 	movl	$1 << 18, %ecx
-	call	flat			# interrupts off until the sti below
+	call	flat
 fill_word:
 	imull	$1664525, %eax
 	addl	$1013904223, %eax
@@ -63,9 +67,8 @@ fill_word:
 	decl	%ecx
 	jnz	fill_word
 	sti
-	popl	%ecx
-	decl	%ecx
-	jnz	fill_one
+	popw	%cx
+	loop	fill_one
 filled:
 	movl	$RAM_FROM, %edi
 	call	write_all
@@ -80,6 +83,7 @@ idle:
 	hlt
 check:
 	movw	BDA_TICKS, %ax
+	shrw	$2, %ax
 	cmpw	%ax, last_tick
 	je	tick
 	movw	%ax, last_tick
@@ -169,14 +173,13 @@ dirty:
 	addl	$4096, %edi
 	decw	%bx
 	jnz	1b
-	sti
 	cmpl	%ecx, %edi
 	jb	2f
 	movl	$RAM_FROM, %edi
 2:	ret
 
-# Interrupts off and %fs over all 4 GiB, until the next BIOS call or interrupt
-# drops it. %eax survives.
+# Interrupts off (the caller's loop allows them again) and %fs over all 4 GiB, until
+# the next BIOS call or interrupt drops it. %eax survives.
 flat:
 	cli
 	pushl	%eax
@@ -234,8 +237,8 @@ gdt_pointer:	.word	15		# lies in the null descriptor, which nobody reads
 		.word	0
 		.quad	0x00cf92000000ffff
 
-	.org	0x1b6, 0
-fill_mib:	.long	0
-dirty_mib:	.long	0
+	.org	0x1ba, 0
+fill_mib:	.word	0
+dirty_mib:	.word	0
 	.org	0x1fe, 0
 	.word	0xaa55

@@ -13,7 +13,7 @@ SECTOR_BYTES = 512
 COUNT_OFFSET_BYTES = SECTOR_BYTES
 MAGIC = b"ZVMC"
 
-_PARAMETERS_OFFSET = 0x1B6
+_PARAMETERS_OFFSET = 0x1BA
 _RAM_FROM_MIB = 16
 _BIOS_KEEPS_MIB = 8  # at the top of the guest's RAM
 
@@ -37,7 +37,7 @@ def boot_sector(*, fill_mib: int = 0, dirty_mib: int = 0, memory_mib: int = 64) 
     if max(fill_mib, dirty_mib) > memory_mib - _RAM_FROM_MIB - _BIOS_KEEPS_MIB:
         raise LabError(f"a guest of {memory_mib} MiB has no {max(fill_mib, dirty_mib)} MiB to fill")
     sector = bytearray(_assembled())
-    struct.pack_into("<II", sector, _PARAMETERS_OFFSET, fill_mib, dirty_mib)
+    struct.pack_into("<HH", sector, _PARAMETERS_OFFSET, fill_mib, dirty_mib)
     return bytes(sector)
 
 

@@ -1,6 +1,6 @@
 """Counting guests in the lab: make them, and ask them what they saw.
 
-The guest (tests/lab/guest/counter.S) prints a count 18 times a second and keeps it on
+The guest (tests/lab/guest/counter.S) prints a count 4.5 times a second and keeps it on
 every disk and in RAM; when the two differ, it says so and stops.
 """
 
