@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; exits with the codes that the README documents."""
     # sanoid calls hooks thousands of times: they must not pay for typer's import.
-    if sys.argv[1:2] == ["hook"] and sys.argv[2:3] != ["--help"]:
+    if sys.argv[1:2] == ["hook"] and sys.argv[2:3] not in (["-h"], ["--help"]):
         from zvmsnap.hooks import main as hook
 
         sys.exit(hook(sys.argv[2:]))

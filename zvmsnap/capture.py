@@ -146,7 +146,7 @@ def _unexpected(error: BaseException) -> BaseException | None:
 
 
 def _put_back(moment: Moment, guests: Mapping[str, Guest]) -> None:
-    """After an interruption nobody may call post: guests that were done leave their overlays too."""
+    """After an interruption nobody may call post: guests that were done are put back too."""
     for uuid, guest in guests.items():
         entry = moment.journal.read(uuid)
         if entry is None or entry.owner != moment.owner:

@@ -1,9 +1,230 @@
-"""The commands of an operator: list, show, prune."""
+"""The commands of an operator. How anything works is known elsewhere."""
 
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
 import typer
 
-app = typer.Typer()
+import zvmsnap
+from zvmsnap import config, log, prune, render, vault, zfs
+from zvmsnap.errors import EXIT_FAILED, EXIT_OK, PointNotFound, ZvmsnapError
+from zvmsnap.point import Liveness, Point
+from zvmsnap.sanoid import Role
+from zvmsnap.vault import Damaged
+
+# Plain help: rich would be imported by every command for the sake of boxes.
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> None:
-    app()
+    """Run the command line; exits 0, 1 for a failure, 2 for usage or configuration."""
+    log.setup()
+    try:
+        app()
+    except ZvmsnapError as error:
+        log.plain().error("%s", error)
+        sys.exit(error.exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zvmsnap {zvmsnap.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="Configuration file.", show_default=False)
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Points in time of running KVM guests on ZFS, taken by sanoid's hooks.
+
+    \b
+    Examples:
+      zvmsnap list                 all points
+      zvmsnap list web             those of one guest
+      zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
+      zvmsnap prune --dry-run      what has lost its snapshots
+
+    \b
+    Exit codes: 0 done, 1 something failed, 2 usage, configuration or environment.
+    """
+    if config_file:
+        os.environ["ZVMSNAP_CONFIG"] = str(config_file)
+    log.setup(1 if verbose else -1 if quiet else 0)
+
+
+@app.command("list")
+def list_points(
+    domain: Annotated[str | None, typer.Argument(help="Only this guest.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List points: level, snapshots alive, RAM stored, pause, age.
+
+    \b
+    Example:
+      zvmsnap list web
+    """
+    points, damaged = _read_vault(domain)
+    liveness = _liveness() if points else Liveness({}, frozenset())
+    if as_json:
+        _print_json(
+            {
+                "points": [_described(point, liveness) for point in points],
+                "damaged": [_damage(entry) for entry in damaged],
+            }
+        )
+    elif points:
+        typer.echo("\n".join(render.table(points, liveness)))
+    else:
+        typer.echo(f"no points of {domain}" if domain else "no points")
+    _report_and_exit(damaged)
+
+
+@app.command()
+def show(
+    point: Annotated[
+        str, typer.Argument(metavar="DOMAIN@SNAPNAME", help="Any name of the moment.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything that is known of one point.
+
+    \b
+    Example:
+      zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
+    """
+    found = _find(point)
+    liveness = _liveness()
+    if as_json:
+        _print_json(_described(found, liveness))
+    else:
+        typer.echo("\n".join(render.details(found, liveness)))
+
+
+@app.command("prune")
+def prune_points(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only say what would go.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove points whose snapshots are all gone, and what interrupted runs have left.
+
+    Also tells which snapshots of the same datasets have no point; these are not touched.
+
+    \b
+    Example:
+      zvmsnap prune --dry-run
+    """
+    settings = config.load()
+    found = prune.find(settings) if dry_run else prune.sweep(settings)
+    if as_json:
+        _print_json(
+            {
+                "dry_run": dry_run,
+                "removed": [point.name for point in found.orphans],
+                "debris": [str(path) for path in found.debris],
+                "kept_unknown": [point.name for point in found.unknown],
+                "kept_overlays": [str(path) for path in found.overlays],
+                "damaged": [_damage(entry) for entry in found.damaged],
+                "snapshots_without_point": [snapshot.full_name for snapshot in found.pointless],
+            }
+        )
+    else:
+        typer.echo("\n".join(render.findings(found, dry_run=dry_run)))
+    raise typer.Exit(EXIT_FAILED if found.damaged or found.overlays else EXIT_OK)
+
+
+@app.command()
+def hook(role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")]) -> None:
+    """Run as a hook of sanoid, which says the rest through SANOID_... variables.
+
+    \b
+    In sanoid.conf:
+      pre_snapshot_script = /usr/local/bin/zvmsnap hook pre
+      post_snapshot_script = /usr/local/bin/zvmsnap hook post
+      pruning_script = /usr/local/bin/zvmsnap hook prune
+    """
+    from zvmsnap.hooks import run
+
+    raise typer.Exit(run([role]))
+
+
+def _read_vault(domain: str | None) -> tuple[list[Point], list[Damaged]]:
+    points, damaged = [], []
+    for entry in vault.entries(config.load().vault_dir):
+        if isinstance(entry, Damaged):
+            damaged.append(entry)
+        elif domain in (None, entry.manifest.domain):
+            points.append(entry)
+    points.sort(key=lambda point: (point.manifest.domain, point.manifest.taken))
+    return points, damaged
+
+
+def _find(text: str) -> Point:
+    domain, at, name = text.rpartition("@")
+    if not at or not domain or not name:
+        raise PointNotFound(f"{text!r} is no point: say DOMAIN@SNAPNAME, as `zvmsnap list` shows")
+    points, _ = _read_vault(domain)
+    found = [point for point in points if point.answers_to(name)]
+    # A directory's own name is unique, where two points share a snapshot name.
+    exact = [point for point in found if point.directory.name == name] or found
+    if not exact:
+        raise PointNotFound(f"{text}: there is no such point; `zvmsnap list {domain}` shows them")
+    if len(exact) > 1:
+        names = ", ".join(point.name for point in exact)
+        raise PointNotFound(f"{text}: answers to several points; say one of {names}")
+    return exact[0]
+
+
+def _liveness() -> Liveness:
+    answer = zfs.all_snapshots()
+    return Liveness(answer.present, answer.pools)
+
+
+def _described(point: Point, liveness: Liveness) -> dict[str, Any]:
+    return {
+        **msgspec.to_builtins(point.manifest),
+        "name": point.name,
+        "directory": str(point.directory),
+        "alive": [tie.full_name for tie in liveness.alive(point.manifest)],
+        "complete_names": liveness.complete_names(point.manifest),
+        "note": render.note(point.manifest, liveness),
+    }
+
+
+def _damage(entry: Damaged) -> dict[str, str]:
+    return {"directory": str(entry.directory), "why": entry.why}
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _report_and_exit(damaged: list[Damaged]) -> None:
+    for entry in damaged:
+        log.plain().error("%s", entry.why)
+    raise typer.Exit(EXIT_FAILED if damaged else EXIT_OK)

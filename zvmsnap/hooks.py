@@ -28,8 +28,13 @@ _INIT = 1
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Run the hook named by the one argument; returns the exit code."""
+    """Run the hook named by the one argument, with log lines; returns the exit code."""
     log.setup()
+    return run(arguments, environment)
+
+
+def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
+    """Run the hook named by the one argument; returns the exit code."""
     try:
         role = _role(arguments)
         return EXIT_OK if _run(sanoid.hook_call(role, environment)) else EXIT_FAILED

@@ -1,0 +1,45 @@
+# make demo   see it work, on a real sanoid, OpenZFS, libvirt and QEMU, in a lab of its own
+# make test   everything that CI runs
+# The rest is for the inner loop: unit, lint, lab-test K=expression, bench, lab-down, clean.
+
+VENV := .venv
+PYTEST := $(VENV)/bin/pytest
+K ?=
+
+.PHONY: demo test unit lint lab-test bench lab-down clean needs
+
+demo: needs
+	@tests/lab/lab build
+	@ZVMSNAP_LAB_INSTANCE=demo python3 tests/lab/demo.py
+
+test: lint unit lab-test
+
+unit: $(VENV)/ready
+	$(PYTEST) tests/unit
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check zvmsnap hooks tests/unit
+	$(VENV)/bin/mypy
+
+lab-test: $(VENV)/ready
+	@tests/lab/lab build
+	$(PYTEST) tests/lab $(if $(K),-k "$(K)",--durations=15)
+
+bench: needs
+	@tests/lab/lab build
+	@ZVMSNAP_LAB_INSTANCE=bench python3 tests/lab/bench.py
+
+lab-down:
+	@tests/lab/lab down
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+needs:
+	@tests/lab/needs
+
+$(VENV)/ready: pyproject.toml | needs
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@

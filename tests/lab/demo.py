@@ -1,0 +1,99 @@
+"""`make demo`: one guest, one round of sanoid with the hooks, and the pruning of what it left.
+
+Everything shown is run in the lab at this moment: real sanoid, OpenZFS, libvirt and QEMU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from labkit import guests
+from labkit.api import CODE_DIR, Lab
+
+LAB = Path(__file__).resolve().parent / "lab"
+GUEST = "web"
+
+
+def main() -> None:
+    """Tell the story in six parts."""
+    begun_s = time.monotonic()
+    lab = Lab()
+    lab.reset("guests")
+    try:
+        lab.sync()
+        _tell(lab)
+    finally:
+        lab.down()
+    _say(f"That was all; it took {time.monotonic() - begun_s:.0f} s.")
+
+
+def _tell(lab: Lab) -> None:
+    lab.run(
+        f"install -D {CODE_DIR}/sanoid.conf.example /etc/sanoid/sanoid.conf && "
+        "install -d /etc/zvmsnap && echo 'vault = \"/cheap/vault\"' > /etc/zvmsnap/config.toml"
+    )
+    _say(
+        f"1. The guest `{GUEST}` runs. Several times a second it adds one to a count in its RAM,",
+        "   and writes it to both disks: a file on tank/vm/web and the volume tank/vm/web/data.",
+    )
+    first = guests.wait_counts(lab, GUEST, 0)
+    _show("virsh domblklist web; grep -v -e '^#' -e '^[[:space:]]*#' -e '^$' /etc/sanoid/sanoid.conf")
+
+    _say("2. sanoid takes its snapshots. The hooks are zvmsnap's.")
+    _show("sanoid --take-snapshots --verbose")
+    after = guests.wait_counts(lab, GUEST, first)
+    _say(
+        f"   The guest counted from {first} to {after} meanwhile, and is back on its own disks:",
+    )
+    _show("virsh domblklist web")
+
+    _say("3. Three snapshots of one moment, on two datasets, and one point that holds the RAM:")
+    _show("zfs list -t snapshot -o name,used,refer; zvmsnap list; zvmsnap show \"$(zvmsnap list --json |"
+          " python3 -c 'import json,sys; print(json.load(sys.stdin)[\"points\"][0][\"name\"])')\"")
+    _show("find /cheap/vault -type f -printf '%10s bytes  %p\\n'")
+
+    _say("4. The proof: power off, roll both disks back, load the RAM image, and it goes on counting.",
+         "   The guest compares its RAM with its disks at every count, and would stop at a difference.")
+    _show("virsh destroy web")
+    from_byte = guests.serial_size_bytes(lab, GUEST)
+    _show(
+        "name=$(zfs list -H -o name -t snapshot -d 1 tank/vm/web | tail -1); "
+        "zfs rollback -r $name; zfs rollback -r tank/vm/web/data@${name#*@}; "
+        "virsh restore /cheap/vault/web/*/memory.img"
+    )
+    guests.wait_counts(lab, GUEST, first, since_byte=from_byte)
+    back = guests.counts(lab, GUEST, from_byte)
+    rebooted = "rebooted" if guests.boots(lab, GUEST, from_byte) else "did not reboot"
+    _say(f"   It {rebooted}; it went on with {back[0]}, {back[1]}, {back[2]} ...")
+
+    _say("5. Retention. sanoid prunes hourly and daily: the monthly one still holds the point.")
+    _prune(lab, "hourly daily")
+    _say("6. With its last snapshot the RAM image is gone.")
+    _prune(lab, "hourly daily monthly")
+    _show("find /cheap/vault -type f | wc -l")
+
+
+def _prune(lab: Lab, types: str) -> None:
+    lab.run(
+        f"for type in {types}; do sed -i \"s/\\b$type = .*/$type = 0/\" /etc/sanoid/sanoid.conf; done"
+    )
+    _show("sanoid --prune-snapshots --force-prune --verbose; zvmsnap list")
+
+
+def _say(*lines: str) -> None:
+    print("\n" + "\n".join(lines), flush=True)
+
+
+def _show(command: str) -> None:
+    shown = command if len(command) < 80 else command.replace("; ", ";\n     ")
+    print(f"\n   # {shown}", flush=True)
+    subprocess.run([LAB, "ssh", command], check=True)
+
+
+if __name__ == "__main__":
+    main()

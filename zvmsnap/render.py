@@ -1,0 +1,127 @@
+"""Points as a person reads them: columns, sizes, ages. Pure text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from zvmsnap.placement import Level
+from zvmsnap.point import Life, Liveness, Manifest, Point
+from zvmsnap.prune import Findings
+from zvmsnap.sanoid import type_of
+
+_HEADINGS = ("GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "NOTE")
+
+
+def size(count_bytes: int) -> str:
+    """`512M`, `1.5G`: at most four characters before the unit."""
+    value = float(count_bytes)
+    for unit in "BKMGT":
+        if value < 1024 or unit == "T":
+            break
+        value /= 1024
+    return f"{value:.0f}{unit}" if value >= 10 or unit == "B" else f"{value:.1f}{unit}"
+
+
+def age(taken: str, now: datetime) -> str:
+    """How long ago an ISO moment was: `5m`, `3h`, `12d`."""
+    seconds = max(0.0, (now - datetime.fromisoformat(taken)).total_seconds())
+    for unit, length_s in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def table(points: Sequence[Point], liveness: Liveness) -> list[str]:
+    """One line for each point, below headings."""
+    now = datetime.now(UTC)
+    rows = [_row(point, liveness, now) for point in points]
+    return columns([_HEADINGS, *rows])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _row(point: Point, liveness: Liveness, now: datetime) -> tuple[str, ...]:
+    manifest = point.manifest
+    alive = dict.fromkeys(type_of(tie.name) for tie in liveness.alive(manifest))
+    return (
+        manifest.domain,
+        point.directory.name,
+        manifest.level,
+        ",".join(alive) or "-",
+        size(manifest.memory.stored_bytes) if manifest.memory else "-",
+        f"{manifest.timing.pause_s:.2f}s" if manifest.memory else "-",
+        age(manifest.taken, now),
+        note(manifest, liveness),
+    )
+
+
+def note(manifest: Manifest, liveness: Liveness) -> str:
+    """What one should know before relying on the point; "" if there is nothing."""
+    if any(liveness.of(tie) is Life.UNKNOWN for tie in manifest.snapshots):
+        return "pool not imported"
+    if liveness.orphaned(manifest):
+        return "no snapshot left: zvmsnap prune removes it"
+    if manifest.level is Level.MEMORY and not liveness.complete_names(manifest):
+        return "no name is complete over all disks: its RAM fits none"
+    return manifest.reason or ""
+
+
+def details(point: Point, liveness: Liveness) -> list[str]:
+    """Everything that one point says of itself."""
+    manifest = point.manifest
+    lines = [
+        f"{point.name}: level {manifest.level}",
+        f"  guest      {manifest.domain} ({manifest.uuid})",
+        f"  taken      {manifest.taken}",
+        f"  directory  {point.directory}",
+    ]
+    remark = note(manifest, liveness)
+    if remark:
+        lines.append(f"  note       {remark}")
+    lines.append("  snapshots")
+    for tie in manifest.snapshots:
+        life = {Life.ALIVE: "", Life.GONE: "  (gone)", Life.UNKNOWN: "  (pool not imported)"}
+        lines.append(f"    {tie.full_name}  guid {tie.guid}{life[liveness.of(tie)]}")
+    lines.append("  disks")
+    for disk in manifest.disks:
+        inside = f" {disk.path}" if disk.path else ""
+        lines.append(f"    {disk.target}  {disk.format}  {disk.dataset}{inside}  ({disk.source})")
+    if manifest.memory:
+        memory, timing = manifest.memory, manifest.timing
+        lines += [
+            f"  RAM image  {memory.file}: {size(memory.stored_bytes)} stored of "
+            f"{size(memory.image_bytes)}, format {memory.format}, compression {memory.compression}",
+            f"    sha256   {memory.sha256}",
+            f"  times      paused {timing.pause_s:.2f} s, dump {timing.dump_s:.1f} s, "
+            f"on overlay {timing.overlay_s:.1f} s, commit {timing.commit_s:.1f} s",
+        ]
+    host = manifest.host
+    cpu = f"{host.cpu_mode} {host.cpu_model}".strip()
+    lines.append(
+        f"  made on    libvirt {host.libvirt}, QEMU {host.qemu}, machine {host.machine}, "
+        f"CPU {cpu or 'default'} on {host.host_cpu or host.arch}"
+    )
+    return lines
+
+
+def findings(found: Findings, *, dry_run: bool) -> list[str]:
+    """What a sweep removed, or would remove, and what it leaves to a person."""
+    removes = "would remove" if dry_run else "removed"
+    lines = [f"{removes} point {point.name}: its snapshots are gone" for point in found.orphans]
+    lines += [f"{removes} {path}: left by an interrupted run" for path in found.debris]
+    lines += [f"kept point {point.name}: a pool of it is not imported" for point in found.unknown]
+    lines += [
+        f"kept {path}: an overlay that no journal knows; may hold a guest's writes"
+        for path in found.overlays
+    ]
+    lines += [f"damaged: {damaged.why}" for damaged in found.damaged]
+    lines += [f"no point for snapshot {snapshot.full_name}" for snapshot in found.pointless]
+    return lines or ["nothing to remove"]
