@@ -142,7 +142,9 @@ def takes_recursively(conf: Path, dataset: str) -> bool:
         allow_no_value=True,
     )
     try:
-        parser.read_string(conf.read_text(encoding="utf-8", errors="surrogateescape"))
+        lines = conf.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        # Blanks before a key mean nothing to sanoid; here they would make it part of the last one.
+        parser.read_string("\n".join(line.strip() for line in lines))
     except FileNotFoundError:
         return False
     except (OSError, configparser.Error) as error:

@@ -1,0 +1,92 @@
+"""What several rooms' tests share: a whole manifest, a configuration below tmp_path."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import msgspec
+import pytest
+
+from zvmsnap.config import Config
+from zvmsnap.journal import Disk as EntryDisk
+from zvmsnap.journal import Entry, Process
+from zvmsnap.placement import Level
+from zvmsnap.point import Disk, Host, Manifest, Memory, Tie, Timing
+
+hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("unit")
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+MOMENT = "autosnap_2026-11-20_03:00:00"
+
+_MANIFEST = Manifest(
+    domain="web",
+    uuid=UUID,
+    moment=MOMENT,
+    taken="2026-11-20T03:00:00.000+00:00",
+    capture=f"{UUID}.00000001",
+    level=Level.MEMORY,
+    reason=None,
+    snapshots=(Tie("tank/web", f"{MOMENT}_hourly", 11, 101),),
+    disks=(Disk("vda", "file", "qcow2", "/tank/web/a.qcow2", "tank/web", "a.qcow2"),),
+    memory=Memory("memory.img", "raw", "none", 4, 4, "00"),
+    host=Host("11.3.0", "10.0.2", "Skylake", "pc-q35-10.0", "x86_64", "/usr/bin/qemu", "", ""),
+    timing=Timing(),
+)
+
+_ENTRY = Entry(
+    domain="web",
+    uuid=UUID,
+    moment=MOMENT,
+    targets=("tank/web",),
+    names=(f"{MOMENT}_hourly",),
+    former_guids=(7,),
+    owner=Process(4711, 815, "a-boot"),
+    capture=f"{UUID}.00000001",
+    level=Level.MEMORY,
+    reason=None,
+    disks=(EntryDisk("vda", "file", "qcow2", "/tank/web/a.qcow2", "tank/web", "a.qcow2", "/o"),),
+    taken="2026-11-20T03:00:00.000+00:00",
+)
+
+
+@pytest.fixture(scope="session")
+def manifest() -> Callable[..., Manifest]:
+    """A manifest in which the named fields are changed."""
+
+    def build(**changes: Any) -> Manifest:
+        return msgspec.structs.replace(_MANIFEST, **changes)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def entry() -> Callable[..., Entry]:
+    """A journal entry in which the named fields are changed."""
+
+    def build(**changes: Any) -> Entry:
+        return msgspec.structs.replace(_ENTRY, **changes)
+
+    return build
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A configuration whose directories all lie below tmp_path."""
+    return Config(
+        staging=str(tmp_path / "staging"),
+        vault=str(tmp_path / "vault"),
+        journal=str(tmp_path / "journal"),
+        locks=str(tmp_path / "locks"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_before() -> Iterator[None]:
+    logger = logging.getLogger("zvmsnap")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
