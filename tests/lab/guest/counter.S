@@ -38,7 +38,7 @@ _start:
 	movw	%ax, %ds
 	movw	%ax, %es
 	movw	%ax, %ss
-	movw	$_start, %sp
+	movw	$0x7000, %sp		# not in the page of this code: slow in emulation
 	cld
 	movw	$BUFFER, %di
 	movw	$260, %cx

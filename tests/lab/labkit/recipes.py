@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from labkit import bootsector, guests, settings
-from labkit.guests import Disk
+from labkit import bootsector, domains, guests, settings
+from labkit.domains import Disk
 
 
-class Lab(guests.Host, Protocol):
+class Lab(domains.Host, Protocol):
     """What is needed of a lab here."""
 
 
@@ -50,8 +50,8 @@ def make_guests(lab: Lab) -> None:
     allow them in /etc/apparmor.d/local/usr.lib.libvirt.virt-aa-helper.
     """
     lab.run("zfs create tank/vm/web")
-    disks = [guests.make_disk(lab, disk) for disk in (WEB_FILE, WEB_VOLUME)]
-    guests.define(lab, guests.domain_xml("web", disks))
+    disks = [domains.make_disk(lab, disk) for disk in (WEB_FILE, WEB_VOLUME)]
+    domains.define(lab, domains.domain_xml("web", disks))
     guests.start(lab, "web")
 
 
@@ -61,7 +61,7 @@ RECIPES = {
     for recipe in (
         Recipe("ready", "", make_ready, (_CODE,)),
         Recipe("guests", "ready", make_guests,
-               (_CODE, Path(guests.__file__), Path(bootsector.__file__), bootsector.SOURCE)),
+               (_CODE, Path(domains.__file__), Path(bootsector.__file__), bootsector.SOURCE)),
     )
 }
 
