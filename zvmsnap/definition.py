@@ -33,9 +33,9 @@ def store(guest: Guest, directory: Path, places: Iterable[Place], mounts: list[z
     nvram = domainxml.parse(live).nvram
     if nvram and os.path.exists(nvram):
         files[NVRAM] = Path(nvram).read_bytes()
-    mountpoints = {mount.dataset: Path(mount.mountpoint) for mount in mounts if mount.dataset}
-    inside = {mountpoints[place.dataset] for place in places if place.dataset in mountpoints}
-    targets = [directory, *(private_dir(top / FOLDER) / folder_of(guest.name) for top in inside)]
+    tops = {zfs.mountpoint_of(place.dataset, mounts) for place in places}
+    inside = [private_dir(Path(top) / FOLDER) / folder_of(guest.name) for top in tops if top]
+    targets = [directory, *inside]
     for target in targets:
         private_dir(target)
         for name, data in files.items():

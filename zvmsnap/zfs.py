@@ -12,7 +12,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from zvmsnap.errors import ZfsFailed
 
@@ -48,8 +48,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of the mount table; `dataset` is "" where the file system is not ZFS."""
+    """One line of the mount table; `dataset` is "" where the file system is not ZFS.
 
+    `root` is the directory of the file system that is seen at `mountpoint`: "/", but for bind
+    mounts. `parent` is the number of the mount that this one lies upon.
+    """
+
+    number: int
+    parent: int
+    root: str
     mountpoint: str
     dataset: str
 
@@ -111,14 +118,18 @@ def all_snapshots() -> Answer:
 
 
 def mounts(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
-    """The mount table, in the kernel's order: a later mount hides an earlier one."""
+    """The mount table, in the kernel's order."""
     found = []
-    for line in table.read_text().splitlines():
-        # proc_pid_mountinfo(5): ... mountpoint options [optional ...] - type source ...
+    # A mountpoint may hold any byte; of those that would break a line only \n is escaped.
+    for line in table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
+        # proc_pid_mountinfo(5): id parent device root mountpoint ... - type source ...
         before, _, after = line.partition(" - ")
+        number, parent, _, root, mountpoint = before.split(" ")[:5]
         kind, source = after.split(" ")[:2]
-        mountpoint = _unescape(before.split(" ")[4])
-        found.append(Mount(mountpoint, _unescape(source) if kind == "zfs" else ""))
+        dataset = _unescape(source) if kind == "zfs" else ""
+        found.append(
+            Mount(int(number), int(parent), _unescape(root), _unescape(mountpoint), dataset)
+        )
     return found
 
 
@@ -149,16 +160,39 @@ def volume_of(device: str) -> str | None:
 def dataset_of_path(path: str, table: Sequence[Mount]) -> tuple[str, str] | None:
     """The filesystem that holds `path`, and the path in it; None if that is not ZFS.
 
-    `path` must be free of symlinks. The longest mountpoint wins, of equal ones the last.
+    `path` must be absolute and free of symlinks.
     """
-    best: Mount | None = None
-    for mount in table:
-        inside = path == mount.mountpoint or path.startswith(mount.mountpoint.rstrip("/") + "/")
-        if inside and (best is None or len(mount.mountpoint) >= len(best.mountpoint)):
-            best = mount
-    if best is None or not best.dataset:
+    mount = _mount_of_path(path, table)
+    if mount is None or not mount.dataset:
         return None
-    return best.dataset, os.path.relpath(path, best.mountpoint)
+    inside = os.path.relpath(path, mount.mountpoint)
+    return mount.dataset, os.path.relpath(os.path.join(mount.root, inside), "/")
+
+
+def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:
+    """Where the whole of a filesystem can be seen; None if it is not mounted, or hidden."""
+    for mount in table:
+        if mount.dataset == dataset and dataset_of_path(mount.mountpoint, table) == (dataset, "."):
+            return mount.mountpoint
+    return None
+
+
+def _mount_of_path(path: str, table: Sequence[Mount]) -> Mount | None:
+    """Go down from the root as the kernel does, onto whatever is mounted upon each directory.
+
+    So a mount that a later one hides, by lying on it or above it, is never reached.
+    """
+    numbers = {mount.number for mount in table}
+    upon: dict[tuple[int | None, str], Mount] = {}
+    for mount in table:
+        # The root's parent is itself, or one that we cannot see.
+        is_root = mount.parent == mount.number or mount.parent not in numbers
+        upon[None if is_root else mount.parent, mount.mountpoint] = mount
+    found: Mount | None = None
+    for directory in (*reversed(PurePath(path).parents), path):
+        while below := upon.get((found.number if found else None, str(directory))):
+            found = below
+    return found
 
 
 _SNAPSHOT_COLUMNS = "name,guid,createtxg"

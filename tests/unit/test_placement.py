@@ -1,0 +1,333 @@
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zvmsnap import placement
+from zvmsnap.domainxml import Disk, Domain
+from zvmsnap.placement import Level, Place, Seen
+from zvmsnap.zfs import Dataset
+
+INSIDE, OUTSIDE = Place("tank/web", "a.qcow2"), Place("other/web", "b.qcow2")
+COVERED = frozenset({"tank/web", "tank/web/data"})
+
+
+def disk(target: str = "vda", **changes: object) -> Disk:
+    known: dict[str, object] = {
+        "device": "disk",
+        "type": "file",
+        "source": f"/images/{target}",
+        "format": "qcow2",
+        "readonly": False,
+        "shareable": False,
+        "transient": False,
+    }
+    return Disk(target=target, **{**known, **changes})  # type: ignore[arg-type]
+
+
+def seen(state: str, disks: tuple[Disk, ...], places: Mapping[str, Place]) -> Seen:
+    domain = Domain("web", "uuid", disks, None, "q35", "x86_64", "/qemu", "", "", 1024)
+    return Seen(domain, state, places)
+
+
+def dataset(name: str, mode: str = "", recursive: str = "") -> Dataset:
+    return Dataset(name, "filesystem", compressed=False, mode=mode, recursive=recursive)
+
+
+TWO = (disk("vda"), disk("vdb"))
+BOTH_INSIDE = {"vda": INSIDE, "vdb": Place("tank/web/data", "")}
+SPLIT = {"vda": INSIDE, "vdb": OUTSIDE}
+
+LEVELS = [
+    pytest.param(
+        "running", (disk(),), {"vda": INSIDE}, Level.MEMORY, None, ("vda",), (), id="one disk"
+    ),
+    pytest.param(
+        "running", TWO, BOTH_INSIDE, Level.MEMORY, None, ("vda", "vdb"), (), id="two datasets"
+    ),
+    pytest.param(
+        "running",
+        TWO,
+        SPLIT,
+        Level.CRASH,
+        "not all disks are in this snapshot: vdb (on other/web)",
+        ("vda",),
+        ("vdb",),
+        id="one disk elsewhere on ZFS",
+    ),
+    pytest.param(
+        "running",
+        TWO,
+        {"vda": INSIDE},
+        Level.CRASH,
+        "not all disks are in this snapshot: vdb (/images/vdb)",
+        ("vda",),
+        ("vdb",),
+        id="one disk on no ZFS",
+    ),
+    pytest.param(
+        "running",
+        (disk(), disk("vdb", type="network", source="")),
+        {"vda": INSIDE},
+        Level.CRASH,
+        "not all disks are in this snapshot: vdb (of type network)",
+        ("vda",),
+        ("vdb",),
+        id="network disk",
+    ),
+    pytest.param(
+        "running",
+        (disk(type="volume", source="", volume=("pool", "a")),),
+        {"vda": INSIDE},
+        Level.CRASH,
+        "a disk cannot be frozen: vda is of type volume, not a file or block device",
+        ("vda",),
+        (),
+        id="volume of a storage pool",
+    ),
+    pytest.param(
+        "running",
+        (disk(shareable=True),),
+        {"vda": INSIDE},
+        Level.CRASH,
+        "a disk cannot be frozen: vda is shareable",
+        ("vda",),
+        (),
+        id="shareable",
+    ),
+    pytest.param(
+        "running",
+        (disk(transient=True),),
+        {"vda": INSIDE},
+        Level.CRASH,
+        "a disk cannot be frozen: vda is transient",
+        ("vda",),
+        (),
+        id="transient",
+    ),
+    pytest.param(
+        "running",
+        (disk(device="lun", type="block"),),
+        {"vda": INSIDE},
+        Level.CRASH,
+        "a disk cannot be frozen: vda is a passed-through LUN",
+        ("vda",),
+        (),
+        id="LUN",
+    ),
+    pytest.param(
+        "running",
+        (disk(), disk("sda", device="cdrom", readonly=True), disk("sdb", device="cdrom")),
+        {"vda": INSIDE, "sda": OUTSIDE},
+        Level.MEMORY,
+        None,
+        ("vda",),
+        ("sda", "sdb"),
+        id="cdroms count for nothing",
+    ),
+    pytest.param(
+        "running",
+        (disk(), disk("vdb", readonly=True)),
+        SPLIT,
+        Level.MEMORY,
+        None,
+        ("vda",),
+        ("vdb",),
+        id="readonly disk elsewhere",
+    ),
+    pytest.param(
+        "running",
+        (disk(), disk("vdb", readonly=True)),
+        BOTH_INSIDE,
+        Level.MEMORY,
+        None,
+        ("vda",),
+        ("vdb",),
+        id="readonly disk inside gets no overlay",
+    ),
+    pytest.param(
+        "paused",
+        TWO,
+        BOTH_INSIDE,
+        Level.CRASH,
+        "the guest is paused",
+        ("vda", "vdb"),
+        (),
+        id="paused",
+    ),
+    pytest.param(
+        "shutting down",
+        TWO,
+        BOTH_INSIDE,
+        Level.CRASH,
+        "the guest is shutting down",
+        ("vda", "vdb"),
+        (),
+        id="shutting down",
+    ),
+    pytest.param(
+        "shut off",
+        TWO,
+        BOTH_INSIDE,
+        Level.OFFLINE,
+        "the guest is shut off",
+        ("vda", "vdb"),
+        (),
+        id="off",
+    ),
+    pytest.param(
+        "crashed",
+        TWO,
+        SPLIT,
+        Level.OFFLINE,
+        "the guest is crashed",
+        ("vda",),
+        ("vdb",),
+        id="crashed, one disk elsewhere",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "disks", "places", "level", "reason", "covered", "others"), LEVELS
+)
+def test_level(
+    state: str,
+    disks: tuple[Disk, ...],
+    places: Mapping[str, Place],
+    level: Level,
+    reason: str | None,
+    covered: tuple[str, ...],
+    others: tuple[str, ...],
+) -> None:
+    placed = placement.place(seen(state, disks, places), COVERED)
+    assert placed is not None
+    assert (placed.level, placed.reason) == (level, reason)
+    assert placed.covered == {target: places[target] for target in covered}
+    assert placed.others == others
+    assert placed.datasets == tuple(sorted({places[target].dataset for target in covered}))
+
+
+@pytest.mark.parametrize(
+    ("disks", "places"),
+    [
+        pytest.param((), {}, id="no disk"),
+        pytest.param((disk(),), {}, id="no ZFS"),
+        pytest.param((disk(),), {"vda": OUTSIDE}, id="another dataset"),
+        pytest.param((disk(),), {"vda": Place("tank/webs", "a")}, id="a longer name"),
+        pytest.param((disk("sda", device="cdrom"),), {"sda": INSIDE}, id="only a cdrom inside"),
+        pytest.param((disk(readonly=True),), {"vda": INSIDE}, id="only a readonly disk inside"),
+    ],
+)
+@pytest.mark.parametrize("state", ["running", "paused", "shut off"])
+def test_not_concerned(disks: tuple[Disk, ...], places: Mapping[str, Place], state: str) -> None:
+    assert placement.place(seen(state, disks, places), COVERED) is None
+
+
+DISKS = st.builds(
+    disk,
+    device=st.sampled_from(["disk", "cdrom", "floppy", "lun"]),
+    source=st.sampled_from(["", "/images/x"]),
+    readonly=st.booleans(),
+    shareable=st.booleans(),
+    transient=st.booleans(),
+)
+PLACED_DISKS = st.lists(st.tuples(DISKS, st.sampled_from([INSIDE, OUTSIDE, None])), max_size=4)
+
+
+@given(st.sampled_from(["running", "paused", "shut off"]), PLACED_DISKS)
+def test_ram_only_where_every_writable_disk_is_frozen_in_the_same_snapshot(
+    state: str, drawn: list[tuple[Disk, Place | None]]
+) -> None:
+    targets = [f"vd{letter}" for letter in "abcd"[: len(drawn)]]
+    renamed = [
+        disk(target, **{key: getattr(one, key) for key in vars(one) if key != "target"})
+        for target, (one, _) in zip(targets, drawn, strict=True)
+    ]
+    places = {target: at for target, (_, at) in zip(targets, drawn, strict=True) if at}
+    placed = placement.place(seen(state, tuple(renamed), places), COVERED)
+    if placed is None:
+        assert not any(one.writable and places.get(one.target) == INSIDE for one in renamed)
+        return
+    assert sorted((*placed.covered, *placed.others)) == targets
+    if placed.level is Level.MEMORY:
+        assert state == "running"
+        for one in renamed:
+            frozen = one.target in placed.covered
+            assert frozen == one.writable
+            assert not frozen or (one.source and not (one.shareable or one.transient))
+
+
+POOL = ("tank", "tank/web", "tank/web/data", "tank/web/data/deep", "tank/webs", "other")
+
+
+@pytest.mark.parametrize(
+    ("targets", "properties", "said", "expected"),
+    [
+        pytest.param(("tank/web",), {}, {}, {"tank/web"}, id="alone"),
+        pytest.param(
+            ("tank/web",),
+            {},
+            {"tank/web": True},
+            {"tank/web", "tank/web/data", "tank/web/data/deep"},
+            id="recursive = zfs",
+        ),
+        pytest.param(
+            ("tank/web",), {"tank/web": "off"}, {"tank/web": True}, {"tank/web"}, id="property off"
+        ),
+        pytest.param(
+            ("tank/web",),
+            {"tank/web": "on"},
+            {"tank/web": False},
+            {"tank/web", "tank/web/data", "tank/web/data/deep"},
+            id="property on",
+        ),
+        pytest.param(
+            ("tank/web",),
+            {"tank/web": "yes"},
+            {"tank/web": True},
+            {"tank/web", "tank/web/data", "tank/web/data/deep"},
+            id="property of no meaning",
+        ),
+        pytest.param(
+            ("tank/web",),
+            {"tank/web/data": "off"},
+            {"tank/web": True},
+            {"tank/web", "tank/web/data", "tank/web/data/deep"},
+            id="only the target's own property counts",
+        ),
+        pytest.param(
+            ("tank/web/data", "other"),
+            {},
+            {"tank/web/data": True},
+            {"tank/web/data", "tank/web/data/deep", "other"},
+            id="two targets",
+        ),
+        pytest.param(("gone",), {}, {"gone": True}, set(), id="no such dataset"),
+    ],
+)
+def test_snapshotted_datasets(
+    targets: tuple[str, ...],
+    properties: Mapping[str, str],
+    said: Mapping[str, bool],
+    expected: set[str],
+) -> None:
+    datasets = {name: dataset(name, recursive=properties.get(name, "")) for name in POOL}
+    assert placement.snapshotted_datasets(targets, datasets, said) == expected
+
+
+@pytest.mark.parametrize(
+    ("modes", "level"),
+    [
+        pytest.param({}, Level.MEMORY, id="none excluded"),
+        pytest.param({"tank/web/data": "off"}, Level.CRASH, id="one disk's dataset excluded"),
+        pytest.param({"tank/web/data": "on"}, Level.MEMORY, id="only off excludes"),
+        pytest.param({"tank/web": "off", "tank/web/data": "off"}, None, id="all excluded"),
+    ],
+)
+def test_excluded_datasets(modes: Mapping[str, str], level: Level | None) -> None:
+    datasets = {name: dataset(name, mode=modes.get(name, "")) for name in POOL}
+    covered = placement.without_excluded(COVERED, datasets)
+    placed = placement.place(seen("running", TWO, BOTH_INSIDE), covered)
+    assert (placed and placed.level) == level
