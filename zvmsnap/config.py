@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,7 +18,7 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How RAM images are kept in the vault."""
 
     compression: Literal["auto", "none", "zstd"] = "auto"
-    zstd_level: int = 3
+    zstd_level: Annotated[int, msgspec.Meta(ge=1, le=22)] = 3
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +94,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
         raise ConfigInvalid(f"{source}: cannot be read: {error.strerror}") from error
     try:
         config = msgspec.toml.decode(text, type=Config)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{source}: {error}") from error
     _check(source, config)
     return config
@@ -107,7 +107,7 @@ def _check(source: Path, config: Config) -> None:
     for struct in (config.image, config.limits):
         for key in struct.__struct_fields__:
             value = getattr(struct, key)
-            if not isinstance(value, str) and value <= 0:
+            if not isinstance(value, str) and not value > 0:  # nor NaN
                 raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
     if config.limits.pause_first_ms > config.limits.pause_max_ms:
         raise ConfigInvalid(f"{source}: pause_first_ms is more than pause_max_ms")

@@ -6,6 +6,7 @@ A step that raises is undone too: its `undo` must cope with "not begun", "half d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from zvmsnap.errors import ZvmsnapError
@@ -53,8 +54,10 @@ def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
     for step in reversed(done):
         if step.undo is None:
             continue
-        try:
+        # A journal that cannot be written (a full disk?) is no reason not to put the guest back.
+        with suppress(Exception):
             record(f"undo {step.name}")
+        try:
             step.undo()
         except Exception as error:
             not_undone.append(f"{step.name}: {error}")

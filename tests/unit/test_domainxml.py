@@ -1,0 +1,311 @@
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zvmsnap import domainxml
+from zvmsnap.domainxml import Disk
+
+WHOLE = """\
+<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web &amp; "shop"</name>
+  <uuid>c0ffee00-0000-4000-8000-000000000001</uuid>
+  <memory unit='KiB'>524288</memory>
+  <os>
+    <type arch='x86_64' machine='pc-q35-10.0'>hvm</type>
+    <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>
+    {nvram}
+  </os>
+  {cpu}
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    {disks}
+    <interface type='network'><source network='default'/><target dev='vnet0'/></interface>
+  </devices>
+</domain>
+"""
+
+
+def domain(disks: str = "", nvram: str = "", cpu: str = "") -> domainxml.Domain:
+    return domainxml.parse(WHOLE.format(disks=disks, nvram=nvram, cpu=cpu))
+
+
+def expected(**changes: Any) -> Disk:
+    known: dict[str, Any] = {
+        "target": "vda",
+        "device": "disk",
+        "type": "file",
+        "source": "/tank/web/a.qcow2",
+        "format": "qcow2",
+        "readonly": False,
+        "shareable": False,
+        "transient": False,
+    }
+    return Disk(**{**known, **changes})
+
+
+DISKS = [
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver name='qemu' type='qcow2'/>
+             <source file='/tank/web/a.qcow2' index='1'/>
+             <backingStore/>
+             <target dev='vda' bus='virtio'/>
+           </disk>""",
+        expected(),
+        True,
+        None,
+        id="qcow2 file",
+    ),
+    pytest.param(
+        """<disk type='block'>
+             <source dev='/dev/zvol/tank/My VMs/a'/>
+             <target dev='vda'/>
+           </disk>""",
+        expected(type="block", source="/dev/zvol/tank/My VMs/a", format="raw"),
+        True,
+        None,
+        id="volume without driver or device",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/s/vda.zvmsnap.qcow2'/>
+             <backingStore type='file'>
+               <format type='qcow2'/>
+               <source file='/tank/web/a.qcow2'/>
+               <backingStore type='network'>
+                 <format type='raw'/>
+                 <source protocol='rbd' name='golden'/>
+                 <backingStore type='block'>
+                   <source dev='/dev/golden'/>
+                   <backingStore/>
+                 </backingStore>
+               </backingStore>
+             </backingStore>
+             <target dev='vda'/>
+           </disk>""",
+        expected(source="/s/vda.zvmsnap.qcow2", chain=("/tank/web/a.qcow2", "", "/dev/golden")),
+        True,
+        None,
+        id="backing chain",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <mirror type='file' job='active-commit'><source file='/b'/></mirror>
+             <target dev='vda'/>
+           </disk>""",
+        expected(mirror="no"),
+        True,
+        None,
+        id="block job that is not ready",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <mirror type='file' job='active-commit' ready='yes'><source file='/b'/></mirror>
+             <target dev='vda'/>
+           </disk>""",
+        expected(mirror="yes"),
+        True,
+        None,
+        id="block job that is ready",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <mirror type='file' job='active-commit' ready='abort'><source file='/b'/></mirror>
+             <target dev='vda'/>
+           </disk>""",
+        expected(mirror="no"),
+        True,
+        None,
+        id="block job being aborted",
+    ),
+    pytest.param(
+        """<disk type='volume' device='disk'>
+             <driver type='qcow2'/>
+             <source pool='images' volume='a.qcow2'/>
+             <target dev='vda'/>
+           </disk>""",
+        expected(type="volume", source="", volume=("images", "a.qcow2")),
+        True,
+        "vda is of type volume, not a file or block device",
+        id="volume of a storage pool",
+    ),
+    pytest.param(
+        """<disk type='network' device='disk'>
+             <driver type='raw'/>
+             <source protocol='rbd' name='pool/a'/>
+             <target dev='vda'/>
+           </disk>""",
+        expected(type="network", source="", format="raw"),
+        True,
+        "vda is of type network, not a file or block device",
+        id="network",
+    ),
+    pytest.param(
+        """<disk type='block' device='lun'>
+             <driver type='raw'/>
+             <source dev='/dev/sdz'/>
+             <target dev='sda'/>
+           </disk>""",
+        expected(target="sda", device="lun", type="block", source="/dev/sdz", format="raw"),
+        True,
+        "sda is a passed-through LUN",
+        id="LUN",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <target dev='vda'/>
+             <shareable/>
+           </disk>""",
+        expected(shareable=True),
+        True,
+        "vda is shareable",
+        id="shareable",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <target dev='vda'/>
+             <transient/>
+           </disk>""",
+        expected(transient=True),
+        True,
+        "vda is transient",
+        id="transient",
+    ),
+    pytest.param(
+        """<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <target dev='vda'/>
+             <readonly/>
+           </disk>""",
+        expected(readonly=True),
+        False,
+        None,
+        id="readonly",
+    ),
+    pytest.param(
+        """<disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>""",
+        expected(target="sda", device="cdrom", source="", format="raw", readonly=True),
+        False,
+        "sda is of type file, not a file or block device",
+        id="empty cdrom",
+    ),
+    pytest.param(
+        """<disk type='file' device='floppy'>
+             <source file='/tank/web/f.img'/>
+             <target dev='fda'/>
+           </disk>""",
+        expected(target="fda", device="floppy", source="/tank/web/f.img", format="raw"),
+        False,
+        None,
+        id="floppy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("xml", "disk", "writable", "why_no_overlay"), DISKS)
+def test_disk(xml: str, disk: Disk, writable: bool, why_no_overlay: str | None) -> None:
+    assert domain(disks=xml).disks == (disk,)
+    assert disk.writable is writable
+    assert domainxml.why_no_overlay(disk) == why_no_overlay
+
+
+def test_domain() -> None:
+    found = domain(cpu="<cpu mode='host-passthrough' check='none'/>")
+    assert found == domainxml.Domain(
+        name='web & "shop"',
+        uuid="c0ffee00-0000-4000-8000-000000000001",
+        disks=(),
+        nvram=None,
+        machine="pc-q35-10.0",
+        arch="x86_64",
+        emulator="/usr/bin/qemu-system-x86_64",
+        cpu_mode="host-passthrough",
+        cpu_model="",
+        memory_kib=524288,
+    )
+
+
+@pytest.mark.parametrize(
+    ("xml", "mode", "model"),
+    [
+        pytest.param("", "", "", id="none"),
+        pytest.param("<cpu><topology sockets='1'/></cpu>", "custom", "", id="only topology"),
+        pytest.param(
+            "<cpu mode='custom'><model fallback='forbid'>Haswell</model></cpu>",
+            "custom",
+            "Haswell",
+            id="model",
+        ),
+    ],
+)
+def test_cpu(xml: str, mode: str, model: str) -> None:
+    found = domain(cpu=xml)
+    assert (found.cpu_mode, found.cpu_model) == (mode, model)
+
+
+@pytest.mark.parametrize(
+    ("xml", "path"),
+    [
+        pytest.param("", None, id="none"),
+        pytest.param("<nvram>/var/a_VARS.fd</nvram>", "/var/a_VARS.fd", id="text"),
+        pytest.param("<nvram template='/t'>\n/var/a\n</nvram>", "/var/a", id="text and blanks"),
+        pytest.param(
+            "<nvram type='file'><source file='/var/a b'/></nvram>", "/var/a b", id="source"
+        ),
+        pytest.param("<nvram type='network'><source protocol='nbd'/></nvram>", None, id="no file"),
+        pytest.param("<nvram template='/t'/>", None, id="not made yet"),
+    ],
+)
+def test_nvram(xml: str, path: str | None) -> None:
+    assert domain(nvram=xml).nvram == path
+
+
+def test_minimal_domain() -> None:
+    found = domainxml.parse("<domain/>")
+    assert (found.name, found.disks, found.machine, found.memory_kib) == ("", (), "", 0)
+
+
+XML_TEXT = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), min_size=1)
+
+
+@given(
+    st.dictionaries(XML_TEXT, XML_TEXT, min_size=1, max_size=3),
+    st.lists(XML_TEXT, max_size=3),
+    XML_TEXT,
+)
+def test_snapshot_xml_names_every_disk(
+    overlays: dict[str, str], others: list[str], memory: str
+) -> None:
+    xml = domainxml.snapshot_xml("a", memory, overlays, tuple(others))
+    root = ET.fromstring(xml)
+    assert root.tag == "domainsnapshot"
+    ram = root.find("memory")
+    assert ram is not None
+    assert ram.attrib == {"snapshot": "external", "file": memory}
+    disks = root.findall("disks/disk")
+    assert [disk.get("name") for disk in disks] == [*overlays, *others]
+    for disk in disks[: len(overlays)]:
+        source, driver = disk.find("source"), disk.find("driver")
+        assert source is not None
+        assert driver is not None
+        assert (disk.get("snapshot"), disk.get("type")) == ("external", "file")
+        assert source.get("file") == overlays[disk.get("name", "")]
+        assert driver.get("type") == "qcow2"
+    for disk in disks[len(overlays) :]:
+        assert disk.get("snapshot") == "no"
+        assert list(disk) == []
