@@ -19,6 +19,7 @@ DOMAIN_XML = "domain.xml"
 PERSISTENT_XML = "persistent.xml"
 NVRAM = "nvram.fd"
 MEMORY = "memory.img"
+MEMORY_ZSTD = "memory.img.zst"
 
 
 class Tie(msgspec.Struct, frozen=True):
@@ -167,12 +168,12 @@ def read(directory: Path) -> Point:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         raise VaultDamaged(f"{directory}: has no {MANIFEST}") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise VaultDamaged(f"{path}: {error}") from error
     if manifest.schema != SCHEMA:
         raise VaultDamaged(f"{path}: schema {manifest.schema} is not one this version reads")
-    if manifest.memory and Path(manifest.memory.file).name != manifest.memory.file:
-        raise VaultDamaged(f"{path}: its memory file {manifest.memory.file!r} is no plain name")
+    if manifest.memory and manifest.memory.file not in (MEMORY, MEMORY_ZSTD):
+        raise VaultDamaged(f"{path}: its memory file {manifest.memory.file!r} is none of ours")
     if not manifest.snapshots:
         raise VaultDamaged(f"{path}: names no snapshot")
     return Point(directory, manifest)

@@ -49,7 +49,7 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
     """All points, or those of one moment of any domain; what cannot be read comes as Damaged."""
     for folder in _listed(vault):
         if folder.is_symlink() or not folder.is_dir():
-            yield Damaged(folder, "is no directory of the vault's own; not followed")
+            yield Damaged(folder, f"{folder}: is no directory of the vault's own; not followed")
             continue
         for directory in _listed(folder):
             if moment is not None and not _is_moment(directory.name, moment):
@@ -67,7 +67,9 @@ def unfinished(vault: Path) -> list[Path]:
         for folder in _listed(vault)
         if folder.is_dir() and not folder.is_symlink()
         for directory in sorted(folder.iterdir())
-        if directory.name.startswith((INCOMING, REMOVING)) and not directory.is_symlink()
+        if directory.name.startswith((INCOMING, REMOVING))
+        and directory.is_dir()
+        and not directory.is_symlink()
     ]
 
 
@@ -76,7 +78,11 @@ def remove(found: Point) -> None:
     grave = found.directory.with_name(REMOVING + found.directory.name)
     if grave.exists():
         shutil.rmtree(grave)
-    os.rename(found.directory, grave)
+    try:
+        os.rename(found.directory, grave)
+    except FileNotFoundError:
+        # Somebody else has removed it since it was read.
+        return
     sync_dir(grave.parent)
     shutil.rmtree(grave)
     _remove_if_empty(grave.parent)
@@ -139,7 +145,7 @@ def stow_memory(
             os.fsync(source.fileno())
         stored = plain
     else:
-        stored = plain if zstd_level is None else plain.with_suffix(".img.zst")
+        stored = plain if zstd_level is None else directory / point.MEMORY_ZSTD
         _copy(image, stored, digest.update, zstd_level)
     sync_dir(directory)
     return Memory(
