@@ -242,7 +242,11 @@ class _Finish:
 
     def _stow(self, incoming: Path) -> Memory:
         plain = self._config.image.compression == "none" or (
-            self._config.image.compression == "auto" and self._is_compressed_already()
+            self._config.image.compression == "auto"
+            and (
+                incoming.stat().st_dev == self._dir.point.stat().st_dev
+                or self._is_compressed_already()
+            )
         )
         level = None if plain else self._config.image.zstd_level
         return vault.stow_memory(

@@ -41,6 +41,9 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         return error.exit_code
+    except OSError as error:
+        log.plain().error("%s", error)
+        return EXIT_FAILED
 
 
 def _role(arguments: Sequence[str]) -> Role:

@@ -95,7 +95,7 @@ class Journal:
             return msgspec.json.decode(path.read_bytes(), type=Entry)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             os.replace(path, path.with_suffix(".damaged"))
             return None
 
@@ -108,8 +108,10 @@ class Journal:
 
     def close(self, entry: Entry) -> None:
         """The guest's part is done."""
-        self._path(entry.uuid).unlink(missing_ok=True)
-        sync_dir(self._directory)
+        path = self._path(entry.uuid)
+        if path.exists():
+            path.unlink()
+            sync_dir(self._directory)
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
@@ -117,8 +119,8 @@ class Journal:
 
 def _started(pid: int) -> int:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    # The command's name may hold blanks and parentheses; fields count from behind the last one.
-    return int(stat.rpartition(")")[2].split()[19])
+    # The command's name may hold any byte but NUL; fields count from behind the last parenthesis.
+    return int(stat.rpartition(b")")[2].split()[19])
