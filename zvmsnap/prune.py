@@ -7,6 +7,8 @@ judged: nothing is known of its snapshots.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from zvmsnap import log, sanoid, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Journal
 from zvmsnap.locks import lock
-from zvmsnap.point import Liveness, Point
+from zvmsnap.point import Life, Liveness, Point
 from zvmsnap.sanoid import HookCall
 from zvmsnap.staging import captures
 from zvmsnap.vault import Damaged
@@ -39,8 +41,7 @@ def forget(call: HookCall, config: Config) -> bool:
         log.plain().warning("%s", entry.why)
     if points:
         with lock(config.locks_dir, _LOCK, "prune points", config.limits.lock_timeout_s):
-            asked = (tie.full_name for point in points for tie in point.manifest.snapshots)
-            liveness = _liveness(zfs.snapshots(asked))
+            liveness = _asked_by_name(points)
             for point in points:
                 if liveness.orphaned(point.manifest):
                     _remove(point)
@@ -82,13 +83,15 @@ def find(config: Config) -> Findings:
         else:
             points.append(entry)
     answer = zfs.all_snapshots()
-    liveness = _liveness(answer)
+    listed = _liveness(answer)
+    # A pool that is exported during the listing would make orphans of all its points, so what
+    # seems lost is asked for once more.
+    asked = _asked_by_name([point for point in points if listed.orphaned(point.manifest)])
     for point in points:
+        liveness = asked if listed.orphaned(point.manifest) else listed
         if liveness.orphaned(point.manifest):
             found.orphans.append(point)
-        elif any(
-            tie.dataset.partition("/")[0] not in answer.pools for tie in point.manifest.snapshots
-        ):
+        elif any(liveness.of(tie) is Life.UNKNOWN for tie in point.manifest.snapshots):
             found.unknown.append(point)
     for directory in unfinished:
         if directory.name.removeprefix(vault.INCOMING) not in open_captures:
@@ -120,8 +123,15 @@ def sweep(config: Config) -> Findings:
         for point in found.orphans:
             _remove(point)
         for directory in found.debris:
-            shutil.rmtree(directory)
+            # Its moment may have ended meanwhile, and taken it along.
+            with suppress(FileNotFoundError):
+                shutil.rmtree(directory)
     return found
+
+
+def _asked_by_name(points: Iterable[Point]) -> Liveness:
+    ties = (tie.full_name for point in points for tie in point.manifest.snapshots)
+    return _liveness(zfs.snapshots(ties))
 
 
 def _liveness(answer: zfs.Answer) -> Liveness:

@@ -10,6 +10,7 @@ AppArmor's helper reads image headers in unusual directories only of files named
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from zvmsnap.errors import NoSpace, StagingUnusable
 from zvmsnap.files import passable_dir, private_dir
 
 _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
+_CAPTURE = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[0-9a-f]{8}")
 _OTHERS_OR_GROUP_MAY_PASS = 0o011
 
 
@@ -65,10 +67,14 @@ class CaptureDir:
 
 
 def captures(staging: Path) -> list[CaptureDir]:
-    """The captures that lie in staging."""
+    """The captures that lie in staging; what is not named as one is somebody else's."""
     if not staging.is_dir():
         return []
-    return [CaptureDir(path) for path in sorted(staging.iterdir()) if path.is_dir()]
+    return [
+        CaptureDir(path)
+        for path in sorted(staging.iterdir())
+        if _CAPTURE.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]
 
 
 def is_overlay(path: str) -> bool:
