@@ -75,7 +75,9 @@ class Dumped(Protocol):
 
     def migrate_max_downtime_ms(self) -> int: ...
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None: ...
+    def state(self) -> str: ...
     def suspend(self) -> None: ...
+    def resume(self) -> None: ...
     def abort_job(self) -> None: ...
 
 
@@ -98,6 +100,7 @@ class DumpWatch:
         self._cancelled = cancelled
         self._say = say
         self._over = threading.Event()
+        self._paused = False
         self._threads = [
             threading.Thread(target=self._flush, name=f"flush {image}", daemon=True),
             threading.Thread(target=self._watch, name=f"watch {image}", daemon=True),
@@ -115,12 +118,21 @@ class DumpWatch:
         self._over.set()
         for thread in self._threads:
             thread.join()
+        self._resume()
         try:
             self._guest.migrate_set_max_downtime_ms(self._old_pause_ms)
         except LibvirtFailed as error:
             self._say(
                 f"its allowed pause could not be put back to {self._old_pause_ms} ms: {error}"
             )
+
+    def _resume(self) -> None:
+        """libvirt resumes the guest after its dump, but not if our pause came an instant later."""
+        try:
+            if self._paused and self._guest.state() == "paused":
+                self._guest.resume()
+        except LibvirtFailed as error:
+            self._say(f"it may still be paused, as it could not be resumed: {error}")
 
     def _flush(self) -> None:
         descriptor = None
@@ -138,7 +150,6 @@ class DumpWatch:
 
     def _watch(self) -> None:
         begun_s = time.monotonic()
-        paused = False
         while not self._over.wait(_LOOK_EVERY_S):
             action = decide(
                 self._limits,
@@ -150,10 +161,10 @@ class DumpWatch:
             try:
                 if action.verb is Verb.ABORT:
                     self._guest.abort_job()
-                elif action.verb is Verb.PAUSE and not paused:
+                elif action.verb is Verb.PAUSE and not self._paused:
                     self._say("its RAM changes faster than it can be written: pausing it to finish")
                     self._guest.suspend()
-                    paused = True
+                    self._paused = True
                 elif action.verb is Verb.ALLOW and action.pause_ms > self._pause_ms:
                     self._guest.migrate_set_max_downtime_ms(action.pause_ms)
                     self._pause_ms = action.pause_ms

@@ -1,0 +1,154 @@
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from zvmsnap import render
+from zvmsnap.placement import Level
+from zvmsnap.point import Disk, Liveness, Manifest, Point, Tie
+from zvmsnap.prune import Findings
+from zvmsnap.vault import Damaged
+from zvmsnap.zfs import Snapshot
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+TWO_DISKS = (
+    Disk("vda", "file", "raw", "/tank/a/x", "tank/a", "x"),
+    Disk("vdb", "block", "raw", "/dev/zvol/tank/b", "tank/b", ""),
+)
+TIES = (Tie("tank/a", "m_daily", 1, 1), Tie("tank/b", "m_daily", 2, 2))
+
+
+def live(snapshots: Mapping[str, int], *pools: str) -> Liveness:
+    present = {}
+    for full_name, guid in snapshots.items():
+        dataset, _, name = full_name.partition("@")
+        present[full_name] = Snapshot(dataset, name, guid, createtxg=guid)
+    return Liveness(present, frozenset(pools))
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "text"),
+    [
+        (0, "0B"),
+        (1023, "1023B"),
+        (1024, "1.0K"),
+        (1536, "1.5K"),
+        (10 << 20, "10M"),
+        (3 << 30, "3.0G"),
+        (5 << 50, "5120T"),
+    ],
+)
+def test_size(count_bytes: int, text: str) -> None:
+    assert render.size(count_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("taken", "text"),
+    [
+        ("2026-11-21T11:59:30+00:00", "30s"),
+        ("2026-11-21T11:55:00+00:00", "5m"),
+        ("2026-11-21T14:00:00+05:00", "3h"),
+        ("2026-11-09T12:00:00+00:00", "12d"),
+        ("2026-11-21T12:00:09+00:00", "0s"),
+    ],
+)
+def test_age(taken: str, text: str) -> None:
+    assert render.age(taken, NOW) == text
+
+
+@pytest.mark.parametrize(
+    ("present", "pools", "level", "reason", "text"),
+    [
+        pytest.param(
+            {"tank/a@m_daily": 1, "tank/b@m_daily": 2}, ("tank",), Level.MEMORY, None, "", id="fine"
+        ),
+        pytest.param(
+            {"tank/a@m_daily": 1, "tank/b@m_daily": 2},
+            ("tank",),
+            Level.CRASH,
+            "the guest is paused",
+            "the guest is paused",
+            id="the reason for its level",
+        ),
+        pytest.param(
+            {"tank/a@m_daily": 1},
+            ("tank",),
+            Level.MEMORY,
+            None,
+            "no name is complete over all disks: its RAM fits none",
+            id="one disk of two",
+        ),
+        pytest.param(
+            {"tank/a@m_daily": 1, "tank/b@m_daily": 9},
+            ("tank",),
+            Level.MEMORY,
+            None,
+            "no name is complete over all disks: its RAM fits none",
+            id="a disk's name taken again",
+        ),
+        pytest.param(
+            {},
+            ("tank",),
+            Level.MEMORY,
+            None,
+            "no snapshot left: zvmsnap prune removes it",
+            id="gone",
+        ),
+        pytest.param({}, (), Level.MEMORY, None, "pool not imported", id="unknown"),
+    ],
+)
+def test_note(
+    manifest: Callable[..., Manifest],
+    present: Mapping[str, int],
+    pools: tuple[str, ...],
+    level: Level,
+    reason: str | None,
+    text: str,
+) -> None:
+    point = manifest(disks=TWO_DISKS, snapshots=TIES, level=level, reason=reason)
+    assert render.note(point, live(present, *pools)) == text
+
+
+def test_table_has_a_line_for_each_point_with_aligned_columns(
+    manifest: Callable[..., Manifest],
+) -> None:
+    points = [
+        Point(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES)),
+        Point(Path("/v/a-long-name/m.2"), manifest(domain="a-long-name", memory=None)),
+    ]
+    lines = render.table(points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"))
+    assert [line.split()[:5] for line in lines] == [
+        ["GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM"],
+        ["web", "m", "memory", "daily", "4B"],
+        ["a-long-name", "m.2", "memory", "-", "-"],
+    ]
+    assert (
+        len({line.index(word) for line, word in zip(lines, ["MOM", "m ", "m.2"], strict=True)}) == 1
+    )
+
+
+def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:
+    point = Point(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES))
+    text = "\n".join(render.details(point, live({"tank/a@m_daily": 1}, "tank")))
+    assert "tank/a@m_daily  guid 1\n" in text
+    assert "tank/b@m_daily  guid 2  (gone)" in text
+
+
+def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Manifest]) -> None:
+    found = Findings(
+        orphans=[Point(Path("/v/web/m"), manifest())],
+        debris=[Path("/s/x/point")],
+        overlays=[Path("/s/x/vda.zvmsnap.qcow2")],
+        damaged=[Damaged(Path("/v/web/d"), "/v/web/d: has no manifest.json")],
+        pointless=[Snapshot("tank/a", "by_hand", 3, 3)],
+    )
+    assert [line.split(":")[0] for line in render.findings(found, dry_run=True)] == [
+        "would remove point web@m",
+        "would remove /s/x/point",
+        "kept /s/x/vda.zvmsnap.qcow2",
+        "damaged",
+        "no point for snapshot tank/a@by_hand",
+    ]
+    assert render.findings(found, dry_run=False)[0].startswith("removed point web@m")
+    assert render.findings(Findings(), dry_run=True) == ["nothing to remove"]
