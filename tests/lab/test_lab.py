@@ -14,7 +14,7 @@ SAVED = "/var/lib/libvirt/qemu/save/web.ram"
 
 def test_guest_counts_in_ram_and_on_both_disks(lab: Lab) -> None:
     first = guests.counts(lab, "web")[-1]
-    guests.wait_counts(lab, "web", first + 10)
+    guests.wait_counts(lab, "web", first + 3)
     lab.run("virsh suspend web")
     counts = guests.counts(lab, "web")
     assert counts == list(range(1, counts[-1] + 1))
@@ -27,8 +27,8 @@ def test_guest_counts_in_ram_and_on_both_disks(lab: Lab) -> None:
 def test_guest_finds_a_disk_of_another_instant(lab: Lab, disk: guests.Disk) -> None:
     lab.run(f"virsh save web {SAVED}")
     since = guests.serial_size_bytes(lab, "web")
-    lab.run(f"dd of={disk.path} bs=512 seek=1 count=1 conv=notrunc,fsync",
-            stdin=b"\x0d\xf0\xad\x0bZVMC".ljust(512, b"\0"))
+    lab.run(f"dd of={disk.path} bs=512 seek=1 conv=notrunc,fsync",
+            stdin=b"\x0d\xf0\xad\x0bZVMC".ljust(512, b"\0") * 2)
     lab.run(f"virsh restore {SAVED}")
     deadline = time.monotonic() + 30
     while not guests.mismatches(lab, "web", since) and time.monotonic() < deadline:
@@ -42,7 +42,7 @@ def test_guest_saved_and_restored_counts_on(lab: Lab) -> None:
     lab.run(f"virsh save web {SAVED}")
     before = guests.counts(lab, "web")[-1]
     lab.run(f"virsh restore {SAVED}")
-    guests.wait_counts(lab, "web", before + 5)
+    guests.wait_counts(lab, "web", before + 3)
     assert guests.boots(lab, "web") == 1
 
 
@@ -103,7 +103,7 @@ def test_two_labs_at_once(lab: Lab, other_lab: Callable[[str], Lab]) -> None:
     assert "@there" not in lab.run("zfs list -Ho name -t snapshot").stdout
     assert "@here" not in other.run("zfs list -Ho name -t snapshot").stdout
     for one in (lab, other):
-        guests.wait_counts(one, "web", guests.counts(one, "web")[-1] + 5)
+        guests.wait_counts(one, "web", guests.counts(one, "web")[-1] + 3)
 
 
 @pytest.mark.state("ready")

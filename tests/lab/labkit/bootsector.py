@@ -1,4 +1,4 @@
-"""The counting guest's boot sector, assembled on the host."""
+"""The counting guest's boot code, assembled on the host."""
 
 import struct
 import tempfile
@@ -10,7 +10,7 @@ from labkit.errors import LabError
 
 SOURCE = settings.LAB_DIR / "guest" / "counter.S"
 SECTOR_BYTES = 512
-COUNT_OFFSET_BYTES = SECTOR_BYTES
+COUNT_SECTORS = 2  # after sector 0; the last even count, and the last odd one
 MAGIC = b"ZVMC"
 
 _PARAMETERS_OFFSET = 0x1BA
@@ -28,22 +28,26 @@ def _assembled() -> bytes:
         return (made / "counter").read_bytes()
 
 
-def boot_sector(*, fill_mib: int = 0, dirty_mib: int = 0, memory_mib: int = 64) -> bytes:
-    """The 512 bytes to lay at the start of every disk of a counting guest.
+def boot_code(*, fill_mib: int = 0, dirty_mib: int = 0, memory_mib: int = 64) -> bytes:
+    """What to lay at the start of every disk of a counting guest.
 
     `fill_mib`: at boot fill that much RAM with noise, so that its image is as large.
     `dirty_mib`: rewrite that much RAM without end, so that a live dump never catches up.
     """
     if max(fill_mib, dirty_mib) > memory_mib - _RAM_FROM_MIB - _BIOS_KEEPS_MIB:
         raise LabError(f"a guest of {memory_mib} MiB has no {max(fill_mib, dirty_mib)} MiB to fill")
-    sector = bytearray(_assembled())
-    struct.pack_into("<HH", sector, _PARAMETERS_OFFSET, fill_mib, dirty_mib)
-    return bytes(sector)
+    code = bytearray(_assembled())
+    struct.pack_into("<HH", code, _PARAMETERS_OFFSET, fill_mib, dirty_mib)
+    return bytes(code[:SECTOR_BYTES] + bytes(COUNT_SECTORS * SECTOR_BYTES) + code[SECTOR_BYTES:])
 
 
-def count_in(sector: bytes) -> int:
-    """The count a guest wrote into sector 1 of a disk."""
-    count, magic = struct.unpack_from("<I4s", sector)
-    if magic != MAGIC:
-        raise LabError(f"no count in {sector[:16]!r}")
-    return int(count)
+def count_in(sectors: bytes) -> int:
+    """The last count a guest wrote to a disk, of its sectors 1 and 2; -1 just after boot."""
+    found = []
+    for offset in range(0, COUNT_SECTORS * SECTOR_BYTES, SECTOR_BYTES):
+        count, magic = struct.unpack_from("<i4s", sectors, offset)
+        if magic == MAGIC:
+            found.append(int(count))
+    if not found:
+        raise LabError(f"no count in {sectors[:16]!r}")
+    return max(found)

@@ -61,7 +61,7 @@ def domain_xml(name: str, disks: Sequence[Disk], *, memory_mib: int = 64, machin
     """A domain as an operator would have it.
 
     `devices` is laid inside <devices>, `extra` inside <domain>. A UEFI guest has flash
-    and NVRAM of its own, but does not count: the counter is a BIOS boot sector.
+    and NVRAM of its own, but does not count: the counter needs a BIOS.
     """
     firmware = ""
     if uefi:
@@ -88,21 +88,21 @@ def domain_xml(name: str, disks: Sequence[Disk], *, memory_mib: int = 64, machin
 
 def make_disk(lab: Host, disk: Disk, *, size_mib: int = DISK_MIB, fill_mib: int = 0,
               dirty_mib: int = 0, memory_mib: int = 64) -> Disk:
-    """Create a disk with the boot sector on it: raw, qcow2, or a zvol by its /dev/zvol path."""
-    sector = bootsector.boot_sector(fill_mib=fill_mib, dirty_mib=dirty_mib, memory_mib=memory_mib)
+    """Create a disk with the boot code on it: raw, qcow2, or a zvol by its /dev/zvol path."""
+    code = bootsector.boot_code(fill_mib=fill_mib, dirty_mib=dirty_mib, memory_mib=memory_mib)
     path = disk.path
     if disk.is_block:
         volume = path.removeprefix("/dev/zvol/")
         if volume != path:
             lab.run(f"zfs create -p -s -V {size_mib}M {volume} && udevadm settle -E {path}")
-        lab.run(f"dd of={path} conv=fsync,notrunc status=none", stdin=sector)
+        lab.run(f"dd of={path} conv=fsync,notrunc status=none", stdin=code)
     elif disk.format == "raw":
         lab.run(f"truncate -s {size_mib}M {path} && dd of={path} conv=fsync,notrunc status=none",
-                stdin=sector)
+                stdin=code)
     else:
         lab.run(f"cat > {path}.raw && truncate -s {size_mib}M {path}.raw && "
                 f"qemu-img convert -f raw -O {disk.format} {path}.raw {path} && rm {path}.raw",
-                stdin=sector)
+                stdin=code)
     return disk
 
 

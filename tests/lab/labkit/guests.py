@@ -79,10 +79,11 @@ def wait_counts(lab: Host, name: str, more_than: int, *, since_byte: int = 0,
 
 
 def disk_count(lab: Host, path: str, format_: str = "raw") -> int:
-    """The count on a disk: a raw file, a zvol or one's snapshot device, a file in .zfs, a qcow2."""
+    """The last count on a disk: a raw file, a zvol or its snapshot's device, a qcow2 ..."""
+    sectors = bootsector.COUNT_SECTORS
     if format_ == "raw":
-        command = f"dd if={path} bs=512 skip=1 count=1 status=none | base64"
+        command = f"dd if={path} bs=512 skip=1 count={sectors} status=none | base64"
     else:
-        command = (f"qemu-img dd -U -f {format_} -O raw bs=512 skip=1 count=2 if={path} "
-                   "of=/tmp/disk-count && head -c 512 /tmp/disk-count | base64")
+        command = (f"qemu-img dd -U -f {format_} -O raw bs=512 skip=1 count={sectors + 1} "
+                   f"if={path} of=/tmp/disk-count && base64 /tmp/disk-count")
     return bootsector.count_in(base64.b64decode(lab.run(command).stdout))
