@@ -16,7 +16,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command on a vault below tmp_path, with ZFS having nothing but tank/web's snapshot."""
+    """Runs the command on a vault below tmp_path; ZFS has one snapshot of tank/web."""
     conf = tmp_path / "config.toml"
     keys = ("staging", "vault", "journal", "locks")
     conf.write_text("".join(f'{key} = "{tmp_path / key}"\n' for key in keys))
