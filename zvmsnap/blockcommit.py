@@ -6,6 +6,7 @@ vanished proves nothing, nor does a successful pivot.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -82,11 +83,11 @@ def _start(guest: Committed, disk: domainxml.Disk, base: str) -> None:
 def _await_ready(
     guest: Committed, target: str, overlay: str, changed: threading.Event, deadline_s: float
 ) -> bool:
-    """True when the disk can be pivoted, False when it is off its overlay already."""
+    """True when the disk can be pivoted, False when it is off its overlay, or gone, already."""
     while True:
         changed.clear()
-        disk = _disks(guest)[target]
-        if disk.source != overlay:
+        disk = _disks(guest).get(target)
+        if disk is None or disk.source != overlay:
             return False
         if disk.mirror == "yes":
             return True
@@ -121,6 +122,11 @@ def _prove(
             wrong.append(f"{target} is still on {overlay}")
         elif _source(live, target) not in (base, None):
             wrong.append(f"{target} is on {_source(live, target)}, not on {base}")
+        elif target not in live and os.path.exists(overlay):
+            wrong.append(
+                f"{target} was taken away from the guest with its newest writes in {overlay}: "
+                "bring them into its base with `qemu-img commit`, then remove that file"
+            )
         if _source(persistent, target) == overlay:
             wrong.append(f"the persistent definition still names {overlay}")
     if wrong:
