@@ -1,0 +1,165 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zvmsnap.journal import Entry, Journal, Process
+
+Build = Callable[..., Entry]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "journal"
+
+
+@pytest.fixture
+def journal(directory: Path) -> Journal:
+    return Journal(directory)
+
+
+def test_written_read_and_closed(journal: Journal, directory: Path, entry: Build) -> None:
+    known = entry(step="frozen", memory_format="raw", frozen_at_s=1.5, former_guids=(2**64 - 1,))
+    journal.write(known)
+    assert journal.read(known.uuid) == known
+    assert journal.entries() == [known]
+    assert [path.name for path in directory.iterdir()] == [f"{known.uuid}.json"]
+    assert directory.stat().st_mode & 0o077 == 0
+    assert (directory / f"{known.uuid}.json").stat().st_mode & 0o077 == 0
+    journal.close(known)
+    journal.close(known)
+    assert journal.read(known.uuid) is None
+    assert list(directory.iterdir()) == []
+
+
+def test_one_entry_for_each_guest(journal: Journal, entry: Build) -> None:
+    journal.write(entry(uuid="a", step="dump"))
+    journal.write(entry(uuid="b", step="dump"))
+    journal.write(entry(uuid="a", step="frozen"))
+    assert [(each.uuid, each.step) for each in journal.entries()] == [
+        ("a", "frozen"),
+        ("b", "dump"),
+    ]
+
+
+def test_no_journal_yet(journal: Journal, directory: Path, entry: Build) -> None:
+    assert journal.read("a") is None
+    assert journal.entries() == []
+    journal.close(entry())
+    assert not directory.exists()
+
+
+DAMAGE = [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"{", id="cut short"),
+    pytest.param(b"{}", id="nothing in it"),
+    pytest.param(b"[]", id="a list"),
+    pytest.param(b'{"domain":"\xff"}', id="no text"),
+    pytest.param(b'{"invented":' + b"[" * 100_000, id="bottomless"),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_damaged_entry_is_set_aside(
+    journal: Journal, directory: Path, entry: Build, content: bytes
+) -> None:
+    journal.write(entry(uuid="good"))
+    (directory / "bad.json").write_bytes(content)
+    assert [each.uuid for each in journal.entries()] == ["good"]
+    assert (directory / "bad.damaged").read_bytes() == content
+    assert journal.read("bad") is None
+    journal.write(entry(uuid="bad"))
+    assert [each.uuid for each in journal.entries()] == ["bad", "good"]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("journal")
+
+
+@given(st.data())
+def test_a_changed_byte_never_breaks_the_reader(
+    scratch: Path, entry: Build, data: st.DataObject
+) -> None:
+    content = bytearray(msgspec.json.encode(entry(uuid="a")))
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = scratch / "a.json"
+    path.write_bytes(content)
+    found = Journal(scratch).read("a")
+    assert (found is not None) == path.exists()
+
+
+def test_an_interrupted_write_leaves_the_old_entry(
+    journal: Journal, directory: Path, entry: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.write(entry(uuid="a", step="dump"))
+
+    def power_cut(source: Path, target: Path) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(os, "replace", power_cut)
+    with pytest.raises(OSError, match="power cut"):
+        journal.write(entry(uuid="a", step="frozen"))
+    assert [each.step for each in journal.entries()] == ["dump"]
+    assert [path.name for path in directory.iterdir()] == ["a.json"]
+
+
+def test_foreign_files_are_no_entries(journal: Journal, directory: Path, entry: Build) -> None:
+    journal.write(entry(uuid="a"))
+    for name in ("README", "b.damaged", ".a.json.0123abcd.tmp"):
+        (directory / name).write_text("foreign")
+    assert [each.uuid for each in journal.entries()] == ["a"]
+    assert len(list(directory.iterdir())) == 4
+
+
+def test_datasets_of_an_entry(entry: Build) -> None:
+    disk = entry().disks[0]
+    on = [msgspec.structs.replace(disk, dataset=name) for name in ("tank/b", "tank/a", "tank/b")]
+    assert entry(disks=tuple(on)).datasets == ("tank/a", "tank/b")
+
+
+def test_this_process_is_alive() -> None:
+    own = Process.of(os.getpid())
+    assert own.is_alive()
+    assert own == Process.of(os.getpid())
+    assert msgspec.json.decode(msgspec.json.encode(own), type=Process) == own
+
+
+NAMED = """\
+import sys, time
+open("/proc/self/comm", "wb").write(bytes.fromhex(sys.argv[1]))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"sanoid", b"a) R 1 2 3 (b", b"\xff\xfe (", b") ) )"],
+    ids=["plain", "looks like fields", "no text", "parentheses"],
+)
+def test_process_that_dies(name: bytes) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", NAMED, name.hex()], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        known = Process.of(child.pid)
+        assert known.is_alive()
+        assert known.started > 0
+        assert not msgspec.structs.replace(known, started=known.started - 1).is_alive()
+        assert not msgspec.structs.replace(known, boot="another boot").is_alive()
+        child.kill()
+    assert not known.is_alive()
+
+
+def test_no_such_process() -> None:
+    nobody = Process.of(2**22 + 1)
+    assert nobody.started == 0
+    assert not nobody.is_alive()

@@ -1,0 +1,87 @@
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zvmsnap import saveimage
+from zvmsnap.errors import ImageUnloadable
+from zvmsnap.saveimage import Header
+
+COMPLETE, PARTIAL = b"LibvirtQemudSave", b"LibvirtQemudPart"
+XML = b"<domain/>\0"
+FORMATS = {0: "raw", 1: "gzip", 2: "bzip2", 3: "xz", 4: "lzop", 5: "zstd"}
+
+
+def image(
+    magic: bytes = COMPLETE,
+    kind: int = 0,
+    running: int = 1,
+    payload: bytes = b"QEVM...",
+    **lie: int,
+) -> bytes:
+    words = (2, lie.get("xml_bytes", len(XML)), running, kind, 0, *[0] * 14)
+    return magic + struct.pack("=19I", *words) + XML + payload
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("running", [0, 1])
+def test_loadable(tmp_path: Path, kind: int, running: int) -> None:
+    path = tmp_path / "memory.img"
+    payload = b"QEVM\0\0\0\3" if kind == 0 else b"\x28\xb5\x2f\xfd"
+    path.write_bytes(image(kind=kind, running=running, payload=payload))
+    assert saveimage.judge(path) == Header(FORMATS[kind], bool(running), len(XML))
+
+
+UNLOADABLE = [
+    pytest.param(b"", "is only 0 bytes long", id="empty"),
+    pytest.param(image()[:91], "is only 91 bytes long", id="cut within the header"),
+    pytest.param(image()[:92], "no QEMU stream", id="only a header"),
+    pytest.param(image(payload=b""), "no QEMU stream", id="cut after the XML"),
+    pytest.param(image(payload=b"QEV"), "no QEMU stream", id="cut in the stream's magic"),
+    pytest.param(image(payload=b"\0\0\0\0"), "no QEMU stream", id="raw, but another stream"),
+    pytest.param(image(kind=5, payload=b""), "no QEMU stream", id="compressed nothing"),
+    pytest.param(image(xml_bytes=2**32 - 1), "no QEMU stream", id="lies of its XML's length"),
+    pytest.param(image(PARTIAL), "is incomplete: the dump was interrupted", id="partial"),
+    pytest.param(image(b"LibvirtQemudOdd!"), "is no memory image of libvirt", id="other magic"),
+    pytest.param(b"QFI\xfb" + bytes(200), "is no memory image of libvirt", id="qcow2"),
+    pytest.param(image(kind=6), 'set snapshot_image_format = "raw"', id="sparse"),
+    pytest.param(image(kind=7), "has the unknown format 7", id="format of the future"),
+    pytest.param(image(kind=2**32 - 1), "has the unknown format 4294967295", id="no format"),
+]
+
+
+@pytest.mark.parametrize(("content", "says"), UNLOADABLE)
+def test_unloadable(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "memory.img"
+    path.write_bytes(content)
+    with pytest.raises(ImageUnloadable) as caught:
+        saveimage.judge(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert says in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("saveimage") / "memory.img"
+
+
+@given(st.one_of(st.binary(), st.binary().map(lambda tail: COMPLETE + tail)))
+def test_any_bytes_are_judged(scratch: Path, content: bytes) -> None:
+    scratch.write_bytes(content)
+    try:
+        header = saveimage.judge(scratch)
+    except ImageUnloadable as error:
+        assert str(scratch) in str(error)
+    else:
+        assert content.startswith(COMPLETE)
+        assert header.format in FORMATS.values()
+        assert len(content) > 92 + header.xml_bytes
+
+
+@given(st.integers(0, len(image()) - 4))
+def test_an_image_cut_short_is_never_loadable(scratch: Path, length: int) -> None:
+    scratch.write_bytes(image(payload=b"QEVM")[:length])
+    with pytest.raises(ImageUnloadable):
+        saveimage.judge(scratch)
