@@ -1,6 +1,7 @@
 """What several rooms' tests share: a whole manifest, a configuration below tmp_path."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def config(tmp_path: Path) -> Config:
         journal=str(tmp_path / "journal"),
         locks=str(tmp_path / "locks"),
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _umask_of_a_service() -> Iterator[None]:
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import subprocess, sys, time
 from pathlib import Path
 from zvmsnap.locks import lock
 with lock(Path(sys.argv[1]), "guest", "commit web", 5):
-    child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, close_fds=False)
     print(child.pid, flush=True)
     sys.stdin.readline()
 """

@@ -19,9 +19,9 @@ def image(
     kind: int = 0,
     running: int = 1,
     payload: bytes = b"QEVM...",
-    **lie: int,
+    xml_bytes: int = len(XML),
 ) -> bytes:
-    words = (2, lie.get("xml_bytes", len(XML)), running, kind, 0, *[0] * 14)
+    words = (2, xml_bytes, running, kind, 0, *[0] * 14)
     return magic + struct.pack("=19I", *words) + XML + payload
 
 

@@ -1,0 +1,187 @@
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from zvmsnap import domainxml, staging
+from zvmsnap.errors import NoSpace, StagingUnusable
+from zvmsnap.staging import CaptureDir, Room
+from zvmsnap.zfs import Mount
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that everybody can pass; pytest's own are private."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o711)
+        yield Path(directory)
+
+
+def test_no_two_captures_have_one_name(tmp_path: Path) -> None:
+    fresh = [CaptureDir.fresh(tmp_path, UUID) for _ in range(50)]
+    assert len({capture.path for capture in fresh}) == 50
+    assert list(tmp_path.iterdir()) == []
+    for capture in fresh[:3]:
+        capture.make()
+    assert staging.captures(tmp_path) == sorted(fresh[:3], key=lambda capture: capture.path)
+
+
+def test_made_and_removed(tmp_path: Path) -> None:
+    capture = CaptureDir.fresh(tmp_path / "var" / "staging", UUID)
+    capture.remove()
+    capture.make()
+    capture.make()
+    capture.overlay("vdb").touch()
+    capture.overlay("vda").touch()
+    capture.memory.touch()
+    (capture.path / "stray.qcow2").touch()
+    assert capture.overlays() == [capture.overlay("vda"), capture.overlay("vdb")]
+    assert capture.memory.parent == capture.point
+    capture.remove()
+    assert capture.overlays() == []
+    assert list((tmp_path / "var" / "staging").iterdir()) == []
+
+
+def test_overlays_are_reachable_and_ram_is_private(tmp_path: Path) -> None:
+    capture = CaptureDir.fresh(tmp_path / "staging", UUID)
+    capture.make()
+    assert capture.path.stat().st_mode & 0o777 == 0o711
+    assert capture.path.parent.stat().st_mode & 0o777 == 0o711
+    assert capture.point.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_captures_where_staging_is_missing(tmp_path: Path) -> None:
+    assert staging.captures(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        pytest.param(f"{UUID}.0123abcd", True, id="a capture"),
+        pytest.param("lost+found", False, id="of the file system"),
+        pytest.param("vault", False, id="another of our directories"),
+        pytest.param(UUID, False, id="no number"),
+        pytest.param(f"{UUID}.0123abc", False, id="number too short"),
+        pytest.param(f"{UUID}.0123abcd.old", False, id="put aside by hand"),
+        pytest.param(f"{UUID.upper()}.0123abcd", False, id="not as libvirt prints it"),
+    ],
+)
+def test_whose_directory(tmp_path: Path, name: str, ours: bool) -> None:
+    (tmp_path / name).mkdir()
+    assert [capture.path.name for capture in staging.captures(tmp_path)] == [name] * ours
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/staging/x/vda.zvmsnap.qcow2", True),
+        ("/staging/x/vda.qcow2", False),
+        ("/staging/x/vda.zvmsnap.qcow2.bak", False),
+        ("", False),
+    ],
+)
+def test_is_overlay(path: str, expected: bool) -> None:
+    assert staging.is_overlay(path) is expected
+
+
+def test_overlays_of_a_domain() -> None:
+    capture = CaptureDir(Path("/staging") / f"{UUID}.00000001")
+    ours, theirs = str(capture.overlay("vda")), "/tank/a.snap.qcow2"
+    disks = "".join(
+        f"<disk type='file'><source file='{source}'/>{chain}<target dev='{target}'/></disk>"
+        for target, source, chain in (
+            ("vda", ours, "<backingStore type='file'><source file='/base'/></backingStore>"),
+            ("vdb", theirs, "<backingStore type='file'><source file='/base'/></backingStore>"),
+            ("vdc", ours, ""),
+        )
+    )
+    domain = domainxml.parse(f"<domain><devices>{disks}</devices></domain>")
+    assert staging.overlays_of(domain) == {"vda": (ours, "/base")}
+
+
+def table(mountpoint: Path, dataset: str) -> list[Mount]:
+    return [Mount(1, 1, "/", "/", ""), Mount(2, 1, "/", str(mountpoint), dataset)]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "refused"),
+    [
+        pytest.param("tank/web", True, id="on a dataset of this snapshot"),
+        pytest.param("tank/other", False, id="on another dataset"),
+        pytest.param("", False, id="on no ZFS"),
+    ],
+)
+def test_staging_inside_the_snapshot(reachable: Path, dataset: str, refused: bool) -> None:
+    directory = reachable / "deep" / "staging"
+    known, mounts = frozenset({"tank/web"}), table(reachable, dataset)
+    if not refused:
+        staging.check_usable(directory, known, mounts)
+        assert directory.is_dir()
+        return
+    with pytest.raises(StagingUnusable, match="lies on tank/web, which this very snapshot holds"):
+        staging.check_usable(directory, known, mounts)
+    assert not directory.exists()
+
+
+def test_staging_behind_a_symlink_is_judged_where_it_lies(reachable: Path) -> None:
+    (reachable / "inside").mkdir()
+    (reachable / "staging").symlink_to(reachable / "inside")
+    with pytest.raises(StagingUnusable, match="lies on tank/web"):
+        staging.check_usable(
+            reachable / "staging", frozenset({"tank/web"}), table(reachable / "inside", "tank/web")
+        )
+
+
+@pytest.mark.parametrize(
+    ("mode", "usable"), [(0o700, False), (0o744, False), (0o710, True), (0o711, True)]
+)
+@pytest.mark.parametrize("which", ["staging", "above"])
+def test_staging_that_qemu_cannot_reach(
+    reachable: Path, mode: int, usable: bool, which: str
+) -> None:
+    above, directory = reachable / "above", reachable / "above" / "staging"
+    directory.mkdir(parents=True)
+    for each in (above, directory):
+        each.chmod(0o711)
+    closed = above if which == "above" else directory
+    closed.chmod(mode)
+    if usable:
+        staging.check_usable(directory, frozenset(), table(reachable, ""))
+        return
+    with pytest.raises(StagingUnusable, match=f"chmod o\\+x {closed}$"):
+        staging.check_usable(directory, frozenset(), table(reachable, ""))
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "rams_mib", "refused"),
+    [
+        pytest.param(300, (100, 100), (), id="just enough"),
+        pytest.param(299, (100, 100), (100,), id="one MiB too little for the second"),
+        pytest.param(160, (200, 100), (200,), id="a smaller guest after a larger one"),
+        pytest.param(0, (1,), (1,), id="nothing free"),
+    ],
+)
+def test_room(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_mib: int,
+    rams_mib: tuple[int, ...],
+    refused: tuple[int, ...],
+) -> None:
+    answer = SimpleNamespace(f_bavail=free_mib << 8, f_frsize=4096, f_bfree=1 << 40)
+    monkeypatch.setattr(os, "statvfs", lambda path: answer)
+    room = Room(tmp_path, 50 << 20)
+    failed = []
+    for ram_mib in rams_mib:
+        try:
+            room.take(ram_mib << 20)
+        except NoSpace as error:
+            failed.append(ram_mib)
+            assert f"{ram_mib + 50} MiB" in str(error)
+            assert str(tmp_path) in str(error)
+    assert tuple(failed) == refused
