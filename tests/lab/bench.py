@@ -17,6 +17,7 @@ from labkit.api import CODE_DIR, Lab
 
 RUNS = 5
 UNKNOWN = "SANOID_TARGET=tank/vm/web SANOID_SNAPNAME=autosnap_2001-01-01_00:00:00_daily"
+ELSEWHERE = UNKNOWN.replace("tank/vm/web", "cheap")
 
 _TIMED = """
 import subprocess, sys, time
@@ -50,7 +51,7 @@ def _start_up(lab: Lab) -> None:
     for what, command in (
         ("python3 alone", "python3 -c pass"),
         ("prune of an unknown snapshot", f"{UNKNOWN} {CODE_DIR}/hooks/pruning"),
-        ("pre of a dataset without guests", f"{UNKNOWN} SANOID_TARGET=cheap {CODE_DIR}/hooks/pre-snapshot"),
+        ("pre of a dataset without guests", f"{ELSEWHERE} {CODE_DIR}/hooks/pre-snapshot"),
         ("post of a moment that was not begun", f"{UNKNOWN} {CODE_DIR}/hooks/post-snapshot"),
         ("zvmsnap list", "zvmsnap list"),
     ):
@@ -66,7 +67,8 @@ def _rounds(lab: Lab) -> None:
     for _ in range(RUNS):
         lab.run(
             "rm -rf /var/cache/sanoid; zfs destroy -r tank/vm/web@% 2>/dev/null; "
-            "sanoid --take-snapshots", timeout_s=300,
+            "sanoid --take-snapshots",
+            timeout_s=300,
         )
     points = json.loads(lab.run("zvmsnap list --json").stdout)["points"]
     for key, what in (

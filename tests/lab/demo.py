@@ -39,10 +39,10 @@ def _tell(lab: Lab) -> None:
     )
     _say(
         f"1. The guest `{GUEST}` runs. Several times a second it adds one to a count in its RAM,",
-        "   and writes it to both disks: a file on tank/vm/web and the volume tank/vm/web/data.",
+        "   and writes it to both disks: a file on tank/vm/web, the volume tank/vm/web/data.",
     )
     first = guests.wait_counts(lab, GUEST, 0)
-    _show("virsh domblklist web; grep -v -e '^#' -e '^[[:space:]]*#' -e '^$' /etc/sanoid/sanoid.conf")
+    _show("virsh domblklist web; grep -v -e '^[[:space:]]*#' -e '^$' /etc/sanoid/sanoid.conf")
 
     _say("2. sanoid takes its snapshots. The hooks are zvmsnap's.")
     _show("sanoid --take-snapshots --verbose")
@@ -53,17 +53,19 @@ def _tell(lab: Lab) -> None:
     _show("virsh domblklist web")
 
     _say("3. Three snapshots of one moment, on two datasets, and one point that holds the RAM:")
-    _show("zfs list -t snapshot -o name,used,refer; zvmsnap list; zvmsnap show \"$(zvmsnap list --json |"
-          " python3 -c 'import json,sys; print(json.load(sys.stdin)[\"points\"][0][\"name\"])')\"")
+    moment = lab.run("zfs list -Ho name -t snapshot -d 1 tank/vm/web | head -1").stdout.strip()
+    name = f"web@{moment.partition('@')[2]}"
+    _show(f"zfs list -t snapshot -o name,used,refer; zvmsnap list; zvmsnap show {name}")
     _show("find /cheap/vault -type f -printf '%10s bytes  %p\\n'")
 
-    _say("4. The proof: power off, roll both disks back, load the RAM image, and it goes on counting.",
-         "   The guest compares its RAM with its disks at every count, and would stop at a difference.")
+    _say(
+        "4. The proof: power off, roll both disks back, load the RAM image, and it counts on.",
+        "   The guest compares its RAM with its disks at every count; a difference would stop it.",
+    )
     _show("virsh destroy web")
     from_byte = guests.serial_size_bytes(lab, GUEST)
     _show(
-        "name=$(zfs list -H -o name -t snapshot -d 1 tank/vm/web | tail -1); "
-        "zfs rollback -r $name; zfs rollback -r tank/vm/web/data@${name#*@}; "
+        f"zfs rollback -r {moment}; zfs rollback -r {moment.replace('@', '/data@')}; "
         "virsh restore /cheap/vault/web/*/memory.img"
     )
     guests.wait_counts(lab, GUEST, first, since_byte=from_byte)
@@ -79,9 +81,8 @@ def _tell(lab: Lab) -> None:
 
 
 def _prune(lab: Lab, types: str) -> None:
-    lab.run(
-        f"for type in {types}; do sed -i \"s/\\b$type = .*/$type = 0/\" /etc/sanoid/sanoid.conf; done"
-    )
+    for kind in types.split():
+        lab.run(f"sed -i 's/\\b{kind} = .*/{kind} = 0/' /etc/sanoid/sanoid.conf")
     _show("sanoid --prune-snapshots --force-prune --verbose; zvmsnap list")
 
 
