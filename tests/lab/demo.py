@@ -53,7 +53,7 @@ def _tell(lab: Lab) -> None:
     _show("virsh domblklist web")
 
     _say("3. Three snapshots of one moment, on two datasets, and one point that holds the RAM:")
-    moment = lab.run("zfs list -Ho name -t snapshot -d 1 tank/vm/web | head -1").stdout.strip()
+    moment = lab.run("zfs list -Ho name -t snapshot -d 1 tank/vm/web | tail -1").stdout.strip()
     name = f"web@{moment.partition('@')[2]}"
     _show(f"zfs list -t snapshot -o name,used,refer; zvmsnap list; zvmsnap show {name}")
     _show("find /cheap/vault -type f -printf '%10s bytes  %p\\n'")

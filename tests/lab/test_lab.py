@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from labkit import guests
 from labkit.api import Lab
 from labkit.errors import CommandError

@@ -113,7 +113,9 @@ class FakeGuest:
 
     def suspend(self) -> None:
         self._note("suspend")
-        self._state = "paused"
+        with self._changed:
+            self._state = "paused"
+            self._changed.notify_all()
 
     def resume(self) -> None:
         self._note("resume")
@@ -129,6 +131,10 @@ class FakeGuest:
     def dump_until(self, *calls: str) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: set(calls) <= set(self.calls), 5), self.calls
+
+    def dump_until_paused(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._state == "paused", 5), self.calls
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +191,7 @@ def test_guest_is_paused_once_to_finish(
     if image:
         watched.image.write_bytes(image)
     with watched.watch(**limits):
-        watched.guest.dump_until("suspend")
+        watched.guest.dump_until_paused()
         time.sleep(0.02)
         watched.guest.dump_ends()
     assert watched.guest.calls == ["allow 30", "suspend", "allow 300"]
@@ -194,9 +200,7 @@ def test_guest_is_paused_once_to_finish(
 
 def test_a_pause_that_comes_after_the_dump_does_not_stay(watched: Watched) -> None:
     with watched.watch(dump_pause_after_s=0.01):
-        watched.guest.dump_until("suspend")
-        while watched.guest.state() != "paused":
-            time.sleep(0.001)
+        watched.guest.dump_until_paused()
     assert watched.guest.calls == ["allow 30", "suspend", "resume", "allow 300"]
     assert watched.guest.state() == "running"
 
@@ -210,9 +214,7 @@ def test_a_guest_that_somebody_else_paused_is_left_alone(watched: Watched) -> No
 def test_what_cannot_be_resumed_is_said(watched: Watched) -> None:
     watched.guest.failing = {"resume": 9}
     with watched.watch(dump_pause_after_s=0.01):
-        watched.guest.dump_until("suspend")
-        while watched.guest.state() != "paused":
-            time.sleep(0.001)
+        watched.guest.dump_until_paused()
     assert watched.said[1:] == ["it may still be paused, as it could not be resumed: no resume"]
     assert watched.guest.pause_ms == 300
 
@@ -246,8 +248,7 @@ def test_abort_is_tried_again(watched: Watched) -> None:
 def test_suspend_is_tried_again(watched: Watched) -> None:
     watched.guest.failing = {"suspend": 2}
     with watched.watch(dump_pause_after_s=0.01):
-        while watched.guest.state() != "paused":
-            time.sleep(0.001)
+        watched.guest.dump_until_paused()
         watched.guest.dump_ends()
     assert watched.guest.calls == ["allow 30", *["suspend"] * 3, "allow 300"]
 
