@@ -1,0 +1,88 @@
+"""sanoid takes moments of a running guest, and the guest can go back to each of them."""
+
+import hashlib
+
+import scenario
+from scenario import WEB
+
+from labkit.api import Lab
+
+TYPES = ("monthly", "daily", "hourly")
+# The lab is emulated and its host is busy: shorter silences say nothing of the hooks.
+STALL_MARGIN_S = 6.0
+
+
+def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    with scenario.watched(lab, "web") as watch:
+        said = scenario.take(lab)
+        scenario.counts_on(lab)
+
+    assert "error" not in said.stderr and "warning" not in said.stderr, said
+
+    point = scenario.the_point(lab, "web")
+    assert {f"{point.manifest['moment']}_{each}" for each in TYPES} == point.names
+    existing = {
+        f"{dataset}@{name}": guid
+        for dataset in WEB.datasets
+        for name, guid in scenario.snapshots(lab, dataset).items()
+    }
+    assert len(existing) == len(TYPES) * len(WEB.datasets)
+    assert point.ties == existing
+    assert point.manifest["level"] == "memory"
+    assert point.manifest["reason"] is None
+
+    scenario.assert_at_rest(lab)
+    assert scenario.vault_files(lab) == [
+        f"{scenario.VAULT}/web",
+        point.directory,
+        *(
+            f"{point.directory}/{name}"
+            for name in ("domain.xml", "manifest.json", "memory.img", "persistent.xml")
+        ),
+    ]
+
+    scenario.assert_counted_through(lab, "web")
+    (pause_s,) = watch.pauses_s
+    assert abs(pause_s - point.timing["pause_s"]) < 1
+    assert watch.longest_silence_s < pause_s + STALL_MARGIN_S
+    print(
+        f"paused {pause_s:.2f} s; {watch.longest_silence_s:.2f} s at most between two counts; "
+        f"{dict(point.timing)}"
+    )
+
+    for name in point.names:
+        inside = lab.get(f"/tank/vm/web/.zfs/snapshot/{name}/.zvmsnap/web/domain.xml").decode()
+        assert "<name>web</name>" in inside
+        assert ".zvmsnap." not in inside
+
+
+def test_guest_goes_back_to_its_first_moment(lab_session: Lab) -> None:
+    scenario.taken(lab_session)
+    point = scenario.the_point(lab_session, "web")
+    oldest = f"{point.manifest['moment']}_monthly"
+    scenario.assert_coherent(lab_session, WEB, oldest, point.image)
+
+
+def test_guest_goes_back_to_a_later_moment_with_a_compressed_image(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.taken(lab)
+    (first,) = scenario.points(lab, "web")
+    scenario.configure(lab, '[image]\ncompression = "zstd"')
+    scenario.pass_hours(lab, 1)
+    scenario.take(lab)
+    before, later = scenario.points(lab, "web")
+    assert before == first
+    assert later.names == {f"{later.manifest['moment']}_hourly"}
+
+    memory = later.manifest["memory"]
+    assert memory["compression"] == "zstd"
+    stored = lab.get(later.image)
+    assert hashlib.sha256(stored).hexdigest() == memory["sha256"]
+    assert len(stored) == memory["stored_bytes"] < memory["image_bytes"]
+    lab.run(f"zstd -q -d {later.image} -o /root/memory.img")
+    assert int(lab.run("stat -c %s /root/memory.img").stdout) == memory["image_bytes"]
+
+    (name,) = later.names
+    scenario.assert_coherent(lab, WEB, name, "/root/memory.img")
