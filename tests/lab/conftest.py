@@ -37,14 +37,18 @@ def lab_session() -> Iterator[Lab]:
     lab = Lab()
     with lab.alone():
         lab.down()
-        for name in lab.instance.own_states.names():
+        states = lab.instance.own_states
+        for name in states.names():
             if name.endswith(_READY_MADE):
-                lab.instance.own_states.forget(name)
+                states.forget(name)
+        not_ours = set(states.names())
         try:
             yield lab
         finally:
             if not os.environ.get("ZVMSNAP_LAB_KEEP"):
                 lab.down()
+                for name in set(states.names()) - not_ours:
+                    states.forget(name)
 
 
 @pytest.fixture

@@ -146,8 +146,8 @@ class Lab:
             marks += [hostlock.in_use(below) for below in state.lineage()]
             if own is None:
                 states.remove_older(state)
-            elif not all((image.states / below).exists() for below in state.lineage()
-                         if "~" not in below):
+            elif not all(self.instance.state_path(image, below).exists()
+                         for below in state.lineage()):
                 raise LabError(f"state {name} lies on one that is gone; save it again")
             yield state
         finally:

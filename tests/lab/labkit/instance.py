@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 from labkit import command, hostlock, machine, settings, states
 from labkit.errors import LabError
@@ -119,11 +120,11 @@ class Instance:
         shell.disconnect()
         draft = states.unfinished(target)
         try:
-            with (draft / "stream").open("wb") as stream, Qmp(self.directory / "qmp") as qmp:
+            with Qmp(self.directory / "qmp") as qmp:
                 qmp.execute("stop")
                 qmp.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED_BYTES_PER_S})
-                qmp.execute("getfd", {"fdname": "stream"}, pass_fd=stream.fileno())
-                qmp.execute("migrate", {"uri": "fd:stream"})
+                # Through cat: of the ways to a file, every QEMU since 7.2 has this one.
+                qmp.execute("migrate", {"uri": f"exec:cat > {quote(str(draft / 'stream'))}"})
                 qmp.until_migrated(settings.LOAD_TIMEOUT_S)
             self._kill()
             parent = self._state(Image(settings.cache_dir() / note.image), note.state)
@@ -136,10 +137,12 @@ class Instance:
         self.down()
         shutil.rmtree(self.directory)
 
+    def state_path(self, image: Image, name: str) -> Path:
+        """Where a state of that full name lies: with the image, or with this instance."""
+        return (self.directory / "states" if "~" in name else image.states) / name
+
     def _state(self, image: Image, name: str) -> State | None:
-        if not name:
-            return None
-        return State((self.directory / "states" if "~" in name else image.states) / name)
+        return State(self.state_path(image, name)) if name else None
 
     def _clear(self) -> None:
         for disk in settings.DISKS:

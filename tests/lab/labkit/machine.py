@@ -1,6 +1,7 @@
 """One QEMU process: start it, know whether it lives, end it."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -105,20 +106,12 @@ def start(directory: Path, image: Image, *, stream: Path | None, inherit: Sequen
         (directory / left_over).unlink(missing_ok=True)
     ssh_port = _free_port()
     arguments = _arguments(image, directory.name, ssh_port)
-    fds = list(inherit)
-    source = -1
     if stream is not None:
-        source = os.open(stream, os.O_RDONLY)
-        fds.append(source)
-        arguments += ["-incoming", f"fd:{source}"]
-    try:
-        with (directory / "qemu.log").open("ab") as log:
-            process = subprocess.Popen(
-                arguments, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=fds, start_new_session=True)
-    finally:
-        if source >= 0:
-            os.close(source)
+        arguments += ["-incoming", f"exec:cat {shlex.quote(str(stream))}"]
+    with (directory / "qemu.log").open("ab") as log:
+        process = subprocess.Popen(
+            arguments, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            pass_fds=inherit, start_new_session=True)
     return Process.of(process.pid), ssh_port
 
 

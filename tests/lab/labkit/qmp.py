@@ -48,15 +48,10 @@ class Qmp:
         self._lines.close()
         self._socket.close()
 
-    def execute(self, command: str, arguments: dict[str, Any] | None = None,
-                pass_fd: int | None = None) -> Any:
+    def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Run one command and return what it returned; events are passed over."""
         request = {"execute": command} | ({"arguments": arguments} if arguments else {})
-        message = json.dumps(request).encode() + b"\n"
-        if pass_fd is None:
-            self._socket.sendall(message)
-        else:
-            socket.send_fds(self._socket, [message], [pass_fd])
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
         while True:
             line = self._lines.readline()
             if not line:
