@@ -14,13 +14,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
 from zvmsnap import blockcommit, domainxml, log, point, vault, zfs
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainGone, SnapshotMissing, ZvmsnapError
+from zvmsnap.errors import DomainBusy, DomainGone, SnapshotMissing, ZvmsnapError
 from zvmsnap.files import write_atomic
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Process
@@ -135,6 +136,9 @@ class _Finish:
         """commit, tidy."""
         overlays = {d.target: (d.overlay, d.base) for d in self._entry.disks if d.overlay}
         guest = self._guest()
+        if guest and guest.is_active() and guest.has_job():
+            # libvirt completes a dump whose caller was killed, and only then makes the overlays.
+            raise DomainBusy("a job (dump, migration, backup) is under way; the next hook goes on")
         if overlays and guest:
             self._record("commit")
             begun_s = time.monotonic()
@@ -152,24 +156,26 @@ class _Finish:
         """publish, close. Raises SnapshotMissing, after closing, if ZFS has no snapshot of it."""
         self._record("publish")
         ties = self._ties()
-        if ties and not vault.published(
-            self._config.vault_dir, self._entry.domain, self._entry.capture
-        ):
-            published = self._publish(ties)
-            self._log.info(
-                "point %s: level %s%s",
-                published.name,
-                published.manifest.level,
-                self._measured(published.manifest),
-            )
-        self._close()
+        vault_dir, entry = self._config.vault_dir, self._entry
         if not ties:
+            self._close()
             raise SnapshotMissing(
                 f"none of {', '.join(self._names)} exists: the RAM image is discarded; "
                 "what kept sanoid from taking the snapshot stands in its own log"
             )
+        if vault.published(vault_dir, entry.domain, entry.capture):
+            self._log.debug("was published already")
+        elif not (self._dir.point / point.DOMAIN_XML).exists():
+            self._log.warning("no point: pre was killed before it had stored anything")
+        else:
+            published = self._publish(ties)
+            manifest = published.manifest
+            self._log.info(
+                "point %s: level %s%s", published.name, manifest.level, self._measured(manifest)
+            )
+        self._close()
 
-    def _lock(self, intent: str):  # type: ignore[no-untyped-def]
+    def _lock(self, intent: str) -> AbstractContextManager[None]:
         config = self._config
         return lock(
             config.locks_dir,
@@ -215,8 +221,13 @@ class _Finish:
         entry = self._entry
         incoming = vault.incoming(self._config.vault_dir, entry.domain, entry.capture)
         memory = None
-        if entry.level is Level.MEMORY:
+        if entry.level is Level.MEMORY and entry.frozen_at_s:
             memory = self._stow(incoming)
+        elif entry.level is Level.MEMORY:
+            # The image may be complete, but it is of a later instant than the snapshot.
+            entry = msgspec.structs.replace(
+                entry, level=Level.CRASH, reason="pre was killed before the disks were frozen"
+            )
         for name in (point.DOMAIN_XML, point.PERSISTENT_XML, point.NVRAM):
             source = self._dir.point / name
             if source.exists():
