@@ -21,7 +21,7 @@ from labkit.api import CODE_DIR, Lab, LabError
 _DIAGNOSES = (
     "virsh list --all",
     "zfs list -t all",
-    "journalctl --no-pager -n 100 -g '^(?!audit.*\"STATUS\")'",  # not each loaded profile
+    "journalctl --no-pager -n 100 -g '^(?!audit.*\"STATUS\")' | tac",  # not each loaded profile
 )
 _READY_MADE = "with-code"
 
