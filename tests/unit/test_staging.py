@@ -185,3 +185,10 @@ def test_room(
             assert f"{ram_mib + 50} MiB" in str(error)
             assert str(tmp_path) in str(error)
     assert tuple(failed) == refused
+
+
+def test_no_capture_behind_a_symlink_and_none_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"{UUID}.00000001").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / f"{UUID}.00000002").touch()
+    assert staging.captures(tmp_path) == []
