@@ -360,10 +360,10 @@ class _GuestCapture:
             measured["pause_s"] = paused_s()
 
     def _undo_dump(self, entry: Entry) -> None:
-        if not self._guest.is_active():
-            return
         overlays = {disk.target: (disk.overlay, disk.base) for disk in entry.disks}
         blockcommit.to_base(self._guest, overlays, self._moment.config.limits.commit_timeout_s)
+        for overlay in self._dir.overlays():
+            overlay.unlink()
         if self._guest.state() == "paused":
             # It ran when we began, and only we pause it: see dumpwatch.
             self._guest.resume()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap import domainxml, point, zfs
-from zvmsnap.errors import NoSpace, StagingUnusable
+from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.files import passable_dir, private_dir
 
 _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
@@ -61,7 +61,13 @@ class CaptureDir:
         private_dir(self.point)
 
     def remove(self) -> None:
-        """Remove it and all that is in it; the caller knows that no guest uses an overlay here."""
+        """Remove it and all that is in it. Raises CommitFailed, with nothing done, for overlays:
+
+        who has brought a guest back from them removes them first.
+        """
+        overlays = ", ".join(str(overlay) for overlay in self.overlays())
+        if overlays:
+            raise CommitFailed(f"kept, as a guest may write to it: {overlays}")
         if self.path.exists():
             shutil.rmtree(self.path)
 

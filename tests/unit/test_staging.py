@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from zvmsnap import domainxml, staging
-from zvmsnap.errors import NoSpace, StagingUnusable
+from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.staging import CaptureDir, Room
 from zvmsnap.zfs import Mount
 
@@ -42,9 +42,22 @@ def test_made_and_removed(tmp_path: Path) -> None:
     (capture.path / "stray.qcow2").touch()
     assert capture.overlays() == [capture.overlay("vda"), capture.overlay("vdb")]
     assert capture.memory.parent == capture.point
+    for overlay in capture.overlays():
+        overlay.unlink()
     capture.remove()
     assert capture.overlays() == []
     assert list((tmp_path / "var" / "staging").iterdir()) == []
+
+
+def test_a_guests_newest_writes_are_never_removed(tmp_path: Path) -> None:
+    capture = CaptureDir.fresh(tmp_path, UUID)
+    capture.make()
+    capture.memory.touch()
+    capture.overlay("vda").write_bytes(b"newest")
+    with pytest.raises(CommitFailed, match=f"kept, .*{capture.overlay('vda')}$"):
+        capture.remove()
+    assert capture.overlay("vda").read_bytes() == b"newest"
+    assert capture.memory.exists()
 
 
 def test_overlays_are_reachable_and_ram_is_private(tmp_path: Path) -> None:
