@@ -6,6 +6,7 @@ Nothing here imports the product: what it left behind is read as an operator wou
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,10 +121,15 @@ def pass_hours(lab: Lab, hours: int) -> None:
 # -- sanoid and the hooks
 
 
-def take(lab: Lab, *, check: bool = True, before: str = "") -> Completed:
-    """One round of `sanoid --take-snapshots`; `before` is shell code in front of it."""
+def take(lab: Lab, *, before: str = "true", after: str = "true", check: bool = True) -> Completed:
+    """One round of `sanoid --take-snapshots`, with shell code around it.
+
+    What sanoid leaves behind, should it die, is waited for too.
+    """
     return lab.run(
-        f"{before}\nsanoid --take-snapshots --verbose", check=check, timeout_s=ROUND_LIMIT_S
+        f"{before}; sanoid --take-snapshots --verbose; {after}",
+        check=check,
+        timeout_s=ROUND_LIMIT_S,
     )
 
 
@@ -347,6 +353,32 @@ def assert_coherent(lab: Lab, guest: Guest, name: str, image: str) -> None:
     assert counts == list(range(counts[0], counts[-1] + 1))
     assert guests.boots(lab, guest.name, since) == 0
     assert guests.mismatches(lab, guest.name, since) == []
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command under way in the lab, in a process group of its own that `pid` leads."""
+
+    pid: int
+    process: subprocess.Popen[str]
+
+    def wait(self) -> str:
+        """Wait until it, and all that it left behind, has ended; return what stderr got."""
+        _, stderr = self.process.communicate(timeout=ROUND_LIMIT_S)
+        return stderr
+
+
+@contextmanager
+def running(lab: Lab, command: str) -> Iterator[Running]:
+    """Run a command; whatever is left of it afterwards is killed."""
+    process = lab.start(f"exec setsid --wait sh -c 'echo $$; exec \"$@\"' sh {command}")
+    assert process.stdout
+    pid = int(process.stdout.readline())
+    try:
+        yield Running(pid, process)
+    finally:
+        lab.run(f"kill -KILL -- -{pid}", check=False)
+        process.wait(ROUND_LIMIT_S)
 
 
 def wait_until(what: str, done: Callable[[], bool], timeout_s: float = 60.0) -> None:
