@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from zvmsnap.errors import BlockJobNotReady, CommitFailed, LibvirtFailed
 
 _LOOK_EVERY_S = 0.2
 _PIVOT_AGAIN_S = 0.05
+_ACTIVE_COMMIT = "active-commit"
 
 
 class Committed(Protocol):
@@ -33,12 +34,18 @@ class Committed(Protocol):
     def block_job_events(self) -> AbstractContextManager[threading.Event]: ...
 
 
-def to_base(guest: Committed, overlays: Mapping[str, tuple[str, str]], timeout_s: float) -> None:
+def to_base(
+    guest: Committed,
+    overlays: Mapping[str, tuple[str, str]],
+    timeout_s: float,
+    pivoted: Callable[[str], None] = lambda _target: None,
+) -> None:
     """Bring every disk in `overlays` (target to overlay and base) back to its base.
 
     May be called again after any interruption: running jobs are taken over, disks that are on
-    their base already are left alone. Raises CommitFailed with what is still on an overlay; the
-    overlay files are not touched.
+    their base already are left alone. `pivoted` is told each target whose overlay has become
+    worthless, since libvirt has merged and left it here and now. Raises CommitFailed with what is
+    still on an overlay; the overlay files are not touched.
     """
     deadline_s = time.monotonic() + timeout_s
     disks = _disks(guest)
@@ -65,6 +72,7 @@ def to_base(guest: Committed, overlays: Mapping[str, tuple[str, str]], timeout_s
             try:
                 if _await_ready(guest, target, overlays[target][0], changed, deadline_s):
                     _pivot(guest, target, deadline_s)
+                    pivoted(target)
             except (LibvirtFailed, CommitFailed) as error:
                 failures[target] = str(error)
     _prove(guest, overlays, failures)
@@ -75,6 +83,11 @@ def _start(guest: Committed, disk: domainxml.Disk, base: str) -> None:
         below = disk.chain[0] if disk.chain else "nothing"
         raise CommitFailed(
             f"{guest.name}: {disk.target}: below its overlay lies {below}, not {base}"
+        )
+    if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:
+        raise CommitFailed(
+            f"{guest.name}: {disk.target}: a block job of another kind ({disk.mirror_job}) is on "
+            "it; end that first"
         )
     if not disk.mirror:
         guest.block_commit(disk.target)

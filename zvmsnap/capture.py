@@ -35,7 +35,13 @@ from zvmsnap import (
 )
 from zvmsnap.config import Config
 from zvmsnap.dumpwatch import DumpWatch
-from zvmsnap.errors import Cancelled, DomainBusy, HookEnvironmentInvalid, ZvmsnapError
+from zvmsnap.errors import (
+    Cancelled,
+    DomainBusy,
+    DomainGone,
+    HookEnvironmentInvalid,
+    ZvmsnapError,
+)
 from zvmsnap.finish import settle
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Disk, Entry, Journal, Process
@@ -107,8 +113,10 @@ def _concerned(moment: Moment) -> tuple[dict[str, Guest], bool]:
                 survey.look(moment.hypervisor, guest, moment.mounts), moment.covered
             ):
                 found[guest.uuid] = guest
+        except DomainGone:
+            continue
         except ZvmsnapError as error:
-            log.about(guest.name, ",".join(moment.call.datasets)).error("not looked at: %s", error)
+            _about(moment, guest).error("not looked at: %s", error)
             complete = False
     return found, complete
 

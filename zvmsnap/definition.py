@@ -7,10 +7,10 @@ with it: whoever receives the dataset alone can still define the guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from zvmsnap import domainxml, zfs
+from zvmsnap import domainxml, log, zfs
 from zvmsnap.files import private_dir, write_atomic
 from zvmsnap.hypervisor import Guest
 from zvmsnap.placement import Place
@@ -34,11 +34,19 @@ def store(guest: Guest, directory: Path, places: Iterable[Place], mounts: list[z
     if nvram and os.path.exists(nvram):
         files[NVRAM] = Path(nvram).read_bytes()
     tops = {zfs.mountpoint_of(place.dataset, mounts) for place in places}
-    inside = [private_dir(Path(top) / FOLDER) / folder_of(guest.name) for top in tops if top]
-    targets = [directory, *inside]
-    for target in targets:
-        private_dir(target)
-        for name, data in files.items():
-            write_atomic(target / name, data)
-        for name in {PERSISTENT_XML, NVRAM} - set(files):
-            (target / name).unlink(missing_ok=True)
+    inside = [Path(top) / FOLDER / folder_of(guest.name) for top in tops if top]
+    _write(private_dir(directory), files)
+    for target in inside:
+        try:
+            private_dir(target.parent)
+            _write(private_dir(target), files)
+        except OSError as error:
+            # A full or read-only dataset: the point itself has all of it.
+            log.about(guest.name, str(target)).warning("no definition in the dataset: %s", error)
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        write_atomic(directory / name, data)
+    for name in {PERSISTENT_XML, NVRAM} - set(files):
+        (directory / name).unlink(missing_ok=True)

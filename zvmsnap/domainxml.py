@@ -12,7 +12,8 @@ class Disk:
     """One <disk>. `source` is a path for type file and block, "" for others and empty drives.
 
     `chain` are the paths of its backing files, top first. `mirror` is "" without a block job,
-    else "yes" when libvirt says that it can be pivoted, "no" while it cannot.
+    else "yes" when libvirt says that it can be pivoted, "no" while it cannot; `mirror_job` is its
+    kind, such as `copy` or `active-commit`.
     """
 
     target: str
@@ -25,6 +26,7 @@ class Disk:
     transient: bool
     chain: tuple[str, ...] = ()
     mirror: str = ""
+    mirror_job: str = ""
     volume: tuple[str, str] | None = None
 
     @property
@@ -88,6 +90,7 @@ def _disk(disk: ET.Element) -> Disk:
         transient=disk.find("transient") is not None,
         chain=_chain(disk),
         mirror="" if mirror is None else ("yes" if mirror.get("ready") == "yes" else "no"),
+        mirror_job="" if mirror is None else mirror.get("job", ""),
         volume=volume,
     )
 

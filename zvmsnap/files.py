@@ -22,9 +22,10 @@ def passable_dir(path: Path) -> Path:
 
 
 def _make(path: Path, mode: int) -> Path:
-    for parent in reversed([p for p in path.parents if not p.exists()]):
-        parent.mkdir(mode=PASSABLE_DIR, exist_ok=True)
-    path.mkdir(mode=mode, exist_ok=True)
+    for directory in reversed([p for p in (path, *path.parents) if not p.is_dir()]):
+        directory.mkdir(exist_ok=True)
+        # mkdir's own mode would obey the umask of whoever called sanoid.
+        directory.chmod(mode if directory == path else PASSABLE_DIR)
     return path
 
 

@@ -125,12 +125,22 @@ class _Finish:
     def leave_overlays(self) -> None:
         """Commit and tidy under the guest's lock."""
         with self._lock("commit"):
-            self.leave_overlays_locked()
+            if self._is_ours():
+                self.leave_overlays_locked()
 
     def publish(self) -> None:
         """Publish and close under the guest's lock."""
         with self._lock("publish"):
-            self.publish_locked()
+            if self._is_ours():
+                self.publish_locked()
+
+    def _is_ours(self) -> bool:
+        """Is this moment still open, or has another hook finished it while we waited?"""
+        now = self._journal.read(self._entry.uuid)
+        if now is None or now.capture != self._entry.capture:
+            self._log.warning("moment %s was finished by another hook", self._entry.moment)
+            return False
+        return True
 
     def leave_overlays_locked(self) -> None:
         """commit, tidy."""
@@ -142,15 +152,33 @@ class _Finish:
         if overlays and guest:
             self._record("commit")
             begun_s = time.monotonic()
-            blockcommit.to_base(guest, overlays, self._config.limits.commit_timeout_s)
+            blockcommit.to_base(
+                guest, overlays, self._config.limits.commit_timeout_s, self._pivoted
+            )
             self._commit_s = time.monotonic() - begun_s
             if self._entry.frozen_at_s:
                 self._overlay_s = time.time() - self._entry.frozen_at_s
         self._record("tidy")
         if guest:
-            for overlay, _ in overlays.values():
-                Path(overlay).unlink(missing_ok=True)
+            self._remove_overlays()
             self._forget_metadata(guest)
+
+    def _pivoted(self, target: str) -> None:
+        self._entry = msgspec.structs.replace(
+            self._entry, committed=(*self._entry.committed, target)
+        )
+        self._record("commit")
+
+    def _remove_overlays(self) -> None:
+        for disk in self._entry.disks:
+            overlay = Path(disk.overlay)
+            if not disk.overlay or not overlay.exists():
+                continue
+            if disk.target in self._entry.committed:
+                overlay.unlink()
+            else:
+                # Its guest was brought back to the base by somebody who need not have merged it.
+                self._log.warning("%s was not merged by us and is kept: see to it", overlay)
 
     def publish_locked(self) -> None:
         """publish, close. Raises SnapshotMissing, after closing, if ZFS has no snapshot of it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from zvmsnap import log
 from zvmsnap.files import private_dir, sync_dir, write_atomic
 from zvmsnap.placement import Level
 
@@ -69,6 +70,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     memory_format: str = ""
     pause_s: float = 0.0
     dump_s: float = 0.0
+    committed: tuple[str, ...] = ()  # targets whose overlays we have merged and left
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
 
     @property
@@ -96,7 +98,9 @@ class Journal:
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            os.replace(path, path.with_suffix(".damaged"))
+            aside = path.with_suffix(".damaged")
+            log.plain().warning("%s cannot be read; set aside as %s", path, aside.name)
+            os.replace(path, aside)
             return None
 
     def entries(self) -> list[Entry]:

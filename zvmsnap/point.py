@@ -131,14 +131,20 @@ class Life(Enum):
 
 @dataclass(frozen=True)
 class Liveness:
-    """Which snapshots ZFS has now; of pools that are not imported nothing is known."""
+    """Which snapshots ZFS has now.
+
+    Nothing is known of pools that are not imported, nor of `homeless` names, whose datasets may
+    have been renamed.
+    """
 
     present: Mapping[str, Snapshot]
     imported_pools: frozenset[str]
+    homeless: frozenset[str] = frozenset()
 
     def of(self, tie: Tie) -> Life:
         """A snapshot of the same name but another guid is another snapshot: this one is gone."""
-        if tie.dataset.partition("/")[0] not in self.imported_pools:
+        imported = tie.dataset.partition("/")[0] in self.imported_pools
+        if not imported or tie.full_name in self.homeless:
             return Life.UNKNOWN
         found = self.present.get(tie.full_name)
         return Life.ALIVE if found and found.guid == tie.guid else Life.GONE

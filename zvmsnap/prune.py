@@ -41,7 +41,8 @@ def forget(call: HookCall, config: Config) -> bool:
         log.plain().warning("%s", entry.why)
     if points:
         with lock(config.locks_dir, _LOCK, "prune points", config.limits.lock_timeout_s):
-            liveness = _asked_by_name(points)
+            answer = _asked_by_name(points)
+            liveness = Liveness(answer.present, answer.pools, answer.homeless)
             for point in points:
                 if liveness.orphaned(point.manifest):
                     _remove(point)
@@ -84,14 +85,19 @@ def find(config: Config) -> Findings:
             points.append(entry)
     answer = zfs.all_snapshots()
     listed = _liveness(answer)
+    guids = {snapshot.guid for snapshot in answer.present.values()}
     # A pool that is exported during the listing would make orphans of all its points, so what
     # seems lost is asked for once more.
-    asked = _asked_by_name([point for point in points if listed.orphaned(point.manifest)])
+    asked = _liveness(
+        _asked_by_name([point for point in points if listed.orphaned(point.manifest)])
+    )
     for point in points:
+        ties = point.manifest.snapshots
         liveness = asked if listed.orphaned(point.manifest) else listed
-        if liveness.orphaned(point.manifest):
+        orphaned = liveness.orphaned(point.manifest)
+        if orphaned and not any(tie.guid in guids for tie in ties):
             found.orphans.append(point)
-        elif any(liveness.of(tie) is Life.UNKNOWN for tie in point.manifest.snapshots):
+        elif orphaned or any(liveness.of(tie) is Life.UNKNOWN for tie in ties):
             found.unknown.append(point)
     for directory in unfinished:
         if directory.name.removeprefix(vault.INCOMING) not in open_captures:
@@ -129,9 +135,8 @@ def sweep(config: Config) -> Findings:
     return found
 
 
-def _asked_by_name(points: Iterable[Point]) -> Liveness:
-    ties = (tie.full_name for point in points for tie in point.manifest.snapshots)
-    return _liveness(zfs.snapshots(ties))
+def _asked_by_name(points: Iterable[Point]) -> zfs.Answer:
+    return zfs.snapshots(tie.full_name for point in points for tie in point.manifest.snapshots)
 
 
 def _liveness(answer: zfs.Answer) -> Liveness:

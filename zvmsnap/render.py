@@ -117,7 +117,10 @@ def findings(found: Findings, *, dry_run: bool) -> list[str]:
     removes = "would remove" if dry_run else "removed"
     lines = [f"{removes} point {point.name}: its snapshots are gone" for point in found.orphans]
     lines += [f"{removes} {path}: left by an interrupted run" for path in found.debris]
-    lines += [f"kept point {point.name}: a pool of it is not imported" for point in found.unknown]
+    lines += [
+        f"kept point {point.name}: its pool is not imported, or its snapshots have other names now"
+        for point in found.unknown
+    ]
     lines += [
         f"kept {path}: an overlay that no journal knows; may hold a guest's writes"
         for path in found.overlays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from zvmsnap import domainxml, zfs
+from zvmsnap.errors import LibvirtFailed
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.placement import Place, Seen
 from zvmsnap.staging import overlays_of
@@ -27,7 +28,11 @@ def look(hypervisor: Hypervisor, guest: Guest, table: list[zfs.Mount]) -> Seen:
 
 def _path(hypervisor: Hypervisor, disk: domainxml.Disk) -> str:
     if disk.volume:
-        return hypervisor.volume_path(*disk.volume)
+        try:
+            return hypervisor.volume_path(*disk.volume)
+        except LibvirtFailed:
+            # Of an inactive pool, say: where it lies cannot be told, so no moment covers it.
+            return ""
     return disk.source
 
 

@@ -49,6 +49,9 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
     """All points, or those of one moment of any domain; what cannot be read comes as Damaged."""
     for folder in _listed(vault):
         if folder.is_symlink() or not folder.is_dir():
+            if moment is not None:
+                # Nothing of that moment: `zvmsnap list` and `prune` tell of it, no hook must.
+                continue
             yield Damaged(folder, f"{folder}: is no directory of the vault's own; not followed")
             continue
         for directory in _listed(folder):
@@ -89,8 +92,11 @@ def remove(found: Point) -> None:
 
 
 def incoming(vault: Path, domain: str, capture: str) -> Path:
-    """The directory in which a point is put together, made if needed."""
-    return private_dir(private_dir(vault) / folder_of(domain) / f"{INCOMING}{capture}")
+    """The directory in which a point is put together, made if needed. Raises VaultDamaged."""
+    folder = private_dir(vault) / folder_of(domain)
+    if folder.is_symlink():
+        raise VaultDamaged(f"{folder}: is a symlink; not followed out of the vault")
+    return private_dir(private_dir(folder) / f"{INCOMING}{capture}")
 
 
 def publish(directory: Path, manifest: Manifest) -> Point:

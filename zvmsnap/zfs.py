@@ -65,11 +65,13 @@ class Mount:
 class Answer:
     """What ZFS said of snapshots: `dataset@name` to what exists, and which pools are imported.
 
-    Absence from a pool that is not imported proves nothing.
+    Absence from a pool that is not imported proves nothing. `homeless` are names asked for whose
+    dataset does not exist: destroyed with them, or renamed, which a name cannot tell.
     """
 
     present: Mapping[str, Snapshot]
     pools: frozenset[str]
+    homeless: frozenset[str] = frozenset()
 
 
 def datasets() -> dict[str, Dataset]:
@@ -91,23 +93,26 @@ def snapshots(names: Iterable[str]) -> Answer:
     "no such snapshot" is ever taken for one.
     """
     asked = sorted(set(names))
-    pools: set[str] = set()
+    datasets: set[str] = set()
     present: dict[str, Snapshot] = {}
     for begin in range(0, len(asked), _ARGUMENTS_MAX):
         part = asked[begin : begin + _ARGUMENTS_MAX]
-        wanted = sorted({_pool(name) for name in part}) + part
-        lines = _list("-t", "filesystem,snapshot", "-o", _SNAPSHOT_COLUMNS, *wanted, partial=True)
-        for line in lines:
+        homes = {_pool(name) for name in part} | {_dataset(name) for name in part}
+        kinds = "filesystem,volume,snapshot"
+        wanted = [*sorted(homes), *part]
+        for line in _list("-t", kinds, "-o", _SNAPSHOT_COLUMNS, *wanted, partial=True):
             if "@" in line[0]:
                 snapshot = _snapshot(line)
                 present[snapshot.full_name] = snapshot
             else:
-                pools.add(line[0])
+                datasets.add(line[0])
+    pools = frozenset(_pool(name) for name in asked) & datasets
     missing = [name for name in asked if name not in present]
     for name in missing:
         if _pool(name) in pools:
             _check_gone(name)
-    return Answer(present, frozenset(pools))
+    homeless = frozenset(name for name in missing if _dataset(name) not in datasets)
+    return Answer(present, pools, homeless)
 
 
 def all_snapshots() -> Answer:
@@ -209,6 +214,10 @@ def _value(text: str) -> str:
 
 def _pool(name: str) -> str:
     return re.split("[/@]", name, maxsplit=1)[0]
+
+
+def _dataset(name: str) -> str:
+    return name.partition("@")[0]
 
 
 def _unescape(text: str) -> str:

@@ -371,3 +371,26 @@ def test_disk_taken_away_while_its_newest_writes_are_in_its_overlay(
 
     writes.unlink()
     blockcommit.to_base(guest, overlays, 60)
+
+
+def test_only_what_was_pivoted_here_and_now_is_told() -> None:
+    guest = FakeGuest(vda=frozen("vda"), vdb=at_base("vdb"), vdc=frozen("vdc", start_fails=True))
+    overlays = {target: (overlay(target), base(target)) for target in guest.drives}
+    told: list[str] = []
+    with pytest.raises(CommitFailed, match="vdc"):
+        blockcommit.to_base(guest, overlays, 60, told.append)
+    assert told == ["vda"]
+
+
+def test_block_job_of_another_kind_is_not_taken_for_our_commit() -> None:
+    guest = FakeGuest(vda=frozen("vda"))
+    copying = guest.xml
+
+    def xml(*, persistent: bool = False, secure: bool = False) -> str:
+        mirror = "" if persistent else "<mirror type='file' job='copy' ready='yes'/>"
+        return copying(persistent=persistent).replace("<target ", f"{mirror}<target ")
+
+    guest.xml = xml  # type: ignore[method-assign]
+    with pytest.raises(CommitFailed, match="block job of another kind"):
+        to_base(guest)
+    assert not any(what.startswith("pivot") for what in guest.trace)

@@ -99,7 +99,7 @@ DISKS = [
              <mirror type='file' job='active-commit'><source file='/b'/></mirror>
              <target dev='vda'/>
            </disk>""",
-        expected(mirror="no"),
+        expected(mirror="no", mirror_job="active-commit"),
         True,
         None,
         id="block job that is not ready",
@@ -111,7 +111,7 @@ DISKS = [
              <mirror type='file' job='active-commit' ready='yes'><source file='/b'/></mirror>
              <target dev='vda'/>
            </disk>""",
-        expected(mirror="yes"),
+        expected(mirror="yes", mirror_job="active-commit"),
         True,
         None,
         id="block job that is ready",
@@ -123,7 +123,7 @@ DISKS = [
              <mirror type='file' job='active-commit' ready='abort'><source file='/b'/></mirror>
              <target dev='vda'/>
            </disk>""",
-        expected(mirror="no"),
+        expected(mirror="no", mirror_job="active-commit"),
         True,
         None,
         id="block job being aborted",

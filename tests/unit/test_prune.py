@@ -395,3 +395,28 @@ def test_the_hook_of_an_unknown_snapshot_is_light(tmp_path: Path, config: Config
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
     assert not config.locks_dir.exists()
+
+
+def test_snapshots_under_another_name_keep_their_point(
+    config: Config, pools: Pools, put: Callable[..., Point]
+) -> None:
+    put(snapshots=ties(hourly=1))
+    pools.present = {f"tank/renamed@{T}_hourly": 1}
+    assert [point.name for point in prune.sweep(config).unknown] == [f"web@{T}"]
+    assert left(config) == [f"web/{T}"]
+    pools.present = {}
+    assert [point.name for point in prune.sweep(config).orphans] == [f"web@{T}"]
+    assert left(config) == []
+
+
+def test_forget_leaves_a_point_whose_other_dataset_may_have_been_renamed(
+    config: Config,
+    pools: Pools,
+    put: Callable[..., Point],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(snapshots=(*ties(hourly=1), Tie("tank/data", f"{T}_hourly", 2, 2)))
+    homeless = Answer({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
+    monkeypatch.setattr(zfs, "snapshots", lambda names: homeless)
+    assert prune.forget(destroyed("hourly"), config)
+    assert left(config) == [f"web/{T}"]

@@ -188,12 +188,15 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> None:
     world.filesystem("tank")
+    world.filesystem("tank/web")
     world.snapshot("tank/web@a", guid=2**64 - 1, createtxg=101)
-    answer = zfs.snapshots(["tank/web@b", "tank/web@a", "tank/web@a", "old/web@a"])
-    assert answer == Answer(
-        {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)}, frozenset({"tank"})
+    names = ["tank/web@b", "tank/web@a", "tank/web@a", "old/web@a", "tank/gone@a"]
+    assert zfs.snapshots(names) == Answer(
+        {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)},
+        frozenset({"tank"}),
+        homeless=frozenset({"old/web@a", "tank/gone@a"}),
     )
-    assert gone == ["tank/web@b"]
+    assert gone == ["tank/gone@a", "tank/web@b"]
     assert len(world.calls) == 1
 
 
@@ -203,7 +206,7 @@ def test_no_snapshots_asked_for_costs_no_process(world: World) -> None:
 
 
 def test_pool_without_an_answer_vouches_for_nothing(world: World, gone: list[str]) -> None:
-    assert zfs.snapshots(["tank/web@a"]) == Answer({}, frozenset())
+    assert zfs.snapshots(["tank/web@a"]).pools == frozenset()
     assert gone == []
 
 
