@@ -15,8 +15,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -53,6 +54,7 @@ from zvmsnap.steps import Step, StepFailed
 from zvmsnap.steps import run as run_steps
 
 _PARALLEL_GUESTS = 16
+_LOOK_AGAIN_S = 0.2
 _MIB = 1 << 20
 
 
@@ -205,10 +207,7 @@ class _GuestCapture:
 
     def run(self) -> bool:
         """True if the guest got the best level that its disks allow."""
-        config = self._moment.config
-        intent = f"capture {self._guest.name}"
-        with lock(config.locks_dir, self._guest.uuid, intent, config.limits.lock_timeout_s):
-            self._settle()
+        with self._alone():
             found = survey.look(self._moment.hypervisor, self._guest, self._moment.mounts)
             placed = placement.place(found, self._moment.covered)
             if placed is None:
@@ -224,18 +223,34 @@ class _GuestCapture:
                     return False
                 if self._moment.cancelled.is_set():
                     return False
-                self._dir = CaptureDir.fresh(config.staging_dir, self._guest.uuid)
+                self._dir = CaptureDir.fresh(self._moment.config.staging_dir, self._guest.uuid)
                 self._without_memory(placed, Level.CRASH, str(error))
                 return False
 
-    def _settle(self) -> None:
-        entry = self._moment.journal.read(self._guest.uuid)
-        if entry and entry.owner.is_alive() and entry.owner != self._moment.owner:
-            raise DomainBusy(
-                f"moment {entry.moment} of {','.join(entry.targets)} is under way "
-                f"(sanoid has pid {entry.owner.pid})"
-            )
-        settle(self._moment.config, self._moment.hypervisor, self._guest, entry)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the guest's lock, with no moment of it open; another sanoid's is waited for.
+
+        A snapshot that is taken while that one merges its overlays would hold half of their
+        writes. Raises LockTimeout and DomainBusy.
+        """
+        config = self._moment.config
+        deadline_s = time.monotonic() + config.limits.lock_timeout_s
+        intent = f"capture {self._guest.name}"
+        while True:
+            with lock(config.locks_dir, self._guest.uuid, intent, config.limits.lock_timeout_s):
+                entry = self._moment.journal.read(self._guest.uuid)
+                if not entry or entry.owner == self._moment.owner or not entry.owner.is_alive():
+                    settle(config, self._moment.hypervisor, self._guest, entry)
+                    yield
+                    return
+            if time.monotonic() > deadline_s:
+                raise DomainBusy(
+                    f"moment {entry.moment} of {','.join(entry.targets)} is under way "
+                    f"(sanoid has pid {entry.owner.pid})"
+                )
+            if self._moment.cancelled.wait(_LOOK_AGAIN_S):
+                raise Cancelled("interrupted while another moment was under way")
 
     def _without_memory(self, placed: Placement, level: Level, reason: str | None) -> bool:
         entry = self._entry(placed, level, reason)

@@ -59,11 +59,16 @@ def finish(call: HookCall, config: Config, owner: Process) -> bool:
 def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
     """Is that entry of the moment that this post ends?
 
-    Same datasets, and the same sanoid (strictly serial: pre, snapshot, post) or a name in common.
+    Same datasets, and the same sanoid (strictly serial: pre, snapshot, post). Where each hook has
+    a shell of its own between it and sanoid, a name in common must do; but never for the moment of
+    a process that still runs: of two sanoids that began in the same second, with the same names,
+    the other one has not taken its snapshots yet.
     """
+    if entry.targets != call.datasets:
+        return False
     announced = {spelling for name in entry.names for spelling in spellings(name)}
-    return entry.targets == call.datasets and (
-        entry.owner == owner or bool(announced & set(call.names))
+    return entry.owner == owner or (
+        bool(announced & set(call.names)) and not entry.owner.is_alive()
     )
 
 

@@ -1,0 +1,76 @@
+"""Staging that will not do is refused before anything is touched: nobody pays for it by a pause."""
+
+from collections.abc import Callable
+
+import pytest
+import scenario
+from scenario import WEB
+
+from labkit.api import Completed, Lab
+
+SMALL_MIB = 48  # less than the 64 MiB of RAM of `web`
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    scenario.configured(lab_session)
+    return lab_session
+
+
+def on_the_snapshotted_dataset(lab: Lab) -> str:
+    """Behind a symlink, inside a child of the dataset that sanoid's section names."""
+    lab.run(f"zfs create {WEB.top}/scratch && ln -s /{WEB.top}/scratch /srv/staging")
+    return "/srv/staging"
+
+
+def behind_a_private_directory(lab: Lab) -> str:
+    lab.run("install -d -m 700 /srv/private")
+    return "/srv/private/staging"
+
+
+def take_with_staging(lab: Lab, staging: str) -> Completed:
+    scenario.configure(lab, f'staging = "{staging}"\n[limits]\noverlay_room_mib = 1')
+    with scenario.watched(lab, "web") as watch:
+        done = scenario.take(lab)
+        scenario.counts_on(lab)
+    assert watch.pauses_s == []
+    scenario.assert_on_base(lab, "web", WEB.disks)
+    scenario.assert_counted_through(lab, "web")
+    assert "WARN: pre_snapshot_script failed, 256" in done.stderr, done
+    assert "Traceback" not in done.stderr
+    assert set(scenario.snapshots(lab, WEB.top)) == set(scenario.snapshots(lab, WEB.datasets[1]))
+    return done
+
+
+def test_too_small_for_the_ram(lab: Lab) -> None:
+    lab.run(
+        f"truncate -s {SMALL_MIB}M /srv/small.img && mkfs.ext4 -q /srv/small.img &&"
+        "mkdir /srv/small && mount /srv/small.img /srv/small"
+    )
+    done = take_with_staging(lab, "/srv/small/staging")
+    assert "need 65 MiB: free space there" in done.stderr, done
+    assert lab.run("find /srv/small/staging /var/lib/zvmsnap/journal -mindepth 1").stdout == ""
+
+    point = scenario.the_point(lab, "web")
+    assert point.manifest["level"] == "crash"
+    assert "/srv/small/staging" in point.manifest["reason"]
+    assert point.manifest["memory"] is None
+    assert point.names == set(scenario.snapshots(lab, WEB.top))
+
+
+@pytest.mark.parametrize(
+    ("unusable", "what_to_do"),
+    [
+        (on_the_snapshotted_dataset, "set `staging` in config.toml to another file system"),
+        (behind_a_private_directory, "chmod o+x /srv/private"),
+    ],
+    ids=["snapshotted", "private"],
+)
+def test_unusable_is_refused_with_the_reason(
+    lab: Lab, unusable: Callable[[Lab], str], what_to_do: str
+) -> None:
+    done = take_with_staging(lab, unusable(lab))
+    (line,) = [line for line in done.stderr.splitlines() if "zvmsnap" in line]
+    assert what_to_do in line
+    assert scenario.points(lab) == []
+    assert lab.run("find /srv /var/lib/zvmsnap -type f", check=False).stdout == ""
