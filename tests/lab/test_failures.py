@@ -221,10 +221,11 @@ def test_second_sanoid_leaves_the_moment_of_the_first_alone(lab: Lab) -> None:
 
 
 def test_two_sanoids_at_once_take_turns(lab: Lab) -> None:
+    scenario.configure(lab, "[limits]\nlock_timeout_s = 300")
     scenario.write_sanoid_conf(lab, daily="0", monthly="0")
     with scenario.watched(lab, "web") as watch:
-        # Begun in the same second, both would want the same names.
-        done = scenario.take(lab, before="(sanoid --take-snapshots &) ; sleep 2")
+        begun = f"until ls {scenario.JOURNAL}/*.json 2> /dev/null; do sleep 0.1; done"
+        done = scenario.take(lab, before=f"sanoid --take-snapshots & {begun}", after="wait")
     assert "failed" not in done.stderr, done
     points = scenario.points(lab, "web")
     assert len(points) == len(watch.pauses_s) == 2
