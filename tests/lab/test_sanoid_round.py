@@ -1,10 +1,12 @@
 """sanoid takes moments of a running guest, and the guest can go back to each of them."""
 
 import hashlib
+from shlex import quote
 
 import scenario
-from scenario import WEB
+from scenario import WEB, Guest
 
+from labkit import guests
 from labkit.api import Lab
 
 TYPES = ("monthly", "daily", "hourly")
@@ -86,3 +88,38 @@ def test_guest_goes_back_to_a_later_moment_with_a_compressed_image(lab_session: 
 
     (name,) = later.names
     scenario.assert_coherent(lab, WEB, name, "/root/memory.img")
+
+
+def test_guest_on_a_volume_of_an_odd_name_and_another_that_is_left_alone(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    top = "tank/vm/my guest:1.x"
+    # udev writes a blank in a volume's name as a plus sign.
+    volume = "/dev/zvol/tank/vm/my+guest:1.x/data+disk"
+    lab.run(
+        f"zfs create {quote(top)} && zfs create -s -V 16M {quote(f'{top}/data disk')} &&"
+        f"udevadm settle -E {volume}"
+    )
+    odd = Guest("my guest: 1.x", (top, f"{top}/data disk"), {"vda": volume})
+    guests.define(lab, guests.domain_xml(odd.name, [guests.Disk(volume)]))
+    lab.run(f"virsh start {quote(odd.name)}")
+    scenario.write_sanoid_conf(lab, scenario.section(top))
+    before = scenario.dumpxml(lab, "web")
+    with scenario.watched(lab, "web") as watch:
+        done = scenario.take(lab)
+    assert "failed" not in done.stderr, done
+
+    point = scenario.the_point(lab, odd.name)
+    assert point.manifest["level"] == "memory"
+    assert point.ties == {
+        f"{odd.datasets[1]}@{name}": guid
+        for name, guid in scenario.snapshots(lab, odd.datasets[1]).items()
+    }
+    scenario.assert_at_rest(lab, odd)
+
+    assert scenario.points(lab) == [point]
+    assert watch.pauses_s == []
+    assert "web (" not in done.stderr
+    assert scenario.dumpxml(lab, "web") == before
+    assert scenario.snapshots(lab, WEB.top) == {}
+    scenario.assert_counted_through(lab, "web")
