@@ -27,7 +27,8 @@ SANOID_CONF = "/etc/sanoid/sanoid.conf"
 CONFIG = "/etc/zvmsnap/config.toml"
 HOOKS = f"{CODE_DIR}/hooks"
 
-ROUND_LIMIT_S = 300.0
+# A guard against a hang, far above what a round takes on a loaded machine.
+ROUND_LIMIT_S = 900.0
 PROOF_COUNTS = 10
 _SAMPLE_EVERY_S = 0.1
 
