@@ -16,7 +16,7 @@ def test_image_that_comes_too_late_is_not_published(lab_session: Lab) -> None:
     lab = lab_session
     scenario.configured(lab)
     sanoid = lab.start("sanoid --take-snapshots --verbose 2>&1")
-    stopped = lab.run(STOP_THE_DUMP, timeout_s=60).stdout.split()
+    stopped = lab.run(STOP_THE_DUMP, timeout_s=scenario.ROUND_LIMIT_S).stdout.split()
     lab.run("pkill -KILL -x pre-snapshot")
     said = sanoid.communicate(timeout=scenario.ROUND_LIMIT_S)[0]
     said = said.decode() if isinstance(said, bytes) else said
@@ -29,6 +29,7 @@ def test_image_that_comes_too_late_is_not_published(lab_session: Lab) -> None:
     scenario.wait_until(
         "libvirt to put the guest on its overlays",
         lambda: all(".zvmsnap." in path for path in scenario.disks(lab, "web").values()),
+        timeout_s=scenario.ROUND_LIMIT_S,
     )
 
     scenario.pass_hours(lab, 1)
