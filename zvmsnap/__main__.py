@@ -10,6 +10,10 @@ def main() -> None:
         from zvmsnap.hooks import main as hook
 
         sys.exit(hook(sys.argv[2:]))
+    if sys.argv[1:2] == ["guard"]:
+        from zvmsnap.guard import main as guard
+
+        sys.exit(guard(sys.argv[2:]))
     from zvmsnap.cli import main as cli
 
     cli()

@@ -6,91 +6,110 @@ vanished proves nothing, nor does a successful pivot.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from zvmsnap import domainxml
+from zvmsnap import apparmor, domainxml, log
 from zvmsnap.errors import BlockJobNotReady, CommitFailed, LibvirtFailed
+from zvmsnap.stacks import Stack
 
 _LOOK_EVERY_S = 0.2
 _PIVOT_AGAIN_S = 0.05
 _ACTIVE_COMMIT = "active-commit"
+_DENIED = "Permission denied"
+
+# Called with a target and what leaves its overlay: at that moment all that was written to the
+# overlay is in the base, so that once the XML names the base the overlay is worthless.
+Leaving = Callable[[str, Callable[[], None]], None]
 
 
 class Committed(Protocol):
     """What is needed of a guest."""
 
     name: str
+    uuid: str
 
     def xml(self, *, persistent: bool = False, secure: bool = False) -> str: ...
-    def is_active(self) -> bool: ...
     def is_persistent(self) -> bool: ...
-    def block_commit(self, target: str) -> None: ...
+    def block_commit(self, target: str, base: str) -> None: ...
     def block_job_pivot(self, target: str) -> None: ...
     def block_job_events(self) -> AbstractContextManager[threading.Event]: ...
 
 
 def to_base(
     guest: Committed,
-    overlays: Mapping[str, tuple[str, str]],
+    stacks: Mapping[str, Stack],
     timeout_s: float,
-    pivoted: Callable[[str], None] = lambda _target: None,
+    leaving: Leaving = lambda _target, leave: leave(),
+    allow: Callable[[str, Iterable[str]], bool] = apparmor.allow_writes,
 ) -> None:
-    """Bring every disk in `overlays` (target to overlay and base) back to its base.
+    """Bring every disk in `stacks`, as its live XML shows them, to its base.
 
-    May be called again after any interruption: running jobs are taken over, disks that are on
-    their base already are left alone. `pivoted` is told each target whose overlay has become
-    worthless, since libvirt has merged and left it here and now. Raises CommitFailed with what is
-    still on an overlay; the overlay files are not touched.
+    May be called again after any interruption: running jobs are taken over. Raises CommitFailed
+    with what is still on an overlay; the overlay files are not touched.
     """
     deadline_s = time.monotonic() + timeout_s
-    disks = _disks(guest)
-    pending = [
-        target for target, (overlay, _) in overlays.items() if _source(disks, target) == overlay
-    ]
-    if pending and not guest.is_active():
-        raise CommitFailed(
-            f"{guest.name}: is off while its newest writes are in "
-            f"{', '.join(overlays[target][0] for target in pending)}: keep these files; "
-            "start the guest and run the hook again"
-        )
+    failures: dict[str, str] = {}
     # All commits begin before the first pivot: with a pivot libvirt before 12.1 rewrites the
     # guest's AppArmor profile, which from then on denies QEMU to write to the other bases.
-    failures = {}
     with guest.block_job_events() as changed:
-        for target in list(pending):
+        for target in _start_all(guest, stacks, failures, allow):
             try:
-                _start(guest, disks[target], overlays[target][1])
+                if _await_ready(guest, target, stacks[target].top, changed, deadline_s):
+                    leaving(target, _pivoting(guest, target, deadline_s))
             except (LibvirtFailed, CommitFailed) as error:
                 failures[target] = str(error)
-                pending.remove(target)
-        for target in pending:
-            try:
-                if _await_ready(guest, target, overlays[target][0], changed, deadline_s):
-                    _pivot(guest, target, deadline_s)
-                    pivoted(target)
-            except (LibvirtFailed, CommitFailed) as error:
-                failures[target] = str(error)
-    _prove(guest, overlays, failures)
+    prove(guest, stacks, failures)
 
 
-def _start(guest: Committed, disk: domainxml.Disk, base: str) -> None:
-    if not disk.chain or disk.chain[0] != base:
-        below = disk.chain[0] if disk.chain else "nothing"
-        raise CommitFailed(
-            f"{guest.name}: {disk.target}: below its overlay lies {below}, not {base}"
+def _start_all(
+    guest: Committed,
+    stacks: Mapping[str, Stack],
+    failures: dict[str, str],
+    allow: Callable[[str, Iterable[str]], bool],
+) -> list[str]:
+    """Start a commit of each disk; returns the targets whose commit runs."""
+    started = _start_each(guest, stacks, failures)
+    denied = [target for target, why in failures.items() if _DENIED in why]
+    if denied and allow(guest.uuid, [stacks[target].base for target in denied]):
+        log.plain().warning(
+            "%s: its AppArmor profile denied it its own disks %s: allowed for this commit",
+            guest.name,
+            ", ".join(stacks[target].base for target in denied),
         )
-    if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:
-        raise CommitFailed(
-            f"{guest.name}: {disk.target}: a block job of another kind ({disk.mirror_job}) is on "
-            "it; end that first"
-        )
-    if not disk.mirror:
-        guest.block_commit(disk.target)
+        again = {target: stacks[target] for target in denied}
+        for target in denied:
+            del failures[target]
+        started += _start_each(guest, again, failures)
+    return started
+
+
+def _start_each(
+    guest: Committed, stacks: Mapping[str, Stack], failures: dict[str, str]
+) -> list[str]:
+    disks = _disks(guest)
+    started = []
+    for target, stack in stacks.items():
+        disk = disks.get(target)
+        if disk is None or disk.source != stack.top:
+            continue
+        try:
+            if stack.problem:
+                raise CommitFailed(f"{guest.name}: {target}: {stack.problem}")
+            if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:
+                raise CommitFailed(
+                    f"{guest.name}: {target}: a block job of another kind ({disk.mirror_job}) is "
+                    "on it; end that first"
+                )
+            if not disk.mirror:
+                guest.block_commit(target, stack.base)
+            started.append(target)
+        except (LibvirtFailed, CommitFailed) as error:
+            failures[target] = str(error)
+    return started
 
 
 def _await_ready(
@@ -113,35 +132,38 @@ def _await_ready(
         changed.wait(_LOOK_EVERY_S)
 
 
-def _pivot(guest: Committed, target: str, deadline_s: float) -> None:
-    while True:
-        try:
-            return guest.block_job_pivot(target)
-        except BlockJobNotReady:
-            # libvirt may say so even after `ready`, until QEMU has drained the last writes.
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_PIVOT_AGAIN_S)
+def _pivoting(guest: Committed, target: str, deadline_s: float) -> Callable[[], None]:
+    def pivot() -> None:
+        while True:
+            try:
+                return guest.block_job_pivot(target)
+            except BlockJobNotReady:
+                # libvirt may say so even after `ready`, until QEMU has drained the last writes.
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_PIVOT_AGAIN_S)
+
+    return pivot
 
 
-def _prove(
-    guest: Committed, overlays: Mapping[str, tuple[str, str]], failures: Mapping[str, str]
+def prove(
+    guest: Committed, stacks: Mapping[str, Stack], failures: Mapping[str, str] | None = None
 ) -> None:
+    """Both definitions name the base of every stack. Raises CommitFailed, saying all that is not.
+
+    A disk that the guest does not have any more is none of its own.
+    """
     live = _disks(guest)
     persistent = _disks(guest, persistent=True) if guest.is_persistent() else {}
-    wrong = list(failures.values())
-    for target, (overlay, base) in overlays.items():
-        if _source(live, target) == overlay:
-            wrong.append(f"{target} is still on {overlay}")
-        elif _source(live, target) not in (base, None):
-            wrong.append(f"{target} is on {_source(live, target)}, not on {base}")
-        elif target not in live and os.path.exists(overlay):
-            wrong.append(
-                f"{target} was taken away from the guest with its newest writes in {overlay}: "
-                "bring them into its base with `qemu-img commit`, then remove that file"
-            )
-        if _source(persistent, target) == overlay:
-            wrong.append(f"the persistent definition still names {overlay}")
+    wrong = list((failures or {}).values())
+    for target, stack in stacks.items():
+        source = _source(live, target)
+        if source in stack.overlays:
+            wrong.append(f"{target} is still on {source}")
+        elif source not in (stack.base, None):
+            wrong.append(f"{target} is on {source}, not on {stack.base}")
+        if _source(persistent, target) in stack.overlays:
+            wrong.append(f"the persistent definition still names {_source(persistent, target)}")
     if wrong:
         raise CommitFailed(f"{guest.name}: not back on its base: {'; '.join(wrong)}")
 

@@ -21,12 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import msgspec
-
 from zvmsnap import (
-    blockcommit,
     definition,
     domainxml,
+    guard,
     log,
     placement,
     saveimage,
@@ -45,7 +43,8 @@ from zvmsnap.errors import (
 )
 from zvmsnap.finish import settle
 from zvmsnap.hypervisor import Guest, Hypervisor
-from zvmsnap.journal import Disk, Entry, Journal, Process
+from zvmsnap.journal import Disk, Entry, Journal, Open, Process
+from zvmsnap.leave import leave, wait_idle
 from zvmsnap.locks import lock
 from zvmsnap.placement import Level, Placement
 from zvmsnap.sanoid import HookCall, spellings
@@ -78,9 +77,12 @@ def begin(
     owner: Process,
     takes_recursively: Mapping[str, bool],
     cancelled: threading.Event,
+    *,
+    guarded: bool,
 ) -> bool:
     """Take every concerned guest's part of the moment; True if all got what they should.
 
+    `guarded`: the owner is sanoid, so that its death means that nobody will call post.
     Raises StagingUnusable, ZfsFailed, HypervisorUnreachable before anything is touched, and
     Cancelled after everything was undone.
     """
@@ -103,6 +105,8 @@ def begin(
             return complete
         # Only now, as datasets without guests need no staging at all.
         staging.check_usable(config.staging_dir, snapshotted, mounts)
+        if guarded:
+            guard.arm(owner)
         return _all_in_parallel(moment, guests) and complete
 
 
@@ -253,9 +257,9 @@ class _GuestCapture:
                 raise Cancelled("interrupted while another moment was under way")
 
     def _without_memory(self, placed: Placement, level: Level, reason: str | None) -> bool:
-        entry = self._entry(placed, level, reason)
-        self._run_journalled(self._preparation(placed), entry)
-        self._moment.journal.write(msgspec.structs.replace(entry, step="waiting"))
+        work = self._open(placed, level, reason)
+        self._run_journalled(self._preparation(placed), work)
+        work.note(step="waiting")
         self._log.log(
             logging.INFO if level is Level.OFFLINE else logging.WARNING,
             "level %s: %s",
@@ -265,48 +269,36 @@ class _GuestCapture:
         return True
 
     def _with_memory(self, placed: Placement) -> None:
-        self._check_idle(placed)
+        limits = self._moment.config.limits
+        wait_idle(self._guest, limits.busy_timeout_s, self._moment.cancelled)
         ram_bytes = placed.domain.memory_kib << 10
         self._reserve(ram_bytes)
-        entry = self._entry(placed, Level.MEMORY, None, with_overlays=True)
-        measured: dict[str, float] = {}
-        header: list[saveimage.Header] = []
+        work = self._open(placed, Level.MEMORY, None, with_overlays=True)
         self._run_journalled(
             [
                 *self._preparation(placed),
                 Step(
                     "dump",
-                    lambda: self._dump(placed, entry, ram_bytes, measured),
-                    lambda: self._undo_dump(entry),
+                    lambda: self._dump(placed, work, ram_bytes),
+                    lambda: leave(self._moment.config, self._guest, work, self._log),
                 ),
-                Step("judge", lambda: header.append(saveimage.judge(self._dir.memory))),
+                Step("judge", lambda: self._judge(work)),
+                Step("frozen", lambda: None),
             ],
-            entry,
-        )
-        self._moment.journal.write(
-            msgspec.structs.replace(
-                entry, step="frozen", memory_format=header[0].format, **measured
-            )
+            work,
         )
         self._log.info(
             "RAM image of %d MiB in %.1f s, guest paused %.2f s",
             self._dir.memory.stat().st_size >> 20,
-            measured["dump_s"],
-            measured["pause_s"],
+            work.entry.dump_s,
+            work.entry.pause_s,
         )
 
-    def _check_idle(self, placed: Placement) -> None:
-        jobs = [disk.target for disk in placed.domain.disks if disk.mirror]
-        if jobs:
-            raise DomainBusy(f"a block job runs on {', '.join(jobs)}; it must end first")
-        if self._guest.has_job():
-            raise DomainBusy("a job (migration, backup, save) is under way; it must end first")
-
-    def _entry(
+    def _open(
         self, placed: Placement, level: Level, reason: str | None, *, with_overlays: bool = False
-    ) -> Entry:
+    ) -> Open:
         by_target = {disk.target: disk for disk in placed.domain.disks}
-        return Entry(
+        entry = Entry(
             domain=self._guest.name,
             uuid=self._guest.uuid,
             moment=self._moment.call.moment,
@@ -331,19 +323,20 @@ class _GuestCapture:
             ),
             taken=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
+        return Open(self._moment.journal, entry)
 
-    def _run_journalled(self, steps: list[Step], entry: Entry) -> None:
+    def _run_journalled(self, steps: list[Step], work: Open) -> None:
         def record(step: str) -> None:
             if self._moment.cancelled.is_set() and not step.startswith("undo"):
                 raise Cancelled(f"interrupted before {step}")
-            self._moment.journal.write(msgspec.structs.replace(entry, step=step))
+            work.note(step=step)
 
         try:
             run_steps(steps, record)
         except StepFailed as error:
             # What could not be undone stays in the journal, for the next hook to end.
             if not error.not_undone:
-                self._moment.journal.close(entry)
+                work.close()
             raise
 
     def _preparation(self, placed: Placement) -> list[Step]:
@@ -357,13 +350,11 @@ class _GuestCapture:
             ),
         ]
 
-    def _dump(
-        self, placed: Placement, entry: Entry, ram_bytes: int, measured: dict[str, float]
-    ) -> None:
+    def _dump(self, placed: Placement, work: Open, ram_bytes: int) -> None:
         xml = domainxml.snapshot_xml(
             self._dir.path.name,
             str(self._dir.memory),
-            {disk.target: disk.overlay for disk in entry.disks},
+            {disk.target: disk.overlay for disk in work.entry.disks},
             placed.others,
         )
         begun_s = time.monotonic()
@@ -374,19 +365,18 @@ class _GuestCapture:
             self._moment.config.limits,
             self._moment.cancelled,
             self._log.warning,
+            work.note,
         )
         with self._guest.pauses() as paused_s:
             with watch:
                 self._guest.snapshot_create(xml)
-            measured["frozen_at_s"] = time.time()
-            measured["dump_s"] = time.monotonic() - begun_s
-            measured["pause_s"] = paused_s()
+            work.note(
+                paused=False,
+                allowed_pause_ms=None,
+                frozen_at_s=time.time(),
+                dump_s=time.monotonic() - begun_s,
+                pause_s=paused_s(),
+            )
 
-    def _undo_dump(self, entry: Entry) -> None:
-        overlays = {disk.target: (disk.overlay, disk.base) for disk in entry.disks}
-        blockcommit.to_base(self._guest, overlays, self._moment.config.limits.commit_timeout_s)
-        for overlay in self._dir.overlays():
-            overlay.unlink()
-        if self._guest.state() == "paused":
-            # It ran when we began, and only we pause it: see dumpwatch.
-            self._guest.resume()
+    def _judge(self, work: Open) -> None:
+        work.note(memory_format=saveimage.judge(self._dir.memory).format)

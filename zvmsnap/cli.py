@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import typer
 import zvmsnap
 from zvmsnap import config, log, prune, render, vault, zfs
 from zvmsnap.errors import EXIT_FAILED, EXIT_OK, PointNotFound, ZvmsnapError
+from zvmsnap.journal import Journal
 from zvmsnap.point import Liveness, Point
 from zvmsnap.sanoid import Role
 from zvmsnap.vault import Damaged
@@ -67,6 +69,7 @@ def common(
       zvmsnap list web             those of one guest
       zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
       zvmsnap prune --dry-run      what has lost its snapshots
+      zvmsnap recover              bring guests back from overlays, whatever died
 
     \b
     Exit codes: 0 done, 1 something failed, 2 usage, configuration or environment.
@@ -88,18 +91,23 @@ def list_points(
       zvmsnap list web
     """
     points, damaged = _read_vault(domain)
+    interrupted = _interrupted(domain)
     liveness = _liveness() if points else Liveness({}, frozenset())
     if as_json:
         _print_json(
             {
                 "points": [_described(point, liveness) for point in points],
+                "interrupted": interrupted,
                 "damaged": [_damage(entry) for entry in damaged],
             }
         )
-    elif points:
-        typer.echo("\n".join(render.table(points, liveness)))
     else:
-        typer.echo(f"no points of {domain}" if domain else "no points")
+        if points:
+            typer.echo("\n".join(render.table(points, liveness)))
+        elif not interrupted:
+            typer.echo(f"no points of {domain}" if domain else "no points")
+        for text in interrupted:
+            typer.echo(text)
     _report_and_exit(damaged)
 
 
@@ -146,16 +154,45 @@ def prune_points(
             {
                 "dry_run": dry_run,
                 "removed": [point.name for point in found.orphans],
-                "debris": [str(path) for path in found.debris],
+                "debris": [str(path) for path in found.debris.paths],
                 "kept_unknown": [point.name for point in found.unknown],
-                "kept_overlays": [str(path) for path in found.overlays],
+                "kept_overlays": [str(path) for path in found.debris.overlays],
                 "damaged": [_damage(entry) for entry in found.damaged],
                 "snapshots_without_point": [snapshot.full_name for snapshot in found.pointless],
             }
         )
     else:
         typer.echo("\n".join(render.findings(found, dry_run=dry_run)))
-    raise typer.Exit(EXIT_FAILED if found.damaged or found.overlays else EXIT_OK)
+    raise typer.Exit(EXIT_FAILED if found.damaged or found.debris.overlays else EXIT_OK)
+
+
+@app.command("recover")
+def recover_guests(
+    domain: Annotated[str | None, typer.Argument(help="Only this guest, by name or UUID.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring every guest that is on one of our overlays back to its own disks.
+
+    Ends whatever a run of sanoid, a hook or the whole machine left half done when it died. Guests
+    that are off are not started. What cannot be proven is kept, and said; then the exit code is 1.
+
+    \b
+    Example:
+      zvmsnap recover --dry-run
+    """
+    from zvmsnap.hooks import finish_before_dying
+    from zvmsnap.recover import recover
+
+    finish_before_dying()
+    report = recover(config.load(), domain, dry_run=dry_run)
+    if as_json:
+        _print_json({"dry_run": dry_run, **dataclasses.asdict(report)})
+    else:
+        typer.echo("\n".join(render.recovery(report, dry_run=dry_run)))
+    raise typer.Exit(EXIT_OK if report.complete else EXIT_FAILED)
 
 
 @app.command()
@@ -175,13 +212,33 @@ def hook(role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")])
 
 def _read_vault(domain: str | None) -> tuple[list[Point], list[Damaged]]:
     points, damaged = [], []
-    for entry in vault.entries(config.load().vault_dir):
+    settings = config.load()
+    vault.check(settings)
+    for entry in vault.entries(settings.vault_dir):
         if isinstance(entry, Damaged):
             damaged.append(entry)
         elif domain in (None, entry.manifest.domain):
             points.append(entry)
     points.sort(key=lambda point: (point.manifest.domain, point.manifest.taken))
     return points, damaged
+
+
+def _interrupted(domain: str | None) -> list[str]:
+    """Moments that are not points yet, or not gone yet: under way, or waiting to be recovered."""
+    settings = config.load()
+    entries = Journal(settings.journal_dir).entries()
+    known = {entry.capture for entry in entries}
+    found = [
+        f"{entry.domain}: moment {entry.moment} is {render.progress(entry)}"
+        for entry in entries
+        if domain in (None, entry.domain)
+    ]
+    for left in vault.unfinished(settings.vault_dir):
+        if domain not in (None, left.directory.parent.name) or left.capture in known:
+            continue
+        what = "publishing" if left.capture else "removal"
+        found.append(f"{left.directory}: its {what} was interrupted; zvmsnap recover ends it")
+    return found
 
 
 def _find(text: str) -> Point:

@@ -37,6 +37,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dump_max_ram_ratio: float = 1.5
     # Room that must be free in staging beside the RAM image: for what the guest writes meanwhile.
     overlay_room_mib: int = 1024
+    # When less than this is left in staging, the moments that are open there are given up.
+    staging_reserve_mib: int = 256
+    # How long another job on the guest (migration, backup, save) is waited for.
+    busy_timeout_s: float = 60
     commit_timeout_s: float = 3600
     lock_timeout_s: float = 30
 

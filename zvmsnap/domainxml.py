@@ -121,6 +121,31 @@ def _nvram(root: ET.Element) -> str | None:
     return path or None
 
 
+def with_sources(xml: str, sources: Mapping[str, tuple[str, str, str]]) -> str:
+    """The definition with other images for some targets: each a type, a path and a format."""
+    root = ET.fromstring(xml)
+    for disk in root.findall("devices/disk"):
+        target = disk.find("target")
+        new = sources.get(target.get("dev", "")) if target is not None else None
+        if new is None:
+            continue
+        kind, path, image_format = new
+        disk.set("type", kind)
+        for child in disk.findall("backingStore"):
+            disk.remove(child)
+        source = disk.find("source")
+        if source is None:
+            source = ET.SubElement(disk, "source")
+        for name in ("file", "dev", "pool", "volume", "mode"):
+            source.attrib.pop(name, None)
+        source.set("dev" if kind == "block" else "file", path)
+        driver = disk.find("driver")
+        if driver is None:
+            driver = ET.SubElement(disk, "driver", name="qemu")
+        driver.set("type", image_format)
+    return ET.tostring(root, encoding="unicode")
+
+
 def snapshot_xml(
     name: str, memory_file: str, overlays: Mapping[str, str], others: tuple[str, ...]
 ) -> str:

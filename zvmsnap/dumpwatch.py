@@ -92,6 +92,7 @@ class DumpWatch:
         limits: Limits,
         cancelled: threading.Event,
         say: Callable[[str], None],
+        note: Callable[..., None],
     ) -> None:
         self._guest = guest
         self._image = image
@@ -99,6 +100,7 @@ class DumpWatch:
         self._limits = limits
         self._cancelled = cancelled
         self._say = say
+        self._note = note
         self._over = threading.Event()
         self._paused = False
         self._threads = [
@@ -109,6 +111,7 @@ class DumpWatch:
     def __enter__(self) -> DumpWatch:
         self._old_pause_ms = self._guest.migrate_max_downtime_ms()
         self._pause_ms = self._limits.pause_first_ms
+        self._note(allowed_pause_ms=self._old_pause_ms)
         self._guest.migrate_set_max_downtime_ms(self._pause_ms)
         for thread in self._threads:
             thread.start()
@@ -163,6 +166,7 @@ class DumpWatch:
                     self._guest.abort_job()
                 elif action.verb is Verb.PAUSE and not self._paused:
                     self._say("its RAM changes faster than it can be written: pausing it to finish")
+                    self._note(paused=True)
                     self._guest.suspend()
                     self._paused = True
                 elif action.verb is Verb.ALLOW and action.pause_ms > self._pause_ms:

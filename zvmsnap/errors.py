@@ -35,6 +35,12 @@ class PointNotFound(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class GuestNotFound(ZvmsnapError):
+    """No guest answers to that name or UUID."""
+
+    exit_code = EXIT_USAGE
+
+
 class StagingUnusable(ZvmsnapError):
     """Staging cannot be used: it would be snapshotted itself, or QEMU cannot reach it."""
 
@@ -90,12 +96,24 @@ class CommitFailed(ZvmsnapError):
     """An overlay could not be brought back into its base; the guest still writes to it."""
 
 
+class OverlayUnreadable(ZvmsnapError):
+    """What an overlay lies on cannot be told; it is kept, and nothing is concluded."""
+
+
+class QemuImgFailed(ZvmsnapError):
+    """qemu-img refused, or could not be run."""
+
+
 class ImageUnloadable(ZvmsnapError):
     """A memory image is incomplete or of a kind that libvirt cannot load."""
 
 
 class VaultDamaged(ZvmsnapError):
     """An entry of the vault cannot be read, or lies where it must not."""
+
+
+class VaultMissing(ZvmsnapError):
+    """The vault is not the one that was used so far: its file system is not mounted?"""
 
 
 class SnapshotMissing(ZvmsnapError):

@@ -1,12 +1,11 @@
 """post: bring each guest back to its bases, and publish its point.
 
 Works from the journal, for sanoid tells post neither whether the snapshot worked nor, always, its
-real name. Everything here may be repeated after a crash, by the next hook for the guest:
+real name. Everything here may be repeated after a crash, by the next hook for the guest, by
+`zvmsnap recover` or by the guard:
 
-    commit     every overlay back into its base, proven by the XML
-    tidy       overlay files, left-over snapshot metadata of libvirt
-    publish    a point that names exactly the snapshots that ZFS has, or nothing if it has none
-    close      staging directory and journal entry go
+    leave      every overlay back into its base, proven by the XML (leave)
+    publish    a point that names exactly the snapshots that ZFS has (publish)
 """
 
 from __future__ import annotations
@@ -15,21 +14,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
+from datetime import UTC, datetime
 
-import msgspec
-
-from zvmsnap import blockcommit, domainxml, log, point, vault, zfs
+from zvmsnap import domainxml, log, stacks
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainBusy, DomainGone, SnapshotMissing, ZvmsnapError
-from zvmsnap.files import write_atomic
+from zvmsnap.errors import DomainGone, SnapshotMissing, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Hypervisor
-from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.journal import Entry, Journal, Open, Process
+from zvmsnap.leave import leave
 from zvmsnap.locks import lock
 from zvmsnap.placement import Level
-from zvmsnap.point import Host, Manifest, Memory, Tie, Timing
+from zvmsnap.publish import publish
 from zvmsnap.sanoid import HookCall, spellings
-from zvmsnap.staging import CaptureDir, overlays_of
+from zvmsnap.staging import CaptureDir
 
 _PARALLEL_GUESTS = 16
 
@@ -49,9 +46,9 @@ def finish(call: HookCall, config: Config, owner: Process) -> bool:
         ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries))) as pool,
     ):
         finishing = [_Finish(config, hypervisor, journal, entry, call.names) for entry in entries]
-        committed = list(pool.map(lambda each: each.guarded(each.leave_overlays), finishing))
+        left = list(pool.map(lambda each: each.guarded(each.leave), finishing))
         published = [
-            ok and each.guarded(each.publish) for each, ok in zip(finishing, committed, strict=True)
+            ok and each.guarded(each.publish) for each, ok in zip(finishing, left, strict=True)
         ]
     return all(published)
 
@@ -79,22 +76,42 @@ def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | 
     Raises CommitFailed and others if it cannot be ended; nothing is lost then.
     """
     if entry:
-        done = _Finish(config, hypervisor, Journal(config.journal_dir), entry, entry.names)
         log.about(guest.name, ",".join(entry.targets)).warning(
-            "finishing moment %s, which nobody finished", entry.moment
+            "finishing moment %s, which nobody finished", entry.moment or "of an earlier recovery"
         )
-        done.leave_overlays_locked()
-        try:
-            done.publish_locked()
-        except SnapshotMissing:
-            return
+    elif stacks.of(domainxml.parse(guest.xml())):
+        log.about(guest.name, "no journal").warning("leaving overlays that no journal knows")
+        entry = _nameless(config, guest)
     else:
-        overlays = overlays_of(domainxml.parse(guest.xml()))
-        if overlays:
-            log.about(guest.name, "no journal").warning("leaving overlays that no journal knows")
-            blockcommit.to_base(guest, overlays, config.limits.commit_timeout_s)
-            for overlay, _ in overlays.values():
-                Path(overlay).unlink(missing_ok=True)
+        return
+    end(config, hypervisor, entry)
+
+
+def end(config: Config, hypervisor: Hypervisor, entry: Entry) -> None:
+    """Leave and publish, without the lock of the guest, which the caller holds."""
+    done = _Finish(config, hypervisor, Journal(config.journal_dir), entry, entry.names)
+    done.leave_locked()
+    try:
+        done.publish_locked()
+    except SnapshotMissing as error:
+        log.about(entry.domain, ",".join(entry.targets)).warning("%s", error)
+
+
+def _nameless(config: Config, guest: Guest) -> Entry:
+    return Entry(
+        domain=guest.name,
+        uuid=guest.uuid,
+        moment="",
+        targets=(),
+        names=(),
+        former_guids=(),
+        owner=Process.none(),
+        capture=CaptureDir.fresh(config.staging_dir, guest.uuid).path.name,
+        level=Level.CRASH,
+        reason="the journal was lost",
+        disks=(),
+        taken=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
 
 
 class _Finish:
@@ -111,12 +128,9 @@ class _Finish:
         self._config = config
         self._hypervisor = hypervisor
         self._journal = journal
-        self._entry = entry
+        self._work = Open(journal, entry)
         self._names = names
-        self._dir = CaptureDir(config.staging_dir / entry.capture)
         self._log = log.about(entry.domain, ",".join(entry.targets))
-        self._commit_s = 0.0
-        self._overlay_s = 0.0
 
     def guarded(self, work: Callable[[], None]) -> bool:
         """Do `work`; False, with the cause in the log, if it failed."""
@@ -127,203 +141,49 @@ class _Finish:
             self._log.error("%s", error)
             return False
 
-    def leave_overlays(self) -> None:
-        """Commit and tidy under the guest's lock."""
+    def leave(self) -> None:
+        """Leave overlays, under the guest's lock."""
         with self._lock("commit"):
             if self._is_ours():
-                self.leave_overlays_locked()
+                self.leave_locked()
 
     def publish(self) -> None:
-        """Publish and close under the guest's lock."""
+        """Publish and close, under the guest's lock."""
         with self._lock("publish"):
             if self._is_ours():
                 self.publish_locked()
 
+    def leave_locked(self) -> None:
+        """Leave overlays; a guest that does not exist any more keeps them."""
+        begun_s = time.monotonic()
+        try:
+            guest = self._hypervisor.guest(self._work.entry.uuid)
+            leave(self._config, guest, self._work, self._log)
+        except DomainGone:
+            self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
+        entry = self._work.entry
+        if entry.frozen_at_s and not entry.overlay_s:
+            self._work.note(
+                commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.frozen_at_s
+            )
+
+    def publish_locked(self) -> None:
+        """Publish and close. Raises SnapshotMissing, after closing."""
+        publish(self._config, self._hypervisor, self._work, self._names, self._log)
+
     def _is_ours(self) -> bool:
         """Is this moment still open, or has another hook finished it while we waited?"""
-        now = self._journal.read(self._entry.uuid)
-        if now is None or now.capture != self._entry.capture:
-            self._log.warning("moment %s was finished by another hook", self._entry.moment)
+        now = self._journal.read(self._work.entry.uuid)
+        if now is None or now.capture != self._work.entry.capture:
+            self._log.warning("moment %s was finished by another hook", self._work.entry.moment)
             return False
         return True
 
-    def leave_overlays_locked(self) -> None:
-        """commit, tidy."""
-        overlays = {d.target: (d.overlay, d.base) for d in self._entry.disks if d.overlay}
-        guest = self._guest()
-        if guest and guest.is_active() and guest.has_job():
-            # libvirt completes a dump whose caller was killed, and only then makes the overlays.
-            raise DomainBusy("a job (dump, migration, backup) is under way; the next hook goes on")
-        if overlays and guest:
-            self._record("commit")
-            begun_s = time.monotonic()
-            blockcommit.to_base(
-                guest, overlays, self._config.limits.commit_timeout_s, self._pivoted
-            )
-            self._commit_s = time.monotonic() - begun_s
-            if self._entry.frozen_at_s:
-                self._overlay_s = time.time() - self._entry.frozen_at_s
-        self._record("tidy")
-        if guest:
-            self._remove_overlays()
-            self._forget_metadata(guest)
-
-    def _pivoted(self, target: str) -> None:
-        self._entry = msgspec.structs.replace(
-            self._entry, committed=(*self._entry.committed, target)
-        )
-        self._record("commit")
-
-    def _remove_overlays(self) -> None:
-        for disk in self._entry.disks:
-            overlay = Path(disk.overlay)
-            if not disk.overlay or not overlay.exists():
-                continue
-            if disk.target in self._entry.committed:
-                overlay.unlink()
-            else:
-                # Its guest was brought back to the base by somebody who need not have merged it.
-                self._log.warning("%s was not merged by us and is kept: see to it", overlay)
-
-    def publish_locked(self) -> None:
-        """publish, close. Raises SnapshotMissing, after closing, if ZFS has no snapshot of it."""
-        self._record("publish")
-        ties = self._ties()
-        vault_dir, entry = self._config.vault_dir, self._entry
-        if not ties:
-            self._close()
-            raise SnapshotMissing(
-                f"none of {', '.join(self._names)} exists: the RAM image is discarded; "
-                "what kept sanoid from taking the snapshot stands in its own log"
-            )
-        if vault.published(vault_dir, entry.domain, entry.capture):
-            self._log.debug("was published already")
-        elif not (self._dir.point / point.DOMAIN_XML).exists():
-            self._log.warning("no point: pre was killed before it had stored anything")
-        else:
-            published = self._publish(ties)
-            manifest = published.manifest
-            self._log.info(
-                "point %s: level %s%s", published.name, manifest.level, self._measured(manifest)
-            )
-        self._close()
-
     def _lock(self, intent: str) -> AbstractContextManager[None]:
-        config = self._config
+        entry = self._work.entry
         return lock(
-            config.locks_dir,
-            self._entry.uuid,
-            f"{intent} {self._entry.domain}",
-            config.limits.lock_timeout_s,
+            self._config.locks_dir,
+            entry.uuid,
+            f"{intent} {entry.domain}",
+            self._config.limits.lock_timeout_s,
         )
-
-    def _record(self, step: str) -> None:
-        self._journal.write(msgspec.structs.replace(self._entry, step=step))
-
-    def _guest(self) -> Guest | None:
-        try:
-            return self._hypervisor.guest(self._entry.uuid)
-        except DomainGone:
-            self._log.warning(
-                "the guest does not exist any more; its overlays are kept in %s", self._dir.path
-            )
-            return None
-
-    def _forget_metadata(self, guest: Guest) -> None:
-        # Older scripts name libvirt's snapshots as sanoid's; reverting to such a one after our
-        # commit would load old RAM over new disks.
-        for name in set(guest.snapshot_names()) & set(self._names):
-            self._log.warning("forgetting libvirt's snapshot metadata %s", name)
-            guest.snapshot_delete_metadata(name)
-
-    def _ties(self) -> tuple[Tie, ...]:
-        candidates = {
-            f"{dataset}@{spelling}"
-            for dataset in self._entry.datasets
-            for name in (*self._names, *self._entry.names)
-            for spelling in spellings(name)
-        }
-        found = zfs.snapshots(candidates).present.values()
-        return tuple(
-            Tie(snapshot.dataset, snapshot.name, snapshot.guid, snapshot.createtxg)
-            for snapshot in sorted(found)
-            if snapshot.guid not in self._entry.former_guids
-        )
-
-    def _publish(self, ties: tuple[Tie, ...]) -> point.Point:
-        entry = self._entry
-        incoming = vault.incoming(self._config.vault_dir, entry.domain, entry.capture)
-        memory = None
-        if entry.level is Level.MEMORY and entry.frozen_at_s:
-            memory = self._stow(incoming)
-        elif entry.level is Level.MEMORY:
-            # The image may be complete, but it is of a later instant than the snapshot.
-            entry = msgspec.structs.replace(
-                entry, level=Level.CRASH, reason="pre was killed before the disks were frozen"
-            )
-        for name in (point.DOMAIN_XML, point.PERSISTENT_XML, point.NVRAM):
-            source = self._dir.point / name
-            if source.exists():
-                write_atomic(incoming / name, source.read_bytes())
-        manifest = Manifest(
-            domain=entry.domain,
-            uuid=entry.uuid,
-            moment=entry.moment,
-            taken=entry.taken,
-            capture=entry.capture,
-            level=entry.level,
-            reason=entry.reason,
-            snapshots=ties,
-            disks=tuple(
-                point.Disk(d.target, d.type, d.format, d.base, d.dataset, d.path)
-                for d in entry.disks
-            ),
-            memory=memory,
-            host=self._host(incoming / point.DOMAIN_XML),
-            timing=Timing(entry.pause_s, entry.dump_s, self._overlay_s, self._commit_s),
-        )
-        return vault.publish(incoming, manifest)
-
-    def _stow(self, incoming: Path) -> Memory:
-        plain = self._config.image.compression == "none" or (
-            self._config.image.compression == "auto"
-            and (
-                incoming.stat().st_dev == self._dir.point.stat().st_dev
-                or self._is_compressed_already()
-            )
-        )
-        level = None if plain else self._config.image.zstd_level
-        return vault.stow_memory(
-            self._dir.memory, incoming, self._entry.memory_format, zstd_level=level
-        )
-
-    def _is_compressed_already(self) -> bool:
-        if self._entry.memory_format != "raw":
-            return True
-        found = zfs.dataset_of_path(str(self._config.vault_dir.resolve()), zfs.mounts())
-        return found is not None and zfs.datasets()[found[0]].compressed
-
-    def _host(self, definition: Path) -> Host:
-        domain = domainxml.parse(definition.read_text())
-        return Host(
-            **self._hypervisor.versions(),
-            machine=domain.machine,
-            arch=domain.arch,
-            emulator=domain.emulator,
-            cpu_mode=domain.cpu_mode,
-            cpu_model=domain.cpu_model,
-        )
-
-    def _measured(self, manifest: Manifest) -> str:
-        if not manifest.memory:
-            return ""
-        return (
-            f", {manifest.memory.stored_bytes >> 20} MiB of RAM stored, "
-            f"on its overlay for {self._overlay_s:.1f} s"
-        )
-
-    def _close(self) -> None:
-        self._record("close")
-        if not self._dir.overlays():
-            self._dir.remove()
-        self._journal.close(self._entry)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from zvmsnap import log, sanoid
 from zvmsnap.errors import (
@@ -23,6 +24,10 @@ from zvmsnap.errors import (
 )
 from zvmsnap.sanoid import HookCall, Role
 
+if TYPE_CHECKING:
+    from zvmsnap.config import Config
+
+_TRY_AGAIN_S = 300
 _PR_SET_PDEATHSIG = 1
 _INIT = 1
 
@@ -62,40 +67,87 @@ def _run(call: HookCall) -> bool:
 
     settings = config.load()
     if call.role is Role.PRUNE:
+        finish_before_dying()
         from zvmsnap.prune import forget
 
+        # sanoid calls prune for one snapshot after the other: what failed now would fail again.
+        _finish_abandoned(call, settings, tried_before_s=_TRY_AGAIN_S)
         return forget(call, settings)
     from zvmsnap.journal import Process
 
     parent = os.getppid()
+    caller = _sanoid_above(parent)
+    owner = Process.of(caller or parent)
     if call.role is Role.POST:
-        _finish_before_dying()
+        finish_before_dying()
         from zvmsnap.finish import finish
 
-        return finish(call, settings, Process.of(parent))
+        complete = finish(call, settings, owner)
+        _finish_abandoned(call, settings)
+        return complete
     cancelled = _cancelled_with_parent(parent)
     from zvmsnap.capture import begin
 
-    takes_recursively = _recursion(call, settings.sanoid_configdir, parent)
-    return begin(call, settings, Process.of(parent), takes_recursively, cancelled)
+    takes_recursively = _recursion(call, settings.sanoid_configdir, caller)
+    return begin(call, settings, owner, takes_recursively, cancelled, guarded=bool(caller))
 
 
-def _recursion(call: HookCall, configured: str, parent: int) -> dict[str, bool]:
-    command_line = tuple(
-        word.decode(errors="replace")
-        for word in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
-    )
+def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 0) -> None:
+    """Finish moments of these datasets whose sanoid is dead; pre does so for each guest itself."""
+    from zvmsnap.journal import Journal
+
+    journal = Journal(settings.journal_dir)
+    entries = [
+        entry
+        for entry in journal.entries()
+        if {*entry.targets, *entry.datasets} & set(call.datasets)
+        and not entry.owner.is_alive()
+        and journal.age_s(entry) >= tried_before_s
+    ]
+    if entries:
+        from zvmsnap import recover
+
+        recover.each(settings, entries)
+
+
+def _sanoid_above(pid: int) -> int | None:
+    """The sanoid that called us, maybe through a script; None if it was somebody else."""
+    while pid > _INIT:
+        if sanoid.is_sanoid(_command_line(pid)):
+            return pid
+        pid = _parent_of(pid)
+    return None
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return _INIT
+    return int(stat.rpartition(b")")[2].split()[1])
+
+
+def _command_line(pid: int) -> tuple[str, ...]:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ()
+    return tuple(word.decode(errors="replace") for word in words)
+
+
+def _recursion(call: HookCall, configured: str, caller: int | None) -> dict[str, bool]:
     configdir = (
         Path(configured)
         if configured
-        else sanoid.configdir_of(command_line) or sanoid.DEFAULT_CONFIGDIR
+        else sanoid.configdir_of(_command_line(caller) if caller else ())
+        or sanoid.DEFAULT_CONFIGDIR
     )
     conf = configdir / "sanoid.conf"
     return {dataset: sanoid.takes_recursively(conf, dataset) for dataset in call.datasets}
 
 
-def _finish_before_dying() -> None:
-    """post ends what it began, whatever asks it to stop: a guest on its overlay is worse."""
+def finish_before_dying() -> None:
+    """What merges or removes ends what it began, whatever asks it to stop."""
 
     def note(number: int, _frame: FrameType | None) -> None:
         log.plain().warning("%s: finishing first", signal.Signals(number).name)

@@ -11,6 +11,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from typing import Any
 
 import libvirt
@@ -37,6 +38,20 @@ _STATES = {
     libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by its own power management",
+}
+
+
+class Pause(Enum):
+    """Why a guest stands still."""
+
+    USER = auto()  # somebody's wish
+    IO_ERROR = auto()  # of QEMU: its disk, or the overlay on it, is full or broken
+    JOB = auto()  # of a save, dump or migration, also one that died; or of another cause
+
+
+_PAUSES = {
+    libvirt.VIR_DOMAIN_PAUSED_USER: Pause.USER,
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: Pause.IO_ERROR,
 }
 
 _loop_started = threading.Lock()
@@ -131,6 +146,31 @@ class Guest:
         with self._doing("asking for its state"):
             return _STATES.get(self._domain.state()[0], "in an unknown state")
 
+    def pause(self) -> Pause | None:
+        """Why it stands still, None if it does not."""
+        with self._doing("asking for its state"):
+            state, reason = self._domain.state()[:2]
+        if state != libvirt.VIR_DOMAIN_PAUSED:
+            return None
+        return _PAUSES.get(reason, Pause.JOB)
+
+    def define(self, xml: str) -> None:
+        """Replace its persistent definition."""
+        with self._doing("defining"):
+            self._domain.connect().defineXMLFlags(xml, 0)
+
+    def managed_save_xml(self) -> str | None:
+        """The definition in its managed save image, None if it has none."""
+        with self._doing("reading its managed save image"):
+            if not self._domain.hasManagedSaveImage(0):
+                return None
+            return str(self._domain.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE))
+
+    def managed_save_define(self, xml: str) -> None:
+        """Change host-side details, such as paths of disks, in its managed save image."""
+        with self._doing("changing its managed save image"):
+            self._domain.managedSaveDefineXML(xml, 0)
+
     def has_job(self) -> bool:
         """Is a migration, backup, save or dump under way?"""
         with self._doing("asking for its job"):
@@ -176,14 +216,13 @@ class Guest:
         with self._doing("setting its allowed pause"):
             self._domain.migrateSetMaxDowntime(pause_ms, 0)
 
-    def block_commit(self, target: str) -> None:
-        """Start merging the overlay of disk `target` down by one layer.
+    def block_commit(self, target: str, base: str) -> None:
+        """Start merging what lies above `base` into it.
 
-        SHALLOW: without it libvirt would commit down to the bottom, into a golden image.
+        Without a base libvirt would commit down to the bottom, into a golden image.
         """
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
         with self._doing(f"commit of {target}"):
-            self._domain.blockCommit(target, None, None, 0, flags)
+            self._domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
 
     def block_job_pivot(self, target: str) -> None:
         """Switch disk `target` to its base. Raises BlockJobNotReady: try again."""

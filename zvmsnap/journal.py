@@ -1,20 +1,30 @@
 """What we were about to do for each guest when we died: one file per guest, removed when done.
 
 A hint for cleaning up and publishing; where a disk really is, only libvirt's XML says.
+An entry that cannot be read, or is of another schema, is set aside: the XML is enough to bring
+its guest back, and only the point of that moment is lost.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 
 from zvmsnap import log
 from zvmsnap.files import private_dir, sync_dir, write_atomic
 from zvmsnap.placement import Level
+from zvmsnap.steps import Step
+from zvmsnap.steps import run as run_steps
 
-SCHEMA = 1
+SCHEMA = 2
+# Both become parts of paths: nothing that a damaged file says may lead out of our directories.
+_UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_CAPTURE = _UUID[:-1] + r"\.[0-9a-f]{8}$"
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -28,6 +38,11 @@ class Process(msgspec.Struct, frozen=True):
     def of(cls, pid: int) -> Process:
         """The process that has this number now; `started` is 0 if there is none."""
         return cls(pid, _started(pid), Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+
+    @classmethod
+    def none(cls) -> Process:
+        """No process: never alive."""
+        return cls(0, 0, "")
 
     def is_alive(self) -> bool:
         """Does this very process still run?"""
@@ -50,18 +65,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One guest's part in a moment that is not finished.
 
     `names` are the announced snapshot names; `former_guids` are snapshots that had one of these
-    names before, and so are not of this moment. `capture` is the directory in staging.
+    names before, and so are not of this moment. `capture` is the directory in staging. Without
+    names it is no moment, but the recovery of a guest of which no journal knew.
     """
 
-    schema: int = SCHEMA
+    schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     domain: str
-    uuid: str
+    uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
     moment: str
     targets: tuple[str, ...]
     names: tuple[str, ...]
     former_guids: tuple[int, ...]
     owner: Process
-    capture: str
+    capture: Annotated[str, msgspec.Meta(pattern=_CAPTURE)]
     level: Level
     reason: str | None
     disks: tuple[Disk, ...]
@@ -70,7 +86,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     memory_format: str = ""
     pause_s: float = 0.0
     dump_s: float = 0.0
-    committed: tuple[str, ...] = ()  # targets whose overlays we have merged and left
+    merged: tuple[str, ...] = ()  # overlays whose data was in the base when we began to leave them
+    paused: bool = False  # by us, to end its dump
+    allowed_pause_ms: int | None = None  # what QEMU allowed itself before we changed it
+    overlay_s: float = 0.0
+    commit_s: float = 0.0
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
 
     @property
@@ -94,7 +114,10 @@ class Journal:
         """The open entry of a guest. A damaged one is set aside and counts as none."""
         path = self._path(uuid)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry)
+            entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+            if entry.uuid != uuid:
+                raise msgspec.ValidationError(f"it is of {entry.uuid}")
+            return entry
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -110,6 +133,13 @@ class Journal:
         found = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
         return [entry for entry in found if entry]
 
+    def age_s(self, entry: Entry) -> float:
+        """Seconds since somebody last worked on this entry; 0 if it is closed."""
+        try:
+            return time.time() - self._path(entry.uuid).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def close(self, entry: Entry) -> None:
         """The guest's part is done."""
         path = self._path(entry.uuid)
@@ -119,6 +149,27 @@ class Journal:
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
+
+
+class Open:
+    """An entry that is being worked on: each step is written down before it is done."""
+
+    def __init__(self, journal: Journal, entry: Entry) -> None:
+        self._journal = journal
+        self.entry = entry
+
+    def note(self, **changes: Any) -> None:
+        """Write changes of the entry down."""
+        self.entry = msgspec.structs.replace(self.entry, **changes)
+        self._journal.write(self.entry)
+
+    def step(self, name: str, do: Callable[[], None]) -> None:
+        """One step. Raises StepFailed; nothing is undone."""
+        run_steps([Step(name, do)], lambda step: self.note(step=step))
+
+    def close(self) -> None:
+        """The guest's part is done."""
+        self._journal.close(self.entry)
 
 
 def _started(pid: int) -> int:

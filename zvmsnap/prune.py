@@ -6,19 +6,16 @@ judged: nothing is known of its snapshots.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from zvmsnap import log, sanoid, vault, zfs
+from zvmsnap import debris, log, sanoid, vault, zfs
 from zvmsnap.config import Config
+from zvmsnap.debris import Debris
 from zvmsnap.journal import Journal
 from zvmsnap.locks import lock
 from zvmsnap.point import Life, Liveness, Point
 from zvmsnap.sanoid import HookCall
-from zvmsnap.staging import captures
 from zvmsnap.vault import Damaged
 
 _LOCK = "vault"
@@ -29,6 +26,7 @@ def forget(call: HookCall, config: Config) -> bool:
 
     Reads only the points of that moment. True if nothing went wrong.
     """
+    vault.check(config)
     destroyed = {f"{dataset}@{name}" for dataset in call.datasets for name in call.names}
     points, damaged = [], []
     for name in call.names:
@@ -60,23 +58,17 @@ def _remove(point: Point) -> None:
 class Findings:
     """What `zvmsnap prune` removes, and what it only reports."""
 
+    debris: Debris
     orphans: list[Point] = field(default_factory=list)
-    debris: list[Path] = field(default_factory=list)
     unknown: list[Point] = field(default_factory=list)
     damaged: list[Damaged] = field(default_factory=list)
-    overlays: list[Path] = field(default_factory=list)
     pointless: list[zfs.Snapshot] = field(default_factory=list)
 
 
 def find(config: Config) -> Findings:
     """Compare the vault, staging and the journal with ZFS, which is listed once for everything."""
-    # Staging first: what appears in it later has its journal entry already, and what is in this
-    # list without one is nobody's.
-    staged = captures(config.staging_dir)
-    unfinished = vault.unfinished(config.vault_dir)
-    open_entries = Journal(config.journal_dir).entries()
-    open_captures = {entry.capture for entry in open_entries}
-    found = Findings()
+    vault.check(config)
+    found = Findings(debris=debris.find(config))
     points = []
     for entry in vault.entries(config.vault_dir):
         if isinstance(entry, Damaged):
@@ -99,20 +91,9 @@ def find(config: Config) -> Findings:
             found.orphans.append(point)
         elif orphaned or any(liveness.of(tie) is Life.UNKNOWN for tie in ties):
             found.unknown.append(point)
-    for directory in unfinished:
-        if directory.name.removeprefix(vault.INCOMING) not in open_captures:
-            found.debris.append(directory)
-    for capture in staged:
-        if capture.path.name in open_captures:
-            continue
-        overlays = capture.overlays()
-        found.overlays.extend(overlays)
-        if not overlays:
-            found.debris.append(capture.path)
-        elif capture.point.exists():
-            found.debris.append(capture.point)
     tied = {tie.guid for point in points for tie in point.manifest.snapshots}
     managed = {disk.dataset for point in points for disk in point.manifest.disks}
+    open_entries = Journal(config.journal_dir).entries()
     managed.update(dataset for entry in open_entries for dataset in entry.datasets)
     found.pointless.extend(
         snapshot
@@ -128,10 +109,7 @@ def sweep(config: Config) -> Findings:
         found = find(config)
         for point in found.orphans:
             _remove(point)
-        for directory in found.debris:
-            # Its moment may have ended meanwhile, and taken it along.
-            with suppress(FileNotFoundError):
-                shutil.rmtree(directory)
+        found.debris.remove()
     return found
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from zvmsnap.placement import Level
 from zvmsnap.point import Life, Liveness, Manifest, Point
-from zvmsnap.prune import Findings
 from zvmsnap.sanoid import type_of
+
+if TYPE_CHECKING:
+    from zvmsnap.journal import Entry
+    from zvmsnap.prune import Findings
+    from zvmsnap.recover import Report
 
 _HEADINGS = ("GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "NOTE")
 
@@ -74,6 +79,27 @@ def note(manifest: Manifest, liveness: Liveness) -> str:
     return manifest.reason or ""
 
 
+def progress(entry: Entry) -> str:
+    """How far a moment is, and who will end it."""
+    if entry.owner.is_alive():
+        return f"under way at step {entry.step} (sanoid has pid {entry.owner.pid})"
+    return f"interrupted at step {entry.step}: zvmsnap recover ends it"
+
+
+def recovery(report: Report, *, dry_run: bool) -> list[str]:
+    """What was found of each guest and what became of it, and what is left to a person."""
+    lines = []
+    for outcome in report.outcomes:
+        why = f": {outcome.why}" if outcome.why else ""
+        lines.append(f"{outcome.domain}: {outcome.result}{why}")
+        lines += [f"  {found}" for found in outcome.found]
+    removes = "would remove" if dry_run else "removed"
+    lines += [f"{removes} {path}: left by an interrupted run" for path in report.removed]
+    lines += report.problems
+    lines += report.foreign
+    return lines or ["nothing to recover: every guest is on its own disks"]
+
+
 def details(point: Point, liveness: Liveness) -> list[str]:
     """Everything that one point says of itself."""
     manifest = point.manifest
@@ -116,14 +142,14 @@ def findings(found: Findings, *, dry_run: bool) -> list[str]:
     """What a sweep removed, or would remove, and what it leaves to a person."""
     removes = "would remove" if dry_run else "removed"
     lines = [f"{removes} point {point.name}: its snapshots are gone" for point in found.orphans]
-    lines += [f"{removes} {path}: left by an interrupted run" for path in found.debris]
+    lines += [f"{removes} {path}: left by an interrupted run" for path in found.debris.paths]
     lines += [
         f"kept point {point.name}: its pool is not imported, or its snapshots have other names now"
         for point in found.unknown
     ]
     lines += [
         f"kept {path}: an overlay that no journal knows; may hold a guest's writes"
-        for path in found.overlays
+        for path in found.debris.overlays
     ]
     lines += [f"damaged: {damaged.why}" for damaged in found.damaged]
     lines += [f"no point for snapshot {snapshot.full_name}" for snapshot in found.pointless]

@@ -12,8 +12,9 @@ Facts from sanoid's source, 2.0.0 to 2.3.0 and master:
 from __future__ import annotations
 
 import configparser
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -125,6 +126,11 @@ def _bare(name: str, datasets: list[str]) -> str:
 def _check(variable: str, value: str, pattern: re.Pattern[str]) -> None:
     if len(value) > _NAME_MAX or not pattern.fullmatch(value):
         raise HookEnvironmentInvalid(f"{variable} {value!r} is not a name that ZFS can know")
+
+
+def is_sanoid(command_line: Sequence[str]) -> bool:
+    """Is that the command line of a sanoid (a Perl script, so its name comes second)?"""
+    return any(os.path.basename(word) == "sanoid" for word in command_line[:3])
 
 
 def takes_recursively(conf: Path, dataset: str) -> bool:

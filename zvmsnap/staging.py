@@ -16,7 +16,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap import domainxml, point, zfs
+from zvmsnap import point, zfs
 from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.files import passable_dir, private_dir
 
@@ -84,17 +84,9 @@ def captures(staging: Path) -> list[CaptureDir]:
 
 
 def is_overlay(path: str) -> bool:
-    """Is that the name of an overlay of ours?"""
-    return path.endswith(_OVERLAY_SUFFIX)
-
-
-def overlays_of(domain: domainxml.Domain) -> dict[str, tuple[str, str]]:
-    """The disks of a domain that are on an overlay of ours: target to (overlay, its base)."""
-    return {
-        disk.target: (disk.source, disk.chain[0])
-        for disk in domain.disks
-        if is_overlay(disk.source) and disk.chain
-    }
+    """Is that the path of an overlay of ours? Its own name and its directory's must be."""
+    where = Path(path)
+    return where.name.endswith(_OVERLAY_SUFFIX) and bool(_CAPTURE.fullmatch(where.parent.name))
 
 
 def check_usable(staging: Path, snapshotted: frozenset[str], table: list[zfs.Mount]) -> None:

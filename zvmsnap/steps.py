@@ -5,11 +5,17 @@ A step that raises is undone too: its `undo` must cope with "not begun", "half d
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from zvmsnap.errors import ZvmsnapError
+
+# For tests/lab/faults: the hook stops itself (SIGSTOP) before the step of this name, after it has
+# been written down, so that anything may happen to it, and to the machine, at that very point.
+STOP_BEFORE = "ZVMSNAP_TEST_STOP_BEFORE"
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,16 @@ def run(steps: Sequence[Step], record: Callable[[str], None]) -> None:
     for position, step in enumerate(steps):
         try:
             record(step.name)
+            _boundary(step.name)
             step.do()
         except BaseException as cause:
             not_undone = _undo(steps[: position + 1], record)
             raise StepFailed(step.name, cause, not_undone) from cause
+
+
+def _boundary(name: str) -> None:
+    if os.environ.get(STOP_BEFORE) == name:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
@@ -58,6 +70,7 @@ def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
         with suppress(Exception):
             record(f"undo {step.name}")
         try:
+            _boundary(f"undo {step.name}")
             step.undo()
         except Exception as error:
             not_undone.append(f"{step.name}: {error}")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 
-from zvmsnap import domainxml, zfs
+from zvmsnap import domainxml, stacks, zfs
 from zvmsnap.errors import LibvirtFailed
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.placement import Place, Seen
-from zvmsnap.staging import overlays_of
 
 
 def look(hypervisor: Hypervisor, guest: Guest, table: list[zfs.Mount]) -> Seen:
     """See one guest as it is: its live XML tells what it writes to. Raises LibvirtFailed."""
     state = guest.state()
     domain = domainxml.parse(guest.xml())
-    ours = overlays_of(domain)
+    ours = stacks.of(domain)
     places = {}
     for disk in domain.disks:
         # A disk that is still on our overlay belongs where its base lies: the guest is concerned.
-        path = ours[disk.target][1] if disk.target in ours else _path(hypervisor, disk)
+        stack = ours.get(disk.target)
+        path = stack.base if stack and stack.base else _path(hypervisor, disk)
         found = _place(path, table) if path else None
         if found:
             places[disk.target] = found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -19,10 +20,13 @@ from typing import BinaryIO
 import msgspec
 
 from zvmsnap import point
-from zvmsnap.errors import VaultDamaged
+from zvmsnap.config import Config
+from zvmsnap.errors import VaultDamaged, VaultMissing
 from zvmsnap.files import PRIVATE_FILE, private_dir, sync_dir, write_atomic
 from zvmsnap.point import Manifest, Memory, Point
 
+_MARK = ".zvmsnap-vault"
+_KNOWN_VAULT = "vault.id"
 INCOMING = ".incoming-"
 REMOVING = ".removing-"
 _CHUNK_BYTES = 4 << 20
@@ -45,6 +49,38 @@ def folder_of(name: str) -> str:
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
 
 
+def check(config: Config) -> None:
+    """Is that the vault that was used so far? Raises VaultMissing if not.
+
+    Where the file system of the vault is not mounted, its mountpoint is an empty directory: what
+    is written there is lost from sight with the next mount, and all points would seem gone.
+    """
+    known = config.journal_dir / _KNOWN_VAULT
+    if known.exists() and _read(config.vault_dir / _MARK) != _read(known):
+        raise VaultMissing(
+            f"{config.vault_dir} is not the vault that was used so far: is its file system "
+            f"mounted? If it was moved or emptied on purpose, remove {known}"
+        )
+
+
+def claim(config: Config) -> None:
+    """Use this vault from now on, if it is the first or was used so far. Raises VaultMissing."""
+    check(config)
+    known = private_dir(config.journal_dir) / _KNOWN_VAULT
+    mark = private_dir(config.vault_dir) / _MARK
+    if not mark.exists():
+        write_atomic(mark, secrets.token_hex(16).encode())
+    if not known.exists():
+        write_atomic(known, mark.read_bytes())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]:
     """All points, or those of one moment of any domain; what cannot be read comes as Damaged."""
     for folder in _listed(vault):
@@ -63,13 +99,26 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
                 yield Damaged(directory, str(error))
 
 
-def unfinished(vault: Path) -> list[Path]:
-    """Directories of points that were being published or removed."""
+@dataclass(frozen=True)
+class Unfinished:
+    """A directory of a point that was being published or removed."""
+
+    directory: Path
+
+    @property
+    def capture(self) -> str | None:
+        """The capture that was being published; None for a removal."""
+        name = self.directory.name
+        return name.removeprefix(INCOMING) if name.startswith(INCOMING) else None
+
+
+def unfinished(vault: Path) -> list[Unfinished]:
+    """All that is neither a point yet nor gone yet."""
     return [
-        directory
+        Unfinished(directory)
         for folder in _listed(vault)
         if folder.is_dir() and not folder.is_symlink()
-        for directory in sorted(folder.iterdir())
+        for directory in _listed(folder, hidden=True)
         if directory.name.startswith((INCOMING, REMOVING))
         and directory.is_dir()
         and not directory.is_symlink()
@@ -170,6 +219,17 @@ def _copy(
     descriptor = os.open(
         stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
     )
+    try:
+        _pour(image, descriptor, hashed, zstd_level)
+    except BaseException:
+        # A full vault must not stay full of half an image.
+        stored.unlink(missing_ok=True)
+        raise
+
+
+def _pour(
+    image: Path, descriptor: int, hashed: Callable[[bytes], None], zstd_level: int | None
+) -> None:
     with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
 
         def keep(data: bytes) -> None:
@@ -214,9 +274,9 @@ def _points_of(folder: Path) -> Iterator[Point]:
             continue
 
 
-def _listed(directory: Path) -> list[Path]:
+def _listed(directory: Path, *, hidden: bool = False) -> list[Path]:
     try:
-        return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in directory.iterdir() if path.name.startswith(".") == hidden)
     except FileNotFoundError:
         return []
 

@@ -1,0 +1,170 @@
+"""The guard: a process of its own that outlives sanoid and the hooks, and ends what they left.
+
+pre starts one for each run of sanoid, outside of its process group and, where there is systemd, of
+its control group: a timeout of the service must not kill it too. It looks once a second:
+
+| sanoid  | moments of it open | staging                 | what the guard does                    |
+|---------|--------------------|-------------------------|----------------------------------------|
+| runs    | any                | enough free             | nothing                                |
+| runs    | some               | below the reserve       | gives them up: overlays are merged     |
+| is dead | some               | any                     | recovers their guests, then again      |
+| is dead | none               | any                     | goes                                   |
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from zvmsnap import log
+from zvmsnap.config import Config
+from zvmsnap.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
+from zvmsnap.journal import Entry, Journal, Open, Process
+from zvmsnap.locks import lock
+from zvmsnap.placement import Level
+
+_LOOK_EVERY_S = 1.0
+_MIB = 1 << 20
+# After this many attempts, farther and farther apart, it is left to the next hook.
+_ATTEMPTS = 8
+_STARTING_LIMIT_S = 10
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+
+
+def arm(owner: Process) -> None:
+    """Start the guard of this run of sanoid; a second one ends at once. Never raises."""
+    command = [sys.executable, "-m", "zvmsnap", "guard", *_words(owner)]
+    systemd_run = shutil.which("systemd-run") if Path("/run/systemd/system").is_dir() else None
+    try:
+        if systemd_run:
+            subprocess.run(
+                [systemd_run, *_unit(owner), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # "already exists", for the second dataset of one run
+                timeout=_STARTING_LIMIT_S,
+                check=False,
+            )
+        else:
+            subprocess.Popen(
+                command,
+                cwd=_PACKAGE_PARENT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.plain().warning("no guard for this moment, the next hook would recover: %s", error)
+
+
+def main(words: Sequence[str]) -> int:
+    """`zvmsnap guard PID STARTED BOOT`; returns the exit code."""
+    from zvmsnap import config
+
+    log.setup()
+    try:
+        pid, started, boot = words
+        owner = Process(int(pid), int(started), boot)
+    except ValueError:
+        log.plain().error("usage: zvmsnap guard PID STARTED BOOT; the pre hook starts it")
+        return HookEnvironmentInvalid.exit_code
+    try:
+        settings = config.load()
+        with lock(settings.locks_dir, _name(owner), "guard", timeout_s=0):
+            try:
+                return 0 if watch(settings, owner) else 1
+            finally:
+                # Nobody but the guard of this very process ever takes it.
+                (settings.locks_dir / f"{_name(owner)}.lock").unlink(missing_ok=True)
+    except LockTimeout:
+        return 0
+    except (ZvmsnapError, OSError) as error:
+        log.plain().error("guard: %s", error)
+        return 1
+
+
+def watch(config: Config, owner: Process) -> bool:
+    """Follow the table above until sanoid is dead and all is well; False if it did not become so.
+
+    Raises OSError.
+    """
+    journal = Journal(config.journal_dir)
+    failures = 0
+    while True:
+        alive = owner.is_alive()
+        entries = [entry for entry in journal.entries() if entry.owner == owner]
+        if not alive and not entries:
+            return True
+        if not alive:
+            if not _recovered(config, entries):
+                failures += 1
+            if failures == _ATTEMPTS:
+                return False
+        elif entries and _free_bytes(config) < config.limits.staging_reserve_mib * _MIB:
+            for entry in entries:
+                _give_up(config, journal, entry)
+        time.sleep(_LOOK_EVERY_S * 2**failures)
+
+
+def _recovered(config: Config, entries: list[Entry]) -> bool:
+    from zvmsnap import recover
+
+    try:
+        return recover.each(config, entries)
+    except (ZvmsnapError, OSError) as error:
+        log.plain().error("guard: not yet recovered: %s", error)
+        return False
+
+
+def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
+    """Merge the overlays of one moment, before the guest pauses for want of room."""
+    from zvmsnap.hypervisor import Hypervisor
+    from zvmsnap.leave import leave
+
+    about = log.about(seen.domain, ",".join(seen.targets))
+    try:
+        # Not while a hook works on it: pre has reserved its room, post is merging already.
+        with lock(config.locks_dir, seen.uuid, f"give up {seen.moment}", timeout_s=0):
+            entry = journal.read(seen.uuid)
+            if not entry or entry.capture != seen.capture or entry.level is not Level.MEMORY:
+                return
+            about.warning("staging %s is nearly full: giving this point up", config.staging)
+            work = Open(journal, entry)
+            work.note(level=Level.CRASH, reason="staging was nearly full: overlays merged early")
+            with Hypervisor(config.uri) as hypervisor:
+                leave(config, hypervisor.guest(entry.uuid), work, about)
+    except LockTimeout:
+        return
+    except (ZvmsnapError, OSError) as error:
+        about.error("guard: %s", error)
+
+
+def _free_bytes(config: Config) -> int:
+    free = os.statvfs(config.staging_dir)
+    return free.f_bavail * free.f_frsize
+
+
+def _name(owner: Process) -> str:
+    return f"guard-{owner.pid}-{owner.started}"
+
+
+def _words(owner: Process) -> list[str]:
+    return [str(owner.pid), str(owner.started), owner.boot]
+
+
+def _unit(owner: Process) -> list[str]:
+    named = os.environ.get("ZVMSNAP_CONFIG")
+    return [
+        "--quiet",
+        "--collect",
+        "--no-block",
+        f"--unit=zvmsnap-{_name(owner)}",
+        f"--description=zvmsnap guard of sanoid (pid {owner.pid})",
+        f"--working-directory={_PACKAGE_PARENT}",
+        *([f"--setenv=ZVMSNAP_CONFIG={named}"] if named else []),
+    ]

@@ -1,0 +1,185 @@
+"""A guest leaves its overlays, whatever became of it: every way out of a moment leads through here.
+
+wait       until no job of libvirt is under way: one whose caller was killed goes on
+commit     a running guest: merge and pivot (blockcommit)
+merge      one that is off: qemu-img, then its definition (offline)
+prove      live and persistent definition name the bases
+resume     by the table at `_is_ours_to_resume`
+tidy       overlays that are proven worthless go, all others are kept
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from zvmsnap import blockcommit, domainxml, offline, qemuimg, stacks
+from zvmsnap.config import Config
+from zvmsnap.errors import CommitFailed, DomainBusy, ZvmsnapError
+from zvmsnap.hypervisor import Guest, Pause
+from zvmsnap.journal import Entry, Open
+from zvmsnap.placement import Level
+from zvmsnap.stacks import Stack
+from zvmsnap.staging import CaptureDir, is_overlay
+
+_LOOK_EVERY_S = 0.5
+# A guest may be shut off while it is committed, or be started while it is merged.
+_ATTEMPTS = 3
+
+Logger = logging.LoggerAdapter[logging.Logger]
+
+
+def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+    """Bring a guest to its bases. The caller holds its lock. Raises ZvmsnapError and OSError.
+
+    May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
+    is in its overlays, which are kept.
+    """
+    wait_idle(guest, config.limits.busy_timeout_s)
+    left = _to_base(config, guest, work, log)
+    _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
+    if guest.is_active() and work.entry.allowed_pause_ms is not None:
+        guest.migrate_set_max_downtime_ms(work.entry.allowed_pause_ms)
+    work.step("tidy", lambda: _tidy(config, guest, work.entry, left, log))
+
+
+def wait_idle(guest: Guest, timeout_s: float, cancelled: threading.Event | None = None) -> None:
+    """Wait until nobody else works on the guest. Raises DomainBusy with what it still does."""
+    deadline_s = time.monotonic() + timeout_s
+    while why := _busy_with(guest):
+        if time.monotonic() > deadline_s or (cancelled and cancelled.is_set()):
+            raise DomainBusy(f"{guest.name}: {why} is under way since more than {timeout_s:g} s")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _busy_with(guest: Guest) -> str:
+    if not guest.is_active():
+        return ""
+    if guest.has_job():
+        return "a job (dump, migration, backup or save)"
+    others = [
+        disk.target
+        for disk in domainxml.parse(guest.xml()).disks
+        if disk.mirror and not is_overlay(disk.source)
+    ]
+    return f"a block job on {', '.join(others)}" if others else ""
+
+
+def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str, Stack]:
+    """Returns the stacks that were left."""
+    left: dict[str, Stack] = {}
+    limit_s = config.limits.commit_timeout_s
+
+    def leaving(target: str, do: Callable[[], None]) -> None:
+        work.note(merged=(*work.entry.merged, *left[target].overlays))
+        work.step(f"leave {target}", do)
+
+    for attempt in range(_ATTEMPTS):
+        active = guest.is_active()
+        found = stacks.of(domainxml.parse(guest.xml()))
+        if not found:
+            break
+        left.update(found)
+        try:
+            if active:
+                work.step("commit", partial(blockcommit.to_base, guest, found, limit_s, leaving))
+            else:
+                log.warning("is off while on its overlays: merging them with qemu-img")
+                offline.to_base(guest, found, leaving, work.step)
+            break
+        except ZvmsnapError:
+            if attempt == _ATTEMPTS - 1 or guest.is_active() == active:
+                raise
+    _mend_persistent(guest, work)
+    expected = {
+        disk.target: Stack(disk.target, (disk.overlay,), disk.base)
+        for disk in work.entry.disks
+        if disk.overlay
+    }
+    blockcommit.prove(guest, expected | left)
+    return left
+
+
+def _mend_persistent(guest: Guest, work: Open) -> None:
+    """The next start must not use an overlay that the running guest has left."""
+    if not guest.is_active() or not guest.is_persistent():
+        return
+    live = {disk.target: disk.source for disk in domainxml.parse(guest.xml()).disks}
+    stale = {
+        target: stack
+        for target, stack in stacks.of(domainxml.parse(guest.xml(persistent=True))).items()
+        if stack.base and live.get(target) == stack.base
+    }
+    if stale:
+        work.step("redefine", lambda: offline.redefine(guest, stale))
+
+
+def _resume(guest: Guest, entry: Entry, *, was_on_overlay: bool, log: Logger) -> None:
+    pause = guest.pause()
+    if pause and _is_ours_to_resume(pause, entry, was_on_overlay=was_on_overlay):
+        log.warning("stands still (%s): resuming it", pause.name.lower().replace("_", " "))
+        guest.resume()
+
+
+def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> bool:
+    """Decide for a guest that stands still while no job is under way.
+
+    | stands still because of  | and                           | resumed |
+    |--------------------------|-------------------------------|---------|
+    | an I/O error             | it was on our overlay (full?) | yes     |
+    | somebody's wish          | the journal says it was us    | yes     |
+    | a job that died          | its RAM was being dumped      | yes     |
+    | anything else            |                               | no      |
+    """
+    if pause is Pause.IO_ERROR:
+        return was_on_overlay
+    if pause is Pause.USER:
+        return entry.paused
+    return entry.level is Level.MEMORY
+
+
+def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], log: Logger) -> None:
+    in_use = _named(guest)
+    candidates = {str(path) for path in CaptureDir(config.staging_dir / entry.capture).overlays()}
+    candidates |= {overlay for stack in left.values() for overlay in stack.overlays}
+    for overlay in sorted(candidates):
+        path = Path(overlay)
+        if overlay in in_use:
+            raise CommitFailed(f"{guest.name}: {overlay} is in use again; kept")
+        if not path.exists():
+            continue
+        if overlay in entry.merged or qemuimg.holds_nothing(overlay):
+            path.unlink()
+        else:
+            # Its guest was brought back to the base by somebody who need not have merged it.
+            log.warning("%s holds writes that we have not merged: kept; see to it", overlay)
+    for stack in left.values():
+        for overlay in stack.overlays:
+            _remove_capture_of(Path(overlay), entry)
+    for name in set(guest.snapshot_names()) & set(entry.names):
+        # Older scripts name libvirt's snapshots as sanoid's; reverting to such a one after our
+        # commit would load old RAM over new disks.
+        log.warning("forgetting libvirt's snapshot metadata %s", name)
+        guest.snapshot_delete_metadata(name)
+
+
+def _named(guest: Guest) -> set[str]:
+    """All images that a guest's definitions name, now."""
+    named: set[str] = set()
+    for persistent in (False, True) if guest.is_persistent() else (False,):
+        for disk in domainxml.parse(guest.xml(persistent=persistent)).disks:
+            named.update((disk.source, *disk.chain))
+            if is_overlay(disk.source) and not disk.chain:
+                named.update(layer.path for layer in qemuimg.chain(disk.source))
+    return named
+
+
+def _remove_capture_of(overlay: Path, entry: Entry) -> None:
+    """A capture that no journal knows has nobody else to remove it."""
+    directory = CaptureDir(overlay.parent)
+    if overlay.parent.name != entry.capture and not directory.overlays():
+        directory.remove()

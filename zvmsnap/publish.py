@@ -1,0 +1,193 @@
+"""A moment becomes a point that names exactly the snapshots that ZFS has; or nothing, without any.
+
+stow       the RAM image goes into the vault, hashed, and compressed if need be
+publish    manifest, and one rename
+close      staging directory and journal entry go
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from zvmsnap import domainxml, point, saveimage, vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.errors import ImageUnloadable, SnapshotMissing
+from zvmsnap.files import write_atomic
+from zvmsnap.hypervisor import Hypervisor
+from zvmsnap.journal import Entry, Open
+from zvmsnap.placement import Level
+from zvmsnap.point import Host, Manifest, Memory, Tie, Timing
+from zvmsnap.sanoid import spellings
+from zvmsnap.staging import CaptureDir
+
+Logger = logging.LoggerAdapter[logging.Logger]
+
+
+def publish(
+    config: Config, hypervisor: Hypervisor, work: Open, names: tuple[str, ...], log: Logger
+) -> None:
+    """Publish and close; `names` are those by which post knows the snapshots.
+
+    May be repeated after any interruption. Raises SnapshotMissing, after closing, if ZFS has no
+    snapshot of this moment; VaultDamaged, VaultMissing and OSError leave it open, for the next run.
+    """
+    entry = work.entry
+    directory = CaptureDir(config.staging_dir / entry.capture)
+    if not entry.names:
+        _close(work, directory)
+        return
+    ties = _ties(entry, names)
+    if not ties:
+        _close(work, directory)
+        raise SnapshotMissing(
+            f"none of {', '.join(names)} exists: the RAM image is discarded; "
+            "what kept sanoid from taking the snapshot stands in its own log"
+        )
+    vault.claim(config)
+    if vault.published(config.vault_dir, entry.domain, entry.capture):
+        log.debug("was published already")
+    elif not (directory.point / point.DOMAIN_XML).exists():
+        log.warning("no point: pre was killed before it had stored anything")
+    else:
+        _Publication(config, hypervisor, work, directory, ties, log).run()
+    _close(work, directory)
+
+
+def _close(work: Open, directory: CaptureDir) -> None:
+    def close() -> None:
+        if not directory.overlays():
+            directory.remove()
+        work.close()
+
+    work.step("close", close)
+
+
+def _ties(entry: Entry, names: tuple[str, ...]) -> tuple[Tie, ...]:
+    candidates = {
+        f"{dataset}@{spelling}"
+        for dataset in entry.datasets
+        for name in (*names, *entry.names)
+        for spelling in spellings(name)
+    }
+    found = zfs.snapshots(candidates).present.values()
+    return tuple(
+        Tie(snapshot.dataset, snapshot.name, snapshot.guid, snapshot.createtxg)
+        for snapshot in sorted(found)
+        if snapshot.guid not in entry.former_guids
+    )
+
+
+class _Publication:
+    """One point on its way from staging into the vault."""
+
+    def __init__(
+        self,
+        config: Config,
+        hypervisor: Hypervisor,
+        work: Open,
+        directory: CaptureDir,
+        ties: tuple[Tie, ...],
+        log: Logger,
+    ) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self._work = work
+        self._directory = directory
+        self._ties = ties
+        self._log = log
+        self._memory: Memory | None = None
+
+    def run(self) -> None:
+        """stow, publish."""
+        entry = self._work.entry
+        incoming = vault.incoming(self._config.vault_dir, entry.domain, entry.capture)
+        self._work.step("stow", lambda: self._stow(incoming))
+        self._work.step("publish", lambda: self._publish(incoming))
+
+    def _stow(self, incoming: Path) -> None:
+        for name in (point.DOMAIN_XML, point.PERSISTENT_XML, point.NVRAM):
+            source = self._directory.point / name
+            if source.exists():
+                write_atomic(incoming / name, source.read_bytes())
+        if self._work.entry.level is Level.MEMORY and (why := self._why_no_memory(incoming)):
+            self._work.note(level=Level.CRASH, reason=why)
+        if self._work.entry.level is Level.MEMORY:
+            image_format = self._work.entry.memory_format
+            self._memory = vault.stow_memory(
+                self._directory.memory,
+                incoming,
+                image_format,
+                zstd_level=self._zstd_level(incoming, image_format),
+            )
+
+    def _why_no_memory(self, incoming: Path) -> str | None:
+        entry = self._work.entry
+        if not entry.frozen_at_s:
+            # The image may be complete, but it is of a later instant than the snapshot.
+            return "pre was killed before the disks were frozen"
+        image = self._directory.memory
+        if not image.exists() and not (incoming / point.MEMORY).exists():
+            return f"its RAM image is gone from {image}"
+        if not entry.memory_format:
+            try:
+                self._work.note(memory_format=saveimage.judge(image).format)
+            except ImageUnloadable as error:
+                return str(error)
+        return None
+
+    def _zstd_level(self, incoming: Path, image_format: str) -> int | None:
+        image = self._config.image
+        plain = image.compression == "none" or (
+            image.compression == "auto"
+            and (
+                incoming.stat().st_dev == self._directory.point.stat().st_dev
+                or self._is_compressed_already(image_format)
+            )
+        )
+        return None if plain else image.zstd_level
+
+    def _is_compressed_already(self, image_format: str) -> bool:
+        if image_format != "raw":
+            return True
+        found = zfs.dataset_of_path(str(self._config.vault_dir.resolve()), zfs.mounts())
+        return found is not None and zfs.datasets()[found[0]].compressed
+
+    def _publish(self, incoming: Path) -> None:
+        entry = self._work.entry
+        manifest = Manifest(
+            domain=entry.domain,
+            uuid=entry.uuid,
+            moment=entry.moment,
+            taken=entry.taken,
+            capture=entry.capture,
+            level=entry.level,
+            reason=entry.reason,
+            snapshots=self._ties,
+            disks=tuple(
+                point.Disk(d.target, d.type, d.format, d.base, d.dataset, d.path)
+                for d in entry.disks
+            ),
+            memory=self._memory,
+            host=self._host(incoming / point.DOMAIN_XML),
+            timing=Timing(entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s),
+        )
+        published = vault.publish(incoming, manifest)
+        measured = ""
+        if self._memory:
+            measured = (
+                f", {self._memory.stored_bytes >> 20} MiB of RAM stored, "
+                f"on its overlay for {entry.overlay_s:.1f} s"
+            )
+        self._log.info("point %s: level %s%s", published.name, manifest.level, measured)
+
+    def _host(self, definition: Path) -> Host:
+        domain = domainxml.parse(definition.read_text())
+        return Host(
+            **self._hypervisor.versions(),
+            machine=domain.machine,
+            arch=domain.arch,
+            emulator=domain.emulator,
+            cpu_mode=domain.cpu_mode,
+            cpu_model=domain.cpu_model,
+        )

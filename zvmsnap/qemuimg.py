@@ -1,0 +1,80 @@
+"""qemu-img: what an overlay lies on, whether it holds anything, and its merge while nobody runs it.
+
+qemu-img takes QEMU's own image locks, so it refuses to write to an image that a machine has open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from zvmsnap.errors import OverlayUnreadable, QemuImgFailed
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image of a chain."""
+
+    path: str
+    format: str
+
+
+def chain(path: str) -> tuple[Layer, ...]:
+    """The image and all that it lies on, top first; also of one in use. Raises OverlayUnreadable.
+
+    libvirt leaves the chain out of the definition of a guest that is off.
+    """
+    try:
+        layers = _asked("info", "--force-share", "--backing-chain", path)
+        found = tuple(Layer(str(layer["filename"]), str(layer["format"])) for layer in layers)
+    except (QemuImgFailed, ValueError, LookupError, TypeError) as error:
+        raise OverlayUnreadable(f"{path}: what it lies on cannot be told: {error}") from error
+    for layer in found:
+        if not os.path.isabs(layer.path):
+            raise OverlayUnreadable(f"{path}: lies on {layer.path}, which is no path of a file")
+    return found
+
+
+def holds_nothing(overlay: str) -> bool:
+    """Has nothing been written to the overlay since it was made? Raises QemuImgFailed."""
+    return all(extent["depth"] > 0 for extent in _asked("map", overlay))
+
+
+def merge_down(overlay: str) -> None:
+    """Write what a qcow2 overlay holds into the image below it, durably. Raises QemuImgFailed.
+
+    The overlay stays as it is (`-d`), so this may be repeated after any interruption.
+    """
+    below = chain(overlay)[1].path
+    _run("commit", "-q", "-d", "-f", "qcow2", overlay)
+    descriptor = os.open(below, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _asked(verb: str, *arguments: str) -> Any:
+    return json.loads(_run(verb, "--output=json", "-f", "qcow2", *arguments))
+
+
+def _run(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["qemu-img", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise QemuImgFailed(
+            f"qemu-img cannot be run: {error.strerror}; is qemu-utils there?"
+        ) from error
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise QemuImgFailed(f"qemu-img {arguments[0]}: {reason.removeprefix('qemu-img: ')}")
+    return done.stdout

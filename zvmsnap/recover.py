@@ -1,0 +1,213 @@
+"""No guest stays on an overlay, whatever died: by hand, at boot, by every hook, by the guard.
+
+For each guest, the journal and what libvirt says now decide together:
+
+| journal                  | on an overlay of ours | what happens                               |
+|--------------------------|-----------------------|--------------------------------------------|
+| open, its sanoid runs    | yes or no             | nothing: the moment is under way           |
+| open, its sanoid is dead | yes or no             | finished: base, point published, closed    |
+| none, lost or damaged    | yes                   | brought to base; the point is lost         |
+| none                     | no                    | nothing                                    |
+
+Overlays that no definition names are removed if nothing was ever written to them, else kept and
+reported; so is whatever somebody else has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from zvmsnap import debris, domainxml, log, qemuimg, stacks, vault
+from zvmsnap.config import Config
+from zvmsnap.errors import DomainGone, GuestNotFound, VaultMissing, ZvmsnapError
+from zvmsnap.finish import end, settle
+from zvmsnap.hypervisor import Guest, Hypervisor
+from zvmsnap.journal import Entry, Journal
+from zvmsnap.locks import lock
+from zvmsnap.staging import CaptureDir
+
+
+class Result(StrEnum):
+    """What became of one guest."""
+
+    NEEDED = "needs recovery"
+    RECOVERED = "recovered"
+    UNDER_WAY = "under way"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One guest: what was found, and what became of it; `why` where that needs words."""
+
+    domain: str
+    uuid: str
+    found: tuple[str, ...]
+    result: Result
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a recovery found. `problems` are left to a person."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Is there nothing left for a person to do?"""
+        return not self.problems and all(o.result is not Result.FAILED for o in self.outcomes)
+
+
+def recover(config: Config, domain: str | None = None, *, dry_run: bool = False) -> Report:
+    """Recover every guest, or the one of that name or UUID, and what runs have left behind.
+
+    Raises GuestNotFound and HypervisorUnreachable.
+    """
+    journal = Journal(config.journal_dir)
+    report = Report()
+    with Hypervisor(config.uri) as hypervisor:
+        guests = {guest.uuid: guest for guest in hypervisor.guests()}
+        entries = {entry.uuid: entry for entry in journal.entries()}
+        wanted = _wanted(guests, entries, domain)
+        for uuid in wanted:
+            outcome = _one(config, hypervisor, guests.get(uuid), entries.get(uuid), dry_run=dry_run)
+            if outcome:
+                report.outcomes.append(outcome)
+            if uuid in guests:
+                report.foreign.extend(_foreign(guests[uuid]))
+        if domain is None:
+            _clear(config, report, dry_run=dry_run)
+    return report
+
+
+def each(config: Config, entries: Iterable[Entry]) -> bool:
+    """Finish these moments; True if all could be. Raises HypervisorUnreachable."""
+    complete = True
+    with Hypervisor(config.uri) as hypervisor:
+        for entry in entries:
+            try:
+                guest: Guest | None = hypervisor.guest(entry.uuid)
+            except DomainGone:
+                guest = None
+            outcome = _one(config, hypervisor, guest, entry, dry_run=False)
+            if outcome and outcome.result is Result.FAILED:
+                complete = False
+                log.about(entry.domain, ",".join(entry.targets)).error("%s", outcome.why)
+    return complete
+
+
+def _wanted(guests: dict[str, Guest], entries: dict[str, Entry], domain: str | None) -> list[str]:
+    names = {uuid: guest.name for uuid, guest in guests.items()}
+    names |= {uuid: entry.domain for uuid, entry in entries.items() if uuid not in names}
+    found = sorted(names, key=lambda uuid: names[uuid])
+    if domain is not None:
+        found = [uuid for uuid in found if domain in (uuid, names[uuid])]
+        if not found:
+            raise GuestNotFound(f"{domain}: libvirt has no such guest, nor has the journal")
+    return found
+
+
+def _one(
+    config: Config,
+    hypervisor: Hypervisor,
+    guest: Guest | None,
+    entry: Entry | None,
+    *,
+    dry_run: bool,
+) -> Outcome | None:
+    name = guest.name if guest else entry.domain if entry else ""
+    uuid = guest.uuid if guest else entry.uuid if entry else ""
+    found: tuple[str, ...] = ()
+
+    def outcome(result: Result, why: str = "") -> Outcome:
+        return Outcome(name, uuid, found, result, why)
+
+    try:
+        found = _findings(guest, entry)
+        if not found:
+            return None
+        if entry and entry.owner.is_alive():
+            return outcome(Result.UNDER_WAY, f"sanoid has pid {entry.owner.pid}")
+        if dry_run:
+            return outcome(Result.NEEDED)
+        with lock(config.locks_dir, uuid, f"recover {name}", config.limits.lock_timeout_s):
+            # Somebody else may have finished it, or begun another moment, while we waited.
+            entry = Journal(config.journal_dir).read(uuid)
+            if entry and entry.owner.is_alive():
+                return outcome(Result.UNDER_WAY, f"sanoid has pid {entry.owner.pid}")
+            if guest:
+                settle(config, hypervisor, guest, entry)
+            elif entry:
+                end(config, hypervisor, entry)
+        return outcome(Result.RECOVERED)
+    except DomainGone:
+        return None
+    except (ZvmsnapError, OSError) as error:
+        return outcome(Result.FAILED, str(error))
+
+
+def _findings(guest: Guest | None, entry: Entry | None) -> tuple[str, ...]:
+    found = []
+    if entry:
+        moment = f"moment {entry.moment}" if entry.moment else "a recovery"
+        found.append(f"{moment} is open at step {entry.step or 'none'}")
+    if guest:
+        seen = stacks.of(domainxml.parse(guest.xml()))
+        if guest.is_active() and guest.is_persistent():
+            seen = stacks.of(domainxml.parse(guest.xml(persistent=True))) | seen
+        found += [
+            f"{stack.target} is on {stack.top}" + (f" ({stack.problem})" if stack.problem else "")
+            for stack in seen.values()
+        ]
+    return tuple(found)
+
+
+def _foreign(guest: Guest) -> list[str]:
+    try:
+        return [
+            f"{guest.name}: libvirt's snapshot {name} was made by somebody else; not touched"
+            for name in guest.snapshot_names()
+        ]
+    except DomainGone:
+        return []
+
+
+def _clear(config: Config, report: Report, *, dry_run: bool) -> None:
+    try:
+        vault.check(config)
+    except VaultMissing as error:
+        report.problems.append(str(error))
+        return
+    left = debris.find(config)
+    report.removed.extend(str(path) for path in left.paths)
+    if not dry_run:
+        left.remove()
+    for overlay in left.overlays:
+        _judge_overlay(overlay, report, dry_run=dry_run)
+
+
+def _judge_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:
+    """An overlay that no journal knows, after all guests that name one were recovered."""
+    try:
+        if qemuimg.holds_nothing(str(overlay)):
+            report.removed.append(str(overlay))
+            if not dry_run:
+                overlay.unlink()
+                directory = CaptureDir(overlay.parent)
+                if not directory.overlays():
+                    directory.remove()
+            return
+        base = qemuimg.chain(str(overlay))[1].path
+        report.problems.append(
+            f"{overlay}: kept; no guest uses it, but it holds writes that {base} may lack. If "
+            f"that disk was not used since: qemu-img commit {overlay}. Then remove it"
+        )
+    except (ZvmsnapError, OSError, IndexError) as error:
+        report.problems.append(f"{overlay}: kept; {error}")

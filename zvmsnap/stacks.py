@@ -1,0 +1,65 @@
+"""Which disks of a guest are on overlays of ours, and on what these lie.
+
+| the disk's source | below it                 | what it is                                        |
+|-------------------|--------------------------|---------------------------------------------------|
+| ours              | ours ..., then a base    | a stack: all of ours go, in order                 |
+| ours              | cannot be told           | kept as it is, reported                           |
+| not ours          | one of ours somewhere    | somebody's overlay on ours: not touched, reported |
+| not ours          | none of ours             | none of our business                              |
+
+The names of overlays and the chain are enough: a journal is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from zvmsnap import domainxml, qemuimg
+from zvmsnap.errors import OverlayUnreadable
+from zvmsnap.staging import is_overlay
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A disk on overlays of ours, top first; `problem` says why it cannot be brought to `base`."""
+
+    target: str
+    overlays: tuple[str, ...]
+    base: str = ""
+    problem: str = ""
+
+    @property
+    def top(self) -> str:
+        """What the guest writes to."""
+        return self.overlays[0]
+
+
+def of(
+    domain: domainxml.Domain, read: Callable[[str], tuple[qemuimg.Layer, ...]] = qemuimg.chain
+) -> dict[str, Stack]:
+    """The stacks of a domain by target, by the table above."""
+    found = {}
+    for disk in domain.disks:
+        stack = _of_disk(disk, read)
+        if stack:
+            found[disk.target] = stack
+    return found
+
+
+def _of_disk(
+    disk: domainxml.Disk, read: Callable[[str], tuple[qemuimg.Layer, ...]]
+) -> Stack | None:
+    if not is_overlay(disk.source):
+        ours = tuple(path for path in disk.chain if is_overlay(path))
+        why = f"{disk.source} lies on it, which somebody else made: end that snapshot first"
+        return Stack(disk.target, ours, problem=why) if ours else None
+    try:
+        chain = disk.chain or tuple(layer.path for layer in read(disk.source)[1:])
+    except OverlayUnreadable as error:
+        return Stack(disk.target, (disk.source,), problem=str(error))
+    more = tuple(takewhile(is_overlay, chain))
+    base = chain[len(more)] if len(chain) > len(more) else ""
+    problem = "" if base else f"{disk.source} lies on no base"
+    return Stack(disk.target, (disk.source, *more), base, problem)
