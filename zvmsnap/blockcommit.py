@@ -160,7 +160,7 @@ def prove(
         source = _source(live, target)
         if source in stack.overlays:
             wrong.append(f"{target} is still on {source}")
-        elif source not in (stack.base, None):
+        elif stack.base and source not in (stack.base, None):
             wrong.append(f"{target} is on {source}, not on {stack.base}")
         if _source(persistent, target) in stack.overlays:
             wrong.append(f"the persistent definition still names {_source(persistent, target)}")

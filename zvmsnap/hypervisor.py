@@ -11,7 +11,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum, auto
+from enum import Enum
 from typing import Any
 
 import libvirt
@@ -44,14 +44,20 @@ _STATES = {
 class Pause(Enum):
     """Why a guest stands still."""
 
-    USER = auto()  # somebody's wish
-    IO_ERROR = auto()  # of QEMU: its disk, or the overlay on it, is full or broken
-    JOB = auto()  # of a save, dump or migration, also one that died; or of another cause
+    USER = "somebody's wish"
+    IO_ERROR = "an I/O error, as of a full overlay"
+    JOB = "a job that ended or died"
+    OTHER = "a cause of its own"
 
 
 _PAUSES = {
     libvirt.VIR_DOMAIN_PAUSED_USER: Pause.USER,
     libvirt.VIR_DOMAIN_PAUSED_IOERROR: Pause.IO_ERROR,
+    libvirt.VIR_DOMAIN_PAUSED_UNKNOWN: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_SAVE: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_DUMP: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: Pause.JOB,
 }
 
 _loop_started = threading.Lock()
@@ -152,7 +158,7 @@ class Guest:
             state, reason = self._domain.state()[:2]
         if state != libvirt.VIR_DOMAIN_PAUSED:
             return None
-        return _PAUSES.get(reason, Pause.JOB)
+        return _PAUSES.get(reason, Pause.OTHER)
 
     def define(self, xml: str) -> None:
         """Replace its persistent definition."""

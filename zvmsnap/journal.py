@@ -98,6 +98,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """The datasets that hold the guest's disks of this moment."""
         return tuple(sorted({disk.dataset for disk in self.disks}))
 
+    @property
+    def may_be_on_overlay(self) -> bool:
+        """May the guest be on overlays, or come to be on them by a dump that goes on?"""
+        return not self.names or any(disk.overlay for disk in self.disks)
+
 
 class Journal:
     """The directory of entries."""

@@ -22,7 +22,6 @@ from zvmsnap.config import Config
 from zvmsnap.errors import CommitFailed, DomainBusy, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Pause
 from zvmsnap.journal import Entry, Open
-from zvmsnap.placement import Level
 from zvmsnap.stacks import Stack
 from zvmsnap.staging import CaptureDir, is_overlay
 
@@ -39,7 +38,9 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
     May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
     is in its overlays, which are kept.
     """
-    wait_idle(guest, config.limits.busy_timeout_s)
+    if work.entry.may_be_on_overlay:
+        # A dump goes on in libvirt when its caller was killed, and ends on overlays.
+        wait_idle(guest, config.limits.busy_timeout_s)
     left = _to_base(config, guest, work, log)
     _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
     if guest.is_active() and work.entry.allowed_pause_ms is not None:
@@ -96,7 +97,7 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
                 raise
     _mend_persistent(guest, work)
     expected = {
-        disk.target: Stack(disk.target, (disk.overlay,), disk.base)
+        disk.target: Stack(disk.target, (disk.overlay,))  # wherever else it may be by now
         for disk in work.entry.disks
         if disk.overlay
     }
@@ -121,7 +122,7 @@ def _mend_persistent(guest: Guest, work: Open) -> None:
 def _resume(guest: Guest, entry: Entry, *, was_on_overlay: bool, log: Logger) -> None:
     pause = guest.pause()
     if pause and _is_ours_to_resume(pause, entry, was_on_overlay=was_on_overlay):
-        log.warning("stands still (%s): resuming it", pause.name.lower().replace("_", " "))
+        log.warning("stands still because of %s: resuming it", pause.value)
         guest.resume()
 
 
@@ -139,7 +140,7 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
         return was_on_overlay
     if pause is Pause.USER:
         return entry.paused
-    return entry.level is Level.MEMORY
+    return pause is Pause.JOB and entry.may_be_on_overlay
 
 
 def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], log: Logger) -> None:
