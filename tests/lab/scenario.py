@@ -248,7 +248,7 @@ def state(lab: Lab, domain: str) -> str:
 def leftovers(lab: Lab) -> list[str]:
     """What a finished moment must not leave: files in staging or journal, libvirt's metadata."""
     return lab.run(
-        f"find {STAGING} {JOURNAL} -mindepth 1 2>/dev/null;"
+        f"find {STAGING} {JOURNAL} -mindepth 1 ! -name vault.id 2>/dev/null;"
         "for guest in $(virsh list --all --uuid); do virsh snapshot-list --name $guest; done"
     ).stdout.split()
 
