@@ -17,10 +17,12 @@ from labkit.api import CODE_DIR, Lab
 
 LAB = Path(__file__).resolve().parent / "lab"
 GUEST = "web"
+KILLER = "/root/kill-sanoid"
+JOURNAL = "/var/lib/zvmsnap/journal"
 
 
 def main() -> None:
-    """Tell the story in six parts."""
+    """Tell the story in seven parts."""
     begun_s = time.monotonic()
     lab = Lab()
     lab.reset("guests")
@@ -73,11 +75,27 @@ def _tell(lab: Lab) -> None:
     rebooted = "rebooted" if guests.boots(lab, GUEST, from_byte) else "did not reboot"
     _say(f"   It {rebooted}; it went on with {back[0]}, {back[1]}, {back[2]} ...")
 
-    _say("5. Retention. sanoid prunes hourly and daily: the monthly one still holds the point.")
+    _say("5. An hour later sanoid is killed, just when the guest is on its overlays.")
+    _kill_and_recover(lab)
+
+    _say("6. Retention. sanoid prunes hourly and daily: the monthly one still holds its point.")
     _prune(lab, "hourly daily")
-    _say("6. With its last snapshot the RAM image is gone.")
+    _say("7. With its last snapshot the RAM image is gone.")
     _prune(lab, "hourly daily monthly")
-    _show("find /cheap/vault -type f | wc -l")
+    _show("find /cheap/vault -name 'memory.img*' | wc -l")
+
+
+def _kill_and_recover(lab: Lab) -> None:
+    lab.put(KILLER, "#!/bin/sh\nvirsh domblklist web\nkill -KILL $PPID\n", mode=0o755)
+    conf = "/etc/sanoid/sanoid.conf"
+    lab.run(f"cp {conf} /root/ && sed -i 's,\\(post_snapshot_script =\\).*,\\1 {KILLER},' {conf}")
+    lab.run("date -s '+1 hour'")
+    _show("sanoid --take-snapshots; echo \"sanoid's exit status: $?\"")
+    _say("   Its guard lives on. It ends the moment, and would after any other death too:")
+    lab.run(f"cp /root/sanoid.conf {conf}")
+    lab.run(f"until ! ls {JOURNAL}/*.json 2> /dev/null; do sleep 1; done")
+    _show("virsh domblklist web; zvmsnap recover; zvmsnap list")
+    _show("journalctl --no-pager -q -o cat -u 'zvmsnap-guard-*' | grep web")
 
 
 def _prune(lab: Lab, types: str) -> None:

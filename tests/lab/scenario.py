@@ -219,8 +219,8 @@ def the_point(lab: Lab, domain: str) -> Point:
 
 
 def vault_files(lab: Lab) -> list[str]:
-    """All that lies in the vault, hidden names too."""
-    return lab.run(f"find {VAULT} -mindepth 1 | sort").stdout.splitlines()
+    """All that lies in the vault but its mark, hidden names too."""
+    return lab.run(f"find {VAULT} -mindepth 1 ! -name .zvmsnap-vault | sort").stdout.splitlines()
 
 
 def disks(lab: Lab, domain: str, *, persistent: bool = False) -> dict[str, str]:
