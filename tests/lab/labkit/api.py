@@ -114,7 +114,7 @@ class Lab:
 
     def sync(self) -> None:
         """Copy the checkout's code into the lab, to /opt/zvmsnap."""
-        wanted = ["zvmsnap", "hooks", "systemd", "pyproject.toml", "README.md", "LICENSE*", "*.example"]
+        wanted = ["zvmsnap", "hooks", "systemd", "pyproject.toml", "*.md", "LICENSE*", "*.example"]
         found = [path for pattern in wanted for path in settings.CHECKOUT_DIR.glob(pattern)]
         sources = [f"{settings.CHECKOUT_DIR}/./{path.name}" for path in found]
         if (settings.LAB_DIR / "inside").exists():
