@@ -253,3 +253,23 @@ def test_at_boot(lab: Lab) -> None:
     assert scenario.the_point(lab, "web").manifest["level"] == "memory"
     lab.run("virsh start web")
     scenario.counts_on(lab)
+
+
+def test_somebody_else_works_on_the_guest(lab_session: Lab) -> None:
+    """A mirror of a disk: it is waited for, and then there is a point without RAM."""
+    lab = lab_session
+    scenario.configured(lab)
+    scenario.configure(lab, "[limits]\nbusy_timeout_s = 2")
+    lab.run("virsh blockcopy web vda /srv/copy.raw --format raw --transient-job")
+    scenario.take(lab)
+    point = scenario.the_point(lab, "web")
+    assert point.manifest["level"] == "crash"
+    assert "a block job on vda" in point.manifest["reason"]
+    assert "<mirror" in scenario.dumpxml(lab, "web")
+
+    scenario.pass_hours(lab, 1)
+    scenario.configure(lab, "[limits]\nbusy_timeout_s = 120")
+    scenario.take(lab, before="(sleep 8; virsh blockjob web vda --abort) > /dev/null &")
+    assert scenario.points(lab, "web")[-1].manifest["level"] == "memory"
+    scenario.assert_at_rest(lab)
+    scenario.assert_counted_through(lab, "web")
