@@ -1,12 +1,13 @@
 # make demo   see it work, on a real sanoid, OpenZFS, libvirt and QEMU, in a lab of its own
 # make test   everything that CI runs
+# make faults the whole fault matrix, of which `make test` runs a part
 # The rest is for the inner loop: unit, lint, lab-test K=expression, bench, lab-down, clean.
 
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
 K ?=
 
-.PHONY: demo test unit lint lab-test bench lab-down clean needs
+.PHONY: demo test unit lint lab-test faults bench lab-down clean needs
 
 demo: needs
 	@tests/lab/lab build
@@ -25,6 +26,10 @@ lint: $(VENV)/ready
 lab-test: $(VENV)/ready
 	@tests/lab/lab build
 	$(PYTEST) tests/lab $(if $(K),-k "$(K)",--durations=15)
+
+faults: $(VENV)/ready
+	@tests/lab/lab build
+	$(PYTEST) tests/lab/faults --faults=all
 
 bench: needs
 	@tests/lab/lab build
