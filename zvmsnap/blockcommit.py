@@ -51,6 +51,7 @@ def to_base(
     May be called again after any interruption: running jobs are taken over. Raises CommitFailed
     with what is still on an overlay; the overlay files are not touched.
     """
+    check_possible(guest.name, stacks)
     deadline_s = time.monotonic() + timeout_s
     failures: dict[str, str] = {}
     # All commits begin before the first pivot: with a pivot libvirt before 12.1 rewrites the
@@ -63,6 +64,16 @@ def to_base(
             except (LibvirtFailed, CommitFailed) as error:
                 failures[target] = str(error)
     prove(guest, stacks, failures)
+
+
+def check_possible(name: str, stacks: Mapping[str, Stack]) -> None:
+    """All disks or none: leaving one may take from its owner the means to free another.
+
+    Raises CommitFailed with the problem of each stack that has one.
+    """
+    problems = [f"{stack.target}: {stack.problem}" for stack in stacks.values() if stack.problem]
+    if problems:
+        raise CommitFailed(f"{name}: not back on its base: {'; '.join(problems)}")
 
 
 def _start_all(
@@ -97,8 +108,6 @@ def _start_each(
         if disk is None or disk.source != stack.top:
             continue
         try:
-            if stack.problem:
-                raise CommitFailed(f"{guest.name}: {target}: {stack.problem}")
             if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:
                 raise CommitFailed(
                     f"{guest.name}: {target}: a block job of another kind ({disk.mirror_job}) is "

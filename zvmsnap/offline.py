@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from zvmsnap import domainxml, qemuimg
-from zvmsnap.blockcommit import Leaving
+from zvmsnap.blockcommit import Leaving, check_possible
 from zvmsnap.errors import CommitFailed
 from zvmsnap.stacks import Stack
 
@@ -41,9 +41,7 @@ def to_base(
     Raises CommitFailed, OverlayUnreadable, QemuImgFailed and LibvirtFailed; the overlay files are
     not touched.
     """
-    problems = [f"{stack.target}: {stack.problem}" for stack in stacks.values() if stack.problem]
-    if problems:
-        raise CommitFailed(f"{guest.name}: not back on its base: {'; '.join(problems)}")
+    check_possible(guest.name, stacks)
     for target, stack in stacks.items():
         step(f"merge {target}", partial(_merge, stack))
     for target in stacks:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from zvmsnap.errors import ZvmsnapError
 
-# For tests/lab/faults: the hook stops itself (SIGSTOP) before the step of this name, after it has
-# been written down, so that anything may happen to it, and to the machine, at that very point.
+# For tests/lab: the hook stops itself (SIGSTOP) before each step of these names (separated by
+# commas), after it has been written down, so that anything may happen at that very point.
 STOP_BEFORE = "ZVMSNAP_TEST_STOP_BEFORE"
 
 
@@ -57,7 +57,7 @@ def run(steps: Sequence[Step], record: Callable[[str], None]) -> None:
 
 
 def _boundary(name: str) -> None:
-    if os.environ.get(STOP_BEFORE) == name:
+    if name in os.environ.get(STOP_BEFORE, "").split(","):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 

@@ -173,9 +173,12 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
         "mkdir /srv/small && mount /srv/small.img /srv/small"
     )
     scenario.configure(lab, 'staging = "/srv/small/staging"\n[limits]\noverlay_room_mib = 1')
-    sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=judge exec sanoid --take-snapshots 2>&1")
-    lab.run("until pgrep -x pre-snapshot; do sleep 0.1; done; virsh suspend web")
-    lab.run(STOPPED.format(hook="pre-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
+    sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=dump,judge exec sanoid --take-snapshots 2>&1")
+    stopped = STOPPED.format(hook="pre-snapshot")
+    lab.run(stopped, timeout_s=scenario.ROUND_LIMIT_S)
+    # Paused while it is frozen, so that its first write is not before staging is full.
+    lab.run(f"virsh suspend web; pkill -CONT -x pre-snapshot; sleep 2; {stopped}",
+            timeout_s=scenario.ROUND_LIMIT_S)
     lab.run(f"{KILL_GUARD}; cat /dev/zero > /srv/small/filler; virsh resume web", check=False)
     scenario.wait_until("the guest to stand still", lambda: scenario.state(lab, "web") == "paused")
     lab.run("pkill -CONT -x pre-snapshot")
