@@ -205,7 +205,8 @@ def test_guard_gives_a_point_up_before_staging_is_full(lab_session: Lab) -> None
     lab.run(STOPPED.format(hook="post-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
     # A stopped post holds the guest's lock, as a working one would: the guard must not wait on it.
     lab.run("pkill -KILL -x post-snapshot; pkill -STOP -x sanoid; "
-            "head -c 130M /dev/zero > /srv/small/filler")
+            "free=$(df -B1 --output=avail /srv/small | tail -1);"
+            "fallocate -l $((free - (32 << 20))) /srv/small/filler")
     scenario.wait_until(
         "the guard to merge", lambda: scenario.disks(lab, "web") == WEB.disks, timeout_s=120
     )
