@@ -8,22 +8,28 @@ ZVMSNAP_LAB_KEEP=1 leaves the lab running afterwards, as the last test left it.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from labkit.api import CODE_DIR, Lab, LabError
+from labkit.errors import KernelCrashed
 
 _DIAGNOSES = (
     "virsh list --all",
     "zfs list -t all",
-    "journalctl --no-pager -n 100 -g '^(?!audit.*\"STATUS\")' | tac",  # not each loaded profile
+    "journalctl --no-pager -n 40 -g '^(?!audit.*\"STATUS\")' | tac",  # not each loaded profile
 )
 _READY_MADE = "with-code"
+_CRASH = pytest.StashKey[str]()
+_REPEATED = pytest.StashKey[list[str]]()
+_GIST_HEAD, _GIST_TAIL = 160, 240
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,10 +94,18 @@ def other_lab() -> Iterator[Callable[[str], Lab]]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None],
                               ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the lab looked like when a test failed."""
+    """Show what the lab looked like when a test failed, and note if its own kernel crashed."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
-    if report.failed and call.when == "call" and isinstance(lab, Lab):
+    if not report.failed or call.excinfo is None:
+        return report
+    lab = getattr(item, "funcargs", {}).get("lab_session")
+    crash: BaseException | None = call.excinfo.value
+    if not isinstance(crash, KernelCrashed):
+        crash = lab.instance.why_dead() if isinstance(lab, Lab) else None
+    if isinstance(crash, KernelCrashed):
+        item.stash[_CRASH] = str(crash)
+        report.sections.append(("lab console", str(crash)))
+    elif isinstance(lab, Lab) and call.when == "call":
         for command in _DIAGNOSES:
             try:
                 said = lab.run(command, check=False, timeout_s=60).stdout
@@ -100,3 +114,54 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None],
                 break
             report.sections.append((f"lab: {command}", said))
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Run a test once more, from a fresh lab, if the lab's emulated kernel crashed under it.
+
+    For that alone: it says nothing of what was tested, and happens under QEMU's emulation.
+    """
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    crash = item.stash.get(_CRASH, "")
+    if crash:
+        repeated = item.config.stash.setdefault(_REPEATED, [])
+        repeated.append(f"{item.nodeid}: {crash.splitlines()[0]}")
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config,
+                            ) -> Generator[None, None, None]:
+    """Say in one line each, before all details, what failed and what was repeated."""
+    broken = [report for outcome in ("failed", "error")
+              for report in terminalreporter.getreports(outcome)]
+    if broken:
+        terminalreporter.section("failures, one line each")
+        for report in broken:
+            terminalreporter.write_line(f"{report.nodeid}: {_gist(report.longreprtext)}")
+    repeated = config.stash.get(_REPEATED, [])
+    if repeated:
+        terminalreporter.section("REPEATED as the lab's own kernel crashed")
+        for line in repeated:
+            terminalreporter.write_line(line)
+    yield
+
+
+def _gist(text: str) -> str:
+    """Of a failure: where in the test, its message, what was asserted."""
+    lines = text.splitlines()
+    where = [line for line in lines if re.match(r"\S+\.py:\d+: ", line)]
+    message = [line[1:].strip() for line in lines if re.match(r"E\s", line)] or lines[-1:]
+    asserted = [line for line in message[1:] if line.startswith("assert ")]
+    if asserted:
+        message = message[: message.index(asserted[0])]
+    parts = [*where[:1], " ".join(message), *asserted[:1]]
+    # What a command said last, on stderr, stands at the end of a message.
+    return " | ".join(part if len(part) <= _GIST_HEAD + _GIST_TAIL
+                      else f"{part[:_GIST_HEAD]} ... {part[-_GIST_TAIL:]}" for part in parts)

@@ -5,5 +5,9 @@ class LabError(Exception):
     """The lab cannot do what was asked."""
 
 
+class KernelCrashed(LabError):
+    """The lab's own kernel crashed."""
+
+
 class CommandError(LabError):
     """A command in the lab failed or took too long."""

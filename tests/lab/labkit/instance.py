@@ -67,8 +67,18 @@ class Instance:
         """ssh to the running lab."""
         note = self.running()
         if note is None:
-            raise LabError(f"the lab is not running (instance {self.name}); start it with lab up")
-        return Shell(self.directory, Image(settings.cache_dir() / note.image), note.ssh_port)
+            raise self.why_dead() or LabError(
+                f"the lab is not running (instance {self.name}); start it with lab up")
+        return Shell(self.directory, Image(settings.cache_dir() / note.image), note.ssh_port,
+                     self.why_dead)
+
+    def why_dead(self) -> LabError | None:
+        """Why the lab is of no use any more, if it was started and nobody stopped it since."""
+        if not self._note.exists():
+            return None
+        if self.running() is None or machine.crash(self.directory):
+            return machine.why_dead(self.directory)
+        return None
 
     def down(self) -> None:
         """Stop the lab at once. Its disks stay until the next reset."""
@@ -169,11 +179,9 @@ class Instance:
                     qmp.until_loaded(settings.LOAD_TIMEOUT_S)
                     qmp.execute("cont")
             timeout_s = settings.LOAD_TIMEOUT_S if load else settings.BOOT_TIMEOUT_S
-            self.shell().connect(timeout_s, process.alive)
+            self.shell().connect(timeout_s)
         except LabError as exc:
-            if process.alive():
-                raise
-            raise LabError(f"{exc}\n{machine.why_dead(self.directory)}") from exc
+            raise self.why_dead() or exc from None
 
     def console(self) -> str:
         """The last lines of the lab's console."""

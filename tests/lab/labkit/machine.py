@@ -1,6 +1,7 @@
 """One QEMU process: start it, know whether it lives, end it."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -12,14 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit import accel, command, settings
-from labkit.errors import LabError
+from labkit.errors import KernelCrashed, LabError
 from labkit.image import Image
 
+# cgroup_disable=cpuset: a kernel that flips a static key patches its own code, and QEMU 7.2 with
+# CPUs in threads may go on running the breakpoint of which that is made for a moment: "Oops: int3".
+# Of the keys that flip again and again, that of cpusets is the one in __alloc_pages; libvirt makes
+# and removes a cpuset for each guest that it starts.
+# oops=panic panic=-1, and -no-reboot: a crash ends the lab at once, so that no command waits for
+# its timeout.
 KERNEL_COMMAND_LINE = (
     "root=/dev/vda rw console=ttyS0 quiet loglevel=4 mitigations=off no_timer_check "
-    "apparmor=1 systemd.show_status=false"
+    "apparmor=1 systemd.show_status=false cgroup_disable=cpuset oops=panic panic=-1"
 )
 KILL_TIMEOUT_S = 20.0
+_CRASH = re.compile(r"\bOops: .*|kernel BUG at .*|Kernel panic - .*")
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def fingerprint(image: Image) -> str:
 def _arguments(image: Image, name: str, ssh_port: int) -> list[str]:
     arguments = [
         accel.QEMU, "-name", f"zvmsnap-lab-{name}", "-nodefaults", "-no-user-config",
-        "-display", "none", "-machine", "q35", *accel.arguments(image),
+        "-display", "none", "-no-reboot", "-machine", "q35", *accel.arguments(image),
         "-smp", str(settings.CPUS), "-m", str(settings.MEMORY_MIB),
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", KERNEL_COMMAND_LINE,
@@ -121,7 +129,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def why_dead(directory: Path) -> str:
-    """What a QEMU that ended left behind."""
-    return (f"QEMU ended.\n{command.tail(directory / 'qemu.log')}\n"
-            f"{command.tail(directory / 'console.log')}")
+def crash(directory: Path) -> str:
+    """With which words the lab's kernel crashed since its last reset; empty if it did not."""
+    console = directory / "console.log"
+    found = _CRASH.search(console.read_text(errors="replace")) if console.exists() else None
+    return found[0].strip() if found else ""
+
+
+def why_dead(directory: Path) -> LabError:
+    """What a QEMU that ended, or a kernel that crashed, left behind; first of all in one line."""
+    crashed = crash(directory)
+    left = f"{command.tail(directory / 'qemu.log')}\n{command.tail(directory / 'console.log', 60)}"
+    if crashed:
+        return KernelCrashed(f"the lab's emulated kernel crashed: {crashed}\n{left}")
+    return LabError(f"the lab's QEMU ended\n{left}")

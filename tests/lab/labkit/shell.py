@@ -12,6 +12,9 @@ from labkit.errors import CommandError, LabError
 from labkit.image import Image
 
 CONNECT_TIMEOUT_S = 5
+SSH_FAILED = 255
+# A QEMU that ends closes its connections a moment before it is gone.
+END_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Completed:
 class Shell:
     """ssh to one lab. Runs in the instance's directory, since a socket's path must be short."""
 
-    def __init__(self, directory: Path, image: Image, port: int) -> None:
-        """Connect to nothing yet."""
+    def __init__(self, directory: Path, image: Image, port: int,
+                 why_dead: Callable[[], LabError | None]) -> None:
+        """Connect to nothing yet. `why_dead` says why the lab is no more, if it is no more."""
         self._directory = directory
+        self._why_dead = why_dead
         self._options = [
             "-F", "none", "-i", str(image.ssh_key), "-p", str(port),
             "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
@@ -47,7 +52,7 @@ class Shell:
         """The ssh command line that reaches the lab from the instance's directory."""
         return ["ssh", *self._options, "root@127.0.0.1", *words]
 
-    def connect(self, timeout_s: float, alive: Callable[[], bool]) -> None:
+    def connect(self, timeout_s: float) -> None:
         """Wait until ssh answers, and keep the connection open for commands to come."""
         deadline = time.monotonic() + timeout_s
         log = self._directory / "ssh.log"
@@ -60,8 +65,7 @@ class Shell:
                     stdout=subprocess.DEVNULL, stderr=said)
             if done.returncode == 0:
                 return
-            if not alive():
-                raise LabError("the lab's QEMU ended")
+            self._raise_if_dead()
             if time.monotonic() > deadline:
                 raise LabError(f"ssh does not answer after {timeout_s:.0f} s: {command.tail(log)}\n"
                                f"{command.tail(self._directory / 'console.log')}")
@@ -90,15 +94,27 @@ class Shell:
         argv = self.argv(" ".join([*words, text]))
         try:
             if content is None:
-                return subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
+                done = subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
                                       stdin=subprocess.DEVNULL, capture_output=True)
-            return subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
-                                  input=content, capture_output=True)
+            else:
+                done = subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
+                                      input=content, capture_output=True)
         except subprocess.TimeoutExpired as exc:
+            self._raise_if_dead()
             raise CommandError(
                 f"$ {text}\n[no end after {timeout_s:.0f} s]\n--- stdout\n"
                 f"{(exc.stdout or b'').decode(errors='replace')}\n--- stderr\n"
                 f"{(exc.stderr or b'').decode(errors='replace')}") from exc
+        if done.returncode == SSH_FAILED:
+            self._raise_if_dead(END_TIMEOUT_S)
+        return done
+
+    def _raise_if_dead(self, wait_s: float = 0.0) -> None:
+        deadline = time.monotonic() + wait_s
+        while (error := self._why_dead()) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if error is not None:
+            raise error from None
 
     def start(self, text: str) -> subprocess.Popen[str]:
         """Start a shell command and leave it running."""
