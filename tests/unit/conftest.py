@@ -65,9 +65,11 @@ def manifest() -> Callable[..., Manifest]:
 
 @pytest.fixture(scope="session")
 def entry() -> Callable[..., Entry]:
-    """A journal entry in which the named fields are changed."""
+    """A journal entry in which the named fields are changed; its capture is of its guest."""
 
     def build(**changes: Any) -> Entry:
+        if "uuid" in changes:
+            changes = {"capture": f"{changes['uuid']}.00000001", **changes}
         return msgspec.structs.replace(_ENTRY, **changes)
 
     return build

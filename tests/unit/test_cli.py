@@ -54,7 +54,7 @@ def test_version(run: Run) -> None:
 def test_list_of_an_empty_vault(run: Run) -> None:
     assert run("list") == (0, "no points\n", "")
     assert run("list", "web") == (0, "no points of web\n", "")
-    assert json.loads(run("list", "--json")[1]) == {"points": [], "damaged": []}
+    assert json.loads(run("list", "--json")[1]) == {"points": [], "interrupted": [], "damaged": []}
 
 
 def test_list_filters_by_guest_and_reports_damage(

@@ -179,7 +179,7 @@ print({state})
             "error: {}: putting every guest back",
             id="pre",
         ),
-        pytest.param("hooks._finish_before_dying()", "True", "warning: {}: finishing", id="post"),
+        pytest.param("hooks.finish_before_dying()", "True", "warning: {}: finishing", id="post"),
     ],
 )
 def test_signals_do_not_end_a_hook_half_way(name: str, setup: str, state: str, says: str) -> None:

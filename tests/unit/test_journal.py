@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from zvmsnap.journal import Entry, Journal, Process
 
 Build = Callable[..., Entry]
+A = "aaaaaaaa-0000-4000-8000-000000000001"
+B = "bbbbbbbb-0000-4000-8000-000000000001"
 
 
 @pytest.fixture
@@ -39,17 +41,17 @@ def test_written_read_and_closed(journal: Journal, directory: Path, entry: Build
 
 
 def test_one_entry_for_each_guest(journal: Journal, entry: Build) -> None:
-    journal.write(entry(uuid="a", step="dump"))
-    journal.write(entry(uuid="b", step="dump"))
-    journal.write(entry(uuid="a", step="frozen"))
+    journal.write(entry(uuid=A, step="dump"))
+    journal.write(entry(uuid=B, step="dump"))
+    journal.write(entry(uuid=A, step="frozen"))
     assert [(each.uuid, each.step) for each in journal.entries()] == [
-        ("a", "frozen"),
-        ("b", "dump"),
+        (A, "frozen"),
+        (B, "dump"),
     ]
 
 
 def test_no_journal_yet(journal: Journal, directory: Path, entry: Build) -> None:
-    assert journal.read("a") is None
+    assert journal.read(A) is None
     assert journal.entries() == []
     journal.close(entry())
     assert not directory.exists()
@@ -69,13 +71,13 @@ DAMAGE = [
 def test_damaged_entry_is_set_aside(
     journal: Journal, directory: Path, entry: Build, content: bytes
 ) -> None:
-    journal.write(entry(uuid="good"))
-    (directory / "bad.json").write_bytes(content)
-    assert [each.uuid for each in journal.entries()] == ["good"]
-    assert (directory / "bad.damaged").read_bytes() == content
-    assert journal.read("bad") is None
-    journal.write(entry(uuid="bad"))
-    assert [each.uuid for each in journal.entries()] == ["bad", "good"]
+    journal.write(entry(uuid=B))
+    (directory / f"{A}.json").write_bytes(content)
+    assert [each.uuid for each in journal.entries()] == [B]
+    assert (directory / f"{A}.damaged").read_bytes() == content
+    assert journal.read(A) is None
+    journal.write(entry(uuid=A))
+    assert [each.uuid for each in journal.entries()] == [A, B]
 
 
 @pytest.fixture(scope="module")
@@ -87,34 +89,34 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_changed_byte_never_breaks_the_reader(
     scratch: Path, entry: Build, data: st.DataObject
 ) -> None:
-    content = bytearray(msgspec.json.encode(entry(uuid="a")))
+    content = bytearray(msgspec.json.encode(entry(uuid=A)))
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = scratch / "a.json"
+    path = scratch / f"{A}.json"
     path.write_bytes(content)
-    found = Journal(scratch).read("a")
+    found = Journal(scratch).read(A)
     assert (found is not None) == path.exists()
 
 
 def test_an_interrupted_write_leaves_the_old_entry(
     journal: Journal, directory: Path, entry: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal.write(entry(uuid="a", step="dump"))
+    journal.write(entry(uuid=A, step="dump"))
 
     def power_cut(source: Path, target: Path) -> None:
         raise OSError("power cut")
 
     monkeypatch.setattr(os, "replace", power_cut)
     with pytest.raises(OSError, match="power cut"):
-        journal.write(entry(uuid="a", step="frozen"))
+        journal.write(entry(uuid=A, step="frozen"))
     assert [each.step for each in journal.entries()] == ["dump"]
-    assert [path.name for path in directory.iterdir()] == ["a.json"]
+    assert [path.name for path in directory.iterdir()] == [f"{A}.json"]
 
 
 def test_foreign_files_are_no_entries(journal: Journal, directory: Path, entry: Build) -> None:
-    journal.write(entry(uuid="a"))
+    journal.write(entry(uuid=A))
     for name in ("README", "b.damaged", ".a.json.0123abcd.tmp"):
         (directory / name).write_text("foreign")
-    assert [each.uuid for each in journal.entries()] == ["a"]
+    assert [each.uuid for each in journal.entries()] == [A]
     assert len(list(directory.iterdir())) == 4
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from zvmsnap import point, vault
 from zvmsnap.point import Manifest, Memory, Point, Tie
-from zvmsnap.vault import Damaged
+from zvmsnap.vault import Damaged, Unfinished
 
 Build = Callable[..., Manifest]
 
@@ -101,7 +101,7 @@ def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
     (incoming / point.MEMORY).write_bytes(b"half")
     assert points(tmp_path) == {}
     assert vault.published(tmp_path, "web", "c1") is None
-    assert vault.unfinished(tmp_path) == [incoming]
+    assert vault.unfinished(tmp_path) == [Unfinished(incoming)]
 
 
 def test_private(tmp_path: Path, manifest: Build) -> None:
@@ -213,18 +213,24 @@ def test_damage_is_named_and_hides_nothing_else(
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        pytest.param((".incoming-a", ".removing-b"), (".incoming-a", ".removing-b"), id="ours"),
-        pytest.param((".zfs", ".trash", "incoming-x"), (), id="not ours"),
+        pytest.param(
+            (".incoming-a", ".removing-b"), {".incoming-a": "a", ".removing-b": None}, id="ours"
+        ),
+        pytest.param((".zfs", ".trash", "incoming-x"), {}, id="not ours"),
     ],
 )
-def test_unfinished(tmp_path: Path, names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def test_unfinished(
+    tmp_path: Path, names: tuple[str, ...], expected: Mapping[str, str | None]
+) -> None:
     for name in names:
         (tmp_path / "web" / name).mkdir(parents=True)
     (tmp_path / "web" / ".incoming-file").write_text("no directory")
     (tmp_path / "web" / ".removing-link").symlink_to(tmp_path)
     (tmp_path / "linked").symlink_to(tmp_path / "web")
     (tmp_path / "file").write_text("foreign")
-    assert vault.unfinished(tmp_path) == [tmp_path / "web" / name for name in expected]
+    found = vault.unfinished(tmp_path)
+    assert [left.directory for left in found] == [tmp_path / "web" / name for name in expected]
+    assert [left.capture for left in found] == list(expected.values())
 
 
 def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> None:
@@ -256,7 +262,7 @@ def test_removal_interrupted(
         with pytest.raises(OSError, match="power cut"):
             vault.remove(found)
     assert points(tmp_path) == {}
-    assert vault.unfinished(tmp_path) == [tmp_path / "web" / ".removing-m"]
+    assert vault.unfinished(tmp_path) == [Unfinished(tmp_path / "web" / ".removing-m")]
 
     again = put(tmp_path, manifest(moment="m"))
     vault.remove(again)
