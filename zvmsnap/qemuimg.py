@@ -32,6 +32,8 @@ def chain(path: str) -> tuple[Layer, ...]:
         found = tuple(Layer(str(layer["filename"]), str(layer["format"])) for layer in layers)
     except (QemuImgFailed, LookupError, TypeError) as error:
         raise OverlayUnreadable(f"{path}: what it lies on cannot be told: {error}") from error
+    if not found:
+        raise OverlayUnreadable(f"{path}: what it lies on cannot be told: no answer")
     for layer in found:
         if not os.path.isabs(layer.path):
             raise OverlayUnreadable(f"{path}: lies on {layer.path}, which is no path of a file")
@@ -41,7 +43,9 @@ def chain(path: str) -> tuple[Layer, ...]:
 def holds_nothing(overlay: str) -> bool:
     """Has nothing been written to the overlay since it was made? Raises QemuImgFailed."""
     try:
-        return all(extent["depth"] > 0 for extent in _asked("map", overlay))
+        extents = list(_asked("map", overlay))
+        # Of no extent at all nothing can be told.
+        return bool(extents) and all(extent["depth"] > 0 for extent in extents)
     except (LookupError, TypeError) as error:
         raise QemuImgFailed(f"qemu-img map: {overlay}: an answer of another kind") from error
 
@@ -78,6 +82,7 @@ def _run(*arguments: str) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             check=False,
         )
     except OSError as error:
