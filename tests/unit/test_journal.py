@@ -165,3 +165,103 @@ def test_no_such_process() -> None:
     nobody = Process.of(2**22 + 1)
     assert nobody.started == 0
     assert not nobody.is_alive()
+
+
+def encoded(known: Entry, **changes: object) -> bytes:
+    return msgspec.json.encode({**msgspec.to_builtins(known), **changes})
+
+
+REFUSED: list[tuple[str, object]] = [
+    ("schema", 1),
+    ("schema", 3),
+    ("schema", 0),
+    ("schema", "2"),
+    ("schema", None),
+    ("uuid", B),
+    ("uuid", A.upper()),
+    ("uuid", A + "\n"),
+    ("uuid", "../" + A),
+    ("capture", f"{B}.00000001"),
+    ("capture", f"{A}.00000001\n"),
+    ("capture", f"{A}.00000001/.."),
+    ("capture", f"../{A}.00000001"),
+    ("capture", f"/etc/{A}.00000001"),
+    ("capture", "."),
+    ("capture", ".."),
+    ("capture", ""),
+    ("capture", f"{A}.0000000g"),
+    ("capture", f"{A}.00000001\0"),
+    ("domain", ""),
+    ("moment", ""),
+    ("names", []),
+    ("names", None),
+    ("targets", "tank/web"),
+    ("level", "whole"),
+    ("allowed_pause_ms", -1),
+    ("allowed_pause_ms", 2**40),
+    ("owner", {"pid": 1}),
+    ("owner", {"pid": "1", "started": 1, "boot": ""}),
+    ("disks", [{"target": "vda"}]),
+    ("taken", 5),
+    ("merged", "all"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_entry_of_another_kind_is_set_aside(
+    journal: Journal, directory: Path, entry: Build, key: str, value: object
+) -> None:
+    content = encoded(entry(uuid=A), **{key: value})
+    directory.mkdir(parents=True)
+    (directory / f"{A}.json").write_bytes(content)
+    assert journal.entries() == []
+    assert [path.name for path in directory.iterdir()] == [f"{A}.damaged"]
+    assert (directory / f"{A}.damaged").read_bytes() == content
+
+
+def test_recovery_without_a_moment_is_an_entry(journal: Journal, entry: Build) -> None:
+    known = entry(uuid=A, names=(), moment="")
+    journal.write(known)
+    assert journal.entries() == [known]
+
+
+def test_what_a_later_version_adds_is_no_damage(
+    journal: Journal, directory: Path, entry: Build
+) -> None:
+    journal.write(entry(uuid=A))
+    (directory / f"{A}.json").write_bytes(encoded(entry(uuid=A), invented=[1]))
+    assert journal.read(A) == entry(uuid=A)
+
+
+def test_age(journal: Journal, directory: Path, entry: Build) -> None:
+    known = entry(uuid=A)
+    assert journal.age_s(known) == 0
+    journal.tried(known)
+    assert not directory.exists()
+    journal.write(known)
+    path = directory / f"{A}.json"
+    os.utime(path, (0, 1000))
+    assert journal.age_s(known) > 1e9
+    journal.tried(known)
+    assert 0 <= journal.age_s(known) < 1000
+    assert journal.read(A) == known
+    os.utime(path, (0, 2**33))  # clocks were set back
+    assert journal.age_s(known) == 0
+
+
+@pytest.mark.parametrize(
+    ("disks", "names", "may_be"),
+    [
+        pytest.param(("/o",), ("n",), True, id="overlays were planned"),
+        pytest.param(("",), ("n",), False, id="none was"),
+        pytest.param(("", "/o"), ("n",), True, id="for one disk"),
+        pytest.param((), ("n",), False, id="no disks"),
+        pytest.param((), (), True, id="a recovery: nothing is known"),
+    ],
+)
+def test_may_be_on_overlay(
+    entry: Build, disks: tuple[str, ...], names: tuple[str, ...], may_be: bool
+) -> None:
+    disk = entry().disks[0]
+    planned = tuple(msgspec.structs.replace(disk, overlay=overlay) for overlay in disks)
+    assert entry(disks=planned, names=names).may_be_on_overlay is may_be
