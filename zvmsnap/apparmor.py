@@ -24,21 +24,22 @@ _DENY = re.compile(r'\s*deny\s+"(?P<path>[^"]*)"\s+\w+,\s*')
 
 
 def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> bool:
-    """Let the guest write to `bases` again; True if its profile was changed and loaded.
+    """Let the guest write to `bases` again; True if its profile was loaded.
 
-    Raises OSError.
+    It is loaded even where its file denies nothing: an earlier run may have died, or failed,
+    after it had changed the file. Raises OSError.
     """
     rules = profiles / f"libvirt-{uuid}.files"
     if not rules.exists():
         return False
     wanted = {spelling for base in bases for spelling in (base, os.path.realpath(base))}
-    lines = rules.read_text().splitlines(keepends=True)
+    # A path may hold any byte; and of those that end a line for Python only \n does for AppArmor.
+    lines = os.fsdecode(rules.read_bytes()).split("\n")
     kept = [line for line in lines if not _denies(line, wanted)]
-    if len(kept) == len(lines):
-        return False
-    mode = stat.S_IMODE(rules.stat().st_mode)
-    write_atomic(rules, "".join(kept).encode())
-    rules.chmod(mode)
+    if len(kept) < len(lines):
+        mode = stat.S_IMODE(rules.stat().st_mode)
+        write_atomic(rules, os.fsencode("\n".join(kept)))
+        rules.chmod(mode)
     done = subprocess.run(
         ["apparmor_parser", "-r", str(profiles / f"libvirt-{uuid}")],
         stdin=subprocess.DEVNULL,

@@ -85,7 +85,7 @@ def _start_all(
     """Start a commit of each disk; returns the targets whose commit runs."""
     started = _start_each(guest, stacks, failures)
     denied = [target for target, why in failures.items() if _DENIED in why]
-    if denied and allow(guest.uuid, [stacks[target].base for target in denied]):
+    if denied and _allowed(guest, [stacks[target].base for target in denied], allow):
         log.plain().warning(
             "%s: its AppArmor profile denied it its own disks %s: allowed for this commit",
             guest.name,
@@ -98,6 +98,17 @@ def _start_all(
     return started
 
 
+def _allowed(
+    guest: Committed, bases: list[str], allow: Callable[[str, Iterable[str]], bool]
+) -> bool:
+    try:
+        return allow(guest.uuid, bases)
+    except OSError as error:
+        # The other disks have begun to leave their overlays, and go on.
+        log.plain().warning("%s: its AppArmor profile cannot be changed: %s", guest.name, error)
+        return False
+
+
 def _start_each(
     guest: Committed, stacks: Mapping[str, Stack], failures: dict[str, str]
 ) -> list[str]:
@@ -105,7 +116,7 @@ def _start_each(
     started = []
     for target, stack in stacks.items():
         disk = disks.get(target)
-        if disk is None or disk.source != stack.top:
+        if disk is None or (disk.source != stack.top and not stack.problem):
             continue
         try:
             if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:

@@ -39,6 +39,9 @@ def main() -> None:
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        log.plain().error("%s", error)
+        sys.exit(EXIT_FAILED)
 
 
 def _print_version(wanted: bool) -> None:
@@ -229,12 +232,13 @@ def _interrupted(domain: str | None) -> list[str]:
     entries = Journal(settings.journal_dir).entries()
     known = {entry.capture for entry in entries}
     found = [
-        f"{entry.domain}: moment {entry.moment} is {render.progress(entry)}"
+        f"{entry.domain}: {render.work(entry)} is {render.progress(entry)}"
         for entry in entries
         if domain in (None, entry.domain)
     ]
     for left in vault.unfinished(settings.vault_dir):
-        if domain not in (None, left.directory.parent.name) or left.capture in known:
+        mine = domain is None or left.directory.parent.name == vault.folder_of(domain)
+        if not mine or left.capture in known:
             continue
         what = "publishing" if left.capture else "removal"
         found.append(f"{left.directory}: its {what} was interrupted; zvmsnap recover ends it")

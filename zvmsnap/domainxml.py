@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+ParseError = ET.ParseError
+
 
 @dataclass(frozen=True)
 class Disk:

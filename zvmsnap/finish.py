@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
-from zvmsnap import domainxml, log, stacks
+from zvmsnap import log, stacks
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, SnapshotMissing, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Hypervisor
@@ -79,7 +79,7 @@ def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | 
         log.about(guest.name, ",".join(entry.targets)).warning(
             "finishing moment %s, which nobody finished", entry.moment or "of an earlier recovery"
         )
-    elif stacks.of(domainxml.parse(guest.xml())):
+    elif stacks.of_guest(guest):
         log.about(guest.name, "no journal").warning("leaving overlays that no journal knows")
         entry = _nameless(config, guest)
     else:

@@ -71,8 +71,8 @@ def _run(call: HookCall) -> bool:
         from zvmsnap.prune import forget
 
         # sanoid calls prune for one snapshot after the other: what failed now would fail again.
-        _finish_abandoned(call, settings, tried_before_s=_TRY_AGAIN_S)
-        return forget(call, settings)
+        complete = _finish_abandoned(call, settings, tried_before_s=_TRY_AGAIN_S)
+        return forget(call, settings) and complete
     from zvmsnap.journal import Process
 
     parent = os.getppid()
@@ -83,8 +83,7 @@ def _run(call: HookCall) -> bool:
         from zvmsnap.finish import finish
 
         complete = finish(call, settings, owner)
-        _finish_abandoned(call, settings)
-        return complete
+        return _finish_abandoned(call, settings) and complete
     cancelled = _cancelled_with_parent(parent)
     from zvmsnap.capture import begin
 
@@ -92,8 +91,11 @@ def _run(call: HookCall) -> bool:
     return begin(call, settings, owner, takes_recursively, cancelled, guarded=bool(caller))
 
 
-def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 0) -> None:
-    """Finish moments of these datasets whose sanoid is dead; pre does so for each guest itself."""
+def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 0) -> bool:
+    """Finish moments of these datasets whose sanoid is dead; pre does so for each guest itself.
+
+    True if all could be; what could not keeps nobody from the hook's own work.
+    """
     from zvmsnap.journal import Journal
 
     journal = Journal(settings.journal_dir)
@@ -104,10 +106,17 @@ def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 
         and not entry.owner.is_alive()
         and journal.age_s(entry) >= tried_before_s
     ]
-    if entries:
-        from zvmsnap import recover
+    if not entries:
+        return True
+    from zvmsnap import recover
 
-        recover.each(settings, entries)
+    for entry in entries:
+        journal.tried(entry)
+    try:
+        return recover.each(settings, entries)
+    except (ZvmsnapError, OSError) as error:
+        log.plain().error("abandoned moments are not finished: %s", error)
+        return False
 
 
 def _sanoid_above(pid: int) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,9 @@ from zvmsnap.steps import run as run_steps
 
 SCHEMA = 2
 # Both become parts of paths: nothing that a damaged file says may lead out of our directories.
-_UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
-_CAPTURE = _UUID[:-1] + r"\.[0-9a-f]{8}$"
+_GUEST = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UUID = _GUEST + r"\Z"
+_CAPTURE = _GUEST + r"\.[0-9a-f]{8}\Z"
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -70,7 +72,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
-    domain: str
+    domain: Annotated[str, msgspec.Meta(min_length=1)]
     uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
     moment: str
     targets: tuple[str, ...]
@@ -88,7 +90,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     dump_s: float = 0.0
     merged: tuple[str, ...] = ()  # overlays whose data was in the base when we began to leave them
     paused: bool = False  # by us, to end its dump
-    allowed_pause_ms: int | None = None  # what QEMU allowed itself before we changed it
+    allowed_pause_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = (
+        None  # what QEMU allowed itself before we changed it
+    )
     overlay_s: float = 0.0
     commit_s: float = 0.0
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
@@ -120,8 +124,10 @@ class Journal:
         path = self._path(uuid)
         try:
             entry = msgspec.json.decode(path.read_bytes(), type=Entry)
-            if entry.uuid != uuid:
-                raise msgspec.ValidationError(f"it is of {entry.uuid}")
+            if entry.uuid != uuid or not entry.capture.startswith(f"{uuid}."):
+                raise msgspec.ValidationError("it is of another guest")
+            if bool(entry.names) != bool(entry.moment):
+                raise msgspec.ValidationError("a moment has snapshot names, a recovery has none")
             return entry
         except FileNotFoundError:
             return None
@@ -141,9 +147,15 @@ class Journal:
     def age_s(self, entry: Entry) -> float:
         """Seconds since somebody last worked on this entry; 0 if it is closed."""
         try:
-            return time.time() - self._path(entry.uuid).stat().st_mtime
+            # Not less than 0, though clocks be set back.
+            return max(0.0, time.time() - self._path(entry.uuid).stat().st_mtime)
         except FileNotFoundError:
             return 0.0
+
+    def tried(self, entry: Entry) -> None:
+        """Somebody begins to work on this entry, and may fail before there is a step to write."""
+        with suppress(FileNotFoundError):
+            os.utime(self._path(entry.uuid))
 
     def close(self, entry: Entry) -> None:
         """The guest's part is done."""

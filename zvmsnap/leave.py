@@ -85,6 +85,7 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
         if not found:
             break
         left.update(found)
+        _forget_merged(work, found)
         try:
             if active:
                 work.step("commit", partial(blockcommit.to_base, guest, found, limit_s, leaving))
@@ -96,13 +97,21 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
             if attempt == _ATTEMPTS - 1 or guest.is_active() == active:
                 raise
     _mend_persistent(guest, work)
+    named = {target: Stack(target, s.overlays) for target, s in stacks.of_guest(guest).items()}
     expected = {
         disk.target: Stack(disk.target, (disk.overlay,))  # wherever else it may be by now
         for disk in work.entry.disks
         if disk.overlay
     }
-    blockcommit.prove(guest, expected | left)
+    blockcommit.prove(guest, expected | named | left)
     return left
+
+
+def _forget_merged(work: Open, found: dict[str, Stack]) -> None:
+    """Left once, but still or again in use: what was written since then is not merged."""
+    on = {overlay for stack in found.values() for overlay in stack.overlays}
+    if on & set(work.entry.merged):
+        work.note(merged=tuple(path for path in work.entry.merged if path not in on))
 
 
 def _mend_persistent(guest: Guest, work: Open) -> None:
@@ -144,7 +153,7 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
 
 
 def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], log: Logger) -> None:
-    in_use = _named(guest)
+    in_use = images_of(guest)
     candidates = {str(path) for path in CaptureDir(config.staging_dir / entry.capture).overlays()}
     candidates |= {overlay for stack in left.values() for overlay in stack.overlays}
     for overlay in sorted(candidates):
@@ -168,7 +177,7 @@ def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], lo
         guest.snapshot_delete_metadata(name)
 
 
-def _named(guest: Guest) -> set[str]:
+def images_of(guest: Guest) -> set[str]:
     """All images that a guest's definitions name, now."""
     named: set[str] = set()
     for persistent in (False, True) if guest.is_persistent() else (False,):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from zvmsnap import domainxml, qemuimg
 from zvmsnap.blockcommit import Leaving, check_possible
-from zvmsnap.errors import CommitFailed
+from zvmsnap.errors import CommitFailed, OverlayUnreadable
 from zvmsnap.stacks import Stack
 
 
@@ -75,5 +75,7 @@ def _merge(stack: Stack) -> None:
 
 def _source(stack: Stack) -> tuple[str, str, str]:
     layers = {layer.path: layer.format for layer in qemuimg.chain(stack.top)}
+    if stack.base not in layers:
+        raise OverlayUnreadable(f"{stack.top} lies on {', '.join(layers)}, not on {stack.base}")
     kind = "block" if stat.S_ISBLK(os.stat(stack.base).st_mode) else "file"
     return kind, stack.base, layers[stack.base]

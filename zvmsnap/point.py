@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
 
@@ -180,6 +181,23 @@ def read(directory: Path) -> Point:
         raise VaultDamaged(f"{path}: schema {manifest.schema} is not one this version reads")
     if manifest.memory and manifest.memory.file not in (MEMORY, MEMORY_ZSTD):
         raise VaultDamaged(f"{path}: its memory file {manifest.memory.file!r} is none of ours")
+    if not all(_may_exist(tie.full_name) for tie in manifest.snapshots):
+        raise VaultDamaged(f"{path}: names a snapshot that ZFS cannot know")
+    if not _is_time(manifest.taken):
+        raise VaultDamaged(f"{path}: {manifest.taken!r} is no time at which it was taken")
     if not manifest.snapshots:
         raise VaultDamaged(f"{path}: names no snapshot")
     return Point(directory, manifest)
+
+
+def _may_exist(full_name: str) -> bool:
+    """Not exactly zfs(8): only that no command line can take it for something else."""
+    dataset, _, name = full_name.partition("@")
+    return dataset[:1].isalnum() and bool(name) and full_name.isprintable()
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False

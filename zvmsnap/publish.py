@@ -182,7 +182,13 @@ class _Publication:
         self._log.info("point %s: level %s%s", published.name, manifest.level, measured)
 
     def _host(self, definition: Path) -> Host:
-        domain = domainxml.parse(definition.read_text())
+        try:
+            domain = domainxml.parse(definition.read_text())
+        except (domainxml.ParseError, ValueError) as error:
+            self._log.warning(
+                "%s is damaged, so what it was made on is not told: %s", definition, error
+            )
+            domain = domainxml.parse("<domain/>")
         return Host(
             **self._hypervisor.versions(),
             machine=domain.machine,

@@ -30,8 +30,10 @@ def chain(path: str) -> tuple[Layer, ...]:
     try:
         layers = _asked("info", "--force-share", "--backing-chain", path)
         found = tuple(Layer(str(layer["filename"]), str(layer["format"])) for layer in layers)
-    except (QemuImgFailed, ValueError, LookupError, TypeError) as error:
+    except (QemuImgFailed, LookupError, TypeError) as error:
         raise OverlayUnreadable(f"{path}: what it lies on cannot be told: {error}") from error
+    if not found:
+        raise OverlayUnreadable(f"{path}: what it lies on cannot be told: no answer")
     for layer in found:
         if not os.path.isabs(layer.path):
             raise OverlayUnreadable(f"{path}: lies on {layer.path}, which is no path of a file")
@@ -40,15 +42,24 @@ def chain(path: str) -> tuple[Layer, ...]:
 
 def holds_nothing(overlay: str) -> bool:
     """Has nothing been written to the overlay since it was made? Raises QemuImgFailed."""
-    return all(extent["depth"] > 0 for extent in _asked("map", overlay))
+    try:
+        extents = list(_asked("map", overlay))
+        # Of no extent at all nothing can be told.
+        return bool(extents) and all(extent["depth"] > 0 for extent in extents)
+    except (LookupError, TypeError) as error:
+        raise QemuImgFailed(f"qemu-img map: {overlay}: an answer of another kind") from error
 
 
 def merge_down(overlay: str) -> None:
-    """Write what a qcow2 overlay holds into the image below it, durably. Raises QemuImgFailed.
+    """Write what a qcow2 overlay holds into the image below it, durably. Raises QemuImgFailed,
+    OverlayUnreadable and OSError.
 
     The overlay stays as it is (`-d`), so this may be repeated after any interruption.
     """
-    below = chain(overlay)[1].path
+    layers = chain(overlay)
+    if len(layers) < 2:
+        raise QemuImgFailed(f"{overlay} lies on nothing that it could be merged into")
+    below = layers[1].path
     _run("commit", "-q", "-d", "-f", "qcow2", overlay)
     descriptor = os.open(below, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -58,7 +69,10 @@ def merge_down(overlay: str) -> None:
 
 
 def _asked(verb: str, *arguments: str) -> Any:
-    return json.loads(_run(verb, "--output=json", "-f", "qcow2", *arguments))
+    try:
+        return json.loads(_run(verb, "--output=json", "-f", "qcow2", *arguments))
+    except ValueError as error:  # no JSON, or no text
+        raise QemuImgFailed(f"qemu-img {verb}: an answer of another kind: {error}") from error
 
 
 def _run(*arguments: str) -> str:
@@ -68,6 +82,7 @@ def _run(*arguments: str) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             check=False,
         )
     except OSError as error:

@@ -16,16 +16,24 @@ reported; so is whatever somebody else has made.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from zvmsnap import debris, domainxml, log, qemuimg, stacks, vault
+from zvmsnap import debris, log, qemuimg, render, stacks, vault
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainGone, GuestNotFound, VaultMissing, ZvmsnapError
+from zvmsnap.errors import (
+    DomainGone,
+    GuestNotFound,
+    LibvirtFailed,
+    VaultMissing,
+    ZvmsnapError,
+)
 from zvmsnap.finish import end, settle
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal
+from zvmsnap.leave import images_of
 from zvmsnap.locks import lock
 from zvmsnap.staging import CaptureDir
 
@@ -83,7 +91,7 @@ def recover(config: Config, domain: str | None = None, *, dry_run: bool = False)
             if uuid in guests:
                 report.foreign.extend(_foreign(guests[uuid]))
         if domain is None:
-            _clear(config, report, dry_run=dry_run)
+            _clear(config, guests.values(), report, dry_run=dry_run)
     return report
 
 
@@ -156,15 +164,11 @@ def _one(
 def _findings(guest: Guest | None, entry: Entry | None) -> tuple[str, ...]:
     found = []
     if entry:
-        moment = f"moment {entry.moment}" if entry.moment else "a recovery"
-        found.append(f"{moment} is open at step {entry.step or 'none'}")
+        found.append(f"{render.work(entry)} is open at step {entry.step or 'none'}")
     if guest:
-        seen = stacks.of(domainxml.parse(guest.xml()))
-        if guest.is_active() and guest.is_persistent():
-            seen = stacks.of(domainxml.parse(guest.xml(persistent=True))) | seen
         found += [
             f"{stack.target} is on {stack.top}" + (f" ({stack.problem})" if stack.problem else "")
-            for stack in seen.values()
+            for stack in stacks.of_guest(guest).values()
         ]
     return tuple(found)
 
@@ -177,9 +181,12 @@ def _foreign(guest: Guest) -> list[str]:
         ]
     except DomainGone:
         return []
+    except LibvirtFailed as error:
+        # Of a kind of guest that has none, say: no reason to leave the others where they are.
+        return [str(error)]
 
 
-def _clear(config: Config, report: Report, *, dry_run: bool) -> None:
+def _clear(config: Config, guests: Iterable[Guest], report: Report, *, dry_run: bool) -> None:
     try:
         vault.check(config)
     except VaultMissing as error:
@@ -189,8 +196,25 @@ def _clear(config: Config, report: Report, *, dry_run: bool) -> None:
     report.removed.extend(str(path) for path in left.paths)
     if not dry_run:
         left.remove()
+    if not left.overlays:
+        return
+    try:
+        in_use = _named_by_any(guests)
+    except ZvmsnapError as error:
+        report.problems.extend(f"{overlay}: kept; {error}" for overlay in left.overlays)
+        return
     for overlay in left.overlays:
-        _judge_overlay(overlay, report, dry_run=dry_run)
+        # One that is still named is told of with its guest.
+        if str(overlay) not in in_use:
+            _judge_overlay(overlay, report, dry_run=dry_run)
+
+
+def _named_by_any(guests: Iterable[Guest]) -> set[str]:
+    found: set[str] = set()
+    for guest in guests:
+        with suppress(DomainGone):
+            found |= images_of(guest)
+    return found
 
 
 def _judge_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:

@@ -79,11 +79,16 @@ def note(manifest: Manifest, liveness: Liveness) -> str:
     return manifest.reason or ""
 
 
+def work(entry: Entry) -> str:
+    """What an open entry of the journal is for."""
+    return f"moment {entry.moment}" if entry.moment else "a recovery"
+
+
 def progress(entry: Entry) -> str:
     """How far a moment is, and who will end it."""
     if entry.owner.is_alive():
-        return f"under way at step {entry.step} (sanoid has pid {entry.owner.pid})"
-    return f"interrupted at step {entry.step}: zvmsnap recover ends it"
+        return f"under way at step {entry.step or 'none'} (sanoid has pid {entry.owner.pid})"
+    return f"interrupted at step {entry.step or 'none'}: zvmsnap recover ends it"
 
 
 def recovery(report: Report, *, dry_run: bool) -> list[str]:

@@ -15,10 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Protocol
 
 from zvmsnap import domainxml, qemuimg
 from zvmsnap.errors import OverlayUnreadable
 from zvmsnap.staging import is_overlay
+
+
+class Defined(Protocol):
+    """What is needed of a guest."""
+
+    def xml(self, *, persistent: bool = False, secure: bool = False) -> str: ...
+    def is_active(self) -> bool: ...
+    def is_persistent(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,14 @@ def of(
         stack = _of_disk(disk, read)
         if stack:
             found[disk.target] = stack
+    return found
+
+
+def of_guest(guest: Defined) -> dict[str, Stack]:
+    """The stacks that a guest is on, and those on which it would be started next."""
+    found = of(domainxml.parse(guest.xml()))
+    if guest.is_active() and guest.is_persistent():
+        found = of(domainxml.parse(guest.xml(persistent=True))) | found
     return found
 
 

@@ -145,7 +145,10 @@ def incoming(vault: Path, domain: str, capture: str) -> Path:
     folder = private_dir(vault) / folder_of(domain)
     if folder.is_symlink():
         raise VaultDamaged(f"{folder}: is a symlink; not followed out of the vault")
-    return private_dir(private_dir(folder) / f"{INCOMING}{capture}")
+    directory = private_dir(folder) / f"{INCOMING}{capture}"
+    if directory.is_symlink():
+        raise VaultDamaged(f"{directory}: is a symlink; not followed out of the vault")
+    return private_dir(directory)
 
 
 def publish(directory: Path, manifest: Manifest) -> Point:

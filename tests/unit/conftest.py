@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,27 @@ import hypothesis
 import msgspec
 import pytest
 
+from tests.unit import fakelibvirt
+
+# Real where the distribution has it, and then of no use: no unit test talks to a hypervisor.
+sys.modules["libvirt"] = fakelibvirt
+
+from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base, write
+from zvmsnap import finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Disk as EntryDisk
-from zvmsnap.journal import Entry, Process
+from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.placement import Level
-from zvmsnap.point import Disk, Host, Manifest, Memory, Tie, Timing
+from zvmsnap.point import DOMAIN_XML, Disk, Host, Manifest, Memory, Tie, Timing
+from zvmsnap.staging import CaptureDir
 
 hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("unit")
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 MOMENT = "autosnap_2026-11-20_03:00:00"
+# What saveimage.judge takes for an image that libvirt can load: header without XML, then a stream.
+RAM = b"LibvirtQemudSave" + bytes(19 * 4) + b"QEVM and RAM"
 
 _MANIFEST = Manifest(
     domain="web",
@@ -65,9 +76,11 @@ def manifest() -> Callable[..., Manifest]:
 
 @pytest.fixture(scope="session")
 def entry() -> Callable[..., Entry]:
-    """A journal entry in which the named fields are changed."""
+    """A journal entry in which the named fields are changed; its capture is of its guest."""
 
     def build(**changes: Any) -> Entry:
+        if "uuid" in changes:
+            changes = {"capture": f"{changes['uuid']}.00000001", **changes}
         return msgspec.structs.replace(_ENTRY, **changes)
 
     return build
@@ -98,3 +111,62 @@ def _logger_as_before() -> Iterator[None]:
     yield
     logger.handlers[:] = handlers
     logger.setLevel(level)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> FakeGuest:
+    """A guest with one disk, on no overlay."""
+    return FakeGuest(vda=make_base(tmp_path / "tank" / "vda.raw"))
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHypervisor:
+    """A hypervisor with that guest, in place of libvirt."""
+    known = FakeHypervisor(guest)
+    for room in (finish, recover, hypervisor):
+        monkeypatch.setattr(room, "Hypervisor", known.connect)
+    return known
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> FakeZfs:
+    """ZFS without a snapshot, as yet."""
+    known = FakeZfs()
+    monkeypatch.setattr(zfs, "snapshots", known.snapshots)
+    return known
+
+
+@pytest.fixture
+def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Callable[..., Entry]:
+    """Puts the guest under an overlay and into the journal, as pre does; returns the entry."""
+
+    def freeze(*, frozen: bool = True, memory: bytes = RAM, **changes: Any) -> Entry:
+        capture = CaptureDir(config.staging_dir / f"{guest.uuid}.00000001")
+        capture.make()
+        disk = EntryDisk(
+            "vda",
+            "file",
+            "raw",
+            guest.live["vda"],
+            "tank/web",
+            "vda.raw",
+            str(capture.overlay("vda")),
+        )
+        (capture.point / DOMAIN_XML).write_text(guest.xml())
+        if memory:
+            capture.memory.write_bytes(memory)
+        if frozen:
+            write(guest.on_overlay("vda", capture.overlay("vda")), 7)
+        defaults = {"step": "frozen", "frozen_at_s": 1.0, "memory_format": "raw"}
+        built = entry(uuid=guest.uuid, disks=(disk,), **{**defaults, **changes})
+        Journal(config.journal_dir).write(built)
+        return built
+
+    return freeze
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is durable is for test_files to say; everywhere else waiting for disks proves nothing."""
+    if request.module.__name__.rpartition(".")[2] != "test_files":
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)

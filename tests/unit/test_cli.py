@@ -1,13 +1,18 @@
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import zvmsnap
+from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
 from zvmsnap import cli, vault, zfs
+from zvmsnap.errors import LibvirtFailed
+from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.point import Manifest, Tie
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
@@ -54,7 +59,7 @@ def test_version(run: Run) -> None:
 def test_list_of_an_empty_vault(run: Run) -> None:
     assert run("list") == (0, "no points\n", "")
     assert run("list", "web") == (0, "no points of web\n", "")
-    assert json.loads(run("list", "--json")[1]) == {"points": [], "damaged": []}
+    assert json.loads(run("list", "--json")[1]) == {"points": [], "interrupted": [], "damaged": []}
 
 
 def test_list_filters_by_guest_and_reports_damage(
@@ -151,3 +156,131 @@ def test_exit_codes_of_the_real_command(arguments: list[str], code: int) -> None
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def seams(
+    host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeHypervisor]:
+    pools.present = {f"tank/web@{NAME}": 11}
+    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(zfs, "snapshots", pools.snapshots)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield host
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_recover(
+    run: Run, seams: FakeHypervisor, guest: FakeGuest, staged: Callable[..., Entry]
+) -> None:
+    overlay = staged().disks[0].overlay
+    moment = NAME.removesuffix("_hourly")
+    found = f"  moment {moment} is open at step frozen\n  vda is on {overlay}\n"
+    assert run("recover", "--dry-run")[:2] == (0, f"web: needs recovery\n{found}")
+    assert guest.calls == []
+    code, out, err = run("recover")
+    assert (code, out) == (0, f"web: recovered\n{found}")
+    assert f"warning: web (tank/web): finishing moment {moment}, which nobody finished" in err
+    nothing = "nothing to recover: every guest is on its own disks\n"
+    assert run("recover") == (0, nothing, "")
+    assert run("recover", "web") == (0, nothing, "")
+
+
+def test_recover_as_json(
+    run: Run, seams: FakeHypervisor, guest: FakeGuest, staged: Callable[..., Entry]
+) -> None:
+    known = staged()
+    guest.snapshots = ["by hand"]
+    code, out, _ = run("recover", "--json", "web")
+    report = json.loads(out)
+    assert code == 0
+    assert set(report) == {"dry_run", "outcomes", "removed", "problems", "foreign"}
+    (outcome,) = report["outcomes"]
+    assert (outcome["domain"], outcome["uuid"]) == ("web", known.uuid)
+    assert (outcome["result"], outcome["why"], len(outcome["found"])) == ("recovered", "", 2)
+    assert (report["dry_run"], report["problems"], len(report["foreign"])) == (False, [], 1)
+
+
+def test_recover_exits_1_when_something_is_left_to_a_person(
+    run: Run, seams: FakeHypervisor, guest: FakeGuest, staged: Callable[..., Entry]
+) -> None:
+    overlay = staged().disks[0].overlay
+
+    def fail() -> None:
+        raise LibvirtFailed("no commit", 38)
+
+    guest.at["commit vda"] = fail
+    code, out, _ = run("recover")
+    assert (code, out.splitlines()[0][:12]) == (1, "web: failed:")
+    assert "no commit" in out
+    guest.exists = False
+    code, out, _ = run("recover", "--json")
+    (problem,) = json.loads(out)["problems"]
+    assert (code, f"{overlay}: kept" in problem) == (1, True)
+
+
+def test_recover_of_nobody_and_without_libvirt(run: Run, seams: FakeHypervisor) -> None:
+    code, out, err = run("recover", "nobody")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "nobody: libvirt has no such guest" in err
+    seams.reachable = False
+    code, out, err = run("recover")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+
+
+def test_list_tells_of_what_is_interrupted(
+    run: Run, tmp_path: Path, put: Callable[[Manifest], Path], entry: Callable[..., Entry]
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    dead, alive, nameless = (f"c0ffee00-0000-4000-8000-00000000000{n}" for n in (1, 2, 3))
+    journal.write(entry(uuid=dead, domain="web", step="stow"))
+    journal.write(entry(uuid=alive, domain="db", owner=Process.of(os.getpid())))
+    journal.write(entry(uuid=nameless, domain="mail", names=(), moment="", owner=Process.none()))
+    vault.incoming(tmp_path / "vault", "web", f"{dead}.00000001")
+    stray = vault.incoming(tmp_path / "vault", "a/b", f"{dead}.00000009")
+    gone = tmp_path / "vault" / "web" / ".removing-x"
+    gone.mkdir()
+    moment = NAME.removesuffix("_hourly")
+    web = [
+        f"web: moment {moment} is interrupted at step stow: zvmsnap recover ends it",
+        f"{gone}: its removal was interrupted; zvmsnap recover ends it",
+    ]
+    db = f"db: moment {moment} is under way at step none (sanoid has pid {os.getpid()})"
+    mail = "mail: a recovery is interrupted at step none: zvmsnap recover ends it"
+    odd = f"{stray}: its publishing was interrupted; zvmsnap recover ends it"
+
+    code, out, _ = run("list")
+    assert (code, set(out.splitlines())) == (0, {*web, db, mail, odd})
+    assert run("list", "web")[1].splitlines() == web
+    assert run("list", "a/b")[1].splitlines() == [odd]
+    assert json.loads(run("list", "--json", "db")[1]) == {
+        "points": [],
+        "interrupted": [db],
+        "damaged": [],
+    }
+
+
+@pytest.mark.parametrize("command", [["list"], ["prune"], ["show", "web@x"]])
+def test_a_vault_that_is_not_mounted_is_refused(
+    run: Run, tmp_path: Path, put: Callable[[Manifest], Path], command: list[str]
+) -> None:
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "vault.id").write_bytes(b"of another")
+    code, out, err = run(*command)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "is its file system mounted?" in err
+
+
+@pytest.mark.parametrize("command", [["list"], ["prune"], ["recover"], ["show", "web@x"]])
+@pytest.mark.parametrize("directory", ["vault", "journal", "staging", "locks"])
+def test_a_file_in_place_of_a_directory_is_one_line(
+    run: Run, seams: FakeHypervisor, tmp_path: Path, command: list[str], directory: str
+) -> None:
+    (tmp_path / directory).write_text("foreign")
+    code, _, err = run(*command)
+    assert code in (0, 1, 2)
+    assert "Traceback" not in err
+    assert (tmp_path / directory).read_text() == "foreign"
+    assert code == 0 or len(err.splitlines()) == 1

@@ -309,3 +309,80 @@ def test_snapshot_xml_names_every_disk(
     for disk in disks[len(overlays) :]:
         assert disk.get("snapshot") == "no"
         assert list(disk) == []
+
+
+NEW = ("file", "/tank/web/a & <b>.raw", "raw")
+
+
+@pytest.mark.parametrize(
+    ("disk", "new", "expected_disk"),
+    [
+        pytest.param(
+            "<disk type='file'><driver name='qemu' type='qcow2' cache='none'/>"
+            "<source file='/staging/o.qcow2' index='3'><seclabel model='dac' relabel='no'/></source>"
+            "<backingStore type='file'><source file='/tank/web/a'/></backingStore>"
+            "<target dev='vda' bus='virtio'/></disk>",
+            NEW,
+            '<disk type="file"><driver name="qemu" type="raw" cache="none" />'
+            '<source index="3" file="/tank/web/a &amp; &lt;b&gt;.raw">'
+            '<seclabel model="dac" relabel="no" /></source>'
+            '<target dev="vda" bus="virtio" /></disk>',
+            id="file to file, the rest stays",
+        ),
+        pytest.param(
+            "<disk type='file' device='disk'><source file='/o'/><target dev='vda'/></disk>",
+            ("block", "/dev/zvol/tank/web", "raw"),
+            '<disk type="block" device="disk"><source dev="/dev/zvol/tank/web" />'
+            '<target dev="vda" /><driver name="qemu" type="raw" /></disk>',
+            id="file to volume, without a driver",
+        ),
+        pytest.param(
+            "<disk type='volume'><driver type='qcow2'/>"
+            "<source pool='p' volume='v' mode='host'/><target dev='vda'/></disk>",
+            NEW,
+            '<disk type="file"><driver type="raw" />'
+            '<source file="/tank/web/a &amp; &lt;b&gt;.raw" /><target dev="vda" /></disk>',
+            id="volume of a pool",
+        ),
+        pytest.param(
+            "<disk type='file'><driver type='qcow2'/><target dev='vda'/></disk>",
+            NEW,
+            '<disk type="file"><driver type="raw" /><target dev="vda" />'
+            '<source file="/tank/web/a &amp; &lt;b&gt;.raw" /></disk>',
+            id="no source",
+        ),
+        pytest.param(
+            "<disk type='file'><source file='/x'/><target dev='vdb'/></disk>",
+            NEW,
+            '<disk type="file"><source file="/x" /><target dev="vdb" /></disk>',
+            id="another disk",
+        ),
+        pytest.param(
+            "<disk type='file'><source file='/x'/></disk>",
+            NEW,
+            '<disk type="file"><source file="/x" /></disk>',
+            id="no target",
+        ),
+    ],
+)
+def test_with_sources(disk: str, new: tuple[str, str, str], expected_disk: str) -> None:
+    changed = domainxml.with_sources(WHOLE.format(disks=disk, nvram="", cpu=""), {"vda": new})
+    assert expected_disk in changed
+    for kept in (
+        '<name>web &amp; "shop"</name>',
+        '<source network="default" /><target dev="vnet0" />',
+        "<emulator>/usr/bin/qemu-system-x86_64</emulator>",
+    ):
+        assert kept in changed
+    assert len(domainxml.parse(changed).disks) == 1
+
+
+def test_with_other_sources_passed_on_arguments_survive() -> None:
+    xml = (
+        "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><devices/>"
+        "<qemu:commandline><qemu:arg value='-snapshot'/></qemu:commandline></domain>"
+    )
+    changed = ET.fromstring(domainxml.with_sources(xml, {"vda": NEW}))
+    name = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+    argument = changed.find(f"{name}commandline/{name}arg")
+    assert argument is not None and argument.get("value") == "-snapshot"

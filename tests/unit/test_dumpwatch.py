@@ -151,10 +151,22 @@ class Watched:
         self.image = image
         self.cancelled = threading.Event()
         self.said: list[str] = []
+        self.noted: list[tuple[dict[str, object], list[str]]] = []
 
     def watch(self, **limits: float) -> DumpWatch:
         changed = Limits(**limits)  # type: ignore[arg-type]
-        return DumpWatch(self.guest, self.image, 1000, changed, self.cancelled, self.said.append)
+        return DumpWatch(
+            self.guest,
+            self.image,
+            1000,
+            changed,
+            self.cancelled,
+            self.said.append,
+            lambda **changes: self._note(changes),
+        )
+
+    def _note(self, changes: dict[str, object]) -> None:
+        self.noted.append((changes, list(self.guest.calls)))
 
 
 @pytest.fixture
@@ -234,6 +246,13 @@ def test_aborted(watched: Watched, deadline_s: float, cancelled: bool) -> None:
         raise LibvirtFailed("aborted")
     assert set(watched.guest.calls) == {"allow 30", "abort", "allow 300"}
     assert watched.guest.calls[-1] == "allow 300"
+
+
+def test_what_is_changed_is_written_down_before(watched: Watched) -> None:
+    with watched.watch(dump_pause_after_s=0.01):
+        watched.guest.dump_until_paused()
+        watched.guest.dump_ends()
+    assert watched.noted == [({"allowed_pause_ms": 300}, []), ({"paused": True}, ["allow 30"])]
 
 
 def test_abort_is_tried_again(watched: Watched) -> None:

@@ -1,13 +1,19 @@
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zvmsnap import hooks
+from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
+from zvmsnap import hooks, leave, vault, zfs
 from zvmsnap.config import Config
+from zvmsnap.errors import LibvirtFailed
+from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.point import Manifest, Tie
 
 ROOT = Path(hooks.__file__).parents[1]
 ENVIRONMENT = {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": "autosnap_x_hourly"}
@@ -179,7 +185,7 @@ print({state})
             "error: {}: putting every guest back",
             id="pre",
         ),
-        pytest.param("hooks._finish_before_dying()", "True", "warning: {}: finishing", id="post"),
+        pytest.param("hooks.finish_before_dying()", "True", "warning: {}: finishing", id="post"),
     ],
 )
 def test_signals_do_not_end_a_hook_half_way(name: str, setup: str, state: str, says: str) -> None:
@@ -187,3 +193,220 @@ def test_signals_do_not_end_a_hook_half_way(name: str, setup: str, state: str, s
     done = call(("-c", code), {})
     assert (done.returncode, done.stdout) == (0, "True\n")
     assert says.format(name) in done.stderr
+
+
+class Processes:
+    """A table of processes: number to parent and command line."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]]
+    ) -> None:
+        self._table = table
+        monkeypatch.setattr(hooks, "_parent_of", lambda pid: table[pid][0] if pid in table else 1)
+        monkeypatch.setattr(hooks, "_command_line", self._command_line)
+
+    def _command_line(self, pid: int) -> tuple[str, ...]:
+        return tuple(self._table[pid][1].split(" ")) if pid in self._table else ()
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        pytest.param({9: (1, "/usr/bin/perl /usr/sbin/sanoid --cron")}, 9, id="sanoid itself"),
+        pytest.param(
+            {9: (8, "sh -c hook"), 8: (7, "perl -w /usr/sbin/sanoid"), 7: (1, "cron")},
+            8,
+            id="through a shell",
+        ),
+        pytest.param(
+            {9: (8, "sh"), 8: (7, "bash w.sh"), 7: (6, "env sanoid"), 6: (1, "sh")},
+            7,
+            id="through two scripts",
+        ),
+        pytest.param(
+            {9: (8, "perl sanoid"), 8: (7, "sh"), 7: (1, "perl sanoid")}, 9, id="the nearest"
+        ),
+        pytest.param({9: (8, "bash"), 8: (1, "sshd")}, None, id="by hand"),
+        pytest.param({9: (8, "vi a b /etc/sanoid"), 8: (1, "sh")}, None, id="a file of that name"),
+        pytest.param({9: (0, "kthreadd")}, None, id="no parent"),
+        pytest.param({}, None, id="dead already"),
+        pytest.param({9: (8, "sh")}, None, id="its parent is dead"),
+    ],
+)
+def test_sanoid_above(
+    monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]], found: int | None
+) -> None:
+    Processes(monkeypatch, table)
+    assert hooks._sanoid_above(9) == found
+
+
+def test_sanoid_above_in_the_real_table(tmp_path: Path) -> None:
+    program = tmp_path / "sanoid"
+    program.write_text(
+        "import os, subprocess, sys\n"
+        "print(os.getpid(), flush=True)\n"
+        "subprocess.run(['sh', '-c', sys.argv[1] + '; true'])\n"
+    )
+    child = (
+        f"{sys.executable} -c 'import os; from zvmsnap import hooks; "
+        f"print(hooks._sanoid_above(os.getppid()))'"
+    )
+    done = call((program, child), {"PATH": os.environ["PATH"]})
+    sanoid, above = done.stdout.split()
+    assert sanoid == above
+    assert hooks._sanoid_above(os.getppid()) is None
+    assert hooks._parent_of(os.getpid()) == os.getppid()
+    assert hooks._parent_of(2**22 + 1) == 1
+    assert hooks._command_line(2**22 + 1) == ()
+
+
+T = "autosnap_2026-11-20_03:00:00"
+Stage = Callable[..., Entry]
+
+
+@pytest.fixture
+def hook(
+    settings: Mapping[str, str],
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., int]]:
+    """Calls a hook for the moment of `staged`; whoever called it is no sanoid."""
+    pools.present = {f"tank/web@{T}_hourly": 11}
+    monkeypatch.setenv("ZVMSNAP_CONFIG", settings["ZVMSNAP_CONFIG"])
+    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(hooks, "_sanoid_above", lambda pid: None)
+
+    def run(role: str, dataset: str = "tank/web", name: str = f"{T}_daily") -> int:
+        return hooks.run([role], {"SANOID_TARGET": dataset, "SANOID_SNAPNAME": name})
+
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def old(config: Config, entry: Entry, seconds: float) -> None:
+    """Let it seem that nobody has worked on it for so long."""
+    path = config.journal_dir / f"{entry.uuid}.json"
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize(
+    ("role", "age_s", "changes", "dataset", "finished"),
+    [
+        pytest.param("post", 0, {}, "tank/web", True, id="post, at once"),
+        pytest.param("post", -9999, {}, "tank/web", True, id="post, clocks set back"),
+        pytest.param("prune", 301, {}, "tank/web", True, id="prune, not tried for long"),
+        pytest.param("prune", 290, {}, "tank/web", False, id="prune, tried lately"),
+        pytest.param("post", 999, {}, "tank/db", False, id="post of another dataset"),
+        pytest.param("prune", 999, {}, "tank/db", False, id="prune of another dataset"),
+        pytest.param(
+            "post", 0, {"targets": ("tank",)}, "tank/web", True, id="its disk is on the dataset"
+        ),
+        pytest.param("post", 0, {"targets": ("tank",)}, "tank", True, id="it was for the parent"),
+        pytest.param("post", 999, {"owner": None}, "tank/web", False, id="post, sanoid runs"),
+        pytest.param("prune", 999, {"owner": None}, "tank/web", False, id="prune, sanoid runs"),
+    ],
+)
+def test_abandoned_moments(
+    hook: Callable[..., int],
+    config: Config,
+    guest: FakeGuest,
+    staged: Stage,
+    role: str,
+    age_s: float,
+    changes: dict[str, Any],
+    dataset: str,
+    finished: bool,
+) -> None:
+    if "owner" in changes:
+        # Not ourselves: whoever is called by the same sanoid may end its moment.
+        changes = {"owner": Process.of(os.getppid() if role == "prune" else 1)}
+    known = staged(**changes)
+    old(config, known, age_s)
+    assert hook(role, dataset) == 0
+    assert (Journal(config.journal_dir).entries() == []) is finished
+    assert guest.live["vda"].endswith("vda.raw") is finished
+
+
+def unreachable(host: FakeHypervisor, guest: FakeGuest) -> None:
+    host.reachable = False
+
+
+def not_committed(host: FakeHypervisor, guest: FakeGuest) -> None:
+    def fail() -> None:
+        guest.at["commit vda"] = fail
+        raise LibvirtFailed("no commit", 38)
+
+    guest.at["commit vda"] = fail
+
+
+def busy(host: FakeHypervisor, guest: FakeGuest) -> None:
+    guest.job = True
+
+
+@pytest.mark.parametrize("fault", [unreachable, not_committed, busy])
+def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
+    hook: Callable[..., int],
+    config: Config,
+    host: FakeHypervisor,
+    guest: FakeGuest,
+    pools: FakeZfs,
+    staged: Stage,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[FakeHypervisor, FakeGuest], None],
+) -> None:
+    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
+    built = manifest(snapshots=(Tie("tank/web", f"{T}_daily", 5, 5),))
+    vault.publish(vault.incoming(config.vault_dir, "web", built.capture), built)
+    with open(os.environ["ZVMSNAP_CONFIG"], "a") as file:
+        file.write("[limits]\nbusy_timeout_s = 0.01\n")
+    known = staged()
+    old(config, known, 999)
+    fault(host, guest)
+    assert hook("prune") == 1
+    assert list(vault.entries(config.vault_dir)) == []
+    assert len(Journal(config.journal_dir).entries()) == 1
+    # sanoid calls it for one snapshot after the other: it is not tried for each of them again.
+    tried = list(guest.calls)
+    assert hook("prune") == 0
+    assert guest.calls == tried
+    assert Journal(config.journal_dir).age_s(known) < 290
+
+
+@pytest.mark.parametrize("fault", [unreachable, not_committed])
+def test_post_that_cannot_finish_what_others_left_says_so(
+    hook: Callable[..., int],
+    config: Config,
+    host: FakeHypervisor,
+    guest: FakeGuest,
+    staged: Stage,
+    caplog: pytest.LogCaptureFixture,
+    fault: Callable[[FakeHypervisor, FakeGuest], None],
+) -> None:
+    staged()
+    fault(host, guest)
+    assert hook("post") == 1
+    assert "error" in {record.levelname.lower().strip(": ") for record in caplog.records}
+
+
+HEAVY = """\
+import sys
+from zvmsnap import hooks
+code = hooks.main(sys.argv[1:])
+print(sorted({"libvirt", "typer", "zvmsnap.hypervisor", "zvmsnap.recover"} & set(sys.modules)))
+"""
+
+
+def test_prune_is_light_also_while_a_moment_is_under_way(
+    settings: Mapping[str, str], config: Config, entry: Callable[..., Entry]
+) -> None:
+    Journal(config.journal_dir).write(entry(owner=Process.of(os.getpid())))
+    done = call(("-c", HEAVY, "prune"), {**settings, **ENVIRONMENT})
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from zvmsnap.journal import Entry, Journal, Process
 
 Build = Callable[..., Entry]
+A = "aaaaaaaa-0000-4000-8000-000000000001"
+B = "bbbbbbbb-0000-4000-8000-000000000001"
 
 
 @pytest.fixture
@@ -39,17 +41,17 @@ def test_written_read_and_closed(journal: Journal, directory: Path, entry: Build
 
 
 def test_one_entry_for_each_guest(journal: Journal, entry: Build) -> None:
-    journal.write(entry(uuid="a", step="dump"))
-    journal.write(entry(uuid="b", step="dump"))
-    journal.write(entry(uuid="a", step="frozen"))
+    journal.write(entry(uuid=A, step="dump"))
+    journal.write(entry(uuid=B, step="dump"))
+    journal.write(entry(uuid=A, step="frozen"))
     assert [(each.uuid, each.step) for each in journal.entries()] == [
-        ("a", "frozen"),
-        ("b", "dump"),
+        (A, "frozen"),
+        (B, "dump"),
     ]
 
 
 def test_no_journal_yet(journal: Journal, directory: Path, entry: Build) -> None:
-    assert journal.read("a") is None
+    assert journal.read(A) is None
     assert journal.entries() == []
     journal.close(entry())
     assert not directory.exists()
@@ -69,13 +71,13 @@ DAMAGE = [
 def test_damaged_entry_is_set_aside(
     journal: Journal, directory: Path, entry: Build, content: bytes
 ) -> None:
-    journal.write(entry(uuid="good"))
-    (directory / "bad.json").write_bytes(content)
-    assert [each.uuid for each in journal.entries()] == ["good"]
-    assert (directory / "bad.damaged").read_bytes() == content
-    assert journal.read("bad") is None
-    journal.write(entry(uuid="bad"))
-    assert [each.uuid for each in journal.entries()] == ["bad", "good"]
+    journal.write(entry(uuid=B))
+    (directory / f"{A}.json").write_bytes(content)
+    assert [each.uuid for each in journal.entries()] == [B]
+    assert (directory / f"{A}.damaged").read_bytes() == content
+    assert journal.read(A) is None
+    journal.write(entry(uuid=A))
+    assert [each.uuid for each in journal.entries()] == [A, B]
 
 
 @pytest.fixture(scope="module")
@@ -87,34 +89,34 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_changed_byte_never_breaks_the_reader(
     scratch: Path, entry: Build, data: st.DataObject
 ) -> None:
-    content = bytearray(msgspec.json.encode(entry(uuid="a")))
+    content = bytearray(msgspec.json.encode(entry(uuid=A)))
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = scratch / "a.json"
+    path = scratch / f"{A}.json"
     path.write_bytes(content)
-    found = Journal(scratch).read("a")
+    found = Journal(scratch).read(A)
     assert (found is not None) == path.exists()
 
 
 def test_an_interrupted_write_leaves_the_old_entry(
     journal: Journal, directory: Path, entry: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal.write(entry(uuid="a", step="dump"))
+    journal.write(entry(uuid=A, step="dump"))
 
     def power_cut(source: Path, target: Path) -> None:
         raise OSError("power cut")
 
     monkeypatch.setattr(os, "replace", power_cut)
     with pytest.raises(OSError, match="power cut"):
-        journal.write(entry(uuid="a", step="frozen"))
+        journal.write(entry(uuid=A, step="frozen"))
     assert [each.step for each in journal.entries()] == ["dump"]
-    assert [path.name for path in directory.iterdir()] == ["a.json"]
+    assert [path.name for path in directory.iterdir()] == [f"{A}.json"]
 
 
 def test_foreign_files_are_no_entries(journal: Journal, directory: Path, entry: Build) -> None:
-    journal.write(entry(uuid="a"))
+    journal.write(entry(uuid=A))
     for name in ("README", "b.damaged", ".a.json.0123abcd.tmp"):
         (directory / name).write_text("foreign")
-    assert [each.uuid for each in journal.entries()] == ["a"]
+    assert [each.uuid for each in journal.entries()] == [A]
     assert len(list(directory.iterdir())) == 4
 
 
@@ -163,3 +165,103 @@ def test_no_such_process() -> None:
     nobody = Process.of(2**22 + 1)
     assert nobody.started == 0
     assert not nobody.is_alive()
+
+
+def encoded(known: Entry, **changes: object) -> bytes:
+    return msgspec.json.encode({**msgspec.to_builtins(known), **changes})
+
+
+REFUSED: list[tuple[str, object]] = [
+    ("schema", 1),
+    ("schema", 3),
+    ("schema", 0),
+    ("schema", "2"),
+    ("schema", None),
+    ("uuid", B),
+    ("uuid", A.upper()),
+    ("uuid", A + "\n"),
+    ("uuid", "../" + A),
+    ("capture", f"{B}.00000001"),
+    ("capture", f"{A}.00000001\n"),
+    ("capture", f"{A}.00000001/.."),
+    ("capture", f"../{A}.00000001"),
+    ("capture", f"/etc/{A}.00000001"),
+    ("capture", "."),
+    ("capture", ".."),
+    ("capture", ""),
+    ("capture", f"{A}.0000000g"),
+    ("capture", f"{A}.00000001\0"),
+    ("domain", ""),
+    ("moment", ""),
+    ("names", []),
+    ("names", None),
+    ("targets", "tank/web"),
+    ("level", "whole"),
+    ("allowed_pause_ms", -1),
+    ("allowed_pause_ms", 2**40),
+    ("owner", {"pid": 1}),
+    ("owner", {"pid": "1", "started": 1, "boot": ""}),
+    ("disks", [{"target": "vda"}]),
+    ("taken", 5),
+    ("merged", "all"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_entry_of_another_kind_is_set_aside(
+    journal: Journal, directory: Path, entry: Build, key: str, value: object
+) -> None:
+    content = encoded(entry(uuid=A), **{key: value})
+    directory.mkdir(parents=True)
+    (directory / f"{A}.json").write_bytes(content)
+    assert journal.entries() == []
+    assert [path.name for path in directory.iterdir()] == [f"{A}.damaged"]
+    assert (directory / f"{A}.damaged").read_bytes() == content
+
+
+def test_recovery_without_a_moment_is_an_entry(journal: Journal, entry: Build) -> None:
+    known = entry(uuid=A, names=(), moment="")
+    journal.write(known)
+    assert journal.entries() == [known]
+
+
+def test_what_a_later_version_adds_is_no_damage(
+    journal: Journal, directory: Path, entry: Build
+) -> None:
+    journal.write(entry(uuid=A))
+    (directory / f"{A}.json").write_bytes(encoded(entry(uuid=A), invented=[1]))
+    assert journal.read(A) == entry(uuid=A)
+
+
+def test_age(journal: Journal, directory: Path, entry: Build) -> None:
+    known = entry(uuid=A)
+    assert journal.age_s(known) == 0
+    journal.tried(known)
+    assert not directory.exists()
+    journal.write(known)
+    path = directory / f"{A}.json"
+    os.utime(path, (0, 1000))
+    assert journal.age_s(known) > 1e9
+    journal.tried(known)
+    assert 0 <= journal.age_s(known) < 1000
+    assert journal.read(A) == known
+    os.utime(path, (0, 2**33))  # clocks were set back
+    assert journal.age_s(known) == 0
+
+
+@pytest.mark.parametrize(
+    ("disks", "names", "may_be"),
+    [
+        pytest.param(("/o",), ("n",), True, id="overlays were planned"),
+        pytest.param(("",), ("n",), False, id="none was"),
+        pytest.param(("", "/o"), ("n",), True, id="for one disk"),
+        pytest.param((), ("n",), False, id="no disks"),
+        pytest.param((), (), True, id="a recovery: nothing is known"),
+    ],
+)
+def test_may_be_on_overlay(
+    entry: Build, disks: tuple[str, ...], names: tuple[str, ...], may_be: bool
+) -> None:
+    disk = entry().disks[0]
+    planned = tuple(msgspec.structs.replace(disk, overlay=overlay) for overlay in disks)
+    assert entry(disks=planned, names=names).may_be_on_overlay is may_be

@@ -117,3 +117,43 @@ def test_a_long_intent_leaves_nothing_behind(tmp_path: Path) -> None:
             text = (tmp_path / "run" / "zvmsnap" / "guest.lock").read_text()
         assert text == f"{intent} (pid {os.getpid()})"
     assert (tmp_path / "run" / "zvmsnap").stat().st_mode & 0o077 == 0
+
+
+DESCRIPTORS = """\
+import os
+print(sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+             if os.path.exists(f"/proc/self/fd/{fd}")))
+"""
+
+
+@pytest.mark.parametrize("close_fds", [True, False])
+def test_children_do_not_get_the_lock(tmp_path: Path, close_fds: bool) -> None:
+    with lock(tmp_path, "guest", "run qemu-img", 0):
+        said = subprocess.run(
+            [sys.executable, "-c", DESCRIPTORS],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+            close_fds=close_fds,
+        ).stdout
+        own = [
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if fd != "0" and os.path.exists(f"/proc/self/fd/{fd}")
+        ]
+        assert str(tmp_path / "guest.lock") in own
+    assert "/dev/null" in said
+    assert "guest.lock" not in said
+
+
+def test_nothing_is_open_afterwards(tmp_path: Path) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    with lock(tmp_path, "guest", "x", 0):
+        assert descriptors() == before + 1
+        with pytest.raises(LockTimeout), lock(tmp_path, "guest", "y", 0):
+            pytest.fail("two hold it")
+    assert descriptors() == before

@@ -8,6 +8,7 @@ import pytest
 
 from zvmsnap import prune, vault, zfs
 from zvmsnap.config import Config, Limits
+from zvmsnap.debris import Debris
 from zvmsnap.errors import LockTimeout, ZfsFailed
 from zvmsnap.journal import Entry, Journal
 from zvmsnap.locks import lock
@@ -18,6 +19,9 @@ from zvmsnap.zfs import Answer, Snapshot
 
 Build = Callable[..., Manifest]
 T = "autosnap_2026-11-20_03:00:00"
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+THREE = UUID[:-1] + "3"
+FOUR = UUID[:-1] + "4"
 
 
 class Pools:
@@ -213,11 +217,11 @@ def test_find_and_sweep(
     half_published = vault.incoming(config.vault_dir, "web", "given-up")
     half_removed = config.vault_dir / "web" / ".removing-x"
     half_removed.mkdir()
-    being_published = vault.incoming(config.vault_dir, "web", "open")
+    being_published = vault.incoming(config.vault_dir, "web", f"{UUID}.0000000f")
     damaged = config.vault_dir / "web" / "damaged"
     damaged.mkdir()
     disk = msgspec.structs.replace(entry().disks[0], dataset="tank/journalled")
-    Journal(config.journal_dir).write(entry(capture="open", disks=(disk,)))
+    Journal(config.journal_dir).write(entry(capture=f"{UUID}.0000000f", disks=(disk,)))
 
     before = sorted(Path(config.vault).parent.rglob("*"))
     found = prune.find(config)
@@ -225,9 +229,9 @@ def test_find_and_sweep(
     assert pools.listed == 1
     assert found.orphans == [orphan, retaken]
     assert found.unknown == [partly, unknown]
-    assert sorted(found.debris) == sorted([half_published, half_removed])
+    assert sorted(found.debris.paths) == sorted([half_published, half_removed])
     assert [entry.directory for entry in found.damaged] == [damaged]
-    assert found.overlays == []
+    assert found.debris.overlays == []
     assert [snapshot.full_name for snapshot in found.pointless] == [
         "tank/journalled@a",
         "tank/web@autosnap_2026-11-20_03:00:00_monthly",
@@ -242,10 +246,7 @@ def test_find_and_sweep(
     assert (alive.directory.exists(), unknown.directory.exists()) == (True, True)
 
     again = prune.sweep(config)
-    assert (again.orphans, again.debris) == ([], [])
-
-
-UUID = "c0ffee00-0000-4000-8000-000000000001"
+    assert (again.orphans, again.debris) == ([], Debris())
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ def capture(config: Config) -> Callable[[int, bool], CaptureDir]:
     """A capture in staging, with or without an overlay."""
 
     def make(number: int, overlay: bool) -> CaptureDir:
-        made = CaptureDir(config.staging_dir / f"{UUID}.{number:08x}")
+        made = CaptureDir(config.staging_dir / f"{UUID[:-1]}{number}.{number:08x}")
         made.make()
         made.memory.write_bytes(b"RAM")
         if overlay:
@@ -272,12 +273,12 @@ def test_staging_of_interrupted_runs(
     abandoned, frozen = capture(1, False), capture(2, True)
     under_way, under_way_frozen = capture(3, False), capture(4, True)
     journal = Journal(config.journal_dir)
-    journal.write(entry(uuid="3", capture=under_way.path.name))
-    journal.write(entry(uuid="4", capture=under_way_frozen.path.name))
+    journal.write(entry(uuid=THREE, capture=under_way.path.name))
+    journal.write(entry(uuid=FOUR, capture=under_way_frozen.path.name))
 
     found = prune.sweep(config)
-    assert sorted(found.debris) == [abandoned.path, frozen.point]
-    assert found.overlays == [frozen.overlay("vda")]
+    assert sorted(found.debris.paths) == [abandoned.path, frozen.point]
+    assert found.debris.overlays == [frozen.overlay("vda")]
     assert sorted(config.staging_dir.iterdir()) == [
         frozen.path,
         under_way.path,
@@ -286,7 +287,7 @@ def test_staging_of_interrupted_runs(
     assert list(frozen.path.iterdir()) == [frozen.overlay("vda")]
     assert under_way.memory.exists()
     assert under_way_frozen.overlay("vda").exists()
-    assert prune.sweep(config).debris == []
+    assert prune.sweep(config).debris == Debris(overlays=[frozen.overlay("vda")])
 
 
 def test_what_is_not_ours_in_staging_stays(
@@ -303,7 +304,7 @@ def test_what_is_not_ours_in_staging_stays(
     for directory in precious:
         directory.mkdir(parents=True)
     (config.staging_dir / f"{UUID}.0000000a").symlink_to(config.staging_dir / "lost+found")
-    assert prune.sweep(config).debris == []
+    assert prune.sweep(config).debris == Debris()
     assert all(directory.is_dir() for directory in precious)
 
 
@@ -363,7 +364,7 @@ def test_zfs_fails_during_the_sweep(
 
 
 def test_nothing_set_up_yet(config: Config, pools: Pools) -> None:
-    assert prune.sweep(config) == prune.Findings()
+    assert prune.sweep(config) == prune.Findings(Debris())
 
 
 HOOK = """\

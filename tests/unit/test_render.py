@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from zvmsnap import render
+from zvmsnap.debris import Debris
 from zvmsnap.placement import Level
 from zvmsnap.point import Disk, Liveness, Manifest, Point, Tie
 from zvmsnap.prune import Findings
@@ -138,8 +139,7 @@ def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:
 def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Manifest]) -> None:
     found = Findings(
         orphans=[Point(Path("/v/web/m"), manifest())],
-        debris=[Path("/s/x/point")],
-        overlays=[Path("/s/x/vda.zvmsnap.qcow2")],
+        debris=Debris([Path("/s/x/point")], [Path("/s/x/vda.zvmsnap.qcow2")]),
         damaged=[Damaged(Path("/v/web/d"), "/v/web/d: has no manifest.json")],
         pointless=[Snapshot("tank/a", "by_hand", 3, 3)],
     )
@@ -151,4 +151,4 @@ def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Man
         "no point for snapshot tank/a@by_hand",
     ]
     assert render.findings(found, dry_run=False)[0].startswith("removed point web@m")
-    assert render.findings(Findings(), dry_run=True) == ["nothing to remove"]
+    assert render.findings(Findings(Debris()), dry_run=True) == ["nothing to remove"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zvmsnap import domainxml, staging
+from zvmsnap import staging
 from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.staging import CaptureDir, Room
 from zvmsnap.zfs import Mount
@@ -92,29 +92,18 @@ def test_whose_directory(tmp_path: Path, name: str, ours: bool) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/staging/x/vda.zvmsnap.qcow2", True),
-        ("/staging/x/vda.qcow2", False),
-        ("/staging/x/vda.zvmsnap.qcow2.bak", False),
+        (f"/staging/{UUID}.0123abcd/vda.zvmsnap.qcow2", True),
+        (f"/moved elsewhere/{UUID}.0123abcd/vda.zvmsnap.qcow2", True),
+        (f"/staging/{UUID}.0123abcd/vda.qcow2", False),
+        (f"/staging/{UUID}.0123abcd/vda.zvmsnap.qcow2.bak", False),
+        (f"/staging/{UUID}.0123abcd/point/vda.zvmsnap.qcow2", False),
+        ("/staging/x/vda.zvmsnap.qcow2", False),
+        ("/tank/web/vda.zvmsnap.qcow2", False),
         ("", False),
     ],
 )
 def test_is_overlay(path: str, expected: bool) -> None:
     assert staging.is_overlay(path) is expected
-
-
-def test_overlays_of_a_domain() -> None:
-    capture = CaptureDir(Path("/staging") / f"{UUID}.00000001")
-    ours, theirs = str(capture.overlay("vda")), "/tank/a.snap.qcow2"
-    disks = "".join(
-        f"<disk type='file'><source file='{source}'/>{chain}<target dev='{target}'/></disk>"
-        for target, source, chain in (
-            ("vda", ours, "<backingStore type='file'><source file='/base'/></backingStore>"),
-            ("vdb", theirs, "<backingStore type='file'><source file='/base'/></backingStore>"),
-            ("vdc", ours, ""),
-        )
-    )
-    domain = domainxml.parse(f"<domain><devices>{disks}</devices></domain>")
-    assert staging.overlays_of(domain) == {"vda": (ours, "/base")}
 
 
 def table(mountpoint: Path, dataset: str) -> list[Mount]:

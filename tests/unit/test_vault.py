@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap import point, vault
+from zvmsnap.config import Config
+from zvmsnap.errors import VaultDamaged, VaultMissing
 from zvmsnap.point import Manifest, Memory, Point, Tie
-from zvmsnap.vault import Damaged
+from zvmsnap.vault import Damaged, Unfinished
 
 Build = Callable[..., Manifest]
 
@@ -101,7 +103,7 @@ def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
     (incoming / point.MEMORY).write_bytes(b"half")
     assert points(tmp_path) == {}
     assert vault.published(tmp_path, "web", "c1") is None
-    assert vault.unfinished(tmp_path) == [incoming]
+    assert vault.unfinished(tmp_path) == [Unfinished(incoming)]
 
 
 def test_private(tmp_path: Path, manifest: Build) -> None:
@@ -213,18 +215,24 @@ def test_damage_is_named_and_hides_nothing_else(
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        pytest.param((".incoming-a", ".removing-b"), (".incoming-a", ".removing-b"), id="ours"),
-        pytest.param((".zfs", ".trash", "incoming-x"), (), id="not ours"),
+        pytest.param(
+            (".incoming-a", ".removing-b"), {".incoming-a": "a", ".removing-b": None}, id="ours"
+        ),
+        pytest.param((".zfs", ".trash", "incoming-x"), {}, id="not ours"),
     ],
 )
-def test_unfinished(tmp_path: Path, names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def test_unfinished(
+    tmp_path: Path, names: tuple[str, ...], expected: Mapping[str, str | None]
+) -> None:
     for name in names:
         (tmp_path / "web" / name).mkdir(parents=True)
     (tmp_path / "web" / ".incoming-file").write_text("no directory")
     (tmp_path / "web" / ".removing-link").symlink_to(tmp_path)
     (tmp_path / "linked").symlink_to(tmp_path / "web")
     (tmp_path / "file").write_text("foreign")
-    assert vault.unfinished(tmp_path) == [tmp_path / "web" / name for name in expected]
+    found = vault.unfinished(tmp_path)
+    assert [left.directory for left in found] == [tmp_path / "web" / name for name in expected]
+    assert [left.capture for left in found] == list(expected.values())
 
 
 def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> None:
@@ -256,7 +264,7 @@ def test_removal_interrupted(
         with pytest.raises(OSError, match="power cut"):
             vault.remove(found)
     assert points(tmp_path) == {}
-    assert vault.unfinished(tmp_path) == [tmp_path / "web" / ".removing-m"]
+    assert vault.unfinished(tmp_path) == [Unfinished(tmp_path / "web" / ".removing-m")]
 
     again = put(tmp_path, manifest(moment="m"))
     vault.remove(again)
@@ -395,3 +403,89 @@ def test_a_points_ties_survive_the_vault(tmp_path: Path, manifest: Build) -> Non
     ties = (Tie("tank/web", "a_hourly", 2**64 - 1, 7), Tie("tank/web", "a_daily", 1, 7))
     placed = put(tmp_path, manifest(snapshots=ties))
     assert points(tmp_path)[f"web/{placed.directory.name}"].snapshots == ties
+
+
+def test_the_first_vault_is_taken_for_the_one(config: Config) -> None:
+    vault.check(config)
+    assert not config.journal_dir.exists() and not config.vault_dir.exists()
+    vault.claim(config)
+    marks = [config.vault_dir / ".zvmsnap-vault", config.journal_dir / "vault.id"]
+    known = {path.read_bytes() for path in marks}
+    assert len(known) == 1 and len(known.pop()) == 32
+    vault.claim(config)
+    vault.check(config)
+    assert list(vault.entries(config.vault_dir)) == []
+    assert vault.unfinished(config.vault_dir) == []
+
+
+def unmounted(config: Config) -> None:
+    config.vault_dir.rename(config.vault_dir.with_name("disk"))
+    config.vault_dir.mkdir()
+
+
+def mountpoint_gone(config: Config) -> None:
+    config.vault_dir.rename(config.vault_dir.with_name("disk"))
+
+
+def another_vault(config: Config) -> None:
+    (config.vault_dir / ".zvmsnap-vault").write_bytes(b"0" * 32)
+
+
+def mark_cut_short(config: Config) -> None:
+    (config.vault_dir / ".zvmsnap-vault").write_bytes(b"")
+
+
+def mark_removed(config: Config) -> None:
+    (config.vault_dir / ".zvmsnap-vault").unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [unmounted, mountpoint_gone, another_vault, mark_cut_short, mark_removed]
+)
+def test_another_vault_is_refused_and_nothing_written(
+    config: Config, change: Callable[[Config], None]
+) -> None:
+    vault.claim(config)
+    change(config)
+    root = config.vault_dir.parent
+    before = sorted(root.rglob("*"))
+    for ask in (vault.check, vault.claim):
+        with pytest.raises(VaultMissing, match=r"mounted\? .* remove .*/vault.id$"):
+            ask(config)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_vault_that_was_moved_on_purpose(config: Config) -> None:
+    vault.claim(config)
+    unmounted(config)
+    (config.journal_dir / "vault.id").unlink()
+    vault.claim(config)
+    vault.check(config)
+
+
+def test_lost_journal_adopts_the_vault(config: Config) -> None:
+    vault.claim(config)
+    (config.journal_dir / "vault.id").unlink()
+    mark = (config.vault_dir / ".zvmsnap-vault").read_bytes()
+    vault.claim(config)
+    assert (config.vault_dir / ".zvmsnap-vault").read_bytes() == mark
+    vault.check(config)
+
+
+def test_mounted_again_it_is_the_one(config: Config) -> None:
+    vault.claim(config)
+    unmounted(config)
+    config.vault_dir.rmdir()
+    config.vault_dir.with_name("disk").rename(config.vault_dir)
+    vault.check(config)
+
+
+@pytest.mark.parametrize("linked", ["web", "web/.incoming-c1"])
+def test_incoming_is_never_led_out_of_the_vault(tmp_path: Path, linked: str) -> None:
+    root, elsewhere = tmp_path / "vault", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / linked).parent.mkdir(parents=True)
+    (root / linked).symlink_to(elsewhere)
+    with pytest.raises(VaultDamaged, match="is a symlink; not followed"):
+        vault.incoming(root, "web", "c1")
+    assert list(elsewhere.iterdir()) == []

@@ -1,0 +1,246 @@
+"""The two seams, faked: guests as libvirt shows them, over real images; and what ZFS has.
+
+Subclasses of the real ones, so that a verb that a test did not expect fails, and mypy sees to
+it that the signatures stay the same.
+"""
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from zvmsnap import domainxml, zfs
+from zvmsnap.errors import DomainGone, HypervisorUnreachable, LibvirtFailed
+from zvmsnap.hypervisor import Guest, Hypervisor, Pause
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+OTHER = "c0ffee00-0000-4000-8000-000000000002"
+SIZE = 1 << 20
+
+
+def qemu_img(*arguments: str | Path) -> None:
+    """Run qemu-img, which the tests need (tests/lab/needs)."""
+    subprocess.run(["qemu-img", *arguments], check=True, capture_output=True)
+
+
+def make_base(path: Path) -> Path:
+    """A raw disk of zeros, so that what is merged into it can simply be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+def make_overlay(path: Path, below: Path, kind: str = "raw") -> Path:
+    """A qcow2 overlay on `below`, to which nothing was written yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    qemu_img("create", "-q", "-f", "qcow2", "-F", kind, "-b", below, path)
+    return path
+
+
+def write(image: Path, byte: int, at_kib: int = 0) -> None:
+    """Write 64 KiB of a byte into a qcow2 image, as its guest would."""
+    command = f"write -q -P {byte} {at_kib}k 64k"
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", command, str(image)], check=True, capture_output=True
+    )
+
+
+def holds(base: Path, byte: int, at_kib: int = 0) -> bool:
+    """Does a raw disk hold what `write` wrote?"""
+    with base.open("rb") as file:
+        file.seek(at_kib << 10)
+        return file.read(65536) == bytes([byte]) * 65536
+
+
+class FakeGuest(Guest):
+    """A domain whose commits and merges are done by qemu-img, at once and really.
+
+    `at` holds what happens before the call of that name, as libvirt or somebody else would do.
+    """
+
+    def __init__(self, name: str = "web", uuid: str = UUID, **disks: Path) -> None:
+        self.name = name
+        self.uuid = uuid
+        self.live = {target: str(path) for target, path in disks.items()}
+        self.persistent = dict(self.live)
+        self.below: dict[str, str] = {}
+        self.active = True
+        self.kept = True
+        self.exists = True
+        self.job = False
+        self.mirrors: dict[str, str] = {}
+        self.stands_still: Pause | None = None
+        self.allowed_ms = 300
+        self.snapshots: list[str] = []
+        self.saved = ""
+        self.calls: list[str] = []
+        self.at: dict[str, Callable[[], None]] = {}
+
+    def on_overlay(self, target: str, overlay: Path, below: Path | None = None) -> Path:
+        """Put a disk under an overlay, as libvirt's snapshot does."""
+        base = below or Path(self.live[target])
+        make_overlay(overlay, base, "raw" if base.suffix == ".raw" else "qcow2")
+        self.below[str(overlay)] = str(base)
+        self.live[target] = str(overlay)
+        self.persistent[target] = str(overlay)
+        return overlay
+
+    def _called(self, call: str) -> None:
+        if not self.exists:
+            raise DomainGone(f"{self.name}: {call}: no such domain", 42)
+        self.at.pop(call, lambda: None)()
+        if not self.exists:
+            raise DomainGone(f"{self.name}: {call}: no such domain", 42)
+
+    def _does(self, call: str) -> None:
+        self.calls.append(call)
+        self._called(call)
+
+    def xml(self, *, persistent: bool = False, secure: bool = False) -> str:
+        self._called("xml")
+        live = self.active and not persistent
+        return self.xml_of(self.live if live else self.persistent, live=live)
+
+    def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
+        """The definition with these sources; libvirt shows chains and jobs of live ones alone."""
+        disks = []
+        for target, source in sources.items():
+            chain, path = [], source
+            while live and (path := self.below.get(path, "")):
+                chain.append(f"<backingStore type='file'><source file={quoteattr(path)}/>")
+            below = "".join(chain) + "</backingStore>" * len(chain)
+            mirror = self.mirrors.get(target, "") if live else ""
+            disks.append(
+                f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+                f"<source file={quoteattr(source)}/>{below}{mirror}<target dev='{target}'/></disk>"
+            )
+        return (
+            f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid><memory>1024</memory>"
+            f"<devices>{''.join(disks)}</devices></domain>"
+        )
+
+    def is_active(self) -> bool:
+        self._called("is_active")
+        return self.active
+
+    def is_persistent(self) -> bool:
+        self._called("is_persistent")
+        return self.kept
+
+    def state(self) -> str:
+        return "running" if self.active else "shut off"
+
+    def pause(self) -> Pause | None:
+        self._called("pause")
+        return self.stands_still if self.active else None
+
+    def resume(self) -> None:
+        self._does("resume")
+        self.stands_still = None
+
+    def define(self, xml: str) -> None:
+        self._does("define")
+        self.persistent = {disk.target: disk.source for disk in domainxml.parse(xml).disks}
+
+    def managed_save_xml(self) -> str | None:
+        return self.saved or None
+
+    def managed_save_define(self, xml: str) -> None:
+        self._does("define saved")
+        self.saved = xml
+
+    def has_job(self) -> bool:
+        self._called("has_job")
+        return self.job
+
+    def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
+        self._does(f"allow {pause_ms}")
+        self.allowed_ms = pause_ms
+
+    def block_commit(self, target: str, base: str) -> None:
+        self._does(f"commit {target}")
+        if not self.active:
+            raise LibvirtFailed(f"{self.name}: commit of {target}: domain is not running", 55)
+        if base not in self.below.values():
+            raise LibvirtFailed(f"{self.name}: commit of {target}: {base} is not below it", 8)
+        self.mirrors[target] = "<mirror type='file' job='active-commit' ready='yes'/>"
+
+    def block_job_pivot(self, target: str) -> None:
+        self._does(f"pivot {target}")
+        if not self.active:
+            raise LibvirtFailed(f"{self.name}: pivot of {target}: domain is not running", 55)
+        while below := self.below.get(self.live[target]):
+            qemu_img("commit", "-q", "-d", "-f", "qcow2", self.live[target])
+            self.live[target] = below
+        self.persistent[target] = self.live[target]
+        del self.mirrors[target]
+
+    @contextmanager
+    def block_job_events(self) -> Iterator[threading.Event]:
+        yield threading.Event()
+
+    def snapshot_names(self) -> list[str]:
+        self._called("snapshot_names")
+        return self.snapshots
+
+    def snapshot_delete_metadata(self, name: str) -> None:
+        self._does(f"forget {name}")
+        self.snapshots.remove(name)
+
+    def shut_off(self) -> None:
+        """Its process ends; what it ran on is what its next start uses."""
+        self.active = False
+        self.mirrors.clear()
+
+    def start(self) -> None:
+        """Somebody starts it."""
+        self.active = True
+        self.live = dict(self.persistent)
+
+
+class FakeHypervisor(Hypervisor):
+    """A host with these guests."""
+
+    def __init__(self, *guests: FakeGuest) -> None:
+        self.known = list(guests)
+        self.reachable = True
+
+    def connect(self, uri: str) -> "FakeHypervisor":
+        """In place of the class itself."""
+        if not self.reachable:
+            raise HypervisorUnreachable(f"{uri}: no")
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        return
+
+    def guests(self) -> list[Guest]:
+        return [guest for guest in self.known if guest.exists]
+
+    def guest(self, uuid: str) -> Guest:
+        for guest in self.guests():
+            if guest.uuid == uuid:
+                return guest
+        raise DomainGone(f"looking up {uuid}: no such domain", 42)
+
+    def versions(self) -> dict[str, str]:
+        return {"libvirt": "11.3.0", "qemu": "10.0.2", "host_cpu": "Skylake"}
+
+
+class FakeZfs:
+    """Which snapshots exist: full name to guid."""
+
+    def __init__(self) -> None:
+        self.present: dict[str, int] = {}
+
+    def snapshots(self, names: Iterable[str]) -> zfs.Answer:
+        """As zfs.snapshots."""
+        found = {}
+        for full_name in names:
+            dataset, _, name = full_name.partition("@")
+            if full_name in self.present:
+                found[full_name] = zfs.Snapshot(dataset, name, self.present[full_name], 1)
+        return zfs.Answer(found, frozenset({"tank"}))
