@@ -3,7 +3,7 @@
     arm ROW             start a round of sanoid, and hold it at that step
     hurt FAULT ROUTE    do the fault, let go, wait until sanoid has ended, recover, tell everything
     before              tell what there is, ahead of a power cut
-    after               tell everything, after the boot that followed it
+    after BEFORE        tell everything, after the boot that followed it
 
 Nothing is judged here. The last line of stdout is the story as JSON.
 """
@@ -11,6 +11,7 @@ Nothing is judged here. The last line of stdout is the story as JSON.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -21,10 +22,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import libvirt
 
 GUEST = "web"
 DATASETS = ("tank/vm/web", "tank/vm/web/data")
@@ -53,6 +56,7 @@ COUNT_LIMIT_S = 90.0
 PROOF_COUNTS = 5
 
 Story = dict[str, Any]
+BEGUN_S = time.monotonic()
 
 
 # -- the machine
@@ -110,6 +114,11 @@ def send(number: int, pids: Iterable[int]) -> None:
             os.kill(pid, number)
 
 
+def mark(story: Story, what: str) -> None:
+    """How long it took so far."""
+    story.setdefault("times", {})[what] = round(time.monotonic() - BEGUN_S, 1)
+
+
 def pass_an_hour() -> None:
     """Also past the newest snapshot, for a boot sets the clock to the host's."""
     taken = must("zfs", "list", "-Hp", "-t", "snapshot", "-o", "creation").split()
@@ -120,9 +129,27 @@ def pass_an_hour() -> None:
 # -- what there is
 
 
+def domain() -> Any:
+    """The guest, by a connection of its own: libvirtd may have been restarted."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt.open("qemu:///system").lookupByName(GUEST)
+
+
+def definition(flags: int = 0) -> str:
+    try:
+        return str(domain().XMLDesc(flags))
+    except libvirt.libvirtError:
+        return ""
+
+
 def domain_state() -> str:
-    done = run("virsh", "domstate", GUEST)
-    return done.stdout.strip() or done.stderr.strip()
+    states = {
+        libvirt.VIR_DOMAIN_RUNNING: "running",
+        libvirt.VIR_DOMAIN_PAUSED: "paused",
+        libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    }
+    state, reason = domain().state()
+    return states.get(state, f"in state {state}, reason {reason}")
 
 
 def journal_entries() -> list[str]:
@@ -130,8 +157,7 @@ def journal_entries() -> list[str]:
 
 
 def guards() -> list[str]:
-    listed = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "zvmsnap-guard-*")
-    return [line.split()[0] for line in listed.stdout.splitlines()]
+    return [path.name for path in Path("/sys/fs/cgroup/system.slice").glob("zvmsnap-guard-*")]
 
 
 def held_locks() -> list[str]:
@@ -150,13 +176,15 @@ def below(directory: Path) -> list[str]:
 
 
 def observe() -> Story:
+    guest = domain()
+    active = guest.isActive()
     return {
         "state": domain_state(),
-        "live": run("virsh", "dumpxml", GUEST).stdout,
-        "persistent": run("virsh", "dumpxml", "--inactive", GUEST).stdout,
-        "job": run("virsh", "domjobinfo", GUEST).stdout,
-        "allowed_pause": run("virsh", "migrate-getmaxdowntime", GUEST).stdout.strip(),
-        "metadata": run("virsh", "snapshot-list", "--name", GUEST).stdout.split(),
+        "live": definition(),
+        "persistent": definition(libvirt.VIR_DOMAIN_XML_INACTIVE),
+        "job": active and guest.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE,
+        "allowed_pause_ms": guest.migrateGetMaxDowntime(0) if active else None,
+        "metadata": [snapshot.getName() for snapshot in guest.listAllSnapshots()],
         "staging": below(STAGING),
         "journal": journal_entries(),
         "vault": below(VAULT),
@@ -188,13 +216,14 @@ def serial(since: int = 0) -> Story:
     }
 
 
-def counts_on(more: int, since: int = 0) -> bool:
-    """Does it print as many further counts?"""
-    begun = serial(since)["last"] or 0
+def counted(many: int, since: int) -> bool:
+    """Does it print as many counts from there on?"""
 
     def enough() -> bool:
         seen = serial(since)
-        return bool(seen["mismatches"]) or (seen["last"] or 0) >= begun + more
+        return bool(seen["mismatches"]) or (seen["last"] is not None and (
+            seen["last"] - seen["first"] >= many
+        ))
 
     try:
         wait("counts", enough, COUNT_LIMIT_S)
@@ -261,7 +290,7 @@ def before() -> Story:
         "armed": armed,
         "step": [entry["step"] for entry in entries],
         "moments": [entry["moment"] for entry in entries],
-        "on_overlay": ".zvmsnap.qcow2" in run("virsh", "dumpxml", GUEST).stdout,
+        "on_overlay": ".zvmsnap.qcow2" in definition(),
         "zfs": zfs(),
         "points": [point["directory"] for point in points()],
         "serial": serial(),
@@ -307,7 +336,7 @@ def restart_libvirtd(*words: str) -> None:
 def start_libvirtd() -> None:
     run("systemctl", "reset-failed", "libvirtd")
     wait("libvirtd", lambda: run("systemctl", "start", "libvirtd").returncode == 0, 60)
-    wait("libvirtd", lambda: run("virsh", "domstate", GUEST).returncode == 0, 60)
+    wait("libvirtd", definition, 60)
 
 
 def fill_staging() -> None:
@@ -356,7 +385,7 @@ FAULTS: dict[str, tuple[Callable[[Story], Any], Heal]] = {
 def at_rest() -> bool:
     if journal_entries() or guards():
         return False
-    live = run("virsh", "dumpxml", GUEST).stdout
+    live = definition()
     return bool(live) and ".zvmsnap.qcow2" not in live
 
 
@@ -396,22 +425,35 @@ def after_boot() -> Story | None:
 def back_to_work(story: Story) -> None:
     """A guest that is off is started, after its disks were looked at."""
     story["was_off"] = story["rest"]["state"] == "shut off"
-    since = 0
+    since = serial()["bytes"]
     if story["was_off"]:
-        since = serial()["bytes"]
         story["died"] = serial()
         story["disk_counts"] = disk_counts()
         done = run("virsh", "start", GUEST)
         story["start"] = done.stdout + done.stderr
-    story["counts_on"] = counts_on(2, since)
-    story["serial"] = serial(since)
+    story["counts_on"] = counted(2, since)
+    story["serial"] = serial(since if story["was_off"] else 0)
 
 
-def load_all() -> list[Story]:
-    """Back to each point that has RAM, newest first, as a rollback destroys what is newer."""
+def load_all(there_before: Collection[str]) -> list[Story]:
+    """Back to each point that has RAM, newest first, as a rollback destroys what is newer.
+
+    A point that was there before need not be loaded: it is enough that its image is the same.
+    """
     found = [point for point in points() if point["memory"]]
     found.sort(key=lambda point: max(tie["createtxg"] for tie in point["snapshots"]), reverse=True)
-    return [load(point) for point in found]
+    return [
+        {"directory": point["directory"], "same": is_whole(point)}
+        if point["directory"] in there_before
+        else load(point)
+        for point in found
+    ]
+
+
+def is_whole(point: Story) -> bool:
+    memory = point["memory"]
+    image = Path(point["directory"], memory["file"]).read_bytes()
+    return bool(hashlib.sha256(image).hexdigest() == memory["sha256"])
 
 
 def load(point: Story) -> Story:
@@ -425,6 +467,9 @@ def load(point: Story) -> Story:
     try:
         for dataset in DATASETS:
             must("zfs", "rollback", "-r", f"{dataset}@{names[0]}")
+        # udev looks at a volume that was closed; what it read must not hide the rollback from us.
+        must("udevadm", "settle")
+        must("blockdev", "--flushbufs", DISKS[1])
         told["disk_counts"] = disk_counts()
         since = serial()["bytes"]
         image = Path(point["directory"], point["memory"]["file"])
@@ -432,7 +477,7 @@ def load(point: Story) -> Story:
             must("zstd", "-qdf", str(image), "-o", "/root/memory.img")
             image = Path("/root/memory.img")
         must("virsh", "restore", str(image))
-        counts_on(PROOF_COUNTS, since)
+        counted(PROOF_COUNTS, since)
         told["serial"] = serial(since)
     except Exception:
         told["error"] = traceback.format_exc(limit=3)
@@ -441,9 +486,11 @@ def load(point: Story) -> Story:
 
 def aftermath(route: str, story: Story) -> None:
     recover(route, story)
+    mark(story, "recovered")
     story["rest"] = observe()
     story["points"] = points()
     back_to_work(story)
+    mark(story, "counted")
     if route != "next run" or story["was_off"]:
         story["next"] = sanoid_again()
     with suppress(TimeoutError):  # the new guard may need a second to see that sanoid is gone
@@ -451,7 +498,9 @@ def aftermath(route: str, story: Story) -> None:
     story["end"] = observe()
     story["end_points"] = points()
     story["end_serial"] = serial()
-    story["loads"] = load_all()
+    mark(story, "run again")
+    story["loads"] = load_all(story["before"]["points"])
+    mark(story, "loaded")
 
 
 def hurt(fault: str, route: str, story: Story) -> None:
@@ -467,6 +516,7 @@ def hurt(fault: str, route: str, story: Story) -> None:
         story["below_mountpoint"] = below(VAULT)
     heal()
     story["round"] = ROUND_LOG.read_text()
+    mark(story, "hurt")
     aftermath(route, story)
 
 
@@ -478,8 +528,10 @@ def main(command: str, *words: str) -> None:
         elif command == "before":
             story |= before()
         elif command == "hurt":
-            hurt(*words, story)
+            fault, route = words
+            hurt(fault, route, story)
         else:
+            story["before"] = json.loads(*words)
             aftermath("boot", story)
     except Exception:
         story["broken"] = traceback.format_exc()

@@ -47,9 +47,15 @@ def row_lab(lab_session: Lab) -> Iterator[Lab]:
 
 def test_no_guest_stays_on_an_overlay(cell: Cell, row_lab: Lab, sharing: Counter[str]) -> None:
     begun_s = time.monotonic()
-    stages.held(row_lab, cell.row, keep=cell.from_a_state and sharing[cell.row] > 1)
+    stages.held(
+        row_lab,
+        cell.row,
+        keep=cell.from_a_state and sharing[cell.row] > 1,
+        durable=cell.fault == matrix.POWER_CUT,
+    )
     story = happen(row_lab, cell)
     found = verdict.violations(cell, story)
+    print(f"{cell.id} ({cell.route}): {story.get('times')}")
     results.append(
         results.Result(
             cell=cell.id,
@@ -72,7 +78,7 @@ def happen(lab: Lab, cell: Cell) -> verdict.Story:
         return stages.tell(lab, "hurt", cell.fault, cell.route)
     before = stages.tell(lab, "before")
     lab.powercut()
-    return stages.tell(lab, "after") | {"before": before}
+    return stages.tell(lab, "after", json.dumps(before))
 
 
 def test_the_matrix_is_whole() -> None:

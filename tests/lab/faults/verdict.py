@@ -12,7 +12,7 @@ Story = dict[str, Any]
 
 BASES = {"vda": "/tank/vm/web/disk0.raw", "vdb": "/dev/zvol/tank/vm/web/data"}
 DATASETS = ("tank/vm/web", "tank/vm/web/data")
-ALLOWED_PAUSE = "300"
+ALLOWED_PAUSE_MS = 300
 # What lies there and is none of ours.
 STAGING_KEEPS = ["lost+found", "notes.txt"]
 
@@ -71,10 +71,10 @@ def _at_rest(seen: Story) -> Iterator[str]:
         yield from (f"{which} definition: {text}" for text in _not_on_base(seen[which]))
     if seen["state"] not in ("running", "shut off"):
         yield f"the guest is {seen['state']}"
-    if seen["state"] == "running" and "None" not in seen["job"]:
-        yield f"a job is under way: {seen['job']}"
-    if seen["state"] == "running" and seen["allowed_pause"] != ALLOWED_PAUSE:
-        yield f"the guest's allowed pause is {seen['allowed_pause']} ms"
+    if seen["job"]:
+        yield "a job of the guest is under way"
+    if seen["allowed_pause_ms"] not in (ALLOWED_PAUSE_MS, None):
+        yield f"the guest's allowed pause is {seen['allowed_pause_ms']} ms"
     if seen["staging"] != STAGING_KEEPS:
         yield f"in staging: {seen['staging']}"
     for what in ("metadata", "journal", "held", "guards", "processes"):
@@ -179,6 +179,10 @@ def _points(story: Story) -> Iterator[str]:
             yield f"{point['directory']} names {ties}, but there is {real}"
     for told in story["loads"]:
         where = f"{told['directory']}: "
+        if "same" in told:
+            if not told["same"]:
+                yield f"{where}its RAM image is another than it was"
+            continue
         if "error" in told:
             yield f"{where}{told['error']}"
             continue
