@@ -32,6 +32,12 @@ _REPEATED = pytest.StashKey[list[str]]()
 _GIST_HEAD, _GIST_TAIL = 160, 240
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For tests/lab/faults; here, as pytest reads options of the topmost conftest.py only."""
+    parser.addoption("--faults", default="diagonal",
+                     help="cells of tests/lab/faults: diagonal, all, missing, or parts of names")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line("markers", "state(name): the state of the lab a test starts from")

@@ -1,0 +1,145 @@
+"""The matrix: what may go wrong, at which step, and by which way all is well again.
+
+| route    | who brings the guest back                                      |
+|----------|----------------------------------------------------------------|
+| guard    | the guard that pre has started; nobody does anything           |
+| recover  | the guard is killed too, then somebody calls `zvmsnap recover` |
+| next run | the guard is killed too, then sanoid runs again an hour later  |
+| boot     | the machine starts, with zvmsnap-recover.service               |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PRE = ("staging", "definition", "dump", "dump under way", "judge", "frozen")
+POST = ("commit", "leave vda", "leave vdb", "tidy", "stow", "publish", "close")
+ROWS = (*PRE, *POST)
+# Not a step: the hook is not stopped there, but what libvirt writes the RAM image with.
+UNDER_WAY = "dump under way"
+
+POWER_CUT = "power cut"
+SNAPSHOT_REFUSED = "snapshot refused"
+STAGING_FULL = "staging full"
+VAULT_FULL = "vault full"
+VAULT_GONE = "vault not mounted"
+
+# Name, and what stands above its column.
+COLUMNS = {
+    "hook KILL": "hook -9",
+    "sanoid KILL": "sanoid -9",
+    "hook TERM": "hook -15",
+    "guest destroyed": "destroy",
+    "guest shut off": "shut off",
+    "libvirtd TERM": "lvd -15",
+    "libvirtd KILL": "lvd -9",
+    "qemu KILL": "qemu -9",
+    POWER_CUT: "power",
+    STAGING_FULL: "stg full",
+    VAULT_FULL: "vlt full",
+    VAULT_GONE: "no vault",
+    SNAPSHOT_REFUSED: "no snap",
+}
+FAULTS = tuple(COLUMNS)
+
+GUARD, RECOVER, NEXT_RUN, BOOT = "guard", "recover", "next run", "boot"
+ROTATED = (GUARD, RECOVER, NEXT_RUN)
+
+# Where most is at stake first: the guest writes to its overlays, or is just leaving them.
+_BY_STAKES = (
+    "leave vda", "leave vdb", "dump under way", "commit", "frozen", "judge", "tidy",
+    "stow", "publish", "close", "dump", "definition", "staging",
+)
+# The rows at which a fault of the vault is a situation of its own.
+_VAULT_ROWS = ("frozen", "tidy", "stow", "publish", "close")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A fault at a step, and the route out of it."""
+
+    row: str
+    fault: str
+    route: str
+
+    @property
+    def id(self) -> str:
+        """As it is named on the command line."""
+        return f"{self.row}:{self.fault}"
+
+    @property
+    def from_a_state(self) -> bool:
+        """May it begin from a saved state of its row? Saving flushes what a power cut would eat."""
+        return self.fault != POWER_CUT
+
+
+def why_not(row: str, fault: str) -> str | None:
+    """Why that cell does not exist; None if it does."""
+    if fault == SNAPSHOT_REFUSED and row in POST:
+        return "the snapshot was taken before post began"
+    if fault in (VAULT_FULL, VAULT_GONE) and row not in _VAULT_ROWS:
+        same = "frozen" if row in PRE else "tidy"
+        return f"nothing looks at the vault before `stow`: the same as `{same}`"
+    if fault == STAGING_FULL and row in ("stow", "publish", "close"):
+        return "nothing is written to staging any more"
+    return None
+
+
+def cells() -> list[Cell]:
+    """All cells, row by row. Routes take turns in each column, which each begins with another."""
+    routes = {}
+    for number, fault in enumerate(FAULTS):
+        existing = [row for row in ROWS if why_not(row, fault) is None]
+        for turn, row in enumerate(existing, number):
+            routes[row, fault] = BOOT if fault == POWER_CUT else ROTATED[turn % len(ROTATED)]
+    return [
+        Cell(row, fault, routes[row, fault])
+        for row in ROWS
+        for fault in FAULTS
+        if (row, fault) in routes
+    ]
+
+
+def diagonal() -> list[Cell]:
+    """The fewest cells in which each step and each fault occurs."""
+    existing = cells()
+    of_row: dict[str, Cell] = {}
+
+    def place(fault: str, tried: set[str]) -> bool:
+        """Give the fault a row; who had it takes another one (augmenting paths)."""
+        own = [cell for cell in existing if cell.fault == fault and cell.row not in tried]
+        for cell in sorted(own, key=lambda cell: _BY_STAKES.index(cell.row)):
+            if cell.row in tried:
+                continue
+            tried.add(cell.row)
+            if cell.row not in of_row or place(of_row[cell.row].fault, tried):
+                of_row[cell.row] = cell
+                return True
+        return False
+
+    # Who comes last gets what it likes best, which is what cuts deepest.
+    for fault in (*(fault for fault in FAULTS if fault != POWER_CUT), POWER_CUT):
+        place(fault, set())
+    placed = {cell.fault for cell in of_row.values()}
+    chosen = {
+        *of_row.values(),
+        *(next(c for c in existing if c.fault == fault) for fault in FAULTS if fault not in placed),
+        *(next(c for c in existing if c.row == row) for row in ROWS if row not in of_row),
+    }
+    return [cell for cell in existing if cell in chosen]
+
+
+def select(wanted: str, passed: Sequence[str]) -> list[Cell]:
+    """`all`, `diagonal`, `missing` (those not `passed`), or parts of ids with commas between."""
+    existing = cells()
+    match wanted:
+        case "all":
+            return existing
+        case "diagonal":
+            return diagonal()
+        case "missing":
+            return [cell for cell in existing if cell.id not in passed]
+        case _:
+            parts = wanted.split(",")
+            return [cell for cell in existing if any(part in cell.id for part in parts)]

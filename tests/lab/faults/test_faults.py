@@ -1,0 +1,96 @@
+"""No guest is ever left on an overlay: each fault at each step of a real round of sanoid.
+
+`--faults=` says which cells (see matrix.py); by default some in which each step and each fault
+occurs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from faults import matrix, results, stages, verdict
+from faults.matrix import Cell
+from labkit.api import Lab
+
+_DIAGNOSIS = (
+    "journalctl --no-pager -o short-monotonic -n 80 -g '^(?!audit.*\"STATUS\")' "
+    "| tac; cat /root/round.log"
+)
+
+
+def selected(config: pytest.Config) -> list[Cell]:
+    return matrix.select(config.getoption("--faults"), results.passed())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" in metafunc.fixturenames:
+        cells = selected(metafunc.config)
+        metafunc.parametrize("cell", cells, ids=[cell.id for cell in cells])
+
+
+@pytest.fixture(scope="module")
+def sharing(request: pytest.FixtureRequest) -> Counter[str]:
+    """How many cells of each row begin from its state."""
+    return Counter(cell.row for cell in selected(request.config) if cell.from_a_state)
+
+
+@pytest.fixture(scope="module")
+def row_lab(lab_session: Lab) -> Iterator[Lab]:
+    yield lab_session
+
+
+def test_no_guest_stays_on_an_overlay(cell: Cell, row_lab: Lab, sharing: Counter[str]) -> None:
+    begun_s = time.monotonic()
+    stages.held(
+        row_lab,
+        cell.row,
+        keep=cell.from_a_state and sharing[cell.row] > 1,
+        durable=cell.fault == matrix.POWER_CUT,
+    )
+    story = happen(row_lab, cell)
+    found = verdict.violations(cell, story)
+    print(f"{cell.id} ({cell.route}): {story.get('times')}")
+    results.append(
+        results.Result(
+            cell=cell.id,
+            route=cell.route,
+            letter=verdict.letter(story),
+            recovery_s=story.get("recovery_s", 0.0),
+            seconds=time.monotonic() - begun_s,
+            violations=found,
+            code=results.code(),
+        )
+    )
+    if found:
+        said = row_lab.run(_DIAGNOSIS, check=False, timeout_s=60).stdout
+        print(json.dumps(story, indent=1), said, sep="\n")
+    assert not found, "\n".join([f"{cell.id} ({cell.route})", *found])
+
+
+def happen(lab: Lab, cell: Cell) -> verdict.Story:
+    if cell.fault != matrix.POWER_CUT:
+        return stages.tell(lab, "hurt", cell.fault, cell.route)
+    before = stages.tell(lab, "before")
+    lab.powercut()
+    return stages.tell(lab, "after", json.dumps(before))
+
+
+def test_the_matrix_is_whole() -> None:
+    existing = matrix.cells()
+    for row, fault in itertools.product(matrix.ROWS, matrix.FAULTS):
+        assert (matrix.why_not(row, fault) is None) == any(
+            (cell.row, cell.fault) == (row, fault) for cell in existing
+        )
+    for fault in matrix.FAULTS:
+        routes = {cell.route for cell in existing if cell.fault == fault}
+        assert routes == ({"boot"} if fault == matrix.POWER_CUT else {*matrix.ROTATED})
+    few = matrix.diagonal()
+    assert {cell.row for cell in few} == {*matrix.ROWS}
+    assert {cell.fault for cell in few} == {*matrix.FAULTS}
+    assert len(few) <= 14
