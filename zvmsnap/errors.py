@@ -80,6 +80,10 @@ class DomainGone(LibvirtFailed):
     """The domain does not exist any more, or stopped running meanwhile."""
 
 
+class DomainLocked(LibvirtFailed):
+    """Another call keeps libvirt from answering for this domain (VIR_ERR_OPERATION_TIMEOUT)."""
+
+
 class BlockJobNotReady(LibvirtFailed):
     """The block job exists but cannot be pivoted yet (VIR_ERR_BLOCK_COPY_ACTIVE)."""
 

@@ -19,6 +19,7 @@ import libvirt
 from zvmsnap.errors import (
     BlockJobNotReady,
     DomainGone,
+    DomainLocked,
     DumpAborted,
     HypervisorUnreachable,
     LibvirtFailed,
@@ -27,6 +28,7 @@ from zvmsnap.errors import (
 _CAUSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
     libvirt.VIR_ERR_BLOCK_COPY_ACTIVE: BlockJobNotReady,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: DomainLocked,
     libvirt.VIR_ERR_OPERATION_ABORTED: DumpAborted,
 }
 

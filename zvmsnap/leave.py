@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zvmsnap import blockcommit, domainxml, offline, qemuimg, stacks
 from zvmsnap.config import Config
-from zvmsnap.errors import CommitFailed, DomainBusy, ZvmsnapError
+from zvmsnap.errors import CommitFailed, DomainBusy, DomainLocked, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Pause
 from zvmsnap.journal import Entry, Open
 from zvmsnap.stacks import Stack
@@ -60,8 +60,11 @@ def wait_idle(guest: Guest, timeout_s: float, cancelled: threading.Event | None 
 def _busy_with(guest: Guest) -> str:
     if not guest.is_active():
         return ""
-    if guest.has_job():
-        return "a job (dump, migration, backup or save)"
+    try:
+        if guest.has_job():
+            return "a job (dump, migration, backup or save)"
+    except DomainLocked:
+        return "a call that keeps libvirt from answering"
     others = [
         disk.target
         for disk in domainxml.parse(guest.xml()).disks

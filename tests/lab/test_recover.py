@@ -224,14 +224,14 @@ def test_vault_that_is_not_mounted(lab: Lab) -> None:
     recover(lab)
     scenario.the_point(lab, "web")
     scenario.pass_hours(lab, 1)
-    lab.run(f"mv {VAULT} {VAULT}.away && mkdir {VAULT}")
+    lab.run("zfs unmount cheap/vault")
     done = scenario.take(lab)
     assert "is not the vault that was used so far" in done.stderr
     assert lab.run(f"find {VAULT} -mindepth 1").stdout == ""
     scenario.assert_on_base(lab, "web", WEB.disks)
     assert "is not the vault" in lab.run("zvmsnap list", check=False).stderr
     recover(lab, status=1)
-    lab.run(f"rmdir {VAULT} && mv {VAULT}.away {VAULT}")
+    lab.run("zfs mount cheap/vault")
     assert_recovered(lab, recover(lab))
     assert [point.manifest["level"] for point in scenario.points(lab, "web")] == ["memory"] * 2
 
