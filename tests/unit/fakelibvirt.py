@@ -4,6 +4,7 @@ The constants are libvirt's own. Whoever calls anything real gets an AttributeEr
 """
 
 VIR_ERR_NO_DOMAIN = 42
+VIR_ERR_OPERATION_TIMEOUT = 68
 VIR_ERR_OPERATION_ABORTED = 78
 VIR_ERR_BLOCK_COPY_ACTIVE = 83
 
