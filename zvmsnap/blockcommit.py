@@ -116,7 +116,7 @@ def _start_each(
     started = []
     for target, stack in stacks.items():
         disk = disks.get(target)
-        if disk is None or (disk.source != stack.top and not stack.problem):
+        if disk is None or disk.source != stack.top:
             continue
         try:
             if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:

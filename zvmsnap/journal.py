@@ -27,6 +27,9 @@ SCHEMA = 2
 _GUEST = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UUID = _GUEST + r"\Z"
 _CAPTURE = _GUEST + r"\.[0-9a-f]{8}\Z"
+# Both become words of command lines: nothing in them may be taken for something else.
+_Dataset = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f@]*\Z")]
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f@/]+\Z")]
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -58,7 +61,7 @@ class Disk(msgspec.Struct, frozen=True):
     type: str
     format: str
     base: str
-    dataset: str
+    dataset: _Dataset
     path: str
     overlay: str = ""
 
@@ -75,8 +78,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     domain: Annotated[str, msgspec.Meta(min_length=1)]
     uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
     moment: str
-    targets: tuple[str, ...]
-    names: tuple[str, ...]
+    targets: tuple[_Dataset, ...]
+    names: tuple[_Name, ...]
     former_guids: tuple[int, ...]
     owner: Process
     capture: Annotated[str, msgspec.Meta(pattern=_CAPTURE)]
@@ -155,7 +158,7 @@ class Journal:
     def tried(self, entry: Entry) -> None:
         """Somebody begins to work on this entry, and may fail before there is a step to write."""
         with suppress(FileNotFoundError):
-            os.utime(self._path(entry.uuid))
+            os.utime(self._path(entry.uuid), follow_symlinks=False)
 
     def close(self, entry: Entry) -> None:
         """The guest's part is done."""

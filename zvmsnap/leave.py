@@ -157,7 +157,9 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
 
 def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], log: Logger) -> None:
     in_use = images_of(guest)
-    candidates = {str(path) for path in CaptureDir(config.staging_dir / entry.capture).overlays()}
+    directory = CaptureDir(config.staging_dir / entry.capture)
+    directory.check()
+    candidates = {str(path) for path in directory.overlays()}
     candidates |= {overlay for stack in left.values() for overlay in stack.overlays}
     for overlay in sorted(candidates):
         path = Path(overlay)

@@ -23,7 +23,8 @@ def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[
     """
     path = private_dir(directory) / f"{name}.lock"
     # O_CLOEXEC: a child that outlives us must not keep it (as sanoid's own cron lock leaks).
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, PRIVATE_FILE)
     try:
         _acquire(descriptor, path, intent, timeout_s)
         os.ftruncate(descriptor, 0)

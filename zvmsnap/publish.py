@@ -34,6 +34,7 @@ def publish(
     """
     entry = work.entry
     directory = CaptureDir(config.staging_dir / entry.capture)
+    directory.check()
     if not entry.names:
         _close(work, directory)
         return

@@ -54,6 +54,12 @@ class CaptureDir:
         """The overlays that lie here."""
         return sorted(self.path.glob(f"*{_OVERLAY_SUFFIX}"))
 
+    def check(self) -> None:
+        """Raises StagingUnusable if it would lead out of staging."""
+        for path in (self.path, self.point):
+            if path.is_symlink():
+                raise StagingUnusable(f"{path}: is a symlink; not followed out of staging")
+
     def make(self) -> None:
         """Make the directory. Raises OSError."""
         passable_dir(self.path.parent)

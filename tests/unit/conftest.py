@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,7 @@ import hypothesis
 import msgspec
 import pytest
 
-from tests.unit import fakelibvirt
-
-# Real where the distribution has it, and then of no use: no unit test talks to a hypervisor.
-sys.modules["libvirt"] = fakelibvirt
-
+from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvirt
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base, write
 from zvmsnap import finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
@@ -167,6 +162,6 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
 
 @pytest.fixture(autouse=True)
 def _no_power_cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is durable is for test_files to say; everywhere else waiting for disks proves nothing."""
+    """What is durable test_files says; everywhere else waiting for disks proves nothing."""
     if request.module.__name__.rpartition(".")[2] != "test_files":
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)

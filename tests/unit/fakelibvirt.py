@@ -3,6 +3,8 @@
 The constants are libvirt's own. Whoever calls anything real gets an AttributeError.
 """
 
+import sys
+
 VIR_ERR_NO_DOMAIN = 42
 VIR_ERR_OPERATION_TIMEOUT = 68
 VIR_ERR_OPERATION_ABORTED = 78
@@ -27,5 +29,9 @@ VIR_DOMAIN_PAUSED_SNAPSHOT = 9
 VIR_DOMAIN_PAUSED_POSTCOPY_FAILED = 13
 
 
-class libvirtError(Exception):  # noqa: N801, N818 - libvirt's own name
+class libvirtError(Exception):  # noqa: N801 - libvirt's own name
     """What libvirt raises."""
+
+
+# Also where the distribution has a real one: no unit test talks to a hypervisor.
+sys.modules["libvirt"] = sys.modules[__name__]

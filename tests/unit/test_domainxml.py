@@ -319,7 +319,8 @@ NEW = ("file", "/tank/web/a & <b>.raw", "raw")
     [
         pytest.param(
             "<disk type='file'><driver name='qemu' type='qcow2' cache='none'/>"
-            "<source file='/staging/o.qcow2' index='3'><seclabel model='dac' relabel='no'/></source>"
+            "<source file='/staging/o.qcow2' index='3'><seclabel model='dac' relabel='no'/>"
+            "</source>"
             "<backingStore type='file'><source file='/tank/web/a'/></backingStore>"
             "<target dev='vda' bus='virtio'/></disk>",
             NEW,

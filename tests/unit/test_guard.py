@@ -1,5 +1,7 @@
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(guard.time, "sleep", made.sleep)
+    monkeypatch.setattr(time, "sleep", made.sleep)
     return made
 
 
@@ -70,7 +72,7 @@ def dies() -> None:
 
 def free(monkeypatch: pytest.MonkeyPatch, mib: int) -> None:
     answer = SimpleNamespace(f_bavail=mib << 8, f_frsize=4096)
-    monkeypatch.setattr(guard.os, "statvfs", lambda path: answer)
+    monkeypatch.setattr(os, "statvfs", lambda path: answer)
 
 
 def entries(config: Config) -> list[Entry]:
@@ -318,7 +320,7 @@ class Started:
             "is_dir",
             lambda path: systemd if str(path) == "/run/systemd/system" else is_dir(path),
         )
-        monkeypatch.setattr(guard.shutil, "which", lambda program: f"/bin/{program}")
+        monkeypatch.setattr(shutil, "which", lambda program: f"/bin/{program}")
         monkeypatch.setattr(subprocess, "run", self.note)
         monkeypatch.setattr(subprocess, "Popen", self.note)
 

@@ -1,5 +1,6 @@
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import UUID, FakeGuest, holds, make_base, write
-from zvmsnap import blockcommit, leave, log
+from zvmsnap import blockcommit, leave, log, offline
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.hypervisor import Pause
@@ -23,7 +24,7 @@ class Moment:
     def __init__(self, tmp_path: Path, config: Config, entry: Entry) -> None:
         self.config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=0.01))
         self.bases = {name: make_base(tmp_path / "tank" / f"{name}.raw") for name in ("vda", "vdb")}
-        self.guest = FakeGuest(**self.bases)
+        self.guest = FakeGuest("web", UUID, **self.bases)
         self.dir = CaptureDir(config.staging_dir / entry.capture)
         disk = entry.disks[0]
         self.disks = tuple(
@@ -126,15 +127,15 @@ def test_gone_while_it_is_committed(moment: Moment, call: str) -> None:
 def test_started_while_it_is_merged(moment: Moment, monkeypatch: pytest.MonkeyPatch) -> None:
     moment.freeze()
     moment.guest.shut_off()
-    redefine = leave.offline._redefine_stopped
+    redefine = offline._redefine_stopped
 
     def started(*arguments: Any) -> None:
-        monkeypatch.setattr(leave.offline, "_redefine_stopped", redefine)
+        monkeypatch.setattr(offline, "_redefine_stopped", redefine)
         moment.guest.start()
         write(moment.dir.overlay("vda"), 3, at_kib=256)
         redefine(*arguments)
 
-    monkeypatch.setattr(leave.offline, "_redefine_stopped", started)
+    monkeypatch.setattr(offline, "_redefine_stopped", started)
     moment.leave()
     assert moment.on_base() and moment.merged()
     assert holds(moment.bases["vda"], 3, at_kib=256)
@@ -153,8 +154,8 @@ def test_one_that_is_started_and_stopped_for_ever_is_given_up(
         moment.guest.active = not moment.guest.active
         raise CommitFailed("no")
 
-    monkeypatch.setattr(leave.blockcommit, "to_base", flip)
-    monkeypatch.setattr(leave.offline, "to_base", flip)
+    monkeypatch.setattr(blockcommit, "to_base", flip)
+    monkeypatch.setattr(offline, "to_base", flip)
     with pytest.raises(ZvmsnapError, match="no"):
         moment.leave()
     assert tried == leave._ATTEMPTS
@@ -281,7 +282,7 @@ def test_a_job_that_ends_is_waited_for(moment: Moment, monkeypatch: pytest.Monke
         moment.guest.job = False
         moment.freeze()  # as a dump does whose caller was killed
 
-    monkeypatch.setattr(leave.time, "sleep", ends)
+    monkeypatch.setattr(time, "sleep", ends)
     moment.config = msgspec.structs.replace(moment.config, limits=Limits(busy_timeout_s=1e9))
     moment.leave()
     assert moment.on_base() and moment.merged()

@@ -14,7 +14,7 @@ class Off:
 
     def __init__(self, tmp_path: Path) -> None:
         self.bases = {name: make_base(tmp_path / "tank" / f"{name}.raw") for name in ("vda", "vdb")}
-        self.guest = FakeGuest(**self.bases)
+        self.guest = FakeGuest("web", UUID, **self.bases)
         for number, target in enumerate(self.bases):
             write(self.guest.on_overlay(target, overlay(tmp_path, target)), 7 + number)
         self.guest.shut_off()
@@ -109,7 +109,7 @@ def test_started_while_it_is_merged(off: Off) -> None:
 def test_a_problem_with_one_disk_touches_none(off: Off) -> None:
     found = off.stacks()
     found["vdb"] = Stack("vdb", found["vdb"].overlays, problem="cannot be told")
-    with pytest.raises(CommitFailed, match="web: .* vdb: cannot be told"):
+    with pytest.raises(CommitFailed, match=r"web: .* vdb: cannot be told"):
         off.to_base(found)
     assert off.trace == []
     assert off.merged() == {"vda": False, "vdb": False}
