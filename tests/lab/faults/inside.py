@@ -510,13 +510,15 @@ def hurt(fault: str, route: str, story: Story) -> None:
     if route != "guard":
         run("systemctl", "kill", "-s", "KILL", "zvmsnap-guard*")
         wait("the guard's end", lambda: not guards(), 30)
+    mark(story, "ready")
     do(armed)
+    mark(story, "done")
     let_go(armed)
+    mark(story, "ended")
     if fault == "vault not mounted":
         story["below_mountpoint"] = below(VAULT)
     heal()
     story["round"] = ROUND_LOG.read_text()
-    mark(story, "hurt")
     aftermath(route, story)
 
 
