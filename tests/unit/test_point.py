@@ -320,3 +320,31 @@ def test_damaged_directory(
         point.read(directory)
     assert str(directory) in str(caught.value)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("tank/web", "a\0b"),
+        ("tank/web", "a\nb"),
+        ("tank/web", ""),
+        ("tank/web\t", "a"),
+        ("-r", "a"),
+        ("", "a"),
+        ("/tank", "a"),
+    ],
+)
+def test_snapshots_that_no_command_line_could_name(
+    tmp_path: Path, manifest: Build, dataset: str, name: str
+) -> None:
+    ties = (*manifest().snapshots, Tie(dataset, name, 1, 1))
+    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=ties)))
+    with pytest.raises(VaultDamaged, match="names a snapshot that ZFS cannot know"):
+        point.read(tmp_path)
+
+
+@pytest.mark.parametrize("taken", ["", "yesterday", "2026-11-20T03:00:00", "2026-13-01T00:00:00Z"])
+def test_time_that_is_none(tmp_path: Path, manifest: Build, taken: str) -> None:
+    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(taken=taken)))
+    with pytest.raises(VaultDamaged, match="is no time at which it was taken"):
+        point.read(tmp_path)

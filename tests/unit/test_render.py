@@ -1,14 +1,18 @@
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zvmsnap import render
 from zvmsnap.debris import Debris
+from zvmsnap.journal import Entry, Process
 from zvmsnap.placement import Level
 from zvmsnap.point import Disk, Liveness, Manifest, Point, Tie
 from zvmsnap.prune import Findings
+from zvmsnap.recover import Outcome, Report, Result
 from zvmsnap.vault import Damaged
 from zvmsnap.zfs import Snapshot
 
@@ -152,3 +156,74 @@ def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Man
     ]
     assert render.findings(found, dry_run=False)[0].startswith("removed point web@m")
     assert render.findings(Findings(Debris()), dry_run=True) == ["nothing to remove"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "work", "progress"),
+    [
+        pytest.param(
+            {"step": "dump", "owner": Process.of(os.getpid())},
+            "moment autosnap_2026-11-20_03:00:00",
+            f"under way at step dump (sanoid has pid {os.getpid()})",
+            id="under way",
+        ),
+        pytest.param(
+            {"step": "stow"},
+            "moment autosnap_2026-11-20_03:00:00",
+            "interrupted at step stow: zvmsnap recover ends it",
+            id="interrupted",
+        ),
+        pytest.param(
+            {"names": (), "moment": ""},
+            "a recovery",
+            "interrupted at step none: zvmsnap recover ends it",
+            id="a recovery without a step",
+        ),
+    ],
+)
+def test_open_entry(
+    entry: Callable[..., Entry], changes: Mapping[str, Any], work: str, progress: str
+) -> None:
+    assert (render.work(entry(**changes)), render.progress(entry(**changes))) == (work, progress)
+
+
+def test_recovery_says_what_was_found_done_and_left() -> None:
+    report = Report(
+        outcomes=[
+            Outcome("web", "u1", ("vda is on /o",), Result.FAILED, "no answer"),
+            Outcome("db", "u2", ("moment m is open at step dump",), Result.RECOVERED),
+        ],
+        removed=["/s/x"],
+        problems=["/o: kept; see to it"],
+        foreign=["db: libvirt's snapshot s was made by somebody else; not touched"],
+    )
+    lines = [
+        "web: failed: no answer",
+        "  vda is on /o",
+        "db: recovered",
+        "  moment m is open at step dump",
+        "removed /s/x: left by an interrupted run",
+        "/o: kept; see to it",
+        "db: libvirt's snapshot s was made by somebody else; not touched",
+    ]
+    assert render.recovery(report, dry_run=False) == lines
+    assert render.recovery(report, dry_run=True)[4].startswith("would remove /s/x")
+    assert not report.complete
+    assert render.recovery(Report(), dry_run=False) == [
+        "nothing to recover: every guest is on its own disks"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("report", "complete"),
+    [
+        pytest.param(Report(), True, id="nothing"),
+        pytest.param(Report(foreign=["x"], removed=["y"]), True, id="foreign and removed"),
+        pytest.param(Report(problems=["x"]), False, id="a problem"),
+        pytest.param(Report([Outcome("w", "u", (), Result.FAILED)]), False, id="failed"),
+        pytest.param(Report([Outcome("w", "u", (), Result.UNDER_WAY)]), True, id="under way"),
+        pytest.param(Report([Outcome("w", "u", (), Result.NEEDED)]), True, id="dry run"),
+    ],
+)
+def test_complete(report: Report, complete: bool) -> None:
+    assert report.complete is complete
