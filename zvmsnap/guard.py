@@ -26,7 +26,6 @@ from zvmsnap.config import Config
 from zvmsnap.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.locks import lock
-from zvmsnap.placement import Level
 
 _LOOK_EVERY_S = 1.0
 _MIB = 1 << 20
@@ -123,6 +122,7 @@ def _recovered(config: Config, entries: list[Entry]) -> bool:
 
 def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
     """Merge the overlays of one moment, before the guest pauses for want of room."""
+    from zvmsnap import stacks
     from zvmsnap.hypervisor import Hypervisor
     from zvmsnap.leave import leave
 
@@ -131,13 +131,16 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
         # Not while a hook works on it: pre has reserved its room, post is merging already.
         with lock(config.locks_dir, seen.uuid, f"give up {seen.moment}", timeout_s=0):
             entry = journal.read(seen.uuid)
-            if not entry or entry.capture != seen.capture or entry.level is not Level.MEMORY:
+            if not entry or entry.capture != seen.capture:
                 return
-            about.warning("staging %s is nearly full: giving this point up", config.staging)
-            work = Open(journal, entry)
-            work.note(level=Level.CRASH, reason="staging was nearly full: overlays merged early")
             with Hypervisor(config.uri) as hypervisor:
-                leave(config, hypervisor.guest(entry.uuid), work, about)
+                guest = hypervisor.guest(entry.uuid)
+                if not stacks.of_guest(guest):
+                    return
+                about.warning("staging %s is nearly full: giving this point up", config.staging)
+                work = Open(journal, entry)
+                work.note(given_up=True)
+                leave(config, guest, work, about)
     except LockTimeout:
         return
     except (ZvmsnapError, OSError) as error:

@@ -92,6 +92,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     pause_s: float = 0.0
     dump_s: float = 0.0
     merged: tuple[str, ...] = ()  # overlays whose data was in the base when we began to leave them
+    given_up: bool = False  # its overlays were merged before the end, maybe during the snapshot
     paused: bool = False  # by us, to end its dump
     allowed_pause_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = (
         None  # what QEMU allowed itself before we changed it

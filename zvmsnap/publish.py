@@ -45,6 +45,15 @@ def publish(
             f"none of {', '.join(names)} exists: the RAM image is discarded; "
             "what kept sanoid from taking the snapshot stands in its own log"
         )
+    if entry.given_up:
+        # A merge writes in an order of its own: what a snapshot sees of it is less than a crash.
+        log.error(
+            "no point: staging was nearly full, so its overlays were merged early. These snapshots "
+            "may hold disks in the middle of a merge: %s",
+            ", ".join(tie.full_name for tie in ties),
+        )
+        _close(work, directory)
+        return
     vault.claim(config)
     if vault.published(config.vault_dir, entry.domain, entry.capture):
         log.debug("was published already")

@@ -23,6 +23,7 @@ from zvmsnap import point
 from zvmsnap.config import Config
 from zvmsnap.errors import VaultDamaged, VaultMissing
 from zvmsnap.files import PRIVATE_FILE, private_dir, sync_dir, write_atomic
+from zvmsnap.locks import lock
 from zvmsnap.point import Manifest, Memory, Point
 
 _MARK = ".zvmsnap-vault"
@@ -68,10 +69,14 @@ def claim(config: Config) -> None:
     check(config)
     known = private_dir(config.journal_dir) / _KNOWN_VAULT
     mark = private_dir(config.vault_dir) / _MARK
-    if not mark.exists():
-        write_atomic(mark, secrets.token_hex(16).encode())
-    if not known.exists():
-        write_atomic(known, mark.read_bytes())
+    if mark.exists() and known.exists():
+        return
+    with lock(config.locks_dir, "vault-mark", "mark the vault", config.limits.lock_timeout_s):
+        check(config)
+        if not mark.exists():
+            write_atomic(mark, secrets.token_hex(16).encode())
+        if not known.exists():
+            write_atomic(known, mark.read_bytes())
 
 
 def _read(path: Path) -> bytes:
