@@ -148,22 +148,17 @@ def _next(story: Story) -> Iterator[str]:
     bad = [line for line in said["said"].splitlines() if "WARN" in line or "CRITICAL" in line]
     if said["returncode"] != 0 or bad:
         yield f"the next run: {bad or said}"
-    (name,) = {
-        name.partition("@")[2]
-        for name in set(story["end"]["zfs"]) - set(story["rest"]["zfs"])
-    } or _newest(story)
-    new = [
-        point for point in story["end_points"]
-        if name in {tie["name"] for tie in point["snapshots"]}
-    ]
+    moments = {
+        name.partition("@")[2].rpartition("_")[0]
+        for name in set(story["end"]["zfs"]) - set(story["before"]["zfs"])
+        if "@autosnap_" in name
+    } - {*story["before"]["moments"]}
+    if not moments:
+        yield "the next run took no snapshot"
+        return
+    new = [point for point in story["end_points"] if point["moment"] == max(moments)]
     if [point["level"] for point in new] != ["memory"]:
-        yield f"the next run's snapshot {name}: {[(p['level'], p['reason']) for p in new]}"
-
-
-def _newest(story: Story) -> set[str]:
-    """The next run was the recovery."""
-    of_guest = [name for name in story["end"]["zfs"] if name.startswith(f"{DATASETS[0]}@autosnap")]
-    return {max(of_guest).partition("@")[2]}
+        yield f"the next run's point: {[(point['level'], point['reason']) for point in new]}"
 
 
 def _points(story: Story) -> Iterator[str]:
