@@ -228,6 +228,7 @@ def test_vault_that_is_not_mounted(lab: Lab) -> None:
     scenario.pass_hours(lab, 1)
     lab.run("zfs unmount cheap/vault")
     done = scenario.take(lab)
+    lab.run(KILL_GUARD)
     assert "is not the vault that was used so far" in done.stderr
     assert lab.run(f"find {VAULT} -mindepth 1").stdout == ""
     scenario.assert_on_base(lab, "web", WEB.disks)
@@ -275,7 +276,7 @@ def test_somebody_else_works_on_the_guest(lab_session: Lab) -> None:
 
     scenario.pass_hours(lab, 1)
     scenario.configure(lab, "[limits]\nbusy_timeout_s = 120")
-    scenario.take(lab, before="(sleep 8; virsh blockjob web vda --abort) > /dev/null &")
+    scenario.take(lab, before="(sleep 8; virsh blockjob web vda --abort) > /dev/null & true")
     assert scenario.points(lab, "web")[-1].manifest["level"] == "memory"
     scenario.assert_at_rest(lab)
     scenario.assert_counted_through(lab, "web")
