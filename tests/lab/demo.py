@@ -70,7 +70,8 @@ def _tell(lab: Lab) -> None:
         f"zfs rollback -r {moment}; zfs rollback -r {moment.replace('@', '/data@')}; "
         "virsh restore /cheap/vault/web/*/memory.img"
     )
-    guests.wait_counts(lab, GUEST, first, since_byte=from_byte)
+    first_back = guests.wait_counts(lab, GUEST, 0, since_byte=from_byte)
+    guests.wait_counts(lab, GUEST, first_back + 3, since_byte=from_byte)
     back = guests.counts(lab, GUEST, from_byte)
     rebooted = "rebooted" if guests.boots(lab, GUEST, from_byte) else "did not reboot"
     _say(f"   It {rebooted}; it went on with {back[0]}, {back[1]}, {back[2]} ...")
@@ -80,7 +81,8 @@ def _tell(lab: Lab) -> None:
 
     _say("6. Retention. sanoid prunes hourly and daily: the monthly one still holds its point.")
     _prune(lab, "hourly daily")
-    _say("7. With its last snapshot the RAM image is gone.")
+    _say("7. With its last snapshot the RAM image is gone. (sanoid keeps what is not an hour old.)")
+    lab.run("date -s '+1 hour'")
     _prune(lab, "hourly daily monthly")
     _show("find /cheap/vault -name 'memory.img*' | wc -l")
 
