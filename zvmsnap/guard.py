@@ -104,7 +104,7 @@ def watch(config: Config, owner: Process) -> bool:
                 failures += 1
             if failures == _ATTEMPTS:
                 return False
-        elif entries and _free_bytes(config) < config.limits.staging_reserve_mib * _MIB:
+        elif entries and _free_bytes(config) < _reserve_bytes(config):
             for entry in entries:
                 _give_up(config, journal, entry)
         time.sleep(_LOOK_EVERY_S * 2**failures)
@@ -145,6 +145,11 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
         return
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
+
+
+def _reserve_bytes(config: Config) -> int:
+    # Never more than what pre saw to: else every point would be given up at once.
+    return min(config.limits.staging_reserve_mib, config.limits.overlay_room_mib) * _MIB
 
 
 def _free_bytes(config: Config) -> int:

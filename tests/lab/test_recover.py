@@ -199,7 +199,7 @@ def test_guard_gives_a_point_up_before_staging_is_full(lab_session: Lab) -> None
     scenario.configure(
         lab,
         'staging = "/srv/small/staging"\n'
-        "[limits]\noverlay_room_mib = 1\nstaging_reserve_mib = 64",
+        "[limits]\noverlay_room_mib = 64\nstaging_reserve_mib = 64",
     )
     sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=commit exec sanoid --take-snapshots 2>&1")
     lab.run(STOPPED.format(hook="post-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)

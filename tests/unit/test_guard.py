@@ -182,6 +182,19 @@ def test_staging_that_runs_full(
     assert guest.calls == ([] if given_up else ["commit vda", "pivot vda"])
 
 
+@pytest.mark.parametrize(
+    ("reserve_mib", "room_mib", "expected_mib"), [(256, 1024, 256), (256, 1, 1), (8, 8, 8)]
+)
+def test_reserve_is_no_more_than_the_room_that_pre_saw_to(
+    config: Config, reserve_mib: int, room_mib: int, expected_mib: int
+) -> None:
+    limits = msgspec.structs.replace(
+        config.limits, staging_reserve_mib=reserve_mib, overlay_room_mib=room_mib
+    )
+    reserve_bytes = guard._reserve_bytes(msgspec.structs.replace(config, limits=limits))
+    assert reserve_bytes == expected_mib << 20
+
+
 def test_nothing_is_given_up_while_a_hook_works_on_the_guest(
     config: Config,
     guest: FakeGuest,
