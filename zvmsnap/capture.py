@@ -177,7 +177,7 @@ def _put_back(moment: Moment, guests: Mapping[str, Guest]) -> None:
             _about(moment, guest).error("not put back, the next hook tries again: %s", error)
 
 
-def _about(moment: Moment, guest: Guest) -> logging.LoggerAdapter[logging.Logger]:
+def _about(moment: Moment, guest: Guest) -> log.Logger:
     return log.about(guest.name, ",".join(moment.call.datasets))
 
 

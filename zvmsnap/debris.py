@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +34,7 @@ def find(config: Config) -> Debris:
     # there and has none is nobody's.
     staged = captures(config.staging_dir)
     unfinished = vault.unfinished(config.vault_dir)
-    open_captures: Collection[str] = {
-        entry.capture for entry in Journal(config.journal_dir).entries()
-    }
+    open_captures = {entry.capture for entry in Journal(config.journal_dir).entries()}
     found = Debris()
     for left in unfinished:
         if left.capture not in open_captures:

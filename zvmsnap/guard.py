@@ -26,6 +26,7 @@ from zvmsnap.config import Config
 from zvmsnap.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.locks import lock
+from zvmsnap.staging import free_bytes
 
 _LOOK_EVERY_S = 1.0
 _MIB = 1 << 20
@@ -104,7 +105,7 @@ def watch(config: Config, owner: Process) -> bool:
                 failures += 1
             if failures == _ATTEMPTS:
                 return False
-        elif entries and _free_bytes(config) < _reserve_bytes(config):
+        elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
             for entry in entries:
                 _give_up(config, journal, entry)
         time.sleep(_LOOK_EVERY_S * 2**failures)
@@ -150,11 +151,6 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
 def _reserve_bytes(config: Config) -> int:
     # Never more than what pre saw to: else every point would be given up at once.
     return min(config.limits.staging_reserve_mib, config.limits.overlay_room_mib) * _MIB
-
-
-def _free_bytes(config: Config) -> int:
-    free = os.statvfs(config.staging_dir)
-    return free.f_bavail * free.f_frsize
 
 
 def _name(owner: Process) -> str:

@@ -10,7 +10,6 @@ tidy       overlays that are proven worthless go, all others are kept
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -22,14 +21,13 @@ from zvmsnap.config import Config
 from zvmsnap.errors import CommitFailed, DomainBusy, DomainLocked, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Pause
 from zvmsnap.journal import Entry, Open
+from zvmsnap.log import Logger
 from zvmsnap.stacks import Stack
 from zvmsnap.staging import CaptureDir, is_overlay
 
 _LOOK_EVERY_S = 0.5
 # A guest may be shut off while it is committed, or be started while it is merged.
 _ATTEMPTS = 3
-
-Logger = logging.LoggerAdapter[logging.Logger]
 
 
 def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:

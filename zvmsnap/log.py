@@ -45,7 +45,10 @@ class _About(logging.LoggerAdapter[logging.Logger]):
         return f"{self.extra['about'] if self.extra else ''}: {msg}", kwargs
 
 
-def about(domain: str, dataset: str) -> logging.LoggerAdapter[logging.Logger]:
+Logger = logging.LoggerAdapter[logging.Logger]
+
+
+def about(domain: str, dataset: str) -> Logger:
     """A logger whose lines begin with the guest and the dataset they speak of."""
     return _About(_root, {"about": f"{domain} ({dataset})"})
 

@@ -7,7 +7,6 @@ close      staging directory and journal entry go
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from zvmsnap import domainxml, point, saveimage, vault, zfs
@@ -16,12 +15,11 @@ from zvmsnap.errors import ImageUnloadable, SnapshotMissing
 from zvmsnap.files import write_atomic
 from zvmsnap.hypervisor import Hypervisor
 from zvmsnap.journal import Entry, Open
+from zvmsnap.log import Logger
 from zvmsnap.placement import Level
 from zvmsnap.point import Host, Manifest, Memory, Tie, Timing
 from zvmsnap.sanoid import spellings
 from zvmsnap.staging import CaptureDir
-
-Logger = logging.LoggerAdapter[logging.Logger]
 
 
 def publish(

@@ -116,13 +116,18 @@ def check_usable(staging: Path, snapshotted: frozenset[str], table: list[zfs.Mou
             )
 
 
+def free_bytes(staging: Path) -> int:
+    """What is free there. Raises OSError."""
+    free = os.statvfs(staging)
+    return free.f_bavail * free.f_frsize
+
+
 class Room:
     """The free bytes of staging, handed out guest by guest before anything is touched."""
 
     def __init__(self, staging: Path, overlay_room_bytes: int) -> None:
-        free = os.statvfs(staging)
         self._staging = staging
-        self._free_bytes = free.f_bavail * free.f_frsize
+        self._free_bytes = free_bytes(staging)
         self._overlay_room_bytes = overlay_room_bytes
 
     def take(self, ram_bytes: int) -> None:
