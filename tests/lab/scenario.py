@@ -98,6 +98,15 @@ def configure(lab: Lab, text: str = "") -> None:
     lab.put(CONFIG, f'vault = "{VAULT}"\n{text}\n')
 
 
+def mount_small(lab: Lab, size_mib: int) -> str:
+    """Mount a file system of that size, too small for much; returns where."""
+    lab.run(
+        f"truncate -s {size_mib}M /srv/small.img && mkfs.ext4 -q -m 0 /srv/small.img &&"
+        "mkdir /srv/small && mount /srv/small.img /srv/small"
+    )
+    return "/srv/small"
+
+
 def write_sanoid_conf(lab: Lab, *sections: str, **keys: str | None) -> None:
     """The example for other `sections`, with other values for `keys` of its template, or none."""
     example, _, template = EXAMPLE_CONF.partition("[template_vm]\n")

@@ -168,10 +168,7 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
     """Staging fills up to the last byte just before the guest writes to its fresh overlay."""
     lab = lab_session
     scenario.configured(lab)
-    lab.run(
-        "truncate -s 160M /srv/small.img && mkfs.ext4 -q -m 0 /srv/small.img &&"
-        "mkdir /srv/small && mount /srv/small.img /srv/small"
-    )
+    scenario.mount_small(lab, 160)
     scenario.configure(lab, 'staging = "/srv/small/staging"\n[limits]\noverlay_room_mib = 1')
     sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=dump,judge exec sanoid --take-snapshots 2>&1")
     stopped = STOPPED.format(hook="pre-snapshot")
@@ -192,10 +189,7 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
 def test_guard_gives_a_point_up_before_staging_is_full(lab_session: Lab) -> None:
     lab = lab_session
     scenario.configured(lab)
-    lab.run(
-        "truncate -s 300M /srv/small.img && mkfs.ext4 -q -m 0 /srv/small.img &&"
-        "mkdir /srv/small && mount /srv/small.img /srv/small"
-    )
+    scenario.mount_small(lab, 300)
     scenario.configure(
         lab,
         'staging = "/srv/small/staging"\n'
