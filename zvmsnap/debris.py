@@ -11,6 +11,7 @@ from zvmsnap import vault
 from zvmsnap.config import Config
 from zvmsnap.journal import Journal
 from zvmsnap.staging import captures
+from zvmsnap.tasks import Tasks
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def find(config: Config) -> Debris:
     staged = captures(config.staging_dir)
     unfinished = vault.unfinished(config.vault_dir)
     open_captures = {entry.capture for entry in Journal(config.journal_dir).entries()}
+    open_captures |= {task.capture for task in Tasks(config.journal_dir).all()}
     found = Debris()
     for left in unfinished:
         if left.capture not in open_captures:

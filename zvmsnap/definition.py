@@ -50,3 +50,14 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
         write_atomic(directory / name, data)
     for name in {PERSISTENT_XML, NVRAM} - set(files):
         (directory / name).unlink(missing_ok=True)
+
+
+def put_nvram(stored: Path, path: Path) -> None:
+    """Write firmware variables back to where a guest keeps them, with their owner of now.
+
+    Raises OSError.
+    """
+    former = path.stat() if path.exists() else None
+    write_atomic(path, stored.read_bytes())
+    if former:
+        os.chown(path, former.st_uid, former.st_gid)

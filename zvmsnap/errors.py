@@ -122,3 +122,11 @@ class VaultMissing(ZvmsnapError):
 
 class SnapshotMissing(ZvmsnapError):
     """ZFS has none of the snapshots that the moment was taken for."""
+
+
+class RestoreImpossible(ZvmsnapError):
+    """A point cannot be brought back as it was asked for; nothing was touched."""
+
+
+class RestoreFailed(ZvmsnapError):
+    """Bringing a point back failed on the way; says what is there now."""

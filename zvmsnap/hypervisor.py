@@ -7,7 +7,6 @@ Objects may be used from several threads; each call blocks only its own thread.
 from __future__ import annotations
 
 import threading
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from zvmsnap.errors import (
     HypervisorUnreachable,
     LibvirtFailed,
 )
+from zvmsnap.pauseclock import PauseClock
 
 _CAUSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
@@ -105,6 +105,54 @@ class Hypervisor:
         with _translated(f"looking up {uuid}"):
             return Guest(self._connection.lookupByUUIDString(uuid))
 
+    def define(self, xml: str) -> Guest:
+        """Define a domain, or define it anew. Raises LibvirtFailed."""
+        with _translated("defining"):
+            return Guest(self._connection.defineXMLFlags(xml, 0))
+
+    def restore(self, image: str, xml: str | None = None, *, paused: bool = False) -> None:
+        """Start the domain of a memory image from it; `xml` is for other paths of its disks.
+
+        Unless `paused` it runs if it ran when it was saved. Raises LibvirtFailed; the domain is
+        off then, and its definition is what it was.
+        """
+        flags = libvirt.VIR_DOMAIN_SAVE_PAUSED if paused else 0
+        with _translated(f"loading {image}"):
+            self._connection.restoreFlags(image, xml, flags)
+
+    def why_no_machine(self, emulator: str, arch: str, machine: str, kind: str) -> str | None:
+        """Why QEMU here cannot be such a machine; None if it can."""
+        try:
+            self._connection.getDomainCapabilities(emulator, arch, machine, kind, 0)
+        except libvirt.libvirtError as error:
+            return str(error.get_error_message())
+        return None
+
+    def has_cpu(self, emulator: str, arch: str, machine: str, kind: str, cpu_xml: str) -> bool:
+        """Can a guest here have that CPU, with all its features? Raises LibvirtFailed."""
+        with _translated("comparing CPUs"):
+            answer = self._connection.compareHypervisorCPU(
+                emulator, arch, machine, kind, cpu_xml, 0
+            )
+        return bool(answer > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE)
+
+    def has_network(self, name: str) -> bool:
+        """Is that network of libvirt's there, and up?"""
+        try:
+            return bool(self._connection.networkLookupByName(name).isActive())
+        except libvirt.libvirtError:
+            return False
+
+    def start_network(self, xml: str) -> None:
+        """Start a network that lasts until it is stopped, or the host is. Raises LibvirtFailed."""
+        with _translated("starting a network"):
+            self._connection.networkCreateXML(xml)
+
+    def stop_network(self, name: str) -> None:
+        """Stop a network. Raises LibvirtFailed."""
+        with _translated(f"stopping network {name}"):
+            self._connection.networkLookupByName(name).destroy()
+
     def volume_path(self, pool: str, volume: str) -> str:
         """Where the volume of a storage pool lies. Raises LibvirtFailed."""
         with _translated(f"looking up volume {volume} of pool {pool}"):
@@ -166,6 +214,62 @@ class Guest:
         """Replace its persistent definition."""
         with self._doing("defining"):
             self._domain.connect().defineXMLFlags(xml, 0)
+
+    def create(self, *, paused: bool = False) -> None:
+        """Start it, from its disks."""
+        with self._doing("starting"):
+            self._domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def destroy(self) -> None:
+        """End its process at once."""
+        with self._doing("stopping"):
+            self._domain.destroy()
+
+    def save(self, image: str) -> None:
+        """Write its RAM into an image and stop it, at one instant."""
+        with self._doing("saving its RAM"):
+            self._domain.saveFlags(image, None, 0)
+
+    def undefine(self) -> None:
+        """Remove its definition, its NVRAM and the state of its TPM."""
+        flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        # libvirt 8.9 and later; before, the state of a TPM always went with the definition.
+        flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_TPM", 0)
+        with self._doing("undefining"):
+            self._domain.undefineFlags(flags)
+
+    def cpu_time_s(self) -> float:
+        """How long its CPUs have worked."""
+        with self._doing("asking for its CPU time"):
+            return float(self._domain.info()[4]) / 1e9
+
+    def screenshot(self) -> bytes:
+        """Its first screen, in the form that QEMU gives it (a portable pixmap)."""
+        with self._doing("taking a screenshot"):
+            stream = self._domain.connect().newStream(0)
+            self._domain.screenshot(stream, 0, 0)
+            parts: list[bytes] = []
+            stream.recvAll(lambda _stream, data, _opaque: parts.append(data), None)
+            stream.finish()
+            return b"".join(parts)
+
+    def agent_set_timeout(self, timeout_s: int) -> None:
+        """How long answers of its agent are waited for; without it, for ever."""
+        with self._doing("setting its agent's time limit"):
+            self._domain.agentSetResponseTimeout(timeout_s, 0)
+
+    def agent_command(self, command: str, timeout_s: int) -> str:
+        """Send a command (JSON) to its agent, return the answer."""
+        import libvirt_qemu
+
+        with self._doing("asking its agent"):
+            return str(libvirt_qemu.qemuAgentCommand(self._domain, command, timeout_s, 0))
+
+    def set_time(self, now_s: float) -> None:
+        """Set its clock, through its agent."""
+        seconds, fraction_s = divmod(now_s, 1)
+        with self._doing("setting its clock"):
+            self._domain.setTime({"seconds": int(seconds), "nseconds": int(fraction_s * 1e9)})
 
     def managed_save_xml(self) -> str | None:
         """The definition in its managed save image, None if it has none."""
@@ -251,8 +355,16 @@ class Guest:
     @contextmanager
     def pauses(self) -> Iterator[Callable[[], float]]:
         """Measures how long the guest stands still: yields a function for the seconds so far."""
-        clock = _PauseClock()
-        with self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, clock.on_lifecycle):
+        clock = PauseClock()
+        changes = {
+            libvirt.VIR_DOMAIN_EVENT_SUSPENDED: clock.stopped,
+            libvirt.VIR_DOMAIN_EVENT_RESUMED: clock.resumed,
+        }
+
+        def on_lifecycle(_connection: Any, _domain: Any, event: int, *_details: object) -> None:
+            changes.get(event, lambda: None)()
+
+        with self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle):
             yield clock.seconds
 
     @contextmanager
@@ -281,40 +393,6 @@ class Guest:
     def _doing(self, what: str) -> Iterator[None]:
         with _translated(f"{self.name}: {what}"):
             yield
-
-
-class _PauseClock:
-    """Adds up the time between SUSPENDED and RESUMED events."""
-
-    # Events come through the loop's thread, a little after the call that caused them returned.
-    _LATE_EVENT_S = 1.0
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._total_s = 0.0
-        self._since_s: float | None = None
-        self._pauses = 0
-
-    def on_lifecycle(
-        self, _connection: Any, _domain: Any, event: int, _detail: int, _opaque: Any
-    ) -> None:
-        now_s = time.monotonic()
-        with self._changed:
-            if event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED and self._since_s is None:
-                self._since_s = now_s
-            elif event == libvirt.VIR_DOMAIN_EVENT_RESUMED and self._since_s is not None:
-                self._total_s += now_s - self._since_s
-                self._since_s = None
-                self._pauses += 1
-            self._changed.notify_all()
-
-    def seconds(self) -> float:
-        """Seconds paused so far; waits a moment for the event that ends the pause."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._pauses > 0 and self._since_s is None, self._LATE_EVENT_S
-            )
-            return self._total_s
 
 
 def _start_event_loop() -> None:

@@ -24,17 +24,27 @@ MEMORY_ZSTD = "memory.img.zst"
 
 
 class Tie(msgspec.Struct, frozen=True):
-    """A snapshot that the point belongs to; the guid is what counts."""
+    """A snapshot that the point belongs to; the guid is what counts.
+
+    `dataset` is where it was taken, `home` where a restore has moved it since ("" if none has).
+    """
 
     dataset: str
     name: str
     guid: int
     createtxg: int
+    home: str = ""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, taken_of: str) -> Tie:
+        """The tie to a snapshot, as it lies now, that was taken of the dataset `taken_of`."""
+        home = "" if snapshot.dataset == taken_of else snapshot.dataset
+        return cls(taken_of, snapshot.name, snapshot.guid, snapshot.createtxg, home)
 
     @property
     def full_name(self) -> str:
-        """`dataset@name`."""
-        return f"{self.dataset}@{self.name}"
+        """`dataset@name`, as it is now."""
+        return f"{self.home or self.dataset}@{self.name}"
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -103,6 +113,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The datasets of the point's disks; a snapshot name is complete if all of them have it."""
         return frozenset(disk.dataset for disk in self.disks)
 
+    def with_snapshots(self, ties: tuple[Tie, ...]) -> Manifest:
+        """The same, tied to these."""
+        return msgspec.structs.replace(self, snapshots=ties)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -144,7 +158,7 @@ class Liveness:
 
     def of(self, tie: Tie) -> Life:
         """A snapshot of the same name but another guid is another snapshot: this one is gone."""
-        imported = tie.dataset.partition("/")[0] in self.imported_pools
+        imported = (tie.home or tie.dataset).partition("/")[0] in self.imported_pools
         if not imported or tie.full_name in self.homeless:
             return Life.UNKNOWN
         found = self.present.get(tie.full_name)

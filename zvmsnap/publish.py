@@ -72,16 +72,16 @@ def _close(work: Open, directory: CaptureDir) -> None:
 
 
 def _ties(entry: Entry, names: tuple[str, ...]) -> tuple[Tie, ...]:
+    homes = {entry.moved.get(dataset, dataset): dataset for dataset in entry.datasets}
     candidates = {
-        f"{dataset}@{spelling}"
-        for dataset in entry.datasets
+        f"{home}@{spelling}"
+        for home in homes
         for name in (*names, *entry.names)
         for spelling in spellings(name)
     }
-    found = zfs.snapshots(candidates).present.values()
     return tuple(
-        Tie(snapshot.dataset, snapshot.name, snapshot.guid, snapshot.createtxg)
-        for snapshot in sorted(found)
+        Tie.of(snapshot, homes[snapshot.dataset])
+        for snapshot in sorted(zfs.snapshots(candidates).present.values())
         if snapshot.guid not in entry.former_guids
     )
 

@@ -40,13 +40,17 @@ class StepFailed(ZvmsnapError):
         self.not_undone = tuple(not_undone)
 
 
-def run(steps: Sequence[Step], record: Callable[[str], None]) -> None:
+def run(
+    steps: Sequence[Step], record: Callable[[str], None], *, begin_with: str | None = None
+) -> None:
     """Do `steps` in order; `record(name)` writes each down before it begins.
 
-    On any failure undoes in reverse, the failing step first, and raises StepFailed. All undos
-    are tried, also when one fails.
+    `begin_with` names the step at which an interrupted run goes on. On any failure undoes in
+    reverse, the failing step first, and raises StepFailed. All undos are tried, also when one
+    fails.
     """
-    for position, step in enumerate(steps):
+    first = _position(steps, begin_with) if begin_with else 0
+    for position, step in enumerate(steps[first:], first):
         try:
             record(step.name)
             _boundary(step.name)
@@ -54,6 +58,15 @@ def run(steps: Sequence[Step], record: Callable[[str], None]) -> None:
         except BaseException as cause:
             not_undone = _undo(steps[: position + 1], record)
             raise StepFailed(step.name, cause, not_undone) from cause
+
+
+def take_back(steps: Sequence[Step], last: str, record: Callable[[str], None]) -> list[str]:
+    """Undo an interrupted run, from step `last` back; returns what could not be undone."""
+    return _undo(steps[: _position(steps, last) + 1], record)
+
+
+def _position(steps: Sequence[Step], name: str) -> int:
+    return next(position for position, step in enumerate(steps) if step.name == name)
 
 
 def _boundary(name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from zvmsnap import domainxml, stacks, zfs
-from zvmsnap.errors import LibvirtFailed
+from zvmsnap.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.placement import Place, Seen
 
@@ -20,10 +20,23 @@ def look(hypervisor: Hypervisor, guest: Guest, table: list[zfs.Mount]) -> Seen:
         # A disk that is still on our overlay belongs where its base lies: the guest is concerned.
         stack = ours.get(disk.target)
         path = stack.base if stack and stack.base else _path(hypervisor, disk)
-        found = _place(path, table) if path else None
+        found = place_of(path, table) if path else None
         if found:
             places[disk.target] = found
     return Seen(domain, state, places)
+
+
+def path_of(place: Place, table: list[zfs.Mount]) -> str:
+    """Where a place can be opened now: a path, or the device of a volume.
+
+    Raises ZfsFailed if its filesystem is not mounted.
+    """
+    if not place.path:
+        return zfs.device_of(place.dataset)
+    mountpoint = zfs.mountpoint_of(place.dataset, table)
+    if mountpoint is None:
+        raise ZfsFailed(f"{place.dataset}: is not mounted, so {place.path} in it cannot be reached")
+    return os.path.join(mountpoint, place.path)
 
 
 def _path(hypervisor: Hypervisor, disk: domainxml.Disk) -> str:
@@ -36,7 +49,8 @@ def _path(hypervisor: Hypervisor, disk: domainxml.Disk) -> str:
     return disk.source
 
 
-def _place(path: str, table: list[zfs.Mount]) -> Place | None:
+def place_of(path: str, table: list[zfs.Mount]) -> Place | None:
+    """Where a path or device really lies; None if that is not on ZFS."""
     real = os.path.realpath(path)
     if real.startswith("/dev/"):
         volume = zfs.volume_of(real)

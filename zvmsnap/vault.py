@@ -30,6 +30,7 @@ _MARK = ".zvmsnap-vault"
 _KNOWN_VAULT = "vault.id"
 INCOMING = ".incoming-"
 REMOVING = ".removing-"
+LOADING = ".loading-"
 _CHUNK_BYTES = 4 << 20
 _PROGRESS_EVERY_S = 0.5
 
@@ -106,15 +107,18 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A directory of a point that was being published or removed."""
+    """A directory of a point that was being published, loaded or removed."""
 
     directory: Path
 
     @property
     def capture(self) -> str | None:
-        """The capture that was being published; None for a removal."""
+        """The capture that was being published or loaded; None for a removal."""
         name = self.directory.name
-        return name.removeprefix(INCOMING) if name.startswith(INCOMING) else None
+        for prefix in (INCOMING, LOADING):
+            if name.startswith(prefix):
+                return name.removeprefix(prefix)
+        return None
 
 
 def unfinished(vault: Path) -> list[Unfinished]:
@@ -124,7 +128,7 @@ def unfinished(vault: Path) -> list[Unfinished]:
         for folder in _listed(vault)
         if folder.is_dir() and not folder.is_symlink()
         for directory in _listed(folder, hidden=True)
-        if directory.name.startswith((INCOMING, REMOVING))
+        if directory.name.startswith((INCOMING, REMOVING, LOADING))
         and directory.is_dir()
         and not directory.is_symlink()
     ]
@@ -156,15 +160,27 @@ def incoming(vault: Path, domain: str, capture: str) -> Path:
     return private_dir(directory)
 
 
+def loading(found: Point, capture: str) -> Path:
+    """Where a copy of its RAM image may lie while libvirt loads it: beside the point."""
+    return private_dir(_loading(found, capture)) / point.MEMORY
+
+
+def drop_loading(found: Point, capture: str) -> None:
+    """Remove that copy."""
+    shutil.rmtree(_loading(found, capture), ignore_errors=True)
+
+
+def _loading(found: Point, capture: str) -> Path:
+    return found.directory.with_name(LOADING + capture)
+
+
 def publish(directory: Path, manifest: Manifest) -> Point:
     """Write the manifest into an incoming directory and let the point appear, once.
 
     A second point of the same moment (clocks set back; datasets snapshotted one by one) gets a
     number behind its name.
     """
-    write_atomic(
-        directory / point.MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
-    )
+    write_atomic(directory / point.MANIFEST, _encoded(manifest))
     number = 1
     while True:
         name = folder_of(manifest.moment)
@@ -174,6 +190,11 @@ def publish(directory: Path, manifest: Manifest) -> Point:
             sync_dir(place.parent)
             return Point(place, manifest)
         number += 1
+
+
+def rewrite(found: Point, manifest: Manifest) -> None:
+    """Replace the manifest of a point. Raises OSError."""
+    write_atomic(found.directory / point.MANIFEST, _encoded(manifest))
 
 
 def published(vault: Path, domain: str, capture: str) -> Point | None:
@@ -272,6 +293,10 @@ def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -
             print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
     if on_terminal:
         print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def _encoded(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
 
 
 def _points_of(folder: Path) -> Iterator[Point]:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,18 +18,41 @@ from pathlib import Path, PurePath
 from zvmsnap.errors import ZfsFailed
 
 _BLKZNAME = 0x8000_0000 | 256 << 16 | 0x12 << 8 | 125  # _IOR(0x12, 125, char[256]), sys/zvol.h
+_LOOK_EVERY_S = 0.05
+# Fixed when a dataset is made, inherited from an origin, or of its keys: `zfs clone` refuses them.
+_OF_THE_DATA = {
+    "casesensitivity",
+    "encryption",
+    "keyformat",
+    "keylocation",
+    "normalization",
+    "pbkdf2iters",
+    "utf8only",
+    "version",
+    "volblocksize",
+    "volsize",
+}
 _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset."""
+    """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset.
+
+    Its guid outlives renames. `origin` is the snapshot that it is a clone of, "" if none.
+    `mountpoint` is the property: `none` and `legacy` are no paths, "" for a volume.
+    """
 
     name: str
     type: str
     compressed: bool
     mode: str = ""
     recursive: str = ""
+    guid: int = 0
+    origin: str = ""
+    mounted: bool = False
+    mountpoint: str = ""
+    canmount: str = ""
 
 
 @dataclass(frozen=True, order=True)
@@ -76,11 +100,24 @@ class Answer:
 
 def datasets() -> dict[str, Dataset]:
     """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
-    columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive"
+    columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
+    columns += ",mounted,mountpoint,canmount"
     found = {}
     for line in _list("-t", "filesystem,volume", "-o", columns):
-        name, kind, compression, mode, recursive = line
-        found[name] = Dataset(name, kind, compression != "off", _value(mode), _value(recursive))
+        name, kind, compression, mode, recursive, guid, origin = line[:7]
+        mounted, mountpoint, canmount = line[7:]
+        found[name] = Dataset(
+            name=name,
+            type=kind,
+            compressed=compression != "off",
+            mode=_value(mode),
+            recursive=_value(recursive),
+            guid=int(guid),
+            origin=_value(origin),
+            mounted=mounted == "yes",
+            mountpoint=_value(mountpoint),
+            canmount=_value(canmount),
+        )
     return found
 
 
@@ -120,6 +157,136 @@ def all_snapshots() -> Answer:
     pools = frozenset(line[0] for line in _list("-d", "0", "-t", "filesystem", "-o", "name"))
     found = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
     return Answer({snapshot.full_name: snapshot for snapshot in found}, pools)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A snapshot, with what keeps it from being destroyed: clones of it, and holds on it."""
+
+    snapshot: Snapshot
+    clones: tuple[str, ...]
+    holds: int
+
+
+def uses(datasets: Sequence[str]) -> list[Use]:
+    """The own snapshots of these datasets, oldest first. Raises ZfsFailed."""
+    columns = f"{_SNAPSHOT_COLUMNS},clones,userrefs"
+    lines = _list("-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns, *datasets)
+    return [
+        Use(
+            _snapshot(line),
+            tuple(clone for clone in _value(line[3]).split(",") if clone),
+            int(_value(line[4]) or 0),
+        )
+        for line in lines
+    ]
+
+
+def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What was set on each of these datasets itself, and a clone of it would lack.
+
+    Without what belongs to the data (and so to a clone anyway). Raises ZfsFailed.
+    """
+    found: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
+    said = _zfs("get", "-Hp", "-s", "local,received", "-o", "name,property,value", "all", *datasets)
+    for line in said.splitlines():
+        dataset, name, value = line.split("\t", 2)
+        if name not in _OF_THE_DATA:
+            found[dataset][name] = value
+    return found
+
+
+def marked(user_property: str) -> dict[str, str]:
+    """The datasets on which this user property itself was set, and its values. Raises ZfsFailed."""
+    said = _zfs(
+        "get", "-Hp", "-s", "local", "-t", "filesystem,volume", "-o", "name,value", user_property
+    )
+    return dict(line.split("\t", 1) for line in said.splitlines())
+
+
+def take_snapshots(datasets: Iterable[str], name: str) -> None:
+    """Take a snapshot of that name of all these datasets; those of a pool at one instant.
+
+    Raises ZfsFailed.
+    """
+    import libzfs_core
+    from libzfs_core.exceptions import ZFSError
+
+    by_pool: dict[str, list[str]] = {}
+    for dataset in sorted(datasets):
+        by_pool.setdefault(_pool(dataset), []).append(f"{dataset}@{name}")
+    for wanted in by_pool.values():
+        try:
+            libzfs_core.lzc_snapshot([full_name.encode() for full_name in wanted])
+        except ZFSError as error:
+            raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
+
+
+def clone(origin: str, name: str, properties: Mapping[str, str]) -> None:
+    """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
+    settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
+    _zfs("clone", *settings, origin, name)
+
+
+def promote(name: str) -> None:
+    """Turn clone and origin round: its snapshots up to the origin become its own.
+
+    Raises ZfsFailed.
+    """
+    _zfs("promote", name)
+
+
+def rename(name: str, new_name: str) -> None:
+    """Rename a dataset, with all below it. Raises ZfsFailed."""
+    _zfs("rename", name, new_name)
+
+
+def set_property(name: str, user_property: str, value: str) -> None:
+    """Set a property of a dataset. Raises ZfsFailed."""
+    _zfs("set", f"{user_property}={value}", name)
+
+
+def inherit(name: str, user_property: str) -> None:
+    """Let a dataset inherit a property again. Raises ZfsFailed."""
+    _zfs("inherit", user_property, name)
+
+
+def mount(name: str) -> None:
+    """Mount a filesystem. Raises ZfsFailed."""
+    _zfs("mount", name)
+
+
+def unmount(name: str) -> None:
+    """Unmount a filesystem. Raises ZfsFailed, as when somebody works in it."""
+    _zfs("unmount", name)
+
+
+def rollback(snapshot: str) -> None:
+    """Put a dataset back to one of its snapshots, destroying the newer ones. Raises ZfsFailed."""
+    _zfs("rollback", "-r", snapshot)
+
+
+def destroy(name: str, *, with_snapshots: bool = False) -> None:
+    """Destroy a dataset or a snapshot, but nothing below it and no clone. Raises ZfsFailed."""
+    if with_snapshots:
+        for use in uses([name]):
+            _zfs("destroy", use.snapshot.full_name)
+    _zfs("destroy", name)
+
+
+def device_of(volume: str) -> str:
+    """The path of a volume's block device; udev writes a blank in its name as a plus sign."""
+    return f"/dev/zvol/{volume.replace(' ', '+')}"
+
+
+def wait_device(volume: str, timeout_s: float) -> None:
+    """Wait until udev has made the volume's device, of this very volume. Raises ZfsFailed."""
+    device = device_of(volume)
+    deadline_s = time.monotonic() + timeout_s
+    while volume_of(device) != volume:
+        if time.monotonic() > deadline_s:
+            raise ZfsFailed(f"{device}: did not appear within {timeout_s:g} s; does udev run?")
+        time.sleep(_LOOK_EVERY_S)
 
 
 def mounts(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
@@ -225,18 +392,26 @@ def _unescape(text: str) -> str:
 
 
 def _list(*arguments: str, partial: bool = False) -> list[list[str]]:
-    command = ["zfs", "list", "-Hp", *arguments]
+    said = _zfs("list", "-Hp", *arguments, partial=partial)
+    return [line.split("\t") for line in said.splitlines()]
+
+
+def _zfs(verb: str, *arguments: str, partial: bool = False) -> str:
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            ["zfs", verb, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError as error:
         raise ZfsFailed(f"zfs cannot be run: {error.strerror}; is zfsutils-linux there?") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ZfsFailed(f"zfs list failed ({done.returncode}): {reason}")
-    return [line.split("\t") for line in done.stdout.splitlines()]
+        raise ZfsFailed(f"zfs {verb} failed ({done.returncode}): {reason}")
+    return done.stdout
 
 
 def _check_gone(name: str) -> None:

@@ -1,0 +1,74 @@
+"""What the agent in a guest is asked for: is it there, what is the time, run this.
+
+Its calls block for ever unless a time limit is set first (libvirt, virDomainQemuAgentCommand).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from zvmsnap.errors import LibvirtFailed
+from zvmsnap.hypervisor import Guest
+
+_CHANNEL = "org.qemu.guest_agent.0"
+_ANSWER_TIMEOUT_S = 5
+_LOOK_EVERY_S = 0.2
+
+
+def has_agent(xml: str) -> bool:
+    """Does the definition have a channel for an agent?"""
+    targets = ET.fromstring(xml).findall("devices/channel/target")
+    return any(target.get("name") == _CHANNEL for target in targets)
+
+
+def answers(guest: Guest) -> bool:
+    """Is there an agent that answers now?"""
+    try:
+        guest.agent_command('{"execute": "guest-ping"}', _ANSWER_TIMEOUT_S)
+    except LibvirtFailed:
+        return False
+    return True
+
+
+def set_clock(guest: Guest) -> None:
+    """Set the guest's clock to now. Raises LibvirtFailed."""
+    guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
+    guest.set_time(time.time())
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a command in a guest."""
+
+    exit_code: int
+    output: str
+
+
+def run(guest: Guest, command: str, timeout_s: float) -> Ran:
+    """Run a shell command in the guest. Raises LibvirtFailed, also if it takes too long."""
+    began = _ask(
+        guest,
+        "guest-exec",
+        {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True},
+    )
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        status = _ask(guest, "guest-exec-status", {"pid": began["pid"]})
+        if status.get("exited"):
+            output = base64.b64decode(str(status.get("out-data", "")))
+            # Ended by a signal, it has none.
+            return Ran(int(str(status.get("exitcode", -1))), output.decode(errors="replace"))
+        if time.monotonic() > deadline_s:
+            raise LibvirtFailed(f"{guest.name}: {command!r} takes longer than {timeout_s:g} s")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _ask(guest: Guest, command: str, arguments: dict[str, object]) -> dict[str, object]:
+    question = json.dumps({"execute": command, "arguments": arguments})
+    answer = json.loads(guest.agent_command(question, _ANSWER_TIMEOUT_S))
+    found: dict[str, object] = answer["return"]
+    return found

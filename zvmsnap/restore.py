@@ -1,0 +1,439 @@
+"""A point comes back in place of its guest, and nothing is lost on the way.
+
+    former       definition, NVRAM and TPM state of now are kept in staging
+    clone        the datasets of then, beside those of now (switch.prepare)
+    unpack       a compressed RAM image, into staging
+    stop         RAM of now is saved at the instant at which the guest stops
+    safety       a snapshot of the disks of now; with that RAM it becomes a point
+    switch       the names of the datasets lead to the disks of then
+    promote      and hold their history
+    rollback     instead of these three, if it was asked for
+    definition   definition, NVRAM and TPM state of then
+    load         RAM of then, or a start from the disks; the guest stands still
+    resume       it goes on
+
+Up to `resume` every failure is undone, and ends with the former machine running on from its saved
+RAM. After a crash, `zvmsnap recover` goes on by this table:
+
+| died at                  | the guest now             | what happens                          |
+|--------------------------|---------------------------|---------------------------------------|
+| former, clone, unpack    | any                       | undone; it was not touched            |
+| stop                     | runs                      | undone                                |
+| stop                     | off, its RAM is not saved | undone: it is off, as the crash left it |
+| stop and later           | off                       | gone on with                          |
+| stop, safety, switch     | runs: somebody started it | undone, if its disks are those of now |
+| switch and later         | runs: somebody started it | gone on with, but its RAM is not loaded |
+| undo ...                 | any                       | undone further                        |
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from zvmsnap import agent, definition, domainxml, home, labels, loadable, log, saveimage, switch
+from zvmsnap import point as points
+from zvmsnap import tpm, vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.errors import (
+    Cancelled,
+    DomainGone,
+    ImageUnloadable,
+    RestoreFailed,
+    SnapshotMissing,
+    ZvmsnapError,
+)
+from zvmsnap.hypervisor import Guest, Hypervisor
+from zvmsnap.journal import Entry, Journal, Open, Process
+from zvmsnap.leave import wait_idle
+from zvmsnap.locks import lock
+from zvmsnap.placement import Level
+from zvmsnap.point import Point
+from zvmsnap.publish import publish
+from zvmsnap.staging import CaptureDir, Room
+from zvmsnap.steps import Step, StepFailed, run, take_back
+from zvmsnap.tasks import Begin, Restore, Tasks
+
+_UNTOUCHED = ("", "former", "clone", "unpack")
+_BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
+
+
+class Restoring:
+    """One restore, from its plan or from what a crash has left of it. The caller locks the guest."""
+
+    def __init__(
+        self,
+        config: Config,
+        hypervisor: Hypervisor,
+        task: Restore,
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self._tasks = Tasks(config.journal_dir)
+        self._task = task
+        self._cancelled = cancelled or threading.Event()
+        self._former = CaptureDir(config.staging_dir / task.capture)
+        self._point = points.read(Path(task.directory))
+        self._log = log.about(task.domain, "restore")
+
+    def run(self) -> None:
+        """Bring the point back. Raises RestoreFailed, with what is there now."""
+        self._run(None)
+
+    def go_on(self) -> None:
+        """End what a crash interrupted, by the table above. Raises RestoreFailed."""
+        guest = self._guest()
+        if guest and guest.is_active():
+            # A save or load whose caller was killed goes on in libvirt.
+            wait_idle(guest, self._config.limits.busy_timeout_s)
+        step = self._task.step
+        if step.startswith("undo "):
+            self._take_back(step.removeprefix("undo "))
+        elif step in _UNTOUCHED or not self._may_go_on(step):
+            self._take_back(step or "former")
+        else:
+            self._log.warning("going on with the restore of %s at %s", self._task.point, step)
+            self._run(step)
+
+    def _run(self, begin_with: str | None) -> None:
+        if begin_with != "finish":
+            try:
+                run(self._steps(), self._record, begin_with=begin_with)
+            except StepFailed as error:
+                if error.not_undone:
+                    raise RestoreFailed(
+                        f"{error}. zvmsnap recover {self._task.domain} tries again"
+                    ) from error
+                self._tasks.close(self._task.uuid)
+                raise RestoreFailed(f"{error}. All is as it was: {self._what_is()}") from error
+        self._finish()
+
+    def _take_back(self, step: str) -> None:
+        self._log.warning("undoing the restore of %s, which died at %s", self._task.point, step)
+        left = take_back(self._steps(), step, self._record)
+        if left:
+            raise RestoreFailed(f"{self._task.domain}: could not be undone: {'; '.join(left)}")
+        self._tasks.close(self._task.uuid)
+        self._log.info("all is as it was: %s", self._what_is())
+
+    def _may_go_on(self, step: str) -> bool:
+        active = self._is_active()
+        if step == "stop":
+            return not active and (not self._task.save or self._saved() is not None)
+        return not (active and step in _BEFORE_SWITCH and not self._is_switched())
+
+    def _is_switched(self) -> bool:
+        there = zfs.datasets()
+        return all(
+            unit.top in there and there[unit.top].guid == unit.members[0].new_guid
+            for unit in self._task.units
+        )
+
+    def _what_is(self) -> str:
+        guest = self._guest()
+        return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
+
+    def _record(self, step: str) -> None:
+        if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
+            raise Cancelled(f"interrupted before {step}")
+        self._note(step=step)
+
+    def _note(self, **changes: Any) -> None:
+        self._task = msgspec.structs.replace(self._task, **changes)
+        self._tasks.write(self._task)
+
+    def _steps(self) -> list[Step]:
+        task = self._task
+        steps = [Step("former", self._keep_former, self._forget_former)]
+        if task.units:
+            steps.append(Step("clone", self._clone, lambda: switch.discard(self._task.units)))
+        if task.memory and self._is_packed():
+            steps.append(Step("unpack", self._unpack))
+        if task.was_active:
+            steps.append(Step("stop", self._stop, self._bring_former_back))
+        if task.safety:
+            steps.append(Step("safety", self._take_safety, self._drop_safety))
+        if task.units:
+            steps += [
+                Step("switch", self._switch, lambda: switch.switch_back(self._task.units)),
+                Step(
+                    "promote",
+                    lambda: switch.promote(self._task.units),
+                    lambda: switch.demote(self._task.units),
+                ),
+            ]
+        else:
+            steps.append(Step("rollback", self._roll_back))
+        return [
+            *steps,
+            Step("definition", self._define, self._define_former),
+            Step("load", self._load, self._unload),
+            Step("resume", self._resume),
+        ]
+
+    # -- before anything is touched
+
+    def _keep_former(self) -> None:
+        self._former.make()
+        guest = self._guest()
+        if guest is None:
+            return
+        definition.store(guest, self._former.point, (), [])
+        if self._task.save:
+            ram_bytes = domainxml.parse(guest.xml()).memory_kib << 10
+            Room(self._config.staging_dir, 0).take(ram_bytes)
+
+    def _forget_former(self) -> None:
+        if self._task.was_active and not self._is_active() and self._saved():
+            raise RestoreFailed(
+                f"kept, as it holds the RAM of {self._task.domain}: {self._saved()}"
+            )
+        self._former.remove()
+
+    def _clone(self) -> None:
+        self._note(units=switch.prepare(self._task.units))
+
+    def _is_packed(self) -> bool:
+        memory = self._point.manifest.memory
+        return memory is not None and memory.compression != "none"
+
+    @property
+    def _unpacked(self) -> Path:
+        return self._former.path / "loading.img"
+
+    def _unpack(self) -> None:
+        memory = self._point.manifest.memory
+        assert memory
+        self._unpacked.unlink(missing_ok=True)
+        stored = self._point.directory / memory.file
+        loadable.prepare(stored, memory, self._unpacked, xml=None)
+
+    # -- the former machine
+
+    def _stop(self) -> None:
+        guest = self._guest()
+        if guest is None or not guest.is_active():
+            return
+        wait_idle(guest, self._config.limits.busy_timeout_s)
+        if self._task.save:
+            self._former.memory.unlink(missing_ok=True)
+            guest.save(str(self._former.memory))
+        else:
+            guest.destroy()
+
+    def _saved(self) -> Path | None:
+        """The RAM of the former machine, if it was saved to its end."""
+        try:
+            saveimage.xml_of(self._former.memory)
+        except (OSError, ImageUnloadable):
+            return None
+        return self._former.memory
+
+    def _bring_former_back(self) -> None:
+        if self._is_active():
+            return
+        if self._task.no_return:
+            raise RestoreFailed(
+                f"{self._task.domain} is off, and disks of it were rolled back already: "
+                f"zvmsnap restore --rollback {self._task.point} again"
+            )
+        saved = self._saved()
+        if saved:
+            self._hypervisor.restore(str(saved))
+            return
+        if self._task.save and self._task.owner.boot != Process.of(1).boot:
+            self._log.warning("is off: the host went down before its RAM was saved")
+            return
+        guest = self._guest()
+        if guest is None:
+            raise RestoreFailed(f"{self._task.domain} is off, and was transient: start it again")
+        self._log.warning("its RAM was not saved: it boots from its disks")
+        guest.create()
+
+    def _take_safety(self) -> None:
+        safety = self._safety
+        if self._task.was_active:
+            try:
+                memory_format = saveimage.judge(self._former.memory).format
+                changes: dict[str, Any] = {"memory_format": memory_format}
+            except ImageUnloadable as error:
+                changes = {"level": Level.CRASH, "reason": str(error)}
+            safety = msgspec.structs.replace(safety, frozen_at_s=time.time(), **changes)
+            self._note(safety=safety)
+        (name,) = safety.names
+        wanted = [f"{dataset}@{name}" for dataset in safety.targets]
+        if len(zfs.snapshots(wanted).present) < len(wanted):
+            zfs.take_snapshots(safety.targets, name)
+
+    def _drop_safety(self) -> None:
+        (name,) = self._safety.names
+        wanted = [f"{dataset}@{name}" for dataset in self._safety.targets]
+        for found in zfs.snapshots(wanted).present:
+            zfs.destroy(found)
+
+    @property
+    def _safety(self) -> Entry:
+        assert self._task.safety
+        return self._task.safety
+
+    # -- the machine of then
+
+    def _switch(self) -> None:
+        if self._is_active():
+            raise RestoreFailed(f"{self._task.domain} was started meanwhile")
+        switch.switch(self._task.units)
+
+    def _roll_back(self) -> None:
+        if self._is_active():
+            raise RestoreFailed(f"{self._task.domain} was started meanwhile")
+        self._note(no_return=True)
+        for snapshot in self._task.rollback:
+            zfs.rollback(snapshot)
+        for snapshot in self._task.rollback:
+            dataset = snapshot.partition("@")[0]
+            if zfs.datasets()[dataset].type == "volume":
+                zfs.wait_device(dataset, 30)
+
+    def _define(self) -> None:
+        for disk in domainxml.parse(self._xml()).disks:
+            if disk.type == "file" and disk.writable:
+                labels.give_back(disk.source)
+        self._put_back(self._point.directory)
+
+    def _define_former(self) -> None:
+        if self._task.existed:
+            self._put_back(self._former.point)
+            return
+        guest = self._guest()
+        if guest and guest.is_persistent() and not self._task.was_active:
+            guest.undefine()
+
+    def _put_back(self, directory: Path) -> None:
+        """Definition, NVRAM and, where it does not come with RAM, TPM state out of a directory."""
+        then = directory == self._point.directory
+        xml = self._xml() if then else (directory / points.PERSISTENT_XML).read_text()
+        transient = not (directory / points.PERSISTENT_XML).exists()
+        if not (transient and self._task.memory and then):
+            self._hypervisor.define(xml)
+        nvram = domainxml.parse(xml).nvram
+        if nvram and (directory / points.NVRAM).exists():
+            definition.put_nvram(directory / points.NVRAM, Path(nvram))
+        archive = directory / points.TPM
+        if archive.exists():
+            tpm.put_back(archive, xml, self._task.uuid)
+
+    def _xml(self) -> str:
+        """The definition of then, with the paths of now."""
+        directory = self._point.directory
+        persistent = directory / points.PERSISTENT_XML
+        source = persistent if persistent.exists() else directory / points.DOMAIN_XML
+        return domainxml.with_sources(source.read_text(), self._task.sources)
+
+    def _load(self) -> None:
+        guest = self._guest()
+        if guest and guest.is_active():
+            if guest.state() != "paused":
+                self._log.warning("was started by somebody meanwhile, so its RAM is not loaded")
+                return
+            guest.destroy()
+        if self._task.memory:
+            image = self._image()
+            xml = saveimage.xml_of(image)
+            changed = domainxml.with_sources(xml, self._task.sources)
+            self._hypervisor.restore(
+                str(image), changed if self._task.sources else None, paused=True
+            )
+        elif self._task.begin is not Begin.OFF:
+            self._required().create(paused=True)
+
+    def _image(self) -> Path:
+        memory = self._point.manifest.memory
+        assert memory
+        return self._unpacked if self._is_packed() else self._point.directory / memory.file
+
+    def _unload(self) -> None:
+        if self._is_active():
+            self._required().destroy()
+
+    def _resume(self) -> None:
+        if self._task.begin is Begin.OFF:
+            return
+        guest = self._required()
+        if not guest.is_active():
+            # It ran, and then the host went down: it boots, as it would have anyway.
+            if self._task.owner.boot != Process.of(1).boot:
+                guest.create()
+        elif self._task.begin is Begin.RUNNING and guest.state() == "paused":
+            guest.resume()
+
+    # -- afterwards: nothing of this is undone, all may be repeated
+
+    def _finish(self) -> None:
+        self._note(step="finish")
+        if self._task.begin is Begin.RUNNING and self._task.memory:
+            self._set_clock()
+        self._tell_points()
+        if self._task.safety:
+            self._publish_safety()
+        self._former.remove()
+        self._tasks.close(self._task.uuid)
+        self._log.info("%s is back: %s", self._task.point, self._what_is())
+
+    def _set_clock(self) -> None:
+        try:
+            guest = self._required()
+            if agent.has_agent(guest.xml()):
+                agent.set_clock(guest)
+        except ZvmsnapError as error:
+            self._log.warning("its clock is still of then: %s", error)
+
+    def _tell_points(self) -> None:
+        """Snapshots have moved with their datasets: their points must find them."""
+        names = [
+            side + member.path
+            for unit in self._task.units
+            for side in (unit.top, unit.former)
+            for member in unit.members
+        ]
+        if not names:
+            return
+        there = zfs.datasets()
+        present = [use.snapshot for use in zfs.uses([name for name in names if name in there])]
+        timeout_s = self._config.limits.lock_timeout_s
+        with lock(self._config.locks_dir, "vault", "tell points of a restore", timeout_s):
+            for found in vault.entries(self._config.vault_dir):
+                if isinstance(found, Point) and (new := home.moved(found.manifest, present)):
+                    with suppress(FileNotFoundError):
+                        vault.rewrite(found, new)
+
+    def _publish_safety(self) -> None:
+        moved = {
+            unit.top + member.path: unit.former + member.path
+            for unit in self._task.units
+            for member in unit.members
+        }
+        safety = msgspec.structs.replace(self._safety, moved=moved)
+        work = Open(Journal(self._config.journal_dir), safety)
+        try:
+            publish(self._config, self._hypervisor, work, safety.names, self._log)
+        except SnapshotMissing as error:
+            self._log.warning("no safety point: %s", error)
+
+    def _guest(self) -> Guest | None:
+        try:
+            return self._hypervisor.guest(self._task.uuid)
+        except DomainGone:
+            return None
+
+    def _required(self) -> Guest:
+        return self._hypervisor.guest(self._task.uuid)
+
+    def _is_active(self) -> bool:
+        guest = self._guest()
+        return guest is not None and guest.is_active()

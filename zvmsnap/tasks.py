@@ -1,0 +1,118 @@
+"""What an operator's command was about to do when it died: one file per guest that it makes.
+
+Beside the journal of moments, as a restore takes a moment itself: the safety point.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from zvmsnap import log
+from zvmsnap.files import private_dir, sync_dir, write_atomic
+from zvmsnap.journal import Entry, Process
+from zvmsnap.switch import Unit
+
+SCHEMA = 1
+_UUID = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
+_CAPTURE = _UUID.removesuffix(r"\Z") + r"\.[0-9a-f]{8}\Z"
+_FOLDER = "tasks"
+
+Source = tuple[str, str, str]  # type, path and format of a disk
+
+
+class Begin(StrEnum):
+    """What the guest does when all is done."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What both kinds have. `domain` and `uuid` are of the guest that is brought (back) to life."""
+
+    schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
+    domain: Annotated[str, msgspec.Meta(min_length=1)]
+    uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
+    point: str
+    directory: str
+    owner: Process
+    step: str = ""
+    sources: dict[str, Source] = {}
+    memory: bool  # from its RAM, else from its disks alone
+    begin: Begin
+    capture: Annotated[str, msgspec.Meta(pattern=_CAPTURE)]  # a directory in staging, ours alone
+
+
+class Restore(Task, frozen=True, kw_only=True, tag="restore"):
+    """A restore in place: datasets that switch, or snapshots that are rolled back to."""
+
+    units: tuple[Unit, ...] = ()
+    rollback: tuple[str, ...] = ()
+    existed: bool  # was there such a guest before?
+    was_active: bool
+    save: bool  # the RAM of the former machine is saved when it is stopped
+    safety: Entry | None = None
+    no_return: bool = False  # the rollback has begun: what was there is gone
+
+
+class Clone(Task, frozen=True, kw_only=True, tag="clone"):
+    """A clone: the datasets that are made for it, parents first, and the snapshots they show."""
+
+    network: str
+    datasets: tuple[tuple[str, str], ...] = ()
+
+
+class Tasks:
+    """The directory of tasks."""
+
+    def __init__(self, journal: Path) -> None:
+        self._directory = journal / _FOLDER
+
+    def write(self, task: Restore | Clone) -> None:
+        """Write `task` down, durably, in place of the guest's former one."""
+        private_dir(self._directory)
+        write_atomic(self._path(task.uuid), msgspec.json.format(msgspec.json.encode(task)))
+
+    def read(self, uuid: str) -> Restore | Clone | None:
+        """The open task of a guest. A damaged one is set aside and counts as none."""
+        path = self._path(uuid)
+        try:
+            task = msgspec.json.decode(path.read_bytes(), type=Restore | Clone)
+            if task.uuid != uuid:
+                raise msgspec.ValidationError("it is of another guest")
+            return task
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            aside = path.with_suffix(".damaged")
+            log.plain().error(
+                "%s cannot be read; set aside as %s: see `zfs list` for datasets named "
+                "*.zvmsnap-* or *.before-*",
+                path,
+                aside.name,
+            )
+            os.replace(path, aside)
+            return None
+
+    def all(self) -> list[Restore | Clone]:
+        """All open tasks."""
+        if not self._directory.is_dir():
+            return []
+        found = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
+        return [task for task in found if task]
+
+    def close(self, uuid: str) -> None:
+        """The task is done."""
+        path = self._path(uuid)
+        if path.exists():
+            path.unlink()
+            sync_dir(self._directory)
+
+    def _path(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.json"
