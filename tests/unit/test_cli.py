@@ -77,7 +77,9 @@ def test_list_filters_by_guest_and_reports_damage(
     assert "odd" in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", [NAME, NAME.removesuffix("_hourly")])
+@pytest.mark.parametrize(
+    "name", [NAME, NAME.removesuffix("_hourly"), "latest", "2026-11-20T04:00+01:00"]
+)
 def test_show_takes_any_name_of_the_moment(
     run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest], name: str
 ) -> None:
