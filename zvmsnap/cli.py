@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 import zvmsnap
-from zvmsnap import completion, config, log, prune, render, vault, zfs
+from zvmsnap import completion, config, log, prune, qemuconf, render, vault, zfs
 from zvmsnap.choose import choose
 from zvmsnap.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal import Journal
@@ -121,6 +121,8 @@ def list_points(
             typer.echo(f"no points of {domain}" if domain else "no points")
         for text in interrupted:
             typer.echo(text)
+    if why := qemuconf.why_unloadable():
+        log.plain().error("%s", why)
     _report_and_exit(damaged)
 
 
