@@ -1,3 +1,4 @@
+import logging
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -89,7 +90,5 @@ def test_no_dump_that_could_not_be_loaded(
     assert entry.reason == "qemu.conf says sparse"
     assert guest.calls == []
     assert not entry.may_be_on_overlay
-    errors = [
-        record for record in caplog.records if record.levelname.strip(": ").lower() == "error"
-    ]
-    assert "no RAM in this point: qemu.conf says sparse" in errors[0].message
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == ["web (tank/web): no RAM in this point: qemu.conf says sparse"]
