@@ -27,6 +27,7 @@ from zvmsnap import (
     guard,
     log,
     placement,
+    qemuconf,
     saveimage,
     staging,
     survey,
@@ -218,6 +219,10 @@ class _GuestCapture:
                 return True
             if placed.level is not Level.MEMORY:
                 return self._without_memory(placed, placed.level, placed.reason)
+            if why := qemuconf.why_unloadable():
+                self._log.error("no RAM in this point: %s", why)
+                self._without_memory(placed, Level.CRASH, why)
+                return False
             try:
                 self._with_memory(placed)
                 return True

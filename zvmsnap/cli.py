@@ -13,8 +13,9 @@ import msgspec
 import typer
 
 import zvmsnap
-from zvmsnap import config, log, prune, render, vault, zfs
-from zvmsnap.errors import EXIT_FAILED, EXIT_OK, PointNotFound, ZvmsnapError
+from zvmsnap import completion, config, log, prune, qemuconf, render, vault, zfs
+from zvmsnap.choose import choose
+from zvmsnap.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal import Journal
 from zvmsnap.point import Liveness, Point
 from zvmsnap.sanoid import Role
@@ -29,11 +30,20 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+PointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DOMAIN@SNAPNAME",
+        help="Any name of the moment; or DOMAIN@latest, DOMAIN@TIME (the last one until then).",
+        autocompletion=completion.points,
+    ),
+]
 
 
 def main() -> None:
     """Run the command line; exits 0, 1 for a failure, 2 for usage or configuration."""
     log.setup()
+    completion.join_words_of_bash(os.environ)
     try:
         app()
     except ZvmsnapError as error:
@@ -111,21 +121,20 @@ def list_points(
             typer.echo(f"no points of {domain}" if domain else "no points")
         for text in interrupted:
             typer.echo(text)
+    if why := qemuconf.why_unloadable():
+        log.plain().error("%s", why)
     _report_and_exit(damaged)
 
 
 @app.command()
-def show(
-    point: Annotated[
-        str, typer.Argument(metavar="DOMAIN@SNAPNAME", help="Any name of the moment.")
-    ],
-    as_json: JsonOption = False,
-) -> None:
+def show(point: PointArgument, as_json: JsonOption = False) -> None:
     """Show everything that is known of one point.
 
     \b
-    Example:
+    Examples:
       zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
+      zvmsnap show web@latest
+      zvmsnap show web@2026-11-20T03:15    the last one taken until then, local time
     """
     found = _find(point)
     liveness = _liveness()
@@ -246,19 +255,8 @@ def _interrupted(domain: str | None) -> list[str]:
 
 
 def _find(text: str) -> Point:
-    domain, at, name = text.rpartition("@")
-    if not at or not domain or not name:
-        raise PointNotFound(f"{text!r} is no point: say DOMAIN@SNAPNAME, as `zvmsnap list` shows")
-    points, _ = _read_vault(domain)
-    found = [point for point in points if point.answers_to(name)]
-    # A directory's own name is unique, where two points share a snapshot name.
-    exact = [point for point in found if point.directory.name == name] or found
-    if not exact:
-        raise PointNotFound(f"{text}: there is no such point; `zvmsnap list {domain}` shows them")
-    if len(exact) > 1:
-        names = ", ".join(point.name for point in exact)
-        raise PointNotFound(f"{text}: answers to several points; say one of {names}")
-    return exact[0]
+    points, _ = _read_vault(None)
+    return choose(points, text)
 
 
 def _liveness() -> Liveness:

@@ -10,7 +10,7 @@ import pytest
 
 import zvmsnap
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import cli, vault, zfs
+from zvmsnap import cli, qemuconf, vault, zfs
 from zvmsnap.errors import LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.point import Manifest, Tie
@@ -77,7 +77,9 @@ def test_list_filters_by_guest_and_reports_damage(
     assert "odd" in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", [NAME, NAME.removesuffix("_hourly")])
+@pytest.mark.parametrize(
+    "name", [NAME, NAME.removesuffix("_hourly"), "latest", "2026-11-20T04:00+01:00"]
+)
 def test_show_takes_any_name_of_the_moment(
     run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest], name: str
 ) -> None:
@@ -284,3 +286,13 @@ def test_a_file_in_place_of_a_directory_is_one_line(
     assert "Traceback" not in err
     assert (tmp_path / directory).read_text() == "foreign"
     assert code == 0 or len(err.splitlines()) == 1
+
+
+def test_list_warns_of_a_format_that_cannot_be_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemuconf, "why_unloadable", lambda: "qemu.conf says sparse")
+    for arguments in (["list"], ["list", "--json"]):
+        code, _, err = run(*arguments)
+        assert (code, err.count("\n")) == (0, 1)
+        assert err.endswith("error: qemu.conf says sparse\n")

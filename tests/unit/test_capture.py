@@ -1,0 +1,94 @@
+import logging
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conftest import RAM
+from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base
+from zvmsnap import capture, qemuconf, staging, zfs
+from zvmsnap.config import Config
+from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.placement import Level
+from zvmsnap.sanoid import HookCall, Role
+
+DATASET = zfs.Dataset("tank/web", "filesystem", compressed=False)
+CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
+
+
+class DumpedGuest(FakeGuest):
+    """A guest whose RAM can be dumped."""
+
+    def migrate_max_downtime_ms(self) -> int:
+        return self.allowed_ms
+
+    @contextmanager
+    def pauses(self) -> Iterator[Callable[[], float]]:
+        yield lambda: 0.1
+
+    def snapshot_create(self, xml: str) -> None:
+        self._does("snapshot")
+        root = ET.fromstring(xml)
+        memory = root.find("memory")
+        assert memory is not None
+        Path(memory.get("file", "")).write_bytes(RAM)
+        for disk in root.findall("disks/disk[@snapshot='external']"):
+            source = disk.find("source")
+            assert source is not None
+            self.on_overlay(disk.get("name", ""), Path(source.get("file", "")))
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> DumpedGuest:
+    return DumpedGuest(vda=make_base(tmp_path / "tank" / "vda.raw"))
+
+
+@pytest.fixture
+def begin(
+    tmp_path: Path,
+    config: Config,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], tuple[bool, Entry]]:
+    """Runs pre for tank/web, where the guest's disk lies; returns what the journal then says."""
+    monkeypatch.setattr(capture, "Hypervisor", host.connect)
+    monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
+    table = [zfs.Mount(1, 0, "/", "/", ""), zfs.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web")]
+    monkeypatch.setattr(zfs, "mounts", lambda: table)
+    # QEMU's user, who must pass through to the overlays, is no subject here.
+    monkeypatch.setattr(staging, "check_usable", lambda *_arguments: None)
+
+    def run() -> tuple[bool, Entry]:
+        config.staging_dir.mkdir(exist_ok=True)
+        complete = capture.begin(CALL, config, Process.none(), {}, threading.Event(), guarded=False)
+        (entry,) = Journal(config.journal_dir).entries()
+        return complete, entry
+
+    return run
+
+
+def test_with_memory(begin: Callable[[], tuple[bool, Entry]], guest: DumpedGuest) -> None:
+    complete, entry = begin()
+    assert (complete, entry.level, entry.reason) == (True, Level.MEMORY, None)
+    assert (entry.step, entry.memory_format) == ("frozen", "raw")
+    assert guest.live["vda"] == entry.disks[0].overlay
+
+
+def test_no_dump_that_could_not_be_loaded(
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(qemuconf, "why_unloadable", lambda: "qemu.conf says sparse")
+    complete, entry = begin()
+    assert (complete, entry.level) == (False, Level.CRASH)
+    assert entry.reason == "qemu.conf says sparse"
+    assert guest.calls == []
+    assert not entry.may_be_on_overlay
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == ["web (tank/web): no RAM in this point: qemu.conf says sparse"]

@@ -1,0 +1,85 @@
+"""Which point is meant by `DOMAIN@WHICH`. Pure.
+
+| WHICH                                         | the point                               |
+|-----------------------------------------------|-----------------------------------------|
+| the name of a point's own directory           | that one                                |
+| a moment, or a snapshot name of one           | the one that answers to it              |
+| the same, of several points                   | none: its own name must be said         |
+| `latest`                                      | the one taken last                      |
+| an ISO time, local unless it names an offset  | the last one taken then or before       |
+| anything else                                 | none                                    |
+
+The first row that fits decides. A date alone means 00:00 of that day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+
+from zvmsnap.errors import PointNotFound
+from zvmsnap.point import Point
+
+LATEST = "latest"
+
+
+def choose(points: Sequence[Point], text: str) -> Point:
+    """The point of `points` that `text` means. Raises PointNotFound with what there is."""
+    domain, _, which = text.rpartition("@")
+    if not domain or not which:
+        raise PointNotFound(
+            f"{text!r} is no point: say DOMAIN@SNAPNAME, as `zvmsnap list` shows, "
+            f"DOMAIN@{LATEST} or DOMAIN@TIME"
+        )
+    own = sorted((point for point in points if point.manifest.domain == domain), key=_order)
+    if not own:
+        guests = ", ".join(sorted({point.manifest.domain for point in points}))
+        raise PointNotFound(
+            f"{text}: {domain} has no point; guests with points: {guests or 'none'}"
+        )
+    found = _named(own, text, which)
+    if found:
+        return found
+    if which == LATEST:
+        return own[-1]
+    time = _time(which)
+    if time is None:
+        raise PointNotFound(
+            f"{text}: there is no such point; the last of {len(own)} is {own[-1].name}, "
+            f"`zvmsnap list {domain}` shows all"
+        )
+    before = [point for point in own if _taken(point) <= time]
+    if not before:
+        first = own[0]
+        raise PointNotFound(
+            f"{text}: there is no point of then or before; the first is {first.name}, "
+            f"taken {_taken(first).astimezone(time.tzinfo).isoformat(timespec='seconds')}"
+        )
+    return before[-1]
+
+
+def _named(points: Sequence[Point], text: str, name: str) -> Point | None:
+    found = [point for point in points if point.answers_to(name)]
+    # A directory's own name is unique, where two points share a snapshot name.
+    exact = [point for point in found if point.directory.name == name] or found
+    if len(exact) > 1:
+        names = ", ".join(point.name for point in exact)
+        raise PointNotFound(f"{text}: answers to several points; say one of {names}")
+    return exact[0] if exact else None
+
+
+def _order(point: Point) -> tuple[datetime, str]:
+    return _taken(point), point.directory.name
+
+
+def _taken(point: Point) -> datetime:
+    return datetime.fromisoformat(point.manifest.taken)
+
+
+def _time(text: str) -> datetime | None:
+    # Local time cannot be told of the first and last days of the calendar.
+    with suppress(ValueError, OverflowError):
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo else time.astimezone()
+    return None
