@@ -52,6 +52,7 @@ from zvmsnap.sanoid import HookCall, spellings
 from zvmsnap.staging import CaptureDir, Room
 from zvmsnap.steps import Step, StepFailed
 from zvmsnap.steps import run as run_steps
+from zvmsnap.tasks import Tasks
 
 _PARALLEL_GUESTS = 16
 _LOOK_AGAIN_S = 0.2
@@ -212,6 +213,8 @@ class _GuestCapture:
 
     def run(self) -> bool:
         """True if the guest got the best level that its disks allow."""
+        if Tasks(self._moment.config.journal_dir).read(self._guest.uuid):
+            raise DomainBusy("a restore of it is under way, or was interrupted: zvmsnap recover")
         with self._alone():
             found = survey.look(self._moment.hypervisor, self._guest, self._moment.mounts)
             placed = placement.place(found, self._moment.covered)

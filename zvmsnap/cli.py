@@ -13,12 +13,25 @@ import msgspec
 import typer
 
 import zvmsnap
-from zvmsnap import completion, config, log, prune, qemuconf, render, vault, zfs
+from zvmsnap import (
+    clirestore,
+    completion,
+    config,
+    log,
+    prune,
+    qemuconf,
+    render,
+    vault,
+    verdict,
+    zfs,
+)
 from zvmsnap.choose import choose
+from zvmsnap.clirestore import PointArgument
 from zvmsnap.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal import Journal
 from zvmsnap.point import Liveness, Point
 from zvmsnap.sanoid import Role
+from zvmsnap.tasks import Tasks
 from zvmsnap.vault import Damaged
 
 # Plain help: rich would be imported by every command for the sake of boxes.
@@ -30,14 +43,6 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-PointArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="DOMAIN@SNAPNAME",
-        help="Any name of the moment; or DOMAIN@latest, DOMAIN@TIME (the last one until then).",
-        autocompletion=completion.points,
-    ),
-]
 
 
 def main() -> None:
@@ -81,6 +86,9 @@ def common(
       zvmsnap list                 all points
       zvmsnap list web             those of one guest
       zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
+      zvmsnap restore web@latest   bring it back, in place
+      zvmsnap clone web@latest w2  a second machine from it, beside the first
+      zvmsnap verify --boot web    prove that its points live
       zvmsnap prune --dry-run      what has lost its snapshots
       zvmsnap recover              bring guests back from overlays, whatever died
 
@@ -103,7 +111,8 @@ def list_points(
     Example:
       zvmsnap list web
     """
-    points, damaged = _read_vault(domain)
+    points, damaged = vault.read(config.load())
+    points = [point for point in points if domain in (None, point.manifest.domain)]
     interrupted = _interrupted(domain)
     liveness = _liveness() if points else Liveness({}, frozenset())
     if as_json:
@@ -116,7 +125,8 @@ def list_points(
         )
     else:
         if points:
-            typer.echo("\n".join(render.table(points, liveness)))
+            verdicts = {point.name: verdict.read(point) for point in points}
+            typer.echo("\n".join(render.table(points, liveness, verdicts)))
         elif not interrupted:
             typer.echo(f"no points of {domain}" if domain else "no points")
         for text in interrupted:
@@ -207,6 +217,11 @@ def recover_guests(
     raise typer.Exit(EXIT_OK if report.complete else EXIT_FAILED)
 
 
+app.command("restore")(clirestore.restore)
+app.command("clone")(clirestore.clone)
+app.command("verify")(clirestore.verify)
+
+
 @app.command()
 def hook(role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")]) -> None:
     """Run as a hook of sanoid, which says the rest through SANOID_... variables.
@@ -222,28 +237,19 @@ def hook(role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")])
     raise typer.Exit(run([role]))
 
 
-def _read_vault(domain: str | None) -> tuple[list[Point], list[Damaged]]:
-    points, damaged = [], []
-    settings = config.load()
-    vault.check(settings)
-    for entry in vault.entries(settings.vault_dir):
-        if isinstance(entry, Damaged):
-            damaged.append(entry)
-        elif domain in (None, entry.manifest.domain):
-            points.append(entry)
-    points.sort(key=lambda point: (point.manifest.domain, point.manifest.taken))
-    return points, damaged
-
-
 def _interrupted(domain: str | None) -> list[str]:
     """Moments that are not points yet, or not gone yet: under way, or waiting to be recovered."""
     settings = config.load()
     entries = Journal(settings.journal_dir).entries()
-    known = {entry.capture for entry in entries}
+    tasks = Tasks(settings.journal_dir).all()
+    known = {entry.capture for entry in entries} | {task.capture for task in tasks}
     found = [
         f"{entry.domain}: {render.work(entry)} is {render.progress(entry)}"
         for entry in entries
         if domain in (None, entry.domain)
+    ]
+    found += [
+        f"{task.domain}: {render.task(task)}" for task in tasks if domain in (None, task.domain)
     ]
     for left in vault.unfinished(settings.vault_dir):
         mine = domain is None or left.directory.parent.name == vault.folder_of(domain)
@@ -255,7 +261,7 @@ def _interrupted(domain: str | None) -> list[str]:
 
 
 def _find(text: str) -> Point:
-    points, _ = _read_vault(None)
+    points, _ = vault.read(config.load())
     return choose(points, text)
 
 
@@ -272,6 +278,7 @@ def _described(point: Point, liveness: Liveness) -> dict[str, Any]:
         "alive": [tie.full_name for tie in liveness.alive(point.manifest)],
         "complete_names": liveness.complete_names(point.manifest),
         "note": render.note(point.manifest, liveness),
+        "verified": msgspec.to_builtins(verdict.read(point)),
     }
 
 

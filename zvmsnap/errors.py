@@ -41,6 +41,12 @@ class GuestNotFound(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class ConfirmationMissing(ZvmsnapError):
+    """There is no terminal on which one could be asked."""
+
+    exit_code = EXIT_USAGE
+
+
 class StagingUnusable(ZvmsnapError):
     """Staging cannot be used: it would be snapshotted itself, or QEMU cannot reach it."""
 
@@ -126,6 +132,10 @@ class SnapshotMissing(ZvmsnapError):
 
 class RestoreImpossible(ZvmsnapError):
     """A point cannot be brought back as it was asked for; nothing was touched."""
+
+
+class VerifyFailed(ZvmsnapError):
+    """A machine that was started from a point does not live."""
 
 
 class RestoreFailed(ZvmsnapError):

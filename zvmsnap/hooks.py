@@ -165,6 +165,19 @@ def finish_before_dying() -> None:
         signal.signal(number, note)
 
 
+def cancelled_by_signal() -> threading.Event:
+    """An event that is set when we are asked to stop."""
+    cancelled = threading.Event()
+
+    def cancel(number: int, _frame: FrameType | None) -> None:
+        log.plain().warning("%s: undoing or finishing first", signal.Signals(number).name)
+        cancelled.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, cancel)
+    return cancelled
+
+
 def _cancelled_with_parent(parent: int) -> threading.Event:
     """An event that is set when we are asked to stop, or when sanoid dies under us.
 

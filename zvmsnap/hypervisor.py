@@ -228,7 +228,17 @@ class Guest:
     def save(self, image: str) -> None:
         """Write its RAM into an image and stop it, at one instant."""
         with self._doing("saving its RAM"):
-            self._domain.saveFlags(image, None, 0)
+            if hasattr(libvirt, "VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT"):  # libvirt 11.2
+                # Whatever qemu.conf says: nobody waits for a compressor while the guest is off.
+                self._domain.saveParams(
+                    {
+                        libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: image,
+                        libvirt.VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT: "raw",
+                    },
+                    0,
+                )
+            else:
+                self._domain.saveFlags(image, None, 0)
 
     def undefine(self) -> None:
         """Remove its definition, its NVRAM and the state of its TPM."""

@@ -10,7 +10,8 @@ For each guest, the journal and what libvirt says now decide together:
 | none                     | no                    | nothing                                    |
 
 Overlays that no definition names are removed if nothing was ever written to them, else kept and
-reported; so is whatever somebody else has made.
+reported; so is whatever somebody else has made. Restores and clones that were interrupted come first:
+a restore goes on or back (restore), a clone is removed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from zvmsnap import debris, log, qemuimg, render, stacks, vault
+from zvmsnap.clone import Cloning
 from zvmsnap.config import Config
 from zvmsnap.errors import (
     DomainGone,
@@ -35,7 +37,9 @@ from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal
 from zvmsnap.leave import images_of
 from zvmsnap.locks import lock
+from zvmsnap.restore import Restoring
 from zvmsnap.staging import CaptureDir
+from zvmsnap.tasks import Clone, Restore, Tasks
 
 
 class Result(StrEnum):
@@ -81,9 +85,10 @@ def recover(config: Config, domain: str | None = None, *, dry_run: bool = False)
     journal = Journal(config.journal_dir)
     report = Report()
     with Hypervisor(config.uri) as hypervisor:
+        ended = _tasks(config, hypervisor, domain, report, dry_run=dry_run)
         guests = {guest.uuid: guest for guest in hypervisor.guests()}
         entries = {entry.uuid: entry for entry in journal.entries()}
-        wanted = _wanted(guests, entries, domain)
+        wanted = [] if ended and domain else _wanted(guests, entries, domain)
         for uuid in wanted:
             outcome = _one(config, hypervisor, guests.get(uuid), entries.get(uuid), dry_run=dry_run)
             if outcome:
@@ -109,6 +114,38 @@ def each(config: Config, entries: Iterable[Entry]) -> bool:
                 complete = False
                 log.about(entry.domain, ",".join(entry.targets)).error("%s", outcome.why)
     return complete
+
+
+def _tasks(
+    config: Config, hypervisor: Hypervisor, domain: str | None, report: Report, *, dry_run: bool
+) -> bool:
+    """End restores and clones that were interrupted; True if there were any of that guest."""
+    found = [t for t in Tasks(config.journal_dir).all() if domain in (None, t.domain, t.uuid)]
+    for task in found:
+        report.outcomes.append(_task(config, hypervisor, task, dry_run=dry_run))
+    return bool(found)
+
+
+def _task(
+    config: Config, hypervisor: Hypervisor, task: Restore | Clone, *, dry_run: bool
+) -> Outcome:
+    def outcome(result: Result, why: str = "") -> Outcome:
+        return Outcome(task.domain, task.uuid, (render.task(task),), result, why)
+
+    if task.owner.is_alive():
+        return outcome(Result.UNDER_WAY, f"pid {task.owner.pid}")
+    if dry_run:
+        return outcome(Result.NEEDED)
+    try:
+        intent = f"recover {task.domain}"
+        with lock(config.locks_dir, task.uuid, intent, config.limits.lock_timeout_s):
+            if isinstance(task, Restore):
+                Restoring(config, hypervisor, task).go_on()
+            else:
+                Cloning(config, hypervisor, task).discard()
+        return outcome(Result.RECOVERED)
+    except (ZvmsnapError, OSError) as error:
+        return outcome(Result.FAILED, str(error))
 
 
 def _wanted(guests: dict[str, Guest], entries: dict[str, Entry], domain: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from zvmsnap.journal import Entry
     from zvmsnap.prune import Findings
     from zvmsnap.recover import Report
+    from zvmsnap.tasks import Clone, Restore
+    from zvmsnap.verdict import Verdict
 
-_HEADINGS = ("GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "NOTE")
+_HEADINGS = ("GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "VERIFIED", "NOTE")
 
 
 def size(count_bytes: int) -> str:
@@ -37,10 +39,12 @@ def age(taken: str, now: datetime) -> str:
     return f"{seconds:.0f}s"
 
 
-def table(points: Sequence[Point], liveness: Liveness) -> list[str]:
-    """One line for each point, below headings."""
+def table(
+    points: Sequence[Point], liveness: Liveness, verdicts: Mapping[str, Verdict | None]
+) -> list[str]:
+    """One line for each point, below headings; `verdicts` by the points' names."""
     now = datetime.now(UTC)
-    rows = [_row(point, liveness, now) for point in points]
+    rows = [_row(point, liveness, verdicts.get(point.name), now) for point in points]
     return columns([_HEADINGS, *rows])
 
 
@@ -53,7 +57,9 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _row(point: Point, liveness: Liveness, now: datetime) -> tuple[str, ...]:
+def _row(
+    point: Point, liveness: Liveness, verdict: Verdict | None, now: datetime
+) -> tuple[str, ...]:
     manifest = point.manifest
     alive = dict.fromkeys(type_of(tie.name) for tie in liveness.alive(manifest))
     return (
@@ -64,8 +70,34 @@ def _row(point: Point, liveness: Liveness, now: datetime) -> tuple[str, ...]:
         size(manifest.memory.stored_bytes) if manifest.memory else "-",
         f"{manifest.timing.pause_s:.2f}s" if manifest.memory else "-",
         age(manifest.taken, now),
+        _verified(verdict, now),
         note(manifest, liveness),
     )
+
+
+def _verified(found: Verdict | None, now: datetime) -> str:
+    if found is None:
+        return "-"
+    what = "FAILED" if not found.good else "booted" if found.booted else "read"
+    return f"{what} {age(found.checked, now)} ago"
+
+
+def verdict(found: Verdict) -> str:
+    """What a verification found, in one line."""
+    if not found.good:
+        return f"FAILED: {found.why}"
+    if not found.booted:
+        return "whole: files, checksums and snapshots are there"
+    output = f"; the command said {found.output.strip()!r}" if found.output else ""
+    return f"lives: {found.alive}; it ran {found.to_running_s:.1f} s after the start{output}"
+
+
+def task(found: Restore | Clone) -> str:
+    """What a command of an operator is about, and who will end it."""
+    what = f"{type(found).__name__.lower()} of {found.point}"
+    if found.owner.is_alive():
+        return f"{what} is under way at step {found.step or 'none'} (pid {found.owner.pid})"
+    return f"{what} was interrupted at step {found.step or 'none'}: zvmsnap recover ends it"
 
 
 def note(manifest: Manifest, liveness: Liveness) -> str:

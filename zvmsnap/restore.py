@@ -31,23 +31,40 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from zvmsnap import agent, definition, domainxml, home, labels, loadable, log, saveimage, switch
+from zvmsnap import (
+    agent,
+    definition,
+    domainxml,
+    home,
+    labels,
+    loadable,
+    log,
+    saveimage,
+    staging,
+    switch,
+    tpm,
+    vault,
+    zfs,
+)
 from zvmsnap import point as points
-from zvmsnap import tpm, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import (
     Cancelled,
+    DomainBusy,
     DomainGone,
     ImageUnloadable,
     RestoreFailed,
+    RestoreImpossible,
     SnapshotMissing,
     ZvmsnapError,
 )
+from zvmsnap.finish import settle
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import wait_idle
@@ -55,12 +72,56 @@ from zvmsnap.locks import lock
 from zvmsnap.placement import Level
 from zvmsnap.point import Point
 from zvmsnap.publish import publish
+from zvmsnap.restoreplan import Wish, plan
+from zvmsnap.saveimage import Header
 from zvmsnap.staging import CaptureDir, Room
 from zvmsnap.steps import Step, StepFailed, run, take_back
 from zvmsnap.tasks import Begin, Restore, Tasks
 
 _UNTOUCHED = ("", "former", "clone", "unpack")
 _BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
+
+
+def restore(
+    config: Config,
+    hypervisor: Hypervisor,
+    point: Point,
+    wish: Wish,
+    image: Header | None,
+    cancelled: threading.Event,
+) -> None:
+    """Bring a point back in place. `image` is what loadable.check said of its RAM, None without.
+
+    Raises RestoreImpossible with nothing touched, and RestoreFailed with what is there now.
+    """
+    uuid = point.manifest.uuid
+    timeout_s = config.limits.lock_timeout_s
+    with lock(config.locks_dir, uuid, f"restore {point.name}", timeout_s):
+        if Tasks(config.journal_dir).read(uuid):
+            raise RestoreImpossible(
+                f"{point.manifest.domain}: another restore of it was interrupted: zvmsnap recover "
+                f"{point.manifest.domain} ends it"
+            )
+        _end_moment(config, hypervisor, point)
+        planned = plan(config, hypervisor, point, wish, image)
+        if planned.task.was_active:
+            staging.check_usable(config.staging_dir, planned.datasets, zfs.mounts())
+        Restoring(config, hypervisor, planned.task, cancelled).run()
+
+
+def _end_moment(config: Config, hypervisor: Hypervisor, point: Point) -> None:
+    """No dataset is touched whose guest is on an overlay."""
+    manifest = point.manifest
+    entry = Journal(config.journal_dir).read(manifest.uuid)
+    if entry and entry.owner.is_alive():
+        raise DomainBusy(
+            f"{manifest.domain}: moment {entry.moment} is under way (sanoid has pid "
+            f"{entry.owner.pid}); try again when it is over"
+        )
+    try:
+        settle(config, hypervisor, hypervisor.guest(manifest.uuid), entry)
+    except DomainGone:
+        return
 
 
 class Restoring:
@@ -79,7 +140,6 @@ class Restoring:
         self._task = task
         self._cancelled = cancelled or threading.Event()
         self._former = CaptureDir(config.staging_dir / task.capture)
-        self._point = points.read(Path(task.directory))
         self._log = log.about(task.domain, "restore")
 
     def run(self) -> None:
@@ -138,6 +198,10 @@ class Restoring:
     def _what_is(self) -> str:
         guest = self._guest()
         return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
+
+    @cached_property
+    def _point(self) -> Point:
+        return points.read(Path(self._task.directory))
 
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):

@@ -43,9 +43,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class Plan:
-    """The task, and in words what it will do."""
+    """The task, the datasets that it changes, and in words what it will do."""
 
     task: Restore
+    datasets: frozenset[str]
     lines: tuple[str, ...]
 
 
@@ -102,7 +103,7 @@ def plan(
         save=save,
         safety=_safety(seen, wanted, capture, now) if wish.safety and not wish.rollback else None,
     )
-    return Plan(task, tuple(_lines(task, config, wanted)))
+    return Plan(task, frozenset(wanted), tuple(_lines(task, config, wanted)))
 
 
 def _guest(manifest: Manifest, host: _Host) -> Guest | None:

@@ -105,6 +105,19 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
                 yield Damaged(directory, str(error))
 
 
+def read(config: Config) -> tuple[list[Point], list[Damaged]]:
+    """All points, by guest and age, and what cannot be read. Raises VaultMissing."""
+    check(config)
+    points, damaged = [], []
+    for entry in entries(config.vault_dir):
+        if isinstance(entry, Damaged):
+            damaged.append(entry)
+        else:
+            points.append(entry)
+    points.sort(key=lambda found: (found.manifest.domain, found.manifest.taken))
+    return points, damaged
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """A directory of a point that was being published, loaded or removed."""
