@@ -100,6 +100,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     overlay_s: float = 0.0
     commit_s: float = 0.0
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
+    tpm: str | None = None  # why the TPM's state is not coherent with the disks
 
     @property
     def datasets(self) -> tuple[str, ...]:
