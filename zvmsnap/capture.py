@@ -3,9 +3,9 @@
 For each guest, in parallel: settle what an earlier moment left behind, then
 
     staging      a directory for this capture
-    definition   live and persistent XML and NVRAM; also into the dataset, so that they travel
+    definition   live and persistent XML, NVRAM, TPM; also into the dataset, so that they travel
     dump         RAM image and overlays, in one libvirt call, at one instant
-    judge        is the image one that libvirt will load?
+    judge        is the image one that libvirt will load? is the TPM as it was?
 
 A guest for which a step fails is put back at once and gets a point without RAM; the others go on.
 """
@@ -27,10 +27,12 @@ from zvmsnap import (
     guard,
     log,
     placement,
+    point,
     qemuconf,
     saveimage,
     staging,
     survey,
+    tpm,
     zfs,
 )
 from zvmsnap.config import Config
@@ -266,7 +268,7 @@ class _GuestCapture:
 
     def _without_memory(self, placed: Placement, level: Level, reason: str | None) -> bool:
         work = self._open(placed, level, reason)
-        self._run_journalled(self._preparation(placed), work)
+        self._run_journalled(self._preparation(placed, work), work)
         work.note(step="waiting")
         self._log.log(
             logging.INFO if level is Level.OFFLINE else logging.WARNING,
@@ -284,7 +286,7 @@ class _GuestCapture:
         work = self._open(placed, Level.MEMORY, None, with_overlays=True)
         self._run_journalled(
             [
-                *self._preparation(placed),
+                *self._preparation(placed, work),
                 Step(
                     "dump",
                     lambda: self._dump(placed, work, ram_bytes),
@@ -347,15 +349,15 @@ class _GuestCapture:
                 work.close()
             raise
 
-    def _preparation(self, placed: Placement) -> list[Step]:
+    def _preparation(self, placed: Placement, work: Open) -> list[Step]:
+        def define() -> None:
+            places = placed.covered.values()
+            why_no_tpm = definition.store(self._guest, self._dir.point, places, self._moment.mounts)
+            work.note(tpm=why_no_tpm)
+
         return [
             Step("staging", self._dir.make, self._dir.remove),
-            Step(
-                "definition",
-                lambda: definition.store(
-                    self._guest, self._dir.point, placed.covered.values(), self._moment.mounts
-                ),
-            ),
+            Step("definition", define),
         ]
 
     def _dump(self, placed: Placement, work: Open, ram_bytes: int) -> None:
@@ -387,4 +389,6 @@ class _GuestCapture:
             )
 
     def _judge(self, work: Open) -> None:
-        work.note(memory_format=saveimage.judge(self._dir.memory).format)
+        xml = (self._dir.point / point.DOMAIN_XML).read_text()
+        why = tpm.why_stale(xml, self._guest.uuid, self._dir.point / point.TPM)
+        work.note(memory_format=saveimage.judge(self._dir.memory).format, tpm=work.entry.tpm or why)

@@ -23,9 +23,21 @@ from typing import Any
 
 import msgspec
 
-from zvmsnap import clonexml, definition, domainxml, fits, home, labels, loadable, log
+from zvmsnap import (
+    clonexml,
+    definition,
+    domainxml,
+    fits,
+    home,
+    labels,
+    loadable,
+    log,
+    survey,
+    tpm,
+    vault,
+    zfs,
+)
 from zvmsnap import point as points
-from zvmsnap import survey, tpm, vault, zfs
 from zvmsnap.clonexml import Cloned, Identity, Network
 from zvmsnap.config import Config
 from zvmsnap.errors import (
@@ -51,9 +63,7 @@ _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 _DEVICE_TIMEOUT_S = 30
 _RELEASED_AFTER_S = 15
 _LOOK_EVERY_S = 0.3
-_ISOLATED = (
-    f"<network><name>{clonexml.ISOLATED}</name><bridge name='zvmsnap0' stp='off'/></network>"
-)
+_ISOLATED = f"<network><name>{clonexml.ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
 
 @dataclass(frozen=True)
@@ -274,7 +284,7 @@ class Cloning:
 
     def _define(self) -> None:
         if self._task.network == Network.ISOLATED and not self._hypervisor.has_network(
-            clonexml.ISOLATED
+            clonexml.ISOLATED_NETWORK
         ):
             self._hypervisor.start_network(_ISOLATED)
         cloned = self._as_clone(definition_of(self._point))
@@ -366,12 +376,12 @@ def _destroy(dataset: str, *, with_snapshots: bool) -> None:
 
 def _leave_network(hypervisor: Hypervisor) -> None:
     """The isolated network goes with the last clone that uses it."""
-    if not hypervisor.has_network(clonexml.ISOLATED):
+    if not hypervisor.has_network(clonexml.ISOLATED_NETWORK):
         return
     for guest in hypervisor.guests():
         try:
-            if clonexml.ISOLATED in guest.xml():
+            if clonexml.ISOLATED_NETWORK in guest.xml():
                 return
         except LibvirtFailed:
             continue
-    hypervisor.stop_network(clonexml.ISOLATED)
+    hypervisor.stop_network(clonexml.ISOLATED_NETWORK)

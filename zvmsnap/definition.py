@@ -1,4 +1,4 @@
-"""Stores a guest's definition and firmware variables: in its point, and inside its datasets.
+"""Stores a guest's definition, firmware variables and TPM: in its point, and inside its datasets.
 
 The copy in the dataset (`.zvmsnap/<domain>/`) is written just before the snapshot, so it travels
 with it: whoever receives the dataset alone can still define the guest.
@@ -10,20 +10,24 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from zvmsnap import domainxml, log, zfs
+from zvmsnap import domainxml, log, tpm, zfs
+from zvmsnap.errors import TpmUncapturable
 from zvmsnap.files import private_dir, write_atomic
 from zvmsnap.hypervisor import Guest
 from zvmsnap.placement import Place
-from zvmsnap.point import DOMAIN_XML, NVRAM, PERSISTENT_XML
+from zvmsnap.point import DOMAIN_XML, NVRAM, PERSISTENT_XML, TPM
 from zvmsnap.vault import folder_of
 
 FOLDER = ".zvmsnap"
 
 
-def store(guest: Guest, directory: Path, places: Iterable[Place], mounts: list[zfs.Mount]) -> None:
+def store(
+    guest: Guest, directory: Path, places: Iterable[Place], mounts: list[zfs.Mount]
+) -> str | None:
     """Write the files into `directory` and into each mounted dataset of `places`.
 
     With secrets (passwords in the XML), as a restored guest needs them; for root alone.
+    Returns why the state of its TPM is not among them; None if it is, or there is none.
     Raises OSError and LibvirtFailed.
     """
     live = guest.xml(secure=True)
@@ -33,6 +37,13 @@ def store(guest: Guest, directory: Path, places: Iterable[Place], mounts: list[z
     nvram = domainxml.parse(live).nvram
     if nvram and os.path.exists(nvram):
         files[NVRAM] = Path(nvram).read_bytes()
+    why_no_tpm = None
+    try:
+        if state := tpm.archive(live, guest.uuid):
+            files[TPM] = state
+    except TpmUncapturable as error:
+        # A point without it is worth more than none.
+        why_no_tpm = str(error)
     tops = {zfs.mountpoint_of(place.dataset, mounts) for place in places}
     inside = [Path(top) / FOLDER / folder_of(guest.name) for top in tops if top]
     _write(private_dir(directory), files)
@@ -43,12 +54,13 @@ def store(guest: Guest, directory: Path, places: Iterable[Place], mounts: list[z
         except OSError as error:
             # A full or read-only dataset: the point itself has all of it.
             log.about(guest.name, str(target)).warning("no definition in the dataset: %s", error)
+    return why_no_tpm
 
 
 def _write(directory: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         write_atomic(directory / name, data)
-    for name in {PERSISTENT_XML, NVRAM} - set(files):
+    for name in {PERSISTENT_XML, NVRAM, TPM} - set(files):
         (directory / name).unlink(missing_ok=True)
 
 

@@ -118,6 +118,10 @@ class ImageUnloadable(ZvmsnapError):
     """A memory image is incomplete or of a kind that libvirt cannot load."""
 
 
+class TpmUncapturable(ZvmsnapError):
+    """The state of a guest's TPM cannot be captured, or has no TPM to be put back into."""
+
+
 class VaultDamaged(ZvmsnapError):
     """An entry of the vault cannot be read, or lies where it must not."""
 

@@ -101,6 +101,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     commit_s: float = 0.0
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
     moved: dict[str, str] = {}  # where a restore has moved datasets since their snapshots
+    tpm: str | None = None  # why the TPM's state is not coherent with the disks
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 DOMAIN_XML = "domain.xml"
 PERSISTENT_XML = "persistent.xml"
 NVRAM = "nvram.fd"
+TPM = "tpm.tar"
 MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
 
@@ -107,6 +108,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None
     host: Host
     timing: Timing
+    tpm: str | None = None  # why its state is not coherent with the disks; also None without a TPM
 
     @property
     def datasets(self) -> frozenset[str]:

@@ -114,7 +114,7 @@ class _Publication:
         self._work.step("publish", lambda: self._publish(incoming))
 
     def _stow(self, incoming: Path) -> None:
-        for name in (point.DOMAIN_XML, point.PERSISTENT_XML, point.NVRAM):
+        for name in (point.DOMAIN_XML, point.PERSISTENT_XML, point.NVRAM, point.TPM):
             source = self._directory.point / name
             if source.exists():
                 write_atomic(incoming / name, source.read_bytes())
@@ -179,6 +179,7 @@ class _Publication:
             memory=self._memory,
             host=self._host(incoming / point.DOMAIN_XML),
             timing=Timing(entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s),
+            tpm=entry.tpm,
         )
         published = vault.publish(incoming, manifest)
         measured = ""

@@ -10,8 +10,8 @@ For each guest, the journal and what libvirt says now decide together:
 | none                     | no                    | nothing                                    |
 
 Overlays that no definition names are removed if nothing was ever written to them, else kept and
-reported; so is whatever somebody else has made. Restores and clones that were interrupted come first:
-a restore goes on or back (restore), a clone is removed.
+reported; so is whatever somebody else has made. Restores and clones that were interrupted come
+first: a restore goes on or back (restore), a clone is removed.
 """
 
 from __future__ import annotations

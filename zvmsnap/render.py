@@ -102,6 +102,10 @@ def task(found: Restore | Clone) -> str:
 
 def note(manifest: Manifest, liveness: Liveness) -> str:
     """What one should know before relying on the point; "" if there is nothing."""
+    return "; ".join(filter(None, (_remark(manifest, liveness), manifest.tpm)))
+
+
+def _remark(manifest: Manifest, liveness: Liveness) -> str:
     if any(liveness.of(tie) is Life.UNKNOWN for tie in manifest.snapshots):
         return "pool not imported"
     if liveness.orphaned(manifest):
@@ -146,9 +150,11 @@ def details(point: Point, liveness: Liveness) -> list[str]:
         f"  taken      {manifest.taken}",
         f"  directory  {point.directory}",
     ]
-    remark = note(manifest, liveness)
+    remark = _remark(manifest, liveness)
     if remark:
         lines.append(f"  note       {remark}")
+    if manifest.tpm:
+        lines.append(f"  TPM        {manifest.tpm}")
     lines.append("  snapshots")
     for tie in manifest.snapshots:
         life = {Life.ALIVE: "", Life.GONE: "  (gone)", Life.UNKNOWN: "  (pool not imported)"}

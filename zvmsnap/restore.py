@@ -125,7 +125,7 @@ def _end_moment(config: Config, hypervisor: Hypervisor, point: Point) -> None:
 
 
 class Restoring:
-    """One restore, from its plan or from what a crash has left of it. The caller locks the guest."""
+    """One restore, as planned or as a crash has left it. The caller holds the guest's lock."""
 
     def __init__(
         self,

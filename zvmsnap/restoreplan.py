@@ -302,6 +302,5 @@ def _destroyed(config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
         doomed.add(snapshot.guid)
         yield f"  DESTROYS snapshot {snapshot.full_name}"
     for entry in entries(config.vault_dir):
-        if isinstance(entry, Point):
-            if any(tie.guid in doomed for tie in entry.manifest.snapshots):
-                yield f"  DESTROYS point {entry.name}"
+        if isinstance(entry, Point) and doomed & {tie.guid for tie in entry.manifest.snapshots}:
+            yield f"  DESTROYS point {entry.name}"

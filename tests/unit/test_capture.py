@@ -9,11 +9,12 @@ import pytest
 
 from tests.unit.conftest import RAM
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base
-from zvmsnap import capture, qemuconf, staging, zfs
+from zvmsnap import capture, qemuconf, staging, tpm, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.placement import Level
 from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.staging import CaptureDir
 
 DATASET = zfs.Dataset("tank/web", "filesystem", compressed=False)
 CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
@@ -21,6 +22,11 @@ CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",
 
 class DumpedGuest(FakeGuest):
     """A guest whose RAM can be dumped."""
+
+    tpm = ""
+
+    def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
+        return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")
 
     def migrate_max_downtime_ms(self) -> int:
         return self.allowed_ms
@@ -92,3 +98,49 @@ def test_no_dump_that_could_not_be_loaded(
     assert not entry.may_be_on_overlay
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     assert errors == ["web (tank/web): no RAM in this point: qemu.conf says sparse"]
+
+
+EMULATED = "<tpm><backend type='emulator' version='2.0'/></tpm>"
+PASSED_THROUGH = "<tpm><backend type='passthrough'/></tpm>"
+CHANGED = "the TPM's state changed while RAM was written"
+NOT_OURS = "the state of a TPM of type 'passthrough' cannot be captured"
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "running", "why"),
+    [
+        pytest.param("", False, True, None, id="none"),
+        pytest.param(EMULATED, False, True, None, id="as it was"),
+        pytest.param(EMULATED, True, True, CHANGED, id="changed"),
+        pytest.param("", True, True, None, id="changed, but of nobody"),
+        pytest.param(PASSED_THROUGH, False, True, NOT_OURS, id="passed through"),
+        pytest.param(PASSED_THROUGH, False, False, NOT_OURS, id="passed through, off"),
+        pytest.param(EMULATED, False, False, None, id="off"),
+    ],
+)
+def test_tpm(
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    changes: bool,
+    running: bool,
+    why: str | None,
+) -> None:
+    monkeypatch.setattr(tpm, "SWTPM", tmp_path / "swtpm")
+    state = tmp_path / "swtpm" / guest.uuid / "tpm2" / "tpm2-00.permall"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"before")
+    guest.tpm = device
+    guest.active = running
+
+    def change() -> None:
+        state.write_bytes(b"after" if changes else b"before")
+
+    guest.at["snapshot"] = change
+    complete, entry = begin()
+    assert (complete, entry.level) == (True, Level.MEMORY if running else Level.OFFLINE)
+    assert entry.tpm == why
+    stored = CaptureDir(tmp_path / "staging" / entry.capture).point / "tpm.tar"
+    assert stored.exists() is (device == EMULATED)

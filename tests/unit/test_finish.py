@@ -64,6 +64,15 @@ def test_a_whole_moment(config: Config, guest: FakeGuest, staged: Stage) -> None
     assert len(points(config)) == 1
 
 
+def test_the_state_of_a_tpm(config: Config, guest: FakeGuest, staged: Stage) -> None:
+    known = staged(tpm="it changed")
+    (config.staging_dir / known.capture / "point" / "tpm.tar").write_bytes(b"keys")
+    assert finish.finish(CALL, config, OWNER)
+    (point,) = points(config)
+    assert point.manifest.tpm == "it changed"
+    assert (point.directory / "tpm.tar").read_bytes() == b"keys"
+
+
 DEAD = Process.none()
 
 

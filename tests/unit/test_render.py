@@ -115,6 +115,19 @@ def test_note(
     assert render.note(point, live(present, *pools)) == text
 
 
+def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
+    fine = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
+    point = manifest(disks=TWO_DISKS, snapshots=TIES, tpm="TPM passed through")
+    assert render.note(point, fine) == "TPM passed through"
+    point = manifest(disks=TWO_DISKS, snapshots=TIES, level=Level.CRASH, reason="r", tpm="t")
+    assert render.note(point, fine) == "r; t"
+    lines = render.details(Point(Path("/v/web/m"), point), fine)
+    assert [line for line in lines if line.startswith(("  note ", "  TPM "))] == [
+        "  note       r",
+        "  TPM        t",
+    ]
+
+
 def test_table_has_a_line_for_each_point_with_aligned_columns(
     manifest: Callable[..., Manifest],
 ) -> None:
