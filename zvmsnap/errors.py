@@ -112,6 +112,10 @@ class ImageUnloadable(ZvmsnapError):
     """A memory image is incomplete or of a kind that libvirt cannot load."""
 
 
+class CloneImpossible(ZvmsnapError):
+    """The machine has something that cannot exist twice on a host."""
+
+
 class VaultDamaged(ZvmsnapError):
     """An entry of the vault cannot be read, or lies where it must not."""
 
