@@ -55,8 +55,8 @@ def restore(
     """Bring a point back in place of its guest.
 
     Everything is checked before the guest is stopped, and a failure brings it back. What is there
-    now becomes a point of its own; its disks, and all newer snapshots, are called DATASET.before-...
-    then.
+    now becomes a point of its own; its disks, with all newer snapshots, then lie on
+    DATASET.before-TIME.
 
     \b
     Examples:

@@ -122,6 +122,10 @@ class TpmUncapturable(ZvmsnapError):
     """The state of a guest's TPM cannot be captured, or has no TPM to be put back into."""
 
 
+class CloneImpossible(ZvmsnapError):
+    """The machine has something that cannot exist twice on a host."""
+
+
 class VaultDamaged(ZvmsnapError):
     """An entry of the vault cannot be read, or lies where it must not."""
 
