@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvirt
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base, write
-from zvmsnap import finish, hypervisor, recover, zfs
+from zvmsnap import capture, finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Disk as EntryDisk
 from zvmsnap.journal import Entry, Journal, Process
@@ -118,7 +118,7 @@ def guest(tmp_path: Path) -> FakeGuest:
 def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHypervisor:
     """A hypervisor with that guest, in place of libvirt."""
     known = FakeHypervisor(guest)
-    for room in (finish, recover, hypervisor):
+    for room in (capture, finish, recover, hypervisor):
         monkeypatch.setattr(room, "Hypervisor", known.connect)
     return known
 

@@ -61,7 +61,6 @@ def begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], tuple[bool, Entry]]:
     """Runs pre for tank/web, where the guest's disk lies; returns what the journal then says."""
-    monkeypatch.setattr(capture, "Hypervisor", host.connect)
     monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
     table = [zfs.Mount(1, 0, "/", "/", ""), zfs.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web")]
     monkeypatch.setattr(zfs, "mounts", lambda: table)

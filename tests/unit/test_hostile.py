@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import cli, finish, hooks, hypervisor, leave, prune, qemuimg, recover, zfs
+from zvmsnap import capture, cli, finish, hooks, hypervisor, leave, prune, qemuimg, recover, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import QemuImgFailed, ZvmsnapError
 from zvmsnap.journal import Entry, Journal
@@ -209,7 +209,7 @@ def world(memory: Path) -> Iterator[World]:
         raise QemuImgFailed("no")
 
     with pytest.MonkeyPatch.context() as patch:
-        for room in (finish, recover, hypervisor):
+        for room in (capture, finish, recover, hypervisor):
             patch.setattr(room, "Hypervisor", made.host.connect)
         patch.setattr(zfs, "snapshots", known.snapshots)
         patch.setattr(zfs, "all_snapshots", lambda: zfs.Answer({}, frozenset({"tank"})))
