@@ -19,9 +19,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import msgspec
 
 from zvmsnap import (
     clonexml,
@@ -55,7 +52,7 @@ from zvmsnap.point import Point
 from zvmsnap.restoreplan import definition_of
 from zvmsnap.staging import CaptureDir
 from zvmsnap.steps import Step, StepFailed, run, take_back
-from zvmsnap.tasks import Begin, Clone, Tasks
+from zvmsnap.tasks import Begin, Clone, Work
 from zvmsnap.zfs import Dataset, Snapshot
 
 MARK = "zvmsnap:clone"
@@ -147,8 +144,7 @@ class Cloning:
     def __init__(self, config: Config, hypervisor: Hypervisor, task: Clone) -> None:
         self._config = config
         self._hypervisor = hypervisor
-        self._tasks = Tasks(config.journal_dir)
-        self._task = task
+        self._work = Work(config.journal_dir, task)
         self._capture = CaptureDir(config.staging_dir / task.capture)
         self._log = log.about(task.domain, f"clone of {task.point}")
 
@@ -158,10 +154,10 @@ class Cloning:
             run(self._steps(), self._record)
         except StepFailed as error:
             if not error.not_undone:
-                self._tasks.close(self._task.uuid)
+                self._work.close()
             raise RestoreFailed(f"{self._task.domain} was not made: {error}") from error
         self._drop_image()
-        self._tasks.close(self._task.uuid)
+        self._work.close()
 
     def discard(self) -> None:
         """Undo what a crash interrupted. Raises RestoreFailed with what could not be."""
@@ -170,14 +166,14 @@ class Cloning:
         left = take_back(self._steps(), step, self._record)
         if left:
             raise RestoreFailed(f"{self._task.domain}: could not be removed: {'; '.join(left)}")
-        self._tasks.close(self._task.uuid)
+        self._work.close()
+
+    @property
+    def _task(self) -> Clone:
+        return self._work.task
 
     def _record(self, step: str) -> None:
-        self._note(step=step)
-
-    def _note(self, **changes: Any) -> None:
-        self._task = msgspec.structs.replace(self._task, **changes)
-        self._tasks.write(self._task)
+        self._work.note(step=step)
 
     def _steps(self) -> list[Step]:
         steps = [
@@ -224,7 +220,7 @@ class Cloning:
                 zfs.wait_device(name, _DEVICE_TIMEOUT_S)
                 path = zfs.device_of(name)
             sources[disk.target] = ("file" if disk.path else "block", path, disk.format)
-        self._note(sources=sources)
+        self._work.note(sources=sources)
 
     @property
     def _point(self) -> Point:

@@ -29,13 +29,9 @@ RAM. After a crash, `zvmsnap recover` goes on by this table:
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from zvmsnap import (
     agent,
@@ -58,26 +54,23 @@ from zvmsnap.errors import (
     Cancelled,
     DomainBusy,
     DomainGone,
-    ImageUnloadable,
     RestoreFailed,
     RestoreImpossible,
-    SnapshotMissing,
     ZvmsnapError,
 )
 from zvmsnap.finish import settle
+from zvmsnap.former import Former
 from zvmsnap.hypervisor import Guest, Hypervisor
-from zvmsnap.journal import Entry, Journal, Open, Process
+from zvmsnap.journal import Journal, Process
 from zvmsnap.leave import wait_idle
 from zvmsnap.locks import lock
-from zvmsnap.placement import Level
 from zvmsnap.point import Point
-from zvmsnap.publish import publish
 from zvmsnap.restoreplan import Wish, plan
 from zvmsnap.saveimage import Header
-from zvmsnap.staging import CaptureDir, Room
 from zvmsnap.steps import Step, StepFailed, run, take_back
-from zvmsnap.tasks import Begin, Restore, Tasks
+from zvmsnap.tasks import Begin, Restore, Tasks, Work
 
+_UNPACKED = "loading.img"
 _UNTOUCHED = ("", "former", "clone", "unpack")
 _BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
 
@@ -136,11 +129,14 @@ class Restoring:
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
-        self._tasks = Tasks(config.journal_dir)
-        self._task = task
+        self._work = Work(config.journal_dir, task)
+        self._former = Former(config, hypervisor, self._work)
         self._cancelled = cancelled or threading.Event()
-        self._former = CaptureDir(config.staging_dir / task.capture)
         self._log = log.about(task.domain, "restore")
+
+    @property
+    def _task(self) -> Restore:
+        return self._work.task
 
     def run(self) -> None:
         """Bring the point back. Raises RestoreFailed, with what is there now."""
@@ -148,7 +144,7 @@ class Restoring:
 
     def go_on(self) -> None:
         """End what a crash interrupted, by the table above. Raises RestoreFailed."""
-        guest = self._guest()
+        guest = self._former.guest()
         if guest and guest.is_active():
             # A save or load whose caller was killed goes on in libvirt.
             wait_idle(guest, self._config.limits.busy_timeout_s)
@@ -170,7 +166,7 @@ class Restoring:
                     raise RestoreFailed(
                         f"{error}. zvmsnap recover {self._task.domain} tries again"
                     ) from error
-                self._tasks.close(self._task.uuid)
+                self._work.close()
                 raise RestoreFailed(f"{error}. All is as it was: {self._what_is()}") from error
         self._finish()
 
@@ -179,13 +175,13 @@ class Restoring:
         left = take_back(self._steps(), step, self._record)
         if left:
             raise RestoreFailed(f"{self._task.domain}: could not be undone: {'; '.join(left)}")
-        self._tasks.close(self._task.uuid)
+        self._work.close()
         self._log.info("all is as it was: %s", self._what_is())
 
     def _may_go_on(self, step: str) -> bool:
-        active = self._is_active()
+        active = self._former.is_active()
         if step == "stop":
-            return not active and (not self._task.save or self._saved() is not None)
+            return not active and (not self._task.save or self._former.saved())
         return not (active and step in _BEFORE_SWITCH and not self._is_switched())
 
     def _is_switched(self) -> bool:
@@ -196,7 +192,7 @@ class Restoring:
         )
 
     def _what_is(self) -> str:
-        guest = self._guest()
+        guest = self._former.guest()
         return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
 
     @cached_property
@@ -206,23 +202,19 @@ class Restoring:
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
             raise Cancelled(f"interrupted before {step}")
-        self._note(step=step)
-
-    def _note(self, **changes: Any) -> None:
-        self._task = msgspec.structs.replace(self._task, **changes)
-        self._tasks.write(self._task)
+        self._work.note(step=step)
 
     def _steps(self) -> list[Step]:
         task = self._task
-        steps = [Step("former", self._keep_former, self._forget_former)]
+        steps = [Step("former", self._former.keep, self._former.forget)]
         if task.units:
             steps.append(Step("clone", self._clone, lambda: switch.discard(self._task.units)))
         if task.memory and self._is_packed():
             steps.append(Step("unpack", self._unpack))
         if task.was_active:
-            steps.append(Step("stop", self._stop, self._bring_former_back))
+            steps.append(Step("stop", self._former.stop, self._former.bring_back))
         if task.safety:
-            steps.append(Step("safety", self._take_safety, self._drop_safety))
+            steps.append(Step("safety", self._former.take_safety, self._former.drop_safety))
         if task.units:
             steps += [
                 Step("switch", self._switch, lambda: switch.switch_back(self._task.units)),
@@ -241,122 +233,35 @@ class Restoring:
             Step("resume", self._resume),
         ]
 
-    # -- before anything is touched
-
-    def _keep_former(self) -> None:
-        self._former.make()
-        guest = self._guest()
-        if guest is None:
-            return
-        definition.store(guest, self._former.point, (), [])
-        if self._task.save:
-            ram_bytes = domainxml.parse(guest.xml()).memory_kib << 10
-            Room(self._config.staging_dir, 0).take(ram_bytes)
-
-    def _forget_former(self) -> None:
-        if self._task.was_active and not self._is_active() and self._saved():
-            raise RestoreFailed(
-                f"kept, as it holds the RAM of {self._task.domain}: {self._saved()}"
-            )
-        self._former.remove()
-
     def _clone(self) -> None:
-        self._note(units=switch.prepare(self._task.units))
+        self._work.note(units=switch.prepare(self._task.units))
 
     def _is_packed(self) -> bool:
         memory = self._point.manifest.memory
         return memory is not None and memory.compression != "none"
 
-    @property
-    def _unpacked(self) -> Path:
-        return self._former.path / "loading.img"
+    def _image(self) -> Path:
+        memory = self._point.manifest.memory
+        assert memory
+        if self._is_packed():
+            return self._former.kept.path / _UNPACKED
+        return self._point.directory / memory.file
 
     def _unpack(self) -> None:
         memory = self._point.manifest.memory
         assert memory
-        self._unpacked.unlink(missing_ok=True)
-        stored = self._point.directory / memory.file
-        loadable.prepare(stored, memory, self._unpacked, xml=None)
-
-    # -- the former machine
-
-    def _stop(self) -> None:
-        guest = self._guest()
-        if guest is None or not guest.is_active():
-            return
-        wait_idle(guest, self._config.limits.busy_timeout_s)
-        if self._task.save:
-            self._former.memory.unlink(missing_ok=True)
-            guest.save(str(self._former.memory))
-        else:
-            guest.destroy()
-
-    def _saved(self) -> Path | None:
-        """The RAM of the former machine, if it was saved to its end."""
-        try:
-            saveimage.xml_of(self._former.memory)
-        except (OSError, ImageUnloadable):
-            return None
-        return self._former.memory
-
-    def _bring_former_back(self) -> None:
-        if self._is_active():
-            return
-        if self._task.no_return:
-            raise RestoreFailed(
-                f"{self._task.domain} is off, and disks of it were rolled back already: "
-                f"zvmsnap restore --rollback {self._task.point} again"
-            )
-        saved = self._saved()
-        if saved:
-            self._hypervisor.restore(str(saved))
-            return
-        if self._task.save and self._task.owner.boot != Process.of(1).boot:
-            self._log.warning("is off: the host went down before its RAM was saved")
-            return
-        guest = self._guest()
-        if guest is None:
-            raise RestoreFailed(f"{self._task.domain} is off, and was transient: start it again")
-        self._log.warning("its RAM was not saved: it boots from its disks")
-        guest.create()
-
-    def _take_safety(self) -> None:
-        safety = self._safety
-        if self._task.was_active:
-            try:
-                memory_format = saveimage.judge(self._former.memory).format
-                changes: dict[str, Any] = {"memory_format": memory_format}
-            except ImageUnloadable as error:
-                changes = {"level": Level.CRASH, "reason": str(error)}
-            safety = msgspec.structs.replace(safety, frozen_at_s=time.time(), **changes)
-            self._note(safety=safety)
-        (name,) = safety.names
-        wanted = [f"{dataset}@{name}" for dataset in safety.targets]
-        if len(zfs.snapshots(wanted).present) < len(wanted):
-            zfs.take_snapshots(safety.targets, name)
-
-    def _drop_safety(self) -> None:
-        (name,) = self._safety.names
-        wanted = [f"{dataset}@{name}" for dataset in self._safety.targets]
-        for found in zfs.snapshots(wanted).present:
-            zfs.destroy(found)
-
-    @property
-    def _safety(self) -> Entry:
-        assert self._task.safety
-        return self._task.safety
-
-    # -- the machine of then
+        self._image().unlink(missing_ok=True)
+        loadable.prepare(self._point.directory / memory.file, memory, self._image(), xml=None)
 
     def _switch(self) -> None:
-        if self._is_active():
+        if self._former.is_active():
             raise RestoreFailed(f"{self._task.domain} was started meanwhile")
         switch.switch(self._task.units)
 
     def _roll_back(self) -> None:
-        if self._is_active():
+        if self._former.is_active():
             raise RestoreFailed(f"{self._task.domain} was started meanwhile")
-        self._note(no_return=True)
+        self._work.note(no_return=True)
         for snapshot in self._task.rollback:
             zfs.rollback(snapshot)
         for snapshot in self._task.rollback:
@@ -372,9 +277,9 @@ class Restoring:
 
     def _define_former(self) -> None:
         if self._task.existed:
-            self._put_back(self._former.point)
+            self._put_back(self._former.directory)
             return
-        guest = self._guest()
+        guest = self._former.guest()
         if guest and guest.is_persistent() and not self._task.was_active:
             guest.undefine()
 
@@ -400,7 +305,7 @@ class Restoring:
         return domainxml.with_sources(source.read_text(), self._task.sources)
 
     def _load(self) -> None:
-        guest = self._guest()
+        guest = self._former.guest()
         if guest and guest.is_active():
             if guest.state() != "paused":
                 self._log.warning("was started by somebody meanwhile, so its RAM is not loaded")
@@ -416,13 +321,8 @@ class Restoring:
         elif self._task.begin is not Begin.OFF:
             self._required().create(paused=True)
 
-    def _image(self) -> Path:
-        memory = self._point.manifest.memory
-        assert memory
-        return self._unpacked if self._is_packed() else self._point.directory / memory.file
-
     def _unload(self) -> None:
-        if self._is_active():
+        if self._former.is_active():
             self._required().destroy()
 
     def _resume(self) -> None:
@@ -439,14 +339,14 @@ class Restoring:
     # -- afterwards: nothing of this is undone, all may be repeated
 
     def _finish(self) -> None:
-        self._note(step="finish")
+        self._work.note(step="finish")
         if self._task.begin is Begin.RUNNING and self._task.memory:
             self._set_clock()
         self._tell_points()
         if self._task.safety:
-            self._publish_safety()
-        self._former.remove()
-        self._tasks.close(self._task.uuid)
+            self._former.publish()
+        self._former.kept.remove()
+        self._work.close()
         self._log.info("%s is back: %s", self._task.point, self._what_is())
 
     def _set_clock(self) -> None:
@@ -476,28 +376,5 @@ class Restoring:
                     with suppress(FileNotFoundError):
                         vault.rewrite(found, new)
 
-    def _publish_safety(self) -> None:
-        moved = {
-            unit.top + member.path: unit.former + member.path
-            for unit in self._task.units
-            for member in unit.members
-        }
-        safety = msgspec.structs.replace(self._safety, moved=moved)
-        work = Open(Journal(self._config.journal_dir), safety)
-        try:
-            publish(self._config, self._hypervisor, work, safety.names, self._log)
-        except SnapshotMissing as error:
-            self._log.warning("no safety point: %s", error)
-
-    def _guest(self) -> Guest | None:
-        try:
-            return self._hypervisor.guest(self._task.uuid)
-        except DomainGone:
-            return None
-
     def _required(self) -> Guest:
         return self._hypervisor.guest(self._task.uuid)
-
-    def _is_active(self) -> bool:
-        guest = self._guest()
-        return guest is not None and guest.is_active()

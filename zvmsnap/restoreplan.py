@@ -100,6 +100,7 @@ def plan(
         rollback=tuple(s.full_name for s in wanted.values()) if wish.rollback else (),
         existed=guest is not None and guest.is_persistent(),
         was_active=was_active,
+        was_paused=guest is not None and guest.pause() is not None,
         save=save,
         safety=_safety(seen, wanted, capture, now) if wish.safety and not wish.rollback else None,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -56,6 +56,7 @@ class Restore(Task, frozen=True, kw_only=True, tag="restore"):
     rollback: tuple[str, ...] = ()
     existed: bool  # was there such a guest before?
     was_active: bool
+    was_paused: bool
     save: bool  # the RAM of the former machine is saved when it is stopped
     safety: Entry | None = None
     no_return: bool = False  # the rollback has begun: what was there is gone
@@ -116,3 +117,23 @@ class Tasks:
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
+
+
+Kind = TypeVar("Kind", Restore, Clone)
+
+
+class Work(Generic[Kind]):
+    """A task that is being worked on: every change of it is written down."""
+
+    def __init__(self, journal: Path, task: Kind) -> None:
+        self._tasks = Tasks(journal)
+        self.task: Kind = task
+
+    def note(self, **changes: Any) -> None:
+        """Write changes of the task down."""
+        self.task = msgspec.structs.replace(self.task, **changes)
+        self._tasks.write(self.task)
+
+    def close(self) -> None:
+        """The task is done."""
+        self._tasks.close(self.task.uuid)
