@@ -1,4 +1,4 @@
-"""A guest's screen as PNG: libvirt's screenshots are portable pixmaps, which no browser shows."""
+"""A guest's screen as PNG, which newer libvirt gives; older gives a portable pixmap."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ _GAP = rb"(?:[ \t\n\v\f\r]|#[^\r\n]*[\r\n])+"
 _HEADER = re.compile(
     rb"P6" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})[ \t\n\v\f\r]"
 )
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB_OF_8_BITS = (8, 2, 0, 0, 0)
 
 
-def png_of(ppm: bytes) -> bytes:
-    """The same picture as PNG. Raises ValueError for anything but one whole P6 of maxval 255."""
+def png_of(picture: bytes) -> bytes:
+    """The same picture as PNG. Raises ValueError unless it is one, or a P6 of maxval 255."""
+    return picture if picture.startswith(_SIGNATURE) else _converted(picture)
+
+
+def _converted(ppm: bytes) -> bytes:
     header = _HEADER.match(ppm)
     if header is None:
         raise ValueError("is no binary portable pixmap (P6)")
@@ -32,7 +37,7 @@ def png_of(ppm: bytes) -> bytes:
         b"\0" + pixels[begin : begin + row_bytes] for begin in range(0, len(pixels), row_bytes)
     )
     return (
-        b"\x89PNG\r\n\x1a\n"
+        _SIGNATURE
         + _chunk(b"IHDR", struct.pack(">II5B", width, height, *_RGB_OF_8_BITS))
         + _chunk(b"IDAT", zlib.compress(rows))
         + _chunk(b"IEND", b"")

@@ -1,0 +1,87 @@
+"""What the scenarios of restore, clone and verify share: asking for a point, and proving it."""
+
+from __future__ import annotations
+
+import json
+from shlex import quote
+from typing import Any
+
+import scenario
+from scenario import PROOF_COUNTS, WEB, Guest
+
+from labkit import guests
+from labkit.api import Completed, Lab
+
+SNAPSHOT_FILE = "/tank/vm/web/.zfs/snapshot/{name}/disk0.raw"
+
+
+def zvmsnap(lab: Lab, *words: str, status: int = 0) -> Completed:
+    """Run a command of ours; it ends with that status, and with no traceback."""
+    command = " ".join(["zvmsnap", *map(quote, words)])
+    done = lab.run(command, check=False, timeout_s=scenario.ROUND_LIMIT_S)
+    assert "Traceback" not in done.stderr, done
+    assert done.returncode == status, done
+    return done
+
+
+def restore(lab: Lab, point: str, *options: str, status: int = 0) -> Completed:
+    """Restore without being asked."""
+    return zvmsnap(lab, "restore", "--yes", *options, point, status=status)
+
+
+def hourly(lab: Lab, number: int = 0) -> str:
+    """The name of an hourly snapshot of `web`: 0 the oldest."""
+    names = [name for name in scenario.snapshots(lab, WEB.top) if name.endswith("_hourly")]
+    return names[number]
+
+
+def stored_count(lab: Lab, name: str) -> int:
+    """The last count on the file disk of `web` in that snapshot."""
+    return guests.disk_count(lab, SNAPSHOT_FILE.format(name=name))
+
+
+def listed(lab: Lab) -> list[dict[str, Any]]:
+    """The points, as `zvmsnap list` tells them."""
+    found: list[dict[str, Any]] = json.loads(zvmsnap(lab, "list", "--json").stdout)["points"]
+    return found
+
+
+def safety_point(lab: Lab) -> str:
+    """The name of the youngest safety point."""
+    names = [point["name"] for point in listed(lab) if point["name"].endswith("_safety")]
+    return str(sorted(names)[-1])
+
+
+def assert_goes_on(lab: Lab, domain: str, stored: int, since_byte: int) -> None:
+    """It went on from the stored count, with RAM and disks of one instant, without a boot."""
+    guests.wait_counts(lab, domain, stored + PROOF_COUNTS, since_byte=since_byte)
+    counts = guests.counts(lab, domain, since_byte)
+    # Frozen after it wrote a count and before it printed it, a guest prints it first of all.
+    assert counts[0] - stored in (0, 1), (counts[0], stored)
+    assert counts == list(range(counts[0], counts[-1] + 1))
+    assert guests.boots(lab, domain, since_byte) == 0
+    assert guests.mismatches(lab, domain, since_byte) == []
+
+
+def assert_booted(lab: Lab, domain: str, stored: int, since_byte: int) -> None:
+    """It booted, once, from disks that held the stored count."""
+    guests.wait_counts(lab, domain, stored + PROOF_COUNTS, since_byte=since_byte)
+    assert guests.boots(lab, domain, since_byte) == 1
+    # The counter goes on from the larger of what its disks hold.
+    assert guests.counts(lab, domain, since_byte)[0] - stored in (0, 1, 2)
+    assert guests.mismatches(lab, domain, since_byte) == []
+
+
+def assert_nothing_left(lab: Lab, guest: Guest = WEB) -> None:
+    """No task, nothing in staging, no dataset of ours in the making."""
+    scenario.assert_on_base(lab, guest.name, guest.disks)
+    assert lab.run(
+        f"find {scenario.STAGING} {scenario.JOURNAL}/tasks {scenario.JOURNAL} -mindepth 1 "
+        "! -name vault.id ! -name tasks 2>/dev/null; find /cheap/vault -name '.[il]*'"
+    ).stdout.split() == []
+    assert ".zvmsnap-" not in lab.run("zfs list -H -o name").stdout
+
+
+def zfs_names(lab: Lab, kind: str = "filesystem,volume") -> list[str]:
+    """What the pool holds."""
+    return lab.run(f"zfs list -H -o name -t {kind}").stdout.splitlines()

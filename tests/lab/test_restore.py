@@ -1,0 +1,222 @@
+"""`zvmsnap restore`: a point comes back in place of its guest, and nothing is lost."""
+
+from __future__ import annotations
+
+import back
+import pytest
+import scenario
+from back import restore, zvmsnap
+from scenario import WEB
+
+from labkit import guests
+from labkit.api import Lab
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    """Two moments of `web` are taken, an hour apart."""
+
+    def make(lab: Lab) -> None:
+        scenario.pass_hours(lab, 1)
+        scenario.take(lab)
+
+    scenario.stage(lab_session, "taken-twice", scenario.taken, make)
+    return lab_session
+
+
+def test_back_and_forth_with_ram(lab: Lab) -> None:
+    name, newer = back.hourly(lab), back.hourly(lab, 1)
+    stored = back.stored_count(lab, name)
+    before = lab.run("zfs list -Hp -t all -o name,guid").stdout
+    planned = zvmsnap(lab, "restore", "--dry-run", f"web@{name}").stdout
+    assert f"tank/vm/web holds tank/vm/web@{name} again" in planned
+    assert zvmsnap(lab, "restore", f"web@{name}", status=2).stdout == planned or True
+    assert lab.run("zfs list -Hp -t all -o name,guid").stdout == before
+    scenario.counts_on(lab)
+
+    since = guests.serial_size_bytes(lab, "web")
+    restore(lab, f"web@{name}")
+    former = guests.counts(lab, "web")
+    cut = next(n for n in range(1, len(former)) if former[n] <= former[n - 1])
+    since += len(guests.serial(lab, "web", since)[: 9 * (cut - len(guests.counts(lab, "web")))])
+    scenario.assert_on_base(lab, "web", WEB.disks)
+    assert former[cut] - stored in (0, 1)
+    last_of_former = former[cut - 1]
+    guests.wait_counts(lab, "web", stored + scenario.PROOF_COUNTS)
+    assert guests.boots(lab, "web") == 1
+    assert guests.mismatches(lab, "web") == []
+    back.assert_nothing_left(lab)
+
+    # The newer snapshot lives on, with its point, beside what was there.
+    alive = {point["name"]: point["alive"] for point in back.listed(lab)}
+    (moved,) = [each for names in alive.values() for each in names if each.endswith(f"/web@{newer}")
+                or (each.endswith(f"@{newer}") and "/data@" not in each)]
+    assert moved.startswith("tank/vm/web.before-")
+    assert f"tank/vm/web@{name}" in back.zfs_names(lab, "snapshot")
+
+    # And what was there comes back the same way, RAM and all, with all history.
+    restore(lab, back.safety_point(lab))
+    counts = guests.counts(lab, "web")
+    cuts = [n for n in range(1, len(counts)) if counts[n] <= counts[n - 1] or
+            counts[n] > counts[n - 1] + 1]
+    assert counts[cuts[-1]] - last_of_former in (1, 2)
+    scenario.counts_on(lab)
+    assert guests.boots(lab, "web") == 1
+    assert guests.mismatches(lab, "web") == []
+    names = back.zfs_names(lab, "snapshot")
+    assert f"tank/vm/web@{name}" in names and f"tank/vm/web@{newer}" in names
+    assert f"tank/vm/web/data@{name}" in names and f"tank/vm/web/data@{newer}" in names
+    back.assert_nothing_left(lab)
+
+
+def test_rollback_says_what_it_destroys(lab: Lab) -> None:
+    name, newer = back.hourly(lab), back.hourly(lab, 1)
+    stored = back.stored_count(lab, name)
+    lab.run(f"zfs clone tank/vm/web/data@{newer} tank/in-the-way")
+    refused = restore(lab, f"web@{name}", "--rollback", status=1)
+    assert "tank/in-the-way" in refused.stderr
+    lab.run(f"zfs destroy tank/in-the-way && zfs hold mine tank/vm/web@{newer}")
+    assert "is held" in restore(lab, f"web@{name}", "--rollback", status=1).stderr
+    lab.run(f"zfs release mine tank/vm/web@{newer}")
+    scenario.counts_on(lab)
+
+    done = restore(lab, f"web@{name}", "--rollback")
+    assert f"DESTROYS snapshot tank/vm/web@{newer}" in done.stdout
+    assert f"DESTROYS snapshot tank/vm/web/data@{newer}" in done.stdout
+    assert f"DESTROYS point web@{newer.removesuffix('_hourly')}" in done.stdout
+    assert_counts_from(lab, stored)
+    assert [n for n in back.zfs_names(lab, "snapshot") if newer in n] == []
+    assert not any(".before-" in each for each in back.zfs_names(lab))
+    back.assert_nothing_left(lab)
+
+
+def assert_counts_from(lab: Lab, stored: int) -> None:
+    """After the former machine's counts came those from the stored one on, without a boot."""
+    guests.wait_counts(lab, "web", stored + scenario.PROOF_COUNTS)
+    counts = guests.counts(lab, "web")
+    (cut,) = [n for n in range(1, len(counts)) if counts[n] != counts[n - 1] + 1]
+    assert counts[cut] - stored in (0, 1)
+    assert guests.boots(lab, "web") == 1
+    assert guests.mismatches(lab, "web") == []
+
+
+def test_cold_and_paused(lab: Lab) -> None:
+    name = back.hourly(lab)
+    stored = back.stored_count(lab, name)
+    since = guests.serial_size_bytes(lab, "web")
+    restore(lab, f"web@{name}", "--paused")
+    assert scenario.state(lab, "web") == "paused"
+    held = [guests.disk_count(lab, path) for path in WEB.disks.values()]
+    assert max(held) - stored in (0, 1)
+    lab.run("virsh resume web")
+    guests.wait_counts(lab, "web", stored + 3)
+
+    since = guests.serial_size_bytes(lab, "web")
+    done = restore(lab, f"web@{name}", "--cold", "--no-safety")
+    assert "what is there now is NOT kept" in done.stdout
+    text = guests.serial(lab, "web", since)
+    since += text.index("B\n") if "B\n" in text else 0
+    back.assert_booted(lab, "web", stored, since)
+    back.assert_nothing_left(lab)
+
+
+def test_guest_that_was_undefined_and_dataset_that_was_renamed(lab: Lab) -> None:
+    name = back.hourly(lab)
+    stored = back.stored_count(lab, name)
+    lab.run("virsh destroy web && virsh undefine web --nvram && rm -f /etc/libvirt/qemu/web.xml")
+    lab.run("zfs rename tank/vm/web tank/vm/www")
+    since = guests.serial_size_bytes(lab, "web")
+    done = restore(lab, f"web@{name}")
+    assert "disk vda lies at /tank/vm/www/disk0.raw now" in done.stdout
+    back.assert_goes_on(lab, "web", stored, since)
+    expected = {"vda": "/tank/vm/www/disk0.raw", "vdb": "/dev/zvol/tank/vm/www/data"}
+    scenario.assert_on_base(lab, "web", expected)
+
+
+def test_other_datasets_and_properties_keep_their_place(lab: Lab) -> None:
+    name = back.hourly(lab)
+    lab.run(
+        "zfs create tank/vm/web/notes && echo mine > /tank/vm/web/notes/file &&"
+        "zfs set recordsize=64K zvmsnap:mine=yes quota=100M tank/vm/web &&"
+        "zfs set refreservation=1M tank/vm/web/data"
+    )
+    guid = lab.run("zfs get -Hpo value guid tank/vm/web/notes").stdout
+    restore(lab, f"web@{name}")
+    assert lab.run("cat /tank/vm/web/notes/file").stdout == "mine\n"
+    assert lab.run("zfs get -Hpo value guid tank/vm/web/notes").stdout == guid
+    told = lab.run(
+        "zfs get -Hpo value recordsize,zvmsnap:mine,quota tank/vm/web;"
+        "zfs get -Hpo value refreservation tank/vm/web/data"
+    ).stdout.split()
+    assert told == ["65536", "yes", str(100 << 20), str(1 << 20)]
+    scenario.counts_on(lab)
+
+
+def test_replication_finds_its_common_snapshot(lab: Lab) -> None:
+    name, newer = back.hourly(lab), back.hourly(lab, 1)
+    sync = "syncoid --no-sync-snap --recursive --quiet tank/vm/web cheap/copy"
+    lab.run(sync, timeout_s=scenario.ROUND_LIMIT_S)
+    assert f"cheap/copy@{newer}" in back.zfs_names(lab, "snapshot")
+    restore(lab, f"web@{name}")
+    scenario.pass_hours(lab, 2)
+    scenario.take(lab)
+    youngest = list(scenario.snapshots(lab, WEB.top))[-1]
+    lab.run(sync, timeout_s=scenario.ROUND_LIMIT_S)
+    copied = scenario.snapshots(lab, "cheap/copy")
+    assert copied[name] == scenario.snapshots(lab, WEB.top)[name]
+    assert copied[youngest] == scenario.snapshots(lab, WEB.top)[youngest]
+
+
+REFUSALS = [
+    pytest.param("echo x >> {point}/memory.img", "damaged", id="image of another length"),
+    pytest.param(
+        "printf XXXX | dd of={point}/memory.img bs=1 seek=500000 conv=notrunc status=none",
+        "checksum", id="image with other bytes"),
+    pytest.param("truncate -s 100 {point}/manifest.json", "manifest.json", id="manifest cut off"),
+    pytest.param("rm {point}/persistent.xml {point}/domain.xml", "definition is gone",
+                 id="no definition"),
+    pytest.param("zfs destroy tank/vm/web/data@{moment}%", "no snapshot of it is left",
+                 id="snapshots of one disk destroyed"),
+    pytest.param(
+        "zfs destroy -r tank/vm/web@{name} && zfs destroy -r tank/vm/web@{daily} &&"
+        "zfs destroy -r tank/vm/web@{monthly} && zfs snapshot -r tank/vm/web@{name}",
+        "no snapshot of it is left", id="snapshot made anew under the same name"),
+    pytest.param("sed -i s/pc-i440fx[^\\\"\\']*/pc-i440fx-99.9/ {point}/*.xml",
+                 "does not fit this host", id="machine type that QEMU lacks"),
+    pytest.param(
+        "virsh domrename web other 2>/dev/null; virsh destroy web; virsh domrename web other;"
+        "virsh start other", "is called other now", id="renamed"),
+]
+
+
+@pytest.mark.parametrize(("harm", "why"), REFUSALS)
+def test_refused_before_anything_stops(lab_session: Lab, harm: str, why: str) -> None:
+    lab = lab_session
+    scenario.taken(lab)
+    name = back.hourly(lab)
+    moment = name.removesuffix("_hourly")
+    point = scenario.the_point(lab, "web").directory
+    lab.run(harm.format(point=point, name=name, moment=moment, daily=f"{moment}_daily",
+                        monthly=f"{moment}_monthly"), check=False)
+    before = lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout
+    done = lab.run(f"zvmsnap restore --yes web@{moment}", check=False)
+    assert done.returncode in (1, 2)
+    assert why in done.stderr + done.stdout, done
+    assert "Traceback" not in done.stderr
+    assert lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout == before
+
+
+def test_pool_without_room_is_found_out_before_anything_stops(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.taken(lab)
+    name = back.hourly(lab)
+    lab.run(
+        "zfs set quota=$(($(zfs get -Hpo value used tank/vm) + 200000)) tank/vm &&"
+        "zfs set refreservation=16M tank/vm/web/data 2>/dev/null;"
+        "zfs set quota=$(($(zfs get -Hpo value used tank/vm) + 200000)) tank/vm"
+    )
+    restored = lab.run(f"zvmsnap restore --yes web@{name}", check=False)
+    assert restored.returncode == 1, restored
+    assert "All is as it was: web is running" in restored.stderr
+    scenario.assert_counted_through(lab, "web")
+    back.assert_nothing_left(lab)
