@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from shlex import quote
 from typing import Any
@@ -63,13 +64,21 @@ def assert_goes_on(lab: Lab, domain: str, stored: int, since_byte: int) -> None:
     assert guests.mismatches(lab, domain, since_byte) == []
 
 
-def assert_booted(lab: Lab, domain: str, stored: int, since_byte: int) -> None:
-    """It booted, once, from disks that held the stored count."""
-    guests.wait_counts(lab, domain, stored + PROOF_COUNTS, since_byte=since_byte)
-    assert guests.boots(lab, domain, since_byte) == 1
-    # The counter goes on from the larger of what its disks hold.
-    assert guests.counts(lab, domain, since_byte)[0] - stored in (0, 1, 2)
-    assert guests.mismatches(lab, domain, since_byte) == []
+def jumps(lab: Lab, domain: str = "web") -> list[tuple[int, int]]:
+    """Where a guest's counts do not follow upon each other: as it went to another time."""
+    counts = guests.counts(lab, domain)
+    return [(a, b) for a, b in itertools.pairwise(counts) if b != a + 1]
+
+
+def assert_jumped_to(lab: Lab, stored: int, *, times: int = 1, boots: int = 1) -> int:
+    """It went to the stored count and on; returns the last count before that."""
+    guests.wait_counts(lab, "web", stored + PROOF_COUNTS)
+    made = jumps(lab)
+    assert len(made) == times, made
+    assert made[-1][1] - stored in (0, 1), (made, stored)
+    assert guests.boots(lab, "web") == boots
+    assert guests.mismatches(lab, "web") == []
+    return made[-1][0]
 
 
 def assert_nothing_left(lab: Lab, guest: Guest = WEB) -> None:
