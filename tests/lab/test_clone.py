@@ -57,9 +57,8 @@ def test_two_clones_beside_their_original(lab: Lab) -> None:
     ends = [guests.disk_count(lab, f"/tank/vm/{each}/disk0.raw") for each in ("web", "one", "two")]
     assert ends[0] > ends[1] > ends[2] > stored
     # It is a machine like any other: off and on again.
-    lab.run("virsh destroy two")
-    lab.run("virsh start two")
-    scenario.wait_until("two boots", lambda: guests.boots(lab, "two-web") == 1)
+    lab.run("virsh destroy two && virsh start two")
+    scenario.wait_until("two boots", lambda: guests.boots(lab, "two-web") == 1, timeout_s=180)
 
     # Another's is never touched; what somebody else made of it stands in the way.
     assert "is no clone" in zvmsnap(lab, "clone", "--destroy", "web", status=1).stderr
