@@ -1,10 +1,11 @@
-"""`make demo`: one guest, one round of sanoid with the hooks, and the pruning of what it left.
+"""`make demo`: one guest, rounds of sanoid with the hooks, and what they left brought to life.
 
 Everything shown is run in the lab at this moment: real sanoid, OpenZFS, libvirt and QEMU.
 """
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -18,11 +19,12 @@ from labkit.api import CODE_DIR, Lab
 LAB = Path(__file__).resolve().parent / "lab"
 GUEST = "web"
 KILLER = "/root/kill-sanoid"
+SCREEN = Path(__file__).resolve().parents[2] / "build" / "screen.png"
 JOURNAL = "/var/lib/zvmsnap/journal"
 
 
 def main() -> None:
-    """Tell the story in seven parts."""
+    """Tell the story in nine parts."""
     begun_s = time.monotonic()
     lab = Lab()
     lab.reset("guests")
@@ -61,20 +63,16 @@ def _tell(lab: Lab) -> None:
     _show("find /cheap/vault -type f -printf '%10s bytes  %p\\n'")
 
     _say(
-        "4. The proof: power off, roll both disks back, load the RAM image, and it counts on.",
-        "   The guest compares its RAM with its disks at every count; a difference would stop it.",
+        "4. The proof: zvmsnap puts both disks back, loads the RAM image, and the guest counts on.",
+        "   It compares its RAM with its disks at every count; a difference would stop it.",
     )
-    _show("virsh destroy web")
-    from_byte = guests.serial_size_bytes(lab, GUEST)
-    _show(
-        f"zfs rollback -r {moment}; zfs rollback -r {moment.replace('@', '/data@')}; "
-        "virsh restore /cheap/vault/web/*/memory.img"
-    )
-    first_back = guests.wait_counts(lab, GUEST, 0, since_byte=from_byte)
-    guests.wait_counts(lab, GUEST, first_back + 3, since_byte=from_byte)
-    back = guests.counts(lab, GUEST, from_byte)
-    rebooted = "rebooted" if guests.boots(lab, GUEST, from_byte) else "did not reboot"
-    _say(f"   It {rebooted}; it went on with {back[0]}, {back[1]}, {back[2]} ...")
+    stood_at = guests.counts(lab, GUEST)[-1]
+    _show(f"zvmsnap restore --yes {name}")
+    guests.wait_counts(lab, GUEST, first)
+    counts = guests.counts(lab, GUEST)
+    back = next(after for before, after in itertools.pairwise(counts) if after < before)
+    rebooted = "rebooted" if guests.boots(lab, GUEST) > 1 else "did not reboot"
+    _say(f"   It {rebooted}; it had come to {stood_at} and more, and went on with {back} ...")
 
     _say("5. An hour later sanoid is killed, just when the guest is on its overlays.")
     _kill_and_recover(lab)
@@ -84,7 +82,20 @@ def _tell(lab: Lab) -> None:
     _say("7. With its last snapshot the RAM image is gone. (sanoid keeps what is not an hour old.)")
     lab.run("date -s '+1 hour'")
     _prune(lab, "hourly daily monthly")
-    _show("find /cheap/vault -name 'memory.img*' | wc -l")
+    _say(
+        "8. What the restore has replaced was kept, RAM and all. It lives again as a clone, beside",
+        "   the machine that took its place, and both count:",
+    )
+    _show("zvmsnap clone web@latest look; virsh list; virsh domblklist look")
+    for each in (GUEST, f"look-{GUEST}"):
+        seen = guests.counts(lab, each)[-1] if guests.counts(lab, each) else 0
+        guests.wait_counts(lab, each, seen + 3)
+    _show(f"tail -n 2 {guests.SERIAL_DIR}/*.log; zvmsnap clone --destroy look")
+    _say("9. And every point can be proven by starting it; its screen is kept as a picture:")
+    _show("zvmsnap verify --boot web@latest; zvmsnap list")
+    SCREEN.parent.mkdir(exist_ok=True)
+    SCREEN.write_bytes(lab.get(lab.run("ls /cheap/vault/web/*/verify.png").stdout.strip()))
+    _say(f"   {SCREEN.relative_to(Path.cwd()) if SCREEN.is_relative_to(Path.cwd()) else SCREEN}")
 
 
 def _kill_and_recover(lab: Lab) -> None:
