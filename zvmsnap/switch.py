@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
+from typing import Annotated
 
 import msgspec
 
@@ -24,6 +25,8 @@ from zvmsnap.zfs import Dataset, Snapshot
 
 _VOLUME = "volume"
 _DEVICE_TIMEOUT_S = 30
+# All become words of command lines: nothing in them may be taken for something else.
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -36,7 +39,7 @@ class Member(msgspec.Struct, frozen=True):
     path: str
     old_guid: int
     canmount: str
-    origin: str
+    origin: _Name
     origin_guid: int
     new_guid: int = 0
     below: tuple[int, ...] = ()
@@ -57,9 +60,9 @@ class Stray(msgspec.Struct, frozen=True):
 class Unit(msgspec.Struct, frozen=True):
     """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
 
-    top: str
-    fresh: str
-    former: str
+    top: _Name
+    fresh: _Name
+    former: _Name
     members: tuple[Member, ...]
     strays: tuple[Stray, ...]
     mounted: tuple[str, ...]
