@@ -300,6 +300,18 @@ def test_snapshots_of_a_passing_sanoid_are_discarded_with_the_clones(pool: FakeP
     assert pool.state() == before
 
 
+def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> None:
+    """Not at the mountpoint of their originals, also when the host comes up meanwhile."""
+    mounted = {name for name, held in pool.held.items() if held.mounted}
+    [volume, web] = switch.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    pool.reboot()
+    assert {name for name, held in pool.held.items() if held.mounted} == mounted
+    assert {member.path for member in web.members} == {"", "/a"}
+    for member in web.members:
+        assert pool.held[web.fresh + member.path].own["canmount"] == "noauto"
+    assert "canmount" not in pool.held[volume.fresh].own
+
+
 def test_somebody_works_in_a_filesystem(pool: FakePool) -> None:
     before = pool.state()
     units = switch.prepare(plan_of(pool, guids(pool, "s1"), "x"))
@@ -502,6 +514,40 @@ def test_taken_back_after_a_crash_all_is_as_it_was(
                 after_crash(pool, sanoid=sanoid, reboot=reboot)
                 play.back(position)
     assert pool.state(SANOID) == before
+
+
+def test_a_gap_in_the_tree_taken_back_after_each_change() -> None:
+    names = ("tank/web", "tank/web/gap", "tank/web/gap/deep")
+    wanted = (names[0], names[2])
+
+    def build() -> World:
+        pool = FakePool()
+        for name in ("tank", *names):
+            pool.add(name)
+        snapshot(pool, "s", wanted)
+        write(pool, "now", wanted)
+        pool.changes = 0
+        return World(pool, guids(pool, "s", wanted), "s")
+
+    _, changes = uninterrupted(build)
+    for dies_after in range(changes + 1):
+        world = build()
+        before = world.pool.state()
+        with pytest.MonkeyPatch.context() as patch:
+            world.pool.install(patch)
+            play = Play(world)
+            world.pool.dies_after = dies_after
+            reached = 2
+            try:
+                for position in range(3):
+                    reached = position
+                    play.forth(position)
+            except PowerCut:
+                pass
+            world.pool.dies_after = None
+            for position in range(reached, -1, -1):
+                play.back(position)
+        assert world.pool.state() == before, dies_after
 
 
 def after_crash(pool: FakePool, *, sanoid: bool, reboot: bool) -> None:
