@@ -5,11 +5,13 @@ Its calls block for ever unless a time limit is set first (libvirt, virDomainQem
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
 
 from zvmsnap.errors import LibvirtFailed
 from zvmsnap.hypervisor import Guest
@@ -48,27 +50,43 @@ class Ran:
     output: str
 
 
+class _Began(msgspec.Struct):
+    pid: int
+
+
+class _Status(msgspec.Struct):
+    exited: bool
+    exitcode: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**32)] = -1  # -1: ended by a signal
+    output: bytes = msgspec.field(default=b"", name="out-data")
+
+
+Answer = TypeVar("Answer")
+
+
 def run(guest: Guest, command: str, timeout_s: float) -> Ran:
     """Run a shell command in the guest. Raises LibvirtFailed, also if it takes too long."""
     began = _ask(
         guest,
         "guest-exec",
         {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True},
+        _Began,
     )
     deadline_s = time.monotonic() + timeout_s
     while True:
-        status = _ask(guest, "guest-exec-status", {"pid": began["pid"]})
-        if status.get("exited"):
-            output = base64.b64decode(str(status.get("out-data", "")))
-            # Ended by a signal, it has none.
-            return Ran(int(str(status.get("exitcode", -1))), output.decode(errors="replace"))
+        status = _ask(guest, "guest-exec-status", {"pid": began.pid}, _Status)
+        if status.exited:
+            return Ran(status.exitcode, status.output.decode(errors="replace"))
         if time.monotonic() > deadline_s:
             raise LibvirtFailed(f"{guest.name}: {command!r} takes longer than {timeout_s:g} s")
         time.sleep(_LOOK_EVERY_S)
 
 
-def _ask(guest: Guest, command: str, arguments: dict[str, object]) -> dict[str, object]:
+def _ask(guest: Guest, command: str, arguments: dict[str, object], kind: type[Answer]) -> Answer:
     question = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(guest.agent_command(question, _ANSWER_TIMEOUT_S))
-    found: dict[str, object] = answer["return"]
-    return found
+    answer = guest.agent_command(question, _ANSWER_TIMEOUT_S)
+    # Whoever is root in the guest says what he likes.
+    try:
+        said = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(said["return"], type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError) as error:
+        raise LibvirtFailed(f"{guest.name}: {command}: no sense in the answer: {error}") from error

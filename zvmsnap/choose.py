@@ -6,22 +6,30 @@
 | a moment, or a snapshot name of one           | the one that answers to it              |
 | the same, of several points                   | none: its own name must be said         |
 | `latest`                                      | the one taken last                      |
-| an ISO time, local unless it names an offset  | the last one taken then or before       |
+| an ISO time, local unless it names an offset  | the last one taken until that is over   |
 | anything else                                 | none                                    |
 
-The first row that fits decides. A date alone means 00:00 of that day.
+The first row that fits decides. A time counts up to the end of what it says, a date to that of its
+day, 03:00 to that of its minute: what sanoid is told to take at 03:00 is taken a second or two
+later, and has 03:00:00 in its name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime, timedelta
 
 from zvmsnap.errors import PointNotFound
 from zvmsnap.point import Point
 
 LATEST = "latest"
+
+# Behind the date: the minute and second of a time, as far as it has them, and their fraction.
+_TIME_OF_DAY = re.compile(r"\D\d\d(:?\d\d)?(:?\d\d)?([.,]\d+)?(?:Z|[+-][\d:.]+)?\Z")
+_FINEST = timedelta(microseconds=1)
+_SPANS = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1), _FINEST)
 
 
 def choose(points: Sequence[Point], text: str) -> Point:
@@ -43,18 +51,18 @@ def choose(points: Sequence[Point], text: str) -> Point:
         return found
     if which == LATEST:
         return own[-1]
-    time = _time(which)
-    if time is None:
+    end = _end(which)
+    if end is None:
         raise PointNotFound(
             f"{text}: there is no such point; the last of {len(own)} is {own[-1].name}, "
             f"`zvmsnap list {domain}` shows all"
         )
-    before = [point for point in own if _taken(point) <= time]
+    before = [point for point in own if _taken(point) < end]
     if not before:
         first = own[0]
         raise PointNotFound(
             f"{text}: there is no point of then or before; the first is {first.name}, "
-            f"taken {_taken(first).astimezone(time.tzinfo).isoformat(timespec='seconds')}"
+            f"taken {_taken(first).astimezone(end.tzinfo).isoformat(timespec='seconds')}"
         )
     return before[-1]
 
@@ -77,9 +85,21 @@ def _taken(point: Point) -> datetime:
     return datetime.fromisoformat(point.manifest.taken)
 
 
-def _time(text: str) -> datetime | None:
+def _end(text: str) -> datetime | None:
+    """The instant at which a time is over; None if it is no time."""
     # Local time cannot be told of the first and last days of the calendar.
     with suppress(ValueError, OverflowError):
-        time = datetime.fromisoformat(text)
-        return time if time.tzinfo else time.astimezone()
+        begin = datetime.fromisoformat(text)
+        if _is_date(text):
+            # Of the calendar, not of the clock: not all days have 24 hours.
+            return (begin + timedelta(days=1)).astimezone()
+        said = _TIME_OF_DAY.search(text)
+        span = _SPANS[sum(map(bool, said.groups()))] if said else _FINEST
+        return begin.astimezone(begin.tzinfo) + span
     return None
+
+
+def _is_date(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(date.fromisoformat(text))
+    return False

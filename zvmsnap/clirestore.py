@@ -26,7 +26,8 @@ PointArgument = Annotated[
     str,
     typer.Argument(
         metavar="DOMAIN@SNAPNAME",
-        help="Any name of the moment; or DOMAIN@latest, DOMAIN@TIME (the last one until then).",
+        help="Any name of the moment; or DOMAIN@latest, or DOMAIN@TIME: the last one until that "
+        "day, minute or second is over.",
         autocompletion=completion.points,
     ),
 ]
@@ -61,7 +62,7 @@ def restore(
     \b
     Examples:
       zvmsnap restore --dry-run web@latest
-      zvmsnap restore web@2026-11-20T03:15      the last point until then
+      zvmsnap restore web@2026-11-20T03:15      the last point until 03:15:59
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
     from zvmsnap import loadable, restoreplan

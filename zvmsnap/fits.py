@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def _other_cpu(root: ET.Element, hypervisor: Hypervisor, made_on: Host) -> Itera
 
 
 def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:3])
 
 
 def available_memory_bytes(table: Path = Path("/proc/meminfo")) -> int:

@@ -20,7 +20,7 @@ def give_back(path: str) -> None:
     noted = [name for name in os.listxattr(path) if name.startswith(_PREFIX)]
     if not noted:
         return
-    with suppress(KeyError):
+    with suppress(KeyError, OverflowError):
         owner = {name: os.getxattr(path, name) for name in noted}[f"{_PREFIX}dac"]
         if found := _OWNER.fullmatch(owner):
             os.chown(path, int(found[1]), int(found[2]))

@@ -197,7 +197,11 @@ def read(directory: Path) -> Point:
         raise VaultDamaged(f"{path}: schema {manifest.schema} is not one this version reads")
     if manifest.memory and manifest.memory.file not in (MEMORY, MEMORY_ZSTD):
         raise VaultDamaged(f"{path}: its memory file {manifest.memory.file!r} is none of ours")
-    if not all(_may_exist(tie.full_name) for tie in manifest.snapshots):
+    if not all(
+        _may_exist(f"{dataset}@{tie.name}")
+        for tie in manifest.snapshots
+        for dataset in (tie.dataset, tie.home or tie.dataset)
+    ):
         raise VaultDamaged(f"{path}: names a snapshot that ZFS cannot know")
     if not _is_time(manifest.taken):
         raise VaultDamaged(f"{path}: {manifest.taken!r} is no time at which it was taken")

@@ -47,7 +47,7 @@ def run(
 
     `begin_with` names the step at which an interrupted run goes on. On any failure undoes in
     reverse, the failing step first, and raises StepFailed. All undos are tried, also when one
-    fails.
+    fails. Raises ZvmsnapError, with nothing done, if there is no such step.
     """
     first = _position(steps, begin_with) if begin_with else 0
     for position, step in enumerate(steps[first:], first):
@@ -61,12 +61,18 @@ def run(
 
 
 def take_back(steps: Sequence[Step], last: str, record: Callable[[str], None]) -> list[str]:
-    """Undo an interrupted run, from step `last` back; returns what could not be undone."""
+    """Undo an interrupted run, from step `last` back; returns what could not be undone.
+
+    Raises ZvmsnapError if there is no such step.
+    """
     return _undo(steps[: _position(steps, last) + 1], record)
 
 
 def _position(steps: Sequence[Step], name: str) -> int:
-    return next(position for position, step in enumerate(steps) if step.name == name)
+    names = [step.name for step in steps]
+    if name not in names:
+        raise ZvmsnapError(f"{name!r} is no step of this; it was begun by another version?")
+    return names.index(name)
 
 
 def _boundary(name: str) -> None:
@@ -75,13 +81,15 @@ def _boundary(name: str) -> None:
 
 
 def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
-    not_undone = []
+    not_undone: list[str] = []
     for step in reversed(done):
         if step.undo is None:
             continue
         # A journal that cannot be written (a full disk?) is no reason not to put the guest back.
+        # What could not be undone stays written down: it is where the next try begins.
         with suppress(Exception):
-            record(f"undo {step.name}")
+            if not not_undone:
+                record(f"undo {step.name}")
         try:
             _boundary(f"undo {step.name}")
             step.undo()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
+from typing import Annotated
 
 import msgspec
 
@@ -24,17 +25,29 @@ from zvmsnap.zfs import Dataset, Snapshot
 
 _VOLUME = "volume"
 _DEVICE_TIMEOUT_S = 30
+# All become words of command lines: nothing in them may be taken for something else.
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A dataset of a unit: `path` below the top ("" for the top itself), and what it is to hold."""
+    """A dataset of a unit: `path` below the top ("" for the top itself), and what it is to hold.
+
+    `below` are the datasets that the one of `origin` is a clone of, from clone to clone down to the
+    old one: former machines. None if it does not come from the old one: below is a golden image.
+    """
 
     path: str
     old_guid: int
     canmount: str
-    origin: str
+    origin: _Name
     origin_guid: int
     new_guid: int = 0
+    below: tuple[int, ...] = ()
+
+    @property
+    def line(self) -> tuple[int, ...]:
+        """What the new dataset is promoted over, one after the other."""
+        return (self.origin_guid, *self.below)
 
 
 class Stray(msgspec.Struct, frozen=True):
@@ -47,9 +60,9 @@ class Stray(msgspec.Struct, frozen=True):
 class Unit(msgspec.Struct, frozen=True):
     """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
 
-    top: str
-    fresh: str
-    former: str
+    top: _Name
+    fresh: _Name
+    former: _Name
     members: tuple[Member, ...]
     strays: tuple[Stray, ...]
     mounted: tuple[str, ...]
@@ -109,7 +122,19 @@ def _member(top: str, name: str, origin: Snapshot, datasets: Mapping[str, Datase
         canmount=datasets[name].canmount,
         origin=origin.full_name,
         origin_guid=datasets[origin.dataset].guid,
+        below=_below(datasets[origin.dataset], datasets[name].guid, datasets),
     )
+
+
+def _below(dataset: Dataset, old_guid: int, datasets: Mapping[str, Dataset]) -> tuple[int, ...]:
+    found: list[int] = []
+    while dataset.guid != old_guid:
+        origin = datasets.get(_dataset(dataset.origin))
+        if origin is None:
+            return ()
+        found.append(origin.guid)
+        dataset = origin
+    return tuple(found)
 
 
 def prepare(units: Iterable[Unit]) -> tuple[Unit, ...]:
@@ -137,43 +162,57 @@ def _prepare(unit: Unit) -> Unit:
 
 
 def discard(units: Iterable[Unit]) -> None:
-    """Destroy the clones that `prepare` made. Raises ZfsFailed."""
+    """Destroy the clones that `prepare` made.
+
+    Raises ZfsFailed, also for one that still owns the snapshots that `promote` gave it.
+    """
     there = zfs.datasets()
     for unit in units:
         for member in reversed(unit.members):
-            if unit.fresh + member.path in there:
-                # Snapshots of it were taken by a sanoid that came by: nobody's data is in them.
-                zfs.destroy(unit.fresh + member.path, with_snapshots=True)
+            name = unit.fresh + member.path
+            if name not in there:
+                continue
+            origin = there.get(_dataset(there[name].origin))
+            if origin is None or origin.guid != member.origin_guid:
+                raise ZfsFailed(f"{name}: is kept, as it owns snapshots of {unit.top}{member.path}")
+            # Snapshots of it were taken by a sanoid that came by: nobody's data is in them.
+            zfs.destroy(name, with_snapshots=True)
 
 
 def switch(units: Iterable[Unit]) -> None:
     """Let the names hold the clones. Raises ZfsFailed, as when somebody works in a filesystem."""
-    for unit in units:
-        _exchange(unit, unit.members[0].old_guid, aside=unit.former, instead=unit.fresh)
-        for member in unit.members:
-            _set_canmount(unit.former + member.path, member, "noauto")
-            _set_canmount(unit.top + member.path, member, member.canmount)
-        _mount(unit)
+    every = tuple(units)
+    for unit in every:
+        top = unit.members[0]
+        _exchange(unit, top.old_guid, top.new_guid, aside=unit.former, instead=unit.fresh)
+    for unit in every:
+        _mount(unit, aside=unit.former)
 
 
 def switch_back(units: Iterable[Unit]) -> None:
     """Let the names hold what they held. Raises ZfsFailed."""
-    for unit in reversed(tuple(units)):
-        if not unit.members[0].new_guid:
-            continue
-        _exchange(unit, unit.members[0].new_guid, aside=unit.fresh, instead=unit.former)
-        for member in unit.members:
-            _set_canmount(unit.top + member.path, member, member.canmount)
-        _mount(unit)
+    prepared = [unit for unit in units if unit.members[0].new_guid]
+    for unit in reversed(prepared):
+        top = unit.members[0]
+        # Without both names it is away with the unit above it, which comes next.
+        if {unit.top, unit.former} & zfs.datasets().keys():
+            _exchange(unit, top.new_guid, top.old_guid, aside=unit.fresh, instead=unit.former)
+    for unit in prepared:
+        _mount(unit, aside=unit.fresh)
 
 
-def _exchange(unit: Unit, leaving_guid: int, *, aside: str, instead: str) -> None:
-    """The dataset of that guid goes from the top to `aside`; what lies at `instead` comes."""
+def _exchange(unit: Unit, leaving: int, coming: int, *, aside: str, instead: str) -> None:
+    """One dataset (guids) goes from the top to `aside`; the other comes there from `instead`."""
     there = zfs.datasets()
-    if unit.top in there and there[unit.top].guid == leaving_guid:
-        if instead not in there:
-            raise ZfsFailed(f"{instead}: is gone, so {unit.top} stays what it is")
-        _unmount(unit.top, there)
+    leaves = unit.top in there and there[unit.top].guid == leaving
+    if unit.top in there and there[unit.top].guid not in (leaving, coming):
+        raise ZfsFailed(f"{unit.top}: is a dataset that somebody has made meanwhile; rename it")
+    if leaves and instead not in there:
+        raise ZfsFailed(f"{instead}: is gone, so {unit.top} stays what it is")
+    # A host that came up between two of these steps has mounted what is not at the top.
+    if leaves or _mounted(there, aside, instead):
+        _unmount(_mounted(there, unit.top, aside, instead))
+    if leaves:
         zfs.rename(unit.top, aside)
         there = zfs.datasets()
     if unit.top not in there:
@@ -186,10 +225,34 @@ def _exchange(unit: Unit, leaving_guid: int, *, aside: str, instead: str) -> Non
             zfs.rename(name, unit.top + stray.path)
 
 
-def _unmount(top: str, there: Mapping[str, Dataset]) -> None:
-    for name in sorted(there, reverse=True):
-        if there[name].mounted and (name == top or name.startswith(f"{top}/")):
-            zfs.unmount(name)
+def _mounted(there: Mapping[str, Dataset], *tops: str) -> list[Dataset]:
+    return [
+        dataset
+        for name, dataset in there.items()
+        if dataset.mounted and any(name == top or name.startswith(f"{top}/") for top in tops)
+    ]
+
+
+def _unmount(mounted: Iterable[Dataset]) -> None:
+    for dataset in sorted(mounted, key=_mountpoint, reverse=True):
+        zfs.unmount(dataset.name)
+
+
+def _mount(unit: Unit, *, aside: str) -> None:
+    """What was mounted at the top is mounted again, and nothing aside when the host comes up."""
+    there = zfs.datasets()
+    for member in unit.members:
+        if aside + member.path in there:
+            _set_canmount(aside + member.path, member, "noauto")
+        _set_canmount(unit.top + member.path, member, member.canmount)
+    found = [there[unit.top + path] for path in unit.mounted if unit.top + path in there]
+    for dataset in sorted(found, key=_mountpoint):
+        if not dataset.mounted:
+            zfs.mount(dataset.name)
+    for member in unit.members:
+        name = unit.top + member.path
+        if there[name].type == _VOLUME:
+            zfs.wait_device(name, _DEVICE_TIMEOUT_S)
 
 
 def _set_canmount(name: str, member: Member, value: str) -> None:
@@ -197,42 +260,40 @@ def _set_canmount(name: str, member: Member, value: str) -> None:
         zfs.set_property(name, "canmount", value)
 
 
-def _mount(unit: Unit) -> None:
-    there = zfs.datasets()
-    for path in unit.mounted:
-        if not there[unit.top + path].mounted:
-            zfs.mount(unit.top + path)
-    for member in unit.members:
-        name = unit.top + member.path
-        if there[name].type == _VOLUME:
-            zfs.wait_device(name, _DEVICE_TIMEOUT_S)
-
-
 def promote(units: Iterable[Unit]) -> None:
     """Let the new datasets own the snapshots up to theirs. Raises ZfsFailed."""
-    for unit in units:
-        for member in unit.members:
-            _promote(member.new_guid, over={member.old_guid, member.origin_guid})
+    for member in _members(units):
+        for guid in member.line:
+            _promote(member.new_guid, over=guid)
 
 
 def demote(units: Iterable[Unit]) -> None:
     """Give the snapshots back to whom they belonged. Raises ZfsFailed."""
-    for unit in units:
-        for member in unit.members:
-            _promote(member.origin_guid, over={member.new_guid})
-            _promote(member.old_guid, over={member.new_guid, member.origin_guid})
+    for member in reversed(_members(units)):
+        for guid in reversed(member.line):
+            _promote(guid, over=member.new_guid)
 
 
-def _promote(guid: int, over: set[int]) -> None:
-    """Promote until the dataset depends on none of `over`; not over a golden image below them."""
-    for _attempt in range(1 + len(over)):
-        there = zfs.datasets()
-        by_guid = {dataset.guid: dataset for dataset in there.values()}
-        dataset = by_guid.get(guid)
-        origin = there.get(dataset.origin.partition("@")[0]) if dataset else None
-        if dataset is None or origin is None or origin.guid not in over - {guid}:
-            return
+def _members(units: Iterable[Unit]) -> list[Member]:
+    return [member for unit in units for member in unit.members]
+
+
+def _promote(guid: int, over: int) -> None:
+    """Promote the dataset, if it is a clone of a snapshot of the other one (guids)."""
+    there = zfs.datasets()
+    dataset = next((each for each in there.values() if each.guid == guid), None)
+    origin = there.get(_dataset(dataset.origin)) if dataset else None
+    if dataset and origin and origin.guid == over:
         zfs.promote(dataset.name)
+
+
+def _dataset(snapshot: str) -> str:
+    return snapshot.partition("@")[0]
+
+
+def _mountpoint(dataset: Dataset) -> str:
+    """One mountpoint may lie in another, whatever the names of the datasets are."""
+    return dataset.mountpoint
 
 
 def _parent(name: str) -> str:

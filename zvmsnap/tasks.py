@@ -21,6 +21,8 @@ SCHEMA = 1
 _UUID = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
 _CAPTURE = _UUID.removesuffix(r"\Z") + r"\.[0-9a-f]{8}\Z"
 _FOLDER = "tasks"
+# These become words of command lines: nothing in them may be taken for something else.
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
 Source = tuple[str, str, str]  # type, path and format of a disk
 
@@ -53,7 +55,7 @@ class Restore(Task, frozen=True, kw_only=True, tag="restore"):
     """A restore in place: datasets that switch, or snapshots that are rolled back to."""
 
     units: tuple[Unit, ...] = ()
-    rollback: tuple[str, ...] = ()
+    rollback: tuple[_Name, ...] = ()
     existed: bool  # was there such a guest before?
     was_active: bool
     was_paused: bool
@@ -66,7 +68,7 @@ class Clone(Task, frozen=True, kw_only=True, tag="clone"):
     """A clone: the datasets that are made for it, parents first, and the snapshots they show."""
 
     network: str
-    datasets: tuple[tuple[str, str], ...] = ()
+    datasets: tuple[tuple[_Name, _Name], ...] = ()
 
 
 class Tasks:
@@ -85,7 +87,7 @@ class Tasks:
         path = self._path(uuid)
         try:
             task = msgspec.json.decode(path.read_bytes(), type=Restore | Clone)
-            if task.uuid != uuid:
+            if task.uuid != uuid or not task.capture.startswith(f"{uuid}."):
                 raise msgspec.ValidationError("it is of another guest")
             return task
         except FileNotFoundError:

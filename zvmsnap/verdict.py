@@ -31,7 +31,7 @@ def read(point: Point) -> Verdict | None:
     """What came out last time; None if it was never verified."""
     try:
         return msgspec.json.decode((point.directory / VERDICT).read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -101,11 +101,11 @@ class Answer:
 def datasets() -> dict[str, Dataset]:
     """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
     columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
-    columns += ",mounted,mountpoint,canmount"
+    columns += ",mounted,canmount,mountpoint"
     found = {}
     for line in _list("-t", "filesystem,volume", "-o", columns):
         name, kind, compression, mode, recursive, guid, origin = line[:7]
-        mounted, mountpoint, canmount = line[7:]
+        mounted, canmount, mountpoint = line[7:]
         found[name] = Dataset(
             name=name,
             type=kind,
@@ -170,6 +170,8 @@ class Use:
 
 def uses(datasets: Sequence[str]) -> list[Use]:
     """The own snapshots of these datasets, oldest first. Raises ZfsFailed."""
+    if not datasets:
+        return []  # zfs takes no names for all there are
     columns = f"{_SNAPSHOT_COLUMNS},clones,userrefs"
     lines = _list("-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns, *datasets)
     return [
@@ -188,9 +190,10 @@ def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
     Without what belongs to the data (and so to a clone anyway). Raises ZfsFailed.
     """
     found: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
+    if not found:
+        return found
     said = _zfs("get", "-Hp", "-s", "local,received", "-o", "name,property,value", "all", *datasets)
-    for line in said.splitlines():
-        dataset, name, value = line.split("\t", 2)
+    for dataset, name, value in _lines(said, columns=3):
         if name not in _OF_THE_DATA:
             found[dataset][name] = value
     return found
@@ -201,7 +204,7 @@ def marked(user_property: str) -> dict[str, str]:
     said = _zfs(
         "get", "-Hp", "-s", "local", "-t", "filesystem,volume", "-o", "name,value", user_property
     )
-    return dict(line.split("\t", 1) for line in said.splitlines())
+    return {line[0]: line[1] for line in _lines(said, columns=2)}
 
 
 def take_snapshots(datasets: Iterable[str], name: str) -> None:
@@ -393,7 +396,7 @@ def _unescape(text: str) -> str:
 
 def _list(*arguments: str, partial: bool = False) -> list[list[str]]:
     said = _zfs("list", "-Hp", *arguments, partial=partial)
-    return [line.split("\t") for line in said.splitlines()]
+    return _lines(said, 1 + arguments[arguments.index("-o") + 1].count(","))
 
 
 def _zfs(verb: str, *arguments: str, partial: bool = False) -> str:
@@ -402,16 +405,29 @@ def _zfs(verb: str, *arguments: str, partial: bool = False) -> str:
             ["zfs", verb, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
             check=False,
         )
     except OSError as error:
         raise ZfsFailed(f"zfs cannot be run: {error.strerror}; is zfsutils-linux there?") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (_text(done.stderr).strip().splitlines() or ["no reason given"])[-1]
         raise ZfsFailed(f"zfs {verb} failed ({done.returncode}): {reason}")
-    return done.stdout
+    return _text(done.stdout)
+
+
+def _text(said: bytes) -> str:
+    """A property may hold any byte: a mountpoint, or what somebody has noted."""
+    return said.decode(errors="surrogateescape")
+
+
+def _lines(said: str, columns: int) -> list[list[str]]:
+    """Of that many columns, in the last of which a tab does no harm."""
+    lines = [line.split("\t", columns - 1) for line in said.split("\n")[:-1]]
+    for line in lines:
+        if len(line) != columns:
+            raise ZfsFailed(f"zfs: a property holds a line break, near {line[0]!r}; remove it")
+    return lines
 
 
 def _check_gone(name: str) -> None:

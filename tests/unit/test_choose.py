@@ -1,6 +1,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,17 @@ def points(manifest: Callable[..., Manifest]) -> list[Point]:
         pytest.param("web@2026-11-21", f"web@{THREE}", id="a name before a time"),
         pytest.param("a@b@latest", "a@b@m", id="a guest with an @"),
         pytest.param("web@2026-11-20T03:00Z", f"web@{THREE}", id="at that time"),
+        pytest.param("web@2026-11-20T03:59Z", f"web@{THREE}", id="a minute before the next"),
+        pytest.param("web@2026-11-20T03Z", f"web@{THREE}", id="an hour"),
+        pytest.param("web@20261120T0400Z", f"web@{FOUR}", id="without separators"),
         pytest.param("web@2026-11-20T03:59:59.999Z", f"web@{THREE}", id="just before the next"),
         pytest.param("web@2026-11-20T04:00:00+00:00", f"web@{FOUR}", id="an offset of 0"),
         pytest.param("web@2026-11-20T05:30+01:30", f"web@{FOUR}", id="another offset"),
         pytest.param("web@2026-11-20T09:30", f"web@{FOUR}", id="local time"),
         pytest.param("web@2026-11-20 09:29", f"web@{THREE}", id="local time, with a space"),
         pytest.param("web@2026-11-22", f"web@{FOUR}.2", id="a date"),
+        pytest.param("web@2026-11-20", f"web@{FOUR}.2", id="the date itself"),
+        pytest.param("web@20261120", f"web@{FOUR}.2", id="the date without separators"),
     ],
 )
 def test_choose(points: list[Point], text: str, name: str) -> None:
@@ -89,8 +95,9 @@ def test_choose(points: list[Point], text: str, name: str) -> None:
             "2026-11-20T08:30:00+05:30",
             id="before the first",
         ),
-        pytest.param("web@2026-11-20", "no point of then or before", id="a date means 00:00"),
-        pytest.param("web@0001-01-01", "no such point", id="a day that local time has not"),
+        pytest.param("web@2026-11-19", "no point of then or before", id="the day before"),
+        pytest.param("web@0001-01-01T00:00", "no such point", id="not in local time"),
+        pytest.param("web@9999-12-31", "no such point", id="the end of the calendar"),
         pytest.param("web@2026-13-01", "no such point", id="no time"),
     ],
 )
@@ -98,6 +105,50 @@ def test_what_is_not_there(points: list[Point], text: str, says: str) -> None:
     with pytest.raises(PointNotFound) as caught:
         choose(points, text)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("which", "last"),
+    [
+        pytest.param("2026-11-20T03:00", "03:00:59.999", id="a minute"),
+        pytest.param("2026-11-20 03:00", "03:00:59.999", id="with a space"),
+        pytest.param("2026-11-20T03:00+05:30", "03:00:59.999", id="with an offset"),
+        pytest.param("20261120T0300", "03:00:59.999", id="without separators"),
+        pytest.param("20261120T0300+0530", "03:00:59.999", id="and an offset"),
+        pytest.param("2026-11-20T03:00:00", "03:00:00.900", id="a second"),
+        pytest.param("2026-11-20T030000", "03:00:00.900", id="in another form"),
+        pytest.param("2026-11-20T03:00:02", "03:00:02.345", id="sanoid's delay"),
+        pytest.param("2026-11-20T03:00:02.344", "03:00:00.900", id="just before it"),
+        pytest.param("2026-11-20T03:00:02.345", "03:00:02.345", id="the very instant"),
+        pytest.param("2026-11-20T03:00:02.345+05:30", "03:00:02.345", id="with an offset, too"),
+        pytest.param("2026-11-20T03", "03:59:59.999", id="an hour"),
+        pytest.param("2026-11-20T03+05:30", "03:59:59.999", id="an hour with an offset"),
+        pytest.param("2026-11-20", "23:59:59.999", id="a day"),
+        pytest.param("2026-W47-5", "23:59:59.999", id="a day of a week"),
+        pytest.param("2026-W47-5T03:00", "03:00:59.999", id="a minute of it"),
+    ],
+)
+def test_a_time_counts_to_its_end(manifest: Callable[..., Manifest], which: str, last: str) -> None:
+    """Of points whose clock shows these times, the last one that is meant."""
+    clock = ["03:00:00.900", "03:00:02.345", "03:00:59.999", "03:01:00.000", "03:59:59.999"]
+    clock += ["04:00:00.000", "23:59:59.999"]
+    taken = [*(f"2026-11-20T{time}+05:30" for time in clock), "2026-11-21T00:00:00.000+05:30"]
+    known = [Point(Path("/v/web", when), manifest(taken=when, moment="m")) for when in taken]
+    assert choose(known, f"web@{which}").name == f"web@2026-11-20T{last}+05:30"
+
+
+@pytest.mark.parametrize(("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25)])
+def test_days_of_another_length(
+    manifest: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, day: str, hours: int
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    begin = datetime.fromisoformat(day).astimezone(UTC)
+    known = []
+    for name, hour in (("last", hours), ("next", hours + 1)):
+        taken = (begin + timedelta(hours=hour, seconds=-1)).isoformat()
+        known.append(Point(Path("/v/web", name), manifest(taken=taken, moment="m")))
+    assert choose(known, f"web@{day}").name == "web@last"
 
 
 def test_no_points_at_all() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -130,6 +131,47 @@ def test_points_and_live_snapshots(
     ]
     assert liveness.orphaned(named) is orphaned
     assert liveness.complete_names(named) == complete
+
+
+HOMES = [
+    pytest.param("tank/x", {"tank/x@h": 1}, ("tank",), (), Life.ALIVE, id="alive where it is now"),
+    pytest.param("tank/x", {"tank/a@h": 1}, ("tank",), (), Life.GONE, id="not looked for before"),
+    pytest.param("tank/x", {"tank/x@h": 2}, ("tank",), (), Life.GONE, id="another has its name"),
+    pytest.param("", {"tank/a@h": 1}, ("tank",), (), Life.ALIVE, id="has no other home"),
+    pytest.param("old/x", {}, ("tank",), (), Life.UNKNOWN, id="its new pool is not imported"),
+    pytest.param("old/x", {}, ("old",), (), Life.GONE, id="its old pool does not matter"),
+    pytest.param(
+        "tank/x", {}, ("tank",), ("tank/x@h",), Life.UNKNOWN, id="its new home is gone too"
+    ),
+    pytest.param(
+        "tank/x", {}, ("tank",), ("tank/a@h",), Life.GONE, id="its old home does not matter"
+    ),
+]
+
+
+@pytest.mark.parametrize(("home", "present", "pools", "homeless", "life"), HOMES)
+def test_snapshots_that_a_restore_has_moved(
+    manifest: Build,
+    home: str,
+    present: Mapping[str, int],
+    pools: tuple[str, ...],
+    homeless: tuple[str, ...],
+    life: Life,
+) -> None:
+    known = Tie("tank/a", "h", 1, 1, home)
+    liveness = dataclasses.replace(live(present, *pools), homeless=frozenset(homeless))
+    assert liveness.of(known) is life
+    named = manifest(snapshots=(known,), disks=disks("tank/a"))
+    assert liveness.orphaned(named) is (life is Life.GONE)
+    # It is still the snapshot of the dataset that the disks were on.
+    assert liveness.complete_names(named) == (["h"] if life is Life.ALIVE else [])
+
+
+@pytest.mark.parametrize(("dataset", "home"), [("tank/a", ""), ("tank/x", "tank/x")])
+def test_tie_of_a_snapshot(dataset: str, home: str) -> None:
+    known = Tie.of(Snapshot(dataset, "h", 5, 6), "tank/a")
+    assert known == Tie("tank/a", "h", 5, 6, home)
+    assert known.full_name == f"{dataset}@h"
 
 
 GUIDS = st.integers(1, 3)
@@ -334,10 +376,16 @@ def test_damaged_directory(
         ("/tank", "a"),
     ],
 )
+@pytest.mark.parametrize("where", ["taken of", "home", "had a home"])
 def test_snapshots_that_no_command_line_could_name(
-    tmp_path: Path, manifest: Build, dataset: str, name: str
+    tmp_path: Path, manifest: Build, dataset: str, name: str, where: str
 ) -> None:
-    ties = (*manifest().snapshots, Tie(dataset, name, 1, 1))
+    tie = {
+        "taken of": Tie(dataset, name, 1, 1),
+        "home": Tie("tank/web", name, 1, 1, dataset or "/"),
+        "had a home": Tie(dataset, name, 1, 1, "tank/web"),
+    }[where]
+    ties = (*manifest().snapshots, tie)
     (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=ties)))
     with pytest.raises(VaultDamaged, match="names a snapshot that ZFS cannot know"):
         point.read(tmp_path)

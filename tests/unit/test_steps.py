@@ -1,7 +1,9 @@
+from contextlib import nullcontext
+
 import pytest
 
 from zvmsnap.errors import ZvmsnapError
-from zvmsnap.steps import Step, StepFailed, run
+from zvmsnap.steps import Step, StepFailed, run, take_back
 
 
 class Play:
@@ -133,3 +135,74 @@ def test_interrupted(failure: type[BaseException]) -> None:
         run(play.steps, play.record)
     assert isinstance(caught.value.cause, failure)
     assert play.done == ["do a", "do b", "undo a"]
+
+
+@pytest.mark.parametrize(
+    ("begin_with", "failing", "done", "recorded"),
+    [
+        pytest.param("a", (), ["do a", "do b", "do c"], ["a", "b", "c"], id="from the first"),
+        pytest.param("b", (), ["do b", "do c"], ["b", "c"], id="from the middle"),
+        pytest.param("c", (), ["do c"], ["c"], id="from the last"),
+        pytest.param(
+            "c",
+            ("do c",),
+            ["do c", "undo c", "undo a"],
+            ["c", "undo c", "undo a"],
+            id="what was done before is undone too",
+        ),
+    ],
+)
+def test_gone_on_with(
+    begin_with: str, failing: tuple[str, ...], done: list[str], recorded: list[str]
+) -> None:
+    play = Play(*failing)
+    with pytest.raises(StepFailed) if failing else nullcontext():
+        run(play.steps, play.record, begin_with=begin_with)
+    assert play.done == done
+    assert play.recorded == recorded
+
+
+TAKEN_BACK = [
+    pytest.param("a", (), ["undo a"], ["undo a"], [], id="from the first"),
+    pytest.param("b", (), ["undo a"], ["undo a"], [], id="from one without undo"),
+    pytest.param("c", (), ["undo c", "undo a"], ["undo c", "undo a"], [], id="from the last"),
+    pytest.param(
+        "c",
+        ("undo c",),
+        ["undo c", "undo a"],
+        ["undo c"],
+        ["c: no undo c"],
+        id="what fails stays written down, for the next try",
+    ),
+    pytest.param(
+        "c", ("undo a",), ["undo c", "undo a"], ["undo c", "undo a"], ["a: no undo a"], id="first"
+    ),
+    pytest.param(
+        "c",
+        ("record undo c",),
+        ["undo c", "undo a"],
+        ["undo c", "undo a"],
+        [],
+        id="though it cannot be written down",
+    ),
+]
+
+
+@pytest.mark.parametrize(("last", "failing", "done", "recorded", "left"), TAKEN_BACK)
+def test_taken_back(
+    last: str, failing: tuple[str, ...], done: list[str], recorded: list[str], left: list[str]
+) -> None:
+    play = Play(*failing)
+    assert take_back(play.steps, last, play.record) == left
+    assert play.done == done
+    assert play.recorded == recorded
+
+
+@pytest.mark.parametrize("name", ["d", "undo a", " "])
+def test_a_step_that_is_none(name: str) -> None:
+    play = Play()
+    with pytest.raises(ZvmsnapError, match="is no step of this"):
+        run(play.steps, play.record, begin_with=name)
+    with pytest.raises(ZvmsnapError, match="is no step of this"):
+        take_back(play.steps, name, play.record)
+    assert play.done == play.recorded == []

@@ -1,14 +1,15 @@
+import dataclasses
 import json
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from zvmsnap import zfs
 from zvmsnap.errors import ZfsFailed
-from zvmsnap.zfs import Answer, Dataset, Mount, Snapshot
+from zvmsnap.zfs import Answer, Dataset, Mount, Snapshot, Use
 
 MOUNTINFO = b"""\
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
@@ -114,17 +115,27 @@ if "exit" in world:
     if world["exit"] < 0:
         os.kill(os.getpid(), -world["exit"])
     sys.exit(world["exit"])
+sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
 words, options = iter(sys.argv[1:]), {{}}
-assert next(words) == "list"
+verb = next(words)
+if verb == "get":
+    sys.stdout.buffer.write(bytes.fromhex(world["got"]))
+if verb != "list":
+    sys.exit(0)
 names = []
 for word in words:
-    if word in ("-t", "-o", "-d"):
+    if word in ("-t", "-o", "-d", "-s"):
         options[word] = next(words)
     elif not word.startswith("-"):
         names.append(word)
 status = 0
 for name in names or [n for n in world["rows"] if names or not options.get("-d") or "/" not in n]:
     row = world["rows"].get(name)
+    if options.get("-d") == "1":
+        for below, row in world["rows"].items():
+            if below.startswith(name + "@"):
+                print("\\t".join(row[column] for column in options["-o"].split(",")))
+        continue
     if row is None:
         print(f"cannot open '{{name}}': dataset does not exist", file=sys.stderr)
         status = 1
@@ -150,18 +161,27 @@ class World:
 
     def filesystem(self, name: str, **properties: str) -> None:
         defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
+        defaults |= {"origin": "-", "mounted": "-", "canmount": "-", "mountpoint": "-"}
         row = {"name": name, "type": "filesystem", "guid": "1", "createtxg": "1"}
         self._rows[name] = row | defaults | properties
         self._write({})
 
-    def snapshot(self, name: str, guid: int, createtxg: int) -> None:
+    def snapshot(
+        self, name: str, guid: int, createtxg: int, clones: str = "", userrefs: str = "0"
+    ) -> None:
         self._rows[name] = {
             "name": name,
             "type": "snapshot",
             "guid": str(guid),
             "createtxg": str(createtxg),
+            "clones": clones,
+            "userrefs": userrefs,
         }
         self._write({})
+
+    def gets(self, said: bytes) -> None:
+        """What `zfs get` says from now on."""
+        self._write({"got": said.hex()})
 
     def fails(self, code: int, says: str) -> None:
         self._write({"exit": code, "says": says})
@@ -292,12 +312,153 @@ def test_all_snapshots(world: World) -> None:
             id="our properties",
         ),
         pytest.param({"type": "volume"}, Dataset("tank", "volume", False), id="volume"),
+        pytest.param(
+            {"origin": "old/My VMs@a b", "mounted": "yes", "canmount": "noauto"},
+            Dataset(
+                *("tank", "filesystem", False, "", ""),
+                origin="old/My VMs@a b",
+                mounted=True,
+                canmount="noauto",
+            ),
+            id="clone",
+        ),
+        *(
+            pytest.param(
+                {"mounted": "no", "mountpoint": mountpoint},
+                Dataset("tank", "filesystem", False, mountpoint=mountpoint),
+                id=f"mountpoint {mountpoint!r}",
+            )
+            for mountpoint in ("/a b", "none", "/a\tb\t", "/\x85\x0b\x1c\u2028\r", "/caf\udce9")
+        ),
     ],
 )
 def test_datasets(world: World, properties: dict[str, str], expected: Dataset) -> None:
     world.filesystem("tank", **properties)
-    assert zfs.datasets() == {"tank": expected}
+    assert zfs.datasets() == {"tank": dataclasses.replace(expected, guid=1)}
 
 
 def test_snapshots_knows_its_full_name() -> None:
     assert Snapshot("tank/web", "a b", 1, 2).full_name == "tank/web@a b"
+
+
+def test_a_line_break_in_a_mountpoint(world: World) -> None:
+    world.filesystem("tank", mountpoint="/a\nb")
+    with pytest.raises(ZfsFailed, match="a property holds a line break, near 'b'"):
+        zfs.datasets()
+
+
+def test_uses(world: World) -> None:
+    world.snapshot("tank/My VMs@a b", guid=2**64 - 1, createtxg=4)
+    world.snapshot("tank/My VMs@c", guid=5, createtxg=6, clones="tank/x y,tank/z", userrefs="2")
+    world.snapshot("tank/v@-", guid=7, createtxg=8, clones="-", userrefs="-")
+    assert zfs.uses(["tank/My VMs", "tank/v"]) == [
+        Use(Snapshot("tank/My VMs", "a b", 2**64 - 1, 4), (), 0),
+        Use(Snapshot("tank/My VMs", "c", 5, 6), ("tank/x y", "tank/z"), 2),
+        Use(Snapshot("tank/v", "-", 7, 8), (), 0),
+    ]
+    [call] = world.calls
+    assert call[call.index("-s") + 1] == "createtxg"
+    assert call[-2:] == ["tank/My VMs", "tank/v"]
+
+
+@pytest.mark.parametrize("ask", [zfs.uses, zfs.local_properties])
+def test_nothing_asked_for_is_not_everything(
+    world: World, ask: Callable[[Sequence[str]], object]
+) -> None:
+    assert not ask([])
+    assert world.calls == []
+
+
+def test_local_properties(world: World) -> None:
+    world.gets(
+        b"tank/My VMs\tmountpoint\t/srv/My VMs\n"
+        b"tank/My VMs\tcom.x:note\ttab\there, caf\xe9 and \xc2\x85 and \r\n"
+        b"tank/v\tvolsize\t1048576\n"
+        b"tank/v\tvolblocksize\t8192\n"
+        b"tank/v\tkeylocation\tprompt\n"
+        b"tank/v\trefreservation\t1048576\n"
+    )
+    assert zfs.local_properties(["tank/My VMs", "tank/v", "tank/plain"]) == {
+        "tank/My VMs": {
+            "mountpoint": "/srv/My VMs",
+            "com.x:note": "tab\there, caf\udce9 and \x85 and \r",
+        },
+        "tank/v": {"refreservation": "1048576"},
+        "tank/plain": {},
+    }
+    [call] = world.calls
+    assert call[call.index("-s") + 1] == "local,received"
+    assert call[-4:] == ["all", "tank/My VMs", "tank/v", "tank/plain"]
+
+
+def test_a_line_break_in_a_property(world: World) -> None:
+    world.gets(b"tank\tcom.x:note\ttwo\nlines\n")
+    with pytest.raises(ZfsFailed, match="line break, near 'lines'"):
+        zfs.local_properties(["tank"])
+
+
+def test_marked(world: World) -> None:
+    world.gets(b"tank/My VMs\tweb 2\ntank/b\ta\tb\n")
+    assert zfs.marked("zvmsnap:clone") == {"tank/My VMs": "web 2", "tank/b": "a\tb"}
+    [call] = world.calls
+    assert call[call.index("-s") + 1] == "local"
+    assert call[-1] == "zvmsnap:clone"
+    world.gets(b"")
+    assert zfs.marked("zvmsnap:clone") == {}
+
+
+VERBS: list[tuple[Callable[[], object], list[list[str]]]] = [
+    (
+        lambda: zfs.clone("a b@c d", "e f", {"mountpoint": "/x y", "u:v": "-o caf\udce9; $(x)"}),
+        [["clone", "-o", "mountpoint=/x y", "-o", "u:v=-o caf\udce9; $(x)", "a b@c d", "e f"]],
+    ),
+    (lambda: zfs.clone("a@b", "c", {}), [["clone", "a@b", "c"]]),
+    (lambda: zfs.promote("a b"), [["promote", "a b"]]),
+    (lambda: zfs.rename("a b", "c d"), [["rename", "a b", "c d"]]),
+    (lambda: zfs.set_property("a b", "u:v", "x=y z"), [["set", "u:v=x=y z", "a b"]]),
+    (lambda: zfs.inherit("a b", "u:v"), [["inherit", "u:v", "a b"]]),
+    (lambda: zfs.mount("a b"), [["mount", "a b"]]),
+    (lambda: zfs.unmount("a b"), [["unmount", "a b"]]),
+    (lambda: zfs.rollback("a b@c d"), [["rollback", "-r", "a b@c d"]]),
+    (lambda: zfs.destroy("a b@c d"), [["destroy", "a b@c d"]]),
+]
+VERB_IDS = [calls[0][0] for _, calls in VERBS]
+
+
+@pytest.mark.parametrize(("do", "calls"), VERBS, ids=VERB_IDS)
+def test_verbs(world: World, do: Callable[[], object], calls: list[list[str]]) -> None:
+    do()
+    assert world.calls == calls
+
+
+@pytest.mark.parametrize("do", [do for do, _ in VERBS], ids=VERB_IDS)
+def test_verbs_that_fail(world: World, do: Callable[[], object]) -> None:
+    world.fails(1, "usage:\n  zfs ...\ncannot do it: dataset is busy")
+    with pytest.raises(ZfsFailed) as caught:
+        do()
+    assert str(caught.value).endswith("failed (1): cannot do it: dataset is busy")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_destroyed_with_its_own_snapshots_and_nothing_below(world: World) -> None:
+    world.snapshot("tank/My VMs@a b", guid=1, createtxg=1)
+    world.snapshot("tank/My VMs/below@c", guid=2, createtxg=2)
+    zfs.destroy("tank/My VMs", with_snapshots=True)
+    assert [call for call in world.calls if call[0] == "destroy"] == [
+        ["destroy", "tank/My VMs@a b"],
+        ["destroy", "tank/My VMs"],
+    ]
+
+
+def test_a_device_that_never_comes() -> None:
+    assert zfs.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
+    with pytest.raises(ZfsFailed, match=r"^/dev/zvol/no/such\+one: did not appear within 0.01 s"):
+        zfs.wait_device("no/such one", 0.01)
+
+
+def test_another_volumes_device_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = iter(["tank/former", None, "tank/v"])
+    monkeypatch.setattr(zfs, "volume_of", lambda device: next(behind))
+    monkeypatch.setattr(zfs, "_LOOK_EVERY_S", 0)
+    zfs.wait_device("tank/v", 60)
+    assert list(behind) == []

@@ -1,0 +1,139 @@
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.unit.fakes import FakeGuest
+from zvmsnap import agent
+from zvmsnap.agent import Ran
+from zvmsnap.errors import LibvirtFailed
+
+
+class Talking(FakeGuest):
+    """A guest whose agent gives these answers; one that is an exception is raised."""
+
+    def __init__(self, *answers: object) -> None:
+        super().__init__()
+        self.asked: list[dict[str, Any]] = []
+        self.timeouts_s: list[int] = []
+        self.time_s = 0.0
+        self._answers: Iterator[object] = iter(answers)
+
+    def agent_command(self, command: str, timeout_s: int) -> str:
+        self.asked.append(json.loads(command))
+        self.timeouts_s.append(timeout_s)
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, str) else json.dumps({"return": answer})
+
+    def agent_set_timeout(self, timeout_s: int) -> None:
+        self.timeouts_s.append(timeout_s)
+
+    def set_time(self, now_s: float) -> None:
+        assert self.timeouts_s, "would block for ever"
+        self.time_s = now_s
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "_LOOK_EVERY_S", 0)
+
+
+CHANNEL = "<channel type='unix'><target type='virtio' name='{}'/></channel>"
+
+
+@pytest.mark.parametrize(
+    ("devices", "has"),
+    [
+        ("", False),
+        (CHANNEL.format("org.qemu.guest_agent.0"), True),
+        (CHANNEL.format("com.redhat.spice.0"), False),
+        (CHANNEL.format("com.redhat.spice.0") + CHANNEL.format("org.qemu.guest_agent.0"), True),
+        ("<channel type='unix'><target type='virtio'/></channel><channel/>", False),
+    ],
+)
+def test_has_agent(devices: str, has: bool) -> None:
+    assert agent.has_agent(f"<domain><devices>{devices}</devices></domain>") is has
+
+
+def test_answers() -> None:
+    guest = Talking({}, LibvirtFailed("not connected", 86))
+    assert agent.answers(guest)
+    assert not agent.answers(guest)
+    assert guest.asked == [{"execute": "guest-ping"}] * 2
+    assert min(guest.timeouts_s) > 0
+
+
+def test_set_clock() -> None:
+    guest = Talking()
+    agent.set_clock(guest)
+    assert guest.time_s > 1.7e9
+
+
+def encoded(output: bytes) -> str:
+    return base64.b64encode(output).decode()
+
+
+@pytest.mark.parametrize(
+    ("status", "ran"),
+    [
+        pytest.param({"exited": True, "exitcode": 0}, Ran(0, ""), id="says nothing"),
+        pytest.param(
+            {"exited": True, "exitcode": 3, "out-data": encoded(b"caf\xc3\xa9\n")},
+            Ran(3, "caf\xe9\n"),
+            id="fails, with output",
+        ),
+        pytest.param({"exited": True, "signal": 9}, Ran(-1, ""), id="ended by a signal"),
+        pytest.param(
+            {"exited": True, "exitcode": 0, "out-data": encoded(b"\xff"), "out-truncated": True},
+            Ran(0, "\ufffd"),
+            id="no text",
+        ),
+    ],
+)
+def test_run(status: object, ran: Ran) -> None:
+    guest = Talking({"pid": 7}, {"exited": False}, {"exited": False}, status)
+    assert agent.run(guest, "echo 'a b' | wc", 60) == ran
+    began, *asked = guest.asked
+    assert began["arguments"] == {
+        "path": "/bin/sh",
+        "arg": ["-c", "echo 'a b' | wc"],
+        "capture-output": True,
+    }
+    assert asked == [{"execute": "guest-exec-status", "arguments": {"pid": 7}}] * 3
+    assert min(guest.timeouts_s) > 0
+
+
+def test_a_command_that_does_not_end() -> None:
+    guest = Talking({"pid": 7}, *[{"exited": False}] * 2)
+    with pytest.raises(LibvirtFailed, match="web: 'sleep 9' takes longer than -1 s"):
+        agent.run(guest, "sleep 9", -1)
+
+
+def test_no_agent() -> None:
+    with pytest.raises(LibvirtFailed, match="not connected"):
+        agent.run(Talking(LibvirtFailed("not connected", 86)), "true", 1)
+
+
+HOSTILE: list[object] = [
+    *("", "{", "[]", "null", "{}", '{"error": {"class": "x"}}', '{"return"' + ":[" * 9999),
+    '{"return": {"pid": 1, "exited": true, "out-data": "\udcff"}}',
+    *(None, 5, [], {}, "text", {"pid": "7"}, {"pid": None}, {"pid": 10**400}),
+    {"exited": "yes"},
+    {"exited": True, "exitcode": "0"},
+    {"exited": True, "exitcode": 10**400},
+    {"exited": True, "exitcode": 0, "out-data": "no base64!"},
+    {"exited": True, "exitcode": 0, "out-data": 5},
+]
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: repr(answer)[:40])
+@pytest.mark.parametrize("before", [(), ({"pid": 7},)], ids=["begun", "status"])
+def test_a_guest_that_makes_no_sense(before: tuple[object, ...], answer: object) -> None:
+    with pytest.raises(LibvirtFailed) as caught:
+        agent.run(Talking(*before, answer, answer), "true", 60)
+    assert str(caught.value).startswith("web: guest-exec")
+    assert "no sense in the answer" in str(caught.value)
