@@ -73,6 +73,9 @@ from zvmsnap.tasks import Begin, Restore, Tasks, Work
 _UNPACKED = "loading.img"
 _UNTOUCHED = ("", "former", "clone", "unpack")
 _BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
+# What is undone after one of these rests on it: RAM of now destroys the disks of then, and a clone
+# that is still promoted holds the dataset's whole history.
+_UNDONE_FIRST = ("load", "promote", "switch")
 
 
 def restore(
@@ -132,6 +135,7 @@ class Restoring:
         self._work = Work(config.journal_dir, task)
         self._former = Former(config, hypervisor, self._work)
         self._cancelled = cancelled or threading.Event()
+        self._not_undone: list[str] = []
         self._log = log.about(task.domain, "restore")
 
     @property
@@ -202,7 +206,9 @@ class Restoring:
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
             raise Cancelled(f"interrupted before {step}")
-        self._work.note(step=step)
+        if not self._not_undone:
+            # Else recover begins where undoing first failed.
+            self._work.note(step=step)
 
     def _steps(self) -> list[Step]:
         task = self._task
@@ -226,12 +232,30 @@ class Restoring:
             ]
         else:
             steps.append(Step("rollback", self._roll_back))
-        return [
-            *steps,
+        steps += [
             Step("definition", self._define, self._define_former),
             Step("load", self._load, self._unload),
             Step("resume", self._resume),
         ]
+        return [self._in_order(step) for step in steps]
+
+    def _in_order(self, step: Step) -> Step:
+        """The step; undone only if what that rests on could be undone."""
+        undo = step.undo
+        if undo is None:
+            return step
+
+        def guarded() -> None:
+            for name in _UNDONE_FIRST:
+                if name in self._not_undone:
+                    raise RestoreFailed(f"waits for {name}")
+            try:
+                undo()
+            except Exception:
+                self._not_undone.append(step.name)
+                raise
+
+        return Step(step.name, step.do, guarded)
 
     def _clone(self) -> None:
         self._work.note(units=switch.prepare(self._task.units))
