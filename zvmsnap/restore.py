@@ -186,14 +186,17 @@ class Restoring:
         active = self._former.is_active()
         if step == "stop":
             return not active and (not self._task.save or self._former.saved())
-        return not (active and step in _BEFORE_SWITCH and not self._is_switched())
+        return not (active and step in _BEFORE_SWITCH and not all(self._switched()))
 
-    def _is_switched(self) -> bool:
+    def _switched(self) -> list[bool]:
+        """Which of the tops hold the disks of then; of a rollback, whether it has begun."""
+        if not self._task.units:
+            return [self._task.no_return]
         there = zfs.datasets()
-        return all(
+        return [
             unit.top in there and there[unit.top].guid == unit.members[0].new_guid
             for unit in self._task.units
-        )
+        ]
 
     def _what_is(self) -> str:
         guest = self._former.guest()
@@ -223,7 +226,7 @@ class Restoring:
             steps.append(Step("safety", self._former.take_safety, self._former.drop_safety))
         if task.units:
             steps += [
-                Step("switch", self._switch, lambda: switch.switch_back(self._task.units)),
+                Step("switch", self._switch, self._switch_back),
                 Step(
                     "promote",
                     lambda: switch.promote(self._task.units),
@@ -281,6 +284,13 @@ class Restoring:
         if self._former.is_active():
             raise RestoreFailed(f"{self._task.domain} was started meanwhile")
         switch.switch(self._task.units)
+
+    def _switch_back(self) -> None:
+        if self._former.is_active() and any(self._switched()):
+            raise RestoreFailed(
+                f"{self._task.domain} was started meanwhile, on disks of then: shut it off first"
+            )
+        switch.switch_back(self._task.units)
 
     def _roll_back(self) -> None:
         if self._former.is_active():
