@@ -339,12 +339,10 @@ class Restoring:
         return domainxml.with_sources(source.read_text(), self._task.sources)
 
     def _load(self) -> None:
-        guest = self._former.guest()
-        if guest and guest.is_active():
-            if guest.state() != "paused":
-                self._log.warning("was started by somebody meanwhile, so its RAM is not loaded")
-                return
-            guest.destroy()
+        if self._former.is_active():
+            # By us, before a crash, or by somebody: who stands still may have run since.
+            self._log.warning("was started meanwhile, so its RAM is not loaded")
+            return
         if self._task.memory:
             image = self._image()
             xml = saveimage.xml_of(image)
