@@ -218,7 +218,7 @@ class Restoring:
         steps = [Step("former", self._former.keep, self._former.forget)]
         if task.units:
             steps.append(Step("clone", self._clone, lambda: switch.discard(self._task.units)))
-        if task.memory and self._is_packed():
+        if task.memory:
             steps.append(Step("unpack", self._unpack))
         if task.was_active:
             steps.append(Step("stop", self._former.stop, self._former.bring_back))
@@ -275,6 +275,8 @@ class Restoring:
         return self._point.directory / memory.file
 
     def _unpack(self) -> None:
+        if not self._is_packed():
+            return
         memory = self._point.manifest.memory
         assert memory
         self._image().unlink(missing_ok=True)
@@ -319,7 +321,7 @@ class Restoring:
 
     def _put_back(self, directory: Path) -> None:
         """Definition, NVRAM and, where it does not come with RAM, TPM state out of a directory."""
-        then = directory == self._point.directory
+        then = directory != self._former.directory
         xml = self._xml() if then else (directory / points.PERSISTENT_XML).read_text()
         transient = not (directory / points.PERSISTENT_XML).exists()
         if not (transient and self._task.memory and then):
