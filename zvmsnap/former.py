@@ -89,8 +89,7 @@ class Former:
         if not self.is_active():
             if task.no_return:
                 raise RestoreFailed(
-                    f"{task.domain} is off, and disks of it were rolled back already: "
-                    f"zvmsnap restore --rollback {task.point} again"
+                    f"{task.domain} is off, and disks of it were rolled back already"
                 )
             if not self.saved():
                 self._start()

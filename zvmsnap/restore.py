@@ -24,6 +24,7 @@ RAM. After a crash, `zvmsnap recover` goes on by this table:
 | stop, safety, switch     | runs: somebody started it | undone, if its disks are those of now |
 | switch and later         | runs: somebody started it | gone on with, but its RAM is not loaded |
 | undo ...                 | any                       | undone further                        |
+| undo ..., of a rollback that has begun | off         | gone on with                          |
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ _UNTOUCHED = ("", "former", "clone", "unpack")
 _BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
 # What is undone after one of these rests on it: RAM of now destroys the disks of then, and a clone
 # that is still promoted holds the dataset's whole history.
-_UNDONE_FIRST = ("load", "promote", "switch")
+_UNDONE_FIRST = ("load", "promote", "switch", "stop")
 
 
 def restore(
@@ -153,7 +154,10 @@ class Restoring:
             # A save or load whose caller was killed goes on in libvirt.
             wait_idle(guest, self._config.limits.busy_timeout_s)
         step = self._task.step
-        if step.startswith("undo "):
+        if step.startswith("undo ") and self._task.no_return and not self._former.is_active():
+            self._log.warning("disks were rolled back already: going on with that")
+            self._run("rollback")
+        elif step.startswith("undo "):
             self._take_back(step.removeprefix("undo "))
         elif step in _UNTOUCHED or not self._may_go_on(step):
             self._take_back(step or "former")
@@ -171,7 +175,7 @@ class Restoring:
                         f"{error}. zvmsnap recover {self._task.domain} tries again"
                     ) from error
                 self._work.close()
-                raise RestoreFailed(f"{error}. All is as it was: {self._what_is()}") from error
+                raise RestoreFailed(f"{error}. {self._what_is()}") from error
         self._finish()
 
     def _take_back(self, step: str) -> None:
@@ -180,7 +184,7 @@ class Restoring:
         if left:
             raise RestoreFailed(f"{self._task.domain}: could not be undone: {'; '.join(left)}")
         self._work.close()
-        self._log.info("all is as it was: %s", self._what_is())
+        self._log.info("%s", self._what_is())
 
     def _may_go_on(self, step: str) -> bool:
         active = self._former.is_active()
@@ -199,6 +203,10 @@ class Restoring:
         ]
 
     def _what_is(self) -> str:
+        begun = "Disks were rolled back already" if self._task.no_return else "All is as it was"
+        return f"{begun}: {self._state()}"
+
+    def _state(self) -> str:
         guest = self._former.guest()
         return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
 
@@ -381,7 +389,7 @@ class Restoring:
             self._former.publish()
         self._former.kept.remove()
         self._work.close()
-        self._log.info("%s is back: %s", self._task.point, self._what_is())
+        self._log.info("%s is back: %s", self._task.point, self._state())
 
     def _set_clock(self) -> None:
         try:
