@@ -11,6 +11,7 @@ import msgspec
 from zvmsnap import definition, domainxml, log, saveimage, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, ImageUnloadable, RestoreFailed, SnapshotMissing
+from zvmsnap.files import sync_dir
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import wait_idle
@@ -96,6 +97,7 @@ class Former:
                 return
             self._hypervisor.restore(str(self.kept.memory), paused=True)
         self.kept.memory.unlink(missing_ok=True)
+        sync_dir(self.kept.point)
         guest = self._hypervisor.guest(task.uuid)
         if guest.pause() and not task.was_paused:
             guest.resume()
