@@ -117,9 +117,9 @@ class Former:
         """Snapshots of its disks of now."""
         if self._work.task.was_active:
             self._note_memory()
-        found = zfs.snapshots(self._snapshots()).present
-        if len(found) < len(self._snapshots()):
-            zfs.take_snapshots(self._safety.targets, self._safety.moment)
+        done = {found.dataset for found in zfs.snapshots(self._snapshots()).present.values()}
+        missing = [dataset for dataset in self._safety.targets if dataset not in done]
+        zfs.take_snapshots(missing, self._safety.moment)
 
     def _note_memory(self) -> None:
         changes: dict[str, Any] = {"frozen_at_s": time.time()}
