@@ -196,7 +196,7 @@ def _check_others(
 
 
 def _begin(manifest: Manifest, wish: Wish, image: Header | None) -> Begin:
-    if manifest.level is Level.OFFLINE and not wish.cold:
+    if manifest.level is Level.OFFLINE and not wish.cold and not image:
         return Begin.OFF
     if wish.paused or (image and not image.was_running):
         return Begin.PAUSED
