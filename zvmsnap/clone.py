@@ -161,7 +161,10 @@ class Cloning:
 
     def discard(self) -> None:
         """Undo what a crash interrupted. Raises RestoreFailed with what could not be."""
-        step = self._task.step.removeprefix("undo ") or "datasets"
+        step = self._task.step or "datasets"
+        if step.startswith("undo "):
+            # What could not be undone may be any step before.
+            step = "resume"
         self._log.warning("was not finished: removing what there is of it")
         left = take_back(self._steps(), step, self._record)
         if left:
