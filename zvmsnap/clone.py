@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from zvmsnap import (
     clonexml,
@@ -129,7 +129,8 @@ def _names(
             found[dataset] = f"{found[parent]}/{last}"
             continue
         if parent not in there:
-            parent = str(PurePosixPath(snapshots[dataset].dataset).parent)
+            now = snapshots[dataset].dataset
+            parent = now.rpartition("/")[0] or now
         found[dataset] = f"{parent}/{name if last == domain else f'{last}-{name}'}"
     return tuple((found[each], snapshots[each].full_name) for each in sorted(snapshots))
 
