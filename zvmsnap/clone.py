@@ -14,6 +14,7 @@ Any failure undoes all of it; `zvmsnap recover` does so after a crash.
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -60,6 +61,8 @@ _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 _DEVICE_TIMEOUT_S = 30
 _RELEASED_AFTER_S = 15
 _LOOK_EVERY_S = 0.3
+# It becomes part of names of datasets and files.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 _ISOLATED = f"<network><name>{clonexml.ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
 
@@ -75,6 +78,11 @@ class Wish:
 
 def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Clone:
     """Check everything and plan. Raises CloneImpossible, SnapshotMissing, ImageUnloadable."""
+    if not _NAME.fullmatch(wish.name):
+        raise CloneImpossible(
+            f"{wish.name!r}: no name for a clone, as its datasets are called so too: letters, "
+            "digits, and . _ : - within"
+        )
     manifest = point.manifest
     memory = manifest.memory is not None and not wish.cold
     there = zfs.datasets()
