@@ -73,7 +73,7 @@ def _wrong(point: Point, present: Mapping[str, Snapshot]) -> list[str]:
     try:
         if memory:
             loadable.check(point.directory / memory.file, memory)
-    except ZvmsnapError as error:
+    except (ZvmsnapError, OSError) as error:
         found.append(str(error))
     return found
 
