@@ -257,8 +257,9 @@ class Restoring:
             return step
 
         def guarded() -> None:
-            for name in _UNDONE_FIRST:
-                if name in self._not_undone:
+            for name in self._not_undone:
+                # Only from what `former` has kept can the others be undone later.
+                if name in _UNDONE_FIRST or step.name == "former":
                     raise RestoreFailed(f"waits for {name}")
             try:
                 undo()
