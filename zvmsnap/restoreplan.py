@@ -82,6 +82,9 @@ def plan(
     number = secrets.token_hex(4)
     stamp = f"{now.astimezone():%Y%m%dT%H%M%S}"
     units = () if wish.rollback else switch.plan(wanted, host.datasets, number, stamp)
+    for unit in units:
+        if unit.former in host.datasets:
+            raise RestoreImpossible(f"{unit.former}: exists already; try again in a second")
     seen = survey.look(hypervisor, guest, host.mounts) if guest else None
     capture = CaptureDir.fresh(config.staging_dir, manifest.uuid).path.name
     was_active = guest.is_active() if guest else False
