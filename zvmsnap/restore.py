@@ -30,7 +30,6 @@ RAM. After a crash, `zvmsnap recover` goes on by this table:
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -38,7 +37,6 @@ from zvmsnap import (
     agent,
     definition,
     domainxml,
-    home,
     labels,
     loadable,
     log,
@@ -46,7 +44,6 @@ from zvmsnap import (
     staging,
     switch,
     tpm,
-    vault,
     zfs,
 )
 from zvmsnap import point as points
@@ -67,6 +64,7 @@ from zvmsnap.leave import wait_idle
 from zvmsnap.locks import lock
 from zvmsnap.point import Point
 from zvmsnap.restoreplan import Wish, plan
+from zvmsnap.retie import retie
 from zvmsnap.saveimage import Header
 from zvmsnap.steps import Step, StepFailed, run, take_back
 from zvmsnap.tasks import Begin, Restore, Tasks, Work
@@ -272,22 +270,17 @@ class Restoring:
     def _clone(self) -> None:
         self._work.note(units=switch.prepare(self._task.units))
 
-    def _is_packed(self) -> bool:
-        memory = self._point.manifest.memory
-        return memory is not None and memory.compression != "none"
-
     def _image(self) -> Path:
         memory = self._point.manifest.memory
         assert memory
-        if self._is_packed():
+        if memory.compression != "none":
             return self._former.kept.path / _UNPACKED
         return self._point.directory / memory.file
 
     def _unpack(self) -> None:
-        if not self._is_packed():
-            return
         memory = self._point.manifest.memory
-        assert memory
+        if memory is None or memory.compression == "none":
+            return
         self._image().unlink(missing_ok=True)
         loadable.prepare(self._point.directory / memory.file, memory, self._image(), xml=None)
 
@@ -385,7 +378,7 @@ class Restoring:
         self._work.note(step="finish")
         if self._task.begin is Begin.RUNNING and self._task.memory:
             self._set_clock()
-        self._tell_points()
+        retie(self._config, self._task.units)
         if self._task.safety:
             self._former.publish()
         self._former.kept.remove()
@@ -399,25 +392,6 @@ class Restoring:
                 agent.set_clock(guest)
         except ZvmsnapError as error:
             self._log.warning("its clock is still of then: %s", error)
-
-    def _tell_points(self) -> None:
-        """Snapshots have moved with their datasets: their points must find them."""
-        names = [
-            side + member.path
-            for unit in self._task.units
-            for side in (unit.top, unit.former)
-            for member in unit.members
-        ]
-        if not names:
-            return
-        there = zfs.datasets()
-        present = [use.snapshot for use in zfs.uses([name for name in names if name in there])]
-        timeout_s = self._config.limits.lock_timeout_s
-        with lock(self._config.locks_dir, "vault", "tell points of a restore", timeout_s):
-            for found in vault.entries(self._config.vault_dir):
-                if isinstance(found, Point) and (new := home.moved(found.manifest, present)):
-                    with suppress(FileNotFoundError):
-                        vault.rewrite(found, new)
 
     def _required(self) -> Guest:
         return self._hypervisor.guest(self._task.uuid)
