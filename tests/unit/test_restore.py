@@ -1,3 +1,4 @@
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -125,21 +126,14 @@ def make(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Make:
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    made = 0
 
     def build(kind: Kind) -> Case:
-        nonlocal made
-        made += 1
-        here = tmp_path / str(made)
-        own = Config(
-            staging=str(here / "staging"),
-            vault=str(here / "vault"),
-            journal=str(here / "journal"),
-            locks=str(here / "locks"),
-        )
-        world = World(here / "pools")
+        # The next of many: nothing of the last one is left.
+        for directory in (config.staging_dir, config.vault_dir, config.journal_dir):
+            shutil.rmtree(directory, ignore_errors=True)
+        world = World(tmp_path / "pools")
         world.install(monkeypatch)
-        scene = Scene(own, world, manifest, "volume" if kind.volume else "filesystem")
+        scene = Scene(config, world, manifest, "volume" if kind.volume else "filesystem")
         watch(scene, monkeypatch)
         return Case(scene, kind)
 
