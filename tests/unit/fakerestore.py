@@ -431,24 +431,21 @@ class Scene:
             (directory / file).write_bytes(stored)
         place = survey.place_of(self.guest.live["vda"], zfs.mounts())
         assert place
-        built = self._manifest(
-            capture=capture,
-            snapshots=(Tie(DATASET, NAME, self.snapshot.guid, self.snapshot.createtxg),),
-            disks=(
+        digest = hashlib.sha256(stored).hexdigest()
+        packed = "zstd" if zstd else "none"
+        own = self.snapshot
+        known = {
+            "capture": capture,
+            "level": Level.MEMORY if memory else Level.CRASH,
+            "snapshots": (Tie(DATASET, NAME, own.guid, own.createtxg),),
+            "disks": (
                 Disk("vda", "file", "qcow2", self.guest.live["vda"], place.dataset, place.path),
             ),
-            memory=Memory(
-                file,
-                "raw",
-                "zstd" if zstd else "none",
-                len(data),
-                len(stored),
-                hashlib.sha256(stored).hexdigest(),
-            )
+            "memory": Memory(file, "raw", packed, len(data), len(stored), digest)
             if memory
             else None,
-            **{"level": Level.MEMORY if memory else Level.CRASH, **changes},
-        )
+        }
+        built = self._manifest(**{**known, **changes})
         return vault.publish(directory, built)
 
     def tasks(self) -> list[Restore | Clone]:
@@ -475,3 +472,18 @@ def watch(scene: Scene, patch: pytest.MonkeyPatch) -> None:
     # QEMU's user, who must pass through to what lies there, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_arguments: None)
     scene.config.staging_dir.mkdir(parents=True)
+
+
+def set_scene(
+    config: Config,
+    root: Path,
+    manifest: Callable[..., Manifest],
+    patch: pytest.MonkeyPatch,
+    kind: str = "filesystem",
+) -> Scene:
+    """A scene that is watched, in place of ZFS and libvirt."""
+    world = World(root)
+    world.install(patch)
+    scene = Scene(config, world, manifest, kind)
+    watch(scene, patch)
+    return scene

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.fakerestore import DATASET, NAME, NOW, THEN, Killed, Scene, World, watch
+from tests.unit.fakerestore import DATASET, NAME, NOW, THEN, Killed, Scene, set_scene
 from zvmsnap import files, former, leave, loadable, restore, restoreplan, vault
 from zvmsnap import point as points
 from zvmsnap.config import Config
@@ -131,11 +131,8 @@ def make(
         # The next of many: nothing of the last one is left.
         for directory in (config.staging_dir, config.vault_dir, config.journal_dir):
             shutil.rmtree(directory, ignore_errors=True)
-        world = World(tmp_path / "pools")
-        world.install(monkeypatch)
-        scene = Scene(config, world, manifest, "volume" if kind.volume else "filesystem")
-        watch(scene, monkeypatch)
-        return Case(scene, kind)
+        where = "volume" if kind.volume else "filesystem"
+        return Case(set_scene(config, tmp_path / "pools", manifest, monkeypatch, where), kind)
 
     return build
 
