@@ -251,6 +251,8 @@ class World:
 
     def set_property(self, name: str, user_property: str, value: str) -> None:
         self.held[name].properties[user_property] = value
+        if user_property == "mountpoint":
+            self._mount(name)
 
     def mount(self, name: str) -> None:
         self._mount(name)
@@ -295,8 +297,11 @@ class World:
         return self.held[name].properties.get("mountpoint") or str(self.root / name)
 
     def _mount(self, name: str) -> None:
-        self.held[name].mounted = True
         point = Path(self._mountpoint(name))
+        if not point.is_absolute():
+            # none, legacy
+            return
+        self.held[name].mounted = True
         point.mkdir(parents=True, exist_ok=True)
         (point / "vda.raw").touch()
 

@@ -277,8 +277,6 @@ def test_unmounted_origin_is_mounted_where_it_can_be_reached(scene: Scene, tmp_p
 
     scene.world._mountpoint = mountpoint  # type: ignore[method-assign]
     place = tmp_path / "clones" / "tank" / "w2"
-    place.mkdir(parents=True)
-    (place / "vda.raw").touch()
     task = make(scene, point)
     guest = scene.find(task.uuid)
     assert guest and str(place / "vda.raw") in guest.xml()
