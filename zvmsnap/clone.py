@@ -14,11 +14,12 @@ Any failure undoes all of it; `zvmsnap recover` does so after a crash.
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from zvmsnap import (
     clonexml,
@@ -60,6 +61,8 @@ _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 _DEVICE_TIMEOUT_S = 30
 _RELEASED_AFTER_S = 15
 _LOOK_EVERY_S = 0.3
+# It becomes part of names of datasets and files.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 _ISOLATED = f"<network><name>{clonexml.ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
 
@@ -75,6 +78,11 @@ class Wish:
 
 def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Clone:
     """Check everything and plan. Raises CloneImpossible, SnapshotMissing, ImageUnloadable."""
+    if not _NAME.fullmatch(wish.name):
+        raise CloneImpossible(
+            f"{wish.name!r}: no name for a clone, as its datasets are called so too: letters, "
+            "digits, and . _ : - within"
+        )
     manifest = point.manifest
     memory = manifest.memory is not None and not wish.cold
     there = zfs.datasets()
@@ -129,7 +137,8 @@ def _names(
             found[dataset] = f"{found[parent]}/{last}"
             continue
         if parent not in there:
-            parent = str(PurePosixPath(snapshots[dataset].dataset).parent)
+            now = snapshots[dataset].dataset
+            parent = now.rpartition("/")[0] or now
         found[dataset] = f"{parent}/{name if last == domain else f'{last}-{name}'}"
     return tuple((found[each], snapshots[each].full_name) for each in sorted(snapshots))
 
@@ -161,7 +170,10 @@ class Cloning:
 
     def discard(self) -> None:
         """Undo what a crash interrupted. Raises RestoreFailed with what could not be."""
-        step = self._task.step.removeprefix("undo ") or "datasets"
+        step = self._task.step or "datasets"
+        if step.startswith("undo "):
+            # What could not be undone may be any step before.
+            step = "resume"
         self._log.warning("was not finished: removing what there is of it")
         left = take_back(self._steps(), step, self._record)
         if left:

@@ -11,6 +11,7 @@ import msgspec
 from zvmsnap import definition, domainxml, log, saveimage, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, ImageUnloadable, RestoreFailed, SnapshotMissing
+from zvmsnap.files import sync_dir
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import wait_idle
@@ -89,14 +90,14 @@ class Former:
         if not self.is_active():
             if task.no_return:
                 raise RestoreFailed(
-                    f"{task.domain} is off, and disks of it were rolled back already: "
-                    f"zvmsnap restore --rollback {task.point} again"
+                    f"{task.domain} is off, and disks of it were rolled back already"
                 )
             if not self.saved():
                 self._start()
                 return
             self._hypervisor.restore(str(self.kept.memory), paused=True)
         self.kept.memory.unlink(missing_ok=True)
+        sync_dir(self.kept.point)
         guest = self._hypervisor.guest(task.uuid)
         if guest.pause() and not task.was_paused:
             guest.resume()
@@ -116,9 +117,9 @@ class Former:
         """Snapshots of its disks of now."""
         if self._work.task.was_active:
             self._note_memory()
-        found = zfs.snapshots(self._snapshots()).present
-        if len(found) < len(self._snapshots()):
-            zfs.take_snapshots(self._safety.targets, self._safety.moment)
+        done = {found.dataset for found in zfs.snapshots(self._snapshots()).present.values()}
+        missing = [dataset for dataset in self._safety.targets if dataset not in done]
+        zfs.take_snapshots(missing, self._safety.moment)
 
     def _note_memory(self) -> None:
         changes: dict[str, Any] = {"frozen_at_s": time.time()}

@@ -139,10 +139,14 @@ def _task(
     try:
         intent = f"recover {task.domain}"
         with lock(config.locks_dir, task.uuid, intent, config.limits.lock_timeout_s):
-            if isinstance(task, Restore):
-                Restoring(config, hypervisor, task).go_on()
-            else:
-                Cloning(config, hypervisor, task).discard()
+            # Somebody else may have ended it, or begun another, while we waited.
+            now = Tasks(config.journal_dir).read(task.uuid)
+            if now and now.owner.is_alive():
+                return outcome(Result.UNDER_WAY, f"pid {now.owner.pid}")
+            if isinstance(now, Restore):
+                Restoring(config, hypervisor, now).go_on()
+            elif now:
+                Cloning(config, hypervisor, now).discard()
         return outcome(Result.RECOVERED)
     except (ZvmsnapError, OSError) as error:
         return outcome(Result.FAILED, str(error))

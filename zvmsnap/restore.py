@@ -24,12 +24,12 @@ RAM. After a crash, `zvmsnap recover` goes on by this table:
 | stop, safety, switch     | runs: somebody started it | undone, if its disks are those of now |
 | switch and later         | runs: somebody started it | gone on with, but its RAM is not loaded |
 | undo ...                 | any                       | undone further                        |
+| undo ..., of a rollback that has begun | off         | gone on with                          |
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -37,7 +37,6 @@ from zvmsnap import (
     agent,
     definition,
     domainxml,
-    home,
     labels,
     loadable,
     log,
@@ -45,7 +44,6 @@ from zvmsnap import (
     staging,
     switch,
     tpm,
-    vault,
     zfs,
 )
 from zvmsnap import point as points
@@ -66,6 +64,7 @@ from zvmsnap.leave import wait_idle
 from zvmsnap.locks import lock
 from zvmsnap.point import Point
 from zvmsnap.restoreplan import Wish, plan
+from zvmsnap.retie import retie
 from zvmsnap.saveimage import Header
 from zvmsnap.steps import Step, StepFailed, run, take_back
 from zvmsnap.tasks import Begin, Restore, Tasks, Work
@@ -73,6 +72,9 @@ from zvmsnap.tasks import Begin, Restore, Tasks, Work
 _UNPACKED = "loading.img"
 _UNTOUCHED = ("", "former", "clone", "unpack")
 _BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
+# What is undone after one of these rests on it: RAM of now destroys the disks of then, and a clone
+# that is still promoted holds the dataset's whole history.
+_UNDONE_FIRST = ("load", "promote", "switch", "stop")
 
 
 def restore(
@@ -132,6 +134,7 @@ class Restoring:
         self._work = Work(config.journal_dir, task)
         self._former = Former(config, hypervisor, self._work)
         self._cancelled = cancelled or threading.Event()
+        self._not_undone: list[str] = []
         self._log = log.about(task.domain, "restore")
 
     @property
@@ -149,7 +152,10 @@ class Restoring:
             # A save or load whose caller was killed goes on in libvirt.
             wait_idle(guest, self._config.limits.busy_timeout_s)
         step = self._task.step
-        if step.startswith("undo "):
+        if step.startswith("undo ") and self._task.no_return and not self._former.is_active():
+            self._log.warning("disks were rolled back already: going on with that")
+            self._run("rollback")
+        elif step.startswith("undo "):
             self._take_back(step.removeprefix("undo "))
         elif step in _UNTOUCHED or not self._may_go_on(step):
             self._take_back(step or "former")
@@ -167,7 +173,7 @@ class Restoring:
                         f"{error}. zvmsnap recover {self._task.domain} tries again"
                     ) from error
                 self._work.close()
-                raise RestoreFailed(f"{error}. All is as it was: {self._what_is()}") from error
+                raise RestoreFailed(f"{error}. {self._what_is()}") from error
         self._finish()
 
     def _take_back(self, step: str) -> None:
@@ -176,22 +182,29 @@ class Restoring:
         if left:
             raise RestoreFailed(f"{self._task.domain}: could not be undone: {'; '.join(left)}")
         self._work.close()
-        self._log.info("all is as it was: %s", self._what_is())
+        self._log.info("%s", self._what_is())
 
     def _may_go_on(self, step: str) -> bool:
         active = self._former.is_active()
         if step == "stop":
             return not active and (not self._task.save or self._former.saved())
-        return not (active and step in _BEFORE_SWITCH and not self._is_switched())
+        return not (active and step in _BEFORE_SWITCH and not all(self._switched()))
 
-    def _is_switched(self) -> bool:
+    def _switched(self) -> list[bool]:
+        """Which of the tops hold the disks of then; of a rollback, whether it has begun."""
+        if not self._task.units:
+            return [self._task.no_return]
         there = zfs.datasets()
-        return all(
+        return [
             unit.top in there and there[unit.top].guid == unit.members[0].new_guid
             for unit in self._task.units
-        )
+        ]
 
     def _what_is(self) -> str:
+        begun = "Disks were rolled back already" if self._task.no_return else "All is as it was"
+        return f"{begun}: {self._state()}"
+
+    def _state(self) -> str:
         guest = self._former.guest()
         return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
 
@@ -202,14 +215,16 @@ class Restoring:
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
             raise Cancelled(f"interrupted before {step}")
-        self._work.note(step=step)
+        if not self._not_undone:
+            # Else recover begins where undoing first failed.
+            self._work.note(step=step)
 
     def _steps(self) -> list[Step]:
         task = self._task
         steps = [Step("former", self._former.keep, self._former.forget)]
         if task.units:
             steps.append(Step("clone", self._clone, lambda: switch.discard(self._task.units)))
-        if task.memory and self._is_packed():
+        if task.memory:
             steps.append(Step("unpack", self._unpack))
         if task.was_active:
             steps.append(Step("stop", self._former.stop, self._former.bring_back))
@@ -217,7 +232,7 @@ class Restoring:
             steps.append(Step("safety", self._former.take_safety, self._former.drop_safety))
         if task.units:
             steps += [
-                Step("switch", self._switch, lambda: switch.switch_back(self._task.units)),
+                Step("switch", self._switch, self._switch_back),
                 Step(
                     "promote",
                     lambda: switch.promote(self._task.units),
@@ -226,30 +241,46 @@ class Restoring:
             ]
         else:
             steps.append(Step("rollback", self._roll_back))
-        return [
-            *steps,
+        steps += [
             Step("definition", self._define, self._define_former),
             Step("load", self._load, self._unload),
             Step("resume", self._resume),
         ]
+        return [self._in_order(step) for step in steps]
+
+    def _in_order(self, step: Step) -> Step:
+        """The step; undone only if what that rests on could be undone."""
+        undo = step.undo
+        if undo is None:
+            return step
+
+        def guarded() -> None:
+            for name in self._not_undone:
+                # Only from what `former` has kept can the others be undone later.
+                if name in _UNDONE_FIRST or step.name == "former":
+                    raise RestoreFailed(f"waits for {name}")
+            try:
+                undo()
+            except Exception:
+                self._not_undone.append(step.name)
+                raise
+
+        return Step(step.name, step.do, guarded)
 
     def _clone(self) -> None:
         self._work.note(units=switch.prepare(self._task.units))
 
-    def _is_packed(self) -> bool:
-        memory = self._point.manifest.memory
-        return memory is not None and memory.compression != "none"
-
     def _image(self) -> Path:
         memory = self._point.manifest.memory
         assert memory
-        if self._is_packed():
+        if memory.compression != "none":
             return self._former.kept.path / _UNPACKED
         return self._point.directory / memory.file
 
     def _unpack(self) -> None:
         memory = self._point.manifest.memory
-        assert memory
+        if memory is None or memory.compression == "none":
+            return
         self._image().unlink(missing_ok=True)
         loadable.prepare(self._point.directory / memory.file, memory, self._image(), xml=None)
 
@@ -257,6 +288,13 @@ class Restoring:
         if self._former.is_active():
             raise RestoreFailed(f"{self._task.domain} was started meanwhile")
         switch.switch(self._task.units)
+
+    def _switch_back(self) -> None:
+        if self._former.is_active() and any(self._switched()):
+            raise RestoreFailed(
+                f"{self._task.domain} was started meanwhile, on disks of then: shut it off first"
+            )
+        switch.switch_back(self._task.units)
 
     def _roll_back(self) -> None:
         if self._former.is_active():
@@ -285,7 +323,7 @@ class Restoring:
 
     def _put_back(self, directory: Path) -> None:
         """Definition, NVRAM and, where it does not come with RAM, TPM state out of a directory."""
-        then = directory == self._point.directory
+        then = directory != self._former.directory
         xml = self._xml() if then else (directory / points.PERSISTENT_XML).read_text()
         transient = not (directory / points.PERSISTENT_XML).exists()
         if not (transient and self._task.memory and then):
@@ -305,12 +343,10 @@ class Restoring:
         return domainxml.with_sources(source.read_text(), self._task.sources)
 
     def _load(self) -> None:
-        guest = self._former.guest()
-        if guest and guest.is_active():
-            if guest.state() != "paused":
-                self._log.warning("was started by somebody meanwhile, so its RAM is not loaded")
-                return
-            guest.destroy()
+        if self._former.is_active():
+            # By us, before a crash, or by somebody: who stands still may have run since.
+            self._log.warning("was started meanwhile, so its RAM is not loaded")
+            return
         if self._task.memory:
             image = self._image()
             xml = saveimage.xml_of(image)
@@ -342,12 +378,12 @@ class Restoring:
         self._work.note(step="finish")
         if self._task.begin is Begin.RUNNING and self._task.memory:
             self._set_clock()
-        self._tell_points()
+        retie(self._config, self._task.units)
         if self._task.safety:
             self._former.publish()
         self._former.kept.remove()
         self._work.close()
-        self._log.info("%s is back: %s", self._task.point, self._what_is())
+        self._log.info("%s is back: %s", self._task.point, self._state())
 
     def _set_clock(self) -> None:
         try:
@@ -356,25 +392,6 @@ class Restoring:
                 agent.set_clock(guest)
         except ZvmsnapError as error:
             self._log.warning("its clock is still of then: %s", error)
-
-    def _tell_points(self) -> None:
-        """Snapshots have moved with their datasets: their points must find them."""
-        names = [
-            side + member.path
-            for unit in self._task.units
-            for side in (unit.top, unit.former)
-            for member in unit.members
-        ]
-        if not names:
-            return
-        there = zfs.datasets()
-        present = [use.snapshot for use in zfs.uses([name for name in names if name in there])]
-        timeout_s = self._config.limits.lock_timeout_s
-        with lock(self._config.locks_dir, "vault", "tell points of a restore", timeout_s):
-            for found in vault.entries(self._config.vault_dir):
-                if isinstance(found, Point) and (new := home.moved(found.manifest, present)):
-                    with suppress(FileNotFoundError):
-                        vault.rewrite(found, new)
 
     def _required(self) -> Guest:
         return self._hypervisor.guest(self._task.uuid)

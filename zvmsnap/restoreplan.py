@@ -82,6 +82,9 @@ def plan(
     number = secrets.token_hex(4)
     stamp = f"{now.astimezone():%Y%m%dT%H%M%S}"
     units = () if wish.rollback else switch.plan(wanted, host.datasets, number, stamp)
+    for unit in units:
+        if unit.former in host.datasets:
+            raise RestoreImpossible(f"{unit.former}: exists already; try again in a second")
     seen = survey.look(hypervisor, guest, host.mounts) if guest else None
     capture = CaptureDir.fresh(config.staging_dir, manifest.uuid).path.name
     was_active = guest.is_active() if guest else False
@@ -196,7 +199,7 @@ def _check_others(
 
 
 def _begin(manifest: Manifest, wish: Wish, image: Header | None) -> Begin:
-    if manifest.level is Level.OFFLINE and not wish.cold:
+    if manifest.level is Level.OFFLINE and not wish.cold and not image:
         return Begin.OFF
     if wish.paused or (image and not image.was_running):
         return Begin.PAUSED

@@ -133,8 +133,9 @@ class Work(Generic[Kind]):
 
     def note(self, **changes: Any) -> None:
         """Write changes of the task down."""
-        self.task = msgspec.structs.replace(self.task, **changes)
-        self._tasks.write(self.task)
+        task = msgspec.structs.replace(self.task, **changes)
+        self._tasks.write(task)
+        self.task = task
 
     def close(self) -> None:
         """The task is done."""

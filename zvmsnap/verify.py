@@ -42,7 +42,7 @@ def boot(config: Config, hypervisor: Hypervisor, point: Point, expect: str | Non
 
     `expect` is a command that must end with 0 in the guest, run by its agent. Raises OSError.
     """
-    name = f"{point.manifest.domain}.zvmsnap-verify-{secrets.token_hex(3)}"
+    name = f"zvmsnap-verify-{secrets.token_hex(4)}"
     begun_s = time.monotonic()
     verdict = Verdict(checked=_now(), booted=True)
     try:
@@ -73,7 +73,7 @@ def _wrong(point: Point, present: Mapping[str, Snapshot]) -> list[str]:
     try:
         if memory:
             loadable.check(point.directory / memory.file, memory)
-    except ZvmsnapError as error:
+    except (ZvmsnapError, OSError) as error:
         found.append(str(error))
     return found
 

@@ -4,8 +4,10 @@ Subclasses of the real ones, so that a verb that a test did not expect fails, an
 it that the signatures stay the same.
 """
 
+import struct
 import subprocess
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from zvmsnap import domainxml, zfs
+from zvmsnap import domainxml, saveimage, zfs
 from zvmsnap.errors import DomainGone, HypervisorUnreachable, LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest, Hypervisor, Pause
 
@@ -59,6 +61,16 @@ def holds(base: Path, byte: int, at_kib: int = 0) -> bool:
         return file.read(65536) == bytes([byte]) * 65536
 
 
+_MAGIC = b"LibvirtQemudSave"
+_QEMU = b"QEVM"
+
+
+def save_image(xml: str, ram: bytes = b"RAM", *, running: bool = True) -> bytes:
+    """What libvirt writes when it saves a machine; `ram` is all that QEMU has to say."""
+    data = xml.encode() + b"\0"
+    return _MAGIC + struct.pack("=19I", 2, len(data), running, *bytes(16)) + data + _QEMU + ram
+
+
 class FakeGuest(Guest):
     """A domain whose commits and merges are done by qemu-img, at once and really.
 
@@ -82,6 +94,13 @@ class FakeGuest(Guest):
         self.saved = ""
         self.calls: list[str] = []
         self.at: dict[str, Callable[[], None]] = {}
+        # Of its definition what `xml_of` does not make up itself: metadata, other devices.
+        self.metadata = ""
+        self.devices = ""
+        self.worked_s = 0.0
+        self.picture = b""
+        self.asked: list[str] = []
+        self.clock_s = 0.0
 
     def on_overlay(self, target: str, overlay: Path, below: Path | None = None) -> Path:
         """Put a disk under an overlay, as libvirt's snapshot does."""
@@ -117,14 +136,25 @@ class FakeGuest(Guest):
                 chain.append(f"<backingStore type='file'><source file={quoteattr(path)}/>")
             below = "".join(chain) + "</backingStore>" * len(chain)
             mirror = self.mirrors.get(target, "") if live else ""
+            kind, attribute = ("block", "dev") if source.startswith("/dev/") else ("file", "file")
             disks.append(
-                f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
-                f"<source file={quoteattr(source)}/>{below}{mirror}<target dev='{target}'/></disk>"
+                f"<disk type='{kind}' device='disk'><driver name='qemu' type='qcow2'/>"
+                f"<source {attribute}={quoteattr(source)}/>{below}{mirror}"
+                f"<target dev='{target}'/></disk>"
             )
         return (
-            f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid><memory>1024</memory>"
-            f"<devices>{''.join(disks)}</devices></domain>"
+            f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid>{self.metadata}"
+            f"<memory>1024</memory><devices>{''.join(disks)}{self.devices}</devices></domain>"
         )
+
+    def learn(self, xml: str) -> dict[str, str]:
+        """Be what a definition says; returns its disks."""
+        root = ET.fromstring(xml)
+        metadata = root.find("metadata")
+        self.metadata = "" if metadata is None else ET.tostring(metadata, encoding="unicode")
+        others = (one for one in root.findall("devices/*") if one.tag != "disk")
+        self.devices = "".join(ET.tostring(one, encoding="unicode") for one in others)
+        return {disk.target: disk.source for disk in domainxml.parse(xml).disks}
 
     def is_active(self) -> bool:
         self._called("is_active")
@@ -135,7 +165,9 @@ class FakeGuest(Guest):
         return self.kept
 
     def state(self) -> str:
-        return "running" if self.active else "shut off"
+        if not self.active:
+            return "shut off"
+        return "paused" if self.stands_still else "running"
 
     def pause(self) -> Pause | None:
         self._called("pause")
@@ -144,10 +176,84 @@ class FakeGuest(Guest):
     def resume(self) -> None:
         self._does("resume")
         self.stands_still = None
+        self.runs()
 
     def define(self, xml: str) -> None:
         self._does("define")
-        self.persistent = {disk.target: disk.source for disk in domainxml.parse(xml).disks}
+        self.persistent = self.learn(xml)
+        self.kept = True
+
+    def create(self, *, paused: bool = False) -> None:
+        self._does("create paused" if paused else "create")
+        if self.active:
+            raise LibvirtFailed(f"{self.name}: starting: domain is already running", 55)
+        self.start(paused=paused)
+
+    def destroy(self) -> None:
+        self._does("destroy")
+        if not self.active:
+            raise LibvirtFailed(f"{self.name}: stopping: domain is not running", 55)
+        self.shut_off()
+        self.exists = self.kept
+
+    def save(self, image: str) -> None:
+        self._does("save")
+        running = self.stands_still is None
+        Path(image).write_bytes(save_image(self.xml(), self.ram(), running=running))
+        self.shut_off()
+        self.exists = self.kept
+
+    def load(self, image: Path, xml: str | None, *, paused: bool) -> None:
+        """As the hypervisor does it."""
+        self._does("load")
+        if self.active:
+            raise LibvirtFailed(f"{self.name}: loading: domain is already active", 55)
+        with image.open("rb") as file:
+            head = saveimage.read_head(file, str(image))
+            ram = file.read()
+        self.live = self.learn(xml or head.xml)
+        self.active = True
+        self.stands_still = Pause.USER if paused or not head.header.was_running else None
+        self.loads(ram)
+        if not self.stands_still:
+            self.runs()
+
+    def undefine(self) -> None:
+        self._does("undefine")
+        self.kept = False
+        self.exists = self.active
+
+    def ram(self) -> bytes:
+        """What its RAM image says beyond its head."""
+        return b"RAM"
+
+    def loads(self, ram: bytes) -> None:
+        """Its RAM has become what an image says."""
+
+    def runs(self) -> None:
+        """Its CPUs begin to work."""
+
+    def cpu_time_s(self) -> float:
+        self._called("cpu_time_s")
+        return self.worked_s
+
+    def screenshot(self) -> bytes:
+        self._called("screenshot")
+        if not self.picture:
+            raise LibvirtFailed(f"{self.name}: taking a screenshot: no screen", 84)
+        return self.picture
+
+    def agent_set_timeout(self, timeout_s: int) -> None:
+        self._called("agent_set_timeout")
+
+    def agent_command(self, command: str, timeout_s: int) -> str:
+        self.asked.append(command)
+        self._called("agent_command")
+        raise LibvirtFailed(f"{self.name}: asking its agent: not connected", 86)
+
+    def set_time(self, now_s: float) -> None:
+        self._does("set_time")
+        self.clock_s = now_s
 
     def managed_save_xml(self) -> str | None:
         return self.saved or None
@@ -197,12 +303,16 @@ class FakeGuest(Guest):
     def shut_off(self) -> None:
         """Its process ends; what it ran on is what its next start uses."""
         self.active = False
+        self.stands_still = None
         self.mirrors.clear()
 
-    def start(self) -> None:
+    def start(self, *, paused: bool = False) -> None:
         """Somebody starts it."""
         self.active = True
         self.live = dict(self.persistent)
+        self.stands_still = Pause.USER if paused else None
+        if not paused:
+            self.runs()
 
 
 class FakeHypervisor(Hypervisor):
@@ -211,6 +321,9 @@ class FakeHypervisor(Hypervisor):
     def __init__(self, *guests: FakeGuest) -> None:
         self.known = list(guests)
         self.reachable = True
+        self.networks: list[str] = []
+        self.no_machine: str | None = None
+        self.any_cpu = True
 
     def connect(self, uri: str) -> "FakeHypervisor":
         """In place of the class itself."""
@@ -229,6 +342,49 @@ class FakeHypervisor(Hypervisor):
             if guest.uuid == uuid:
                 return guest
         raise DomainGone(f"looking up {uuid}: no such domain", 42)
+
+    def define(self, xml: str) -> Guest:
+        guest = self._guest_of(xml)
+        guest.define(xml)
+        return self._known(guest)
+
+    def restore(self, image: str, xml: str | None = None, *, paused: bool = False) -> None:
+        stored = saveimage.xml_of(Path(image))
+        guest = self._guest_of(stored)
+        guest.load(Path(image), xml, paused=paused)
+        self._known(guest)
+
+    def _known(self, guest: FakeGuest) -> FakeGuest:
+        if guest not in self.known:
+            self.known.append(guest)
+        return guest
+
+    def _guest_of(self, xml: str) -> FakeGuest:
+        seen = domainxml.parse(xml)
+        guest = next((one for one in self.known if one.uuid == seen.uuid and one.exists), None)
+        if guest is None:
+            guest = self.new_guest(seen.name, seen.uuid)
+            guest.active = guest.kept = False
+        return guest
+
+    def new_guest(self, name: str, uuid: str) -> FakeGuest:
+        """A guest of which nothing was known."""
+        return FakeGuest(name, uuid)
+
+    def has_network(self, name: str) -> bool:
+        return name in self.networks
+
+    def start_network(self, xml: str) -> None:
+        self.networks.append(ET.fromstring(xml).findtext("name", ""))
+
+    def stop_network(self, name: str) -> None:
+        self.networks.remove(name)
+
+    def why_no_machine(self, emulator: str, arch: str, machine: str, kind: str) -> str | None:
+        return self.no_machine
+
+    def has_cpu(self, emulator: str, arch: str, machine: str, kind: str, cpu_xml: str) -> bool:
+        return self.any_cpu
 
     def versions(self) -> dict[str, str]:
         return {"libvirt": "11.3.0", "qemu": "10.0.2", "host_cpu": "Skylake"}

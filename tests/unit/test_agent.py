@@ -16,13 +16,13 @@ class Talking(FakeGuest):
 
     def __init__(self, *answers: object) -> None:
         super().__init__()
-        self.asked: list[dict[str, Any]] = []
+        self.questions: list[dict[str, Any]] = []
         self.timeouts_s: list[int] = []
         self.time_s = 0.0
         self._answers: Iterator[object] = iter(answers)
 
     def agent_command(self, command: str, timeout_s: int) -> str:
-        self.asked.append(json.loads(command))
+        self.questions.append(json.loads(command))
         self.timeouts_s.append(timeout_s)
         answer = next(self._answers)
         if isinstance(answer, Exception):
@@ -63,7 +63,7 @@ def test_answers() -> None:
     guest = Talking({}, LibvirtFailed("not connected", 86))
     assert agent.answers(guest)
     assert not agent.answers(guest)
-    assert guest.asked == [{"execute": "guest-ping"}] * 2
+    assert guest.questions == [{"execute": "guest-ping"}] * 2
     assert min(guest.timeouts_s) > 0
 
 
@@ -97,7 +97,7 @@ def encoded(output: bytes) -> str:
 def test_run(status: object, ran: Ran) -> None:
     guest = Talking({"pid": 7}, {"exited": False}, {"exited": False}, status)
     assert agent.run(guest, "echo 'a b' | wc", 60) == ran
-    began, *asked = guest.asked
+    began, *asked = guest.questions
     assert began["arguments"] == {
         "path": "/bin/sh",
         "arg": ["-c", "echo 'a b' | wc"],

@@ -15,6 +15,7 @@ from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.placement import Level
 from zvmsnap.sanoid import HookCall, Role
 from zvmsnap.staging import CaptureDir
+from zvmsnap.tasks import Begin, Clone, Tasks
 
 DATASET = zfs.Dataset("tank/web", "filesystem", compressed=False)
 CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
@@ -143,3 +144,33 @@ def test_tpm(
     assert entry.tpm == why
     stored = CaptureDir(tmp_path / "staging" / entry.capture).point / "tpm.tar"
     assert stored.exists() is (device == EMULATED)
+
+
+def test_guest_that_is_being_restored_gets_no_point_and_says_why(
+    begin: Callable[[], tuple[bool, Entry]],
+    config: Config,
+    guest: DumpedGuest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = Clone(
+        domain="web",
+        uuid=guest.uuid,
+        point="web@m",
+        directory="/v/web/m",
+        owner=Process.none(),
+        memory=True,
+        begin=Begin.RUNNING,
+        capture=f"{guest.uuid}.00000001",
+        network="none",
+    )
+    Tasks(config.journal_dir).write(task)
+    config.staging_dir.mkdir()
+    owner = Process.none()
+    assert not capture.begin(CALL, config, owner, {}, threading.Event(), guarded=False)
+    assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
+    assert list(config.staging_dir.iterdir()) == []
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    why = "a restore of it is under way, or was interrupted: zvmsnap recover"
+    assert errors == [f"web (tank/web): no point: {why}"]
+    Tasks(config.journal_dir).close(guest.uuid)
+    assert begin()[0]

@@ -1,10 +1,12 @@
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.unit.fakerestore import NOW, THEN, Killed, Scene, set_scene
 from tests.unit.fakes import (
     OTHER,
     UUID,
@@ -16,14 +18,16 @@ from tests.unit.fakes import (
     make_overlay,
     write,
 )
-from zvmsnap import leave, recover, vault, zfs
+from zvmsnap import clone, fits, leave, loadable, recover, restore, vault, zfs
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.locks import lock
-from zvmsnap.point import Point
+from zvmsnap.point import Manifest, Point
 from zvmsnap.recover import Result
+from zvmsnap.restoreplan import Wish
 from zvmsnap.staging import CaptureDir
+from zvmsnap.tasks import Tasks
 
 Stage = Callable[..., Entry]
 T = "autosnap_2026-11-20_03:00:00"
@@ -402,3 +406,131 @@ def test_moment_that_began_while_the_lock_was_waited_for(
     (outcome,) = recover.recover(config, "web").outcomes
     assert outcome.result is Result.UNDER_WAY
     assert guest.calls == []
+
+
+# -- restores and clones that were interrupted
+
+
+@pytest.fixture
+def scene(
+    config: Config,
+    tmp_path: Path,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    monkeypatch.setattr(clone, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
+    found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
+    monkeypatch.setattr(recover, "Hypervisor", found.host.connect)
+    return found
+
+
+def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> str:
+    """A restore or clone that died before that act; returns the guest's name."""
+    point = scene.point()
+    memory = point.manifest.memory
+    assert memory
+
+    def work() -> None:
+        scene.world.acts.clear()
+        if what == "clone":
+            task = clone.plan(scene.config, scene.host, point, clone.Wish("w2"))
+            clone.Cloning(scene.config, scene.host, task).run()
+            return
+        image = loadable.check(point.directory / memory.file, memory)
+        cancelled = threading.Event()
+        restore.restore(scene.config, scene.host, point, Wish(), image, cancelled)
+
+    act_of = scene.world.act
+
+    def die(name: str) -> object:
+        if name == act:
+            scene.world.death = (len(scene.world.acts), "before")
+        return act_of(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene.world, "act", die)
+        with pytest.raises(Killed):
+            work()
+    scene.world.spare()
+    if not alive:
+        (task,) = scene.tasks()
+        Tasks(scene.config.journal_dir).write(msgspec.structs.replace(task, owner=DEAD))
+    return "w2" if what == "clone" else "web"
+
+
+INTERRUPTED = [
+    pytest.param("restore", "save", NOW, id="restore, undone"),
+    pytest.param("restore", "load", THEN, id="restore, gone on with"),
+    pytest.param("clone", "define", NOW, id="clone, of which libvirt knows nothing"),
+    pytest.param("clone", "resume", NOW, id="clone"),
+]
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(("what", "act", "content"), INTERRUPTED)
+def test_interrupted_task(scene: Scene, what: str, act: str, content: str, named: bool) -> None:
+    name = interrupted(scene, what, act)
+    (task,) = scene.tasks()
+    before, shape = tree(scene.config), scene.world.shape()
+
+    dry = recover.recover(scene.config, name if named else None, dry_run=True)
+    (outcome,) = dry.outcomes
+    assert (outcome.domain, outcome.uuid, outcome.result) == (name, task.uuid, Result.NEEDED)
+    assert outcome.found == (
+        f"{what} of {task.point} was interrupted at step {task.step}: zvmsnap recover ends it",
+    )
+    assert (tree(scene.config), scene.world.shape()) == (before, shape)
+    # What it still needs is no debris.
+    assert (dry.removed, dry.problems) == ([], [])
+
+    report = recover.recover(scene.config, name if named else None)
+    assert [each.result for each in report.outcomes] == [Result.RECOVERED]
+    assert (report.complete, report.removed) == (True, [])
+    assert scene.world.held["tank/web"].content.rstrip("+") == content
+    assert [guest.name for guest in scene.host.guests()] == ["web"]
+    assert (scene.tasks(), scene.staged(), scene.world.torn) == ([], [], [])
+    assert recover.recover(scene.config).outcomes == []
+
+
+@pytest.mark.parametrize(("what", "act", "content"), INTERRUPTED)
+def test_task_whose_owner_runs_is_left_alone(
+    scene: Scene, what: str, act: str, content: str
+) -> None:
+    name = interrupted(scene, what, act, alive=True)
+    before, shape = tree(scene.config), scene.world.shape()
+    for domain in (name, None):
+        report = recover.recover(scene.config, domain)
+        assert [(o.result, o.why) for o in report.outcomes] == [
+            (Result.UNDER_WAY, f"pid {os.getpid()}")
+        ]
+        assert (tree(scene.config), scene.world.shape()) == (before, shape)
+
+
+def test_task_that_cannot_be_ended_is_a_failure_and_stays(scene: Scene) -> None:
+    interrupted(scene, "restore", "zfs promote")
+    scene.world.acts.clear()
+    scene.world.errors = {(number, "before") for number in range(99)}
+    (outcome,) = recover.recover(scene.config, "web").outcomes
+    assert outcome.result is Result.FAILED
+    assert "could not be undone" in outcome.why
+    scene.world.spare()
+    assert len(scene.tasks()) == 1
+    assert recover.recover(scene.config).complete
+    assert scene.world.torn == []
+
+
+@pytest.mark.parametrize("then", ["ended", "begun anew"])
+def test_task_that_somebody_ended_while_the_lock_was_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    interrupted(scene, "restore", "save")
+    (task,) = scene.tasks()
+    fresh = None if then == "ended" else msgspec.structs.replace(task, owner=own())
+    monkeypatch.setattr(Tasks, "read", lambda tasks, uuid: fresh)
+    monkeypatch.setattr(Tasks, "all", lambda tasks: [task])
+    scene.guest.shut_off()
+    (outcome,) = recover.recover(scene.config, "web").outcomes
+    assert outcome.result is (Result.RECOVERED if then == "ended" else Result.UNDER_WAY)
+    # It would have been started by an end of what was ended.
+    assert not scene.guest.active

@@ -13,7 +13,9 @@ from zvmsnap.placement import Level
 from zvmsnap.point import Disk, Liveness, Manifest, Point, Tie
 from zvmsnap.prune import Findings
 from zvmsnap.recover import Outcome, Report, Result
+from zvmsnap.tasks import Begin, Clone, Restore
 from zvmsnap.vault import Damaged
+from zvmsnap.verdict import Verdict
 from zvmsnap.zfs import Snapshot
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -135,7 +137,8 @@ def test_table_has_a_line_for_each_point_with_aligned_columns(
         Point(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES)),
         Point(Path("/v/a-long-name/m.2"), manifest(domain="a-long-name", memory=None)),
     ]
-    lines = render.table(points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"))
+    verdicts = {"web@m": Verdict(checked=datetime.now(UTC).isoformat(), why="no RAM")}
+    lines = render.table(points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"), verdicts)
     assert [line.split()[:5] for line in lines] == [
         ["GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM"],
         ["web", "m", "memory", "daily", "4B"],
@@ -144,6 +147,84 @@ def test_table_has_a_line_for_each_point_with_aligned_columns(
     assert (
         len({line.index(word) for line, word in zip(lines, ["MOM", "m ", "m.2"], strict=True)}) == 1
     )
+    column = lines[0].index("VERIFIED")
+    assert [line[column:].split()[0] for line in lines] == ["VERIFIED", "FAILED", "-"]
+
+
+CHECKED = "2026-11-21T11:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("found", "cell", "line"),
+    [
+        pytest.param(
+            Verdict(checked=CHECKED),
+            "read 1h ago",
+            "whole: files, checksums and snapshots are there",
+            id="read",
+        ),
+        pytest.param(
+            Verdict(checked=CHECKED, why="no RAM; no XML"),
+            "FAILED 1h ago",
+            "FAILED: no RAM; no XML",
+            id="damaged",
+        ),
+        pytest.param(
+            Verdict(checked=CHECKED, booted=True, alive="its CPU works", to_running_s=1.26),
+            "booted 1h ago",
+            "lives: its CPU works; it ran 1.3 s after the start",
+            id="started",
+        ),
+        pytest.param(
+            Verdict(checked=CHECKED, booted=True, alive="a", to_running_s=1, output="active\n"),
+            "booted 1h ago",
+            "lives: a; it ran 1.0 s after the start; the command said 'active'",
+            id="asked",
+        ),
+        pytest.param(
+            Verdict(checked=CHECKED, booted=True, alive="a", why="died"),
+            "FAILED 1h ago",
+            "FAILED: died",
+            id="started, but died",
+        ),
+    ],
+)
+def test_verdict(found: Verdict, cell: str, line: str) -> None:
+    assert render._verified(found, NOW) == cell
+    assert render.verdict(found) == line
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "alive", "line"),
+    [
+        (Clone, "disks", True, f"clone of web@m is under way at step disks (pid {os.getpid()})"),
+        (Clone, "", False, "clone of web@m was interrupted at step none: zvmsnap recover ends it"),
+        (
+            Restore,
+            "undo stop",
+            False,
+            "restore of web@m was interrupted at step undo stop: zvmsnap recover ends it",
+        ),
+    ],
+)
+def test_task(kind: type[Clone | Restore], step: str, alive: bool, line: str) -> None:
+    common: dict[str, Any] = {
+        "domain": "web",
+        "uuid": "u",
+        "point": "web@m",
+        "directory": "/v/web/m",
+        "owner": Process.of(os.getpid()) if alive else Process.none(),
+        "step": step,
+        "memory": True,
+        "begin": Begin.RUNNING,
+        "capture": "c",
+    }
+    own: dict[str, Any] = (
+        {"network": "none"}
+        if kind is Clone
+        else {"existed": True, "was_active": True, "was_paused": False, "save": True}
+    )
+    assert render.task(kind(**common, **own)) == line
 
 
 def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:

@@ -1,0 +1,35 @@
+"""Snapshots have moved with their datasets: their points must find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from zvmsnap import home, vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.locks import lock
+from zvmsnap.point import Point
+from zvmsnap.switch import Unit
+
+
+def retie(config: Config, units: Iterable[Unit]) -> None:
+    """Write into all points where the snapshots of these units are now.
+
+    Raises ZfsFailed, LockTimeout and OSError; may be repeated.
+    """
+    names = [
+        side + member.path
+        for unit in units
+        for side in (unit.top, unit.former)
+        for member in unit.members
+    ]
+    if not names:
+        return
+    there = zfs.datasets()
+    present = [use.snapshot for use in zfs.uses([name for name in names if name in there])]
+    timeout_s = config.limits.lock_timeout_s
+    with lock(config.locks_dir, "vault", "tell points of a restore", timeout_s):
+        for found in vault.entries(config.vault_dir):
+            if isinstance(found, Point) and (new := home.moved(found.manifest, present)):
+                with suppress(FileNotFoundError):
+                    vault.rewrite(found, new)
