@@ -96,7 +96,7 @@ class FakeGuest(Guest):
         self.at: dict[str, Callable[[], None]] = {}
         # Of its definition what `xml_of` does not make up itself: metadata, other devices.
         self.metadata = ""
-        self.devices = ""
+        self.equipment = ""
         self.worked_s = 0.0
         self.picture = b""
         self.asked: list[str] = []
@@ -144,7 +144,7 @@ class FakeGuest(Guest):
             )
         return (
             f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid>{self.metadata}"
-            f"<memory>1024</memory><devices>{''.join(disks)}{self.devices}</devices></domain>"
+            f"<memory>1024</memory><devices>{''.join(disks)}{self.equipment}</devices></domain>"
         )
 
     def learn(self, xml: str) -> dict[str, str]:
@@ -153,7 +153,7 @@ class FakeGuest(Guest):
         metadata = root.find("metadata")
         self.metadata = "" if metadata is None else ET.tostring(metadata, encoding="unicode")
         others = (one for one in root.findall("devices/*") if one.tag != "disk")
-        self.devices = "".join(ET.tostring(one, encoding="unicode") for one in others)
+        self.equipment = "".join(ET.tostring(one, encoding="unicode") for one in others)
         return {disk.target: disk.source for disk in domainxml.parse(xml).disks}
 
     def is_active(self) -> bool:

@@ -307,7 +307,9 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
 
 
 def test_isolated_network_lives_as_long_as_its_clones(scene: Scene) -> None:
-    scene.guest.devices = "<interface type='bridge'><mac address='52:54:00:00:00:01'/></interface>"
+    scene.guest.equipment = (
+        "<interface type='bridge'><mac address='52:54:00:00:00:01'/></interface>"
+    )
     point = scene.point()
     make(scene, point, ISOLATED)
     make(scene, point, Wish("w3", network=Network.ISOLATED))

@@ -620,7 +620,7 @@ AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0
 def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     monkeypatch.setattr(time, "time", lambda: 1700000000.0)
     case = make(Kind())
-    case.guest.devices = AGENT
+    case.guest.equipment = AGENT
     case.point = case.scene.point(moment="with an agent")
 
     def fail() -> None:

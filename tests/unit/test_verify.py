@@ -187,7 +187,7 @@ def test_all_that_is_wrong_is_said_at_once(scene: Scene) -> None:
     ],
 )
 def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) -> None:
-    scene.guest.devices = devices
+    scene.guest.equipment = devices
     point = scene.point()
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = lives_by
@@ -209,7 +209,7 @@ def check_gone(scene: Scene, before: object) -> None:
 
 @pytest.mark.parametrize("exit_code", [0, 3])
 def test_expected_command(scene: Scene, exit_code: int) -> None:
-    scene.guest.devices = AGENT
+    scene.guest.equipment = AGENT
     point = scene.point()
     assert isinstance(scene.host, Clones)
     scene.host.lives_by, scene.host.exit_code = "agent", exit_code
