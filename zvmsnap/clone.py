@@ -31,6 +31,7 @@ from zvmsnap import (
     loadable,
     log,
     survey,
+    switch,
     tpm,
     vault,
     zfs,
@@ -58,7 +59,6 @@ from zvmsnap.zfs import Dataset, Snapshot
 
 MARK = "zvmsnap:clone"
 _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
-_DEVICE_TIMEOUT_S = 30
 _RELEASED_AFTER_S = 15
 _LOOK_EVERY_S = 0.3
 # It becomes part of names of datasets and files.
@@ -83,6 +83,8 @@ def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Cl
             f"{wish.name!r}: no name for a clone, as its datasets are called so too: letters, "
             "digits, and . _ : - within"
         )
+    if any(guest.name == wish.name for guest in hypervisor.guests()):
+        raise CloneImpossible(f"{wish.name}: there is a guest of that name already")
     manifest = point.manifest
     memory = manifest.memory is not None and not wish.cold
     there = zfs.datasets()
@@ -91,9 +93,7 @@ def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Cl
     for name, _ in datasets:
         if name in there:
             raise CloneImpossible(f"{name}: exists already; choose another name for the clone")
-    if any(guest.name == wish.name for guest in hypervisor.guests()):
-        raise CloneImpossible(f"{wish.name}: there is a guest of that name already")
-    xml = definition_of(point)
+    xml = definition_of(point, live=memory)
     nvram = domainxml.parse(xml).nvram
     if nvram and os.path.exists(_own_nvram(nvram, wish.name)):
         raise CloneImpossible(
@@ -165,8 +165,6 @@ class Cloning:
             if not error.not_undone:
                 self._work.close()
             raise RestoreFailed(f"{self._task.domain} was not made: {error}") from error
-        self._drop_image()
-        self._work.close()
 
     def discard(self) -> None:
         """Undo what a crash interrupted. Raises RestoreFailed with what could not be."""
@@ -200,6 +198,7 @@ class Cloning:
             Step("define", self._define, self._undefine),
             Step("load", self._load, self._unload),
             Step("resume", self._resume),
+            Step("close", self._close),
         ]
 
     def _make_datasets(self) -> None:
@@ -229,7 +228,7 @@ class Cloning:
                 path = survey.path_of(Place(name, disk.path), mounts)
                 labels.give_back(path)
             else:
-                zfs.wait_device(name, _DEVICE_TIMEOUT_S)
+                zfs.wait_device(name, switch.DEVICE_TIMEOUT_S)
                 path = zfs.device_of(name)
             sources[disk.target] = ("file" if disk.path else "block", path, disk.format)
         self._work.note(sources=sources)
@@ -319,6 +318,10 @@ class Cloning:
     def _resume(self) -> None:
         if self._task.begin is Begin.RUNNING:
             self._hypervisor.guest(self._task.uuid).resume()
+
+    def _close(self) -> None:
+        self._drop_image()
+        self._work.close()
 
     def _guest(self) -> Guest | None:
         try:

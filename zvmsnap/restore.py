@@ -11,6 +11,10 @@
     definition   definition, NVRAM and TPM state of then
     load         RAM of then, or a start from the disks; the guest stands still
     resume       it goes on
+    clock        its agent, if it has one, is told the time
+    points       those whose snapshots have moved with their datasets are told (retie)
+    publish      what was there before becomes a point
+    close        staging and journal are cleared
 
 Up to `resume` every failure is undone, and ends with the former machine running on from its saved
 RAM. After a crash, `zvmsnap recover` goes on by this table:
@@ -164,17 +168,36 @@ class Restoring:
             self._run(step)
 
     def _run(self, begin_with: str | None) -> None:
-        if begin_with != "finish":
-            try:
-                run(self._steps(), self._record, begin_with=begin_with)
-            except StepFailed as error:
-                if error.not_undone:
-                    raise RestoreFailed(
-                        f"{error}. zvmsnap recover {self._task.domain} tries again"
-                    ) from error
-                self._work.close()
-                raise RestoreFailed(f"{error}. {self._what_is()}") from error
-        self._finish()
+        afterwards = [step.name for step in self._afterwards()]
+        if begin_with in afterwards:
+            # The host may have gone down since the guest was resumed.
+            self._resume()
+            self._finish(begin_with)
+            return
+        try:
+            run(self._steps(), self._record, begin_with=begin_with)
+        except StepFailed as error:
+            if error.not_undone:
+                raise RestoreFailed(
+                    f"{error}. zvmsnap recover {self._task.domain} tries again"
+                ) from error
+            self._work.close()
+            raise RestoreFailed(f"{error}. {self._what_is()}") from error
+        self._finish(None)
+
+    def _finish(self, begin_with: str | None) -> None:
+        try:
+            run(
+                self._afterwards(),
+                lambda step: self._work.note(step=step),
+                begin_with=begin_with,
+            )
+        except StepFailed as error:
+            raise RestoreFailed(
+                f"{self._task.domain} is back, but not all is done: {error}. zvmsnap recover "
+                f"{self._task.domain} ends it"
+            ) from error
+        self._log.info("%s is back: %s", self._task.point, self._state())
 
     def _take_back(self, step: str) -> None:
         self._log.warning("undoing the restore of %s, which died at %s", self._task.point, step)
@@ -215,9 +238,7 @@ class Restoring:
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
             raise Cancelled(f"interrupted before {step}")
-        if not self._not_undone:
-            # Else recover begins where undoing first failed.
-            self._work.note(step=step)
+        self._work.note(step=step)
 
     def _steps(self) -> list[Step]:
         task = self._task
@@ -305,7 +326,7 @@ class Restoring:
         for snapshot in self._task.rollback:
             dataset = snapshot.partition("@")[0]
             if zfs.datasets()[dataset].type == "volume":
-                zfs.wait_device(dataset, 30)
+                zfs.wait_device(dataset, switch.DEVICE_TIMEOUT_S)
 
     def _define(self) -> None:
         for disk in domainxml.parse(self._xml()).disks:
@@ -372,20 +393,23 @@ class Restoring:
         elif self._task.begin is Begin.RUNNING and guest.state() == "paused":
             guest.resume()
 
-    # -- afterwards: nothing of this is undone, all may be repeated
-
-    def _finish(self) -> None:
-        self._work.note(step="finish")
-        if self._task.begin is Begin.RUNNING and self._task.memory:
-            self._set_clock()
-        retie(self._config, self._task.units)
+    def _afterwards(self) -> list[Step]:
+        """Nothing of this is undone, all of it may be repeated."""
+        steps = [
+            Step("clock", self._set_clock),
+            Step("points", lambda: retie(self._config, self._task.units)),
+        ]
         if self._task.safety:
-            self._former.publish()
+            steps.append(Step("publish", self._former.publish))
+        return [*steps, Step("close", self._close)]
+
+    def _close(self) -> None:
         self._former.kept.remove()
         self._work.close()
-        self._log.info("%s is back: %s", self._task.point, self._state())
 
     def _set_clock(self) -> None:
+        if self._task.begin is not Begin.RUNNING or not self._task.memory:
+            return
         try:
             guest = self._required()
             if agent.has_agent(guest.xml()):

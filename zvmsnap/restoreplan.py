@@ -154,15 +154,19 @@ def _is_numbered(source: str) -> bool:
 
 
 def _check_fits(hypervisor: Hypervisor, point: Point, *, memory: bool) -> None:
-    reasons = fits.why_not(hypervisor, definition_of(point), point.manifest.host, cold=not memory)
+    xml = definition_of(point, live=memory)
+    reasons = fits.why_not(hypervisor, xml, point.manifest.host, cold=not memory)
     if reasons:
         hint = "; --cold boots from the disks" if memory else ""
         raise RestoreImpossible(f"{point.name} does not fit this host: {'; '.join(reasons)}{hint}")
 
 
-def definition_of(point: Point) -> str:
-    """The definition that the point's next start uses. Raises RestoreImpossible."""
-    for name in (PERSISTENT_XML, DOMAIN_XML):
+def definition_of(point: Point, *, live: bool = False) -> str:
+    """The definition that the point's next start uses; or `live`, the one that its RAM is of.
+
+    Raises RestoreImpossible.
+    """
+    for name in (DOMAIN_XML, PERSISTENT_XML) if live else (PERSISTENT_XML, DOMAIN_XML):
         try:
             xml = (point.directory / name).read_text()
             domainxml.parse(xml)

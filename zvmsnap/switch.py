@@ -24,7 +24,7 @@ from zvmsnap.errors import RestoreImpossible, ZfsFailed
 from zvmsnap.zfs import Dataset, Snapshot
 
 _VOLUME = "volume"
-_DEVICE_TIMEOUT_S = 30
+DEVICE_TIMEOUT_S = 30
 # All become words of command lines: nothing in them may be taken for something else.
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
@@ -252,7 +252,7 @@ def _mount(unit: Unit, *, aside: str) -> None:
     for member in unit.members:
         name = unit.top + member.path
         if there[name].type == _VOLUME:
-            zfs.wait_device(name, _DEVICE_TIMEOUT_S)
+            zfs.wait_device(name, DEVICE_TIMEOUT_S)
 
 
 def _set_canmount(name: str, member: Member, value: str) -> None:
