@@ -154,6 +154,7 @@ def _is_numbered(source: str) -> bool:
 
 
 def _check_fits(hypervisor: Hypervisor, point: Point, *, memory: bool) -> None:
+    definition_of(point)
     xml = definition_of(point, live=memory)
     reasons = fits.why_not(hypervisor, xml, point.manifest.host, cold=not memory)
     if reasons:

@@ -120,7 +120,7 @@ def test_who_is_asked_may_say_no(
         (["clone", WEB], 2, "say NEWNAME for the clone"),
         (["clone", "--destroy", "w2", "w3"], 2, "say only the clone's name"),
         (["clone", "web@nothing", "w2"], 2, "there is no such point"),
-        (["clone", WEB, "web"], 1, "tank/web: exists already; choose another name"),
+        (["clone", WEB, "web"], 1, "web: there is a guest of that name already"),
         (["clone", WEB, "a/b"], 1, "no name for a clone"),
         (["clone", "--network", "all", WEB, "w2"], 2, "Invalid value"),
         (["clone", "--destroy", "w2"], 2, "w2: there is no clone of that name"),
