@@ -203,7 +203,7 @@ def read(directory: Path) -> Point:
         for dataset in (tie.dataset, tie.home or tie.dataset)
     ):
         raise VaultDamaged(f"{path}: names a snapshot that ZFS cannot know")
-    if not _is_time(manifest.taken):
+    if not is_time(manifest.taken):
         raise VaultDamaged(f"{path}: {manifest.taken!r} is no time at which it was taken")
     if not manifest.snapshots:
         raise VaultDamaged(f"{path}: names no snapshot")
@@ -216,7 +216,8 @@ def _may_exist(full_name: str) -> bool:
     return dataset[:1].isalnum() and bool(name) and full_name.isprintable()
 
 
-def _is_time(text: str) -> bool:
+def is_time(text: str) -> bool:
+    """Is that an ISO time that names its offset?"""
     try:
         return datetime.fromisoformat(text).tzinfo is not None
     except ValueError:

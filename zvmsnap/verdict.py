@@ -1,13 +1,14 @@
-"""What verifying a point has found, kept beside it."""
+"""What verifying a point has found, kept beside it: by reading it, and by starting it."""
 
 from __future__ import annotations
 
 import msgspec
 
 from zvmsnap.files import write_atomic
-from zvmsnap.point import Point
+from zvmsnap.point import Point, is_time
 
-VERDICT = "verify.json"
+READ = "verify.json"
+BOOTED = "boot.json"
 SCREEN = "verify.png"
 
 
@@ -28,14 +29,31 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(point: Point) -> Verdict | None:
-    """What came out last time; None if it was never verified."""
+    """What counts of what came out last time; None if it was never verified.
+
+    | read     | started  | counts                                       |
+    |----------|----------|----------------------------------------------|
+    | any      | bad      | that it does not live: no reading mends that |
+    | bad      | good     | the later one                                |
+    | good     | good     | that it lived                                |
+    | any      | never    | what was read                                |
+    """
+    was_read, started = _read(point, READ), _read(point, BOOTED)
+    if was_read is None or started is None:
+        return started or was_read
+    spoilt = started.good and not was_read.good and was_read.checked > started.checked
+    return was_read if spoilt else started
+
+
+def _read(point: Point, name: str) -> Verdict | None:
     try:
-        return msgspec.json.decode((point.directory / VERDICT).read_bytes(), type=Verdict)
+        found = msgspec.json.decode((point.directory / name).read_bytes(), type=Verdict)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return found if is_time(found.checked) else None
 
 
 def keep(point: Point, verdict: Verdict) -> None:
     """Write it beside the point. Raises OSError."""
     data = msgspec.json.format(msgspec.json.encode(verdict)) + b"\n"
-    write_atomic(point.directory / VERDICT, data)
+    write_atomic(point.directory / (BOOTED if verdict.booted else READ), data)

@@ -1,7 +1,7 @@
 """Is a point any good? Its files are read to their end; and, to be sure, it is started.
 
 Started as a clone, without a network: it must live, its screen is kept, and it goes again. What
-came out is kept beside the point (verify.json, verify.png), and `zvmsnap list` shows it.
+came out is kept beside the point (verify.json, boot.json, verify.png), and `zvmsnap list` shows it.
 """
 
 from __future__ import annotations

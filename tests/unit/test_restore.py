@@ -205,8 +205,8 @@ KINDS = [
 def test_trace(make: Make, kind: Kind, trace: list[str], state: str) -> None:
     case = make(kind)
     case.run()
-    kept = ["publish"] if "safety" in trace else []
-    assert case.scene.trace == [*trace[:-1], *kept, trace[-1]]
+    publish = ["publish"] if "safety" in trace else []
+    assert case.scene.trace == [*trace[:-1], *publish, trace[-1]]
     guest = case.scene.find()
     assert guest and guest.state() == state
     assert case.content() == (f"{THEN}+" if state == "running" else THEN)

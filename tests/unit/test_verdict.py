@@ -5,7 +5,10 @@ import pytest
 
 from zvmsnap import verdict
 from zvmsnap.point import Manifest, Point
-from zvmsnap.verdict import VERDICT, Verdict
+from zvmsnap.verdict import BOOTED, READ, Verdict
+
+SAYS = b'{"checked":"2026-11-20T03:00Z",'
+TIME, LATER = "2026-11-20T03:00:00+00:00", "2026-11-20T03:00:01+00:00"
 
 
 @pytest.fixture
@@ -13,21 +16,36 @@ def point(tmp_path: Path, manifest: Callable[..., Manifest]) -> Point:
     return Point(tmp_path, manifest())
 
 
+def said(*, booted: bool = False, why: str = "", at: str = TIME) -> Verdict:
+    return Verdict(checked=at, booted=booted, why=why, output="\x1b[2J\0")
+
+
 @pytest.mark.parametrize(
-    ("kept", "good"),
+    ("read", "booted", "counts"),
     [
-        (Verdict(checked="2026-11-20T03:00:00+00:00"), True),
-        (Verdict(checked="t", booted=True, alive="its CPU works", to_running_s=1.5), True),
-        (Verdict(checked="t", why="caf\xe9\n", output="\x1b[2J\0"), False),
+        (said(), None, "read"),
+        (said(why="caf\xe9\n"), None, "read"),
+        (None, said(booted=True), "booted"),
+        (said(), said(booted=True), "booted"),
+        (said(why="x", at=LATER), said(booted=True), "read"),
+        (said(why="x"), said(booted=True, at=LATER), "booted"),
+        (said(), said(booted=True, why="x"), "booted"),
+        (said(why="x"), said(booted=True, why="x"), "booted"),
     ],
 )
-def test_kept_and_read_again(point: Point, kept: Verdict, good: bool) -> None:
+def test_what_counts(
+    point: Point, read: Verdict | None, booted: Verdict | None, counts: str
+) -> None:
     assert verdict.read(point) is None
-    verdict.keep(point, Verdict(checked="before"))
-    verdict.keep(point, kept)
-    assert verdict.read(point) == kept
-    assert kept.good is good
-    assert [path.name for path in point.directory.iterdir()] == [VERDICT]
+    for each in (booted, said(why="before"), read):
+        if each:
+            verdict.keep(point, each)
+    if read is None:
+        (point.directory / READ).unlink()
+    expected = {"read": read, "booted": booted}[counts]
+    assert expected
+    assert verdict.read(point) == expected
+    assert expected.good is (expected.why == "")
 
 
 @pytest.mark.parametrize(
@@ -36,21 +54,24 @@ def test_kept_and_read_again(point: Point, kept: Verdict, good: bool) -> None:
         pytest.param(b"", id="empty"),
         pytest.param(b'{"checked":', id="cut short"),
         pytest.param(b"{}", id="says nothing"),
+        pytest.param(b'{"checked":"yesterday"}', id="no time"),
+        pytest.param(b'{"checked":"2026-11-20T03:00"}', id="no offset"),
         pytest.param(b"[]", id="a list"),
         pytest.param(b'{"checked":5}', id="a number"),
-        pytest.param(b'{"checked":"t","why":null}', id="null"),
-        pytest.param(b'{"checked":"t","booted":"yes"}', id="no truth"),
-        pytest.param(b'{"checked":"t","to_running_s":"1"}', id="no time"),
-        pytest.param(b'{"checked":"t","to_running_s":' + b"9" * 5000 + b"}", id="no end"),
+        pytest.param(SAYS + b'"why":null}', id="null"),
+        pytest.param(SAYS + b'"booted":"yes"}', id="no truth"),
+        pytest.param(SAYS + b'"to_running_s":"1"}', id="no seconds"),
+        pytest.param(SAYS + b'"to_running_s":' + b"9" * 5000 + b"}", id="no end"),
         pytest.param(b'{"checked":"\xff"}', id="no text"),
-        pytest.param(b'{"checked":"t","invented":' + b"[" * 100_000, id="bottomless"),
+        pytest.param(SAYS + b'"invented":' + b"[" * 100_000, id="bottomless"),
     ],
 )
-def test_what_is_no_verdict(point: Point, content: bytes) -> None:
-    (point.directory / VERDICT).write_bytes(content)
+@pytest.mark.parametrize("name", [READ, BOOTED])
+def test_what_is_no_verdict(point: Point, content: bytes, name: str) -> None:
+    (point.directory / name).write_bytes(content)
     assert verdict.read(point) is None
 
 
 def test_what_is_no_file(point: Point) -> None:
-    (point.directory / VERDICT).mkdir()
+    (point.directory / READ).mkdir()
     assert verdict.read(point) is None

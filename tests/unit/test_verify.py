@@ -288,7 +288,7 @@ def test_point_that_fits_nowhere(scene: Scene) -> None:
 def test_damaged_verdict_is_none(scene: Scene, content: bytes) -> None:
     point = scene.point()
     assert verdict.read(point) is None
-    (point.directory / verdict.VERDICT).write_bytes(content)
+    (point.directory / verdict.READ).write_bytes(content)
     assert verdict.read(point) is None
 
 
