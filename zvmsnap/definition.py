@@ -73,3 +73,15 @@ def put_nvram(stored: Path, path: Path) -> None:
     write_atomic(path, stored.read_bytes())
     if former:
         os.chown(path, former.st_uid, former.st_gid)
+
+
+def put_firmware(directory: Path, xml: str, uuid: str) -> None:
+    """Put NVRAM and TPM state, if `directory` has them, back to where this definition keeps them.
+
+    Raises OSError, VaultDamaged and TpmUncapturable.
+    """
+    nvram = domainxml.parse(xml).nvram
+    if nvram and (directory / NVRAM).exists():
+        put_nvram(directory / NVRAM, Path(nvram))
+    if (directory / TPM).exists():
+        tpm.put_back(directory / TPM, xml, uuid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import wait_idle
 from zvmsnap.placement import Level
+from zvmsnap.point import PERSISTENT_XML
 from zvmsnap.publish import publish
 from zvmsnap.staging import CaptureDir, Room
 from zvmsnap.tasks import Restore, Work
@@ -113,6 +113,18 @@ class Former:
         self._log.warning("its RAM was not saved: it boots from its disks")
         guest.create()
 
+    def define(self) -> None:
+        """Its definition, NVRAM and TPM state of now again."""
+        task = self._work.task
+        if task.existed:
+            xml = (self.kept.point / PERSISTENT_XML).read_text()
+            self._hypervisor.define(xml)
+            definition.put_firmware(self.kept.point, xml, task.uuid)
+            return
+        guest = self.guest()
+        if guest and guest.is_persistent() and not task.was_active:
+            guest.undefine()
+
     def take_safety(self) -> None:
         """Snapshots of its disks of now."""
         if self._work.task.was_active:
@@ -161,8 +173,3 @@ class Former:
 
     def _snapshots(self) -> list[str]:
         return [f"{dataset}@{self._safety.moment}" for dataset in self._safety.targets]
-
-    @property
-    def directory(self) -> Path:
-        """Where its definition and firmware are kept."""
-        return self.kept.point

@@ -27,6 +27,7 @@ RAM. After a crash, `zvmsnap recover` goes on by this table:
 | stop and later           | off                       | gone on with                          |
 | stop, safety, switch     | runs: somebody started it | undone, if its disks are those of now |
 | switch and later         | runs: somebody started it | gone on with, but its RAM is not loaded |
+| load                     | off, its disks were used  | the same                              |
 | undo ...                 | any                       | undone further                        |
 | undo ..., of a rollback that has begun | off         | gone on with                          |
 """
@@ -34,23 +35,13 @@ RAM. After a crash, `zvmsnap recover` goes on by this table:
 from __future__ import annotations
 
 import threading
-from functools import cached_property
-from pathlib import Path
 
 from zvmsnap import (
-    agent,
-    definition,
-    domainxml,
-    labels,
-    loadable,
     log,
-    saveimage,
     staging,
     switch,
-    tpm,
     zfs,
 )
-from zvmsnap import point as points
 from zvmsnap.config import Config
 from zvmsnap.errors import (
     Cancelled,
@@ -58,12 +49,11 @@ from zvmsnap.errors import (
     DomainGone,
     RestoreFailed,
     RestoreImpossible,
-    ZvmsnapError,
 )
 from zvmsnap.finish import settle
 from zvmsnap.former import Former
-from zvmsnap.hypervisor import Guest, Hypervisor
-from zvmsnap.journal import Journal, Process
+from zvmsnap.hypervisor import Hypervisor
+from zvmsnap.journal import Journal
 from zvmsnap.leave import wait_idle
 from zvmsnap.locks import lock
 from zvmsnap.point import Point
@@ -71,9 +61,9 @@ from zvmsnap.restoreplan import Wish, plan
 from zvmsnap.retie import retie
 from zvmsnap.saveimage import Header
 from zvmsnap.steps import Step, StepFailed, run, take_back
-from zvmsnap.tasks import Begin, Restore, Tasks, Work
+from zvmsnap.tasks import Restore, Tasks, Work
+from zvmsnap.then import Then
 
-_UNPACKED = "loading.img"
 _UNTOUCHED = ("", "former", "clone", "unpack")
 _BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
 # What is undone after one of these rests on it: RAM of now destroys the disks of then, and a clone
@@ -137,8 +127,10 @@ class Restoring:
         self._hypervisor = hypervisor
         self._work = Work(config.journal_dir, task)
         self._former = Former(config, hypervisor, self._work)
+        self._then = Then(hypervisor, self._work, self._former)
         self._cancelled = cancelled or threading.Event()
         self._not_undone: list[str] = []
+        self._after_crash = False
         self._log = log.about(task.domain, "restore")
 
     @property
@@ -151,6 +143,7 @@ class Restoring:
 
     def go_on(self) -> None:
         """End what a crash interrupted, by the table above. Raises RestoreFailed."""
+        self._after_crash = True
         guest = self._former.guest()
         if guest and guest.is_active():
             # A save or load whose caller was killed goes on in libvirt.
@@ -171,7 +164,7 @@ class Restoring:
         afterwards = [step.name for step in self._afterwards()]
         if begin_with in afterwards:
             # The host may have gone down since the guest was resumed.
-            self._resume()
+            self._then.resume()
             self._finish(begin_with)
             return
         try:
@@ -231,10 +224,6 @@ class Restoring:
         guest = self._former.guest()
         return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
 
-    @cached_property
-    def _point(self) -> Point:
-        return points.read(Path(self._task.directory))
-
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
             raise Cancelled(f"interrupted before {step}")
@@ -246,7 +235,7 @@ class Restoring:
         if task.units:
             steps.append(Step("clone", self._clone, lambda: switch.discard(self._task.units)))
         if task.memory:
-            steps.append(Step("unpack", self._unpack))
+            steps.append(Step("unpack", self._then.unpack))
         if task.was_active:
             steps.append(Step("stop", self._former.stop, self._former.bring_back))
         if task.safety:
@@ -263,9 +252,9 @@ class Restoring:
         else:
             steps.append(Step("rollback", self._roll_back))
         steps += [
-            Step("definition", self._define, self._define_former),
-            Step("load", self._load, self._unload),
-            Step("resume", self._resume),
+            Step("definition", self._then.define, self._former.define),
+            Step("load", self._load, self._then.unload),
+            Step("resume", self._then.resume),
         ]
         return [self._in_order(step) for step in steps]
 
@@ -291,20 +280,6 @@ class Restoring:
     def _clone(self) -> None:
         self._work.note(units=switch.prepare(self._task.units))
 
-    def _image(self) -> Path:
-        memory = self._point.manifest.memory
-        assert memory
-        if memory.compression != "none":
-            return self._former.kept.path / _UNPACKED
-        return self._point.directory / memory.file
-
-    def _unpack(self) -> None:
-        memory = self._point.manifest.memory
-        if memory is None or memory.compression == "none":
-            return
-        self._image().unlink(missing_ok=True)
-        loadable.prepare(self._point.directory / memory.file, memory, self._image(), xml=None)
-
     def _switch(self) -> None:
         if self._former.is_active():
             raise RestoreFailed(f"{self._task.domain} was started meanwhile")
@@ -328,75 +303,13 @@ class Restoring:
             if zfs.datasets()[dataset].type == "volume":
                 zfs.wait_device(dataset, switch.DEVICE_TIMEOUT_S)
 
-    def _define(self) -> None:
-        for disk in domainxml.parse(self._xml()).disks:
-            if disk.type == "file" and disk.writable:
-                labels.give_back(disk.source)
-        self._put_back(self._point.directory)
-
-    def _define_former(self) -> None:
-        if self._task.existed:
-            self._put_back(self._former.directory)
-            return
-        guest = self._former.guest()
-        if guest and guest.is_persistent() and not self._task.was_active:
-            guest.undefine()
-
-    def _put_back(self, directory: Path) -> None:
-        """Definition, NVRAM and, where it does not come with RAM, TPM state out of a directory."""
-        then = directory != self._former.directory
-        xml = self._xml() if then else (directory / points.PERSISTENT_XML).read_text()
-        transient = not (directory / points.PERSISTENT_XML).exists()
-        if not (transient and self._task.memory and then):
-            self._hypervisor.define(xml)
-        nvram = domainxml.parse(xml).nvram
-        if nvram and (directory / points.NVRAM).exists():
-            definition.put_nvram(directory / points.NVRAM, Path(nvram))
-        archive = directory / points.TPM
-        if archive.exists():
-            tpm.put_back(archive, xml, self._task.uuid)
-
-    def _xml(self) -> str:
-        """The definition of then, with the paths of now."""
-        directory = self._point.directory
-        persistent = directory / points.PERSISTENT_XML
-        source = persistent if persistent.exists() else directory / points.DOMAIN_XML
-        return domainxml.with_sources(source.read_text(), self._task.sources)
-
     def _load(self) -> None:
-        if self._former.is_active():
-            # By us, before a crash, or by somebody: who stands still may have run since.
-            self._log.warning("was started meanwhile, so its RAM is not loaded")
-            return
-        if self._task.memory:
-            image = self._image()
-            xml = saveimage.xml_of(image)
-            changed = domainxml.with_sources(xml, self._task.sources)
-            self._hypervisor.restore(
-                str(image), changed if self._task.sources else None, paused=True
-            )
-        elif self._task.begin is not Begin.OFF:
-            self._required().create(paused=True)
-
-    def _unload(self) -> None:
-        if self._former.is_active():
-            self._required().destroy()
-
-    def _resume(self) -> None:
-        if self._task.begin is Begin.OFF:
-            return
-        guest = self._required()
-        if not guest.is_active():
-            # It ran, and then the host went down: it boots, as it would have anyway.
-            if self._task.owner.boot != Process.of(1).boot:
-                guest.create()
-        elif self._task.begin is Begin.RUNNING and guest.state() == "paused":
-            guest.resume()
+        self._then.load(after_crash=self._after_crash)
 
     def _afterwards(self) -> list[Step]:
         """Nothing of this is undone, all of it may be repeated."""
         steps = [
-            Step("clock", self._set_clock),
+            Step("clock", self._then.set_clock),
             Step("points", lambda: retie(self._config, self._task.units)),
         ]
         if self._task.safety:
@@ -406,16 +319,3 @@ class Restoring:
     def _close(self) -> None:
         self._former.kept.remove()
         self._work.close()
-
-    def _set_clock(self) -> None:
-        if self._task.begin is not Begin.RUNNING or not self._task.memory:
-            return
-        try:
-            guest = self._required()
-            if agent.has_agent(guest.xml()):
-                agent.set_clock(guest)
-        except ZvmsnapError as error:
-            self._log.warning("its clock is still of then: %s", error)
-
-    def _required(self) -> Guest:
-        return self._hypervisor.guest(self._task.uuid)

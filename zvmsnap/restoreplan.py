@@ -96,6 +96,7 @@ def plan(
         directory=str(point.directory),
         owner=Process.of(os.getpid()),
         sources=sources,
+        places={disk.target: (names[disk.dataset], disk.path) for disk in manifest.disks},
         memory=memory,
         begin=_begin(manifest, wish, image),
         capture=capture,

@@ -54,6 +54,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 class Restore(Task, frozen=True, kw_only=True, tag="restore"):
     """A restore in place: datasets that switch, or snapshots that are rolled back to."""
 
+    places: dict[str, tuple[str, str]] = {}  # dataset and path of each disk of then, by target
     units: tuple[Unit, ...] = ()
     rollback: tuple[_Name, ...] = ()
     existed: bool  # was there such a guest before?

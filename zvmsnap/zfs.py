@@ -225,6 +225,16 @@ def take_snapshots(datasets: Iterable[str], name: str) -> None:
             raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
 
 
+def written_bytes(dataset: str, snapshot: str) -> int:
+    """What was written to a dataset since that snapshot (a name) of it. Raises ZfsFailed."""
+    return int(_zfs("get", "-Hpo", "value", f"written@{snapshot}", dataset))
+
+
+def created_s(snapshot: str) -> int:
+    """When a snapshot was taken, in seconds since the epoch. Raises ZfsFailed."""
+    return int(_zfs("get", "-Hpo", "value", "creation", snapshot))
+
+
 def clone(origin: str, name: str, properties: Mapping[str, str]) -> None:
     """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
     settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]

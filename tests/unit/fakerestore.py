@@ -18,11 +18,11 @@ import pytest
 import zstandard
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, save_image
-from zvmsnap import staging, survey, vault, zfs
+from zvmsnap import staging, survey, untouched, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest
-from zvmsnap.placement import Level
+from zvmsnap.placement import Level, Place
 from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, Point, Tie
 from zvmsnap.tasks import Clone, Restore, Tasks
 
@@ -142,6 +142,7 @@ class World:
             patch.setattr(zfs, verb, getattr(self, verb))
         patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(zfs, "volume_of", self.volume_of)
+        patch.setattr(untouched, "written_to", self.written_to)
         for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
             patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
         for verb in ("mount", "unmount", "rollback"):
@@ -203,6 +204,16 @@ class World:
             for name, held in self.held.items()
             if user_property in held.properties
         }
+
+    def written_to(self, places: Mapping[str, Place], snapshots: Iterable[str]) -> list[str]:
+        """As untouched.written_to, of disks that are words here."""
+        names = dict(snapshot.split("@", 1) for snapshot in snapshots)
+        return [
+            target
+            for target, place in places.items()
+            if self.held[place.dataset].content
+            != self._kept(f"{place.dataset}@{names[place.dataset]}").content
+        ]
 
     def mounts(self) -> list[zfs.Mount]:
         table = [zfs.Mount(1, 0, "/", "/", "")]

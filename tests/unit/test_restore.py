@@ -419,6 +419,18 @@ def test_guest_that_somebody_started_keeps_its_disks_and_no_ram_is_loaded(
         case.check_former()
 
 
+@pytest.mark.parametrize("wish", [PLAIN, Wish(rollback=True)], ids=["switched", "rolled back"])
+def test_guest_that_was_started_and_shut_off_keeps_its_disks(make: Make, wish: Wish) -> None:
+    case = died_at(make, Kind(wish), "load")
+    start(case)
+    case.guest.shut_off()
+    assert case.again()
+    assert case.world.loaded == []
+    assert case.content() == f"{THEN}+"
+    assert case.guest.state() == "shut off"
+    case.check_clean()
+
+
 @pytest.mark.parametrize("volume", [True, False], ids=["volume", "filesystem"])
 def test_disks_are_not_switched_back_under_a_guest(make: Make, volume: bool) -> None:
     case = died_at(make, Kind(volume=volume), "zfs promote")

@@ -1,0 +1,38 @@
+"""Are disks still what their snapshots hold? Asked after a crash, before RAM is loaded.
+
+Somebody may have started the guest meanwhile, and shut it off again: RAM over disks that went on
+without it destroys file systems.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from zvmsnap import survey, zfs
+from zvmsnap.placement import Place
+
+# A snapshot's time is told in whole seconds.
+_SAME_SECOND_S = 1
+
+
+def written_to(places: Mapping[str, Place], snapshots: Iterable[str]) -> list[str]:
+    """Those of the disks, by target, that were written to since the snapshots of their datasets.
+
+    A volume tells what was written to it. In a filesystem labels and the like are written too, so
+    there the file's own time counts. Raises ZfsFailed and OSError.
+    """
+    names = dict(snapshot.split("@", 1) for snapshot in snapshots)
+    mounts = zfs.mounts()
+    found = []
+    for target, place in places.items():
+        name = names[place.dataset]
+        if not place.path:
+            changed = zfs.written_bytes(place.dataset, name) > 0
+        else:
+            taken_s = zfs.created_s(f"{place.dataset}@{name}")
+            written_s = os.stat(survey.path_of(place, mounts)).st_mtime
+            changed = written_s > taken_s + _SAME_SECOND_S
+        if changed:
+            found.append(target)
+    return found
