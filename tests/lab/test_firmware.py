@@ -77,27 +77,33 @@ def name_of_point(lab: Lab) -> str:
     return f"safe@{point.manifest['moment']}"
 
 
-@pytest.mark.parametrize("how", ["", "--cold"])
-def test_restore_puts_both_back_and_keeps_those_of_now(lab: Lab, how: str) -> None:
+def test_restore_puts_both_back_and_keeps_those_of_now(lab: Lab) -> None:
     name = name_of_point(lab)
-    back.restore(lab, name, *how.split())
-    scenario.wait_until("counts", lambda: bool(guests.counts(lab, "safe")))
+    back.restore(lab, name)
+    guests.wait_counts(lab, "safe", guests.counts(lab, "safe")[-1])
     lab.run("virsh destroy safe")
     assert (variable(lab), tpm(lab, "read")) == ("one", "one")
 
-    back.restore(lab, back.safety_point(lab), *how.split())
+    of_two = back.safety_point(lab)
+    back.restore(lab, of_two, "--cold")
     lab.run("virsh destroy safe")
     assert (variable(lab), tpm(lab, "read")) == ("two", "two")
+    back.restore(lab, name, "--cold", "--no-safety")
+    lab.run("virsh destroy safe")
+    assert (variable(lab), tpm(lab, "read")) == ("one", "one")
 
 
-@pytest.mark.parametrize("how", ["", "--cold"])
-def test_clone_has_its_own(lab: Lab, how: str) -> None:
-    back.zvmsnap(lab, "clone", *how.split(), name_of_point(lab), "other")
-    assert scenario.state(lab, "safe") == scenario.state(lab, "other") == "running"
-    lab.run("virsh destroy safe && virsh destroy other")
-    own = f"{guests.NVRAM_DIR}/other_VARS.fd"
-    assert (variable(lab, own), tpm(lab, "read", name="other")) == ("one", "one")
+def test_clones_have_their_own(lab: Lab) -> None:
+    name = name_of_point(lab)
+    back.zvmsnap(lab, "clone", name, "warm")
+    back.zvmsnap(lab, "clone", "--cold", name, "cold")
+    for each in ("safe", "warm", "cold"):
+        assert scenario.state(lab, each) == "running"
+        lab.run(f"virsh destroy {each}")
+    for each in ("warm", "cold"):
+        own = f"{guests.NVRAM_DIR}/{each}_VARS.fd"
+        directory = tpm_dir(lab, each)
+        assert (variable(lab, own), tpm(lab, "read", name=each)) == ("one", "one")
+        back.zvmsnap(lab, "clone", "--destroy", each)
+        lab.run(f"test ! -e {own} && test ! -e {directory}")
     assert (variable(lab), tpm(lab, "read")) == ("two", "two")
-    directory = tpm_dir(lab, "other")
-    back.zvmsnap(lab, "clone", "--destroy", "other")
-    lab.run(f"test ! -e {own} && test ! -e {directory} && test -e {NVRAM}")
