@@ -29,7 +29,7 @@ lab-test: $(VENV)/ready
 
 faults: $(VENV)/ready
 	@tests/lab/lab build
-	$(PYTEST) tests/lab/faults --faults=all
+	$(PYTEST) tests/lab/faults tests/lab/test_restore_faults.py --faults=all
 
 bench: needs
 	@tests/lab/lab build
