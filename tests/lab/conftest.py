@@ -34,8 +34,8 @@ _GIST_HEAD, _GIST_TAIL = 160, 240
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For tests/lab/faults; here, as pytest reads options of the topmost conftest.py only."""
-    parser.addoption("--faults", default="diagonal",
-                     help="cells of tests/lab/faults: diagonal, all, missing, or parts of names")
+    parser.addoption("--faults", default="few",
+                     help="cells of the fault tests: few, all, missing, or parts of names")
 
 
 def pytest_configure(config: pytest.Config) -> None:

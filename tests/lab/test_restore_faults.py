@@ -43,7 +43,7 @@ STOPPED = "until ps -C zvmsnap,python3 -o stat=,args= | grep -q '^T.*zvmsnap'; d
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--faults")
-        if wanted == "diagonal":
+        if wanted == "few":
             cells = list(FEW)
         elif wanted in ("all", "missing"):
             cells = CELLS

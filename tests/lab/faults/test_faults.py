@@ -1,7 +1,6 @@
 """No guest is ever left on an overlay: each fault at each step of a real round of sanoid.
 
-`--faults=` says which cells (see matrix.py); by default some in which each step and each fault
-occurs.
+`--faults=` says which cells (see matrix.py); by default a few.
 """
 
 from __future__ import annotations
@@ -105,7 +104,5 @@ def test_the_matrix_is_whole() -> None:
     for fault in matrix.FAULTS:
         routes = {cell.route for cell in existing if cell.fault == fault}
         assert routes == ({"boot"} if fault == matrix.POWER_CUT else {*matrix.ROTATED})
-    few = matrix.diagonal()
-    assert {cell.row for cell in few} == {*matrix.ROWS}
-    assert {cell.fault for cell in few} == {*matrix.FAULTS}
-    assert len(few) <= 14
+    few = matrix.select("few", [])
+    assert len({cell.fault for cell in few}) == len(few) == 6
