@@ -1,6 +1,6 @@
 # make demo   see it work, on a real sanoid, OpenZFS, libvirt and QEMU, in a lab of its own
 # make test   everything that CI runs
-# make faults the whole fault matrix, of which `make test` runs a part
+# make faults all of the lab, with every fault at every step, of which `make test` runs a part
 # The rest is for the inner loop: unit, lint, lab-test K=expression, bench, lab-down, clean.
 
 VENV := .venv
@@ -29,7 +29,7 @@ lab-test: $(VENV)/ready
 
 faults: $(VENV)/ready
 	@tests/lab/lab build
-	$(PYTEST) tests/lab/faults tests/lab/test_restore_faults.py --faults=all
+	$(PYTEST) tests/lab --faults=all
 
 bench: needs
 	@tests/lab/lab build

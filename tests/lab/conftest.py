@@ -41,6 +41,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line("markers", "state(name): the state of the lab a test starts from")
+    config.addinivalue_line("markers", "whole: cells of the fault matrix are the like; it is left "
+                            "to `--faults=all`, unless it is named")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the fault matrix has a part in, as `make test` must end some time."""
+    if config.getoption("--faults") == "all" or config.getoption("-k"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("whole")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,7 @@ def test_guest_that_never_converges_is_paused_to_finish(lab: Lab) -> None:
     scenario.assert_coherent(lab, BUSY, name, point.image)
 
 
+@pytest.mark.whole
 def test_image_that_outgrows_the_ram_is_ended_by_a_pause(lab: Lab) -> None:
     ratio = 1.0
     scenario.configure(

@@ -158,6 +158,7 @@ def test_pre_fails_for_one_guest_of_two(lab: Lab) -> None:
 # -- sanoid dies, or is not alone
 
 
+@pytest.mark.whole
 def test_sanoid_killed_between_snapshot_and_post(lab: Lab) -> None:
     lab.put(KILL_SANOID, "#!/bin/sh\nkill -KILL $PPID\n", mode=0o755)
     scenario.write_sanoid_conf(lab, post_snapshot_script=KILL_SANOID)

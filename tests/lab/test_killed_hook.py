@@ -6,6 +6,7 @@ and with it every question to libvirt about this guest, "is a job under way?" to
 before, as here, QEMU waits without that lock.
 """
 
+import pytest
 import scenario
 from scenario import WEB
 
@@ -39,6 +40,7 @@ def hold_up_the_dump(lab: Lab) -> None:
     lab.put(HELPER, HELD_UP, mode=0o755)
 
 
+@pytest.mark.whole
 def test_image_that_comes_too_late_is_not_published(lab_session: Lab) -> None:
     lab = lab_session
     scenario.configured(lab)

@@ -233,6 +233,7 @@ def test_vault_that_is_not_mounted(lab: Lab) -> None:
     assert [point.manifest["level"] for point in scenario.points(lab, "web")] == ["memory"] * 2
 
 
+@pytest.mark.whole
 def test_at_boot(lab: Lab) -> None:
     lab.run(
         "cp /opt/zvmsnap/systemd/zvmsnap-recover.service /etc/systemd/system/ && "

@@ -35,7 +35,7 @@ CELLS = [
     for step in steps
     for fault in ("KILL", "power cut")
 ]
-FEW = ("restore stop KILL", "restore switch power cut", "restore load KILL", "clone load KILL")
+FEW = ("restore switch power cut", "restore load KILL")
 UNIT = "zvmsnap-recover.service"
 STOPPED = "until ps -C zvmsnap,python3 -o stat=,args= | grep -q '^T.*zvmsnap'; do sleep 0.1; done"
 

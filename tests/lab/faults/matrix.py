@@ -100,9 +100,7 @@ def cells() -> list[Cell]:
 _FEW = (
     "dump under way:hook KILL",
     "frozen:sanoid KILL",
-    "commit:libvirtd KILL",
     "leave vdb:power cut",
-    "leave vdb:guest destroyed",
     "stow:vault full",
 )
 
