@@ -278,7 +278,13 @@ class Restoring:
         return Step(step.name, step.do, guarded)
 
     def _clone(self) -> None:
-        self._work.note(units=switch.prepare(self._task.units))
+        units = switch.prepare(self._task.units)
+        fresh_bytes = {
+            unit.top + member.path: zfs.written_bytes(unit.fresh + member.path)
+            for unit in units
+            for member in unit.members
+        }
+        self._work.note(units=units, fresh_bytes=fresh_bytes)
 
     def _switch(self) -> None:
         if self._former.is_active():
@@ -298,8 +304,10 @@ class Restoring:
         self._work.note(no_return=True)
         for snapshot in self._task.rollback:
             zfs.rollback(snapshot)
-        for snapshot in self._task.rollback:
-            dataset = snapshot.partition("@")[0]
+        datasets = [snapshot.partition("@")[0] for snapshot in self._task.rollback]
+        fresh_bytes = {dataset: zfs.written_bytes(dataset) for dataset in datasets}
+        self._work.note(fresh_bytes=fresh_bytes)
+        for dataset in datasets:
             if zfs.datasets()[dataset].type == "volume":
                 zfs.wait_device(dataset, switch.DEVICE_TIMEOUT_S)
 

@@ -55,6 +55,7 @@ class Restore(Task, frozen=True, kw_only=True, tag="restore"):
     """A restore in place: datasets that switch, or snapshots that are rolled back to."""
 
     places: dict[str, tuple[str, str]] = {}  # dataset and path of each disk of then, by target
+    fresh_bytes: dict[str, int] = {}  # what ZFS tells as written to each dataset as put back
     units: tuple[Unit, ...] = ()
     rollback: tuple[_Name, ...] = ()
     existed: bool  # was there such a guest before?

@@ -91,7 +91,8 @@ class Then:
             for member in unit.members
         ]
         places = {target: Place(*place) for target, place in self._task.places.items()}
-        return untouched.written_to(places, [*put_back, *self._task.rollback])
+        snapshots = [*put_back, *self._task.rollback]
+        return untouched.written_to(places, snapshots, self._task.fresh_bytes)
 
     def unload(self) -> None:
         """It is gone again."""

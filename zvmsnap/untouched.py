@@ -16,11 +16,14 @@ from zvmsnap.placement import Place
 _SAME_SECOND_S = 1
 
 
-def written_to(places: Mapping[str, Place], snapshots: Iterable[str]) -> list[str]:
+def written_to(
+    places: Mapping[str, Place], snapshots: Iterable[str], fresh_bytes: Mapping[str, int]
+) -> list[str]:
     """Those of the disks, by target, that were written to since the snapshots of their datasets.
 
-    A volume tells what was written to it. In a filesystem labels and the like are written too, so
-    there the file's own time counts. Raises ZfsFailed and OSError.
+    A volume tells what was written to it; `fresh_bytes` is what it told when it was fresh. In a
+    filesystem labels and the like are written too, so there the file's own time counts.
+    Raises ZfsFailed and OSError.
     """
     names = dict(snapshot.split("@", 1) for snapshot in snapshots)
     mounts = zfs.mounts()
@@ -28,7 +31,8 @@ def written_to(places: Mapping[str, Place], snapshots: Iterable[str]) -> list[st
     for target, place in places.items():
         name = names[place.dataset]
         if not place.path:
-            changed = zfs.written_bytes(place.dataset, name) > 0
+            written_bytes = zfs.written_bytes(place.dataset, name)
+            changed = written_bytes > fresh_bytes.get(place.dataset, 0)
         else:
             taken_s = zfs.created_s(f"{place.dataset}@{name}")
             written_s = os.stat(survey.path_of(place, mounts)).st_mtime

@@ -225,9 +225,14 @@ def take_snapshots(datasets: Iterable[str], name: str) -> None:
             raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
 
 
-def written_bytes(dataset: str, snapshot: str) -> int:
-    """What was written to a dataset since that snapshot (a name) of it. Raises ZfsFailed."""
-    return int(_zfs("get", "-Hpo", "value", f"written@{snapshot}", dataset))
+def written_bytes(dataset: str, snapshot: str = "") -> int:
+    """What was written to a dataset since that snapshot (a name), or since its last one or origin.
+
+    Not 0 for a clone that nobody has written to, which has a few blocks of its own.
+    Raises ZfsFailed.
+    """
+    name = f"written@{snapshot}" if snapshot else "written"
+    return int(_zfs("get", "-Hpo", "value", name, dataset))
 
 
 def created_s(snapshot: str) -> int:

@@ -143,6 +143,7 @@ class World:
         patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(zfs, "volume_of", self.volume_of)
         patch.setattr(untouched, "written_to", self.written_to)
+        patch.setattr(zfs, "written_bytes", lambda dataset: len(self.held[dataset].content))
         for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
             patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
         for verb in ("mount", "unmount", "rollback"):
@@ -205,7 +206,9 @@ class World:
             if user_property in held.properties
         }
 
-    def written_to(self, places: Mapping[str, Place], snapshots: Iterable[str]) -> list[str]:
+    def written_to(
+        self, places: Mapping[str, Place], snapshots: Iterable[str], _fresh: Mapping[str, int]
+    ) -> list[str]:
         """As untouched.written_to, of disks that are words here."""
         names = dict(snapshot.split("@", 1) for snapshot in snapshots)
         return [

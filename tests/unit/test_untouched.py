@@ -6,17 +6,18 @@ import pytest
 from zvmsnap import survey, untouched, zfs
 from zvmsnap.placement import Place
 
+FRESH_BYTES = 8192
 TAKEN_S = 1_700_000_000
 
 
 @pytest.mark.parametrize(
     ("written_s", "volume_bytes", "expected"),
     [
-        pytest.param(TAKEN_S - 3600, 0, [], id="as they were"),
-        pytest.param(TAKEN_S + 0.9, 0, [], id="in the second of the snapshot"),
-        pytest.param(TAKEN_S + 60, 0, ["vda"], id="file"),
-        pytest.param(TAKEN_S - 3600, 512, ["vdb"], id="volume"),
-        pytest.param(TAKEN_S + 60, 512, ["vda", "vdb"], id="both"),
+        pytest.param(TAKEN_S - 3600, FRESH_BYTES, [], id="as they were"),
+        pytest.param(TAKEN_S + 0.9, FRESH_BYTES, [], id="in the second of the snapshot"),
+        pytest.param(TAKEN_S + 60, FRESH_BYTES, ["vda"], id="file"),
+        pytest.param(TAKEN_S - 3600, FRESH_BYTES + 512, ["vdb"], id="volume"),
+        pytest.param(TAKEN_S + 60, FRESH_BYTES + 512, ["vda", "vdb"], id="both"),
     ],
 )
 def test_written_to(
@@ -31,7 +32,7 @@ def test_written_to(
     os.utime(disk, (written_s, written_s))
     asked = []
 
-    def written_bytes(dataset: str, snapshot: str) -> int:
+    def written_bytes(dataset: str, snapshot: str = "") -> int:
         asked.append((dataset, snapshot))
         return volume_bytes
 
@@ -44,6 +45,7 @@ def test_written_to(
     monkeypatch.setattr(zfs, "mounts", list)
     monkeypatch.setattr(survey, "path_of", lambda _place, _table: str(disk))
     places = {"vda": Place("tank/web", "a.raw"), "vdb": Place("tank/web/data", "")}
-    found = untouched.written_to(places, ["tank/web@m_hourly", "tank/web/data@m_hourly"])
+    snapshots = ["tank/web@m_hourly", "tank/web/data@m_hourly"]
+    found = untouched.written_to(places, snapshots, {"tank/web/data": FRESH_BYTES})
     assert found == expected
     assert asked == [("tank/web/data", "m_hourly")]
