@@ -84,9 +84,9 @@ def test_cold_and_paused(lab: Lab) -> None:
     lab.run("virsh resume web")
     back.assert_jumped_to(lab, stored)
 
-    done = restore(lab, f"web@{name}", "--cold", "--no-safety")
+    done = restore(lab, f"web@{name}", "--cold", "--paused", "--no-safety")
     assert "what is there now is NOT kept" in done.stdout
-    back.assert_jumped_to(lab, stored, times=2, boots=2)
+    back.assert_boots(lab, WEB.disks.values(), stored, "web", "web")
     back.assert_nothing_left(lab)
 
 

@@ -92,7 +92,7 @@ def test_one_machine_whole(lab: Lab, cell: str) -> None:
     elif fault == "KILL" or step not in RAN:
         back.assert_jumped_to(lab, stored)
     else:
-        guests.wait_counts(lab, "web", stored)
+        scenario.wait_until("boot", lambda: guests.boots(lab, "web") == 2, timeout_s=180)
         assert guests.mismatches(lab, "web") == []
     back.assert_nothing_left(lab)
     assert scenario.state(lab, "web") == "running"
