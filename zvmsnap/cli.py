@@ -25,7 +25,6 @@ from zvmsnap import (
     verdict,
     zfs,
 )
-from zvmsnap.choose import choose
 from zvmsnap.clirestore import PointArgument
 from zvmsnap.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal import Journal
@@ -146,7 +145,7 @@ def show(point: PointArgument, as_json: JsonOption = False) -> None:
       zvmsnap show web@latest
       zvmsnap show web@2026-11-20T03:15    the last one taken until then, local time
     """
-    found = _find(point)
+    found = clirestore.find(config.load(), point)
     liveness = _liveness()
     if as_json:
         _print_json(_described(found, liveness))
@@ -258,11 +257,6 @@ def _interrupted(domain: str | None) -> list[str]:
         what = "publishing" if left.capture else "removal"
         found.append(f"{left.directory}: its {what} was interrupted; zvmsnap recover ends it")
     return found
-
-
-def _find(text: str) -> Point:
-    points, _ = vault.read(config.load())
-    return choose(points, text)
 
 
 def _liveness() -> Liveness:

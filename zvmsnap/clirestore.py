@@ -71,7 +71,7 @@ def restore(
     from zvmsnap.restore import restore as bring_back
 
     settings = config.load()
-    found = _find(settings, point)
+    found = find(settings, point)
     wish = restoreplan.Wish(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
     memory = None if cold else found.manifest.memory
     image = loadable.check(found.directory / memory.file, memory) if memory else None
@@ -140,7 +140,7 @@ def clone(
                 typer.echo(f"destroyed {dataset}")
             return
         wish = cloning.Wish(name, cold=cold, paused=paused, network=network)
-        task = cloning.plan(settings, hypervisor, _find(settings, point), wish)
+        task = cloning.plan(settings, hypervisor, find(settings, point), wish)
         finish_before_dying()
         cloning.Cloning(settings, hypervisor, task).run()
         typer.echo(f"{name}: {hypervisor.guest(task.uuid).state()}, a clone of {task.point}")
@@ -207,7 +207,7 @@ def _chosen(settings: Config, which: str | None) -> tuple[list[Point], list[Dama
     if which is None:
         return points, damaged
     if "@" in which:
-        return [choose(points, which)], []
+        return [find(settings, which)], []
     mine = [point for point in points if point.manifest.domain == which]
     lost = [each for each in damaged if each.directory.parent.name == vault.folder_of(which)]
     if not mine and not lost:
@@ -215,6 +215,14 @@ def _chosen(settings: Config, which: str | None) -> tuple[list[Point], list[Dama
     return mine, lost
 
 
-def _find(settings: Config, text: str) -> Point:
-    points, _ = vault.read(settings)
-    return choose(points, text)
+def find(settings: Config, text: str) -> Point:
+    """The point that is meant. Raises PointNotFound, which tells of damaged ones too."""
+    points, damaged = vault.read(settings)
+    try:
+        return choose(points, text)
+    except PointNotFound as error:
+        folder = vault.folder_of(text.rpartition("@")[0])
+        lost = [each.why for each in damaged if each.directory.parent.name == folder]
+        if not lost:
+            raise
+        raise PointNotFound(f"{error}; damaged: {'; '.join(lost)}") from error
