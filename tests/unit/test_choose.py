@@ -141,14 +141,15 @@ def test_a_time_counts_to_its_end(manifest: Callable[..., Manifest], which: str,
 def test_days_of_another_length(
     manifest: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, day: str, hours: int
 ) -> None:
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    begin = datetime.fromisoformat(day).astimezone(UTC)
-    known = []
-    for name, hour in (("last", hours), ("next", hours + 1)):
-        taken = (begin + timedelta(hours=hour, seconds=-1)).isoformat()
-        known.append(Point(Path("/v/web", name), manifest(taken=taken, moment="m")))
-    assert choose(known, f"web@{day}").name == "web@last"
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        begin = datetime.fromisoformat(day).astimezone(UTC)
+        known = []
+        for name, hour in (("last", hours), ("next", hours + 1)):
+            taken = (begin + timedelta(hours=hour, seconds=-1)).isoformat()
+            known.append(Point(Path("/v/web", name), manifest(taken=taken, moment="m")))
+        assert choose(known, f"web@{day}").name == "web@last"
 
 
 def test_no_points_at_all() -> None:

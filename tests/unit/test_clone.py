@@ -15,7 +15,7 @@ from zvmsnap.point import Disk, Manifest, Point, Tie
 from zvmsnap.tasks import Clone
 from zvmsnap.zfs import Dataset, Snapshot
 
-STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "resume"]
+STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "resume", "close"]
 ISOLATED = Wish("w2", network=Network.ISOLATED)
 
 
