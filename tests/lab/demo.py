@@ -79,13 +79,16 @@ def _tell(lab: Lab) -> None:
 
     _say("6. Retention. sanoid prunes hourly and daily: the monthly one still holds its point.")
     _prune(lab, "hourly daily")
-    _say("7. With its last snapshot the RAM image is gone. What the restore has replaced lies on one")
-    _say("   of them, so that goes first. (And sanoid keeps what is not an hour old.)")
+    _say(
+        "7. With its last snapshot the RAM image is gone. What the restore has replaced lies on",
+        "   one of them, so that goes first. (And sanoid keeps what is not an hour old.)",
+    )
     _show("zfs list -Ho name | grep before | head -1 | xargs zfs destroy -r; zvmsnap prune")
     lab.run("date -s '+1 hour'")
     _prune(lab, "hourly daily monthly")
     _say(
-        "8. A last moment, and a second machine from it, with its RAM, beside the first. Both count:",
+        "8. A last moment, and a second machine from it, with its RAM, beside the first.",
+        "   Both count:",
     )
     lab.run("cp /root/sanoid.conf /etc/sanoid/sanoid.conf; date -s '+1 hour'")
     _show("sanoid --take-snapshots")
