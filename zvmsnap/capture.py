@@ -320,14 +320,10 @@ class _GuestCapture:
             level=level,
             reason=reason,
             disks=tuple(
-                Disk(
-                    target=target,
-                    type=by_target[target].type,
-                    format=by_target[target].format,
-                    base=by_target[target].source,
-                    dataset=place.dataset,
-                    path=place.path,
-                    overlay=str(self._dir.overlay(target)) if with_overlays else "",
+                Disk.of(
+                    by_target[target],
+                    place,
+                    str(self._dir.overlay(target)) if with_overlays else "",
                 )
                 for target, place in placed.covered.items()
             ),

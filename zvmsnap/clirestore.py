@@ -203,11 +203,11 @@ def verify(
 
 
 def _chosen(settings: Config, which: str | None) -> tuple[list[Point], list[Damaged]]:
+    if which is not None and "@" in which:
+        return [find(settings, which)], []
     points, damaged = vault.read(settings)
     if which is None:
         return points, damaged
-    if "@" in which:
-        return [find(settings, which)], []
     mine = [point for point in points if point.manifest.domain == which]
     lost = [each for each in damaged if each.directory.parent.name == vault.folder_of(which)]
     if not mine and not lost:

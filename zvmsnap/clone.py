@@ -41,7 +41,6 @@ from zvmsnap.clonexml import Cloned, Identity, Network
 from zvmsnap.config import Config
 from zvmsnap.errors import (
     CloneImpossible,
-    DomainGone,
     GuestNotFound,
     LibvirtFailed,
     RestoreFailed,
@@ -324,10 +323,7 @@ class Cloning:
         self._work.close()
 
     def _guest(self) -> Guest | None:
-        try:
-            return self._hypervisor.guest(self._task.uuid)
-        except DomainGone:
-            return None
+        return self._hypervisor.find(self._task.uuid)
 
 
 def destroy(hypervisor: Hypervisor, name: str, *, with_snapshots: bool = False) -> list[str]:

@@ -9,7 +9,7 @@ import msgspec
 
 from zvmsnap import definition, domainxml, log, saveimage, zfs
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainGone, ImageUnloadable, RestoreFailed, SnapshotMissing
+from zvmsnap.errors import ImageUnloadable, RestoreFailed, SnapshotMissing
 from zvmsnap.files import sync_dir
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
@@ -33,10 +33,7 @@ class Former:
 
     def guest(self) -> Guest | None:
         """The guest, now or then; None if it is not defined."""
-        try:
-            return self._hypervisor.guest(self._work.task.uuid)
-        except DomainGone:
-            return None
+        return self._hypervisor.find(self._work.task.uuid)
 
     def is_active(self) -> bool:
         """Is there a QEMU process for it?"""

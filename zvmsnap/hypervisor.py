@@ -105,6 +105,13 @@ class Hypervisor:
         with _translated(f"looking up {uuid}"):
             return Guest(self._connection.lookupByUUIDString(uuid))
 
+    def find(self, uuid: str) -> Guest | None:
+        """The domain of that UUID, None if there is none."""
+        try:
+            return self.guest(uuid)
+        except DomainGone:
+            return None
+
     def define(self, xml: str) -> Guest:
         """Define a domain, or define it anew. Raises LibvirtFailed."""
         with _translated("defining"):

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from zvmsnap import log
+from zvmsnap import domainxml, log
 from zvmsnap.files import private_dir, sync_dir, write_atomic
-from zvmsnap.placement import Level
+from zvmsnap.placement import Level, Place
 from zvmsnap.steps import Step
 from zvmsnap.steps import run as run_steps
 
@@ -64,6 +64,13 @@ class Disk(msgspec.Struct, frozen=True):
     dataset: _Dataset
     path: str
     overlay: str = ""
+
+    @classmethod
+    def of(cls, disk: domainxml.Disk, place: Place, overlay: str = "") -> Disk:
+        """A disk of a definition, that lies there."""
+        return cls(
+            disk.target, disk.type, disk.format, disk.source, place.dataset, place.path, overlay
+        )
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

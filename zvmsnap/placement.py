@@ -49,6 +49,11 @@ class Seen:
     state: str
     places: Mapping[str, Place]
 
+    @property
+    def is_off(self) -> bool:
+        """Is there no process of it?"""
+        return self.state in ("shut off", "crashed")
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -114,7 +119,7 @@ def place(seen: Seen, covered: frozenset[str]) -> Placement | None:
 def _level(
     seen: Seen, writable: list[domainxml.Disk], inside: Mapping[str, Place]
 ) -> tuple[Level, str | None]:
-    if seen.state in ("shut off", "crashed"):
+    if seen.is_off:
         return Level.OFFLINE, f"the guest is {seen.state}"
     if seen.state != "running":
         return Level.CRASH, f"the guest is {seen.state}"

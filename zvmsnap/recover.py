@@ -105,10 +105,7 @@ def each(config: Config, entries: Iterable[Entry]) -> bool:
     complete = True
     with Hypervisor(config.uri) as hypervisor:
         for entry in entries:
-            try:
-                guest: Guest | None = hypervisor.guest(entry.uuid)
-            except DomainGone:
-                guest = None
+            guest = hypervisor.find(entry.uuid)
             outcome = _one(config, hypervisor, guest, entry, dry_run=False)
             if outcome and outcome.result is Result.FAILED:
                 complete = False

@@ -225,7 +225,7 @@ def _safety(
     }
     outside = [d.target for d in seen.domain.disks if d.writable and d.target not in places]
     by_target = {disk.target: disk for disk in seen.domain.disks}
-    if seen.state in ("shut off", "crashed"):
+    if seen.is_off:
         level, reason = Level.OFFLINE, f"the guest was {seen.state}"
     elif outside:
         level, reason = Level.CRASH, f"not all disks are on ZFS: {', '.join(outside)}"
@@ -243,17 +243,7 @@ def _safety(
         capture=capture,
         level=level,
         reason=reason,
-        disks=tuple(
-            Disk(
-                target=target,
-                type=by_target[target].type,
-                format=by_target[target].format,
-                base=by_target[target].source,
-                dataset=place.dataset,
-                path=place.path,
-            )
-            for target, place in places.items()
-        ),
+        disks=tuple(Disk.of(by_target[target], place) for target, place in places.items()),
         taken=now.isoformat(timespec="milliseconds"),
     )
 
