@@ -26,6 +26,7 @@ from zvmsnap import (
     domainxml,
     guard,
     log,
+    mounttable,
     placement,
     point,
     qemuconf,
@@ -71,7 +72,7 @@ class Moment:
     call: HookCall
     owner: Process
     covered: frozenset[str]
-    mounts: list[zfs.Mount]
+    mounts: list[mounttable.Mount]
     cancelled: threading.Event
 
 
@@ -98,7 +99,7 @@ def begin(
     covered = placement.without_excluded(snapshotted, datasets)
     if not covered:
         return True
-    mounts = zfs.mounts()
+    mounts = mounttable.mounts()
     with Hypervisor(config.uri) as hypervisor:
         moment = Moment(
             config, hypervisor, Journal(config.journal_dir), call, owner, covered, mounts, cancelled

@@ -30,6 +30,7 @@ from zvmsnap import (
     labels,
     loadable,
     log,
+    mounttable,
     survey,
     switch,
     tpm,
@@ -219,7 +220,7 @@ class Cloning:
     def _find_disks(self) -> None:
         manifest = self._point.manifest
         new = dict(zip(sorted(manifest.datasets), self._task.datasets, strict=True))
-        mounts = zfs.mounts()
+        mounts = mounttable.mounts()
         sources = {}
         for disk in manifest.disks:
             name = new[disk.dataset][0]

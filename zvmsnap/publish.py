@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zvmsnap import domainxml, point, saveimage, vault, zfs
+from zvmsnap import domainxml, mounttable, point, saveimage, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import ImageUnloadable, SnapshotMissing
 from zvmsnap.files import write_atomic
@@ -158,7 +158,9 @@ class _Publication:
     def _is_compressed_already(self, image_format: str) -> bool:
         if image_format != "raw":
             return True
-        found = zfs.dataset_of_path(str(self._config.vault_dir.resolve()), zfs.mounts())
+        found = mounttable.dataset_of_path(
+            str(self._config.vault_dir.resolve()), mounttable.mounts()
+        )
         return found is not None and zfs.datasets()[found[0]].compressed
 
     def _publish(self, incoming: Path) -> None:

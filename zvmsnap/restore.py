@@ -38,6 +38,7 @@ import threading
 
 from zvmsnap import (
     log,
+    mounttable,
     staging,
     switch,
     zfs,
@@ -94,7 +95,7 @@ def restore(
         _end_moment(config, hypervisor, point)
         planned = plan(config, hypervisor, point, wish, image)
         if planned.task.was_active:
-            staging.check_usable(config.staging_dir, planned.datasets, zfs.mounts())
+            staging.check_usable(config.staging_dir, planned.datasets, mounttable.mounts())
         Restoring(config, hypervisor, planned.task, cancelled).run()
 
 

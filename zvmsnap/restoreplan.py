@@ -17,18 +17,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from zvmsnap import domainxml, fits, home, survey, switch, zfs
+from zvmsnap import domainxml, fits, home, mounttable, survey, switch, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, RestoreImpossible
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Disk, Entry, Process
+from zvmsnap.mounttable import Mount
 from zvmsnap.placement import Level, Place, Seen
 from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Manifest, Point
 from zvmsnap.saveimage import Header
 from zvmsnap.staging import CaptureDir
 from zvmsnap.tasks import Begin, Restore, Source
 from zvmsnap.vault import entries
-from zvmsnap.zfs import Dataset, Mount, Snapshot
+from zvmsnap.zfs import Dataset, Snapshot
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def plan(
 
     Raises RestoreImpossible and SnapshotMissing.
     """
-    host = _Host(zfs.datasets(), zfs.all_snapshots().present, zfs.mounts(), hypervisor.guests())
+    host = _Host(
+        zfs.datasets(), zfs.all_snapshots().present, mounttable.mounts(), hypervisor.guests()
+    )
     manifest = point.manifest
     guest = _guest(manifest, host)
     snapshots = home.of(point, host.snapshots)

@@ -16,7 +16,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap import point, zfs
+from zvmsnap import mounttable, point
 from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.files import passable_dir, private_dir
 
@@ -95,13 +95,13 @@ def is_overlay(path: str) -> bool:
     return where.name.endswith(_OVERLAY_SUFFIX) and bool(_CAPTURE.fullmatch(where.parent.name))
 
 
-def check_usable(staging: Path, snapshotted: frozenset[str], table: list[zfs.Mount]) -> None:
+def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounttable.Mount]) -> None:
     """Refuse a staging that the snapshot itself would hold, or that QEMU could not reach.
 
     Raises StagingUnusable with what to do.
     """
     real = Path(os.path.realpath(staging))
-    found = zfs.dataset_of_path(str(real), table)
+    found = mounttable.dataset_of_path(str(real), table)
     if found and found[0] in snapshotted:
         raise StagingUnusable(
             f"staging {staging} lies on {found[0]}, which this very snapshot holds: "

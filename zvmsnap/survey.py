@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from zvmsnap import domainxml, stacks, zfs
+from zvmsnap import domainxml, mounttable, stacks, zfs
 from zvmsnap.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.placement import Place, Seen
 
 
-def look(hypervisor: Hypervisor, guest: Guest, table: list[zfs.Mount]) -> Seen:
+def look(hypervisor: Hypervisor, guest: Guest, table: list[mounttable.Mount]) -> Seen:
     """See one guest as it is: its live XML tells what it writes to. Raises LibvirtFailed."""
     state = guest.state()
     domain = domainxml.parse(guest.xml())
@@ -26,14 +26,14 @@ def look(hypervisor: Hypervisor, guest: Guest, table: list[zfs.Mount]) -> Seen:
     return Seen(domain, state, places)
 
 
-def path_of(place: Place, table: list[zfs.Mount]) -> str:
+def path_of(place: Place, table: list[mounttable.Mount]) -> str:
     """Where a place can be opened now: a path, or the device of a volume.
 
     Raises ZfsFailed if its filesystem is not mounted.
     """
     if not place.path:
         return zfs.device_of(place.dataset)
-    mountpoint = zfs.mountpoint_of(place.dataset, table)
+    mountpoint = mounttable.mountpoint_of(place.dataset, table)
     if mountpoint is None:
         raise ZfsFailed(f"{place.dataset}: is not mounted, so {place.path} in it cannot be reached")
     return os.path.join(mountpoint, place.path)
@@ -49,11 +49,11 @@ def _path(hypervisor: Hypervisor, disk: domainxml.Disk) -> str:
     return disk.source
 
 
-def place_of(path: str, table: list[zfs.Mount]) -> Place | None:
+def place_of(path: str, table: list[mounttable.Mount]) -> Place | None:
     """Where a path or device really lies; None if that is not on ZFS."""
     real = os.path.realpath(path)
     if real.startswith("/dev/"):
         volume = zfs.volume_of(real)
         return Place(volume, "") if volume else None
-    found = zfs.dataset_of_path(real, table)
+    found = mounttable.dataset_of_path(real, table)
     return Place(*found) if found else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from zvmsnap import survey, zfs
+from zvmsnap import mounttable, survey, zfs
 from zvmsnap.placement import Place
 
 # A snapshot's time is told in whole seconds.
@@ -26,7 +26,7 @@ def written_to(
     Raises ZfsFailed and OSError.
     """
     names = dict(snapshot.split("@", 1) for snapshot in snapshots)
-    mounts = zfs.mounts()
+    mounts = mounttable.mounts()
     found = []
     for target, place in places.items():
         name = names[place.dataset]

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, save_image
-from zvmsnap import staging, survey, untouched, vault, zfs
+from zvmsnap import mounttable, staging, survey, untouched, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest
@@ -96,7 +96,7 @@ class World:
         return str(self.root / dataset / "vda.raw")
 
     def of_path(self, path: str) -> Held:
-        place = survey.place_of(path, zfs.mounts())
+        place = survey.place_of(path, mounttable.mounts())
         assert place, path
         return self.held[place.dataset]
 
@@ -138,8 +138,9 @@ class World:
         raise (ZfsFailed if name.startswith("zfs") else LibvirtFailed)(f"{name}: struck")
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        for verb in ("datasets", "all_snapshots", "snapshots", "uses", "marked", "mounts"):
+        for verb in ("datasets", "all_snapshots", "snapshots", "uses", "marked"):
             patch.setattr(zfs, verb, getattr(self, verb))
+        patch.setattr(mounttable, "mounts", self.mounts)
         patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(zfs, "volume_of", self.volume_of)
         patch.setattr(untouched, "written_to", self.written_to)
@@ -218,8 +219,8 @@ class World:
             != self._kept(f"{place.dataset}@{names[place.dataset]}").content
         ]
 
-    def mounts(self) -> list[zfs.Mount]:
-        table = [zfs.Mount(1, 0, "/", "/", "")]
+    def mounts(self) -> list[mounttable.Mount]:
+        table = [mounttable.Mount(1, 0, "/", "/", "")]
         for number, name in enumerate(sorted(self.held), 2):
             if not self.held[name].mounted:
                 continue
@@ -228,7 +229,7 @@ class World:
                 (m for m in table if point.startswith(f"{m.mountpoint.rstrip('/')}/")),
                 key=lambda mount: len(mount.mountpoint),
             )
-            table.append(zfs.Mount(number, above.number, "/", point, name))
+            table.append(mounttable.Mount(number, above.number, "/", point, name))
         return table
 
     def volume_of(self, device: str) -> str | None:
@@ -448,7 +449,7 @@ class Scene:
         file = "memory.img.zst" if zstd else "memory.img"
         if memory:
             (directory / file).write_bytes(stored)
-        place = survey.place_of(self.guest.live["vda"], zfs.mounts())
+        place = survey.place_of(self.guest.live["vda"], mounttable.mounts())
         assert place
         digest = hashlib.sha256(stored).hexdigest()
         packed = "zstd" if zstd else "none"

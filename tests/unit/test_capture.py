@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.conftest import RAM
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base
-from zvmsnap import capture, qemuconf, staging, tpm, zfs
+from zvmsnap import capture, mounttable, qemuconf, staging, tpm, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.placement import Level
@@ -63,8 +63,11 @@ def begin(
 ) -> Callable[[], tuple[bool, Entry]]:
     """Runs pre for tank/web, where the guest's disk lies; returns what the journal then says."""
     monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
-    table = [zfs.Mount(1, 0, "/", "/", ""), zfs.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web")]
-    monkeypatch.setattr(zfs, "mounts", lambda: table)
+    table = [
+        mounttable.Mount(1, 0, "/", "/", ""),
+        mounttable.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
+    ]
+    monkeypatch.setattr(mounttable, "mounts", lambda: table)
     # QEMU's user, who must pass through to the overlays, is no subject here.
     monkeypatch.setattr(staging, "check_usable", lambda *_arguments: None)
 

@@ -10,7 +10,7 @@ import pytest
 
 import zvmsnap
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import cli, qemuconf, vault, zfs
+from zvmsnap import cli, mounttable, qemuconf, vault, zfs
 from zvmsnap.errors import LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.point import Manifest, Tie
@@ -165,7 +165,7 @@ def seams(
     host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeHypervisor]:
     pools.present = {f"tank/web@{NAME}": 11}
-    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(mounttable, "mounts", list)
     monkeypatch.setattr(zfs, "snapshots", pools.snapshots)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}

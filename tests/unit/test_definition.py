@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import FakeGuest, make_base
-from zvmsnap import definition, tpm, zfs
+from zvmsnap import definition, mounttable, tpm
 from zvmsnap.placement import Place
 
 Store = Callable[[], str | None]
@@ -40,7 +40,10 @@ def state(tmp_path: Path, guest: EquippedGuest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def store(tmp_path: Path, guest: EquippedGuest, state: Path) -> Store:
-    table = [zfs.Mount(1, 0, "/", "/", ""), zfs.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web")]
+    table = [
+        mounttable.Mount(1, 0, "/", "/", ""),
+        mounttable.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
+    ]
     places = [Place("tank/web", "vda.raw")]
     return lambda: definition.store(guest, tmp_path / "point", places, table)
 

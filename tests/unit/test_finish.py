@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
-from zvmsnap import finish, leave, vault, zfs
+from zvmsnap import finish, leave, mounttable, vault
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Process
@@ -27,7 +27,7 @@ Stage = Callable[..., Entry]
 def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {FULL: 11}
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(mounttable, "mounts", list)
 
 
 def points(config: Config) -> list[Point]:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
-from zvmsnap import guard, leave, vault, zfs
+from zvmsnap import guard, leave, mounttable, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Process
@@ -50,7 +50,7 @@ def _seams(
     clock: Clock, host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
-    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(mounttable, "mounts", list)
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import hooks, leave, vault, zfs
+from zvmsnap import hooks, leave, mounttable, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
@@ -274,7 +274,7 @@ def hook(
     """Calls a hook for the moment of `staged`; whoever called it is no sanoid."""
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setenv("ZVMSNAP_CONFIG", settings["ZVMSNAP_CONFIG"])
-    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(mounttable, "mounts", list)
     monkeypatch.setattr(hooks, "_sanoid_above", lambda pid: None)
 
     def run(role: str, dataset: str = "tank/web", name: str = f"{T}_daily") -> int:

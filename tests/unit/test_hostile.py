@@ -25,7 +25,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import capture, cli, finish, hooks, hypervisor, leave, prune, qemuimg, recover, zfs
+from zvmsnap import (
+    capture,
+    cli,
+    finish,
+    hooks,
+    hypervisor,
+    leave,
+    mounttable,
+    prune,
+    qemuimg,
+    recover,
+    zfs,
+)
 from zvmsnap.config import Config
 from zvmsnap.errors import QemuImgFailed, ZvmsnapError
 from zvmsnap.journal import Entry, Journal
@@ -214,7 +226,7 @@ def world(memory: Path) -> Iterator[World]:
         patch.setattr(zfs, "snapshots", known.snapshots)
         patch.setattr(zfs, "all_snapshots", lambda: zfs.Answer({}, frozenset({"tank"})))
         patch.setattr(zfs, "datasets", lambda: {"tank/web": zfs.Dataset("tank/web", "fs", False)})
-        patch.setattr(zfs, "mounts", list)
+        patch.setattr(mounttable, "mounts", list)
         patch.setattr(qemuimg, "_run", no_images)
         patch.setattr(leave, "_LOOK_EVERY_S", 0.0)
         patch.setattr(hooks, "finish_before_dying", lambda: None)

@@ -18,7 +18,7 @@ from tests.unit.fakes import (
     make_overlay,
     write,
 )
-from zvmsnap import clone, fits, leave, loadable, recover, restore, vault, zfs
+from zvmsnap import clone, fits, leave, loadable, mounttable, recover, restore, vault
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
@@ -38,7 +38,7 @@ DEAD = Process(4711, 815, "a-boot")
 def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(mounttable, "mounts", list)
 
 
 def points(config: Config) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 
 from zvmsnap import staging
 from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
+from zvmsnap.mounttable import Mount
 from zvmsnap.staging import CaptureDir, Room
-from zvmsnap.zfs import Mount
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import survey, untouched, zfs
+from zvmsnap import mounttable, survey, untouched, zfs
 from zvmsnap.placement import Place
 
 FRESH_BYTES = 8192
@@ -42,7 +42,7 @@ def test_written_to(
 
     monkeypatch.setattr(zfs, "written_bytes", written_bytes)
     monkeypatch.setattr(zfs, "created_s", created_s)
-    monkeypatch.setattr(zfs, "mounts", list)
+    monkeypatch.setattr(mounttable, "mounts", list)
     monkeypatch.setattr(survey, "path_of", lambda _place, _table: str(disk))
     places = {"vda": Place("tank/web", "a.raw"), "vdb": Place("tank/web/data", "")}
     snapshots = ["tank/web@m_hourly", "tank/web/data@m_hourly"]
