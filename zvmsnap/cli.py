@@ -15,6 +15,7 @@ import typer
 import zvmsnap
 from zvmsnap import (
     clirestore,
+    clisend,
     completion,
     config,
     log,
@@ -88,6 +89,7 @@ def common(
       zvmsnap restore web@latest   bring it back, in place
       zvmsnap clone web@latest w2  a second machine from it, beside the first
       zvmsnap verify --boot web    prove that its points live
+      zvmsnap send web backup@nas:pool/offsite
       zvmsnap prune --dry-run      what has lost its snapshots
       zvmsnap recover              bring guests back from overlays, whatever died
 
@@ -102,18 +104,28 @@ def common(
 @app.command("list")
 def list_points(
     domain: Annotated[str | None, typer.Argument(help="Only this guest.")] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="DESTINATION", help="Those at [USER@HOST:]POOL/PATH instead."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List points: level, snapshots alive, RAM stored, pause, age.
 
     \b
-    Example:
+    Examples:
       zvmsnap list web
+      zvmsnap list --remote backup@nas:pool/offsite
     """
-    points, damaged = vault.read(config.load())
+    settings = config.load()
+    if remote:
+        points, damaged, liveness = clisend.far_points(settings, remote)
+        interrupted = []
+    else:
+        points, damaged = vault.read(settings)
+        interrupted = _interrupted(domain)
+        liveness = _liveness() if points else Liveness({}, frozenset())
     points = [point for point in points if domain in (None, point.manifest.domain)]
-    interrupted = _interrupted(domain)
-    liveness = _liveness() if points else Liveness({}, frozenset())
     if as_json:
         _print_json(
             {
@@ -219,6 +231,9 @@ def recover_guests(
 app.command("restore")(clirestore.restore)
 app.command("clone")(clirestore.clone)
 app.command("verify")(clirestore.verify)
+app.command("send")(clisend.send)
+app.command("fetch")(clisend.fetch)
+app.command("status")(clisend.status)
 
 
 @app.command()

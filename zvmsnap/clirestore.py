@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -22,6 +22,9 @@ from zvmsnap.errors import (
 from zvmsnap.point import Point
 from zvmsnap.vault import Damaged
 
+if TYPE_CHECKING:
+    from zvmsnap.hypervisor import Hypervisor
+
 PointArgument = Annotated[
     str,
     typer.Argument(
@@ -31,13 +34,14 @@ PointArgument = Annotated[
         autocompletion=completion.points,
     ),
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot from the disks, without RAM.")]
 PausedOption = Annotated[bool, typer.Option("--paused", help="Let it stand still in the end.")]
 
 
 def restore(
     point: PointArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Check everything, say what would be done.")
     ] = False,
@@ -68,7 +72,7 @@ def restore(
     from zvmsnap import loadable, restoreplan
     from zvmsnap.hooks import cancelled_by_signal
     from zvmsnap.hypervisor import Hypervisor
-    from zvmsnap.restore import restore as bring_back
+    from zvmsnap.restore import restore as put_back
 
     settings = config.load()
     found = find(settings, point)
@@ -81,11 +85,28 @@ def restore(
         if dry_run:
             return
         if not yes:
-            _confirm()
-        bring_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
+            confirm()
+        put_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
 
 
-def _confirm() -> None:
+def bring_back(
+    settings: Config, hypervisor: Hypervisor, found: Point, *, cold: bool, paused: bool
+) -> None:
+    """Restore a point that was just fetched: there is nothing of now to be kept."""
+    from zvmsnap import loadable, restoreplan, zfs
+    from zvmsnap.hooks import cancelled_by_signal
+    from zvmsnap.restore import restore as put_back
+
+    memory = None if cold else found.manifest.memory
+    image = loadable.check(found.directory / memory.file, memory) if memory else None
+    # Rolled back, if nothing is newer: there is no former state that would have to live on.
+    rollback = not restoreplan.newer(found, zfs.all_snapshots().present)
+    wish = restoreplan.Wish(cold=cold, paused=paused, rollback=rollback, safety=False)
+    put_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
+
+
+def confirm() -> None:
+    """Ask on a terminal. Raises ConfirmationMissing, and Abort for a no."""
     if not sys.stdin.isatty():
         raise ConfirmationMissing("nobody to ask: say --yes to do this, --dry-run to only see it")
     typer.confirm("Do it?", abort=True)

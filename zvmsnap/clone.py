@@ -89,6 +89,11 @@ def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Cl
     memory = manifest.memory is not None and not wish.cold
     there = zfs.datasets()
     snapshots = home.of(point, zfs.all_snapshots().present)
+    for snapshot in snapshots.values():
+        if there[snapshot.dataset].locked:
+            raise CloneImpossible(
+                f"{snapshot.dataset}: its key is not loaded: zfs load-key {snapshot.dataset}"
+            )
     datasets = _names(manifest.domain, wish.name, snapshots, there)
     for name, _ in datasets:
         if name in there:
@@ -136,8 +141,8 @@ def _names(
         if parent in found:
             found[dataset] = f"{found[parent]}/{last}"
             continue
-        if parent not in there:
-            now = snapshots[dataset].dataset
+        now = snapshots[dataset].dataset
+        if parent not in there or parent.partition("/")[0] != now.partition("/")[0]:
             parent = now.rpartition("/")[0] or now
         found[dataset] = f"{parent}/{name if last == domain else f'{last}-{name}'}"
     return tuple((found[each], snapshots[each].full_name) for each in sorted(snapshots))

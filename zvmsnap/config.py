@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from zvmsnap.errors import ConfigInvalid
+from zvmsnap import destination
+from zvmsnap.destination import MemoryWanted
+from zvmsnap.errors import ConfigInvalid, DestinationInvalid
 
 DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
 
@@ -45,6 +47,18 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_timeout_s: float = 30
 
 
+class DestinationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `zvmsnap send` sends to when it is told nothing; no `guests` means all with points."""
+
+    target: str
+    guests: tuple[str, ...] = ()
+    memory: MemoryWanted = MemoryWanted.LATEST
+    raw: bool = False
+    bwlimit: str = ""
+    create_bookmark: bool = False
+    use_hold: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; see config.toml.example for what each key is for."""
 
@@ -57,6 +71,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sanoid_configdir: str = ""
     image: Image = Image()
     limits: Limits = Limits()
+    destination: tuple[DestinationTable, ...] = ()
 
     @property
     def staging_dir(self) -> Path:
@@ -113,5 +128,11 @@ def _check(source: Path, config: Config) -> None:
             value = getattr(struct, key)
             if not isinstance(value, str) and not value > 0:  # nor NaN
                 raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
+    for table in config.destination:
+        try:
+            destination.parse(table.target)
+            destination.check_rate(table.bwlimit)
+        except DestinationInvalid as error:
+            raise ConfigInvalid(f"{source}: [[destination]]: {error}") from error
     if config.limits.pause_first_ms > config.limits.pause_max_ms:
         raise ConfigInvalid(f"{source}: pause_first_ms is more than pause_max_ms")

@@ -41,6 +41,12 @@ class GuestNotFound(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class DestinationInvalid(ZvmsnapError):
+    """That is no name of a destination."""
+
+    exit_code = EXIT_USAGE
+
+
 class ConfirmationMissing(ZvmsnapError):
     """There is no terminal on which one could be asked."""
 
@@ -148,3 +154,23 @@ class VerifyFailed(ZvmsnapError):
 
 class RestoreFailed(ZvmsnapError):
     """Bringing a point back failed on the way; says what is there now."""
+
+
+class DestinationUnreachable(ZvmsnapError):
+    """ssh could not connect, or the connection was cut."""
+
+
+class FarFailed(ZvmsnapError):
+    """A program on the machine of a destination failed."""
+
+
+class SyncoidFailed(ZvmsnapError):
+    """syncoid is not there, is too old, or could not send a dataset."""
+
+
+class SendRefused(ZvmsnapError):
+    """What was asked for cannot be sent as it is now; nothing was."""
+
+
+class FetchRefused(ZvmsnapError):
+    """A point cannot be fetched over what is here; nothing was touched."""

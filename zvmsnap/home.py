@@ -40,8 +40,8 @@ def _now(
     by_name = present.get(tie.full_name)
     if by_name and by_name.guid == tie.guid:
         return by_name
-    # A replica in another pool has the same guid, and is not what the guest ran on.
-    pool = tie.dataset.partition("/")[0]
+    # A replica in another pool has the same guid, and is not what the guest runs on there.
+    pool = (tie.home or tie.dataset).partition("/")[0]
     others = [one for one in by_guid.get(tie.guid, []) if one.dataset.partition("/")[0] == pool]
     return others[0] if len(others) == 1 else None
 

@@ -178,6 +178,16 @@ def cancelled_by_signal() -> threading.Event:
     return cancelled
 
 
+def cancel_at_once() -> None:
+    """What may be interrupted anywhere ends as soon as it is asked to, with Cancelled."""
+
+    def cancel(number: int, _frame: FrameType | None) -> None:
+        raise Cancelled(f"{signal.Signals(number).name}: interrupted; the next run goes on with it")
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, cancel)
+
+
 def _cancelled_with_parent(parent: int) -> threading.Event:
     """An event that is set when we are asked to stop, or when sanoid dies under us.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zvmsnap.placement import Level
 from zvmsnap.point import Life, Liveness, Manifest, Point
@@ -13,10 +13,12 @@ from zvmsnap.sanoid import type_of
 if TYPE_CHECKING:
     from zvmsnap.journal import Entry
     from zvmsnap.prune import Findings
+    from zvmsnap.receipts import Receipt
     from zvmsnap.recover import Report
     from zvmsnap.tasks import Clone, Restore
     from zvmsnap.verdict import Verdict
 
+_STATUS_HEADINGS = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
 _HEADINGS = ("GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "VERIFIED", "NOTE")
 
 
@@ -46,6 +48,38 @@ def table(
     now = datetime.now(UTC)
     rows = [_row(point, liveness, verdicts.get(point.name), now) for point in points]
     return columns([_HEADINGS, *rows])
+
+
+def sent(run: Mapping[str, Any], *, dry_run: bool) -> list[str]:
+    """What a run of send has sent, or would send; as `zvmsnap send --json` tells it."""
+    lines = [f"{'would send' if dry_run else 'sent'} to {run['destination']}:"]
+    for load in run["loads"]:
+        for stream in load["datasets"]:
+            since = f"since {stream['since']}" if stream["since"] else "all of it"
+            there = stream["since"] == stream["newest"]
+            what = "is there" if there else f"{since}, {size(stream['stream_bytes'])}"
+            lines.append(f"  {stream['dataset']}@{stream['newest']}: {what}")
+        for point in load["points"]:
+            ram = f"RAM {size(point['memory_bytes'])}" if point["memory_bytes"] else "without RAM"
+            lines.append(f"  point {point['name']}: {ram}")
+        if load["failed"]:
+            lines.append(f"  FAILED: {load['failed']}")
+    return lines
+
+
+def status(found: Sequence[Receipt], never_sent: Sequence[str]) -> list[str]:
+    """How old the newest complete point of each guest is at each destination."""
+    now = datetime.now(UTC)
+    rows = [_STATUS_HEADINGS]
+    for receipt in found:
+        old = age(receipt.newest_taken, now) if receipt.newest_taken else "-"
+        ram = "yes" if receipt.newest_memory else "no"
+        tried = age(receipt.tried, now)
+        note = f"FAILED: {receipt.failed}" if receipt.failed else ""
+        newest = receipt.newest or "none"
+        rows.append((receipt.domain, receipt.destination, newest, old, ram, tried, note))
+    rows += [(guest, "-", "never sent", "-", "-", "-", "") for guest in never_sent]
+    return columns(rows) if len(rows) > 1 else ["nothing was ever sent"]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

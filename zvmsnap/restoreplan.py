@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -74,8 +74,8 @@ def plan(
     manifest = point.manifest
     guest = _guest(manifest, host)
     snapshots = home.of(point, host.snapshots)
-    # A dataset of then, by its own name or what it is called now.
-    names = {d: d if d in host.datasets else found.dataset for d, found in snapshots.items()}
+    names = {dataset: _name_now(dataset, found, host) for dataset, found in snapshots.items()}
+    _check_keys(names.values(), host)
     wanted = {names[dataset]: found for dataset, found in snapshots.items()}
     sources = _sources(manifest, names, host)
     memory = image is not None
@@ -114,6 +114,16 @@ def plan(
     return Plan(task, frozenset(wanted), tuple(_lines(task, config, wanted)))
 
 
+def newer(point: Point, present: Mapping[str, Snapshot]) -> list[Snapshot]:
+    """The snapshots of the point's datasets that are newer than its own. Raises SnapshotMissing."""
+    own = {snapshot.dataset: snapshot for snapshot in home.of(point, present).values()}
+    return [
+        snapshot
+        for snapshot in present.values()
+        if snapshot.dataset in own and snapshot.createtxg > own[snapshot.dataset].createtxg
+    ]
+
+
 def _guest(manifest: Manifest, host: _Host) -> Guest | None:
     """The guest that is to be brought back, as it is now; None if it was undefined."""
     for guest in host.guests:
@@ -138,6 +148,31 @@ def _guest(manifest: Manifest, host: _Host) -> Guest | None:
     return None
 
 
+def _name_now(dataset: str, found: Snapshot, host: _Host) -> str:
+    """A dataset of then by its own name, or as it is called now: renamed, or sent here.
+
+    What has the name of then where this was sent to is of another machine.
+    """
+    if dataset in host.datasets and _line(dataset, host) & _line(found.dataset, host):
+        return dataset
+    return found.dataset
+
+
+def _line(dataset: str, host: _Host) -> set[str]:
+    """A dataset, and what it is a clone of, down to the first one."""
+    line: set[str] = set()
+    while dataset in host.datasets and dataset not in line:
+        line.add(dataset)
+        dataset = host.datasets[dataset].origin.partition("@")[0]
+    return line
+
+
+def _check_keys(names: Iterable[str], host: _Host) -> None:
+    for name in names:
+        if host.datasets[name].locked:
+            raise RestoreImpossible(f"{name}: its key is not loaded: zfs load-key {name}")
+
+
 def _sources(manifest: Manifest, names: Mapping[str, str], host: _Host) -> dict[str, Source]:
     """The disks whose paths of then do not lead to their datasets of now."""
     found = {}
@@ -148,8 +183,16 @@ def _sources(manifest: Manifest, names: Mapping[str, str], host: _Host) -> dict[
         if disk.type == "volume" and place.dataset == disk.dataset:
             continue
         kind = "file" if disk.path else "block"
-        found[disk.target] = (kind, survey.path_of(place, host.mounts), disk.format)
+        found[disk.target] = (kind, _path(place, host), disk.format)
     return found
+
+
+def _path(place: Place, host: _Host) -> str:
+    """Where it will be: what was received is mounted only when it is switched to."""
+    dataset = host.datasets[place.dataset]
+    if place.path and not dataset.mounted and dataset.mountpoint.startswith("/"):
+        return os.path.join(dataset.mountpoint, place.path)
+    return survey.path_of(place, host.mounts)
 
 
 def _is_numbered(source: str) -> bool:

@@ -58,7 +58,10 @@ class Stray(msgspec.Struct, frozen=True):
 
 
 class Unit(msgspec.Struct, frozen=True):
-    """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
+    """What is switched by one rename. `mounted` are the filesystems that are mounted afterwards.
+
+    All that were, and those with disks, which were not mounted when they were received.
+    """
 
     top: _Name
     fresh: _Name
@@ -100,10 +103,18 @@ def plan(
                     for name in below
                     if name not in inside and _parent(name) in inside
                 ),
-                mounted=tuple(n.removeprefix(top) for n in sorted(below) if datasets[n].mounted),
+                mounted=tuple(
+                    name.removeprefix(top)
+                    for name in sorted(below)
+                    if datasets[name].mounted or (name in inside and _mountable(datasets[name]))
+                ),
             )
         )
     return tuple(units)
+
+
+def _mountable(dataset: Dataset) -> bool:
+    return dataset.type != _VOLUME and dataset.mountpoint.startswith("/")
 
 
 def _connected(top: str, wanted: Iterable[str]) -> list[str]:
@@ -150,7 +161,10 @@ def _prepare(unit: Unit) -> Unit:
         if name in there:
             continue
         noauto = {"canmount": "noauto"} if member.canmount else {}
-        zfs.clone(member.origin, name, settings[unit.top + member.path] | noauto)
+        own = settings[unit.top + member.path] | noauto
+        # Set on what is received; a machine writes to its disks.
+        own.pop("readonly", None)
+        zfs.clone(member.origin, name, own)
     there = zfs.datasets()
     return msgspec.structs.replace(
         unit,

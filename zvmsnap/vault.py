@@ -26,7 +26,7 @@ from zvmsnap.files import PRIVATE_FILE, private_dir, sync_dir, write_atomic
 from zvmsnap.locks import lock
 from zvmsnap.point import Manifest, Memory, Point
 
-_MARK = ".zvmsnap-vault"
+MARK = ".zvmsnap-vault"
 _KNOWN_VAULT = "vault.id"
 INCOMING = ".incoming-"
 REMOVING = ".removing-"
@@ -58,7 +58,7 @@ def check(config: Config) -> None:
     is written there is lost from sight with the next mount, and all points would seem gone.
     """
     known = config.journal_dir / _KNOWN_VAULT
-    if known.exists() and _read(config.vault_dir / _MARK) != _read(known):
+    if known.exists() and _read(config.vault_dir / MARK) != _read(known):
         raise VaultMissing(
             f"{config.vault_dir} is not the vault that was used so far: is its file system "
             f"mounted? If it was moved or emptied on purpose, remove {known}"
@@ -69,7 +69,7 @@ def claim(config: Config) -> None:
     """Use this vault from now on, if it is the first or was used so far. Raises VaultMissing."""
     check(config)
     known = private_dir(config.journal_dir) / _KNOWN_VAULT
-    mark = private_dir(config.vault_dir) / _MARK
+    mark = private_dir(config.vault_dir) / MARK
     if mark.exists() and known.exists():
         return
     with lock(config.locks_dir, "vault-mark", "mark the vault", config.limits.lock_timeout_s):
@@ -187,13 +187,18 @@ def _loading(found: Point, capture: str) -> Path:
     return found.directory.with_name(LOADING + capture)
 
 
+def drop_incoming(directory: Path) -> None:
+    """Remove what was put together there, as the point is there already."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def publish(directory: Path, manifest: Manifest) -> Point:
     """Write the manifest into an incoming directory and let the point appear, once.
 
     A second point of the same moment (clocks set back; datasets snapshotted one by one) gets a
     number behind its name.
     """
-    write_atomic(directory / point.MANIFEST, _encoded(manifest))
+    write_atomic(directory / point.MANIFEST, encoded(manifest))
     number = 1
     while True:
         name = folder_of(manifest.moment)
@@ -207,7 +212,7 @@ def publish(directory: Path, manifest: Manifest) -> Point:
 
 def rewrite(found: Point, manifest: Manifest) -> None:
     """Replace the manifest of a point. Raises OSError."""
-    write_atomic(found.directory / point.MANIFEST, _encoded(manifest))
+    write_atomic(found.directory / point.MANIFEST, encoded(manifest))
 
 
 def published(vault: Path, domain: str, capture: str) -> Point | None:
@@ -308,7 +313,8 @@ def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -
         print("\r\x1b[K", end="", file=sys.stderr)
 
 
-def _encoded(manifest: Manifest) -> bytes:
+def encoded(manifest: Manifest) -> bytes:
+    """A manifest as it stands in its file."""
     return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
 
 

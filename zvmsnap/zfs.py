@@ -9,13 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap.errors import ZfsFailed
+from zvmsnap.errors import FarFailed, ZfsFailed
+from zvmsnap.far import HERE, Far, reason
 
 _BLKZNAME = 0x8000_0000 | 256 << 16 | 0x12 << 8 | 125  # _IOR(0x12, 125, char[256]), sys/zvol.h
 _LOOK_EVERY_S = 0.05
@@ -53,6 +53,8 @@ class Dataset:
     mounted: bool = False
     mountpoint: str = ""
     canmount: str = ""
+    encrypted: bool = False
+    locked: bool = False  # encrypted, and its key is not loaded
 
 
 @dataclass(frozen=True, order=True)
@@ -86,11 +88,11 @@ class Answer:
 def datasets() -> dict[str, Dataset]:
     """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
     columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
-    columns += ",mounted,canmount,mountpoint"
+    columns += ",mounted,canmount,encryption,keystatus,mountpoint"
     found = {}
     for line in _list("-t", "filesystem,volume", "-o", columns):
         name, kind, compression, mode, recursive, guid, origin = line[:7]
-        mounted, canmount, mountpoint = line[7:]
+        mounted, canmount, encryption, keystatus, mountpoint = line[7:]
         found[name] = Dataset(
             name=name,
             type=kind,
@@ -102,6 +104,8 @@ def datasets() -> dict[str, Dataset]:
             mounted=mounted == "yes",
             mountpoint=_value(mountpoint),
             canmount=_value(canmount),
+            encrypted=encryption not in ("off", "-"),
+            locked=keystatus == "unavailable",
         )
     return found
 
@@ -142,6 +146,56 @@ def all_snapshots() -> Answer:
     pools = frozenset(line[0] for line in _list("-d", "0", "-t", "filesystem", "-o", "name"))
     found = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
     return Answer({snapshot.full_name: snapshot for snapshot in found}, pools)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """All that lies below a dataset: datasets, and snapshots by `dataset@name`."""
+
+    datasets: frozenset[str]
+    snapshots: Mapping[str, Snapshot]
+
+    def of(self, dataset: str) -> list[Snapshot]:
+        """The snapshots of one dataset, oldest first."""
+        own = [each for each in self.snapshots.values() if each.dataset == dataset]
+        return sorted(own, key=lambda each: each.createtxg)
+
+
+def branch(root: str, far: Far = HERE) -> Branch:
+    """What lies below `root`, with itself, here or at a destination. Raises ZfsFailed."""
+    kinds = "filesystem,volume,snapshot"
+    lines = _list("-r", "-t", kinds, "-o", _SNAPSHOT_COLUMNS, root, far=far)
+    found = [_snapshot(line) for line in lines if "@" in line[0]]
+    return Branch(
+        frozenset(line[0] for line in lines if "@" not in line[0]),
+        {snapshot.full_name: snapshot for snapshot in found},
+    )
+
+
+def properties(name: str, names: Sequence[str], far: Far = HERE) -> dict[str, str]:
+    """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
+    said = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, far=far)
+    return {line[0]: _value(line[1]) for line in _lines(said, columns=2)}
+
+
+def create(name: str) -> None:
+    """Make a filesystem. Raises ZfsFailed."""
+    _zfs("create", name)
+
+
+def create_folder(name: str, far: Far = HERE) -> None:
+    """Make a filesystem that only holds others, and is never mounted. Raises ZfsFailed."""
+    _zfs("create", "-u", "-o", "canmount=off", name, far=far)
+
+
+def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
+    """How large ZFS estimates a stream: of one snapshot, or of all from `since` to it.
+
+    Raises ZfsFailed.
+    """
+    options = ["-nPw" if raw else "-nP", *(["-I", since] if since else [])]
+    said = _zfs("send", *options, newest)
+    return sum(int(line.split("\t")[1]) for line in said.splitlines() if line.startswith("size\t"))
 
 
 @dataclass(frozen=True)
@@ -336,25 +390,19 @@ def _dataset(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _list(*arguments: str, partial: bool = False) -> list[list[str]]:
-    said = _zfs("list", "-Hp", *arguments, partial=partial)
+def _list(*arguments: str, partial: bool = False, far: Far = HERE) -> list[list[str]]:
+    said = _zfs("list", "-Hp", *arguments, partial=partial, far=far)
     return _lines(said, 1 + arguments[arguments.index("-o") + 1].count(","))
 
 
-def _zfs(verb: str, *arguments: str, partial: bool = False) -> str:
+def _zfs(verb: str, *arguments: str, partial: bool = False, far: Far = HERE) -> str:
     try:
-        done = subprocess.run(
-            ["zfs", verb, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-    except OSError as error:
-        raise ZfsFailed(f"zfs cannot be run: {error.strerror}; is zfsutils-linux there?") from error
+        done = far.process(["zfs", verb, *arguments])
+    except FarFailed as error:
+        raise ZfsFailed(f"{error}; is zfsutils-linux there?") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):
-        reason = (_text(done.stderr).strip().splitlines() or ["no reason given"])[-1]
-        raise ZfsFailed(f"zfs {verb} failed ({done.returncode}): {reason}")
+        raise ZfsFailed(f"{far.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}")
     return _text(done.stdout)
 
 

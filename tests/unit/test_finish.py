@@ -256,7 +256,7 @@ def no_close(patch: pytest.MonkeyPatch, config: Config) -> None:
 
 def not_mounted(patch: pytest.MonkeyPatch, config: Config) -> None:
     vault.claim(config)
-    mark = config.vault_dir / vault._MARK
+    mark = config.vault_dir / vault.MARK
     patch.setattr(vault, "_read", lambda path: b"" if path == mark else path.read_bytes())
 
 

@@ -342,11 +342,11 @@ def link(world: World, links: list[tuple[str, str]]) -> None:
 
 
 def listing() -> None:
-    cli.list_points(None, True)
+    cli.list_points(as_json=True)
 
 
 def plain_listing() -> None:
-    cli.list_points(None, False)
+    cli.list_points()
 
 
 def by_post() -> None:

@@ -360,7 +360,7 @@ def test_vault_that_is_not_mounted_is_a_problem_and_nothing_is_cleared(
     config: Config, guest: FakeGuest, staged: Stage
 ) -> None:
     vault.claim(config)
-    (config.vault_dir / vault._MARK).unlink()
+    (config.vault_dir / vault.MARK).unlink()
     half = vault.incoming(config.vault_dir, "web", f"{UUID}.0000000f")
     staged()
     report = recover.recover(config)

@@ -1,0 +1,110 @@
+"""A second host in the lab: another network namespace, its own sshd, user and pool.
+
+It shares the kernel, and so libvirt, with the first: what is started there runs beside what runs
+here. Its zvmsnap has a configuration of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from shlex import quote
+from typing import Any
+
+import back
+import scenario
+
+from labkit.api import Completed, Lab
+
+USER = "offsite"
+HOST = "nas"
+ROOT = "far/offsite"
+VAULT = "/far/vault"
+DESTINATION = f"{USER}@{HOST}:{ROOT}"
+CONFIG = "/etc/zvmsnap/far.toml"
+ADDRESS = "10.77.0.2"
+
+# What the README tells to allow, and nothing more.
+ALLOWED = "create,mount,canmount,readonly,receive,send,hold"
+
+_SSHD = f"""\
+ListenAddress {ADDRESS}
+HostKey /srv/far/host_key
+PidFile /run/far-sshd.pid
+PasswordAuthentication no
+UsePAM yes
+"""
+
+
+def built(lab: Lab) -> None:
+    """The guest `web` has its first point; the second host is there, and has nothing."""
+
+    def make(lab: Lab) -> None:
+        lab.run(
+            "truncate -s 6G /srv/far.img && zpool create -O compression=lz4 far /srv/far.img && "
+            f"zfs create {ROOT} && zfs create far/vault"
+        )
+        lab.run(
+            f"useradd -m -s /bin/bash {USER} && chown {USER}: {VAULT} && chmod 700 {VAULT} && "
+            f"echo 'PATH=$PATH:/usr/sbin:/sbin' > /home/{USER}/.bashrc && "
+            f"zfs allow {USER} {ALLOWED} {ROOT} && zfs set zvmsnap:vault={VAULT} {ROOT}"
+        )
+        lab.run("mkdir -p /srv/far && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key")
+        lab.put("/srv/far/sshd_config", _SSHD)
+        lab.run(
+            "ip netns add far && ip link add near0 type veth peer name far0 && "
+            "ip link set far0 netns far && ip addr add 10.77.0.1/24 dev near0 && "
+            f"ip link set near0 up && ip -n far addr add {ADDRESS}/24 dev far0 && "
+            "ip -n far link set far0 up && ip -n far link set lo up && "
+            f"echo '{ADDRESS} {HOST}' >> /etc/hosts"
+        )
+        start_sshd(lab)
+        lab.run(
+            "mkdir -p -m 700 /root/.ssh && cd /root/.ssh && "
+            "ssh-keygen -q -t ed25519 -N '' -f id_ed25519 && "
+            f"install -d -m 700 -o {USER} /home/{USER}/.ssh && "
+            f"install -m 600 -o {USER} id_ed25519.pub /home/{USER}/.ssh/authorized_keys && "
+            f"ssh-keyscan -t ed25519 {HOST} > /root/.ssh/known_hosts 2>/dev/null && "
+            f"ssh -o BatchMode=yes {USER}@{HOST} zfs list {ROOT}"
+        )
+        lab.put(CONFIG, f'vault = "{VAULT}"\njournal = "/var/lib/zvmsnap-far/journal"\n')
+
+    scenario.stage(lab, "far", scenario.taken, make)
+
+
+def start_sshd(lab: Lab) -> None:
+    """In its own namespace."""
+    lab.run("mkdir -p /run/sshd && ip netns exec far /usr/sbin/sshd -f /srv/far/sshd_config")
+
+
+def stop_sshd(lab: Lab) -> None:
+    """Its connections end too."""
+    lab.run("kill $(cat /run/far-sshd.pid); pkill -f 'sshd.*offsite'; sleep 0.5", check=False)
+
+
+def send(lab: Lab, *words: str, status: int = 0) -> Mapping[str, Any]:
+    """`zvmsnap send --json`; the last word is the destination."""
+    said: Mapping[str, Any] = json.loads(
+        back.zvmsnap(lab, "send", "--json", *words, status=status).stdout
+    )
+    return said
+
+
+def there(lab: Lab, *words: str, status: int = 0) -> Completed:
+    """A command of ours on the second host."""
+    command = " ".join(["zvmsnap", "--config", CONFIG, *map(quote, words)])
+    done = lab.run(command, check=False, timeout_s=scenario.ROUND_LIMIT_S)
+    assert "Traceback" not in done.stderr, done
+    assert done.returncode == status, done
+    return done
+
+
+def points(lab: Lab) -> list[dict[str, Any]]:
+    """The points of the second host, as it lists them itself."""
+    found: list[dict[str, Any]] = json.loads(there(lab, "list", "--json").stdout)["points"]
+    return found
+
+
+def guids(lab: Lab, dataset: str) -> list[int]:
+    """Of a dataset's snapshots, oldest first."""
+    return list(scenario.snapshots(lab, dataset).values())

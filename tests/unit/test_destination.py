@@ -1,0 +1,64 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zvmsnap import destination
+from zvmsnap.destination import Destination
+from zvmsnap.errors import DestinationInvalid
+
+GOOD = [
+    pytest.param("usb/offsite", Destination("", "usb/offsite"), id="here"),
+    pytest.param("usb", Destination("", "usb"), id="a pool"),
+    pytest.param("nas:pool/x", Destination("nas", "pool/x"), id="host"),
+    pytest.param("me@nas.lan:pool/x", Destination("me@nas.lan", "pool/x"), id="user and host"),
+    pytest.param("pool/a:b", Destination("", "pool/a:b"), id="a colon behind a slash"),
+    pytest.param("me@nas:pool/My VMs", Destination("me@nas", "pool/My VMs"), id="a blank"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), GOOD)
+def test_parse(text: str, expected: Destination) -> None:
+    found = destination.parse(text)
+    assert found == expected
+    assert found.name == text
+    assert found.at(found.of("tank/vm")) == f"{text}/tank/vm"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "/pool", "pool/", "pool//x", "1pool", "-oProxyCommand=x:pool/x", "a b:pool/x",
+        "me@:pool/x", "$(id)@nas:pool/x", "nas;id:pool/x", "pool@snap", "me@[::1]:pool/x",
+        "pool/x\n", "pool/x ", "me@nas:", "pool/`id`",
+    ],
+)  # fmt: skip
+def test_no_destination(text: str) -> None:
+    with pytest.raises(DestinationInvalid, match="is no destination"):
+        destination.parse(text)
+
+
+@given(st.text(max_size=40))
+def test_nothing_for_a_shell_gets_through(text: str) -> None:
+    """Host names go to syncoid's shell as they are."""
+    try:
+        found = destination.parse(text)
+    except DestinationInvalid:
+        return
+    assert re.fullmatch(r"[A-Za-z0-9@._-]*", found.host) and not found.host.startswith("-")
+    assert re.fullmatch(r"[A-Za-z0-9_.: /-]+", found.root) and not found.root.startswith("-")
+
+
+def test_what_lies_below() -> None:
+    there = Destination("", "usb/offsite")
+    assert there.holds("usb/offsite/tank")
+    assert not there.holds("usb/offsite") and not there.holds("usb/offsite2/tank")
+
+
+def test_rate() -> None:
+    for rate in ("", "50M", "1G", "700k", "1000"):
+        destination.check_rate(rate)
+    for rate in ("0", "-1", "50 M", "50MB", "fast", "1.5M", "50M; id"):
+        with pytest.raises(DestinationInvalid, match="is no bandwidth"):
+            destination.check_rate(rate)

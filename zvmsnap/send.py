@@ -1,0 +1,366 @@
+"""Datasets and points go to a destination; each run goes on where the last one was interrupted.
+
+    streams   for each dataset: what both sides have, and what is newer here
+    turn      nobody whose disks these are is in the middle of a moment
+    syncoid   the dataset, if there is something to send
+    points    those whose snapshots have arrived (parcel), RAM as it is wanted
+    gone      points whose snapshots the destination has pruned
+    receipt   what both sides have now
+
+What fails for one guest is told, and the others go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from zvmsnap import farvault, log, parcel, receipts, syncoid, turns, vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.destination import Destination, MemoryWanted
+from zvmsnap.errors import Cancelled, SendRefused, ZvmsnapError
+from zvmsnap.far import Far
+from zvmsnap.farvault import FarVault
+from zvmsnap.hypervisor import Hypervisor
+from zvmsnap.locks import lock
+from zvmsnap.parcel import Parcel
+from zvmsnap.point import Point
+from zvmsnap.receipts import Receipt, Sent
+from zvmsnap.syncoid import Options
+from zvmsnap.vault import folder_of
+from zvmsnap.zfs import Branch, Dataset, Snapshot
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for."""
+
+    memory: MemoryWanted = MemoryWanted.LATEST
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A guest and its datasets, parents first; or datasets of no guest, with no uuid."""
+
+    domain: str
+    uuid: str
+    datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What is to be sent of one dataset; `since` is the snapshot both have, "" for all of it."""
+
+    dataset: str
+    target: str
+    newest: Snapshot
+    since: str
+    size_bytes: int
+    raw: bool
+    arriving: tuple[Snapshot, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Does the destination have the newest snapshot already?"""
+        return self.since == self.newest.full_name
+
+
+@dataclass
+class Outcome:
+    """What became of one load; `failed` says why not all went well."""
+
+    load: Load
+    streams: list[Stream] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    points: list[Parcel] = field(default_factory=list)
+    points_bytes: int = 0
+    removed: list[str] = field(default_factory=list)
+    failed: str = ""
+
+
+def loads(points: Sequence[Point], names: Sequence[str], *, every: bool) -> list[Load]:
+    """What is meant by these names of guests and datasets; `every` guest that has points.
+
+    Raises SendRefused.
+    """
+    there = zfs.datasets()
+    guests = {point.manifest.domain for point in points}
+    found: list[Load] = []
+    for name in sorted(guests) if every else names:
+        if name in guests:
+            found.append(_of_guest([p for p in points if p.manifest.domain == name], there))
+        elif name in there:
+            below = {each for each in there if each == name or each.startswith(f"{name}/")}
+            found += _of_datasets(points, below)
+        else:
+            raise SendRefused(
+                f"{name}: is no guest with points, and no dataset; guests with points: "
+                f"{', '.join(sorted(guests)) or 'none'}"
+            )
+    if not found:
+        raise SendRefused("no guest has a point yet: the hooks take them, see zvmsnap list")
+    return found
+
+
+def _of_guest(points: Sequence[Point], there: Mapping[str, Dataset]) -> Load:
+    newest = max(points, key=lambda point: datetime.fromisoformat(point.manifest.taken)).manifest
+    datasets = {dataset for point in points for dataset in point.manifest.datasets}
+    missing = sorted(newest.datasets - there.keys())
+    if missing:
+        raise SendRefused(f"{newest.domain}: {missing[0]} is not there any more; was it renamed?")
+    return Load(newest.domain, newest.uuid, tuple(sorted(datasets & there.keys())))
+
+
+def _of_datasets(points: Sequence[Point], datasets: set[str]) -> Iterator[Load]:
+    """The guests whose disks all lie there, and what is left."""
+    left = set(datasets)
+    mine: dict[tuple[str, str], set[str]] = {}
+    for point in points:
+        manifest = point.manifest
+        if manifest.datasets and manifest.datasets <= datasets:
+            mine.setdefault((manifest.domain, manifest.uuid), set()).update(manifest.datasets)
+    for own in mine.values():
+        left -= own
+    # First, as what lies between belongs to nobody, and holds the others.
+    if left:
+        yield Load("", "", tuple(sorted(left)))
+    for (domain, uuid), own in sorted(mine.items()):
+        yield Load(domain, uuid, tuple(sorted(own)))
+
+
+class Sending:
+    """One run to one destination. Raises DestinationUnreachable, VaultMissing and ZfsFailed."""
+
+    def __init__(
+        self, config: Config, hypervisor: Hypervisor, destination: Destination, wish: Wish
+    ) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self._destination = destination
+        self._wish = wish
+        self._far = Far(destination.host, config.locks_dir)
+        self._log = log.about(destination.name, "send")
+
+    def plan(self, wanted: Sequence[Load]) -> list[Outcome]:
+        """What would be sent."""
+        syncoid.check(self._wish.options)
+        branch = zfs.branch(self._destination.root, self._far)
+        there, _ = self._vault().read()
+        outcomes = [Outcome(load, self._streams(load, branch)) for load in wanted]
+        arriving = {
+            f"{stream.target}@{each.name}": Snapshot(
+                stream.target, each.name, each.guid, each.createtxg
+            )
+            for outcome in outcomes
+            for stream in outcome.streams
+            for each in stream.arriving
+        }
+        afterwards = Branch(branch.datasets, {**branch.snapshots, **arriving})
+        self._choose(outcomes, there, afterwards)
+        return outcomes
+
+    def run(self, wanted: Sequence[Load]) -> list[Outcome]:
+        """Send everything; what went wrong stands in each outcome."""
+        syncoid.check(self._wish.options)
+        name = f"send-{folder_of(self._destination.name)}"
+        timeout_s = self._config.limits.lock_timeout_s
+        with lock(self._config.locks_dir, name, f"send to {self._destination.name}", timeout_s):
+            branch = zfs.branch(self._destination.root, self._far)
+            far_vault = self._vault()
+            far_vault.claim()
+            outcomes = [Outcome(load) for load in wanted]
+            for outcome in outcomes:
+                self._guarded(outcome, self._send_datasets, branch)
+            branch = zfs.branch(self._destination.root, self._far)
+            for outcome in outcomes:
+                self._guarded(outcome, self._check_arrived, branch)
+            self._send_points(far_vault, outcomes, branch)
+            there, _ = far_vault.read()
+            for outcome in outcomes:
+                self._keep_receipt(outcome, there, branch)
+        return outcomes
+
+    def _vault(self) -> FarVault:
+        place = farvault.place_of(self._destination, self._far)
+        return FarVault(self._config, self._destination, self._far, place)
+
+    def _guarded(
+        self, outcome: Outcome, act: Callable[[Outcome, Branch], None], branch: Branch
+    ) -> None:
+        if outcome.failed:
+            return
+        try:
+            act(outcome, branch)
+        except Cancelled:
+            raise
+        except ZvmsnapError as error:
+            self._fail(outcome, error)
+
+    def _fail(self, outcome: Outcome, error: ZvmsnapError) -> None:
+        outcome.failed = str(error)
+        name = outcome.load.domain or outcome.load.datasets[0]
+        log.about(name, self._destination.name).error("%s", error)
+
+    def _streams(self, load: Load, branch: Branch) -> list[Stream]:
+        here = zfs.datasets()
+        own: dict[str, list[Snapshot]] = {dataset: [] for dataset in load.datasets}
+        for use in zfs.uses(load.datasets):
+            own[use.snapshot.dataset].append(use.snapshot)
+        return [
+            self._stream(here[dataset], snapshots, branch)
+            for dataset, snapshots in own.items()
+            # Of no guest, and never snapshotted: it only holds others.
+            if snapshots or load.uuid
+        ]
+
+    def _stream(self, dataset: Dataset, snapshots: Sequence[Snapshot], branch: Branch) -> Stream:
+        if not snapshots:
+            raise SendRefused(f"{dataset.name}: has no snapshot yet")
+        target = self._destination.of(dataset.name)
+        there = branch.of(target)
+        guids = {snapshot.guid for snapshot in there}
+        newest, raw = snapshots[-1], self._wish.options.raw or dataset.encrypted
+        common = next((each for each in reversed(snapshots) if each.guid in guids), None)
+        if common and there[-1].guid != common.guid:
+            raise SendRefused(
+                f"{self._destination.at(target)}: has snapshots newer than {common.name} that "
+                f"{dataset.name} does not have (was that restored, or rolled back?): zfs rename "
+                "the dataset there out of the way, or destroy what is newer"
+            )
+        if common:
+            since, size_bytes = common.full_name, 0
+            if common != newest:
+                size_bytes = zfs.stream_bytes(newest.full_name, since, raw=raw)
+        else:
+            oldest = snapshots[0].full_name
+            since, size_bytes = "", zfs.stream_bytes(oldest, raw=raw)
+            if len(snapshots) > 1:
+                size_bytes += zfs.stream_bytes(newest.full_name, oldest, raw=raw)
+        arriving = snapshots[snapshots.index(common) + 1 if common else 0 :]
+        return Stream(dataset.name, target, newest, since, size_bytes, raw, tuple(arriving))
+
+    def _send_datasets(self, outcome: Outcome, branch: Branch) -> None:
+        outcome.streams = self._streams(outcome.load, branch)
+        guests = turns.guests_on(self._hypervisor, outcome.load.datasets)
+        for stream in outcome.streams:
+            if stream.is_empty:
+                continue
+            turns.wait(self._config, guests)
+            self._make_folders(stream.target, branch)
+            self._log.info("%s: %s", stream.newest.full_name, _amount(stream))
+            begun_s = time.monotonic()
+            syncoid.run(
+                stream.dataset,
+                self._destination.at(stream.target),
+                dataclasses.replace(self._wish.options, raw=stream.raw),
+                readonly=True,
+            )
+            outcome.seconds[stream.dataset] = time.monotonic() - begun_s
+
+    def _make_folders(self, target: str, branch: Branch) -> None:
+        """The datasets between the root and the target that nobody sends."""
+        missing = [
+            str(parent)
+            for parent in reversed(PurePosixPath(target).parents)
+            if self._destination.holds(str(parent)) and str(parent) not in branch.datasets
+        ]
+        if not missing:
+            return
+        now = zfs.branch(self._destination.root, self._far)
+        for name in missing:
+            if name not in now.datasets:
+                zfs.create_folder(name, self._far)
+
+    def _check_arrived(self, outcome: Outcome, branch: Branch) -> None:
+        """syncoid also ends well when a property has it leave a dataset out."""
+        for stream in outcome.streams:
+            if not any(s.guid == stream.newest.guid for s in branch.of(stream.target)):
+                raise SendRefused(
+                    f"{stream.newest.full_name}: has not arrived, though syncoid says so; is "
+                    f"syncoid:sync set on {stream.dataset}?"
+                )
+
+    def _send_points(
+        self, far_vault: FarVault, outcomes: Sequence[Outcome], branch: Branch
+    ) -> None:
+        here, _ = vault.read(self._config)
+        there, damaged = far_vault.read()
+        for entry in damaged:
+            self._log.warning("%s", entry.why)
+        captures = {point.manifest.capture for point in here}
+        far_vault.clear([outcome.load.uuid for outcome in outcomes if outcome.load.uuid], captures)
+        self._choose(outcomes, there, branch)
+        for outcome in outcomes:
+            chosen, outcome.points = outcome.points, []
+            try:
+                for each in chosen:
+                    self._put(far_vault, outcome, each)
+            except Cancelled:
+                raise
+            except ZvmsnapError as error:
+                self._fail(outcome, error)
+        for point in parcel.gone(there, self._destination, branch):
+            far_vault.remove(point)
+            self._log.info("point %s is gone with its last snapshot there", point.name)
+
+    def _choose(self, outcomes: Iterable[Outcome], there: Sequence[Point], branch: Branch) -> None:
+        here, _ = vault.read(self._config)
+        for outcome in outcomes:
+            mine = [point for point in here if point.manifest.uuid == outcome.load.uuid]
+            outcome.points = parcel.parcels(
+                mine, there, self._destination, branch, self._wish.memory
+            )
+
+    def _put(self, far_vault: FarVault, outcome: Outcome, each: Parcel) -> None:
+        outcome.points_bytes += far_vault.put(
+            each.point, each.name, each.manifest, bwlimit=self._wish.options.bwlimit
+        )
+        outcome.points.append(each)
+        self._log.info("point %s is there", each.point.name)
+
+    def _keep_receipt(self, outcome: Outcome, there: Sequence[Point], branch: Branch) -> None:
+        load = outcome.load
+        if not load.uuid:
+            return
+        guids = [snapshot.guid for snapshot in branch.snapshots.values()]
+        newest = parcel.newest_complete(there, load.uuid, guids)
+        manifest = newest[0].manifest if newest else None
+        receipts.keep(
+            self._config.journal_dir,
+            self._destination,
+            Receipt(
+                destination=self._destination.name,
+                domain=load.domain,
+                uuid=load.uuid,
+                tried=datetime.now(UTC).isoformat(timespec="seconds"),
+                failed=outcome.failed,
+                seconds=round(sum(outcome.seconds.values()), 2),
+                datasets=tuple(_sent(stream, outcome) for stream in outcome.streams),
+                points=tuple(each.point.name for each in outcome.points),
+                points_bytes=outcome.points_bytes,
+                newest=newest[1] if newest else "",
+                newest_taken=manifest.taken if manifest else "",
+                newest_memory=bool(manifest and manifest.memory),
+            ),
+        )
+
+
+def _sent(stream: Stream, outcome: Outcome) -> Sent:
+    return Sent(
+        dataset=stream.dataset,
+        target=stream.target,
+        newest=stream.newest.name,
+        guid=stream.newest.guid,
+        stream_bytes=stream.size_bytes,
+        seconds=round(outcome.seconds.get(stream.dataset, 0.0), 2),
+    )
+
+
+def _amount(stream: Stream) -> str:
+    what = f"since {stream.since.partition('@')[2]}" if stream.since else "all of it"
+    return f"{what}, {stream.size_bytes} bytes"
