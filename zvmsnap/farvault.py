@@ -20,7 +20,8 @@ from zvmsnap.destination import Destination
 from zvmsnap.errors import FarFailed, VaultMissing
 from zvmsnap.far import Far
 from zvmsnap.files import private_dir, write_atomic
-from zvmsnap.point import Manifest, Point
+from zvmsnap.parcel import Parcel
+from zvmsnap.point import Point
 from zvmsnap.vault import REMOVING, Damaged, folder_of
 
 WHERE = "zvmsnap:vault"
@@ -97,18 +98,19 @@ class FarVault:
         private_dir(self._known.parent)
         write_atomic(self._known, self._mark().encode())
 
-    def put(self, point: Point, name: str, manifest: Manifest, *, bwlimit: str) -> int:
-        """Bring a point there, as `name`; RAM goes on where an interrupted run has left it.
+    def put(self, parcel: Parcel, *, bwlimit: str) -> int:
+        """Bring a point there; RAM goes on where an interrupted run has left it.
 
         Returns bytes sent. Raises FarFailed and DestinationUnreachable.
         """
+        point, manifest = parcel.point, parcel.manifest
         folder = self.place / folder_of(manifest.domain)
         incoming = folder / f"{_ARRIVING}{manifest.capture}"
         for directory in (folder, incoming):
             self._far.run("mkdir", "-p", "-m", "700", "--", str(directory))
         sums: dict[str, str] = {}
         sent_bytes = 0
-        if manifest.memory:
+        if parcel.with_memory and manifest.memory:
             image = point.directory / manifest.memory.file
             sums[manifest.memory.file] = manifest.memory.sha256
             sent_bytes += self._send([image], incoming, bwlimit, "--append-verify")
@@ -120,7 +122,7 @@ class FarVault:
             # By content: a definition of an interrupted run may be older, and as long.
             sent_bytes += self._send(small, incoming, bwlimit, "--checksum")
         self._verify(incoming, sums)
-        self._publish(incoming, folder / name, list(sums))
+        self._publish(incoming, folder / parcel.name, list(sums))
         return sent_bytes
 
     def remove(self, point: Point) -> None:

@@ -5,6 +5,7 @@
 | none of its snapshots is there         | any                      | nothing                     |
 | one is there                           | not                      | it goes there               |
 | its RAM is wanted there                | without RAM              | its RAM goes there          |
+| any                                    | its snapshots have moved | its manifest goes there     |
 | any                                    | has what is wanted       | nothing                     |
 |                                        | all its snapshots are gone | it is removed there       |
 
@@ -20,6 +21,7 @@ from datetime import datetime
 
 import msgspec
 
+from zvmsnap import home
 from zvmsnap.destination import Destination, MemoryWanted
 from zvmsnap.placement import Level
 from zvmsnap.point import Liveness, Manifest, Point, Tie
@@ -33,11 +35,13 @@ class Parcel:
     point: Point
     name: str
     manifest: Manifest
+    with_memory: bool
 
     @property
     def size_bytes(self) -> int:
-        """Of its RAM image; the rest is small."""
-        return self.manifest.memory.stored_bytes if self.manifest.memory else 0
+        """Of its RAM image, if that goes too; the rest is small."""
+        memory = self.manifest.memory
+        return memory.stored_bytes if memory and self.with_memory else 0
 
 
 def parcels(
@@ -63,11 +67,14 @@ def parcels(
         if not with_memory and manifest.memory:
             manifest = without_memory(manifest, f"its RAM was not sent (memory = {wanted})")
         former = known.get(_key(point))
-        if former and (former.manifest.memory or not manifest.memory):
-            continue
-        name = former.directory.name if former else _free(point, taken)
-        taken.add((point.directory.parent.name, name))
-        found.append(Parcel(point, name, manifest))
+        if former is None:
+            name = _free(point, taken)
+            taken.add((point.directory.parent.name, name))
+            found.append(Parcel(point, name, manifest, manifest.memory is not None))
+        elif manifest.memory and not former.manifest.memory:
+            found.append(Parcel(point, former.directory.name, manifest, with_memory=True))
+        elif moved := home.moved(former.manifest, arrived.values()):
+            found.append(Parcel(point, former.directory.name, moved, with_memory=False))
     return found
 
 

@@ -183,16 +183,8 @@ def _sources(manifest: Manifest, names: Mapping[str, str], host: _Host) -> dict[
         if disk.type == "volume" and place.dataset == disk.dataset:
             continue
         kind = "file" if disk.path else "block"
-        found[disk.target] = (kind, _path(place, host), disk.format)
+        found[disk.target] = (kind, survey.path_of(place, host.mounts), disk.format)
     return found
-
-
-def _path(place: Place, host: _Host) -> str:
-    """Where it will be: what was received is mounted only when it is switched to."""
-    dataset = host.datasets[place.dataset]
-    if place.path and not dataset.mounted and dataset.mountpoint.startswith("/"):
-        return os.path.join(dataset.mountpoint, place.path)
-    return survey.path_of(place, host.mounts)
 
 
 def _is_numbered(source: str) -> bool:

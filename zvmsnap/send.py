@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
-from zvmsnap import farvault, log, parcel, receipts, syncoid, turns, vault, zfs
+from zvmsnap import aside, farvault, log, parcel, receipts, syncoid, turns, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.destination import Destination, MemoryWanted
 from zvmsnap.errors import Cancelled, SendRefused, ZvmsnapError
@@ -63,6 +63,8 @@ class Stream:
     size_bytes: int
     raw: bool
     arriving: tuple[Snapshot, ...]
+    common: Snapshot | None  # that of `since`, as it is there
+    diverged: bool  # the destination has newer ones, which are not here
 
     @property
     def is_empty(self) -> bool:
@@ -152,6 +154,8 @@ class Sending:
         branch = zfs.branch(self._destination.root, self._far)
         there, _ = self._vault().read()
         outcomes = [Outcome(load, self._streams(load, branch)) for load in wanted]
+        for outcome in outcomes:
+            aside.plan(*_diverged(outcome.streams), branch)
         arriving = {
             f"{stream.target}@{each.name}": Snapshot(
                 stream.target, each.name, each.guid, each.createtxg
@@ -226,12 +230,6 @@ class Sending:
         guids = {snapshot.guid for snapshot in there}
         newest, raw = snapshots[-1], self._wish.options.raw or dataset.encrypted
         common = next((each for each in reversed(snapshots) if each.guid in guids), None)
-        if common and there[-1].guid != common.guid:
-            raise SendRefused(
-                f"{self._destination.at(target)}: has snapshots newer than {common.name} that "
-                f"{dataset.name} does not have (was that restored, or rolled back?): zfs rename "
-                "the dataset there out of the way, or destroy what is newer"
-            )
         if common:
             since, size_bytes = common.full_name, 0
             if common != newest:
@@ -242,10 +240,17 @@ class Sending:
             if len(snapshots) > 1:
                 size_bytes += zfs.stream_bytes(newest.full_name, oldest, raw=raw)
         arriving = snapshots[snapshots.index(common) + 1 if common else 0 :]
-        return Stream(dataset.name, target, newest, since, size_bytes, raw, tuple(arriving))
+        common_there = next((each for each in there if common and each.guid == common.guid), None)
+        diverged = common_there is not None and common_there != there[-1]
+        return Stream(
+            *(dataset.name, target, newest, since, size_bytes, raw, tuple(arriving)),
+            common=common_there,
+            diverged=diverged,
+        )
 
     def _send_datasets(self, outcome: Outcome, branch: Branch) -> None:
         outcome.streams = self._streams(outcome.load, branch)
+        self._set_aside(outcome, branch)
         guests = turns.guests_on(self._hypervisor, outcome.load.datasets)
         for stream in outcome.streams:
             if stream.is_empty:
@@ -261,6 +266,18 @@ class Sending:
                 readonly=True,
             )
             outcome.seconds[stream.dataset] = time.monotonic() - begun_s
+
+    def _set_aside(self, outcome: Outcome, branch: Branch) -> None:
+        diverged, common = _diverged(outcome.streams)
+        tops = aside.plan(diverged, common, branch)
+        if tops:
+            stamp = f"{datetime.now():%Y%m%dT%H%M%S}"
+            for top in tops:
+                self._log.warning(
+                    "%s has newer snapshots than are here: they stay there, as %s.before-%s",
+                    *(top, top, stamp),
+                )
+            aside.set_aside(tops, common, branch, stamp, self._far)
 
     def _make_folders(self, target: str, branch: Branch) -> None:
         """The datasets between the root and the target that nobody sends."""
@@ -317,9 +334,7 @@ class Sending:
             )
 
     def _put(self, far_vault: FarVault, outcome: Outcome, each: Parcel) -> None:
-        outcome.points_bytes += far_vault.put(
-            each.point, each.name, each.manifest, bwlimit=self._wish.options.bwlimit
-        )
+        outcome.points_bytes += far_vault.put(each, bwlimit=self._wish.options.bwlimit)
         outcome.points.append(each)
         self._log.info("point %s is there", each.point.name)
 
@@ -348,6 +363,15 @@ class Sending:
                 newest_memory=bool(manifest and manifest.memory),
             ),
         )
+
+
+def _diverged(streams: Iterable[Stream]) -> tuple[list[str], dict[str, Snapshot]]:
+    """Targets that went another way, and what both sides have of all of them."""
+    every = list(streams)
+    return (
+        [stream.target for stream in every if stream.diverged],
+        {stream.target: stream.common for stream in every if stream.common},
+    )
 
 
 def _sent(stream: Stream, outcome: Outcome) -> Sent:

@@ -35,7 +35,10 @@ def path_of(place: Place, table: list[mounttable.Mount]) -> str:
         return zfs.device_of(place.dataset)
     mountpoint = mounttable.mountpoint_of(place.dataset, table)
     if mountpoint is None:
-        raise ZfsFailed(f"{place.dataset}: is not mounted, so {place.path} in it cannot be reached")
+        raise ZfsFailed(
+            f"{place.dataset}: is not mounted, so {place.path} in it cannot be reached: "
+            f"zfs mount {place.dataset}"
+        )
     return os.path.join(mountpoint, place.path)
 
 

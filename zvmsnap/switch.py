@@ -58,10 +58,7 @@ class Stray(msgspec.Struct, frozen=True):
 
 
 class Unit(msgspec.Struct, frozen=True):
-    """What is switched by one rename. `mounted` are the filesystems that are mounted afterwards.
-
-    All that were, and those with disks, which were not mounted when they were received.
-    """
+    """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
 
     top: _Name
     fresh: _Name
@@ -103,18 +100,10 @@ def plan(
                     for name in below
                     if name not in inside and _parent(name) in inside
                 ),
-                mounted=tuple(
-                    name.removeprefix(top)
-                    for name in sorted(below)
-                    if datasets[name].mounted or (name in inside and _mountable(datasets[name]))
-                ),
+                mounted=tuple(n.removeprefix(top) for n in sorted(below) if datasets[n].mounted),
             )
         )
     return tuple(units)
-
-
-def _mountable(dataset: Dataset) -> bool:
-    return dataset.type != _VOLUME and dataset.mountpoint.startswith("/")
 
 
 def _connected(top: str, wanted: Iterable[str]) -> list[str]:

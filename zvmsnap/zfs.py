@@ -154,6 +154,7 @@ class Branch:
 
     datasets: frozenset[str]
     snapshots: Mapping[str, Snapshot]
+    filesystems: frozenset[str] = frozenset()
 
     def of(self, dataset: str) -> list[Snapshot]:
         """The snapshots of one dataset, oldest first."""
@@ -164,11 +165,12 @@ class Branch:
 def branch(root: str, far: Far = HERE) -> Branch:
     """What lies below `root`, with itself, here or at a destination. Raises ZfsFailed."""
     kinds = "filesystem,volume,snapshot"
-    lines = _list("-r", "-t", kinds, "-o", _SNAPSHOT_COLUMNS, root, far=far)
+    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, far=far)
     found = [_snapshot(line) for line in lines if "@" in line[0]]
     return Branch(
         frozenset(line[0] for line in lines if "@" not in line[0]),
         {snapshot.full_name: snapshot for snapshot in found},
+        frozenset(line[0] for line in lines if line[3] == "filesystem"),
     )
 
 
@@ -279,23 +281,23 @@ def created_s(snapshot: str) -> int:
     return int(_zfs("get", "-Hpo", "value", "creation", snapshot))
 
 
-def clone(origin: str, name: str, properties: Mapping[str, str]) -> None:
+def clone(origin: str, name: str, properties: Mapping[str, str], far: Far = HERE) -> None:
     """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
     settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
-    _zfs("clone", *settings, origin, name)
+    _zfs("clone", *settings, origin, name, far=far)
 
 
-def promote(name: str) -> None:
+def promote(name: str, far: Far = HERE) -> None:
     """Turn clone and origin round: its snapshots up to the origin become its own.
 
     Raises ZfsFailed.
     """
-    _zfs("promote", name)
+    _zfs("promote", name, far=far)
 
 
-def rename(name: str, new_name: str) -> None:
+def rename(name: str, new_name: str, far: Far = HERE) -> None:
     """Rename a dataset, with all below it. Raises ZfsFailed."""
-    _zfs("rename", name, new_name)
+    _zfs("rename", name, new_name, far=far)
 
 
 def set_property(name: str, user_property: str, value: str) -> None:

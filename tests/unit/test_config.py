@@ -1,3 +1,4 @@
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +7,23 @@ import msgspec
 import pytest
 
 from zvmsnap import config
-from zvmsnap.config import Config, Image, Limits
+from zvmsnap.config import Config, DestinationTable, Image, Limits
 from zvmsnap.errors import ConfigInvalid
 
 EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
 
 
 def test_the_example_holds_every_key_with_its_default() -> None:
-    assert tomllib.loads(EXAMPLE.read_text()) == msgspec.to_builtins(Config())
+    assert tomllib.loads(EXAMPLE.read_text()) | {"destination": ()} == msgspec.to_builtins(Config())
+
+
+def test_so_does_its_destination_which_is_commented_out() -> None:
+    text = EXAMPLE.read_text()
+    table = re.sub(r"^#(?![ #\n])", "", text[text.index("#[[") :], flags=re.M)
+    (said,) = tomllib.loads(table)["destination"]
+    given = {"target": "offsite@nas:backup/offsite", "guests": ["web"]}
+    defaults = msgspec.to_builtins(DestinationTable("x"))
+    assert said == defaults | given
 
 
 def test_the_example_is_valid() -> None:
@@ -57,6 +67,12 @@ REFUSED = [
     pytest.param("staging = ''", "staging must be an absolute path", id="empty path"),
     pytest.param("journal = '~/j'", "journal must be an absolute path", id="home"),
     pytest.param("locks = 'run'", "locks must be an absolute path", id="relative locks"),
+    pytest.param("[[destination]]\nguests = []", "target", id="destination without target"),
+    pytest.param("[[destination]]\ntarget = '-x:a'", "is no destination", id="no destination"),
+    pytest.param(
+        "[[destination]]\ntarget = 'a/b'\nbwlimit = '5x'", "is no bandwidth", id="no bandwidth"
+    ),
+    pytest.param("[[destination]]\ntarget = 'a'\nmemory = 'x'", "memory", id="no such memory"),
     pytest.param("[limits]\nlock_timeout_s = 0", "lock_timeout_s must be more", id="no time"),
     pytest.param("[limits]\npause_max_ms = -1", "pause_max_ms must be more", id="negative"),
     pytest.param("[limits]\npause_max_ms = 29", "pause_first_ms is more than", id="max < first"),

@@ -19,6 +19,7 @@ from zvmsnap.errors import DestinationUnreachable, FarFailed, VaultMissing
 from zvmsnap.far import Far
 from zvmsnap.farvault import FarVault
 from zvmsnap.files import private_dir
+from zvmsnap.parcel import Parcel, without_memory
 from zvmsnap.point import Manifest, Memory, Point
 
 Build = Callable[..., Manifest]
@@ -74,6 +75,10 @@ def vault_point(directory: Path, manifest: Manifest) -> Point:
     return found
 
 
+def parcel(point: Point) -> Parcel:
+    return Parcel(point, "h1", point.manifest, with_memory=True)
+
+
 def files(there: FarVault) -> dict[str, str]:
     """What lies in the vault there, with modes."""
     top = Path(there.place)
@@ -97,7 +102,7 @@ WHOLE = {
 def test_put_read_get_remove(there: FarVault, web: Point, tmp_path: Path) -> None:
     assert there.read() == ([], [])
     there.claim()
-    sent_bytes = there.put(web, "h1", web.manifest, bwlimit="")
+    sent_bytes = there.put(parcel(web), bwlimit="")
     assert len(RAM) < sent_bytes < len(RAM) + 20_000
     assert files(there) == WHOLE
     (found,), damaged = there.read()
@@ -121,7 +126,7 @@ def test_interrupted_and_gone_on_with(there: FarVault, web: Point) -> None:
     (arriving / point.MEMORY).write_bytes(RAM[:1_000_000])
     (arriving / point.MANIFEST).write_text("half")
     assert there.read() == ([], [])
-    sent_bytes = there.put(web, "h1", web.manifest, bwlimit="")
+    sent_bytes = there.put(parcel(web), bwlimit="")
     assert sent_bytes < 100_000
     assert files(there) == WHOLE
 
@@ -132,19 +137,17 @@ def test_what_a_power_cut_has_spoilt_is_sent_anew(there: FarVault, web: Point) -
     private_dir(arriving)
     (arriving / point.MEMORY).write_bytes(bytes(len(RAM)))
     with pytest.raises(FarFailed, match="another checksum"):
-        there.put(web, "h1", web.manifest, bwlimit="")
+        there.put(parcel(web), bwlimit="")
     assert there.read() == ([], [])
-    there.put(web, "h1", web.manifest, bwlimit="")
+    there.put(parcel(web), bwlimit="")
     assert files(there) == WHOLE
 
 
 def test_ram_follows_into_a_point_without(there: FarVault, web: Point) -> None:
-    from zvmsnap.parcel import without_memory
-
     there.claim()
-    there.put(web, "h1", without_memory(web.manifest, "not wanted"), bwlimit="")
+    there.put(Parcel(web, "h1", without_memory(web.manifest, "no"), with_memory=False), bwlimit="")
     assert f"{FOLDER}/h1/memory.img" not in files(there)
-    there.put(web, "h1", web.manifest, bwlimit="1000M")
+    there.put(parcel(web), bwlimit="1000M")
     assert files(there) == WHOLE
     (found,), _ = there.read()
     assert found.manifest.memory

@@ -95,7 +95,10 @@ def test_another_snapshot_of_the_same_name(point: Callable[..., Point]) -> None:
 def there(point: Point, *, memory: bool = True, capture: str = "", uuid: str = "") -> Point:
     """As it stands at the destination."""
     own = point.manifest
-    ties = tuple(msgspec.structs.replace(t, home=f"far/off/{t.dataset}") for t in own.snapshots)
+    ties = tuple(
+        msgspec.structs.replace(tie, home=f"far/off/{tie.dataset}", createtxg=tie.guid)
+        for tie in own.snapshots
+    )
     return Point(
         Path("/mirror/web") / point.directory.name,
         msgspec.structs.replace(
@@ -133,6 +136,16 @@ def test_a_snapshot_that_a_restore_has_moved(point: Callable[..., Point]) -> Non
     one = point(1, homes={"a": "p/a.before-x"})
     (at_old,) = parcel.parcels([one], [], NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
     assert at_old.manifest.snapshots[0].full_name == "far/off/p/a@h1"
+
+
+def test_the_manifest_follows_when_snapshots_have_moved_there(
+    point: Callable[..., Point],
+) -> None:
+    one = point(1)
+    now = branch("p/a.before-x@h1=10")
+    (found,) = parcel.parcels([one], [there(one)], NAS, now, MemoryWanted.ALL)
+    assert not found.with_memory and found.manifest.memory and found.size_bytes == 0
+    assert found.manifest.snapshots[0].full_name == "far/off/p/a.before-x@h1"
 
 
 GONE = [

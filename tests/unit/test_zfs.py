@@ -163,6 +163,7 @@ class World:
     def filesystem(self, name: str, **properties: str) -> None:
         defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
         defaults |= {"origin": "-", "mounted": "-", "canmount": "-", "mountpoint": "-"}
+        defaults |= {"encryption": "off", "keystatus": "-"}
         row = {"name": name, "type": "filesystem", "guid": "1", "createtxg": "1"}
         self._rows[name] = row | defaults | properties
         self._write({})
@@ -322,6 +323,16 @@ def test_all_snapshots(world: World) -> None:
                 canmount="noauto",
             ),
             id="clone",
+        ),
+        pytest.param(
+            {"encryption": "aes-256-gcm", "keystatus": "unavailable"},
+            Dataset("tank", "filesystem", False, encrypted=True, locked=True),
+            id="locked",
+        ),
+        pytest.param(
+            {"encryption": "aes-256-gcm", "keystatus": "available"},
+            Dataset("tank", "filesystem", False, encrypted=True),
+            id="encrypted, with its key",
         ),
         *(
             pytest.param(
