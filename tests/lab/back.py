@@ -33,7 +33,12 @@ def restore(lab: Lab, point: str, *options: str, status: int = 0) -> Completed:
 
 def hourly(lab: Lab, number: int = 0) -> str:
     """The name of an hourly snapshot of `web`: 0 the oldest."""
-    names = [name for name in scenario.snapshots(lab, WEB.top) if name.endswith("_hourly")]
+    return hourly_of(lab, WEB.top, number)
+
+
+def hourly_of(lab: Lab, dataset: str, number: int = 0) -> str:
+    """The name of an hourly snapshot of a dataset: 0 the oldest."""
+    names = [name for name in scenario.snapshots(lab, dataset) if name.endswith("_hourly")]
     return names[number]
 
 

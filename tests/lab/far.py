@@ -12,20 +12,21 @@ from shlex import quote
 from typing import Any
 
 import back
+import readme
 import scenario
 
 from labkit.api import Completed, Lab
 
 USER = "offsite"
 HOST = "nas"
-ROOT = "far/offsite"
-VAULT = "/far/vault"
+ROOT = "backup/offsite"
+VAULT = "/backup/vault"
 DESTINATION = f"{USER}@{HOST}:{ROOT}"
 CONFIG = "/etc/zvmsnap/far.toml"
 ADDRESS = "10.77.0.2"
 
-# What the README tells to allow, and nothing more.
-ALLOWED = "create,mount,canmount,readonly,receive,send,hold"
+# The first commands of the README's recipe: what is installed, and what is made there.
+ON_THE_OTHER_SIDE = 9
 
 _SSHD = f"""\
 ListenAddress {ADDRESS}
@@ -37,19 +38,15 @@ UsePAM yes
 
 
 def built(lab: Lab) -> None:
-    """The guest `web` has its first point; the second host is there, and has nothing."""
+    """The guest `web` has its first point; the second host is there, as the README makes it."""
 
     def make(lab: Lab) -> None:
         lab.run(
-            "truncate -s 6G /srv/far.img && zpool create -O compression=lz4 far /srv/far.img && "
-            f"zfs create {ROOT} && zfs create far/vault"
+            "mkdir -p /srv/far && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key && "
+            "truncate -s 6G /srv/far/disk && zpool create backup /srv/far/disk"
         )
-        lab.run(
-            f"useradd -m -s /bin/bash {USER} && chown {USER}: {VAULT} && chmod 700 {VAULT} && "
-            f"echo 'PATH=$PATH:/usr/sbin:/sbin' > /home/{USER}/.bashrc && "
-            f"zfs allow {USER} {ALLOWED} {ROOT} && zfs set zvmsnap:vault={VAULT} {ROOT}"
-        )
-        lab.run("mkdir -p /srv/far && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key")
+        for command in readme.commands("Offsite every night")[1:ON_THE_OTHER_SIDE]:
+            lab.run(command)
         lab.put("/srv/far/sshd_config", _SSHD)
         lab.run(
             "ip netns add far && ip link add near0 type veth peer name far0 && "
@@ -64,8 +61,7 @@ def built(lab: Lab) -> None:
             "ssh-keygen -q -t ed25519 -N '' -f id_ed25519 && "
             f"install -d -m 700 -o {USER} /home/{USER}/.ssh && "
             f"install -m 600 -o {USER} id_ed25519.pub /home/{USER}/.ssh/authorized_keys && "
-            f"ssh-keyscan -t ed25519 {HOST} > /root/.ssh/known_hosts 2>/dev/null && "
-            f"ssh -o BatchMode=yes {USER}@{HOST} zfs list {ROOT}"
+            f"ssh-keyscan -t ed25519 {HOST} > /root/.ssh/known_hosts 2>/dev/null"
         )
         lab.put(CONFIG, f'vault = "{VAULT}"\njournal = "/var/lib/zvmsnap-far/journal"\n')
 
