@@ -36,6 +36,14 @@ PasswordAuthentication no
 UsePAM yes
 """
 
+_NOT_NETWORKDS = """\
+[Match]
+Name=near0
+
+[Link]
+Unmanaged=yes
+"""
+
 
 def built(lab: Lab) -> None:
     """The guest `web` has its first point; the second host is there, as the README makes it."""
@@ -48,8 +56,9 @@ def built(lab: Lab) -> None:
         for command in readme.commands("Offsite every night")[1:ON_THE_OTHER_SIDE]:
             lab.run(command)
         lab.put("/srv/far/sshd_config", _SSHD)
+        lab.put("/etc/systemd/network/05-near.network", _NOT_NETWORKDS)
         lab.run(
-            "ip netns add far && ip link add near0 type veth peer name far0 && "
+            "networkctl reload && ip netns add far && ip link add near0 type veth peer name far0 && "
             "ip link set far0 netns far && ip addr add 10.77.0.1/24 dev near0 && "
             f"ip link set near0 up && ip -n far addr add {ADDRESS}/24 dev far0 && "
             "ip -n far link set far0 up && ip -n far link set lo up && "
@@ -61,7 +70,8 @@ def built(lab: Lab) -> None:
             "ssh-keygen -q -t ed25519 -N '' -f id_ed25519 && "
             f"install -d -m 700 -o {USER} /home/{USER}/.ssh && "
             f"install -m 600 -o {USER} id_ed25519.pub /home/{USER}/.ssh/authorized_keys && "
-            f"ssh-keyscan -t ed25519 {HOST} > /root/.ssh/known_hosts 2>/dev/null"
+            f"echo {HOST} $(cat /srv/far/host_key.pub) > /root/.ssh/known_hosts && "
+            f"until ssh -o BatchMode=yes {USER}@{HOST} true; do sleep 0.5; done"
         )
         lab.put(CONFIG, f'vault = "{VAULT}"\njournal = "/var/lib/zvmsnap-far/journal"\n')
 
@@ -80,9 +90,9 @@ def stop_sshd(lab: Lab) -> None:
 
 def send(lab: Lab, *words: str, status: int = 0) -> Mapping[str, Any]:
     """`zvmsnap send --json`; the last word is the destination."""
-    said: Mapping[str, Any] = json.loads(
-        back.zvmsnap(lab, "send", "--json", *words, status=status).stdout
-    )
+    done = back.zvmsnap(lab, "send", "--json", *words, status=status)
+    said: Mapping[str, Any]
+    (said,) = json.loads(done.stdout)["sent"]
     return said
 
 
