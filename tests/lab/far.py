@@ -57,14 +57,8 @@ def built(lab: Lab) -> None:
             lab.run(command)
         lab.put("/srv/far/sshd_config", _SSHD)
         lab.put("/etc/systemd/network/05-near.network", _NOT_NETWORKDS)
-        lab.run(
-            "networkctl reload && ip netns add far && ip link add near0 type veth peer name far0 && "
-            "ip link set far0 netns far && ip addr add 10.77.0.1/24 dev near0 && "
-            f"ip link set near0 up && ip -n far addr add {ADDRESS}/24 dev far0 && "
-            "ip -n far link set far0 up && ip -n far link set lo up && "
-            f"echo '{ADDRESS} {HOST}' >> /etc/hosts"
-        )
-        start_sshd(lab)
+        lab.run(f"networkctl reload && echo '{ADDRESS} {HOST}' >> /etc/hosts")
+        connect(lab)
         lab.run(
             "mkdir -p -m 700 /root/.ssh && cd /root/.ssh && "
             "ssh-keygen -q -t ed25519 -N '' -f id_ed25519 && "
@@ -78,6 +72,17 @@ def built(lab: Lab) -> None:
     scenario.stage(lab, "far", scenario.taken, make)
 
 
+def connect(lab: Lab) -> None:
+    """Make the other host's network, which a boot forgets, and start its sshd."""
+    lab.run(
+        "ip netns add far && ip link add near0 type veth peer name far0 && "
+        "ip link set far0 netns far && ip addr add 10.77.0.1/24 dev near0 && "
+        f"ip link set near0 up && ip -n far addr add {ADDRESS}/24 dev far0 && "
+        "ip -n far link set far0 up && ip -n far link set lo up"
+    )
+    start_sshd(lab)
+
+
 def start_sshd(lab: Lab) -> None:
     """In its own namespace."""
     lab.run("mkdir -p /run/sshd && ip netns exec far /usr/sbin/sshd -f /srv/far/sshd_config")
@@ -89,11 +94,13 @@ def stop_sshd(lab: Lab) -> None:
 
 
 def send(lab: Lab, *words: str, status: int = 0) -> Mapping[str, Any]:
-    """`zvmsnap send --json`; the last word is the destination."""
+    """`zvmsnap send` of one guest or dataset; the last word is the destination."""
     done = back.zvmsnap(lab, "send", "--json", *words, status=status)
     said: Mapping[str, Any]
     (said,) = json.loads(done.stdout)["sent"]
-    return said
+    (load,) = said["loads"]
+    found: Mapping[str, Any] = load
+    return found
 
 
 def there(lab: Lab, *words: str, status: int = 0) -> Completed:

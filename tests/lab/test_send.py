@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 
 import back
 import far
@@ -44,10 +45,10 @@ def holds(lab: Lab) -> str:
 def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     (first,) = scenario.points(lab)
     planned = far.send(lab, "--dry-run", "web", DESTINATION)
-    assert [len(load["points"]) for load in planned["loads"]] == [1]
+    assert len(planned["points"]) == 1
     assert lab.run(f"zfs list -Hr -o name {ROOT}").stdout.split() == [ROOT]
 
-    (full,) = far.send(lab, "web", DESTINATION)["loads"]
+    full = far.send(lab, "web", DESTINATION)
     assert_sent(lab)
     image_bytes = first.manifest["memory"]["stored_bytes"]
     assert full["points_bytes"] > image_bytes
@@ -55,13 +56,13 @@ def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     assert sum(stream["stream_bytes"] for stream in full["datasets"]) > 0
 
     # Nothing is sent again.
-    (again,) = far.send(lab, "web", DESTINATION)["loads"]
+    again = far.send(lab, "web", DESTINATION)
     assert again["points"] == [] and again["points_bytes"] == 0
     assert [stream["seconds"] for stream in again["datasets"]] == [0, 0]
 
     take_another(lab)
     second = scenario.points(lab)[-1]
-    (more,) = far.send(lab, "web", DESTINATION)["loads"]
+    more = far.send(lab, "web", DESTINATION)
     assert_sent(lab)
     assert [point["name"] for point in more["points"]] == [f"web@{second.manifest['moment']}"]
     assert 0 < more["points_bytes"] < second.manifest["memory"]["stored_bytes"] + 200_000
@@ -104,7 +105,7 @@ def test_clone_and_restore_on_the_other_host(lab: Lab) -> None:
     far.there(lab, "clone", "--destroy", "beside")
     # What was received was not written to: the next stream fits.
     take_another(lab)
-    (more,) = far.send(lab, "web", DESTINATION)["loads"]
+    more = far.send(lab, "web", DESTINATION)
     assert not more["failed"] and more["points"]
     assert_sent(lab)
 
@@ -148,7 +149,170 @@ def test_fetch_home(lab: Lab) -> None:
         assert far.guids(lab, dataset) == far.guids(lab, f"{ROOT}/{dataset}")
     # And everything goes on as before.
     take_another(lab)
-    (more,) = far.send(lab, "web", DESTINATION)["loads"]
+    more = far.send(lab, "web", DESTINATION)
     assert not more["failed"] and len(more["points"]) == 1
     scenario.counts_on(lab)
     back.assert_nothing_left(lab)
+
+
+def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
+    name = back.hourly(lab)
+    take_another(lab)
+    far.send(lab, "web", DESTINATION)
+    newer = far.guids(lab, f"{ROOT}/{WEB.top}")
+    back.restore(lab, f"web@{name}")
+    take_another(lab)
+    load = far.send(lab, "web", DESTINATION)
+    assert not load["failed"]
+    assert_sent(lab)
+    (former,) = [
+        each for each in back.zfs_names(lab) if each.startswith(f"{ROOT}/tank/vm/web.before-")
+        and not each.endswith("/data")
+    ]
+    assert set(far.guids(lab, former)) == set(newer) - set(far.guids(lab, WEB.top))
+    # All points there find their snapshots, wherever these are now.
+    assert len(far.points(lab)) == 3
+    assert all(point["complete_names"] for point in far.points(lab))
+    again = far.send(lab, "web", DESTINATION)
+    assert again["points"] == [] and not again["failed"]
+
+
+def test_one_clear_line_each(lab: Lab) -> None:
+    before = lab.run("zfs list -Hp -t all -o name,guid -r tank; virsh list --all").stdout
+
+    def refused(*words: str) -> str:
+        done = zvmsnap(lab, "send", "web", *words, status=1)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done
+        return lines[0]
+
+    assert "dataset does not exist" in refused(f"{far.USER}@{far.HOST}:backup/none")
+    assert "Permission denied" in refused(f"nobody@{far.HOST}:{ROOT}")
+    assert "resolve" in refused("no-such-host:backup/x")
+    lab.run(f"zfs set readonly=on backup/vault && chown root {far.VAULT}")
+    line = refused(DESTINATION)
+    assert far.VAULT in line and "zfs set zvmsnap:vault" in line
+    lab.run(f"zfs set readonly=off backup/vault && chown {far.USER} {far.VAULT}")
+    far.stop_sshd(lab)
+    assert "Connection refused" in refused(DESTINATION)
+    lab.run("rm /srv/far/host_key && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key")
+    far.start_sshd(lab)
+    assert "Host key verification failed" in refused(DESTINATION)
+    assert lab.run("zfs list -Hp -t all -o name,guid -r tank; virsh list --all").stdout == before
+    assert lab.run(f"zfs list -Hr -o name {ROOT}").stdout.split() == [ROOT]
+    scenario.counts_on(lab)
+
+
+def test_a_guest_on_its_overlay_is_waited_for_and_then_refused(lab: Lab) -> None:
+    scenario.configure(lab, "[limits]\nbusy_timeout_s = 3")
+    name = "autosnap_2099-01-01_00:00:00_hourly"
+    assert scenario.hook(lab, "pre-snapshot", WEB.top, [name]).returncode == 0
+    load = far.send(lab, "web", DESTINATION, status=1)
+    assert "is on an overlay" in load["failed"] or "is under way" in load["failed"]
+    assert far.points(lab) == []
+    scenario.hook(lab, "post-snapshot", WEB.top, [name])
+    assert not far.send(lab, "web", DESTINATION)["failed"]
+    assert_sent(lab)
+
+
+SLOW = ("--bwlimit", "150k", "web", DESTINATION)
+
+
+def grown(lab: Lab) -> None:
+    """The guest's dataset has some MiB more to send, and another moment."""
+    lab.run("head -c 4M /dev/urandom > /tank/vm/web/blob")
+    take_another(lab)
+
+
+def receiving(lab: Lab) -> None:
+    lab.run("until pgrep -f 'zfs receive' > /dev/null; do sleep 0.2; done; sleep 3")
+
+
+def copying(lab: Lab) -> None:
+    lab.run(
+        f"until find {far.VAULT} -path '*.arriving*' -name 'memory*' -size +100k | grep -q .; "
+        "do sleep 0.2; done",
+        timeout_s=scenario.ROUND_LIMIT_S,
+    )
+
+
+STAGES = {"datasets": receiving, "memory": copying}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("fault", ["kill", "ssh cut", "power cut"])
+def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
+    grown(lab)
+    sending = lab.start(" ".join(["exec", "zvmsnap", "send", *SLOW]))
+    STAGES[stage](lab)
+    if fault == "kill":
+        lab.run("pkill -9 zvmsnap; pkill -9 syncoid; pkill -9 rsync; pkill -9 mbuffer; true")
+    elif fault == "ssh cut":
+        far.stop_sshd(lab)
+        _, said = sending.communicate(timeout=scenario.ROUND_LIMIT_S)
+        assert "error: " in said and "Traceback" not in said
+        far.start_sshd(lab)
+    else:
+        lab.powercut()
+        far.connect(lab)
+    # Half a point is no point; nothing here is held.
+    assert far.points(lab) == []
+    assert holds(lab) == "0"
+    lab.run("until ! pgrep -f 'zfs receive' > /dev/null; do sleep 0.2; done")
+    load = far.send(lab, "--memory", "all", "web", DESTINATION)
+    assert not load["failed"]
+    assert_sent(lab)
+    assert len(far.points(lab)) == 2
+    said = far.there(lab, "verify", "--json")
+    assert [each["why"] for each in json.loads(said.stdout)["points"].values()] == ["", ""]
+
+
+@pytest.mark.parametrize("full", [f"{ROOT}", "backup/vault"])
+def test_destination_full(lab: Lab, full: str) -> None:
+    grown(lab)
+    lab.run(f"zfs set quota=1M {full}")
+    load = far.send(lab, "web", DESTINATION, status=1)
+    assert "space" in load["failed"] or "quota" in load["failed"].lower()
+    assert far.points(lab) == [] or full == ROOT
+    assert holds(lab) == "0"
+    lab.run(f"zfs set quota=none {full}")
+    assert not far.send(lab, "web", DESTINATION)["failed"]
+    assert_sent(lab)
+    assert len(far.points(lab)) == 2
+
+
+def test_bandwidth_is_kept(lab: Lab) -> None:
+    grown(lab)
+    load = far.send(lab, "--bwlimit", "500k", "web", DESTINATION)
+    (web,) = [each for each in load["datasets"] if each["dataset"] == WEB.top]
+    assert web["stream_bytes"] > 4 << 20
+    assert web["seconds"] > (4 << 20) / 512_000
+    assert_sent(lab)
+
+
+def test_another_pool_encrypted_and_with_names_for_a_shell(lab: Lab) -> None:
+    """Without ssh; and over it, into a vault whose path a shell would read as something else."""
+    lab.run(
+        "zpool create usb $(truncate -s 1G /srv/usb && echo /srv/usb) && zfs create usb/off && "
+        "head -c 32 /dev/urandom > /root/key && zfs create -o encryption=on -o keyformat=raw "
+        "-o keylocation=file:///root/key 'tank/my secrets: 1' && "
+        "echo secret > '/tank/my secrets: 1/file' && zfs snapshot 'tank/my secrets: 1@a b'"
+    )
+    far.send(lab, "web", "usb/off")
+    assert far.guids(lab, "usb/off/tank/vm/web") == far.guids(lab, WEB.top)
+    assert "memory" in zvmsnap(lab, "list", "--remote", "usb/off").stdout
+    assert lab.run("ls /usb/off/zvmsnap-vault/web").stdout
+
+    vault = "/backup/$(touch pwned)' \"v;a & b"
+    lab.run(
+        f"install -d -o {far.USER} {quote(vault)} && zfs set zvmsnap:vault={quote(vault)} {ROOT}"
+    )
+    load = far.send(lab, "tank/my secrets: 1", DESTINATION)
+    assert load["datasets"][0]["raw"]
+    there = f"{ROOT}/tank/my secrets: 1"
+    assert far.guids(lab, there) == far.guids(lab, "tank/my secrets: 1")
+    assert lab.run(f"zfs get -Ho value keystatus {quote(there)}").stdout.strip() == "unavailable"
+    far.send(lab, "web", DESTINATION)
+    assert lab.run(f"find {quote(vault)} -name manifest.json").stdout.count("\n") == 1
+    assert "memory" in zvmsnap(lab, "list", "--remote", DESTINATION).stdout
+    assert lab.run(f"find / -xdev -name pwned; find /home/{far.USER} -name pwned").stdout == ""
