@@ -20,7 +20,7 @@ import msgspec
 from zvmsnap import choose, farvault, fits, home, loadable, log, restoreplan, syncoid, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.destination import Destination
-from zvmsnap.errors import FetchRefused
+from zvmsnap.errors import FetchRefused, ImageUnloadable
 from zvmsnap.far import Far
 from zvmsnap.farvault import FarVault
 from zvmsnap.files import private_dir, sync_dir, write_atomic
@@ -96,14 +96,22 @@ class Fetching:
                 self._receive(dataset, snapshot)
             if known is None:
                 self._vault.get_memory(plan.point, directory)
-                if memory := manifest.memory:
-                    log.about(manifest.domain, "fetch").info("comparing its RAM image")
-                    loadable.check(directory / memory.file, memory)
+                self._check_memory(directory, manifest)
                 known = vault.publish(directory, _as_here(manifest, self._own(plan)))
             else:
                 vault.drop_incoming(directory)
             self._path(manifest.uuid).unlink(missing_ok=True)
             return known
+
+    def _check_memory(self, directory: Path, manifest: Manifest) -> None:
+        if memory := manifest.memory:
+            log.about(manifest.domain, "fetch").info("comparing its RAM image")
+            try:
+                loadable.check(directory / memory.file, memory)
+            except ImageUnloadable:
+                # The next run must not take it for one that has arrived.
+                (directory / memory.file).unlink(missing_ok=True)
+                raise
 
     def _check_free(self, found: Point, snapshots: Mapping[str, Snapshot]) -> None:
         manifest = found.manifest

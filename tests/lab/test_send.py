@@ -246,7 +246,7 @@ def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
     sending = lab.start(" ".join(["exec", "zvmsnap", "send", *SLOW]))
     STAGES[stage](lab)
     if fault == "kill":
-        lab.run("pkill -9 zvmsnap; pkill -9 syncoid; pkill -9 rsync; pkill -9 mbuffer; true")
+        lab.run("pkill -9 -f '[z]vmsnap send'; pkill -9 'syncoid|rsync|mbuffer'; true")
     elif fault == "ssh cut":
         far.stop_sshd(lab)
         _, said = sending.communicate(timeout=scenario.ROUND_LIMIT_S)
@@ -263,8 +263,8 @@ def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
     assert not load["failed"]
     assert_sent(lab)
     assert len(far.points(lab)) == 2
-    said = far.there(lab, "verify", "--json")
-    assert [each["why"] for each in json.loads(said.stdout)["points"].values()] == ["", ""]
+    verified = far.there(lab, "verify", "--json")
+    assert [each["why"] for each in json.loads(verified.stdout)["points"].values()] == ["", ""]
 
 
 @pytest.mark.parametrize("full", [f"{ROOT}", "backup/vault"])
