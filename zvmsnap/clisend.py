@@ -178,7 +178,7 @@ def fetch(
 def status(as_json: JsonOption = False) -> None:
     """Say how old the newest complete point of each guest is at each destination.
 
-    By what the last sends have noted: no destination is asked.
+    By what the last sends have noted: no destination is asked. Exits with 1 if one has failed.
 
     \b
     Example:

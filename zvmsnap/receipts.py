@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -59,6 +60,20 @@ def keep(journal: Path, destination: Destination, receipt: Receipt) -> None:
     directory = private_dir(journal / _FOLDER / folder_of(destination.name))
     data = msgspec.json.format(msgspec.json.encode(receipt)) + b"\n"
     write_atomic(directory / f"{receipt.uuid}.json", data)
+
+
+def keep_failure(journal: Path, destination: Destination, domain: str, uuid: str, why: str) -> None:
+    """Write down that nothing could be sent; what was sent before stands. Raises OSError."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    former = next(
+        (
+            receipt
+            for receipt in read(journal)
+            if (receipt.destination, receipt.uuid) == (destination.name, uuid)
+        ),
+        Receipt(destination=destination.name, domain=domain, uuid=uuid, tried=now),
+    )
+    keep(journal, destination, msgspec.structs.replace(former, tried=now, failed=why))
 
 
 def read(journal: Path) -> list[Receipt]:

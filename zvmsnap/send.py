@@ -81,7 +81,6 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     points: list[Parcel] = field(default_factory=list)
     points_bytes: int = 0
-    removed: list[str] = field(default_factory=list)
     failed: str = ""
 
 
@@ -136,7 +135,11 @@ def _of_datasets(points: Sequence[Point], datasets: set[str]) -> Iterator[Load]:
 
 
 class Sending:
-    """One run to one destination. Raises DestinationUnreachable, VaultMissing and ZfsFailed."""
+    """One run to one destination.
+
+    What concerns all guests is raised: DestinationUnreachable, VaultMissing, FarFailed, ZfsFailed,
+    SyncoidFailed and LockTimeout; the receipts tell of it too.
+    """
 
     def __init__(
         self, config: Config, hypervisor: Hypervisor, destination: Destination, wish: Wish
@@ -174,19 +177,33 @@ class Sending:
         name = f"send-{folder_of(self._destination.name)}"
         timeout_s = self._config.limits.lock_timeout_s
         with lock(self._config.locks_dir, name, f"send to {self._destination.name}", timeout_s):
-            branch = zfs.branch(self._destination.root, self._far)
-            far_vault = self._vault()
-            far_vault.claim()
-            outcomes = [Outcome(load) for load in wanted]
-            for outcome in outcomes:
-                self._guarded(outcome, self._send_datasets, branch)
-            branch = zfs.branch(self._destination.root, self._far)
-            for outcome in outcomes:
-                self._guarded(outcome, self._check_arrived, branch)
-            self._send_points(far_vault, outcomes, branch)
-            there, _ = far_vault.read()
-            for outcome in outcomes:
-                self._keep_receipt(outcome, there, branch)
+            try:
+                return self._run([Outcome(load) for load in wanted])
+            except ZvmsnapError as error:
+                journal = self._config.journal_dir
+                for load in wanted:
+                    if load.uuid:
+                        receipts.keep_failure(
+                            journal, self._destination, load.domain, load.uuid, str(error)
+                        )
+                raise
+
+    def _run(self, outcomes: list[Outcome]) -> list[Outcome]:
+        branch = zfs.branch(self._destination.root, self._far)
+        far_vault = self._vault()
+        far_vault.claim()
+        for outcome in outcomes:
+            self._guarded(outcome, self._send_datasets, branch)
+        branch = zfs.branch(self._destination.root, self._far)
+        for outcome in outcomes:
+            self._guarded(outcome, self._check_arrived, branch)
+        self._send_points(far_vault, outcomes, branch)
+        there, _ = far_vault.read()
+        for outcome in outcomes:
+            self._keep_receipt(outcome, there, branch)
+        for point in parcel.gone(there, self._destination, branch):
+            far_vault.remove(point)
+            self._log.info("point %s is gone with its last snapshot there", point.name)
         return outcomes
 
     def _vault(self) -> FarVault:
@@ -321,9 +338,6 @@ class Sending:
                 raise
             except ZvmsnapError as error:
                 self._fail(outcome, error)
-        for point in parcel.gone(there, self._destination, branch):
-            far_vault.remove(point)
-            self._log.info("point %s is gone with its last snapshot there", point.name)
 
     def _choose(self, outcomes: Iterable[Outcome], there: Sequence[Point], branch: Branch) -> None:
         here, _ = vault.read(self._config)

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from zvmsnap.errors import FarFailed, ZfsFailed
@@ -158,8 +159,14 @@ class Branch:
 
     def of(self, dataset: str) -> list[Snapshot]:
         """The snapshots of one dataset, oldest first."""
-        own = [each for each in self.snapshots.values() if each.dataset == dataset]
-        return sorted(own, key=lambda each: each.createtxg)
+        return self._by_dataset.get(dataset, [])
+
+    @cached_property
+    def _by_dataset(self) -> dict[str, list[Snapshot]]:
+        found: dict[str, list[Snapshot]] = {}
+        for snapshot in sorted(self.snapshots.values(), key=lambda each: each.createtxg):
+            found.setdefault(snapshot.dataset, []).append(snapshot)
+        return found
 
 
 def branch(root: str, far: Far = HERE) -> Branch:

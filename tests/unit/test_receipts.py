@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from zvmsnap import receipts, render
+from zvmsnap.destination import Destination
+from zvmsnap.receipts import Receipt, Sent
+
+NAS, USB = Destination("me@nas", "far/off"), Destination("", "usb/off")
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+GOOD = Receipt(
+    destination=NAS.name,
+    domain="web",
+    uuid=UUID,
+    tried="2026-11-20T03:00:00+00:00",
+    datasets=(
+        Sent(
+            dataset="t/web", target="far/off/t/web", newest="s", guid=1, stream_bytes=2, seconds=0
+        ),
+    ),
+    points=("web@s",),
+    newest="s",
+    newest_taken="2026-11-20T02:00:00+00:00",
+    newest_memory=True,
+)
+
+
+def test_kept_and_read(tmp_path: Path) -> None:
+    assert receipts.read(tmp_path) == []
+    other = msgspec.structs.replace(GOOD, destination=USB.name)
+    receipts.keep(tmp_path, USB, other)
+    receipts.keep(tmp_path, NAS, msgspec.structs.replace(GOOD, points=()))
+    receipts.keep(tmp_path, NAS, GOOD)
+    assert receipts.read(tmp_path) == [GOOD, other]
+
+
+def test_a_failure_leaves_what_was_sent_before(tmp_path: Path) -> None:
+    receipts.keep_failure(tmp_path, NAS, "web", UUID, "unreachable")
+    (found,) = receipts.read(tmp_path)
+    assert (found.failed, found.newest, found.domain) == ("unreachable", "", "web")
+    receipts.keep(tmp_path, NAS, GOOD)
+    receipts.keep_failure(tmp_path, NAS, "web", UUID, "again")
+    (found,) = receipts.read(tmp_path)
+    assert found == msgspec.structs.replace(GOOD, tried=found.tried, failed="again")
+    assert found.tried > GOOD.tried
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"schema": 1}'])
+def test_damaged(tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    receipts.keep(tmp_path, NAS, GOOD)
+    path = next(tmp_path.glob("receipts/*/*.json"))
+    path.write_bytes(data)
+    assert receipts.read(tmp_path) == []
+    assert "remove it, and send again" in caplog.text
+
+
+def test_a_time_that_is_none(tmp_path: Path) -> None:
+    receipts.keep(tmp_path, NAS, msgspec.structs.replace(GOOD, newest_taken="yesterday"))
+    assert receipts.read(tmp_path) == []
+
+
+def test_status() -> None:
+    failed = msgspec.structs.replace(GOOD, failed="no route", newest="", newest_taken="")
+    table = render.status([GOOD, failed], ["db"])
+    assert [line.split()[:3] for line in table] == [
+        ["GUEST", "DESTINATION", "NEWEST"],
+        ["web", NAS.name, "s"],
+        ["web", NAS.name, "none"],
+        ["db", "-", "never"],
+    ]
+    assert table[2].endswith("FAILED: no route")
+    assert render.status([], []) == ["nothing was ever sent"]
