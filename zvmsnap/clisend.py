@@ -100,11 +100,12 @@ def _send(
     settings: Config, hypervisor: Hypervisor, table: DestinationTable, *, dry_run: bool
 ) -> dict[str, Any]:
     from zvmsnap import send as sending
+    from zvmsnap.streams import loads
     from zvmsnap.syncoid import Options
 
     target = destination.parse(table.target)
     points, _ = vault.read(settings)
-    wanted = sending.loads(points, table.guests, every=not table.guests)
+    wanted = loads(points, table.guests, every=not table.guests)
     options = Options(table.raw, table.bwlimit, table.create_bookmark, table.use_hold)
     job = sending.Sending(settings, hypervisor, target, sending.Wish(table.memory, options))
     outcomes = job.plan(wanted) if dry_run else job.run(wanted)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -30,9 +30,10 @@ from zvmsnap.locks import lock
 from zvmsnap.parcel import Parcel
 from zvmsnap.point import Point
 from zvmsnap.receipts import Receipt, Sent
+from zvmsnap.streams import Load, Stream, diverged, streams
 from zvmsnap.syncoid import Options
 from zvmsnap.vault import folder_of
-from zvmsnap.zfs import Branch, Dataset, Snapshot
+from zvmsnap.zfs import Branch, Snapshot
 
 
 @dataclass(frozen=True)
@@ -41,35 +42,6 @@ class Wish:
 
     memory: MemoryWanted = MemoryWanted.LATEST
     options: Options = field(default_factory=Options)
-
-
-@dataclass(frozen=True)
-class Load:
-    """A guest and its datasets, parents first; or datasets of no guest, with no uuid."""
-
-    domain: str
-    uuid: str
-    datasets: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What is to be sent of one dataset; `since` is the snapshot both have, "" for all of it."""
-
-    dataset: str
-    target: str
-    newest: Snapshot
-    since: str
-    size_bytes: int
-    raw: bool
-    arriving: tuple[Snapshot, ...]
-    common: Snapshot | None  # that of `since`, as it is there
-    diverged: bool  # the destination has newer ones, which are not here
-
-    @property
-    def is_empty(self) -> bool:
-        """Does the destination have the newest snapshot already?"""
-        return self.since == self.newest.full_name
 
 
 @dataclass
@@ -82,56 +54,6 @@ class Outcome:
     points: list[Parcel] = field(default_factory=list)
     points_bytes: int = 0
     failed: str = ""
-
-
-def loads(points: Sequence[Point], names: Sequence[str], *, every: bool) -> list[Load]:
-    """What is meant by these names of guests and datasets; `every` guest that has points.
-
-    Raises SendRefused.
-    """
-    there = zfs.datasets()
-    guests = {point.manifest.domain for point in points}
-    found: list[Load] = []
-    for name in sorted(guests) if every else names:
-        if name in guests:
-            found.append(_of_guest([p for p in points if p.manifest.domain == name], there))
-        elif name in there:
-            below = {each for each in there if each == name or each.startswith(f"{name}/")}
-            found += _of_datasets(points, below)
-        else:
-            raise SendRefused(
-                f"{name}: is no guest with points, and no dataset; guests with points: "
-                f"{', '.join(sorted(guests)) or 'none'}"
-            )
-    if not found:
-        raise SendRefused("no guest has a point yet: the hooks take them, see zvmsnap list")
-    return found
-
-
-def _of_guest(points: Sequence[Point], there: Mapping[str, Dataset]) -> Load:
-    newest = max(points, key=lambda point: datetime.fromisoformat(point.manifest.taken)).manifest
-    datasets = {dataset for point in points for dataset in point.manifest.datasets}
-    missing = sorted(newest.datasets - there.keys())
-    if missing:
-        raise SendRefused(f"{newest.domain}: {missing[0]} is not there any more; was it renamed?")
-    return Load(newest.domain, newest.uuid, tuple(sorted(datasets & there.keys())))
-
-
-def _of_datasets(points: Sequence[Point], datasets: set[str]) -> Iterator[Load]:
-    """The guests whose disks all lie there, and what is left."""
-    left = set(datasets)
-    mine: dict[tuple[str, str], set[str]] = {}
-    for point in points:
-        manifest = point.manifest
-        if manifest.datasets and manifest.datasets <= datasets:
-            mine.setdefault((manifest.domain, manifest.uuid), set()).update(manifest.datasets)
-    for own in mine.values():
-        left -= own
-    # First, as what lies between belongs to nobody, and holds the others.
-    if left:
-        yield Load("", "", tuple(sorted(left)))
-    for (domain, uuid), own in sorted(mine.items()):
-        yield Load(domain, uuid, tuple(sorted(own)))
 
 
 class Sending:
@@ -158,7 +80,7 @@ class Sending:
         there, _ = self._vault().read()
         outcomes = [Outcome(load, self._streams(load, branch)) for load in wanted]
         for outcome in outcomes:
-            aside.plan(*_diverged(outcome.streams), branch)
+            aside.plan(*diverged(outcome.streams), branch)
         arriving = {
             f"{stream.target}@{each.name}": Snapshot(
                 stream.target, each.name, each.guid, each.createtxg
@@ -228,42 +150,7 @@ class Sending:
         log.about(name, self._destination.name).error("%s", error)
 
     def _streams(self, load: Load, branch: Branch) -> list[Stream]:
-        here = zfs.datasets()
-        own: dict[str, list[Snapshot]] = {dataset: [] for dataset in load.datasets}
-        for use in zfs.uses(load.datasets):
-            own[use.snapshot.dataset].append(use.snapshot)
-        return [
-            self._stream(here[dataset], snapshots, branch)
-            for dataset, snapshots in own.items()
-            # Of no guest, and never snapshotted: it only holds others.
-            if snapshots or load.uuid
-        ]
-
-    def _stream(self, dataset: Dataset, snapshots: Sequence[Snapshot], branch: Branch) -> Stream:
-        if not snapshots:
-            raise SendRefused(f"{dataset.name}: has no snapshot yet")
-        target = self._destination.of(dataset.name)
-        there = branch.of(target)
-        guids = {snapshot.guid for snapshot in there}
-        newest, raw = snapshots[-1], self._wish.options.raw or dataset.encrypted
-        common = next((each for each in reversed(snapshots) if each.guid in guids), None)
-        if common:
-            since, size_bytes = common.full_name, 0
-            if common != newest:
-                size_bytes = zfs.stream_bytes(newest.full_name, since, raw=raw)
-        else:
-            oldest = snapshots[0].full_name
-            since, size_bytes = "", zfs.stream_bytes(oldest, raw=raw)
-            if len(snapshots) > 1:
-                size_bytes += zfs.stream_bytes(newest.full_name, oldest, raw=raw)
-        arriving = snapshots[snapshots.index(common) + 1 if common else 0 :]
-        common_there = next((each for each in there if common and each.guid == common.guid), None)
-        diverged = common_there is not None and common_there != there[-1]
-        return Stream(
-            *(dataset.name, target, newest, since, size_bytes, raw, tuple(arriving)),
-            common=common_there,
-            diverged=diverged,
-        )
+        return streams(load, branch, self._destination, raw=self._wish.options.raw)
 
     def _send_datasets(self, outcome: Outcome, branch: Branch) -> None:
         outcome.streams = self._streams(outcome.load, branch)
@@ -285,8 +172,8 @@ class Sending:
             outcome.seconds[stream.dataset] = time.monotonic() - begun_s
 
     def _set_aside(self, outcome: Outcome, branch: Branch) -> None:
-        diverged, common = _diverged(outcome.streams)
-        tops = aside.plan(diverged, common, branch)
+        elsewhere, common = diverged(outcome.streams)
+        tops = aside.plan(elsewhere, common, branch)
         if tops:
             stamp = f"{datetime.now():%Y%m%dT%H%M%S}"
             for top in tops:
@@ -377,15 +264,6 @@ class Sending:
                 newest_memory=bool(manifest and manifest.memory),
             ),
         )
-
-
-def _diverged(streams: Iterable[Stream]) -> tuple[list[str], dict[str, Snapshot]]:
-    """Targets that went another way, and what both sides have of all of them."""
-    every = list(streams)
-    return (
-        [stream.target for stream in every if stream.diverged],
-        {stream.target: stream.common for stream in every if stream.common},
-    )
 
 
 def _sent(stream: Stream, outcome: Outcome) -> Sent:
