@@ -7,97 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import mounttable, zfs
+from zvmsnap import zfs
 from zvmsnap.errors import ZfsFailed
-from zvmsnap.mounttable import Mount
+from zvmsnap.far import Far
 from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
-
-MOUNTINFO = b"""\
-22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
-23 22 0:21 / /tank rw,relatime shared:2 - zfs tank rw,xattr,noacl
-24 23 0:22 / /tank/web rw shared:3 master:4 - zfs tank/web rw
-25 24 0:23 / /tank/web/data rw - zfs tank/web/data rw
-26 23 0:24 / /tank/My\\040VMs rw - zfs tank/My\\040VMs rw
-27 22 0:22 /images /srv/images rw - zfs tank/web rw
-28 22 0:25 / /mnt rw - ext4 /dev/vdb rw
-29 28 0:26 / /mnt rw - zfs tank/over rw
-30 22 0:27 / /hidden/deep rw - zfs tank/deep rw
-31 22 0:28 / /hidden rw - zfs tank/hidden rw
-32 31 0:29 / /hidden/new rw - zfs tank/new rw
-33 22 0:30 / /odd\\011\\012\\134\xc2\x85caf\xe9 rw - zfs tank/odd rw
-34 24 0:31 / /tank/web/.zfs/snapshot/a rw - zfs tank/web@a rw
-35 22 0:32 / /tank/web2 rw - tmpfs  rw
-"""
-
-PLACES = [
-    pytest.param("/tank/web/a.qcow2", ("tank/web", "a.qcow2"), id="file"),
-    pytest.param("/tank/web/sub/a.qcow2", ("tank/web", "sub/a.qcow2"), id="file in a directory"),
-    pytest.param("/tank/web", ("tank/web", "."), id="the mountpoint itself"),
-    pytest.param("/tank/web/data/b.raw", ("tank/web/data", "b.raw"), id="nested mount"),
-    pytest.param("/tank/webs/a", ("tank", "webs/a"), id="a longer name is another directory"),
-    pytest.param("/tank/My VMs/a b.raw", ("tank/My VMs", "a b.raw"), id="blanks"),
-    pytest.param("/srv/images/a.raw", ("tank/web", "images/a.raw"), id="bind mount of a directory"),
-    pytest.param("/srv/images", ("tank/web", "images"), id="a bind mount itself"),
-    pytest.param("/mnt/a.raw", ("tank/over", "a.raw"), id="mounted over another"),
-    pytest.param("/hidden/deep/a", ("tank/hidden", "deep/a"), id="hidden by a later mount above"),
-    pytest.param("/hidden/new/a", ("tank/new", "a"), id="mounted upon the later one"),
-    pytest.param("/odd\t\n\\\x85caf\udce9/a", ("tank/odd", "a"), id="any byte in a mountpoint"),
-    pytest.param("/tank/web/.zfs/snapshot/a/b", ("tank/web@a", "b"), id="inside a snapshot"),
-    pytest.param("/tank/web2/a", ("tank", "web2/a"), id="mount that lies below the visible one"),
-    pytest.param("/var/lib/a", None, id="not ZFS"),
-    pytest.param("/", None, id="root"),
-]
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> list[Mount]:
-    path = tmp_path / "mountinfo"
-    path.write_bytes(MOUNTINFO)
-    return mounttable.mounts(path)
-
-
-@pytest.mark.parametrize(("path", "expected"), PLACES)
-def test_dataset_of_path(table: list[Mount], path: str, expected: tuple[str, str] | None) -> None:
-    assert mounttable.dataset_of_path(path, table) == expected
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        pytest.param("tank/web", "/tank/web", id="mounted"),
-        pytest.param("tank/My VMs", "/tank/My VMs", id="blanks"),
-        pytest.param("tank/over", "/mnt", id="mounted over another"),
-        pytest.param("tank/deep", None, id="hidden"),
-        pytest.param("tank/nowhere", None, id="not mounted"),
-    ],
-)
-def test_mountpoint_of(table: list[Mount], dataset: str, expected: str | None) -> None:
-    assert mounttable.mountpoint_of(dataset, table) == expected
-
-
-def test_a_dataset_of_which_only_a_part_is_mounted_has_no_mountpoint() -> None:
-    table = [Mount(1, 1, "/", "/", ""), Mount(2, 1, "/images", "/srv", "tank/web")]
-    assert mounttable.mountpoint_of("tank/web", table) is None
-
-
-@pytest.mark.parametrize(
-    "root",
-    [
-        pytest.param(Mount(1, 1, "/", "/", "rpool/root"), id="its own parent"),
-        pytest.param(Mount(1, 99, "/", "/", "rpool/root"), id="parent out of sight"),
-        pytest.param(Mount(1, 0, "/", "/", "rpool/root"), id="parent nought"),
-    ],
-)
-def test_root_on_zfs(root: Mount) -> None:
-    table = [Mount(2, 1, "/", "/home", "rpool/home"), root]
-    assert mounttable.dataset_of_path("/etc/a", table) == ("rpool/root", "etc/a")
-    assert mounttable.dataset_of_path("/home/a", table) == ("rpool/home", "a")
-
-
-def test_this_hosts_own_mount_table_is_understood() -> None:
-    table = mounttable.mounts()
-    assert any(mount.mountpoint == "/" for mount in table)
-    assert not any(mount.dataset for mount in table if mount.mountpoint == "/proc")
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
@@ -107,7 +20,7 @@ def test_no_volume(device: str) -> None:
 
 FAKE_ZFS = f"""\
 #!{sys.executable} -SE
-import json, os, signal, sys
+import json, os, re, signal, sys
 world = json.load(open(os.path.join(os.path.dirname(sys.argv[0]), "world.json")))
 with open(os.path.join(os.path.dirname(sys.argv[0]), "calls"), "a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -119,7 +32,7 @@ if "exit" in world:
 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
 words, options = iter(sys.argv[1:]), {{}}
 verb = next(words)
-if verb == "get":
+if verb in ("get", "send"):
     sys.stdout.buffer.write(bytes.fromhex(world["got"]))
 if verb != "list":
     sys.exit(0)
@@ -132,6 +45,11 @@ for word in words:
 status = 0
 for name in names or [n for n in world["rows"] if names or not options.get("-d") or "/" not in n]:
     row = world["rows"].get(name)
+    if row and "-r" in sys.argv:
+        for below, row in world["rows"].items():
+            if re.match(re.escape(name) + "([/@]|$)", below):
+                print("\\t".join(row[column] for column in options["-o"].split(",")))
+        continue
     if options.get("-d") == "1":
         for below, row in world["rows"].items():
             if below.startswith(name + "@"):
@@ -182,7 +100,7 @@ class World:
         self._write({})
 
     def gets(self, said: bytes) -> None:
-        """What `zfs get` says from now on."""
+        """What `zfs get` and `zfs send -nP` say from now on."""
         self._write({"got": said.hex()})
 
     def fails(self, code: int, says: str) -> None:
@@ -474,3 +392,49 @@ def test_another_volumes_device_is_waited_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(zfs, "_LOOK_EVERY_S", 0)
     zfs.wait_device("tank/v", 60)
     assert list(behind) == []
+
+
+def test_branch(world: World) -> None:
+    for name, kind in (
+        ("usb/off", "filesystem"),
+        ("usb/off/a", "volume"),
+        ("usb/offside", "volume"),
+    ):
+        world.filesystem(name, type=kind)
+    world.snapshot("usb/off/a@late", guid=5, createtxg=9)
+    world.snapshot("usb/off/a@early", guid=6, createtxg=8)
+    world.snapshot("usb/offside@x", guid=7, createtxg=7)
+    found = zfs.branch("usb/off")
+    assert found.datasets == {"usb/off", "usb/off/a"}
+    assert found.filesystems == {"usb/off"}
+    assert [snapshot.name for snapshot in found.of("usb/off/a")] == ["early", "late"]
+    assert found.of("usb/none") == []
+    assert set(found.snapshots) == {"usb/off/a@late", "usb/off/a@early"}
+    with pytest.raises(ZfsFailed, match="usb/none"):
+        zfs.branch("usb/none")
+
+
+def test_properties(world: World) -> None:
+    world.gets(b"zvmsnap:vault\t/a b\nmounted\t-\n")
+    assert zfs.properties("usb", ("zvmsnap:vault", "mounted")) == {
+        "zvmsnap:vault": "/a b",
+        "mounted": "",
+    }
+    assert world.calls == [["get", "-Hp", "-o", "property,value", "zvmsnap:vault,mounted", "usb"]]
+
+
+def test_stream_bytes(world: World) -> None:
+    """As OpenZFS 2.3 says it."""
+    world.gets(b"full\tt/a@1\t1000\nsize\t1000\n")
+    assert zfs.stream_bytes("t/a@1") == 1000
+    world.gets(b"incremental\t1\tt/a@2\t600\nincremental\t2\tt/a@3\t24\nsize\t624\n")
+    assert zfs.stream_bytes("t/a@3", "t/a@1", raw=True) == 624
+    assert world.calls == [["send", "-nP", "t/a@1"], ["send", "-nPw", "-I", "t/a@1", "t/a@3"]]
+
+
+def test_at_a_destination(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\nexec {tmp_path}/zfs list -Hp -t filesystem -o name none\n")
+    ssh.chmod(0o755)
+    with pytest.raises(ZfsFailed, match="me@nas: zfs list failed"):
+        zfs.branch("usb", Far("me@nas", tmp_path / "sockets"))
