@@ -118,6 +118,11 @@ class Fetching:
         for guest in self._hypervisor.guests():
             if guest.uuid == manifest.uuid and guest.is_active():
                 raise FetchRefused(f"{guest.name}: runs here; zvmsnap restore is what you want")
+            if (guest.name == manifest.domain) != (guest.uuid == manifest.uuid):
+                raise FetchRefused(
+                    f"{guest.name}: a guest here has only its name, or only its UUID: virsh "
+                    "domrename one, or undefine it"
+                )
         begun = self._begun(manifest.uuid)
         ours = begun.datasets if begun and begun.source == self._source.name else ()
         there = zfs.datasets()

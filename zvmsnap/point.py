@@ -203,6 +203,8 @@ def read(directory: Path) -> Point:
         for dataset in (tie.dataset, tie.home or tie.dataset)
     ):
         raise VaultDamaged(f"{path}: names a snapshot that ZFS cannot know")
+    if not (_is_plain(manifest.uuid) and _is_plain(manifest.capture)):
+        raise VaultDamaged(f"{path}: its uuid or capture is none of ours")
     if not is_time(manifest.taken):
         raise VaultDamaged(f"{path}: {manifest.taken!r} is no time at which it was taken")
     if not manifest.snapshots:
@@ -214,6 +216,11 @@ def _may_exist(full_name: str) -> bool:
     """Not exactly zfs(8): only that no command line can take it for something else."""
     dataset, _, name = full_name.partition("@")
     return dataset[:1].isalnum() and bool(name) and full_name.isprintable()
+
+
+def _is_plain(name: str) -> bool:
+    """It becomes part of file names, and may come from another machine."""
+    return bool(name) and "/" not in name and not name.startswith(".") and name.isprintable()
 
 
 def is_time(text: str) -> bool:

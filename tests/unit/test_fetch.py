@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, save_image
+from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, save_image
 from zvmsnap import fits, point, syncoid, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.destination import Destination
@@ -164,6 +164,13 @@ def refused(world: World, config: Config, *guests: FakeGuest) -> str:
 
 def test_the_guest_runs_here(world: World, config: Config) -> None:
     assert "web: runs here" in refused(world, config, FakeGuest("web", UUID))
+
+
+@pytest.mark.parametrize(("name", "uuid"), [("web", OTHER), ("www", UUID)])
+def test_another_guest_has_its_name(world: World, config: Config, name: str, uuid: str) -> None:
+    guest = FakeGuest(name, uuid)
+    guest.active = False
+    assert "only its name, or only its UUID" in refused(world, config, guest)
 
 
 def test_a_dataset_is_here(world: World, config: Config) -> None:

@@ -396,3 +396,11 @@ def test_time_that_is_none(tmp_path: Path, manifest: Build, taken: str) -> None:
     (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(taken=taken)))
     with pytest.raises(VaultDamaged, match="is no time at which it was taken"):
         point.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a\nb"])
+@pytest.mark.parametrize("key", ["uuid", "capture"])
+def test_names_that_lead_elsewhere(tmp_path: Path, manifest: Build, key: str, name: str) -> None:
+    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(**{key: name})))
+    with pytest.raises(VaultDamaged, match="none of ours"):
+        point.read(tmp_path)
