@@ -97,6 +97,20 @@ def begin(
             raise HookEnvironmentInvalid(f"SANOID_TARGET {target!r}: there is no such dataset")
     snapshotted = placement.snapshotted_datasets(call.datasets, datasets, takes_recursively)
     covered = placement.without_excluded(snapshotted, datasets)
+    return begin_on(covered, snapshotted, call, config, owner, cancelled, guarded=guarded)
+
+
+def begin_on(
+    covered: frozenset[str],
+    snapshotted: frozenset[str],
+    call: HookCall,
+    config: Config,
+    owner: Process,
+    cancelled: threading.Event,
+    *,
+    guarded: bool,
+) -> bool:
+    """As `begin`, of guests with disks on `covered`, when `snapshotted` will be snapshotted."""
     if not covered:
         return True
     mounts = mounttable.mounts()

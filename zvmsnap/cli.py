@@ -16,6 +16,7 @@ import zvmsnap
 from zvmsnap import (
     clirestore,
     clisend,
+    clitake,
     completion,
     config,
     log,
@@ -89,6 +90,7 @@ def common(
       zvmsnap restore web@latest   bring it back, in place
       zvmsnap clone web@latest w2  a second machine from it, beside the first
       zvmsnap verify --boot web    prove that its points live
+      zvmsnap take web db          both, now, at one instant
       zvmsnap send web backup@nas:pool/offsite
       zvmsnap prune --dry-run      what has lost its snapshots
       zvmsnap recover              bring guests back from overlays, whatever died
@@ -231,6 +233,8 @@ def recover_guests(
 app.command("restore")(clirestore.restore)
 app.command("clone")(clirestore.clone)
 app.command("verify")(clirestore.verify)
+app.command("take")(clitake.take)
+app.command("drop")(clitake.drop)
 app.command("send")(clisend.send)
 app.command("fetch")(clisend.fetch)
 app.command("status")(clisend.status)

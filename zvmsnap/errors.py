@@ -168,6 +168,18 @@ class SyncoidFailed(ZvmsnapError):
     """syncoid is not there, is too old, or could not send a dataset."""
 
 
+class TakeRefused(ZvmsnapError):
+    """A moment cannot be taken as it was asked for; nothing was touched."""
+
+
+class TakeFailed(ZvmsnapError):
+    """A moment was not taken: no snapshot of it stays, and all guests are on their own disks."""
+
+
+class DropRefused(ZvmsnapError):
+    """A point cannot be dropped: it is not ours to drop, or something depends on it."""
+
+
 class SendRefused(ZvmsnapError):
     """What was asked for cannot be sent as it is now; nothing was."""
 

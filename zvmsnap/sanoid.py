@@ -71,6 +71,11 @@ def type_of(name: str) -> str:
     return match["type"] if match else name
 
 
+def is_name(name: str) -> bool:
+    """Can a snapshot have that name?"""
+    return len(name) <= _NAME_MAX and bool(_SNAPNAME.fullmatch(name))
+
+
 def spellings(name: str) -> tuple[str, ...]:
     """The names under which sanoid may really have taken `name`: itself, and with `dst`."""
     match = _MOMENT.fullmatch(name)

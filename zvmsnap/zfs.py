@@ -247,10 +247,14 @@ def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def marked(user_property: str) -> dict[str, str]:
-    """The datasets on which this user property itself was set, and its values. Raises ZfsFailed."""
+def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
+    """The datasets on which this user property itself was set, and its values.
+
+    With `inherited` also those below them. Raises ZfsFailed.
+    """
+    sources = "local,inherited,received" if inherited else "local"
     said = _zfs(
-        "get", "-Hp", "-s", "local", "-t", "filesystem,volume", "-o", "name,value", user_property
+        "get", "-Hp", "-s", sources, "-t", "filesystem,volume", "-o", "name,value", user_property
     )
     return {line[0]: line[1] for line in _lines(said, columns=2)}
 
@@ -271,6 +275,11 @@ def take_snapshots(datasets: Iterable[str], name: str) -> None:
             libzfs_core.lzc_snapshot([full_name.encode() for full_name in wanted])
         except ZFSError as error:
             raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
+
+
+def hold(snapshots: Sequence[str], tag: str) -> None:
+    """Keep snapshots from being destroyed until that hold is released. Raises ZfsFailed."""
+    _zfs("hold", tag, *snapshots)
 
 
 def written_bytes(dataset: str, snapshot: str = "") -> int:

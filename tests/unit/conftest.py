@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvirt
-from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base, write
+from tests.unit.fakes import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
 from zvmsnap import capture, finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Disk as EntryDisk
@@ -25,8 +25,6 @@ hypothesis.settings.load_profile("unit")
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 MOMENT = "autosnap_2026-11-20_03:00:00"
-# What saveimage.judge takes for an image that libvirt can load: header without XML, then a stream.
-RAM = b"LibvirtQemudSave" + bytes(19 * 4) + b"QEVM and RAM"
 
 _MANIFEST = Manifest(
     domain="web",

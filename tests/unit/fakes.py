@@ -24,6 +24,8 @@ from zvmsnap.hypervisor import Guest, Hypervisor, Pause
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
 SIZE = 1 << 20
+# What saveimage.judge takes for an image that libvirt can load: header without XML, then a stream.
+RAM = b"LibvirtQemudSave" + bytes(19 * 4) + b"QEVM and RAM"
 
 
 def qemu_img(*arguments: str | Path) -> None:
@@ -313,6 +315,33 @@ class FakeGuest(Guest):
         self.stands_still = Pause.USER if paused else None
         if not paused:
             self.runs()
+
+
+class DumpedGuest(FakeGuest):
+    """A guest whose RAM can be dumped."""
+
+    tpm = ""
+
+    def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
+        return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")
+
+    def migrate_max_downtime_ms(self) -> int:
+        return self.allowed_ms
+
+    @contextmanager
+    def pauses(self) -> Iterator[Callable[[], float]]:
+        yield lambda: 0.1
+
+    def snapshot_create(self, xml: str) -> None:
+        self._does("snapshot")
+        root = ET.fromstring(xml)
+        memory = root.find("memory")
+        assert memory is not None
+        Path(memory.get("file", "")).write_bytes(RAM)
+        for disk in root.findall("disks/disk[@snapshot='external']"):
+            source = disk.find("source")
+            assert source is not None
+            self.on_overlay(disk.get("name", ""), Path(source.get("file", "")))
 
 
 class FakeHypervisor(Hypervisor):

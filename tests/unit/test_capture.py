@@ -1,14 +1,11 @@
 import logging
 import threading
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.unit.conftest import RAM
-from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs, make_base
+from tests.unit.fakes import DumpedGuest, FakeHypervisor, FakeZfs, make_base
 from zvmsnap import capture, mounttable, qemuconf, staging, tpm, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Entry, Journal, Process
@@ -19,33 +16,6 @@ from zvmsnap.tasks import Begin, Clone, Tasks
 
 DATASET = zfs.Dataset("tank/web", "filesystem", compressed=False)
 CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
-
-
-class DumpedGuest(FakeGuest):
-    """A guest whose RAM can be dumped."""
-
-    tpm = ""
-
-    def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
-        return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")
-
-    def migrate_max_downtime_ms(self) -> int:
-        return self.allowed_ms
-
-    @contextmanager
-    def pauses(self) -> Iterator[Callable[[], float]]:
-        yield lambda: 0.1
-
-    def snapshot_create(self, xml: str) -> None:
-        self._does("snapshot")
-        root = ET.fromstring(xml)
-        memory = root.find("memory")
-        assert memory is not None
-        Path(memory.get("file", "")).write_bytes(RAM)
-        for disk in root.findall("disks/disk[@snapshot='external']"):
-            source = disk.find("source")
-            assert source is not None
-            self.on_overlay(disk.get("name", ""), Path(source.get("file", "")))
 
 
 @pytest.fixture

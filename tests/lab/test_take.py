@@ -1,0 +1,101 @@
+"""`zvmsnap take`: guests on unrelated datasets at one instant, without sanoid; all or none."""
+
+from __future__ import annotations
+
+import back
+import pytest
+import scenario
+from back import zvmsnap
+from scenario import WEB
+
+from labkit import guests
+from labkit.api import Lab
+from labkit.domains import Disk
+
+DB = scenario.Guest("db", ("tank/db",), {"vda": "/tank/db/disk0.raw"})
+NAME = "before-upgrade"
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    def make(lab: Lab) -> None:
+        lab.run("zfs create tank/db")
+        drives = [guests.make_disk(lab, Disk(path)) for path in DB.disks.values()]
+        guests.define(lab, guests.domain_xml(DB.name, drives))
+        guests.start(lab, DB.name)
+        lab.run("zfs set zvmsnap:group=shop tank/db && zfs set zvmsnap:group=shop tank/vm/web")
+
+    scenario.stage(lab_session, "pair", scenario.configured, make)
+    return lab_session
+
+
+def txgs(lab: Lab) -> set[str]:
+    listed = lab.run("zfs list -Hp -t snapshot -o name,createtxg -r tank").stdout.splitlines()
+    return {line.split("\t")[1] for line in listed if line.partition("\t")[0].endswith(NAME)}
+
+
+def test_two_guests_at_one_instant_and_back(lab: Lab) -> None:
+    zvmsnap(lab, "take", "--group", "shop", "--name", NAME, "--hold", "audit")
+    assert len(txgs(lab)) == 1
+    for guest in (WEB, DB):
+        scenario.assert_at_rest(lab, guest)
+        scenario.counts_on(lab, guest.name)
+        assert scenario.the_point(lab, guest.name).manifest["level"] == "memory"
+    scenario.prune(lab)
+    stored = {
+        guest.name: guests.disk_count(lab, f"/{guest.top}/.zfs/snapshot/{NAME}/disk0.raw")
+        for guest in (WEB, DB)
+    }
+    for guest in (WEB, DB):
+        since = guests.serial_size_bytes(lab, guest.name)
+        back.restore(lab, f"{guest.name}@{NAME}", "--no-safety")
+        guests.wait_counts(
+            lab, guest.name, stored[guest.name] + scenario.PROOF_COUNTS, since_byte=since
+        )
+        assert guests.boots(lab, guest.name, since) == 0
+        assert guests.mismatches(lab, guest.name, since) == []
+        assert stored[guest.name] + 1 in guests.counts(lab, guest.name, since)
+    # Held, and a former machine lies on it: it is not dropped.
+    assert "is held" in zvmsnap(lab, "drop", "--yes", f"db@{NAME}", status=1).stderr
+    lab.run(f"zfs release audit tank/db@{NAME}")
+    assert "depends on it" in zvmsnap(lab, "drop", "--yes", f"db@{NAME}", status=1).stderr
+    lab.run("zfs destroy -r $(zfs list -Ho name | grep tank/db.before)")
+    zvmsnap(lab, "drop", "--yes", f"db@{NAME}")
+    assert scenario.snapshots(lab, "tank/db") == {}
+    assert scenario.points(lab, "db") == []
+    assert zvmsnap(lab, "prune", "--dry-run").returncode == 0
+
+
+def test_one_guest_fails_and_none_has_a_part(lab: Lab) -> None:
+    scenario.configure(lab, "[limits]\nlock_timeout_s = 2")
+    uuid = lab.run("virsh domuuid db").stdout.strip()
+    lab.run("mkdir -p -m 700 /run/zvmsnap")
+    held = lab.start(f"exec flock /run/zvmsnap/{uuid}.lock sleep 600")
+    lab.run(f"while flock -n /run/zvmsnap/{uuid}.lock true; do sleep 0.1; done")
+    failed = zvmsnap(lab, "take", "web", "db", "--name", NAME, status=1)
+    assert "was not taken" in failed.stderr
+    held.kill()
+    lab.run(f"pkill -f 'flock /run/zvmsnap'; flock /run/zvmsnap/{uuid}.lock true", check=False)
+    assert txgs(lab) == set() and scenario.points(lab) == []
+    for guest in (WEB, DB):
+        scenario.assert_at_rest(lab, guest)
+        scenario.assert_counted_through(lab, guest.name)
+    zvmsnap(lab, "take", "web", "db", "--name", NAME)
+    assert len(txgs(lab)) == 1
+
+
+def test_killed_in_the_middle(lab: Lab) -> None:
+    lab.start("ZVMSNAP_TEST_STOP_BEFORE=frozen exec zvmsnap take web db")
+    stopped = "until ps -C zvmsnap,python3 -o stat=,args= | grep -q '^T.*zvmsnap'; do sleep 0.1; done"
+    lab.run(stopped, timeout_s=scenario.ROUND_LIMIT_S)
+    lab.run("pkill -9 -f '[z]vmsnap take'")
+    # The guard does it.
+    scenario.wait_until(
+        "both are back",
+        lambda: scenario.leftovers(lab) == [],
+        timeout_s=180,
+    )
+    for guest in (WEB, DB):
+        scenario.assert_at_rest(lab, guest)
+        scenario.assert_counted_through(lab, guest.name)
+    assert scenario.points(lab) == []

@@ -1,0 +1,43 @@
+"""A point that was taken by hand goes, with its snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zvmsnap import vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.errors import DropRefused
+from zvmsnap.locks import lock
+from zvmsnap.point import Liveness, Point
+
+_SANOIDS = "autosnap_"
+
+
+def snapshots(found: Point) -> list[str]:
+    """The snapshots that go with it, as they are called now. Raises DropRefused and ZfsFailed."""
+    answer = zfs.all_snapshots()
+    alive = Liveness(answer.present, answer.pools).alive(found.manifest)
+    for tie in alive:
+        if tie.name.startswith(_SANOIDS):
+            raise DropRefused(f"{tie.full_name}: is sanoid's, which prunes it when it is time")
+    names = sorted(tie.full_name for tie in alive)
+    for use in zfs.uses(sorted({name.partition("@")[0] for name in names})):
+        full_name = use.snapshot.full_name
+        if full_name not in names:
+            continue
+        if use.clones:
+            raise DropRefused(f"{full_name}: {use.clones[0]} depends on it; destroy that first")
+        if use.holds:
+            raise DropRefused(f"{full_name}: is held; zfs holds {full_name} tells by whom")
+    return names
+
+
+def drop(config: Config, found: Point, names: Sequence[str]) -> None:
+    """Destroy the snapshots, and remove the point. Raises ZfsFailed and LockTimeout.
+
+    Interrupted in between, `zvmsnap prune` removes the point, as its snapshots are gone.
+    """
+    with lock(config.locks_dir, "vault", f"drop {found.name}", config.limits.lock_timeout_s):
+        for name in names:
+            zfs.destroy(name)
+        vault.remove(found)

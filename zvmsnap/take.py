@@ -1,0 +1,139 @@
+"""A moment by hand: several guests, on any datasets, at one instant; all of them or none.
+
+    begin      RAM of each guest, and overlays over its disks (capture, as in the pre hook)
+    snapshot   all datasets of a pool in one transaction
+    hold       if it was asked for
+    finish     overlays back, points published (finish, as in the post hook)
+
+If one guest does not get what its disks allow, no snapshot is taken, and finish puts all of them
+back. Should we die, the guard does that, as for a run of sanoid.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from zvmsnap import capture, finish, log, mounttable, placement, sanoid, survey, vault, zfs
+from zvmsnap.config import Config
+from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.hypervisor import Hypervisor
+from zvmsnap.journal import Process
+from zvmsnap.placement import Seen
+from zvmsnap.point import Point
+from zvmsnap.sanoid import HookCall, Role
+
+_GROUP = "zvmsnap:group"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which guests, the datasets of all their disks, and the name of the snapshots."""
+
+    domains: tuple[str, ...]
+    datasets: tuple[str, ...]
+    name: str
+
+
+def default_name() -> str:
+    """No name that sanoid would prune."""
+    return f"zvmsnap_{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}_manual"
+
+
+def plan(hypervisor: Hypervisor, domains: Sequence[str], group: str | None, name: str) -> Plan:
+    """Find the guests and their datasets. Raises GuestNotFound, TakeRefused and ZfsFailed."""
+    if not sanoid.is_name(name):
+        raise TakeRefused(f"{name!r}: is no name of a snapshot: letters, digits and _ - : .")
+    there = zfs.datasets()
+    mounts = mounttable.mounts()
+    allowed = placement.without_excluded(there, there)
+    if group is None:
+        wanted = _named(hypervisor, domains, mounts)
+    else:
+        wanted = _members(hypervisor, group, mounts)
+    datasets: set[str] = set()
+    for domain, seen in wanted.items():
+        own = _datasets(seen) & allowed
+        if not own:
+            raise TakeRefused(f"{domain}: has no disk on ZFS, or all are left out (zvmsnap:mode)")
+        datasets |= own
+    names = [f"{dataset}@{name}" for dataset in sorted(datasets)]
+    if taken := zfs.snapshots(names).present:
+        raise TakeRefused(f"{min(taken)}: exists already; say another --name")
+    return Plan(tuple(sorted(wanted)), tuple(sorted(datasets)), name)
+
+
+def _named(
+    hypervisor: Hypervisor, domains: Sequence[str], mounts: list[mounttable.Mount]
+) -> dict[str, Seen]:
+    found = {}
+    guests = hypervisor.guests()
+    for domain in domains:
+        guest = next((each for each in guests if domain in (each.name, each.uuid)), None)
+        if guest is None:
+            raise GuestNotFound(f"{domain}: libvirt has no such guest")
+        found[guest.name] = survey.look(hypervisor, guest, mounts)
+    return found
+
+
+def _members(hypervisor: Hypervisor, group: str, mounts: list[mounttable.Mount]) -> dict[str, Seen]:
+    marked = {name for name, value in zfs.marked(_GROUP, inherited=True).items() if value == group}
+    found = {}
+    for guest in hypervisor.guests():
+        seen = survey.look(hypervisor, guest, mounts)
+        if _datasets(seen) & marked:
+            found[guest.name] = seen
+    if not found:
+        raise TakeRefused(f"no guest has a disk on a dataset with {_GROUP}={group}")
+    return found
+
+
+def _datasets(seen: Seen) -> set[str]:
+    return {
+        seen.places[disk.target].dataset
+        for disk in seen.domain.disks
+        if disk.writable and disk.target in seen.places
+    }
+
+
+def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Event) -> list[Point]:
+    """Take the moment; returns its points.
+
+    Raises TakeFailed with no snapshot left; what could not be put back, the log says.
+    """
+    call = HookCall(Role.PRE, wanted.datasets, (wanted.name,))
+    owner = Process.of(os.getpid())
+    datasets = frozenset(wanted.datasets)
+    why = ""
+    try:
+        if not capture.begin_on(datasets, datasets, call, config, owner, cancelled, guarded=True):
+            why = "not every guest got what its disks allow"
+        else:
+            why = _snapshot(wanted, hold)
+    finally:
+        complete = finish.finish(call, config, owner) or bool(why)
+    if why:
+        raise TakeFailed(f"{wanted.name} was not taken: {why}; the log says more")
+    if not complete:
+        raise TakeFailed(f"{wanted.name}: its snapshots are there, but not all of its points are")
+    return [
+        point for point in vault.entries(config.vault_dir, wanted.name) if isinstance(point, Point)
+    ]
+
+
+def _snapshot(wanted: Plan, hold: str | None) -> str:
+    """Take them all, or none; says what went wrong."""
+    names = [f"{dataset}@{wanted.name}" for dataset in wanted.datasets]
+    try:
+        zfs.take_snapshots(wanted.datasets, wanted.name)
+        if hold:
+            zfs.hold(names, hold)
+        return ""
+    except ZfsFailed as error:
+        for name in zfs.snapshots(names).present:
+            log.plain().warning("%s: is destroyed again", name)
+            zfs.destroy(name)
+        return str(error)
