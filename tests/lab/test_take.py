@@ -86,8 +86,8 @@ def test_one_guest_fails_and_none_has_a_part(lab: Lab) -> None:
 
 def test_killed_in_the_middle(lab: Lab) -> None:
     lab.start("ZVMSNAP_TEST_STOP_BEFORE=frozen exec zvmsnap take web db")
-    stopped = "until ps -C zvmsnap,python3 -o stat=,args= | grep -q '^T.*zvmsnap'; do sleep 0.1; done"
-    lab.run(stopped, timeout_s=scenario.ROUND_LIMIT_S)
+    stopped = "ps -C zvmsnap,python3 -o stat=,args= | grep -q '^T.*zvmsnap'"
+    lab.run(f"until {stopped}; do sleep 0.1; done", timeout_s=scenario.ROUND_LIMIT_S)
     lab.run("pkill -9 -f '[z]vmsnap take'")
     # The guard does it.
     scenario.wait_until(
