@@ -11,7 +11,7 @@ import typer
 from zvmsnap import clirestore, config, destination, log, receipts, render, vault
 from zvmsnap.config import Config, DestinationTable
 from zvmsnap.destination import Destination, MemoryWanted
-from zvmsnap.errors import EXIT_FAILED, EXIT_OK, SendRefused, ZvmsnapError
+from zvmsnap.errors import EXIT_FAILED, EXIT_OK, Cancelled, SendRefused, ZvmsnapError
 from zvmsnap.point import Liveness, Point
 from zvmsnap.vault import Damaged
 
@@ -81,6 +81,8 @@ def send(
         for table in tables:
             try:
                 said.append(_send(settings, hypervisor, table, dry_run=dry_run))
+            except Cancelled:
+                raise
             except ZvmsnapError as error:
                 # The other destinations are served all the same.
                 if len(tables) == 1:

@@ -58,6 +58,7 @@ class FarVault:
         self.place = PurePosixPath(place)
         self._mirror = config.journal_dir / "mirrors" / folder_of(destination.name)
         self._known = self._mirror.with_name(f"{self._mirror.name}.id")
+        self._own = config.vault_dir / vault.MARK
         self._destination = destination
 
     def read(self) -> tuple[list[Point], list[Damaged]]:
@@ -177,7 +178,13 @@ class FarVault:
 
     def _check(self) -> None:
         known = self._known.read_text() if self._known.exists() else ""
-        if known and self._mark() != known:
+        mark = self._mark()
+        if mark and self._own.exists() and mark == self._own.read_text():
+            raise VaultMissing(
+                f"{self._destination.name}: {self.place} is the vault that points are sent from: "
+                f"zfs set {WHERE}=/ANOTHER {self._destination.root}"
+            )
+        if known and mark != known:
             raise VaultMissing(
                 f"{self._destination.name}: {self.place} is not the vault that was used so far: is "
                 "its file system mounted? If it was moved or emptied on purpose, remove "

@@ -144,7 +144,7 @@ class Sending:
         except ZvmsnapError as error:
             self._fail(outcome, error)
 
-    def _fail(self, outcome: Outcome, error: ZvmsnapError) -> None:
+    def _fail(self, outcome: Outcome, error: Exception) -> None:
         outcome.failed = str(error)
         name = outcome.load.domain or outcome.load.datasets[0]
         log.about(name, self._destination.name).error("%s", error)
@@ -223,7 +223,8 @@ class Sending:
                     self._put(far_vault, outcome, each)
             except Cancelled:
                 raise
-            except ZvmsnapError as error:
+            except (ZvmsnapError, OSError) as error:
+                # OSError: it was pruned here while it was sent.
                 self._fail(outcome, error)
 
     def _choose(self, outcomes: Iterable[Outcome], there: Sequence[Point], branch: Branch) -> None:

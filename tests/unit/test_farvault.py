@@ -219,3 +219,11 @@ def test_no_place(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setattr(zfs, "properties", lambda *_: said)
     with pytest.raises(VaultMissing, match="far/off"):
         farvault.place_of(Destination("", "far/off"), Far(""))
+
+
+def test_not_the_vault_of_here(config: Config) -> None:
+    vault.claim(config)
+    there = FarVault(config, Destination("", "far/off"), Far(""), config.vault)
+    for act in (there.claim, there.read):
+        with pytest.raises(VaultMissing, match="is the vault that points are sent from"):
+            act()
