@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from labkit import guests
 from labkit.api import CODE_DIR, Lab
 
-RUNS = 5
+RUNS = 3
 UNKNOWN = "SANOID_TARGET=tank/vm/web SANOID_SNAPNAME=autosnap_2001-01-01_00:00:00_daily"
 ELSEWHERE = UNKNOWN.replace("tank/vm/web", "cheap")
 

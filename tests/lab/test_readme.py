@@ -89,6 +89,7 @@ def test_offsite_every_night_and_the_host_burns_down(lab: Lab) -> None:
     scenario.assert_on_base(lab, "web", WEB.disks)
 
 
+@pytest.mark.whole
 def test_start_it_where_it_was_sent_to(lab: Lab) -> None:
     far.built(lab)
     name = back.hourly(lab)

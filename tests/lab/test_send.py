@@ -88,6 +88,7 @@ def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     assert len(scenario.points(lab)) == 2
 
 
+@pytest.mark.whole
 def test_clone_and_restore_on_the_other_host(lab: Lab) -> None:
     name = back.hourly(lab)
     stored = back.stored_count(lab, name)
@@ -132,6 +133,7 @@ def burn(lab: Lab) -> None:
     lab.run(f"rm -f {scenario.VAULT}/.zvmsnap-vault")
 
 
+@pytest.mark.whole
 def test_fetch_home(lab: Lab) -> None:
     take_another(lab)
     name = back.hourly(lab, 1)
@@ -155,6 +157,7 @@ def test_fetch_home(lab: Lab) -> None:
     back.assert_nothing_left(lab)
 
 
+@pytest.mark.whole
 def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     name = back.hourly(lab)
     take_another(lab)
@@ -203,6 +206,7 @@ def test_one_clear_line_each(lab: Lab) -> None:
     scenario.counts_on(lab)
 
 
+@pytest.mark.whole
 def test_a_guest_on_its_overlay_is_waited_for_and_then_refused(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nbusy_timeout_s = 3")
     name = "autosnap_2099-01-01_00:00:00_hourly"
@@ -239,6 +243,7 @@ def copying(lab: Lab) -> None:
 STAGES = {"datasets": receiving, "memory": copying}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("fault", ["kill", "ssh cut", "power cut"])
 def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
@@ -267,6 +272,7 @@ def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
     assert [each["why"] for each in json.loads(verified.stdout)["points"].values()] == ["", ""]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("full", [f"{ROOT}", "backup/vault"])
 def test_destination_full(lab: Lab, full: str) -> None:
     grown(lab)
@@ -281,6 +287,7 @@ def test_destination_full(lab: Lab, full: str) -> None:
     assert len(far.points(lab)) == 2
 
 
+@pytest.mark.whole
 def test_bandwidth_is_kept(lab: Lab) -> None:
     grown(lab)
     load = far.send(lab, "--bwlimit", "500k", "web", DESTINATION)
@@ -290,6 +297,7 @@ def test_bandwidth_is_kept(lab: Lab) -> None:
     assert_sent(lab)
 
 
+@pytest.mark.whole
 def test_another_pool_encrypted_and_with_names_for_a_shell(lab: Lab) -> None:
     """Without ssh; and over it, into a vault whose path a shell would read as something else."""
     lab.run(

@@ -66,6 +66,7 @@ def test_two_guests_at_one_instant_and_back(lab: Lab) -> None:
     assert zvmsnap(lab, "prune", "--dry-run").returncode == 0
 
 
+@pytest.mark.whole
 def test_one_guest_fails_and_none_has_a_part(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nlock_timeout_s = 2")
     uuid = lab.run("virsh domuuid db").stdout.strip()
@@ -84,6 +85,7 @@ def test_one_guest_fails_and_none_has_a_part(lab: Lab) -> None:
     assert len(txgs(lab)) == 1
 
 
+@pytest.mark.whole
 def test_killed_in_the_middle(lab: Lab) -> None:
     lab.start("ZVMSNAP_TEST_STOP_BEFORE=frozen exec zvmsnap take web db")
     stopped = "ps -C zvmsnap,python3 -o stat=,args= | grep -q '^T.*zvmsnap'"
