@@ -41,8 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line("markers", "state(name): the state of the lab a test starts from")
-    config.addinivalue_line("markers", "whole: other scenarios, or cells of the fault matrix, are the like; it is left "
-                            "to `--faults=all`, unless it is named")
+    config.addinivalue_line("markers", "whole: other scenarios, or cells of the fault matrix, are "
+                            "the like; it is left to `--faults=all`, unless it is named")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
