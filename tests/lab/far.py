@@ -90,7 +90,7 @@ def start_sshd(lab: Lab) -> None:
 
 def stop_sshd(lab: Lab) -> None:
     """Its connections end too."""
-    lab.run("kill $(cat /run/far-sshd.pid); pkill -f 'sshd.*offsite'; sleep 0.5", check=False)
+    lab.run("kill $(cat /run/far-sshd.pid); pkill -f '[s]shd.*offsite'; sleep 0.5", check=False)
 
 
 def send(lab: Lab, *words: str, status: int = 0) -> Mapping[str, Any]:

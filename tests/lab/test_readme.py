@@ -52,7 +52,8 @@ def test_get_last_nights_machine_back(lab: Lab) -> None:
     assert said.rpartition(":")[0].partition("_09")[0] == found.partition("_09")[0]
     typed(lab, commands[3])
     typed(lab, commands[4].replace(said, found))
-    assert back.jumps(lab)[-1][1] > last
+    scenario.wait_until("it jumps back", lambda: len(back.jumps(lab)) == 2)
+    assert back.jumps(lab)[-1][1] == last + 1
     scenario.counts_on(lab)
 
 

@@ -192,10 +192,10 @@ def test_one_clear_line_each(lab: Lab) -> None:
     assert "dataset does not exist" in refused(f"{far.USER}@{far.HOST}:backup/none")
     assert "Permission denied" in refused(f"nobody@{far.HOST}:{ROOT}")
     assert "resolve" in refused("no-such-host:backup/x")
-    lab.run(f"zfs set readonly=on backup/vault && chown root {far.VAULT}")
+    lab.run("zfs set readonly=on backup/vault")
     line = refused(DESTINATION)
     assert far.VAULT in line and "zfs set zvmsnap:vault" in line
-    lab.run(f"zfs set readonly=off backup/vault && chown {far.USER} {far.VAULT}")
+    lab.run("zfs set readonly=off backup/vault")
     far.stop_sshd(lab)
     assert "Connection refused" in refused(DESTINATION)
     lab.run("rm /srv/far/host_key && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key")
@@ -229,7 +229,7 @@ def grown(lab: Lab) -> None:
 
 
 def receiving(lab: Lab) -> None:
-    lab.run("until pgrep -f 'zfs receive' > /dev/null; do sleep 0.2; done; sleep 3")
+    lab.run("until pgrep -f '[z]fs receive' > /dev/null; do sleep 0.2; done; sleep 3")
 
 
 def copying(lab: Lab) -> None:
@@ -263,7 +263,7 @@ def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
     # Half a point is no point; nothing here is held.
     assert far.points(lab) == []
     assert holds(lab) == "0"
-    lab.run("until ! pgrep -f 'zfs receive' > /dev/null; do sleep 0.2; done")
+    lab.run("until ! pgrep -f '[z]fs receive' > /dev/null; do sleep 0.2; done")
     load = far.send(lab, "--memory", "all", "web", DESTINATION)
     assert not load["failed"]
     assert_sent(lab)
@@ -290,10 +290,11 @@ def test_destination_full(lab: Lab, full: str) -> None:
 @pytest.mark.whole
 def test_bandwidth_is_kept(lab: Lab) -> None:
     grown(lab)
-    load = far.send(lab, "--bwlimit", "500k", "web", DESTINATION)
+    load = far.send(lab, "--bwlimit", "150k", "web", DESTINATION)
     (web,) = [each for each in load["datasets"] if each["dataset"] == WEB.top]
     assert web["stream_bytes"] > 4 << 20
-    assert web["seconds"] > (4 << 20) / 512_000
+    # A little of it may go at once.
+    assert web["seconds"] > 0.9 * (4 << 20) / (150 << 10)
     assert_sent(lab)
 
 
