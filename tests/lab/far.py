@@ -121,3 +121,11 @@ def points(lab: Lab) -> list[dict[str, Any]]:
 def guids(lab: Lab, dataset: str) -> list[int]:
     """Of a dataset's snapshots, oldest first."""
     return list(scenario.snapshots(lab, dataset).values())
+
+
+def burn(lab: Lab) -> None:
+    """Nothing of the guest is left on the first host."""
+    lab.run("virsh destroy web; virsh undefine web")
+    # A volume may be busy for a moment still.
+    lab.run("until zfs destroy -r tank/vm; do sleep 1; done", timeout_s=scenario.ROUND_LIMIT_S)
+    lab.run(f"rm -rf {scenario.VAULT}/* {scenario.VAULT}/.zvmsnap-vault {scenario.JOURNAL}")

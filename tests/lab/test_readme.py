@@ -77,10 +77,7 @@ def test_offsite_every_night_and_the_host_burns_down(lab: Lab) -> None:
     assert "web" in typed(lab, commands[5]).stdout
     assert len(far.points(lab)) == 2
 
-    lab.run(
-        "virsh destroy web; virsh undefine web; zfs destroy -r tank/vm; "
-        f"rm -rf {scenario.VAULT}/* {scenario.VAULT}/.z* {scenario.JOURNAL}"
-    )
+    far.burn(lab)
     since = guests.serial_size_bytes(lab, "web")
     name = back.hourly_of(lab, f"{far.ROOT}/{WEB.top}", 1)
     for command in readme.commands("The host burned down"):

@@ -124,15 +124,6 @@ def test_clone_and_restore_on_the_other_host(lab: Lab) -> None:
     scenario.counts_on(lab)
 
 
-def burn(lab: Lab) -> None:
-    """Nothing of the guest is left here."""
-    lab.run(
-        "virsh destroy web; virsh undefine web; "
-        f"zfs destroy -r tank/vm && rm -rf {scenario.VAULT}/* {scenario.JOURNAL}/*"
-    )
-    lab.run(f"rm -f {scenario.VAULT}/.zvmsnap-vault")
-
-
 @pytest.mark.whole
 def test_fetch_home(lab: Lab) -> None:
     take_another(lab)
@@ -140,7 +131,7 @@ def test_fetch_home(lab: Lab) -> None:
     stored = back.stored_count(lab, name)
     far.send(lab, "--memory", "all", "web", DESTINATION)
     assert "runs here" in zvmsnap(lab, "fetch", "--yes", "web@latest", DESTINATION, status=1).stderr
-    burn(lab)
+    far.burn(lab)
     since = guests.serial_size_bytes(lab, "web")
     zvmsnap(lab, "fetch", "--dry-run", "web@latest", DESTINATION)
     assert lab.run("zfs list -Hr -o name tank").stdout.split() == ["tank"]
