@@ -33,6 +33,7 @@ def typed(lab: Lab, command: str) -> Completed:
     return done
 
 
+@pytest.mark.whole
 def test_get_last_nights_machine_back(lab: Lab) -> None:
     scenario.configured(lab)
     lab.set_clock("2026-11-20T03:00:00+00:00")
@@ -57,6 +58,7 @@ def test_get_last_nights_machine_back(lab: Lab) -> None:
     scenario.counts_on(lab)
 
 
+@pytest.mark.whole
 def test_offsite_every_night_and_the_host_burns_down(lab: Lab) -> None:
     far.built(lab)
     name = back.hourly(lab)

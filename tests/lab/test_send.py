@@ -171,6 +171,7 @@ def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     assert again["points"] == [] and not again["failed"]
 
 
+@pytest.mark.whole
 def test_one_clear_line_each(lab: Lab) -> None:
     before = lab.run("zfs list -Hp -t all -o name,guid -r tank; virsh list --all").stdout
 
