@@ -34,6 +34,7 @@ def txgs(lab: Lab) -> set[str]:
     return {line.split("\t")[1] for line in listed if line.partition("\t")[0].endswith(NAME)}
 
 
+@pytest.mark.whole
 def test_two_guests_at_one_instant_and_back(lab: Lab) -> None:
     zvmsnap(lab, "take", "--group", "shop", "--name", NAME, "--hold", "audit")
     assert len(txgs(lab)) == 1
