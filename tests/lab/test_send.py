@@ -272,7 +272,8 @@ def test_destination_full(lab: Lab, full: str) -> None:
     lab.run(f"zfs set quota={'1M' if full == ROOT else '300K'} {full}")
     load = far.send(lab, "web", DESTINATION, status=1)
     assert "space" in load["failed"] or "quota" in load["failed"].lower()
-    assert far.points(lab) == [] or full == ROOT
+    # Points without RAM may have found room.
+    assert not any(point["memory"] for point in far.points(lab))
     assert holds(lab) == "0"
     lab.run(f"zfs set quota=none {full}")
     assert not far.send(lab, "web", DESTINATION)["failed"]
