@@ -16,6 +16,9 @@ from zvmsnap.errors import DestinationUnreachable, FarFailed
 from zvmsnap.files import private_dir
 
 _SSH_FAILED = 255
+# rsync(1), "exit values": ssh's own, or, if rsync saw the broken pipe before that, socket I/O,
+# protocol stream, timeout.
+_RSYNC_CUT = (_SSH_FAILED, 10, 12, 30)
 SSH_OPTIONS = (
     "BatchMode=yes",
     "ConnectTimeout=20",
@@ -66,8 +69,8 @@ class Far:
             )
         except OSError as error:
             raise FarFailed(f"rsync cannot be run ({error.strerror}): apt install rsync") from error
-        if done.returncode == _SSH_FAILED:
-            raise DestinationUnreachable(f"{self.host}: {reason(done.stderr)}")
+        if self.host and done.returncode in _RSYNC_CUT:
+            raise DestinationUnreachable(f"{self.host}: {_first(done.stderr)}")
         if done.returncode:
             raise FarFailed(f"{self.where}rsync failed: {_first(done.stderr)}")
         return done.stdout.decode(errors="surrogateescape")
