@@ -57,12 +57,12 @@ def choose(points: Sequence[Point], text: str) -> Point:
             f"{text}: there is no such point; the last of {len(own)} is {own[-1].name}, "
             f"`zvmsnap list {domain}` shows all"
         )
-    before = [point for point in own if _taken(point) < end]
+    before = [point for point in own if point.taken < end]
     if not before:
         first = own[0]
         raise PointNotFound(
             f"{text}: there is no point of then or before; the first is {first.name}, "
-            f"taken {_taken(first).astimezone(end.tzinfo).isoformat(timespec='seconds')}"
+            f"taken {first.taken.astimezone(end.tzinfo).isoformat(timespec='seconds')}"
         )
     return before[-1]
 
@@ -78,11 +78,7 @@ def _named(points: Sequence[Point], text: str, name: str) -> Point | None:
 
 
 def _order(point: Point) -> tuple[datetime, str]:
-    return _taken(point), point.directory.name
-
-
-def _taken(point: Point) -> datetime:
-    return datetime.fromisoformat(point.manifest.taken)
+    return point.taken, point.directory.name
 
 
 def _end(text: str) -> datetime | None:

@@ -24,6 +24,7 @@ from zvmsnap.vault import Damaged
 
 if TYPE_CHECKING:
     from zvmsnap.hypervisor import Hypervisor
+    from zvmsnap.saveimage import Header
 
 PointArgument = Annotated[
     str,
@@ -69,7 +70,7 @@ def restore(
       zvmsnap restore web@2026-11-20T03:15      the last point until 03:15:59
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
-    from zvmsnap import loadable, restoreplan
+    from zvmsnap import restoreplan
     from zvmsnap.hooks import cancelled_by_signal
     from zvmsnap.hypervisor import Hypervisor
     from zvmsnap.restore import restore as put_back
@@ -77,8 +78,7 @@ def restore(
     settings = config.load()
     found = find(settings, point)
     wish = restoreplan.Wish(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
-    memory = None if cold else found.manifest.memory
-    image = loadable.check(found.directory / memory.file, memory) if memory else None
+    image = _image(found, cold=cold)
     with Hypervisor(settings.uri) as hypervisor:
         planned = restoreplan.plan(settings, hypervisor, found, wish, image)
         typer.echo("\n".join(planned.lines))
@@ -93,16 +93,23 @@ def bring_back(
     settings: Config, hypervisor: Hypervisor, found: Point, *, cold: bool, paused: bool
 ) -> None:
     """Restore a point that was just fetched: there is nothing of now to be kept."""
-    from zvmsnap import loadable, restoreplan, zfs
+    from zvmsnap import restoreplan, zfs
     from zvmsnap.hooks import cancelled_by_signal
     from zvmsnap.restore import restore as put_back
 
-    memory = None if cold else found.manifest.memory
-    image = loadable.check(found.directory / memory.file, memory) if memory else None
+    image = _image(found, cold=cold)
     # Rolled back, if nothing is newer: there is no former state that would have to live on.
     rollback = not restoreplan.newer(found, zfs.all_snapshots().present)
     wish = restoreplan.Wish(cold=cold, paused=paused, rollback=rollback, safety=False)
     put_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
+
+
+def _image(found: Point, *, cold: bool) -> Header | None:
+    """The checked RAM image that is to be loaded; None to start from the disks."""
+    from zvmsnap import loadable
+
+    memory = None if cold else found.manifest.memory
+    return loadable.check(found.directory / memory.file, memory) if memory else None
 
 
 def confirm() -> None:

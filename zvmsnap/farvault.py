@@ -75,15 +75,7 @@ class FarVault:
             "-rt", "--delete", "--delete-excluded", "--prune-empty-dirs", *filters, "--exclude=*",
             self._at(self.place) + "/", f"{self._mirror}/",
         )  # fmt: skip
-        found: list[Point] = []
-        damaged: list[Damaged] = []
-        for entry in vault.entries(self._mirror):
-            if isinstance(entry, Damaged):
-                damaged.append(entry)
-            else:
-                found.append(entry)
-        found.sort(key=lambda each: (each.manifest.domain, each.manifest.taken))
-        return found, damaged
+        return vault.all_in(self._mirror)
 
     def claim(self) -> None:
         """Make the vault, if it is the first time. Raises VaultMissing and FarFailed."""

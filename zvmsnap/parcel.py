@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
 
@@ -57,7 +56,7 @@ def parcels(
     taken = {(point.directory.parent.name, point.directory.name) for point in there}
     latest = _latest(here, arrived)
     found = []
-    for point in sorted(here, key=_taken):
+    for point in sorted(here, key=lambda each: each.taken):
         manifest = _as_there(point.manifest, destination, arrived)
         if not any(tie.guid in arrived for tie in manifest.snapshots):
             continue
@@ -102,7 +101,9 @@ def newest_complete(
     With the snapshot name.
     """
     there = frozenset(guids)
-    own = sorted((point for point in points if point.manifest.uuid == uuid), key=_taken)
+    own = sorted(
+        (point for point in points if point.manifest.uuid == uuid), key=lambda each: each.taken
+    )
     for point in reversed(own):
         name = complete_name(point.manifest, there)
         if name:
@@ -161,7 +162,3 @@ def _free(point: Point, taken: set[tuple[str, str]]) -> str:
 
 def _key(point: Point) -> tuple[str, str]:
     return point.manifest.uuid, point.manifest.capture
-
-
-def _taken(point: Point) -> datetime:
-    return datetime.fromisoformat(point.manifest.taken)

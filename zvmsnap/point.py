@@ -132,6 +132,11 @@ class Point:
         """`DOMAIN@MOMENT`."""
         return f"{self.manifest.domain}@{self.directory.name}"
 
+    @property
+    def taken(self) -> datetime:
+        """When it was taken: manifests write it with the offsets of their hosts."""
+        return datetime.fromisoformat(self.manifest.taken)
+
     def answers_to(self, name: str) -> bool:
         """Is `name` its moment, or one of its snapshot names?"""
         names = {self.directory.name, self.manifest.moment}

@@ -90,7 +90,8 @@ class Sending:
             for each in stream.arriving
         }
         afterwards = Branch(branch.datasets, {**branch.snapshots, **arriving})
-        self._choose(outcomes, there, afterwards)
+        here, _ = vault.read(self._config)
+        self._choose(outcomes, here, there, afterwards)
         return outcomes
 
     def run(self, wanted: Sequence[Load]) -> list[Outcome]:
@@ -215,7 +216,7 @@ class Sending:
             self._log.warning("%s", entry.why)
         captures = {point.manifest.capture for point in here}
         far_vault.clear([outcome.load.uuid for outcome in outcomes if outcome.load.uuid], captures)
-        self._choose(outcomes, there, branch)
+        self._choose(outcomes, here, there, branch)
         for outcome in outcomes:
             chosen, outcome.points = outcome.points, []
             try:
@@ -227,8 +228,13 @@ class Sending:
                 # OSError: it was pruned here while it was sent.
                 self._fail(outcome, error)
 
-    def _choose(self, outcomes: Iterable[Outcome], there: Sequence[Point], branch: Branch) -> None:
-        here, _ = vault.read(self._config)
+    def _choose(
+        self,
+        outcomes: Iterable[Outcome],
+        here: Sequence[Point],
+        there: Sequence[Point],
+        branch: Branch,
+    ) -> None:
         for outcome in outcomes:
             mine = [point for point in here if point.manifest.uuid == outcome.load.uuid]
             outcome.points = parcel.parcels(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from zvmsnap import zfs
 from zvmsnap.destination import Destination
@@ -68,7 +67,7 @@ def loads(points: Sequence[Point], names: Sequence[str], *, every: bool) -> list
 
 
 def _of_guest(points: Sequence[Point], there: Mapping[str, Dataset]) -> Load:
-    newest = max(points, key=lambda point: datetime.fromisoformat(point.manifest.taken)).manifest
+    newest = max(points, key=lambda point: point.taken).manifest
     datasets = {dataset for point in points for dataset in point.manifest.datasets}
     missing = sorted(newest.datasets - there.keys())
     if missing:

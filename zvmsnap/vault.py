@@ -108,8 +108,13 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
 def read(config: Config) -> tuple[list[Point], list[Damaged]]:
     """All points, by guest and age, and what cannot be read. Raises VaultMissing."""
     check(config)
+    return all_in(config.vault_dir)
+
+
+def all_in(vault: Path) -> tuple[list[Point], list[Damaged]]:
+    """The same of a directory that is laid out as a vault."""
     points, damaged = [], []
-    for entry in entries(config.vault_dir):
+    for entry in entries(vault):
         if isinstance(entry, Damaged):
             damaged.append(entry)
         else:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvirt
 from tests.unit.fakes import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
-from zvmsnap import capture, finish, hypervisor, recover, zfs
+from zvmsnap import capture, cli, finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Disk as EntryDisk
 from zvmsnap.journal import Entry, Journal, Process
@@ -119,6 +121,27 @@ def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHypervisor:
     for room in (capture, finish, recover, hypervisor):
         monkeypatch.setattr(room, "Hypervisor", known.connect)
     return known
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs a command line of ours in this process: exit code, stdout, stderr."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["zvmsnap", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err
+        return int(ended.value.code or 0), said.out, said.err
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

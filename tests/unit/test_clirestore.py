@@ -1,15 +1,14 @@
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
 
 from tests.unit.fakerestore import NAME, Scene, set_scene
-from zvmsnap import cli, clone, fits, hypervisor, verify
+from zvmsnap import clone, fits, hypervisor, verify
 from zvmsnap.config import Config
 from zvmsnap.journal import Process
 from zvmsnap.point import Manifest
@@ -25,18 +24,14 @@ def scene(
     tmp_path: Path,
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Scene]:
+) -> Scene:
     monkeypatch.setattr(clone, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
     monkeypatch.setattr(hypervisor, "Hypervisor", found.host.connect)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    yield found
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return found
 
 
 @pytest.fixture
@@ -45,22 +40,14 @@ def run(
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    command: Run,
 ) -> Run:
     conf = tmp_path / "config.toml"
     keys = ("staging", "vault", "journal", "locks")
     conf.write_text("".join(f'{key} = "{getattr(config, key)}"\n' for key in keys))
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zvmsnap", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capfd.readouterr()
-        assert "Traceback" not in said.err
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    return command
 
 
 def test_restore(run: Run, scene: Scene) -> None:

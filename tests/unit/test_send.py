@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.unit.fakes import UUID, FakeHypervisor
-from zvmsnap import cli, hypervisor, point, receipts, stacks, syncoid, turns, vault, zfs
+from zvmsnap import hypervisor, point, receipts, stacks, syncoid, turns, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import SyncoidFailed, ZfsFailed
 from zvmsnap.far import Far
@@ -128,27 +126,14 @@ def run(
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Iterator[Run]:
+    command: Run,
+) -> Run:
     conf = tmp_path / "config.toml"
     text = "".join(f'{key} = "{getattr(config, key)}"\n' for key in ("vault", "journal", "locks"))
     conf.write_text(text)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
     monkeypatch.setattr(hypervisor, "Hypervisor", FakeHypervisor().connect)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zvmsnap", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capfd.readouterr()
-        assert "Traceback" not in said.err
-        return int(ended.value.code or 0), said.out, said.err
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return command
 
 
 Take = Callable[[int], Point]

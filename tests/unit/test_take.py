@@ -1,8 +1,6 @@
 import json
-import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ import pytest
 from tests.unit.fakes import OTHER, UUID, DumpedGuest, FakeHypervisor, make_base
 from zvmsnap import (
     capture,
-    cli,
     finish,
     guard,
     hypervisor,
@@ -217,26 +214,13 @@ def run(
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    command: Callable[..., tuple[int, str, str]],
+) -> Callable[..., tuple[int, str, str]]:
     conf = tmp_path / "config.toml"
     keys = ("staging", "vault", "journal", "locks")
     conf.write_text("".join(f'{key} = "{getattr(config, key)}"\n' for key in keys))
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zvmsnap", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capfd.readouterr()
-        assert "Traceback" not in said.err
-        return int(ended.value.code or 0), said.out, said.err
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return command
 
 
 Run = Callable[..., tuple[int, str, str]]
