@@ -42,6 +42,48 @@ def set_clock(guest: Guest) -> None:
     guest.set_time(time.time())
 
 
+class _Verb(msgspec.Struct):
+    name: str
+    enabled: bool
+
+
+class _Info(msgspec.Struct):
+    supported_commands: tuple[_Verb, ...]
+
+
+_FREEZES = {"guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-fsfreeze-status"}
+
+
+def why_no_freeze(guest: Guest) -> str | None:
+    """Why it cannot freeze file systems; None if it can."""
+    try:
+        info = _ask(guest, "guest-info", {}, _Info)
+    except LibvirtFailed as error:
+        return f"its agent does not answer: {error}"
+    missing = _FREEZES - {verb.name for verb in info.supported_commands if verb.enabled}
+    return f"its agent does not allow {', '.join(sorted(missing))}" if missing else None
+
+
+def freeze(guest: Guest, timeout_s: int) -> int:
+    """Freeze the guest's file systems; how many were. Raises LibvirtFailed.
+
+    Whatever it raises, they may be frozen: thaw.
+    """
+    guest.agent_set_timeout(timeout_s)
+    return guest.fs_freeze()
+
+
+def thaw(guest: Guest) -> int:
+    """Thaw the guest's file systems; how many were frozen still. Raises LibvirtFailed."""
+    guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
+    return guest.fs_thaw()
+
+
+def is_frozen(guest: Guest) -> bool:
+    """Are its file systems frozen? Raises LibvirtFailed."""
+    return _ask(guest, "guest-fsfreeze-status", {}, str) == "frozen"
+
+
 @dataclass(frozen=True)
 class Ran:
     """What became of a command in a guest."""

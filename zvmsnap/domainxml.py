@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 ParseError = ET.ParseError
+_AGENT = "org.qemu.guest_agent.0"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class Disk:
 
 @dataclass(frozen=True)
 class Domain:
-    """What we need to know of a domain's definition."""
+    """What we need to know of a domain's definition.
+
+    `agent` is `connected`, `disconnected`, "" without a channel for one. `unmigratable` says which
+    device keeps libvirt from saving RAM, as far as its definition tells; "" if none does.
+    """
 
     name: str
     uuid: str
@@ -51,6 +56,8 @@ class Domain:
     cpu_mode: str
     cpu_model: str
     memory_kib: int
+    agent: str = ""
+    unmigratable: str = ""
 
 
 def parse(xml: str) -> Domain:
@@ -69,7 +76,36 @@ def parse(xml: str) -> Domain:
         cpu_mode=cpu.get("mode", "custom") if cpu is not None else "",
         cpu_model=cpu.findtext("model", "") if cpu is not None else "",
         memory_kib=int(root.findtext("memory", "0")),
+        agent=_agent(root),
+        unmigratable=_unmigratable(root),
     )
+
+
+def _agent(root: ET.Element) -> str:
+    for target in root.findall("devices/channel/target"):
+        if target.get("name") == _AGENT:
+            return target.get("state", "disconnected")
+    return ""
+
+
+def _unmigratable(root: ET.Element) -> str:
+    """What libvirt refuses before it begins (qemuMigrationSrcIsAllowed), where the XML tells."""
+    for shared in root.findall("devices/shmem"):
+        if shared.get("role") != "master":
+            return f"shared memory {shared.get('name', '')} (shmem) without role='master'"
+    invariant = any(
+        feature.get("name") == "invtsc" and feature.get("policy", "require") in ("require", "force")
+        for feature in root.findall("cpu/feature")
+    )
+    timed = any(
+        timer.get("name") == "tsc" and timer.get("frequency")
+        for timer in root.findall("clock/timer")
+    )
+    if invariant and not timed:
+        return "CPU feature invtsc without a TSC frequency"
+    if root.find("devices/interface[@type='vdpa']") is not None:
+        return "a vDPA network card"
+    return ""
 
 
 def _disk(disk: ET.Element) -> Disk:
@@ -151,16 +187,22 @@ def with_sources(xml: str, sources: Mapping[str, tuple[str, str, str]]) -> str:
 def snapshot_xml(
     name: str, memory_file: str, overlays: Mapping[str, str], others: tuple[str, ...]
 ) -> str:
-    """The XML of a memory snapshot: an overlay for each target in `overlays`, none for `others`.
+    """The XML of a snapshot: an overlay for each target in `overlays`, none for `others`.
 
-    Every disk of the domain must be in one of them: libvirt makes an overlay of its own naming,
-    beside the base and so inside the dataset, for each disk that is not named.
+    A target with the overlay "" is left to the caller: the guest then stays paused (libvirt 8.2).
+    Without `memory_file` no RAM is dumped. Every disk of the domain must be named: libvirt makes
+    an overlay of its own naming, beside the base and so inside the dataset, for each one that is
+    not.
     """
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = name
-    ET.SubElement(root, "memory", snapshot="external", file=memory_file)
+    if memory_file:
+        ET.SubElement(root, "memory", snapshot="external", file=memory_file)
     disks = ET.SubElement(root, "disks")
     for target, overlay in overlays.items():
+        if not overlay:
+            ET.SubElement(disks, "disk", name=target, snapshot="manual")
+            continue
         disk = ET.SubElement(disks, "disk", name=target, snapshot="external", type="file")
         ET.SubElement(disk, "driver", type="qcow2")
         ET.SubElement(disk, "source", file=overlay)

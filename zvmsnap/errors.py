@@ -29,6 +29,12 @@ class ConfigInvalid(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class ModeInvalid(ZvmsnapError):
+    """That is no order of levels."""
+
+    exit_code = EXIT_USAGE
+
+
 class PointNotFound(ZvmsnapError):
     """No point, or more than one, answers to that name."""
 
@@ -102,6 +108,14 @@ class BlockJobNotReady(LibvirtFailed):
 
 class DumpAborted(LibvirtFailed):
     """The memory dump was aborted (VIR_ERR_OPERATION_ABORTED)."""
+
+
+class NotStill(ZvmsnapError):
+    """The guest, or its file systems, could not be made to stand still, or did not stay so."""
+
+
+class ScriptFailed(ZvmsnapError):
+    """An administrator's pre-freeze or post-thaw failed, or took too long."""
 
 
 class DomainBusy(ZvmsnapError):

@@ -288,6 +288,19 @@ class Guest:
         with self._doing("setting its clock"):
             self._domain.setTime({"seconds": int(seconds), "nseconds": int(fraction_s * 1e9)})
 
+    def fs_freeze(self) -> int:
+        """Freeze its file systems, through its agent; how many were.
+
+        They stay so until `fs_thaw`, whoever dies: libvirt has no lease for it.
+        """
+        with self._doing("freezing its file systems"):
+            return int(self._domain.fsFreeze(None, 0))
+
+    def fs_thaw(self) -> int:
+        """Thaw its file systems; how many were frozen. Harmless if none was."""
+        with self._doing("thawing its file systems"):
+            return int(self._domain.fsThaw(None, 0))
+
     def managed_save_xml(self) -> str | None:
         """The definition in its managed save image, None if it has none."""
         with self._doing("reading its managed save image"):
@@ -305,19 +318,23 @@ class Guest:
         with self._doing("asking for its job"):
             return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
 
-    def snapshot_create(self, xml: str) -> None:
-        """Take a live, atomic memory and disk snapshot of which libvirt keeps no metadata.
+    def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
+        """Take an atomic snapshot of which libvirt keeps no metadata: live RAM and disks, or disks.
 
         Blocks until RAM is written and the disks have switched; may be ended by `abort_job`
         from another thread (DumpAborted). libvirt resumes the guest and removes what it made
-        when it fails. Without metadata nobody can later load this RAM over newer disks.
+        when it fails. Where a disk is `manual` the guest is paused when it returns. Without
+        metadata nobody can later load this RAM over newer disks.
         """
         flags = (
-            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         )
-        with self._doing("memory snapshot"):
+        if disk_only:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        else:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+        with self._doing("snapshot of its disks" if disk_only else "memory snapshot"):
             self._domain.snapshotCreateXML(xml, flags)
 
     def abort_job(self) -> None:

@@ -1,12 +1,14 @@
 """Which guests a moment concerns, and how coherent a point each of them can have. Pure.
 
-| guest   | its writable disks                            | level   |
-|---------|-----------------------------------------------|---------|
-| any     | none on a covered dataset                     | (not concerned)  |
-| off     | at least one covered                          | offline |
-| running | all covered, libvirt can freeze each of them  | memory  |
-| running | some elsewhere, or of a kind without overlay  | crash   |
-| paused or otherwise not running | at least one covered  | crash   |
+| guest   | its writable disks                            | cannot be              |
+|---------|-----------------------------------------------|------------------------|
+| any     | none on a covered dataset                     | (not concerned)        |
+| off     | at least one covered                          | anything but offline   |
+| paused or otherwise not running | at least one covered  | anything but crash     |
+| running | some elsewhere                                | memory, paused         |
+| running | of a kind without overlay                     | memory                 |
+| running, with a device that cannot be migrated, or a transient disk | any  | memory, paused |
+| running, without an agent that is connected | any       | quiesced               |
 
 A RAM image is taken only where *every* writable disk is in the same ZFS moment: RAM that is loaded
 over disks of another time destroys file systems.
@@ -16,21 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-from zvmsnap import domainxml
+from zvmsnap import domainxml, levels
+from zvmsnap.errors import ModeInvalid
+from zvmsnap.levels import OFF, Demand, Level, Order
 from zvmsnap.zfs import Dataset
 
-OFF = "off"
 ON = "on"
-
-
-class Level(StrEnum):
-    """How coherent a point is."""
-
-    MEMORY = "memory"
-    CRASH = "crash"
-    OFFLINE = "offline"
 
 
 @dataclass(frozen=True)
@@ -57,11 +51,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Placement:
-    """What a moment does for one guest; `reason` says why the level is not `memory`."""
+    """What a moment can do for one guest; `obstacles` says why a level is out of its reach."""
 
     domain: domainxml.Domain
-    level: Level
-    reason: str | None
+    is_off: bool
+    obstacles: Mapping[Level, str]
     covered: Mapping[str, Place]
     others: tuple[str, ...]
 
@@ -91,9 +85,46 @@ def snapshotted_datasets(
     return frozenset(found)
 
 
-def without_excluded(names: Iterable[str], datasets: Mapping[str, Dataset]) -> frozenset[str]:
-    """Those of `names` that are not excluded by the property zvmsnap:mode=off."""
-    return frozenset(name for name in names if datasets[name].mode != OFF)
+def without_excluded(
+    names: Iterable[str], datasets: Mapping[str, Dataset], types: tuple[str, ...] = ()
+) -> frozenset[str]:
+    """Those of `names` that are not excluded by the property zvmsnap:mode=off.
+
+    Of a moment of several types only where it is off for each of them.
+    """
+    return frozenset(
+        name
+        for name in names
+        if any(mode_of(datasets[name], each) != OFF for each in types or ("",))
+    )
+
+
+def mode_of(dataset: Dataset, snapshot_type: str) -> str:
+    """What the properties say for that type of snapshot, "" if nothing."""
+    return dataset.modes.get(snapshot_type, "") or dataset.mode
+
+
+def demand(
+    covered: Iterable[str],
+    datasets: Mapping[str, Dataset],
+    types: tuple[str, ...],
+    default: Mapping[str, str],
+) -> Demand:
+    """What is demanded of a guest with disks on these datasets. Raises ModeInvalid.
+
+    `default` is the configuration's order for each type, "" for all others.
+    """
+    orders: list[Order] = []
+    for name in sorted(covered):
+        for each in types:
+            said = mode_of(datasets[name], each) or default.get(each, "") or default[""]
+            if said == OFF:
+                continue
+            try:
+                orders.append(levels.parse(said))
+            except ModeInvalid as error:
+                raise ModeInvalid(f"zvmsnap:mode of {name}: {error}") from error
+    return levels.demand(orders)
 
 
 def place(seen: Seen, covered: frozenset[str]) -> Placement | None:
@@ -106,32 +137,47 @@ def place(seen: Seen, covered: frozenset[str]) -> Placement | None:
     }
     if not inside:
         return None
-    level, reason = _level(seen, writable, inside)
     return Placement(
         domain=seen.domain,
-        level=level,
-        reason=reason,
+        is_off=seen.is_off,
+        obstacles=_obstacles(seen, writable, inside),
         covered=inside,
         others=tuple(disk.target for disk in seen.domain.disks if disk.target not in inside),
     )
 
 
-def _level(
+def _obstacles(
     seen: Seen, writable: list[domainxml.Disk], inside: Mapping[str, Place]
-) -> tuple[Level, str | None]:
-    if seen.is_off:
-        return Level.OFFLINE, f"the guest is {seen.state}"
+) -> dict[Level, str]:
     if seen.state != "running":
-        return Level.CRASH, f"the guest is {seen.state}"
+        why = f"the guest is {seen.state}"
+        return dict.fromkeys((Level.MEMORY, Level.PAUSED, Level.QUIESCED), why)
+    found = {}
+    if seen.domain.agent != "connected":
+        found[Level.QUIESCED] = (
+            "its agent is not connected" if seen.domain.agent else "it has no channel for an agent"
+        )
+    if why := _why_no_memory(seen, writable, inside):
+        return found | dict.fromkeys((Level.MEMORY, Level.PAUSED), why)
+    for disk in writable:
+        if why_not := domainxml.why_no_overlay(disk):
+            found[Level.MEMORY] = f"a disk cannot be frozen: {why_not}"
+    return found
+
+
+def _why_no_memory(
+    seen: Seen, writable: list[domainxml.Disk], inside: Mapping[str, Place]
+) -> str | None:
     outside = [disk for disk in writable if disk.target not in inside]
     if outside:
         listed = ", ".join(f"{disk.target} ({_where(seen, disk)})" for disk in outside)
-        return Level.CRASH, f"not all disks are in this snapshot: {listed}"
+        return f"not all disks are in this snapshot: {listed}"
+    if seen.domain.unmigratable:
+        return f"its RAM cannot be saved because of {seen.domain.unmigratable}"
     for disk in writable:
-        why = domainxml.why_no_overlay(disk)
-        if why:
-            return Level.CRASH, f"a disk cannot be frozen: {why}"
-    return Level.MEMORY, None
+        if disk.transient:
+            return f"its RAM cannot be saved because {disk.target} is transient"
+    return None
 
 
 def _where(seen: Seen, disk: domainxml.Disk) -> str:

@@ -11,10 +11,11 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from zvmsnap import levels
 from zvmsnap.errors import FarFailed, ZfsFailed
 from zvmsnap.far import HERE, Far, reason
 
@@ -40,7 +41,7 @@ _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
 class Dataset:
     """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset.
 
-    Its guid outlives renames. `origin` is the snapshot that it is a clone of, "" if none.
+    `modes` are those of zvmsnap:mode:TYPE that are set. Its guid outlives renames. `origin` is the snapshot that it is a clone of, "" if none.
     `mountpoint` is the property: `none` and `legacy` are no paths, "" for a volume.
     """
 
@@ -56,6 +57,7 @@ class Dataset:
     canmount: str = ""
     encrypted: bool = False
     locked: bool = False  # encrypted, and its key is not loaded
+    modes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, order=True)
@@ -89,11 +91,13 @@ class Answer:
 def datasets() -> dict[str, Dataset]:
     """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
     columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
+    columns += "".join(f",zvmsnap:mode:{each}" for each in levels.TYPES)
     columns += ",mounted,canmount,encryption,keystatus,mountpoint"
     found = {}
     for line in _list("-t", "filesystem,volume", "-o", columns):
         name, kind, compression, mode, recursive, guid, origin = line[:7]
-        mounted, canmount, encryption, keystatus, mountpoint = line[7:]
+        modes = dict(zip(levels.TYPES, map(_value, line[7:]), strict=False))
+        mounted, canmount, encryption, keystatus, mountpoint = line[7 + len(modes) :]
         found[name] = Dataset(
             name=name,
             type=kind,
@@ -107,6 +111,7 @@ def datasets() -> dict[str, Dataset]:
             canmount=_value(canmount),
             encrypted=encryption not in ("off", "-"),
             locked=keystatus == "unavailable",
+            modes={each: mode for each, mode in modes.items() if mode},
         )
     return found
 

@@ -72,12 +72,12 @@ def test_one_guest_fails_and_none_has_a_part(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nlock_timeout_s = 2")
     uuid = lab.run("virsh domuuid db").stdout.strip()
     lab.run("mkdir -p -m 700 /run/zvmsnap")
-    held = lab.start(f"exec flock /run/zvmsnap/{uuid}.lock sleep 600")
+    held = lab.start(f"exec flock -o /run/zvmsnap/{uuid}.lock sleep 600")
     lab.run(f"while flock -n /run/zvmsnap/{uuid}.lock true; do sleep 0.1; done")
     failed = zvmsnap(lab, "take", "web", "db", "--name", NAME, status=1)
     assert "was not taken" in failed.stderr
-    held.kill()
-    lab.run(f"pkill -f 'flock /run/zvmsnap'; flock /run/zvmsnap/{uuid}.lock true", check=False)
+    lab.run("pkill -x flock")
+    held.wait(scenario.ROUND_LIMIT_S)
     assert txgs(lab) == set() and scenario.points(lab) == []
     for guest in (WEB, DB):
         scenario.assert_at_rest(lab, guest)

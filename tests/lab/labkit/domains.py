@@ -21,7 +21,8 @@ DISK_MIB = 16
 class Host(Protocol):
     """What is needed of a lab here."""
 
-    def run(self, command: str, *, stdin: str | bytes | None = None) -> Completed:
+    def run(self, command: str, *, timeout_s: float = 120.0,
+            stdin: str | bytes | None = None) -> Completed:
         """Run a command in the lab."""
 
     def get(self, path: str) -> bytes:
@@ -57,11 +58,11 @@ class Disk:
 
 def domain_xml(name: str, disks: Sequence[Disk], *, memory_mib: int = 64, machine: str = "pc",
                uefi: bool = False, uuid: str = "", tpm: bool = False, devices: str = "",
-               extra: str = "") -> str:
+               extra: str = "", boot: str = "") -> str:
     """A domain as an operator would have it.
 
-    `devices` is laid inside <devices>, `extra` inside <domain>. A UEFI guest has flash
-    and NVRAM of its own, but does not count: the counter needs a BIOS.
+    `devices` is laid inside <devices>, `extra` inside <domain>, `boot` inside <os>. A UEFI
+    guest has flash and NVRAM of its own, but does not count: the counter needs a BIOS.
     """
     firmware = ""
     if uefi:
@@ -72,7 +73,7 @@ def domain_xml(name: str, disks: Sequence[Disk], *, memory_mib: int = 64, machin
         "<domain type='qemu'>"
         f"<name>{name}</name>{f'<uuid>{uuid}</uuid>' if uuid else ''}"
         f"<memory unit='MiB'>{memory_mib}</memory><vcpu>1</vcpu>"
-        f"<os><type arch='x86_64' machine='{machine}'>hvm</type>{firmware}</os>"
+        f"<os><type arch='x86_64' machine='{machine}'>hvm</type>{firmware}{boot}</os>"
         "<features><acpi/><apic/></features><clock offset='utc'/>"
         "<on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot>"
         "<on_crash>destroy</on_crash>"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from labkit import bootsector, domains, guests, settings
+from labkit import bootsector, domains, guests, linux, settings
 from labkit.domains import Disk
 
 
@@ -59,6 +59,11 @@ def make_guests(lab: Lab) -> None:
     guests.start(lab, "web")
 
 
+def make_linux(lab: Lab) -> None:
+    """The domain `debian`, running: a Linux with an agent, two ext4 disks and a network card."""
+    linux.make(lab)
+
+
 _CODE = Path(__file__)
 RECIPES = {
     recipe.name: recipe
@@ -66,6 +71,8 @@ RECIPES = {
         Recipe("ready", "", make_ready, (_CODE,)),
         Recipe("guests", "ready", make_guests,
                (_CODE, Path(domains.__file__), Path(bootsector.__file__), bootsector.SOURCE)),
+        Recipe("linux", "ready", make_linux,
+               (_CODE, Path(domains.__file__), Path(linux.__file__), *linux.SOURCES)),
     )
 }
 

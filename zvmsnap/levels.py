@@ -1,0 +1,133 @@
+"""What a point must be: levels of coherence, and the orders of them that administrators demand.
+
+| level    | how                                                                  |
+|----------|----------------------------------------------------------------------|
+| memory   | RAM is dumped live, writes go to overlays, which are merged          |
+| paused   | RAM is dumped live; the guest stands still until ZFS has snapshotted |
+| quiesced | its agent freezes the file systems until ZFS has snapshotted         |
+| crash    | its disks as after a power cut, its definition, firmware             |
+| offline  | the guest is off                                                     |
+
+An order names levels, best first: `memory,quiesced,crash`. The first one that can be reached is
+taken. When none can be, the point is of level crash and the hook fails; if the last word is
+`required`, the hook fails and there is no point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from zvmsnap.errors import ModeInvalid
+
+OFF = "off"
+_REQUIRED = "required"
+MANUAL = "manual"
+SANOID_TYPES = ("frequently", "hourly", "daily", "weekly", "monthly", "yearly")
+# What a property zvmsnap:mode:TYPE may be named for.
+TYPES = (*SANOID_TYPES, MANUAL)
+
+
+class Level(StrEnum):
+    """How coherent a point is, best first."""
+
+    MEMORY = "memory"
+    PAUSED = "paused"
+    QUIESCED = "quiesced"
+    CRASH = "crash"
+    OFFLINE = "offline"
+
+    @property
+    def has_memory(self) -> bool:
+        """Is RAM part of it?"""
+        return self in (Level.MEMORY, Level.PAUSED)
+
+    @property
+    def holds_still(self) -> bool:
+        """Does the guest stand still, or its file systems, while ZFS takes the snapshot?"""
+        return self in (Level.PAUSED, Level.QUIESCED)
+
+
+_RANK = list(Level)
+_NAMED = (Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Levels, best first; `required`: none of them is not good enough."""
+
+    levels: tuple[Level, ...]
+    required: bool = False
+
+    def satisfied_by(self, reached: Level) -> bool:
+        """Is that level one of these, or better than one of them?"""
+        if reached is Level.OFFLINE:
+            return True
+        return any(_RANK.index(reached) <= _RANK.index(level) for level in self.levels)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """All that is demanded of one guest in one moment: one order for each type of snapshot."""
+
+    orders: tuple[Order, ...]
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Which levels to try, and in which order: the best demanded one is taken once for all."""
+        best_first = sorted(self.orders, key=lambda order: _RANK.index(order.levels[0]))
+        return tuple(dict.fromkeys(level for order in best_first for level in order.levels))
+
+    def satisfied_by(self, reached: Level) -> bool:
+        """Is it what all orders ask for?"""
+        return all(order.satisfied_by(reached) for order in self.orders)
+
+    def forbids(self, reached: Level) -> bool:
+        """Is it so little that one order would rather have no point?"""
+        return any(order.required and not order.satisfied_by(reached) for order in self.orders)
+
+    def together(self) -> Demand:
+        """The same for several guests at one instant.
+
+        Each guest's overlays begin at an instant of its own, when its dump ends; guests that
+        stand still do so together, until ZFS has snapshotted all of them. So `memory` becomes
+        `paused`.
+        """
+        return Demand(
+            tuple(
+                Order(
+                    tuple(
+                        dict.fromkeys(
+                            Level.PAUSED if level is Level.MEMORY else level
+                            for level in order.levels
+                        )
+                    ),
+                    order.required,
+                )
+                for order in self.orders
+            )
+        )
+
+
+def parse(text: str) -> Order:
+    """Read `memory,quiesced,crash` or `memory,required`. Raises ModeInvalid."""
+    words = [word.strip() for word in text.split(",")]
+    required = len(words) > 1 and words[-1] == _REQUIRED
+    if required:
+        words.pop()
+    named = [str(level) for level in _NAMED]
+    for word in words:
+        if word not in named:
+            raise ModeInvalid(
+                f"{text!r}: {word!r} is no level; say {', '.join(named)}, best first, "
+                f"{_REQUIRED!r} last if nothing less will do, or {OFF!r} alone"
+            )
+    if len(set(words)) != len(words):
+        raise ModeInvalid(f"{text!r}: names a level twice")
+    return Order(tuple(Level(word) for word in words), required)
+
+
+def demand(orders: Iterable[Order]) -> Demand:
+    """Put the orders of all types and datasets together."""
+    return Demand(tuple(dict.fromkeys(orders)))
