@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from zvmsnap import destination
+from zvmsnap import destination, levels
 from zvmsnap.destination import MemoryWanted
-from zvmsnap.errors import ConfigInvalid, DestinationInvalid
+from zvmsnap.errors import ConfigInvalid, DestinationInvalid, ModeInvalid
+from zvmsnap.levels import Level
 
 DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
 
@@ -43,6 +44,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     staging_reserve_mib: int = 256
     # How long another job on the guest (migration, backup, save) is waited for.
     busy_timeout_s: float = 60
+    # A guest that is frozen or paused until ZFS has taken its snapshot is let go after this long,
+    # whatever hangs or died; its point is of level crash then.
+    still_max_s: float = 60
+    # How long its agent may take to freeze file systems, with the hooks that it runs for that.
+    freeze_timeout_s: int = 30
+    # How long guest.d/GUEST/pre-freeze and post-thaw may take.
+    script_timeout_s: float = 30
     commit_timeout_s: float = 3600
     lock_timeout_s: float = 30
 
@@ -69,9 +77,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     locks: str = "/run/zvmsnap"
     # Empty: what the sanoid that called us was told, else /etc/sanoid.
     sanoid_configdir: str = ""
+    # What a point must be where no property zvmsnap:mode says so; see levels.
+    mode: str = str(Level.MEMORY)
+    modes: dict[str, str] = {}
+    # Freeze for milliseconds, and take the snapshot of disks under overlays, as for `memory`.
+    quiesce_overlay: bool = False
+    guest_scripts: str = "/etc/zvmsnap/guest.d"
     image: Image = Image()
     limits: Limits = Limits()
     destination: tuple[DestinationTable, ...] = ()
+
+    @property
+    def default_orders(self) -> dict[str, str]:
+        """The order of levels for each type of snapshot, "" for all others."""
+        return {"": self.mode, **self.modes}
 
     @property
     def staging_dir(self) -> Path:
@@ -120,7 +139,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
 
 
 def _check(source: Path, config: Config) -> None:
-    for key in ("staging", "vault", "journal", "locks"):
+    for key in ("staging", "vault", "journal", "locks", "guest_scripts"):
         if not Path(getattr(config, key)).is_absolute():
             raise ConfigInvalid(f"{source}: {key} must be an absolute path")
     for struct in (config.image, config.limits):
@@ -128,6 +147,13 @@ def _check(source: Path, config: Config) -> None:
             value = getattr(struct, key)
             if not isinstance(value, str) and not value > 0:  # nor NaN
                 raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
+    for each, mode in config.default_orders.items():
+        if each and each not in levels.TYPES:
+            raise ConfigInvalid(f"{source}: modes: {each!r} is none of {', '.join(levels.TYPES)}")
+        try:
+            levels.parse(mode)
+        except ModeInvalid as error:
+            raise ConfigInvalid(f"{source}: mode {error}") from error
     for table in config.destination:
         try:
             destination.parse(table.target)

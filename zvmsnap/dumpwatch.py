@@ -93,6 +93,8 @@ class DumpWatch:
         cancelled: threading.Event,
         say: Callable[[str], None],
         note: Callable[..., None],
+        *,
+        stays_paused: bool = False,
     ) -> None:
         self._guest = guest
         self._image = image
@@ -101,6 +103,7 @@ class DumpWatch:
         self._cancelled = cancelled
         self._say = say
         self._note = note
+        self._stays_paused = stays_paused
         self._over = threading.Event()
         self._paused = False
         self._threads = [
@@ -117,11 +120,12 @@ class DumpWatch:
             thread.start()
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join()
-        self._resume()
+        if kind or not self._stays_paused:
+            self._resume()
         try:
             self._guest.migrate_set_max_downtime_ms(self._old_pause_ms)
         except LibvirtFailed as error:

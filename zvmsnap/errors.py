@@ -110,6 +110,10 @@ class DumpAborted(LibvirtFailed):
     """The memory dump was aborted (VIR_ERR_OPERATION_ABORTED)."""
 
 
+class NotReached(ZvmsnapError):
+    """A level of coherence cannot be had of this guest now."""
+
+
 class NotStill(ZvmsnapError):
     """The guest, or its file systems, could not be made to stand still, or did not stay so."""
 

@@ -22,8 +22,8 @@ from zvmsnap.errors import DomainGone, SnapshotMissing, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import leave
+from zvmsnap.levels import Level
 from zvmsnap.locks import lock
-from zvmsnap.placement import Level
 from zvmsnap.publish import publish
 from zvmsnap.sanoid import HookCall, spellings
 from zvmsnap.staging import CaptureDir

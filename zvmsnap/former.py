@@ -14,7 +14,7 @@ from zvmsnap.files import sync_dir
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import wait_idle
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import PERSISTENT_XML
 from zvmsnap.publish import publish
 from zvmsnap.staging import CaptureDir, Room

@@ -9,6 +9,10 @@ its control group: a timeout of the service must not kill it too. It looks once 
 | runs    | some               | below the reserve       | gives them up: overlays are merged     |
 | is dead | some               | any                     | recovers their guests, then again      |
 | is dead | none               | any                     | goes                                   |
+
+Beside that, always: who stands still for longer than limits.still_max_s is let go (deadline). For
+a caller that is no sanoid, whose death means nothing, that is all it does. systemd starts a guard
+that is killed again.
 """
 
 from __future__ import annotations
@@ -23,22 +27,26 @@ from pathlib import Path
 
 from zvmsnap import log
 from zvmsnap.config import Config
-from zvmsnap.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
+from zvmsnap.errors import HookEnvironmentInvalid, LockTimeout, NotStill, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Open, Process
-from zvmsnap.locks import lock
+from zvmsnap.locks import is_held, lock
 from zvmsnap.staging import free_bytes
 
 _LOOK_EVERY_S = 1.0
 _MIB = 1 << 20
 # After this many attempts, farther and farther apart, it is left to the next hook.
 _ATTEMPTS = 8
-_STARTING_LIMIT_S = 10
+_STARTING_LIMIT_S = 30
+_STARTING_POLL_S = 0.05
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
 
-def arm(owner: Process) -> None:
-    """Start the guard of this run of sanoid; a second one ends at once. Never raises."""
-    command = [sys.executable, "-m", "zvmsnap", "guard", *_words(owner)]
+def arm(owner: Process, *, calls_post: bool = True) -> None:
+    """Start the guard of this run of sanoid; a second one ends at once. Never raises.
+
+    `calls_post`: its death means that nobody will call post.
+    """
+    command = [sys.executable, "-m", "zvmsnap", "guard", *_words(owner), f"{calls_post:d}"]
     systemd_run = shutil.which("systemd-run") if Path("/run/systemd/system").is_dir() else None
     try:
         if systemd_run:
@@ -62,22 +70,37 @@ def arm(owner: Process) -> None:
         log.plain().warning("no guard for this moment, the next hook would recover: %s", error)
 
 
+def ensure(config: Config, owner: Process, *, calls_post: bool) -> None:
+    """Return when the guard watches. Raises NotStill if it does not come."""
+    deadline_s = time.monotonic() + _STARTING_LIMIT_S
+    if not is_held(config.locks_dir, _name(owner)):
+        arm(owner, calls_post=calls_post)
+    while not is_held(config.locks_dir, _name(owner)):
+        if time.monotonic() > deadline_s:
+            raise NotStill("no guard is there that would let it go again, whatever happens to us")
+        time.sleep(_STARTING_POLL_S)
+
+
 def main(words: Sequence[str]) -> int:
-    """`zvmsnap guard PID STARTED BOOT`; returns the exit code."""
-    from zvmsnap import config
+    """`zvmsnap guard PID STARTED BOOT CALLS_POST`; returns the exit code."""
+    from zvmsnap import config, deadline
 
     log.setup()
     try:
-        pid, started, boot = words
+        pid, started, boot, calls_post = words
         owner = Process(int(pid), int(started), boot)
     except ValueError:
-        log.plain().error("usage: zvmsnap guard PID STARTED BOOT; the pre hook starts it")
+        log.plain().error("usage: zvmsnap guard PID STARTED BOOT 0|1; the pre hook starts it")
         return HookEnvironmentInvalid.exit_code
     try:
         settings = config.load()
         with lock(settings.locks_dir, _name(owner), "guard", timeout_s=0):
             try:
-                return 0 if watch(settings, owner) else 1
+                with deadline.kept(settings, owner):
+                    if calls_post == "1":
+                        return 0 if watch(settings, owner) else 1
+                    wait_for_still(settings, owner)
+                    return 0
             finally:
                 # Nobody but the guard of this very process ever takes it.
                 (settings.locks_dir / f"{_name(owner)}.lock").unlink(missing_ok=True)
@@ -109,6 +132,15 @@ def watch(config: Config, owner: Process) -> bool:
             for entry in entries:
                 _give_up(config, journal, entry)
         time.sleep(_LOOK_EVERY_S * 2**failures)
+
+
+def wait_for_still(config: Config, owner: Process) -> None:
+    """Return when the owner is dead and nobody stands still because of it any more."""
+    journal = Journal(config.journal_dir)
+    while owner.is_alive() or any(
+        entry.may_stand_still for entry in journal.entries() if entry.owner == owner
+    ):
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _recovered(config: Config, entries: list[Entry]) -> bool:
@@ -167,6 +199,8 @@ def _unit(owner: Process) -> list[str]:
         "--quiet",
         "--collect",
         "--no-block",
+        # Who kills all that is ours kills this too: guests may stand still.
+        "--property=Restart=on-abnormal",
         f"--unit=zvmsnap-{_name(owner)}",
         f"--description=zvmsnap guard of sanoid (pid {owner.pid})",
         f"--working-directory={_PACKAGE_PARENT}",

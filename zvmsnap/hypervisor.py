@@ -387,8 +387,8 @@ class Guest:
             snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
     @contextmanager
-    def pauses(self) -> Iterator[Callable[[], float]]:
-        """Measures how long the guest stands still: yields a function for the seconds so far."""
+    def pauses(self) -> Iterator[PauseClock]:
+        """Measures how long the guest stands still."""
         clock = PauseClock()
         changes = {
             libvirt.VIR_DOMAIN_EVENT_SUSPENDED: clock.stopped,
@@ -399,7 +399,7 @@ class Guest:
             changes.get(event, lambda: None)()
 
         with self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle):
-            yield clock.seconds
+            yield clock
 
     @contextmanager
     def block_job_events(self) -> Iterator[threading.Event]:

@@ -18,7 +18,8 @@ import msgspec
 
 from zvmsnap import domainxml, log
 from zvmsnap.files import private_dir, sync_dir, write_atomic
-from zvmsnap.placement import Level, Place
+from zvmsnap.levels import Level
+from zvmsnap.placement import Place
 from zvmsnap.steps import Step
 from zvmsnap.steps import run as run_steps
 
@@ -100,7 +101,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     dump_s: float = 0.0
     merged: tuple[str, ...] = ()  # overlays whose data was in the base when we began to leave them
     given_up: bool = False  # its overlays were merged before the end, maybe during the snapshot
-    paused: bool = False  # by us, to end its dump
+    paused: bool = False  # by us: to end its dump, or until its snapshot is taken
+    frozen: bool = False  # its file systems, by us
+    still_since_s: float = 0.0  # `still_clock_s` when it was about to be frozen, or was paused
+    thaw_script: bool = False  # pre-freeze was begun, so post-thaw must run
     allowed_pause_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = (
         None  # what QEMU allowed itself before we changed it
     )
@@ -114,6 +118,16 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     def datasets(self) -> tuple[str, ...]:
         """The datasets that hold the guest's disks of this moment."""
         return tuple(sorted({disk.dataset for disk in self.disks}))
+
+    @property
+    def may_be_dumped(self) -> bool:
+        """May a dump of ours go on, though its caller was killed?"""
+        return self.may_be_on_overlay or self.level.has_memory
+
+    @property
+    def may_stand_still(self) -> bool:
+        """May it, or its file systems, stand still because of us?"""
+        return self.level.holds_still or self.frozen
 
     @property
     def may_be_on_overlay(self) -> bool:
@@ -200,6 +214,11 @@ class Open:
     def close(self) -> None:
         """The guest's part is done."""
         self._journal.close(self.entry)
+
+
+def still_clock_s() -> float:
+    """Seconds that pass for all processes alike, whatever clocks are set to; since the boot."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _started(pid: int) -> int:

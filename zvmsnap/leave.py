@@ -1,6 +1,7 @@
 """A guest leaves its overlays, whatever became of it: every way out of a moment leads through here.
 
 wait       until no job of libvirt is under way: one whose caller was killed goes on
+let go     if it stands still because of us (still)
 commit     a running guest: merge and pivot (blockcommit)
 merge      one that is off: qemu-img, then its definition (offline)
 prove      live and persistent definition name the bases
@@ -24,6 +25,7 @@ from zvmsnap.journal import Entry, Open
 from zvmsnap.log import Logger
 from zvmsnap.stacks import Stack
 from zvmsnap.staging import CaptureDir, is_overlay
+from zvmsnap.still import let_go
 
 _LOOK_EVERY_S = 0.5
 # A guest may be shut off while it is committed, or be started while it is merged.
@@ -36,9 +38,12 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
     May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
     is in its overlays, which are kept.
     """
-    if work.entry.may_be_on_overlay:
-        # A dump goes on in libvirt when its caller was killed, and ends on overlays.
+    if work.entry.frozen:
+        let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
+    if work.entry.may_be_dumped:
+        # A dump goes on in libvirt when its caller was killed, and ends on overlays, or paused.
         wait_idle(guest, config.limits.busy_timeout_s)
+    let_go(config, guest, work, log)
     left = _to_base(config, guest, work, log)
     _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
     if guest.is_active() and work.entry.allowed_pause_ms is not None:
@@ -150,7 +155,7 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
         return was_on_overlay
     if pause is Pause.USER:
         return entry.paused
-    return pause is Pause.JOB and entry.may_be_on_overlay
+    return pause is Pause.JOB and entry.may_be_dumped
 
 
 def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], log: Logger) -> None:

@@ -34,6 +34,21 @@ def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[
         os.close(descriptor)
 
 
+def is_held(directory: Path, name: str) -> bool:
+    """Does somebody hold that lock now?"""
+    try:
+        descriptor = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:

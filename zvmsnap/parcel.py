@@ -22,7 +22,7 @@ import msgspec
 
 from zvmsnap import home
 from zvmsnap.destination import Destination, MemoryWanted
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import Liveness, Manifest, Point, Tie
 from zvmsnap.zfs import Branch, Snapshot
 
@@ -122,7 +122,7 @@ def complete_name(manifest: Manifest, guids: frozenset[int]) -> str:
 
 def without_memory(manifest: Manifest, why: str) -> Manifest:
     """The same of its disks alone."""
-    level = Level.CRASH if manifest.level is Level.MEMORY else manifest.level
+    level = Level.CRASH if manifest.level.has_memory else manifest.level
     return msgspec.structs.replace(
         manifest, memory=None, level=level, reason=manifest.reason or why
     )

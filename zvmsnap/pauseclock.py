@@ -34,6 +34,15 @@ class PauseClock:
                 self._pauses += 1
             self._changed.notify_all()
 
+    def stopped_at_s(self) -> float:
+        """When the pause that still lasts began (time.monotonic); now, if it cannot be told.
+
+        Waits a moment for the event that tells.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._since_s is not None, _LATE_EVENT_S)
+            return time.monotonic() if self._since_s is None else self._since_s
+
     def seconds(self) -> float:
         """Seconds paused so far; waits a moment for the event that ends the pause."""
         with self._changed:

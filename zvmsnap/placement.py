@@ -123,7 +123,7 @@ def demand(
             try:
                 orders.append(levels.parse(said))
             except ModeInvalid as error:
-                raise ModeInvalid(f"zvmsnap:mode of {name}: {error}") from error
+                raise ModeInvalid(f"{name}: zvmsnap:mode {error}") from error
     return levels.demand(orders)
 
 
@@ -157,8 +157,8 @@ def _obstacles(
         found[Level.QUIESCED] = (
             "its agent is not connected" if seen.domain.agent else "it has no channel for an agent"
         )
-    if why := _why_no_memory(seen, writable, inside):
-        return found | dict.fromkeys((Level.MEMORY, Level.PAUSED), why)
+    if reason := _why_no_memory(seen, writable, inside):
+        return found | dict.fromkeys((Level.MEMORY, Level.PAUSED), reason)
     for disk in writable:
         if why_not := domainxml.why_no_overlay(disk):
             found[Level.MEMORY] = f"a disk cannot be frozen: {why_not}"

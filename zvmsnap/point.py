@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from zvmsnap.errors import VaultDamaged
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.zfs import Snapshot
 
 SCHEMA = 1

@@ -15,8 +15,8 @@ from zvmsnap.errors import ImageUnloadable, SnapshotMissing
 from zvmsnap.files import write_atomic
 from zvmsnap.hypervisor import Hypervisor
 from zvmsnap.journal import Entry, Open
+from zvmsnap.levels import Level
 from zvmsnap.log import Logger
-from zvmsnap.placement import Level
 from zvmsnap.point import Host, Manifest, Memory, Tie, Timing
 from zvmsnap.sanoid import spellings
 from zvmsnap.staging import CaptureDir
@@ -118,9 +118,9 @@ class _Publication:
             source = self._directory.point / name
             if source.exists():
                 write_atomic(incoming / name, source.read_bytes())
-        if self._work.entry.level is Level.MEMORY and (why := self._why_no_memory(incoming)):
+        if why := self._why_less(incoming):
             self._work.note(level=Level.CRASH, reason=why)
-        if self._work.entry.level is Level.MEMORY:
+        if self._work.entry.level.has_memory:
             image_format = self._work.entry.memory_format
             self._memory = vault.stow_memory(
                 self._directory.memory,
@@ -128,6 +128,13 @@ class _Publication:
                 image_format,
                 zstd_level=self._zstd_level(incoming, image_format),
             )
+
+    def _why_less(self, incoming: Path) -> str | None:
+        """Why the point is not of the level that was begun."""
+        entry = self._work.entry
+        if entry.level is Level.QUIESCED and not entry.frozen_at_s:
+            return "pre was killed before its file systems were frozen"
+        return self._why_no_memory(incoming) if entry.level.has_memory else None
 
     def _why_no_memory(self, incoming: Path) -> str | None:
         entry = self._work.entry

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from zvmsnap.placement import Level
 from zvmsnap.point import Life, Liveness, Manifest, Point
 from zvmsnap.sanoid import type_of
 
@@ -102,7 +101,7 @@ def _row(
         manifest.level,
         ",".join(alive) or "-",
         size(manifest.memory.stored_bytes) if manifest.memory else "-",
-        f"{manifest.timing.pause_s:.2f}s" if manifest.memory else "-",
+        f"{manifest.timing.pause_s:.2f}s" if manifest.timing.pause_s else "-",
         age(manifest.taken, now),
         _verified(verdict, now),
         note(manifest, liveness),
@@ -144,7 +143,7 @@ def _remark(manifest: Manifest, liveness: Liveness) -> str:
         return "pool not imported"
     if liveness.orphaned(manifest):
         return "no snapshot left: zvmsnap prune removes it"
-    if manifest.level is Level.MEMORY and not liveness.complete_names(manifest):
+    if manifest.level.has_memory and not liveness.complete_names(manifest):
         return "no name is complete over all disks: its RAM fits none"
     return manifest.reason or ""
 

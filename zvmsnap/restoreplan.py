@@ -22,8 +22,9 @@ from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, RestoreImpossible
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Disk, Entry, Process
+from zvmsnap.levels import Level
 from zvmsnap.mounttable import Mount
-from zvmsnap.placement import Level, Place, Seen
+from zvmsnap.placement import Place, Seen
 from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Manifest, Point
 from zvmsnap.saveimage import Header
 from zvmsnap.staging import CaptureDir
@@ -245,7 +246,9 @@ def _check_others(
 def _begin(manifest: Manifest, wish: Wish, image: Header | None) -> Begin:
     if manifest.level is Level.OFFLINE and not wish.cold and not image:
         return Begin.OFF
-    if wish.paused or (image and not image.was_running):
+    # That of level paused was written while the guest stood still for the snapshot.
+    ran = image is None or image.was_running or manifest.level is Level.PAUSED
+    if wish.paused or not ran:
         return Begin.PAUSED
     return Begin.RUNNING
 

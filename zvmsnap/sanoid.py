@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from zvmsnap.errors import ConfigInvalid, HookEnvironmentInvalid
+from zvmsnap.levels import MANUAL, SANOID_TYPES
 
 DEFAULT_CONFIGDIR = Path("/etc/sanoid")
 
@@ -29,7 +30,7 @@ _DATASET = re.compile(rf"(?!.*(?:^|/)\.{{1,2}}(?:/|$))[A-Za-z]{_COMPONENT[:-1]}*
 _SNAPNAME = re.compile(_COMPONENT)
 _NAME_MAX = 255
 
-_TYPE = r"(?:yearly|monthly|weekly|daily|hourly|frequently)"
+_TYPE = rf"(?:{'|'.join(SANOID_TYPES)})"
 _MOMENT = re.compile(rf"(?P<moment>.+?)(?P<dst>dst)?_(?P<type>{_TYPE})")
 
 
@@ -55,6 +56,11 @@ class HookCall:
         """The name that all snapshot names of this call share."""
         return moment_of(self.names[0])
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Hourly, daily ...: the types of its snapshots; `manual` where a name has none."""
+        return tuple(dict.fromkeys(_type_or_manual(name) for name in self.names))
+
 
 def moment_of(name: str) -> str:
     """The moment in a snapshot name: `autosnap_2026-11-20_03:00:00` of `..._hourly`.
@@ -69,6 +75,11 @@ def type_of(name: str) -> str:
     """`hourly` of `autosnap_..._hourly`; the whole name where there is no type in it."""
     match = _MOMENT.fullmatch(name)
     return match["type"] if match else name
+
+
+def _type_or_manual(name: str) -> str:
+    match = _MOMENT.fullmatch(name)
+    return match["type"] if match else MANUAL
 
 
 def is_name(name: str) -> bool:

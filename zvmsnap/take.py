@@ -1,6 +1,6 @@
 """A moment by hand: several guests, on any datasets, at one instant; all of them or none.
 
-    begin      RAM of each guest, and overlays over its disks (capture, as in the pre hook)
+    begin      each guest's part (capture, as in the pre hook); several guests stand still together
     snapshot   all datasets of a pool in one transaction
     hold       if it was asked for
     finish     overlays back, points published (finish, as in the post hook)
@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from zvmsnap import capture, finish, log, mounttable, placement, sanoid, survey, vault, zfs
+from zvmsnap import capture, finish, levels, log, mounttable, placement, sanoid, survey, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.hypervisor import Hypervisor
 from zvmsnap.journal import Process
+from zvmsnap.levels import Demand, Order
 from zvmsnap.placement import Seen
 from zvmsnap.point import Point
 from zvmsnap.sanoid import HookCall, Role
@@ -31,11 +32,15 @@ _GROUP = "zvmsnap:group"
 
 @dataclass(frozen=True)
 class Plan:
-    """Which guests, the datasets of all their disks, and the name of the snapshots."""
+    """Which guests, the datasets of all their disks, and the name of the snapshots.
+
+    `order` of levels is what was asked for instead of what properties and configuration say.
+    """
 
     domains: tuple[str, ...]
     datasets: tuple[str, ...]
     name: str
+    order: Order | None = None
 
 
 def default_name() -> str:
@@ -43,13 +48,23 @@ def default_name() -> str:
     return f"zvmsnap_{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}_manual"
 
 
-def plan(hypervisor: Hypervisor, domains: Sequence[str], group: str | None, name: str) -> Plan:
-    """Find the guests and their datasets. Raises GuestNotFound, TakeRefused and ZfsFailed."""
+def plan(
+    hypervisor: Hypervisor,
+    domains: Sequence[str],
+    group: str | None,
+    name: str,
+    mode: str | None = None,
+) -> Plan:
+    """Find the guests and their datasets.
+
+    Raises GuestNotFound, ModeInvalid, TakeRefused and ZfsFailed.
+    """
+    order = levels.parse(mode) if mode else None
     if not sanoid.is_name(name):
         raise TakeRefused(f"{name!r}: is no name of a snapshot: letters, digits and _ - : .")
     there = zfs.datasets()
     mounts = mounttable.mounts()
-    allowed = placement.without_excluded(there, there)
+    allowed = placement.without_excluded(there, there, (levels.MANUAL,))
     if group is None:
         wanted = _named(hypervisor, domains, mounts)
     else:
@@ -63,7 +78,7 @@ def plan(hypervisor: Hypervisor, domains: Sequence[str], group: str | None, name
     names = [f"{dataset}@{name}" for dataset in sorted(datasets)]
     if taken := zfs.snapshots(names).present:
         raise TakeRefused(f"{min(taken)}: exists already; say another --name")
-    return Plan(tuple(sorted(wanted)), tuple(sorted(datasets)), name)
+    return Plan(tuple(sorted(wanted)), tuple(sorted(datasets)), name, order)
 
 
 def _named(
@@ -105,11 +120,14 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
     Raises TakeFailed with no snapshot left; what could not be put back, the log says.
     """
     call = HookCall(Role.PRE, wanted.datasets, (wanted.name,))
+    demanded = _demanded(config, wanted)
     owner = Process.of(os.getpid())
     datasets = frozenset(wanted.datasets)
     why = ""
     try:
-        if not capture.begin_on(datasets, datasets, call, config, owner, cancelled, guarded=True):
+        if not capture.begin_on(
+            datasets, datasets, demanded, call, config, owner, cancelled, guarded=True
+        ):
             why = "not every guest got what its disks allow"
         else:
             why = _snapshot(wanted, hold)
@@ -122,6 +140,19 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
     return [
         point for point in vault.entries(config.vault_dir, wanted.name) if isinstance(point, Point)
     ]
+
+
+def _demanded(config: Config, wanted: Plan) -> Callable[[Iterable[str]], Demand]:
+    there = zfs.datasets()
+
+    def demanded(of: Iterable[str]) -> Demand:
+        if wanted.order:
+            found = levels.demand([wanted.order])
+        else:
+            found = placement.demand(of, there, (levels.MANUAL,), config.default_orders)
+        return found.together() if len(wanted.domains) > 1 else found
+
+    return demanded
 
 
 def _snapshot(wanted: Plan, hold: str | None) -> str:

@@ -41,8 +41,9 @@ _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
 class Dataset:
     """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset.
 
-    `modes` are those of zvmsnap:mode:TYPE that are set. Its guid outlives renames. `origin` is the snapshot that it is a clone of, "" if none.
-    `mountpoint` is the property: `none` and `legacy` are no paths, "" for a volume.
+    `modes` are those of zvmsnap:mode:TYPE that are set. Its guid outlives renames. `origin` is the
+    snapshot that it is a clone of, "" if none. `mountpoint` is the property: `none` and `legacy`
+    are no paths, "" for a volume.
     """
 
     name: str

@@ -164,7 +164,7 @@ def test_dump_is_given_up_at_its_last_deadline(lab: Lab) -> None:
     )
     done = scenario.take(lab)
     assert "WARN: pre_snapshot_script failed" in done.stderr
-    assert "no RAM in this point" in done.stderr
+    assert "not of level memory" in done.stderr
     assert allowed_pause(lab) == pause_before
     point = scenario.the_point(lab, "busy")
     assert point.ties == {

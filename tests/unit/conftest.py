@@ -18,7 +18,7 @@ from zvmsnap import capture, cli, finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Disk as EntryDisk
 from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import DOMAIN_XML, Disk, Host, Manifest, Memory, Tie, Timing
 from zvmsnap.staging import CaptureDir
 

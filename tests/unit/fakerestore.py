@@ -22,7 +22,8 @@ from zvmsnap import mounttable, staging, survey, untouched, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest
-from zvmsnap.placement import Level, Place
+from zvmsnap.levels import Level
+from zvmsnap.placement import Place
 from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, Point, Tie
 from zvmsnap.tasks import Clone, Restore, Tasks
 

@@ -7,6 +7,7 @@ it that the signatures stay the same.
 import struct
 import subprocess
 import threading
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import pytest
 from zvmsnap import domainxml, saveimage, zfs
 from zvmsnap.errors import DomainGone, HypervisorUnreachable, LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest, Hypervisor, Pause
+from zvmsnap.pauseclock import PauseClock
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
@@ -317,6 +319,16 @@ class FakeGuest(Guest):
             self.runs()
 
 
+class PausedClock(PauseClock):
+    """What libvirt's events told of one pause."""
+
+    def seconds(self) -> float:
+        return 0.1
+
+    def stopped_at_s(self) -> float:
+        return time.monotonic()
+
+
 class DumpedGuest(FakeGuest):
     """A guest whose RAM can be dumped."""
 
@@ -329,15 +341,18 @@ class DumpedGuest(FakeGuest):
         return self.allowed_ms
 
     @contextmanager
-    def pauses(self) -> Iterator[Callable[[], float]]:
-        yield lambda: 0.1
+    def pauses(self) -> Iterator[PauseClock]:
+        yield PausedClock()
 
-    def snapshot_create(self, xml: str) -> None:
-        self._does("snapshot")
+    def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
+        self._does("disk snapshot" if disk_only else "snapshot")
         root = ET.fromstring(xml)
         memory = root.find("memory")
-        assert memory is not None
-        Path(memory.get("file", "")).write_bytes(RAM)
+        assert (memory is None) is disk_only
+        if memory is not None:
+            Path(memory.get("file", "")).write_bytes(RAM)
+        if root.find("disks/disk[@snapshot='manual']") is not None:
+            self.stands_still = Pause.JOB
         for disk in root.findall("disks/disk[@snapshot='external']"):
             source = disk.find("source")
             assert source is not None

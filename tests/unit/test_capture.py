@@ -9,7 +9,7 @@ from tests.unit.fakes import DumpedGuest, FakeHypervisor, FakeZfs, make_base
 from zvmsnap import capture, mounttable, qemuconf, staging, tpm, zfs
 from zvmsnap.config import Config
 from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.sanoid import HookCall, Role
 from zvmsnap.staging import CaptureDir
 from zvmsnap.tasks import Begin, Clone, Tasks
@@ -70,7 +70,7 @@ def test_no_dump_that_could_not_be_loaded(
     assert guest.calls == []
     assert not entry.may_be_on_overlay
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
-    assert errors == ["web (tank/web): no RAM in this point: qemu.conf says sparse"]
+    assert errors == ["web (tank/web): not of level memory: qemu.conf says sparse"]
 
 
 EMULATED = "<tpm><backend type='emulator' version='2.0'/></tpm>"
@@ -143,7 +143,7 @@ def test_guest_that_is_being_restored_gets_no_point_and_says_why(
     assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
     assert list(config.staging_dir.iterdir()) == []
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
-    why = "a restore of it is under way, or was interrupted: zvmsnap recover"
+    why = "a restore of it is under way, or interrupted: zvmsnap recover"
     assert errors == [f"web (tank/web): no point: {why}"]
     Tasks(config.journal_dir).close(guest.uuid)
     assert begin()[0]

@@ -11,8 +11,8 @@ from zvmsnap import finish, leave, mounttable, vault
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.levels import Level
 from zvmsnap.locks import lock
-from zvmsnap.placement import Level
 from zvmsnap.point import Point
 from zvmsnap.sanoid import HookCall, Role
 

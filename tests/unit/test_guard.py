@@ -15,8 +15,8 @@ from zvmsnap import guard, leave, mounttable, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.levels import Level
 from zvmsnap.locks import lock
-from zvmsnap.placement import Level
 from zvmsnap.point import Point
 
 Stage = Callable[..., Entry]
@@ -268,7 +268,7 @@ def settings(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
 
 
-WORDS = ["4711", "815", "a-boot"]
+WORDS = ["4711", "815", "a-boot", "1"]
 
 
 @pytest.mark.parametrize("words", [[], ["1"], ["x", "1", "b"], [*WORDS, "more"]])
@@ -344,7 +344,7 @@ def test_arm(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
     monkeypatch.setenv("ZVMSNAP_CONFIG", "/etc/other.toml")
     guard.arm(DEAD)
     ((command,), (named,)) = started.commands, started.named
-    assert command[-6:] == ["-m", "zvmsnap", "guard", *WORDS]
+    assert command[-7:] == ["-m", "zvmsnap", "guard", *WORDS]
     if systemd:
         assert command[0] == "/bin/systemd-run"
         assert "--unit=zvmsnap-guard-4711-815" in command

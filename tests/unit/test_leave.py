@@ -14,7 +14,7 @@ from zvmsnap.config import Config, Limits
 from zvmsnap.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.hypervisor import Pause
 from zvmsnap.journal import Entry, Journal, Open
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.staging import CaptureDir
 
 
@@ -308,7 +308,8 @@ def test_a_guest_that_is_off_is_never_busy(
 
 def test_a_moment_without_overlays_waits_for_nobody(moment: Moment) -> None:
     moment.work.note(
-        disks=tuple(msgspec.structs.replace(disk, overlay="") for disk in moment.disks)
+        level=Level.CRASH,
+        disks=tuple(msgspec.structs.replace(disk, overlay="") for disk in moment.disks),
     )
     moment.guest.job = True
     moment.leave()

@@ -6,7 +6,7 @@ import pytest
 
 from zvmsnap import parcel
 from zvmsnap.destination import Destination, MemoryWanted
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import Disk, Manifest, Memory, Point, Tie
 from zvmsnap.zfs import Branch, Snapshot
 

@@ -9,7 +9,7 @@ import pytest
 from zvmsnap import render
 from zvmsnap.debris import Debris
 from zvmsnap.journal import Entry, Process
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import Disk, Liveness, Manifest, Point, Tie
 from zvmsnap.prune import Findings
 from zvmsnap.recover import Outcome, Report, Result

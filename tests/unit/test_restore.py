@@ -18,7 +18,7 @@ from zvmsnap.config import Config
 from zvmsnap.errors import DomainBusy, LibvirtFailed, RestoreFailed, RestoreImpossible
 from zvmsnap.hypervisor import Pause
 from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import Manifest, Point
 from zvmsnap.restore import Restoring
 from zvmsnap.restoreplan import Wish

@@ -10,7 +10,7 @@ from tests.unit.fakes import OTHER
 from zvmsnap import loadable, restoreplan, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Point, Tie
 from zvmsnap.restoreplan import Plan, Wish
 from zvmsnap.tasks import Begin

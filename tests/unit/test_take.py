@@ -21,7 +21,7 @@ from zvmsnap import (
 from zvmsnap.config import Config
 from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.journal import Journal
-from zvmsnap.placement import Level
+from zvmsnap.levels import Level
 from zvmsnap.point import Liveness, Point
 from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
 
@@ -105,6 +105,7 @@ def host(
     for room in (capture, finish, hypervisor):
         monkeypatch.setattr(room, "Hypervisor", found.connect)
     monkeypatch.setattr(guard, "arm", lambda _owner: None)
+    monkeypatch.setattr(guard, "ensure", lambda *_, **__: None)
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must pass through to the overlays, is no subject here.
     monkeypatch.setattr(staging, "check_usable", lambda *_: None)
@@ -129,7 +130,7 @@ def test_two_guests_at_one_instant(
 ) -> None:
     found = both(config, host, hold="audit")
     assert sorted(point.name for point in found) == [f"db@{NAME}", f"web@{NAME}"]
-    assert {point.manifest.level for point in found} == {Level.MEMORY}
+    assert {point.manifest.level for point in found} == {Level.PAUSED}
     assert sorted(pool.present) == [f"{DB}@{NAME}", f"{WEB}@{NAME}"]
     assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
     for point in found:
@@ -178,7 +179,7 @@ def test_interrupted(
 def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHypervisor, db: DumpedGuest
                              ) -> None:  # fmt: skip
     db.active = False
-    assert {point.manifest.level for point in both(config, host)} == {Level.MEMORY, Level.OFFLINE}
+    assert {point.manifest.level for point in both(config, host)} == {Level.PAUSED, Level.OFFLINE}
 
 
 REFUSED = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import zfs
+from zvmsnap import levels, zfs
 from zvmsnap.errors import ZfsFailed
 from zvmsnap.far import Far
 from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
@@ -82,6 +82,7 @@ class World:
         defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
         defaults |= {"origin": "-", "mounted": "-", "canmount": "-", "mountpoint": "-"}
         defaults |= {"encryption": "off", "keystatus": "-"}
+        defaults |= {f"zvmsnap:mode:{each}": "-" for each in levels.TYPES}
         row = {"name": name, "type": "filesystem", "guid": "1", "createtxg": "1"}
         self._rows[name] = row | defaults | properties
         self._write({})
@@ -230,6 +231,13 @@ def test_all_snapshots(world: World) -> None:
             {"zvmsnap:mode": "off", "zvmsnap:recursive": "on"},
             Dataset("tank", "filesystem", False, "off", "on"),
             id="our properties",
+        ),
+        pytest.param(
+            {"zvmsnap:mode:hourly": "crash", "zvmsnap:mode:manual": "paused"},
+            Dataset(
+                *("tank", "filesystem", False), modes={"hourly": "crash", "manual": "paused"}
+            ),
+            id="levels of types",
         ),
         pytest.param({"type": "volume"}, Dataset("tank", "volume", False), id="volume"),
         pytest.param(
