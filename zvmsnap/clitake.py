@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zvmsnap import clirestore, config
 from zvmsnap.hooks import cancelled_by_signal, finish_before_dying
+
+if TYPE_CHECKING:
+    from zvmsnap.config import Config
+    from zvmsnap.take import Plan
+
+_LOOK_EVERY_S = 0.1
 
 
 def take(
@@ -22,6 +32,19 @@ def take(
     name: Annotated[
         str | None, typer.Option(help="Of the snapshots; by default zvmsnap_TIME_manual.")
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVELS",
+            help="memory, paused, quiesced, crash: which to try, best first; `required` last.",
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Drop all but the newest N of the guests' points with such names."
+        ),
+    ] = None,
     hold: Annotated[
         str | None, typer.Option(metavar="TAG", help="Hold the snapshots (zfs hold).")
     ] = None,
@@ -33,24 +56,35 @@ def take(
     """Take a moment now, without sanoid: several guests, on any datasets, at one instant.
 
     All or none: if one guest fails, all go on, and no snapshot stays. sanoid never prunes these.
+    Several guests stand still together until their disks are snapshotted (level paused).
 
     \b
     Examples:
       zvmsnap take web
       zvmsnap take web db --name before-upgrade
       zvmsnap take --group shop --hold audit
+      zvmsnap take web --mode quiesced,required --keep 7
     """
+    from zvmsnap import drop as dropping
     from zvmsnap import take as taking
     from zvmsnap.hypervisor import Hypervisor
 
     if bool(domains) == (group is not None):
         raise typer.BadParameter("say DOMAIN..., or --group NAME")
+    if keep and name:
+        raise typer.BadParameter("--keep counts the names that are made here: not with --name")
     settings = config.load()
     with Hypervisor(settings.uri) as hypervisor:
-        planned = taking.plan(hypervisor, domains or [], group, name or taking.default_name())
+        planned = taking.plan(hypervisor, domains or [], group, name or taking.default_name(), mode)
     points = []
     if not dry_run:
-        points = taking.take(settings, planned, hold, cancelled_by_signal())
+        with _told(settings, planned):
+            points = taking.take(settings, planned, hold, cancelled_by_signal())
+    dropped = []
+    if keep:
+        finish_before_dying()
+        kept = keep - 1 if dry_run else keep
+        dropped = dropping.surplus(settings, planned.uuids, kept, dry_run=dry_run)
     if as_json:
         said = {
             "dry_run": dry_run,
@@ -58,6 +92,7 @@ def take(
             "domains": planned.domains,
             "datasets": planned.datasets,
             "points": [{"name": p.name, "level": p.manifest.level} for p in points],
+            "dropped": dropped,
         }
         typer.echo(json.dumps(said, indent=2))
     elif dry_run:
@@ -65,6 +100,38 @@ def take(
         typer.echo("\n".join(f"  {dataset}" for dataset in planned.datasets))
     else:
         typer.echo("\n".join(f"{point.name}: {point.manifest.level}" for point in points))
+    if dropped and not as_json:
+        typer.echo(
+            "\n".join(f"{'would drop' if dry_run else 'dropped'} {name}" for name in dropped)
+        )
+
+
+@contextmanager
+def _told(settings: Config, planned: Plan) -> Iterator[None]:
+    """On a terminal, tell of each step of each guest, as the journal has it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from zvmsnap.journal import Journal
+
+    journal = Journal(settings.journal_dir)
+    over = threading.Event()
+
+    def tell() -> None:
+        seen: dict[str, str] = {}
+        while not over.wait(_LOOK_EVERY_S):
+            for entry in journal.entries():
+                if entry.names == (planned.name,) and seen.get(entry.uuid) != entry.step:
+                    seen[entry.uuid] = entry.step
+                    typer.echo(f"{entry.domain}: {entry.step}", err=True)
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def drop(

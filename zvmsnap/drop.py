@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from zvmsnap import vault, zfs
+from zvmsnap import log, vault, zfs
 from zvmsnap.config import Config
-from zvmsnap.errors import DropRefused
+from zvmsnap.errors import DropRefused, ZfsFailed
 from zvmsnap.locks import lock
 from zvmsnap.point import Liveness, Point
 
 _SANOIDS = "autosnap_"
+_TAKEN = re.compile(r"zvmsnap_.+_manual")
 
 
 def snapshots(found: Point) -> list[str]:
@@ -30,6 +32,27 @@ def snapshots(found: Point) -> list[str]:
         if use.holds:
             raise DropRefused(f"{full_name}: is held; zfs holds {full_name} tells by whom")
     return names
+
+
+def surplus(config: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = False) -> list[str]:
+    """Drop what `zvmsnap take` has taken of these guests, but for the newest `keep` of each.
+
+    Only under names that it has made up itself. Returns the points' names; says why one stays.
+    Raises VaultMissing and LockTimeout.
+    """
+    taken = [p for p in vault.read(config)[0] if _TAKEN.fullmatch(p.manifest.moment)]
+    dropped = []
+    for uuid in uuids:
+        own = sorted((p for p in taken if p.manifest.uuid == uuid), key=lambda p: p.taken)
+        for found in own[: max(0, len(own) - keep)]:
+            try:
+                names = snapshots(found)
+                if not dry_run:
+                    drop(config, found, names)
+                dropped.append(found.name)
+            except (DropRefused, ZfsFailed) as error:
+                log.plain().warning("%s: kept: %s", found.name, error)
+    return dropped
 
 
 def drop(config: Config, found: Point, names: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ class Plan:
     domains: tuple[str, ...]
     datasets: tuple[str, ...]
     name: str
+    uuids: tuple[str, ...]
     order: Order | None = None
 
 
@@ -78,7 +79,8 @@ def plan(
     names = [f"{dataset}@{name}" for dataset in sorted(datasets)]
     if taken := zfs.snapshots(names).present:
         raise TakeRefused(f"{min(taken)}: exists already; say another --name")
-    return Plan(tuple(sorted(wanted)), tuple(sorted(datasets)), name, order)
+    uuids = tuple(seen.domain.uuid for seen in wanted.values())
+    return Plan(tuple(sorted(wanted)), tuple(sorted(datasets)), name, uuids, order)
 
 
 def _named(

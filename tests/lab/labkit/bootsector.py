@@ -1,4 +1,4 @@
-"""The counting guest's boot code, assembled on the host."""
+"""The boot code of guests, assembled on the host."""
 
 import struct
 import tempfile
@@ -9,6 +9,7 @@ from labkit import command, settings
 from labkit.errors import LabError
 
 SOURCE = settings.LAB_DIR / "guest" / "counter.S"
+TOKEN_SOURCE = settings.LAB_DIR / "guest" / "token.S"
 SECTOR_BYTES = 512
 COUNT_SECTORS = 2  # after sector 0; the last even count, and the last odd one
 MAGIC = b"ZVMC"
@@ -19,13 +20,13 @@ _BIOS_KEEPS_MIB = 8  # at the top of the guest's RAM
 
 
 @cache
-def _assembled() -> bytes:
+def _assembled(source: Path) -> bytes:
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        command.run(["as", "--32", SOURCE, "-o", made / "counter.o"])
+        command.run(["as", "--32", source, "-o", made / "code.o"])
         command.run(["ld", "-m", "elf_i386", "-Ttext=0x7c00", "--oformat", "binary",
-                     "-o", made / "counter", made / "counter.o"])
-        return (made / "counter").read_bytes()
+                     "-o", made / "code", made / "code.o"])
+        return (made / "code").read_bytes()
 
 
 def boot_code(*, fill_mib: int = 0, dirty_mib: int = 0, memory_mib: int = 64) -> bytes:
@@ -36,9 +37,16 @@ def boot_code(*, fill_mib: int = 0, dirty_mib: int = 0, memory_mib: int = 64) ->
     """
     if max(fill_mib, dirty_mib) > memory_mib - _RAM_FROM_MIB - _BIOS_KEEPS_MIB:
         raise LabError(f"a guest of {memory_mib} MiB has no {max(fill_mib, dirty_mib)} MiB to fill")
-    code = bytearray(_assembled())
+    code = bytearray(_assembled(SOURCE))
     struct.pack_into("<HH", code, _PARAMETERS_OFFSET, fill_mib, dirty_mib)
     return bytes(code[:SECTOR_BYTES] + bytes(COUNT_SECTORS * SECTOR_BYTES) + code[SECTOR_BYTES:])
+
+
+def token_code(role: int) -> bytes:
+    """What to lay at the start of the first disk of one of a pair (tests/lab/guest/token.S)."""
+    code = bytearray(_assembled(TOKEN_SOURCE))
+    struct.pack_into("<H", code, _PARAMETERS_OFFSET, role)
+    return bytes(code)
 
 
 def count_in(sectors: bytes) -> int:

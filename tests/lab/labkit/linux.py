@@ -34,9 +34,6 @@ _DEVICES = (
     "<model type='virtio'/><rom enabled='no'/></interface>"
     "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
 )
-# Neither AVX nor cx16: QEMU emulates their 16-byte stores by what the lab's CPU lacks (see accel).
-_CPU = ("<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model>"
-        "<feature policy='disable' name='cx16'/></cpu>")
 _TREE_SCRIPT = f"""
 mkdir -p {_TREE}/bin {_TREE}/modules {_BOOT_DIR}
 cp /bin/busybox {_TREE}/bin/
@@ -82,8 +79,7 @@ def make(lab: Host, name: str = NAME) -> None:
     boot = (f"<kernel>{_BOOT_DIR}/vmlinuz</kernel><initrd>{_BOOT_DIR}/initrd.img</initrd>"
             "<cmdline>console=ttyS0 quiet mitigations=off no_timer_check rdinit=/init</cmdline>")
     domains.define(lab, domains.domain_xml(
-        name, [FILE, VOLUME], memory_mib=_MEMORY_MIB, machine="q35", devices=_DEVICES, boot=boot,
-        extra=_CPU))
+        name, [FILE, VOLUME], memory_mib=_MEMORY_MIB, machine="q35", devices=_DEVICES, boot=boot))
     lab.run(f"virsh -q start {name}")
     wait_agent(lab, name, _BOOT_LIMIT_S)
     wait_writes(lab, name, 3, timeout_s=_BOOT_LIMIT_S)

@@ -26,7 +26,7 @@ from labkit.image import Image
 KERNEL_COMMAND_LINE = (
     "root=/dev/vda rw console=ttyS0 quiet loglevel=4 mitigations=off no_timer_check "
     "apparmor=1 systemd.show_status=false cgroup_disable=cpuset "
-    "module_blacklist=kvm,kvm_amd,kvm_intel oops=panic panic=-1"
+    "clearcpuid=cx16 module_blacklist=kvm,kvm_amd,kvm_intel oops=panic panic=-1"
 )
 KILL_TIMEOUT_S = 20.0
 _CRASH = re.compile(r"\bOops: .*|kernel BUG at .*|Kernel panic - .*")

@@ -1,0 +1,236 @@
+"""What a point is made of, as `zfs set zvmsnap:mode` demands, with a Linux guest and its agent."""
+
+from __future__ import annotations
+
+import back
+import pytest
+import scenario
+from back import zvmsnap
+
+from labkit import guests, linux
+from labkit.api import CODE_DIR, Lab
+from labkit.domains import Disk
+
+TOP = "tank/vm/debian"
+DEBIAN = scenario.Guest(
+    linux.NAME, (TOP, f"{TOP}/data"), {"vda": linux.FILE.path, "vdb": linux.VOLUME.path}
+)
+NAME = "autosnap_2026-11-20_03:00:00_hourly"
+# Beyond what the hooks measure: a write of its own, and what the lab's clocks differ.
+SLACK_S = 2.0
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    def make(lab: Lab) -> None:
+        lab.sync()
+        lab.run(f"python3 -m compileall -q {CODE_DIR}")
+        scenario.write_sanoid_conf(lab, scenario.section(TOP))
+        scenario.configure(lab)
+        lab.run(f"zfs set snapdev=visible {TOP}")
+
+    scenario.stage(lab_session, "levels", lambda lab: lab.reset("linux"), make)
+    return lab_session
+
+
+def mode(lab: Lab, order: str, of_type: str = "") -> None:
+    lab.run(f"zfs set zvmsnap:mode{':' if of_type else ''}{of_type}={order} {TOP}")
+
+
+def needs_recovery(lab: Lab, name: str) -> list[bool]:
+    """Of the file systems in a snapshot: would a mount replay their journals?"""
+    images = (f"/{TOP}/.zfs/snapshot/{name}/disk0.raw", f"/dev/zvol/{TOP}/data@{name}")
+    lab.run(f"udevadm settle -E {images[1]}")
+    said = [lab.run(f"dumpe2fs -h '{image}' 2>/dev/null").stdout for image in images]
+    assert all("Filesystem state" in text for text in said)
+    return ["needs_recovery" in text for text in said]
+
+
+def hooked(lab: Lab) -> list[str]:
+    """What the agent's own hook was called with, in the guest."""
+    text = guests.serial(lab, linux.NAME)
+    return [line.split()[1] for line in text.replace("\r", "").splitlines() if line[:2] == "H "]
+
+
+def pre(lab: Lab, **environment: str) -> None:
+    done = scenario.hook(lab, "pre-snapshot", TOP, [NAME], **environment)
+    assert done.returncode == 0, done.stderr
+
+
+def post(lab: Lab) -> None:
+    done = scenario.hook(lab, "post-snapshot", TOP, [NAME])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("overlay", [False, True], ids=["frozen for the round", "with overlays"])
+def test_quiesced(lab: Lab, overlay: bool) -> None:
+    scenario.configure(lab, f"quiesce_overlay = {str(overlay).lower()}")
+    mode(lab, "quiesced,crash")
+    before = linux.writes(lab)[-1].count
+    scenario.take(lab)
+    scenario.assert_at_rest(lab, DEBIAN)
+    point = scenario.the_point(lab, linux.NAME)
+    assert (point.manifest["level"], point.manifest["reason"]) == ("quiesced", None)
+    assert point.manifest["memory"] is None
+    assert hooked(lab) == ["freeze", "thaw"]
+    linux.wait_writes(lab, linux.NAME, linux.writes(lab)[-1].count + 3)
+    seen = [write for write in linux.writes(lab) if write.count >= before]
+    frozen_s = point.timing["pause_s"]
+    print(f"MEASURED quiesced, overlay {overlay}: frozen {frozen_s:.2f} s, "
+          f"writer blocked {linux.longest_wait_s(seen):.2f} s")
+    assert 0 < linux.longest_wait_s(seen) < frozen_s + SLACK_S
+    name = next(name for name in sorted(point.names) if name.endswith("_hourly"))
+    assert needs_recovery(lab, name) == [False, False]
+    # That this tells anything is seen of one that nobody froze.
+    lab.run(f"zfs snapshot -r {TOP}@as-it-is")
+    assert needs_recovery(lab, "as-it-is") == [True, True]
+    # Such a point boots: with less than RAM, and says so.
+    assert "boots from its disks of then" in zvmsnap(
+        lab, "restore", "--dry-run", f"{linux.NAME}@{name}").stdout
+
+
+def test_paused(lab: Lab) -> None:
+    mode(lab, "paused")
+    pre(lab)
+    assert scenario.state(lab, linux.NAME) == "paused"
+    scenario.assert_on_base(lab, linux.NAME, DEBIAN.disks)
+    assert lab.run(f"find {scenario.STAGING} -name '*.qcow2'").stdout == ""
+    lab.run(f"zfs snapshot -r {TOP}@{NAME}")
+    post(lab)
+    scenario.assert_at_rest(lab, DEBIAN)
+    assert scenario.state(lab, linux.NAME) == "running"
+    point = scenario.the_point(lab, linux.NAME)
+    assert (point.manifest["level"], point.manifest["reason"]) == ("paused", None)
+    assert point.timing["pause_s"] > 0
+    print(f"MEASURED paused: {point.timing['pause_s']:.2f} s by hand")
+    last = linux.wait_writes(lab, linux.NAME, linux.writes(lab)[-1].count + 3)
+    # Its RAM continues, and its clock is set by its agent.
+    since = guests.serial_size_bytes(lab, linux.NAME)
+    back.restore(lab, f"{linux.NAME}@{NAME}", "--no-safety")
+    linux.wait_writes(lab, linux.NAME, 1, since_byte=since)
+    restored = linux.writes(lab, linux.NAME, since)
+    assert 1 < restored[0].count <= last
+    assert "B" not in guests.serial(lab, linux.NAME, since).split()
+
+
+def test_the_level_of_each_type(lab: Lab) -> None:
+    mode(lab, "quiesced,crash", "hourly")
+    mode(lab, "paused,crash", "daily")
+    mode(lab, "crash", "monthly")
+    with scenario.watched(lab, linux.NAME) as seen:
+        scenario.take(lab)
+    (point,) = scenario.points(lab, linux.NAME)
+    # The best that is demanded, once for all.
+    assert point.manifest["level"] == "paused" and len(seen.pauses_s) == 1
+    print(f"MEASURED paused: {point.timing['pause_s']:.2f} s in a round of sanoid, "
+          f"{seen.pauses_s[0]:.2f} s by libvirt's events")
+    assert abs(point.timing["pause_s"] - seen.pauses_s[0]) < SLACK_S
+    scenario.pass_hours(lab, 1)
+    linux.wait_agent(lab)
+    scenario.take(lab)
+    second = scenario.points(lab, linux.NAME)[1]
+    assert second.manifest["level"] == "quiesced"
+    assert {name.rpartition("_")[2] for name in second.names} == {"hourly"}
+    listed = zvmsnap(lab, "list", linux.NAME).stdout
+    assert "quiesced" in listed and "paused" in listed
+
+
+def test_agent_that_died(lab: Lab) -> None:
+    mode(lab, "quiesced,crash")
+    linux.agent(lab, "guest-exec", path="/bin/sh", arg=["-c", "sleep 1; killall -9 qemu-ga"])
+    lab.run(f"while virsh dumpxml {linux.NAME} | grep -q \"state='connected'\"; do sleep 0.2; done")
+    done = scenario.take(lab)
+    assert "agent is not connected" in done.stderr
+    point = scenario.the_point(lab, linux.NAME)
+    assert point.manifest["level"] == "crash"
+    assert point.manifest["reason"] == "its agent is not connected"
+    mode(lab, "quiesced,required")
+    scenario.pass_hours(lab, 1)
+    assert "no point, as less is not good enough" in scenario.take(lab).stderr
+    assert len(scenario.points(lab, linux.NAME)) == 1
+    scenario.assert_at_rest(lab, DEBIAN)
+
+
+def thawed_after_s(lab: Lab) -> float:
+    """Wait until the guest's file systems are thawed; how long that took, by the lab's clock."""
+    status = f"virsh qemu-agent-command {linux.NAME} '{{\"execute\":\"guest-fsfreeze-status\"}}'"
+    said = lab.run(
+        f"begun=$(date +%s.%N); until {status} | grep -q thawed; do sleep 0.1; done; "
+        "echo $begun $(date +%s.%N)", timeout_s=scenario.ROUND_LIMIT_S).stdout.split()
+    return float(said[1]) - float(said[0])
+
+
+def test_nobody_calls_post(lab: Lab) -> None:
+    scenario.configure(lab, "[limits]\nstill_max_s = 8")
+    mode(lab, "quiesced")
+    pre(lab)
+    assert 0 < thawed_after_s(lab) < 8 + SLACK_S
+    # Too late: what was snapshotted since then is as after a power cut, and the point says so.
+    lab.run(f"zfs snapshot -r {TOP}@{NAME}")
+    post(lab)
+    point = scenario.the_point(lab, linux.NAME)
+    assert point.manifest["level"] == "crash"
+    assert "thawed before its snapshot was known" in point.manifest["reason"]
+    scenario.assert_at_rest(lab, DEBIAN)
+
+
+def test_all_of_ours_is_killed_while_paused(lab: Lab) -> None:
+    scenario.configure(lab, "[limits]\nstill_max_s = 8")
+    mode(lab, "paused")
+    pre(lab)
+    assert scenario.state(lab, linux.NAME) == "paused"
+    # With the guard itself; systemd starts that again.
+    lab.run("pkill -9 -f '[z]vmsnap'")
+    said = lab.run(
+        f"begun=$(date +%s.%N); until virsh domstate {linux.NAME} | grep -q running; do "
+        "sleep 0.1; done; echo $begun $(date +%s.%N)", timeout_s=120).stdout.split()
+    assert float(said[1]) - float(said[0]) < 8 + SLACK_S
+    lab.run(f"zfs snapshot -r {TOP}@{NAME}")
+    post(lab)
+    point = scenario.the_point(lab, linux.NAME)
+    assert point.manifest["level"] == "crash"
+    scenario.assert_at_rest(lab, DEBIAN)
+
+
+def test_the_administrators_own_programs(lab: Lab) -> None:
+    mode(lab, "quiesced,crash")
+    note = 'echo "$(basename "$0") $ZVMSNAP_DOMAIN $ZVMSNAP_SNAPNAMES" >> /root/noted'
+    for program in ("pre-freeze", "post-thaw"):
+        path = f"/etc/zvmsnap/guest.d/{linux.NAME}/{program}"
+        lab.put(path, f"#!/bin/sh\n{note}\n", 0o755)
+    pre(lab)
+    assert lab.get("/root/noted").decode() == f"pre-freeze {linux.NAME} {NAME}\n"
+    lab.run(f"zfs snapshot -r {TOP}@{NAME}")
+    post(lab)
+    assert lab.get("/root/noted").decode().splitlines()[1:] == [f"post-thaw {linux.NAME} {NAME}"]
+    assert scenario.the_point(lab, linux.NAME).manifest["level"] == "quiesced"
+    # One that fails: nothing is frozen, and post-thaw still runs.
+    failing = f"/etc/zvmsnap/guest.d/{linux.NAME}/pre-freeze"
+    lab.put(failing, f"#!/bin/sh\n{note}\necho no database >&2\nexit 3\n", 0o755)
+    lab.run("rm /root/noted")
+    frozen = len(hooked(lab))
+    done = scenario.hook(lab, "pre-snapshot", TOP, [NAME.replace("03", "04")])
+    assert "pre-freeze: failed (3): no database" in done.stderr
+    assert [line.split()[0] for line in lab.get("/root/noted").decode().splitlines()] == [
+        "pre-freeze", "post-thaw"]
+    assert len(hooked(lab)) == frozen
+
+
+def test_a_device_that_cannot_be_migrated(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    lab.run("zfs create tank/db")
+    disk = guests.make_disk(lab, Disk("/tank/db/disk0.raw"))
+    shared = ("<shmem name='db' role='peer'><model type='ivshmem-plain'/>"
+              "<size unit='M'>4</size></shmem>")
+    guests.define(lab, guests.domain_xml("db", [disk], devices=shared))
+    guests.start(lab, "db")
+    scenario.write_sanoid_conf(lab, scenario.section("tank/db"))
+    done = scenario.take(lab)
+    why = "its RAM cannot be saved because of shared memory db (shmem) without role='master'"
+    assert why in done.stderr
+    point = scenario.the_point(lab, "db")
+    assert (point.manifest["level"], point.manifest["reason"]) == ("crash", why)
+    scenario.assert_counted_through(lab, "db")
+    # And libvirt says so too.
+    assert "shmem" in lab.run("virsh save db /tmp/x", check=False).stderr
