@@ -59,13 +59,17 @@ def release(guest: Guest, entry: Entry) -> str:
     """
     if not guest.is_active():
         return ""
-    if entry.level is Level.PAUSED and guest.pause() in _BY_US and not _is_busy(guest):
+    if entry.level is Level.PAUSED and entry.paused and _stands(guest) and not _is_busy(guest):
         guest.resume()
         return "paused"
     if entry.frozen and agent.is_frozen(guest):
         agent.thaw(guest)
         return "frozen"
     return ""
+
+
+def _stands(guest: Guest) -> bool:
+    return guest.pause() in _BY_US
 
 
 def _is_busy(guest: Guest) -> bool:
@@ -77,7 +81,7 @@ def _is_busy(guest: Guest) -> bool:
 
 
 def _resume(guest: Guest, work: Open) -> None:
-    stood = guest.is_active() and guest.pause() in _BY_US
+    stood = guest.is_active() and _stands(guest)
     if stood:
         guest.resume()
     if work.entry.frozen_at_s and not stood:
