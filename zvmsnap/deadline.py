@@ -52,19 +52,21 @@ class _Keeper:
 
     def run(self) -> None:
         """Look, until it is over; whatever goes wrong, look again."""
-        from zvmsnap.hypervisor import Hypervisor
-
         while not self._over.wait(_LOOK_EVERY_S):
-            if not self._concerned():
-                continue
             try:
-                with Hypervisor(self._config.uri) as hypervisor:
-                    while (entries := self._concerned()) and not self._over.wait(_LOOK_EVERY_S):
-                        for entry in entries:
-                            self._look(hypervisor, entry)
+                if self._concerned():
+                    self._keep()
             except (ZvmsnapError, OSError) as error:
                 log.plain().error("guard: the deadline is not kept now: %s", error)
                 time.sleep(_CONNECT_AGAIN_S)
+
+    def _keep(self) -> None:
+        from zvmsnap.hypervisor import Hypervisor
+
+        with Hypervisor(self._config.uri) as hypervisor:
+            while (entries := self._concerned()) and not self._over.wait(_LOOK_EVERY_S):
+                for entry in entries:
+                    self._look(hypervisor, entry)
 
     def _concerned(self) -> list[Entry]:
         return [
