@@ -61,12 +61,14 @@ class _Keeper:
                 time.sleep(_CONNECT_AGAIN_S)
 
     def _keep(self) -> None:
+        """Look through one connection; one that broke, as with libvirt itself, stays broken."""
         from zvmsnap.hypervisor import Hypervisor
 
         with Hypervisor(self._config.uri) as hypervisor:
             while (entries := self._concerned()) and not self._over.wait(_LOOK_EVERY_S):
-                for entry in entries:
-                    self._look(hypervisor, entry)
+                seen = [self._look(hypervisor, entry) for entry in entries]
+                if not all(seen):
+                    return
 
     def _concerned(self) -> list[Entry]:
         return [
@@ -75,13 +77,14 @@ class _Keeper:
             if entry.owner == self._owner and entry.may_stand_still
         ]
 
-    def _look(self, hypervisor: Hypervisor, entry: Entry) -> None:
+    def _look(self, hypervisor: Hypervisor, entry: Entry) -> bool:
+        """False if it could not be seen, or not be let go."""
         about = log.about(entry.domain, ",".join(entry.targets))
         try:
             guest = hypervisor.guest(entry.uuid)
             since_s = entry.still_since_s or self._seen_still_since(guest, entry)
             if not since_s or still_clock_s() - since_s < self._config.limits.still_max_s:
-                return
+                return True
             from zvmsnap import still
 
             if was := still.release(guest, entry):
@@ -91,10 +94,12 @@ class _Keeper:
                     still_clock_s() - since_s,
                 )
                 self._finish(guest, entry, about)
+            return True
         except DomainGone:
-            return
+            return True
         except (ZvmsnapError, OSError) as error:
             about.error("guard: not let go yet: %s", error)
+            return False
 
     def _seen_still_since(self, guest: Guest, entry: Entry) -> float:
         if not entry.paused or not guest.pause():
