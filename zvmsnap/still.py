@@ -41,6 +41,17 @@ def let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
         _after_thaw(config, work, log)
 
 
+def gone(config: Config, work: Open, log: Logger) -> None:
+    """Of a guest that does not exist any more nobody knows until when it has stood still."""
+    entry = work.entry
+    if entry.frozen or (entry.level is Level.PAUSED and entry.paused):
+        why = "it is gone, and may have gone on before its snapshot"
+        less = {"level": Level.CRASH, "reason": why} if entry.frozen_at_s else {}
+        work.note(paused=False, frozen=False, **less)
+    if entry.thaw_script:
+        _after_thaw(config, work, log)
+
+
 def thaw(guest: Guest, work: Open) -> None:
     """Thaw its file systems, which must have been frozen until now.
 
