@@ -163,7 +163,7 @@ class _Finish:
             self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
             still.gone(self._config, self._work, self._log)
         entry = self._work.entry
-        if entry.frozen_at_s and not entry.overlay_s:
+        if entry.frozen_at_s and entry.may_be_on_overlay and not entry.overlay_s:
             self._work.note(
                 commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.frozen_at_s
             )
