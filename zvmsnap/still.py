@@ -52,8 +52,8 @@ def gone(config: Config, work: Open, log: Logger) -> None:
         _after_thaw(config, work, log)
 
 
-def thaw(guest: Guest, work: Open) -> None:
-    """Thaw its file systems, which must have been frozen until now.
+def thaw(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+    """Thaw its file systems, which must have been frozen until now; post-thaw follows at once.
 
     Raises NotStill, when they were not or when they cannot be thawed, and LibvirtFailed.
     """
@@ -61,6 +61,8 @@ def thaw(guest: Guest, work: Open) -> None:
         work.note(frozen=False)
         raise NotStill(why)
     work.note(frozen=False, pause_s=_still_s(work.entry))
+    if work.entry.thaw_script:
+        _after_thaw(config, work, log)
 
 
 def release(guest: Guest, entry: Entry) -> str:
