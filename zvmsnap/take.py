@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
+
 from zvmsnap import capture, finish, levels, log, mounttable, placement, sanoid, survey, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
@@ -121,6 +123,9 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
 
     Raises TakeFailed with no snapshot left; what could not be put back, the log says.
     """
+    if len(wanted.domains) > 1:
+        # As for Demand.together: overlays begin at an instant of each guest's own.
+        config = msgspec.structs.replace(config, quiesce_overlay=False)
     call = HookCall(Role.PRE, wanted.datasets, (wanted.name,))
     demanded = _demanded(config, wanted)
     owner = Process.of(os.getpid())
