@@ -89,9 +89,16 @@ INSIDE, OUTSIDE = Place("tank/web", "a"), Place("other/web", "b")
 COVERED = frozenset({"tank/web"})
 
 
-def disk(target: str = "vda", device: str = "disk", **flags: bool) -> Disk:
-    known = (flags.get(flag, False) for flag in ("readonly", "shareable", "transient"))
-    return Disk(target, device, "file", f"/images/{target}", "raw", *known)
+def disk(
+    target: str = "vda",
+    device: str = "disk",
+    *,
+    readonly: bool = False,
+    shareable: bool = False,
+    transient: bool = False,
+) -> Disk:
+    image = f"/images/{target}"
+    return Disk(target, device, "file", image, "raw", readonly, shareable, transient)
 
 
 def placed(

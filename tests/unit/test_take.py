@@ -1,83 +1,23 @@
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.unit.fakes import OTHER, UUID, DumpedGuest, FakeHypervisor, make_base
-from zvmsnap import (
-    capture,
-    finish,
-    guard,
-    hypervisor,
-    leave,
-    mounttable,
-    staging,
-    take,
-    vault,
-    zfs,
-)
+from tests.unit.fakeagent import FakeAgent
+from tests.unit.fakes import FakeGuest, FakeHypervisor
+from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
+from zvmsnap import take, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.journal import Journal
 from zvmsnap.levels import Level
 from zvmsnap.point import Liveness, Point
-from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
+from zvmsnap.zfs import Dataset, Snapshot, Use
 
 NAME = "before-upgrade"
-WEB, DB = "tank/web", "tank/db"
-
-
-class Pool:
-    """Two datasets, and the snapshots that are taken of them."""
-
-    def __init__(self, root: Path) -> None:
-        self.datasets = {name: Dataset(name, "filesystem", False) for name in (WEB, DB)}
-        self.table = [mounttable.Mount(1, 0, "/", "/", "")]
-        for number, name in enumerate(self.datasets, 2):
-            self.table.append(mounttable.Mount(number, 1, "/", f"{root}/{name}", name))
-        self.present: dict[str, Snapshot] = {}
-        self.groups: dict[str, str] = {}
-        self.fails_after = 99
-        self.uses: dict[str, Use] = {}
-        self.told: list[str] = []
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(zfs, "datasets", lambda: self.datasets)
-        patch.setattr(mounttable, "mounts", lambda: self.table)
-        patch.setattr(zfs, "snapshots", lambda names: self._answer(set(names)))
-        patch.setattr(zfs, "all_snapshots", lambda: self._answer(set(self.present)))
-        patch.setattr(zfs, "uses", self._uses)
-        patch.setattr(zfs, "marked", self._marked)
-        patch.setattr(zfs, "take_snapshots", self._take)
-        patch.setattr(zfs, "destroy", self._destroy)
-        patch.setattr(zfs, "hold", lambda names, tag: self.told.append(f"hold {tag} {names}"))
-
-    def _marked(self, user_property: str, *, inherited: bool = False) -> Mapping[str, str]:
-        assert user_property == "zvmsnap:group" and inherited
-        return self.groups
-
-    def _answer(self, names: set[str]) -> Answer:
-        found = {name: self.present[name] for name in names & self.present.keys()}
-        return Answer(found, frozenset({"tank"}))
-
-    def _uses(self, datasets: list[str]) -> list[Use]:
-        return [
-            self.uses.get(each.full_name, Use(each, (), 0))
-            for each in self.present.values()
-            if each.dataset in datasets
-        ]
-
-    def _take(self, datasets: tuple[str, ...], name: str) -> None:
-        for number, dataset in enumerate(datasets):
-            if number == self.fails_after:
-                raise ZfsFailed("out of space")
-            self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, 10 + number, 1)
-
-    def _destroy(self, name: str) -> None:
-        self.told.append(f"destroy {name}")
-        del self.present[name]
 
 
 @pytest.fixture
@@ -88,29 +28,18 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> DumpedGuest:
-    return DumpedGuest("web", UUID, vda=make_base(tmp_path / WEB / "a.raw"))
+def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHypervisor:
+    return two_guests(tmp_path, config, monkeypatch)
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> DumpedGuest:
-    return DumpedGuest("db", OTHER, vda=make_base(tmp_path / DB / "a.raw"))
+def web(host: FakeHypervisor) -> FakeGuest:
+    return host.known[0]
 
 
 @pytest.fixture
-def host(
-    web: DumpedGuest, db: DumpedGuest, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> FakeHypervisor:
-    found = FakeHypervisor(web, db)
-    for room in (capture, finish, hypervisor):
-        monkeypatch.setattr(room, "Hypervisor", found.connect)
-    monkeypatch.setattr(guard, "arm", lambda _owner: None)
-    monkeypatch.setattr(guard, "ensure", lambda *_, **__: None)
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    # QEMU's user, who must pass through to the overlays, is no subject here.
-    monkeypatch.setattr(staging, "check_usable", lambda *_: None)
-    config.staging_dir.mkdir()
-    return found
+def db(host: FakeHypervisor) -> FakeGuest:
+    return host.known[1]
 
 
 def both(config: Config, host: FakeHypervisor, hold: str | None = None) -> list[Point]:
@@ -118,7 +47,7 @@ def both(config: Config, host: FakeHypervisor, hold: str | None = None) -> list[
     return take.take(config, planned, hold, threading.Event())
 
 
-def assert_at_rest(config: Config, *guests: DumpedGuest) -> None:
+def assert_at_rest(config: Config, *guests: FakeGuest) -> None:
     assert Journal(config.journal_dir).entries() == []
     assert list(config.staging_dir.iterdir()) == []
     for guest in guests:
@@ -126,7 +55,7 @@ def assert_at_rest(config: Config, *guests: DumpedGuest) -> None:
 
 
 def test_two_guests_at_one_instant(
-    pool: Pool, config: Config, host: FakeHypervisor, web: DumpedGuest, db: DumpedGuest
+    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
 ) -> None:
     found = both(config, host, hold="audit")
     assert sorted(point.name for point in found) == [f"db@{NAME}", f"web@{NAME}"]
@@ -139,7 +68,7 @@ def test_two_guests_at_one_instant(
 
 
 def test_one_guest_fails_and_none_has_a_part(
-    pool: Pool, config: Config, host: FakeHypervisor, web: DumpedGuest, db: DumpedGuest
+    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
 ) -> None:
     def fail() -> None:
         raise ZfsFailed("no")
@@ -154,7 +83,7 @@ def test_one_guest_fails_and_none_has_a_part(
 
 
 def test_a_snapshot_fails_and_none_stays(
-    pool: Pool, config: Config, host: FakeHypervisor, web: DumpedGuest, db: DumpedGuest
+    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
 ) -> None:
     pool.fails_after = 1
     with pytest.raises(TakeFailed, match="out of space"):
@@ -165,7 +94,7 @@ def test_a_snapshot_fails_and_none_stays(
 
 
 def test_interrupted(
-    pool: Pool, config: Config, host: FakeHypervisor, web: DumpedGuest, db: DumpedGuest
+    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
 ) -> None:
     cancelled = threading.Event()
     web.at["snapshot"] = cancelled.set
@@ -176,7 +105,7 @@ def test_interrupted(
     assert_at_rest(config, web, db)
 
 
-def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHypervisor, db: DumpedGuest
+def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHypervisor, db: FakeGuest
                              ) -> None:  # fmt: skip
     db.active = False
     assert {point.manifest.level for point in both(config, host)} == {Level.PAUSED, Level.OFFLINE}
@@ -217,10 +146,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     command: Callable[..., tuple[int, str, str]],
 ) -> Callable[..., tuple[int, str, str]]:
-    conf = tmp_path / "config.toml"
-    keys = ("staging", "vault", "journal", "locks")
-    conf.write_text("".join(f'{key} = "{getattr(config, key)}"\n' for key in keys))
-    monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
+    configure(tmp_path, config, monkeypatch)
     return command
 
 
@@ -259,3 +185,98 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
     code, _, err = run("drop", "--yes", "web@autosnap_2026-11-20_03:00:00_hourly")
     assert code == 1 and "is sanoid's" in err
     assert len(pool.present) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "level", "still"),
+    [
+        pytest.param("memory", Level.PAUSED, True, id="memory: paused together"),
+        pytest.param("quiesced", Level.QUIESCED, True, id="frozen together"),
+        pytest.param("crash", Level.CRASH, False, id="as they are"),
+    ],
+)
+@pytest.mark.parametrize("overlay", [False, True])
+def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
+    pool: Pool,
+    config: Config,
+    host: FakeHypervisor,
+    web: FakeGuest,
+    db: FakeGuest,
+    mode: str,
+    level: Level,
+    still: bool,
+    overlay: bool,
+) -> None:
+    config = msgspec.structs.replace(config, quiesce_overlay=overlay)
+    web.agent, db.agent = FakeAgent(), FakeAgent()
+    seen: list[bool] = []
+
+    def look() -> None:
+        for guest in (web, db):
+            assert guest.agent
+            assert guest.live["vda"].endswith("/a.raw")
+            seen.append(bool(guest.stands_still) or guest.agent.frozen)
+
+    pool.when_taken = look
+    planned = take.plan(host, ["web", "db"], None, NAME, f"{mode},required")
+    found = take.take(config, planned, None, threading.Event())
+    assert seen == [still, still]
+    assert [point.manifest.level for point in found] == [level, level]
+    assert_at_rest(config, web, db)
+
+
+def test_one_guest_alone_may_be_thawed_at_once(
+    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest
+) -> None:
+    config = msgspec.structs.replace(config, quiesce_overlay=True)
+    web.agent = FakeAgent()
+    frozen: list[bool] = []
+    pool.when_taken = lambda: frozen.append(web.agent is not None and web.agent.frozen)
+    planned = take.plan(host, ["web"], None, NAME, "quiesced")
+    (point,) = take.take(config, planned, None, threading.Event())
+    assert (frozen, point.manifest.level) == ([False], Level.QUIESCED)
+    assert_at_rest(config, web)
+
+
+MODES = [
+    pytest.param([], {}, "", 0, "memory", id="the default"),
+    pytest.param([], {"manual": "crash"}, "", 0, "crash", id="the property of snapshots by hand"),
+    pytest.param([], {"daily": "crash"}, "", 0, "memory", id="the property of others"),
+    pytest.param(["--mode", "crash"], {}, "", 0, "crash", id="as it was asked for"),
+    pytest.param(["--mode", "paused"], {"manual": "crash"}, "", 0, "paused", id="instead of that"),
+    pytest.param(["--mode", "quiesced,crash"], {}, "", 0, "crash", id="the second"),
+    pytest.param(["--mode", "quiesced,required"], {}, "no point, as less", 1, "", id="required"),
+    pytest.param([], {"manual": "ram"}, "until that is mended: memory", 1, "", id="no such level"),
+    pytest.param(["--mode", "ram"], {}, "'ram': 'ram' is no level", 2, "", id="nor one to ask for"),
+    pytest.param(["--mode", "off"], {}, "'off': 'off' is no level", 2, "", id="off"),
+    pytest.param([], {"manual": "off"}, "all are left out (zvmsnap:mode)", 1, "", id="left out"),
+    pytest.param(
+        ["--mode", "crash"],
+        {"manual": "off"},
+        "all are left out",
+        1,
+        "",
+        id="left out all the same",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "modes", "says", "exit_code", "level"), MODES)
+def test_mode(
+    run: Run,
+    pool: Pool,
+    config: Config,
+    web: FakeGuest,
+    options: list[str],
+    modes: dict[str, str],
+    says: str,
+    exit_code: int,
+    level: str,
+) -> None:
+    pool.datasets[WEB] = Dataset(WEB, "filesystem", False, modes=modes)
+    code, out, err = run("take", "web", "--name", NAME, *options)
+    assert code == exit_code
+    assert says in err
+    assert out == (f"web@{NAME}: {level}\n" if level else "")
+    assert list(pool.present) == ([f"{WEB}@{NAME}"] if level else [])
+    assert_at_rest(config, web)

@@ -1,0 +1,92 @@
+"""A host with two guests, web and db, on datasets of their own; and what ZFS has of these."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakes import OTHER, UUID, DumpedGuest, FakeHypervisor, make_base
+from zvmsnap import capture, finish, guard, hypervisor, leave, mounttable, staging, zfs
+from zvmsnap.config import Config
+from zvmsnap.errors import ZfsFailed
+from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
+
+WEB, DB = "tank/web", "tank/db"
+
+
+class Pool:
+    """Two datasets, and the snapshots that are taken of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.datasets = {name: Dataset(name, "filesystem", False) for name in (WEB, DB)}
+        self.table = [mounttable.Mount(1, 0, "/", "/", "")]
+        for number, name in enumerate(self.datasets, 2):
+            self.table.append(mounttable.Mount(number, 1, "/", f"{root}/{name}", name))
+        self.present: dict[str, Snapshot] = {}
+        self.groups: dict[str, str] = {}
+        self.fails_after = 99
+        self.uses: dict[str, Use] = {}
+        self.told: list[str] = []
+        self.when_taken: Callable[[], None] = lambda: None
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(zfs, "datasets", lambda: self.datasets)
+        patch.setattr(mounttable, "mounts", lambda: self.table)
+        patch.setattr(zfs, "snapshots", lambda names: self._answer(set(names)))
+        patch.setattr(zfs, "all_snapshots", lambda: self._answer(set(self.present)))
+        patch.setattr(zfs, "uses", self._uses)
+        patch.setattr(zfs, "marked", self._marked)
+        patch.setattr(zfs, "take_snapshots", self._take)
+        patch.setattr(zfs, "destroy", self._destroy)
+        patch.setattr(zfs, "hold", lambda names, tag: self.told.append(f"hold {tag} {names}"))
+
+    def _marked(self, user_property: str, *, inherited: bool = False) -> Mapping[str, str]:
+        assert user_property == "zvmsnap:group" and inherited
+        return self.groups
+
+    def _answer(self, names: set[str]) -> Answer:
+        found = {name: self.present[name] for name in names & self.present.keys()}
+        return Answer(found, frozenset({"tank"}))
+
+    def _uses(self, datasets: list[str]) -> list[Use]:
+        return [
+            self.uses.get(each.full_name, Use(each, (), 0))
+            for each in self.present.values()
+            if each.dataset in datasets
+        ]
+
+    def _take(self, datasets: tuple[str, ...], name: str) -> None:
+        self.when_taken()
+        for number, dataset in enumerate(datasets):
+            if number == self.fails_after:
+                raise ZfsFailed("out of space")
+            self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, 10 + number, 1)
+
+    def _destroy(self, name: str) -> None:
+        self.told.append(f"destroy {name}")
+        del self.present[name]
+
+
+def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHypervisor:
+    """web and db, in place of libvirt."""
+    found = FakeHypervisor(
+        DumpedGuest("web", UUID, vda=make_base(root / WEB / "a.raw")),
+        DumpedGuest("db", OTHER, vda=make_base(root / DB / "a.raw")),
+    )
+    for room in (capture, finish, hypervisor):
+        patch.setattr(room, "Hypervisor", found.connect)
+    patch.setattr(guard, "arm", lambda _owner: None)
+    patch.setattr(guard, "ensure", lambda *_, **__: None)
+    patch.setattr(leave, "_LOOK_EVERY_S", 0.001)
+    # QEMU's user, who must pass through to the overlays, is no subject here.
+    patch.setattr(staging, "check_usable", lambda *_: None)
+    config.staging_dir.mkdir()
+    return found
+
+
+def configure(root: Path, config: Config, patch: pytest.MonkeyPatch) -> None:
+    """Let commands find that configuration."""
+    path = root / "config.toml"
+    keys = ("staging", "vault", "journal", "locks")
+    path.write_text("".join(f'{key} = "{getattr(config, key)}"\n' for key in keys))
+    patch.setenv("ZVMSNAP_CONFIG", str(path))
