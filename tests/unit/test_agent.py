@@ -137,3 +137,82 @@ def test_a_guest_that_makes_no_sense(before: tuple[object, ...], answer: object)
         agent.run(Talking(*before, answer, answer), "true", 60)
     assert str(caught.value).startswith("web: guest-exec")
     assert "no sense in the answer" in str(caught.value)
+
+
+class Freezing(Talking):
+    """A guest whose file systems may be frozen, if its agent it was told how long that may take."""
+
+    def fs_freeze(self) -> int:
+        assert self.timeouts_s == [30], "would block for ever"
+        return 3
+
+    def fs_thaw(self) -> int:
+        assert self.timeouts_s and self.timeouts_s[-1] < 30, "would block for ever"
+        return 2
+
+
+def test_freeze_and_thaw() -> None:
+    guest = Freezing()
+    assert (agent.freeze(guest, 30), agent.thaw(guest)) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "frozen"), [("frozen", True), ("thawed", False), ("FROZEN", False), ("", False)]
+)
+def test_is_frozen(answer: str, frozen: bool) -> None:
+    guest = Talking(json.dumps({"return": answer}))
+    assert agent.is_frozen(guest) is frozen
+    assert guest.questions == [{"execute": "guest-fsfreeze-status", "arguments": {}}]
+
+
+def verbs(**enabled: bool) -> dict[str, object]:
+    known = {"freeze": True, "thaw": True, "status": True, **enabled}
+    said = [{"name": f"guest-fsfreeze-{verb}", "enabled": on} for verb, on in known.items()]
+    return {
+        "version": "9.2",
+        "supported_commands": [{"name": "guest-ping", "enabled": True}, *said],
+    }
+
+
+SENSELESS = "its agent does not answer: web: guest-info: no sense in the answer: "
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        pytest.param(verbs(), "", id="all"),
+        pytest.param(
+            verbs(freeze=False), "its agent does not allow guest-fsfreeze-freeze", id="forbidden"
+        ),
+        pytest.param(
+            verbs(thaw=False, freeze=False),
+            "its agent does not allow guest-fsfreeze-freeze, guest-fsfreeze-thaw",
+            id="two forbidden",
+        ),
+        pytest.param(
+            {"supported_commands": []},
+            "its agent does not allow guest-fsfreeze-freeze, guest-fsfreeze-status, "
+            "guest-fsfreeze-thaw",
+            id="knows none, as on a file system that cannot",
+        ),
+        pytest.param(
+            LibvirtFailed("web: no answer", 86), "its agent does not answer: web: no ", id="silent"
+        ),
+        pytest.param({}, SENSELESS, id="says nothing"),
+        pytest.param("no JSON", SENSELESS, id="no JSON"),
+        pytest.param('{"error": {}}', SENSELESS, id="an error"),
+        pytest.param({"supported_commands": [{"name": 3}]}, SENSELESS, id="other types"),
+        pytest.param("[" * 100000, SENSELESS, id="deep"),
+    ],
+)
+def test_why_no_freeze(answer: object, why: str) -> None:
+    said = agent.why_no_freeze(Talking(answer))
+    assert (said or "").startswith(why)
+    assert bool(said) is bool(why)
+
+
+@pytest.mark.parametrize("answer", [3, None, ["frozen"], {"status": "frozen"}, "no JSON {"])
+def test_no_sense_in_whether_it_is_frozen(answer: object) -> None:
+    text = answer if isinstance(answer, str) else json.dumps({"return": answer})
+    with pytest.raises(LibvirtFailed, match="guest-fsfreeze-status: no sense in the answer"):
+        agent.is_frozen(Talking(text))

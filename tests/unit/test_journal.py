@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.levels import Level
 
 Build = Callable[..., Entry]
 A = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -265,3 +267,28 @@ def test_may_be_on_overlay(
     disk = entry().disks[0]
     planned = tuple(msgspec.structs.replace(disk, overlay=overlay) for overlay in disks)
     assert entry(disks=planned, names=names).may_be_on_overlay is may_be
+
+
+@pytest.mark.parametrize(
+    ("said", "may"),
+    [
+        pytest.param({"level": Level.MEMORY, "paused": True}, False, id="paused to end its dump"),
+        pytest.param({"level": Level.CRASH}, False, id="as it is"),
+        pytest.param({"level": Level.PAUSED}, True, id="will be dumped"),
+        pytest.param({"level": Level.PAUSED, "paused": True}, True, id="is dumped"),
+        pytest.param(
+            {"level": Level.PAUSED, "paused": True, "frozen_at_s": 1.0}, True, id="paused"
+        ),
+        pytest.param({"level": Level.PAUSED, "frozen_at_s": 1.0}, False, id="let go"),
+        pytest.param({"level": Level.CRASH, "frozen_at_s": 1.0}, False, id="went on by itself"),
+        pytest.param({"level": Level.QUIESCED}, True, id="will be frozen"),
+        pytest.param({"level": Level.QUIESCED, "frozen": True}, True, id="is being frozen"),
+        pytest.param(
+            {"level": Level.QUIESCED, "frozen": True, "frozen_at_s": 1.0}, True, id="frozen"
+        ),
+        pytest.param({"level": Level.QUIESCED, "frozen_at_s": 1.0}, False, id="thawed"),
+        pytest.param({"level": Level.CRASH, "frozen": True}, True, id="not thawed yet"),
+    ],
+)
+def test_may_stand_still(entry: Callable[..., Entry], said: dict[str, Any], may: bool) -> None:
+    assert entry(**said).may_stand_still is may
