@@ -17,7 +17,7 @@ from zvmsnap.errors import LibvirtFailed
 from zvmsnap.hypervisor import Guest
 
 _CHANNEL = "org.qemu.guest_agent.0"
-_ANSWER_TIMEOUT_S = 5
+_ANSWER_TIMEOUT_S = 10
 _LOOK_EVERY_S = 0.2
 
 

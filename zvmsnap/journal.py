@@ -112,6 +112,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     commit_s: float = 0.0
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
     moved: dict[str, str] = {}  # where a restore has moved datasets since their snapshots
+    # Where nobody says how snapshots are called: the txg of each dataset's newest one before.
+    since_txg: dict[str, int] | None = None
     tpm: str | None = None  # why the TPM's state is not coherent with the disks
 
     @property

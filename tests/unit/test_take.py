@@ -104,7 +104,7 @@ def host(
     found = FakeHypervisor(web, db)
     for room in (capture, finish, hypervisor):
         monkeypatch.setattr(room, "Hypervisor", found.connect)
-    monkeypatch.setattr(guard, "arm", lambda _owner: None)
+    monkeypatch.setattr(guard, "arm", lambda *_: None)
     monkeypatch.setattr(guard, "ensure", lambda *_, **__: None)
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must pass through to the overlays, is no subject here.

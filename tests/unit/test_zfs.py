@@ -234,9 +234,7 @@ def test_all_snapshots(world: World) -> None:
         ),
         pytest.param(
             {"zvmsnap:mode:hourly": "crash", "zvmsnap:mode:manual": "paused"},
-            Dataset(
-                *("tank", "filesystem", False), modes={"hourly": "crash", "manual": "paused"}
-            ),
+            Dataset(*("tank", "filesystem", False), modes={"hourly": "crash", "manual": "paused"}),
             id="levels of types",
         ),
         pytest.param({"type": "volume"}, Dataset("tank", "volume", False), id="volume"),
