@@ -132,6 +132,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return self.level.holds_still or self.frozen
 
     @property
+    def is_held(self) -> bool:
+        """Did we make something stand still, or ask an administrator's program to?"""
+        return self.frozen or self.thaw_script or (self.paused and self.level is Level.PAUSED)
+
+    @property
     def may_be_on_overlay(self) -> bool:
         """May the guest be on overlays, or come to be on them by a dump that goes on?"""
         return not self.names or any(disk.overlay for disk in self.disks)

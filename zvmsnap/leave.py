@@ -39,16 +39,21 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
     is in its overlays, which are kept.
     """
     if work.entry.frozen:
-        let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
+        _let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
     if work.entry.may_be_dumped:
         # A dump goes on in libvirt when its caller was killed, and ends on overlays, or paused.
         wait_idle(guest, config.limits.busy_timeout_s)
-    let_go(config, guest, work, log)
+    _let_go(config, guest, work, log)
     left = _to_base(config, guest, work, log)
     _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
     if guest.is_active() and work.entry.allowed_pause_ms is not None:
         guest.migrate_set_max_downtime_ms(work.entry.allowed_pause_ms)
     work.step("tidy", lambda: _tidy(config, guest, work.entry, left, log))
+
+
+def _let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+    if work.entry.is_held:
+        work.step("let go", lambda: let_go(config, guest, work, log))
 
 
 def wait_idle(guest: Guest, timeout_s: float, cancelled: threading.Event | None = None) -> None:

@@ -21,8 +21,9 @@ SLACK_S = 2.0
 CLOCK_SLACK_S = 15.0
 
 
-@pytest.fixture
-def lab(lab_session: Lab) -> Lab:
+def prepared(lab: Lab) -> None:
+    """The Linux guest runs, and sanoid knows of it."""
+
     def make(lab: Lab) -> None:
         lab.sync()
         lab.run(f"python3 -m compileall -q {CODE_DIR}")
@@ -30,7 +31,12 @@ def lab(lab_session: Lab) -> Lab:
         scenario.configure(lab)
         lab.run(f"zfs set snapdev=visible {TOP}")
 
-    scenario.stage(lab_session, "levels", lambda lab: lab.reset("linux"), make)
+    scenario.stage(lab, "levels", lambda lab: lab.reset("linux"), make)
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    prepared(lab_session)
     return lab_session
 
 
