@@ -17,7 +17,10 @@ from zvmsnap.errors import LibvirtFailed
 from zvmsnap.hypervisor import Guest
 
 _CHANNEL = "org.qemu.guest_agent.0"
-_ANSWER_TIMEOUT_S = 10
+# Long, as one in a guest that was just resumed, or works hard, is slow; it costs nothing otherwise.
+_ANSWER_TIMEOUT_S = 30
+_PING_TIMEOUT_S = 5
+_CLOCK_WITHIN_S = 60
 _LOOK_EVERY_S = 0.2
 
 
@@ -30,16 +33,24 @@ def has_agent(xml: str) -> bool:
 def answers(guest: Guest) -> bool:
     """Is there an agent that answers now?"""
     try:
-        guest.agent_command('{"execute": "guest-ping"}', _ANSWER_TIMEOUT_S)
+        guest.agent_command('{"execute": "guest-ping"}', _PING_TIMEOUT_S)
     except LibvirtFailed:
         return False
     return True
 
 
 def set_clock(guest: Guest) -> None:
-    """Set the guest's clock to now. Raises LibvirtFailed."""
+    """Set the guest's clock to now, as soon as its agent answers. Raises LibvirtFailed."""
     guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
-    guest.set_time(time.time())
+    deadline_s = time.monotonic() + _CLOCK_WITHIN_S
+    while True:
+        try:
+            guest.set_time(time.time())
+            return
+        except LibvirtFailed:
+            if not guest.is_active() or time.monotonic() > deadline_s:
+                raise
+        time.sleep(_LOOK_EVERY_S)
 
 
 class _Verb(msgspec.Struct):

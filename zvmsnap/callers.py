@@ -120,7 +120,7 @@ def _is_zrepl(line: Sequence[str]) -> bool:
 def _is_autobackup(line: Sequence[str]) -> bool:
     """A Python script, so its name comes second, or behind -m."""
     names = {os.path.basename(word) for word in line[:3]}
-    return bool(names & {"zfs-autobackup", "zfs_autobackup.ZfsAutobackup"})
+    return bool(names & {"zfs-autobackup", "zfs_autobackup", "zfs_autobackup.ZfsAutobackup"})
 
 
 def _parent_of(pid: int) -> int:

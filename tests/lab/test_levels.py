@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import back
 import pytest
 import scenario
@@ -154,8 +156,9 @@ def test_the_level_of_each_type(lab: Lab) -> None:
 
 def test_agent_that_died(lab: Lab) -> None:
     mode(lab, "quiesced,crash")
-    kill = '{"execute":"guest-exec","arguments":{"path":"/bin/killall","arg":["-9","qemu-ga"]}}'
-    lab.run(f"virsh qemu-agent-command {linux.NAME} '{kill}'", check=False)  # it cannot answer
+    lab.run(f"virsh qemu-agent-command {linux.NAME} \"$(cat)\"", check=False, stdin=json.dumps(
+        {"execute": "guest-exec",
+         "arguments": {"path": "/bin/busybox", "arg": ["killall", "-9", "qemu-ga"]}}))
     lab.run(f"while virsh dumpxml {linux.NAME} | grep -q \"state='connected'\"; do sleep 0.2; done")
     done = scenario.take(lab)
     assert "agent is not connected" in done.stderr
