@@ -60,7 +60,7 @@ class _Keeper:
                 with Hypervisor(self._config.uri) as hypervisor:
                     self._look_while_connected(hypervisor)
             except (ZvmsnapError, OSError) as error:
-                self._say(log.plain(), f"the deadline is not kept now: {error}")
+                self._say(log.about("guests", "deadline"), f"the deadline is not kept now: {error}")
 
     def _look_while_connected(self, hypervisor: Hypervisor) -> None:
         """At all guests at once, as the agent of one may keep its thread waiting."""
