@@ -80,6 +80,7 @@ def zrepl(lab: Lab, *steps: str) -> Completed:
     return lab.run("bash -c 'exec -a zrepl bash /root/steps.sh'", timeout_s=scenario.ROUND_LIMIT_S)
 
 
+@pytest.mark.whole
 def test_the_hooks_of_zrepl(lab: Lab) -> None:
     # zrepl snapshots each dataset by itself; a guest with all its disks in one has its RAM.
     lab.run("virsh destroy web && virsh detach-disk web vdb --config && virsh start web")
@@ -100,6 +101,7 @@ def test_the_hooks_of_zrepl(lab: Lab) -> None:
     assert scenario.points(lab, "web")[-1].manifest["level"] == "crash"
 
 
+@pytest.mark.whole
 def test_zrepl_kills_a_hook_that_takes_too_long(lab: Lab) -> None:
     """Then it does not call post, and lives: the guard waits no longer than a while."""
     kill = ("(sleep 1; until ps -eo stat=,args= | grep -q '^T.*hooks/zrepl'; do sleep 0.1; done; "

@@ -78,7 +78,10 @@ def post(lab: Lab) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("overlay", [False, True], ids=["frozen for the round", "with overlays"])
+@pytest.mark.parametrize("overlay", [
+    pytest.param(False, id="frozen for the round"),
+    pytest.param(True, id="with overlays", marks=pytest.mark.whole),
+])
 def test_quiesced(lab: Lab, overlay: bool) -> None:
     scenario.configure(lab, f"quiesce_overlay = {str(overlay).lower()}")
     mode(lab, "quiesced,crash")
@@ -154,6 +157,7 @@ def test_the_level_of_each_type(lab: Lab) -> None:
     assert "quiesced" in listed and "paused" in listed
 
 
+@pytest.mark.whole
 def test_agent_that_died(lab: Lab) -> None:
     mode(lab, "quiesced,crash")
     lab.run(f"virsh qemu-agent-command {linux.NAME} \"$(cat)\"", check=False, stdin=json.dumps(
@@ -181,6 +185,7 @@ def thawed_after_s(lab: Lab) -> float:
     return float(said[1]) - float(said[0])
 
 
+@pytest.mark.whole
 def test_nobody_calls_post(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nstill_max_s = 8")
     mode(lab, "quiesced")
@@ -195,6 +200,7 @@ def test_nobody_calls_post(lab: Lab) -> None:
     scenario.assert_at_rest(lab, DEBIAN)
 
 
+@pytest.mark.whole
 def test_all_of_ours_is_killed_while_paused(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nstill_max_s = 8")
     mode(lab, "paused")
@@ -213,6 +219,7 @@ def test_all_of_ours_is_killed_while_paused(lab: Lab) -> None:
     scenario.assert_at_rest(lab, DEBIAN)
 
 
+@pytest.mark.whole
 def test_the_administrators_own_programs(lab: Lab) -> None:
     mode(lab, "quiesced,crash")
     note = 'echo "$(basename "$0") $ZVMSNAP_DOMAIN $ZVMSNAP_SNAPNAMES" >> /root/noted'

@@ -105,6 +105,7 @@ def test_verified_through_its_agent(lab: Lab) -> None:
     assert lab.run("virsh list --all --name").stdout.split() == [linux.NAME]
 
 
+@pytest.mark.whole
 def test_the_clock_of_a_clone(lab: Lab) -> None:
     scenario.pass_hours(lab, 2)
     zvmsnap(lab, "clone", f"{linux.NAME}@latest", "late")

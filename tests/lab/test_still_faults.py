@@ -33,7 +33,7 @@ FAULTS = {
     "libvirtd killed": "systemctl kill -s KILL libvirtd; systemctl reset-failed libvirtd; "
                        "systemctl start libvirtd",
 }
-_FEW = {"frozen-all killed-paused", "frozen-hook hangs-quiesced"}
+_FEW = {"frozen-all killed-paused"}
 
 # The hooks and what they have to say are those of the lab's own sanoid; pid of both on stdout.
 HELD = """
@@ -117,6 +117,7 @@ def test_it_goes_on_within_the_deadline(lab: Lab, cell: Cell) -> None:
     assert scenario.points(lab, linux.NAME)[-1].manifest["level"] == cell.level
 
 
+@pytest.mark.whole
 def test_power_cut_while_paused(lab: Lab) -> None:
     """Its host dies under a guest that stands still: the boot recovers, and it can be started."""
     lab.run("cp /opt/zvmsnap/systemd/zvmsnap-recover.service /etc/systemd/system/ && "
