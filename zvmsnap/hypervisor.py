@@ -398,7 +398,13 @@ class Guest:
         def on_lifecycle(_connection: Any, _domain: Any, event: int, *_details: object) -> None:
             changes.get(event, lambda: None)()
 
-        with self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle):
+        def on_job(_connection: Any, _domain: Any, stats: dict[str, Any], *_: object) -> None:
+            clock.told_by_job(float(stats.get("downtime", 0)) / 1000)
+
+        with (
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, on_job),
+        ):
             yield clock
 
     @contextmanager

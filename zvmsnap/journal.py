@@ -99,6 +99,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     memory_format: str = ""
     pause_s: float = 0.0
     dump_s: float = 0.0
+    last_ram_s: float = 0.0
     merged: tuple[str, ...] = ()  # overlays whose data was in the base when we began to leave them
     given_up: bool = False  # its overlays were merged before the end, maybe during the snapshot
     paused: bool = False  # by us: to end its dump, or until its snapshot is taken

@@ -391,6 +391,7 @@ class Part:
                 frozen_at_s=time.time(),
                 still_since_s=since_s,
                 dump_s=now_s - begun_s,
+                last_ram_s=clock.last_ram_s,
                 pause_s=0.0 if stays_paused else clock.seconds(),
             )
 

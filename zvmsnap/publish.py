@@ -197,7 +197,9 @@ class _Publication:
             ),
             memory=self._memory,
             host=self._host(incoming / point.DOMAIN_XML),
-            timing=Timing(entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s),
+            timing=Timing(
+                entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s, entry.last_ram_s
+            ),
             tpm=entry.tpm,
         )
         published = vault.publish(incoming, manifest)
