@@ -51,28 +51,27 @@ class _Keeper:
 
     def run(self) -> None:
         """Look, until it is over; whatever goes wrong, look again."""
-        from zvmsnap.hypervisor import Hypervisor
-
         while not self._over.wait(_LOOK_EVERY_S):
-            if not self._concerned():
-                continue
             try:
-                with Hypervisor(self._config.uri) as hypervisor:
-                    self._look_while_connected(hypervisor)
+                if self._concerned():
+                    self._look_while_connected()
             except (ZvmsnapError, OSError) as error:
                 self._say(log.about("guests", "deadline"), f"the deadline is not kept now: {error}")
 
-    def _look_while_connected(self, hypervisor: Hypervisor) -> None:
+    def _look_while_connected(self) -> None:
         """At all guests at once, as the agent of one may keep its thread waiting."""
+        from zvmsnap.hypervisor import Hypervisor
+
         lost = threading.Event()
-        while (entries := self._concerned()) and not lost.is_set():
-            for entry in entries:
-                if entry.capture not in self._looked_at:
-                    self._looked_at.add(entry.capture)
-                    arguments = (hypervisor, entry, lost)
-                    threading.Thread(target=self._look, args=arguments, daemon=True).start()
-            if self._over.wait(_LOOK_EVERY_S):
-                return
+        with Hypervisor(self._config.uri) as hypervisor:
+            while (entries := self._concerned()) and not lost.is_set():
+                for entry in entries:
+                    if entry.capture not in self._looked_at:
+                        self._looked_at.add(entry.capture)
+                        arguments = (hypervisor, entry, lost)
+                        threading.Thread(target=self._look, args=arguments, daemon=True).start()
+                if self._over.wait(_LOOK_EVERY_S):
+                    return
 
     def _concerned(self) -> list[Entry]:
         return [

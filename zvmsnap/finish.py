@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
-from zvmsnap import log, stacks
+from zvmsnap import log, stacks, still
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, SnapshotMissing, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Hypervisor
@@ -161,8 +161,9 @@ class _Finish:
             leave(self._config, guest, self._work, self._log)
         except DomainGone:
             self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
+            still.gone(self._config, self._work, self._log)
         entry = self._work.entry
-        if entry.frozen_at_s and not entry.overlay_s:
+        if entry.frozen_at_s and entry.may_be_on_overlay and not entry.overlay_s:
             self._work.note(
                 commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.frozen_at_s
             )

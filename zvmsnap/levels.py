@@ -75,9 +75,18 @@ class Demand:
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Which levels to try, and in which order: the best demanded one is taken once for all."""
-        best_first = sorted(self.orders, key=lambda order: _RANK.index(order.levels[0]))
-        return tuple(dict.fromkeys(level for order in best_first for level in order.levels))
+        """Which levels to try, and in which order: the best demanded one is taken once for all.
+
+        No order is turned round, and `crash` of one order does not come before `quiesced` of
+        another.
+        """
+        found: list[Level] = []
+        left = [order.levels for order in self.orders]
+        while firsts := [levels[0] for levels in left if levels]:
+            best = min(firsts, key=_RANK.index)
+            found.append(best)
+            left = [tuple(level for level in levels if level is not best) for levels in left]
+        return tuple(found)
 
     def satisfied_by(self, reached: Level) -> bool:
         """Is it what all orders ask for?"""

@@ -284,7 +284,12 @@ class Part:
         steps.append(Step("freeze", lambda: self._freeze(work), lambda: self._leave(work)))
         if overlays:
             steps.append(Step("overlay", lambda: self._overlay(placed, work)))
-            steps.append(Step("thaw", lambda: still.thaw(self._guest, work)))
+            steps.append(
+                Step(
+                    "thaw",
+                    lambda: still.thaw(self._moment.config, self._guest, work, self._log),
+                )
+            )
         steps.append(Step("frozen", lambda: self._still(work)))
         self._run_journalled(steps, work)
         self._log.info(

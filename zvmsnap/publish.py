@@ -205,9 +205,11 @@ class _Publication:
         published = vault.publish(incoming, manifest)
         measured = ""
         if self._memory:
-            measured = (
-                f", {self._memory.stored_bytes >> 20} MiB of RAM stored, "
+            stored_mib = self._memory.stored_bytes >> 20
+            measured = f", {stored_mib} MiB of RAM stored, " + (
                 f"on its overlay for {entry.overlay_s:.1f} s"
+                if entry.overlay_s
+                else f"paused for {entry.pause_s:.2f} s"
             )
         self._log.info("point %s: level %s%s", published.name, manifest.level, measured)
 

@@ -41,8 +41,19 @@ def let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
         _after_thaw(config, work, log)
 
 
-def thaw(guest: Guest, work: Open) -> None:
-    """Thaw its file systems, which must have been frozen until now.
+def gone(config: Config, work: Open, log: Logger) -> None:
+    """Of a guest that does not exist any more nobody knows until when it has stood still."""
+    entry = work.entry
+    if entry.frozen or (entry.level is Level.PAUSED and entry.paused):
+        why = "it is gone, and may have gone on before its snapshot"
+        less = {"level": Level.CRASH, "reason": why} if entry.frozen_at_s else {}
+        work.note(paused=False, frozen=False, **less)
+    if entry.thaw_script:
+        _after_thaw(config, work, log)
+
+
+def thaw(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+    """Thaw its file systems, which must have been frozen until now; post-thaw follows at once.
 
     Raises NotStill, when they were not or when they cannot be thawed, and LibvirtFailed.
     """
@@ -50,6 +61,8 @@ def thaw(guest: Guest, work: Open) -> None:
         work.note(frozen=False)
         raise NotStill(why)
     work.note(frozen=False, pause_s=_still_s(work.entry))
+    if work.entry.thaw_script:
+        _after_thaw(config, work, log)
 
 
 def release(guest: Guest, entry: Entry) -> str:
@@ -59,13 +72,17 @@ def release(guest: Guest, entry: Entry) -> str:
     """
     if not guest.is_active():
         return ""
-    if entry.level is Level.PAUSED and guest.pause() in _BY_US and not _is_busy(guest):
+    if entry.level is Level.PAUSED and entry.paused and _stands(guest) and not _is_busy(guest):
         guest.resume()
         return "paused"
     if entry.frozen and agent.is_frozen(guest):
         agent.thaw(guest)
         return "frozen"
     return ""
+
+
+def _stands(guest: Guest) -> bool:
+    return guest.pause() in _BY_US
 
 
 def _is_busy(guest: Guest) -> bool:
@@ -77,7 +94,7 @@ def _is_busy(guest: Guest) -> bool:
 
 
 def _resume(guest: Guest, work: Open) -> None:
-    stood = guest.is_active() and guest.pause() in _BY_US
+    stood = guest.is_active() and _stands(guest)
     if stood:
         guest.resume()
     if work.entry.frozen_at_s and not stood:
@@ -103,11 +120,13 @@ def _thawed(guest: Guest) -> str:
 
     Raises NotStill if it cannot be thawed now.
     """
+    still = False
     for attempt in range(_THAW_ATTEMPTS):
         if not guest.is_active():
             return "it was shut off while its file systems were frozen"
         try:
-            still = agent.is_frozen(guest)
+            # A thaw that takes its time, for hooks in the guest, only seems to fail.
+            still = still or agent.is_frozen(guest)
             agent.thaw(guest)
             return "" if still else "its file systems thawed before its snapshot was known"
         except LibvirtFailed as error:

@@ -13,11 +13,13 @@ import msgspec
 import pytest
 
 from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvirt
+from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
 from zvmsnap import capture, cli, finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
+from zvmsnap.hypervisor import Pause
 from zvmsnap.journal import Disk as EntryDisk
-from zvmsnap.journal import Entry, Journal, Process
+from zvmsnap.journal import Entry, Journal, Process, still_clock_s
 from zvmsnap.levels import Level
 from zvmsnap.point import DOMAIN_XML, Disk, Host, Manifest, Memory, Tie, Timing
 from zvmsnap.staging import CaptureDir
@@ -179,6 +181,33 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
         return built
 
     return freeze
+
+
+@pytest.fixture
+def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Callable[..., Entry]:
+    """Lets the guest stand still, or its file systems, as pre does; returns the journal's entry."""
+
+    def stand(level: Level, **changes: Any) -> Entry:
+        capture = CaptureDir(config.staging_dir / f"{guest.uuid}.00000001")
+        capture.make()
+        (capture.point / DOMAIN_XML).write_text(guest.xml())
+        guest.agent = FakeAgent()
+        said: dict[str, Any] = {}
+        if level is Level.PAUSED:
+            capture.memory.write_bytes(RAM)
+            guest.stands_still = Pause.JOB
+            said = {"paused": True, "memory_format": "raw"}
+        elif level is Level.QUIESCED:
+            guest.agent.freeze()
+            said = {"frozen": True}
+        disk = EntryDisk("vda", "file", "raw", guest.live["vda"], "tank/web", "vda.raw")
+        since = {"frozen_at_s": 1.0, "still_since_s": still_clock_s() - 5}
+        known = {"level": level, "disks": (disk,), "step": "frozen", **said, **since}
+        built = entry(uuid=guest.uuid, **{**known, **changes})
+        Journal(config.journal_dir).write(built)
+        return built
+
+    return stand
 
 
 @pytest.fixture(autouse=True)

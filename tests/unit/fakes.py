@@ -18,6 +18,7 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
+from tests.unit.fakeagent import FakeAgent
 from zvmsnap import domainxml, saveimage, zfs
 from zvmsnap.errors import DomainGone, HypervisorUnreachable, LibvirtFailed, ZfsFailed
 from zvmsnap.hypervisor import Guest, Hypervisor, Pause
@@ -103,6 +104,7 @@ class FakeGuest(Guest):
         self.equipment = ""
         self.worked_s = 0.0
         self.picture = b""
+        self.agent: FakeAgent | None = None
         self.asked: list[str] = []
         self.clock_s = 0.0
 
@@ -146,6 +148,8 @@ class FakeGuest(Guest):
                 f"<source {attribute}={quoteattr(source)}/>{below}{mirror}"
                 f"<target dev='{target}'/></disk>"
             )
+        if live and self.agent:
+            disks.append(self.agent.channel)
         return (
             f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid>{self.metadata}"
             f"<memory>1024</memory><devices>{''.join(disks)}{self.equipment}</devices></domain>"
@@ -253,7 +257,20 @@ class FakeGuest(Guest):
     def agent_command(self, command: str, timeout_s: int) -> str:
         self.asked.append(command)
         self._called("agent_command")
-        raise LibvirtFailed(f"{self.name}: asking its agent: not connected", 86)
+        return self._agent().answer(command)
+
+    def fs_freeze(self) -> int:
+        self._does("freeze")
+        return self._agent().freeze()
+
+    def fs_thaw(self) -> int:
+        self._does("thaw")
+        return self._agent().thaw()
+
+    def _agent(self) -> FakeAgent:
+        if not self.agent or not self.active or self.stands_still or not self.agent.answering:
+            raise LibvirtFailed(f"{self.name}: asking its agent: not connected", 86)
+        return self.agent
 
     def set_time(self, now_s: float) -> None:
         self._does("set_time")
@@ -309,6 +326,8 @@ class FakeGuest(Guest):
         self.active = False
         self.stands_still = None
         self.mirrors.clear()
+        if self.agent:
+            self.agent.frozen = False
 
     def start(self, *, paused: bool = False) -> None:
         """Somebody starts it."""
@@ -333,6 +352,7 @@ class DumpedGuest(FakeGuest):
     """A guest whose RAM can be dumped."""
 
     tpm = ""
+    dumped = RAM
 
     def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
         return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")
@@ -350,7 +370,7 @@ class DumpedGuest(FakeGuest):
         memory = root.find("memory")
         assert (memory is None) is disk_only
         if memory is not None:
-            Path(memory.get("file", "")).write_bytes(RAM)
+            Path(memory.get("file", "")).write_bytes(self.dumped)
         if root.find("disks/disk[@snapshot='manual']") is not None:
             self.stands_still = Pause.JOB
         for disk in root.findall("disks/disk[@snapshot='external']"):
