@@ -147,13 +147,14 @@ def _check(source: Path, config: Config) -> None:
             value = getattr(struct, key)
             if not isinstance(value, str) and not value > 0:  # nor NaN
                 raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
-    for each, mode in config.default_orders.items():
-        if each and each not in levels.TYPES:
+    for each in config.modes:
+        if each not in levels.TYPES:
             raise ConfigInvalid(f"{source}: modes: {each!r} is none of {', '.join(levels.TYPES)}")
+    for each, mode in config.default_orders.items():
         try:
             levels.parse(mode)
         except ModeInvalid as error:
-            raise ConfigInvalid(f"{source}: mode {error}") from error
+            raise ConfigInvalid(f"{source}: mode{each and f's.{each}'} {error}") from error
     for table in config.destination:
         try:
             destination.parse(table.target)

@@ -40,6 +40,8 @@ _MIB = 1 << 20
 _ATTEMPTS = 8
 _STARTING_LIMIT_S = 30
 _STARTING_POLL_S = 0.05
+# Who only looks whether there is a guard holds its lock for an instant.
+_ANOTHER_IS_THERE_S = 0.5
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
 
@@ -99,7 +101,7 @@ def main(words: Sequence[str]) -> int:
         return HookEnvironmentInvalid.exit_code
     try:
         settings = config.load()
-        with lock(settings.locks_dir, _name(owner), "guard", timeout_s=0):
+        with lock(settings.locks_dir, _name(owner), "guard", _ANOTHER_IS_THERE_S):
             try:
                 with deadline.kept(settings, owner):
                     if post_within_s:

@@ -129,8 +129,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def may_stand_still(self) -> bool:
-        """May it, or its file systems, stand still because of us?"""
-        return self.level.holds_still or self.frozen
+        """May it, or its file systems, stand still because of us, or come to do so?"""
+        is_let_go = self.frozen_at_s and not self.paused
+        return self.frozen or (self.level.holds_still and not is_let_go)
 
     @property
     def is_held(self) -> bool:

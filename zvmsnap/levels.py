@@ -130,7 +130,7 @@ def parse(text: str) -> Order:
         if word not in named:
             raise ModeInvalid(
                 f"{text!r}: {word!r} is no level; say {', '.join(named)}, best first, "
-                f"{_REQUIRED!r} last if nothing less will do, or {OFF!r} alone"
+                f"{_REQUIRED!r} last if nothing less will do"
             )
     if len(set(words)) != len(words):
         raise ModeInvalid(f"{text!r}: names a level twice")

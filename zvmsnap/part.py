@@ -171,6 +171,8 @@ class Part:
         for level in demand.levels:
             if level is Level.CRASH:
                 break
+            if demand.forbids(level):
+                continue
             if self._reaches(level, placed):
                 if self._missed:
                     self._log.warning("level %s: %s", level, self._why())

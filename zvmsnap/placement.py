@@ -123,7 +123,7 @@ def demand(
             try:
                 orders.append(levels.parse(said))
             except ModeInvalid as error:
-                raise ModeInvalid(f"{name}: zvmsnap:mode {error}") from error
+                raise ModeInvalid(f"{name}: zvmsnap:mode {error}; {OFF!r} leaves it out") from error
     return levels.demand(orders)
 
 

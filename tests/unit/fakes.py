@@ -360,6 +360,10 @@ class DumpedGuest(FakeGuest):
     def migrate_max_downtime_ms(self) -> int:
         return self.allowed_ms
 
+    def abort_job(self) -> None:
+        self._called("abort_job")
+        raise LibvirtFailed(f"{self.name}: aborting its dump: no job is active", 55)
+
     @contextmanager
     def pauses(self) -> Iterator[PauseClock]:
         yield PausedClock()

@@ -38,6 +38,18 @@ def test_some_keys(tmp_path: Path) -> None:
     )
 
 
+def test_orders(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    modes = "[modes]\ndaily = 'memory,required'\nmanual = 'crash'"
+    path.write_text(f"mode = 'quiesced,crash'\n{modes}")
+    assert config.load(path, {}).default_orders == {
+        "": "quiesced,crash",
+        "daily": "memory,required",
+        "manual": "crash",
+    }
+    assert Config().default_orders == {"": "memory"}
+
+
 @pytest.mark.parametrize(
     ("key", "property_name"),
     [
@@ -77,6 +89,16 @@ REFUSED = [
     pytest.param("[limits]\npause_max_ms = -1", "pause_max_ms must be more", id="negative"),
     pytest.param("[limits]\npause_max_ms = 29", "pause_first_ms is more than", id="max < first"),
     pytest.param("[limits]\ncommit_timeout_s = nan", "commit_timeout_s", id="not a number"),
+    pytest.param("guest_scripts = 'guest.d'", "guest_scripts must be an absolute", id="scripts"),
+    pytest.param("mode = 'ram'", "mode 'ram': 'ram' is no level", id="no such level"),
+    pytest.param("mode = 'off'", "mode 'off': 'off' is no level", id="off"),
+    pytest.param("mode = ''", "mode '': '' is no level", id="no level"),
+    pytest.param("[modes]\ndaily = 'x'", "modes.daily 'x': 'x' is no level", id="no such one"),
+    pytest.param("[modes]\ndayly = 'crash'", "modes: 'dayly' is none of frequ", id="no type"),
+    pytest.param("[modes]\n'' = 'crash'", "modes: '' is none of frequently", id="empty type"),
+    pytest.param("[modes]\ndaily = 3", "$.modes", id="number for a mode"),
+    pytest.param("[limits]\nstill_max_s = 0", "still_max_s must be more", id="no time to stand"),
+    pytest.param("[limits]\nfreeze_timeout_s = 1.5", "freeze_timeout_s", id="libvirt's seconds"),
     pytest.param("uri = 'a'\nvault = \n", "line 2", id="no TOML"),
     pytest.param("vault = '/a'\nvault = '/b'\n", "line 2", id="twice"),
 ]

@@ -52,6 +52,7 @@ def _seams(
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(mounttable, "mounts", list)
     monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(guard, "_ANOTHER_IS_THERE_S", 0)
 
 
 @pytest.fixture

@@ -52,6 +52,8 @@ def test_no_order(text: str, says: str) -> None:
         levels.parse(text)
     assert str(caught.value).startswith(f"{text!r}: ")
     assert says in str(caught.value)
+    # Where that may be said instead, those who ask say so.
+    assert "or 'off'" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 

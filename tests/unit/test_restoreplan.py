@@ -238,7 +238,13 @@ def test_disk_on_a_volume(
         (Wish(paused=True), True, True, Level.MEMORY, Begin.PAUSED),
         (Wish(cold=True), True, False, Level.MEMORY, Begin.RUNNING),
         (Wish(cold=True, paused=True), True, True, Level.MEMORY, Begin.PAUSED),
+        # Its RAM was written while it stood still for the snapshot.
+        (Wish(), True, False, Level.PAUSED, Begin.RUNNING),
+        (Wish(paused=True), True, False, Level.PAUSED, Begin.PAUSED),
+        (Wish(cold=True), True, False, Level.PAUSED, Begin.RUNNING),
         (Wish(), False, True, Level.CRASH, Begin.RUNNING),
+        (Wish(), False, True, Level.QUIESCED, Begin.RUNNING),
+        (Wish(paused=True), False, True, Level.QUIESCED, Begin.PAUSED),
         (Wish(), False, True, Level.OFFLINE, Begin.OFF),
         (Wish(paused=True), False, True, Level.OFFLINE, Begin.OFF),
         (Wish(cold=True), False, True, Level.OFFLINE, Begin.RUNNING),

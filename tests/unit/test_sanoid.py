@@ -253,6 +253,20 @@ def test_parts_of_a_name(name: str, moment: str, kind: str, spellings: tuple[str
     assert sanoid.spellings(name) == spellings
 
 
+@pytest.mark.parametrize(
+    ("names", "types"),
+    [
+        pytest.param((HOURLY,), ("hourly",), id="one"),
+        pytest.param((MONTHLY, DAILY, HOURLY), ("monthly", "daily", "hourly"), id="several"),
+        pytest.param((HOURLY, DST_HOURLY), ("hourly",), id="renamed after the fact"),
+        pytest.param(("by hand",), ("manual",), id="of no type"),
+        pytest.param(("before_manual", "x", HOURLY), ("manual", "hourly"), id="mixed"),
+    ],
+)
+def test_types_of_a_call(names: tuple[str, ...], types: tuple[str, ...]) -> None:
+    assert HookCall(Role.PRE, ("tank",), names).types == types
+
+
 STEMS = st.text("abdst_0123456789:- ", min_size=1).filter(lambda stem: not stem.endswith("dst"))
 
 

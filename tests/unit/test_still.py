@@ -286,9 +286,9 @@ def test_thaw(
     change(guest)
     if why:
         with pytest.raises(NotStill, match=why):
-            still.thaw(guest, work)
+            still.thaw(config, guest, work, ABOUT)
     else:
-        still.thaw(guest, work)
+        still.thaw(config, guest, work, ABOUT)
         assert 5 <= journal(config).pause_s < 500
     assert journal(config).frozen is agent(guest).frozen is (change is silent)
 
