@@ -16,6 +16,7 @@ from typing import Any
 import libvirt
 
 from zvmsnap.errors import (
+    AgentSilent,
     BlockJobNotReady,
     DomainGone,
     DomainLocked,
@@ -30,6 +31,7 @@ _CAUSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_BLOCK_COPY_ACTIVE: BlockJobNotReady,
     libvirt.VIR_ERR_OPERATION_TIMEOUT: DomainLocked,
     libvirt.VIR_ERR_OPERATION_ABORTED: DumpAborted,
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: AgentSilent,
 }
 
 _STATES = {
@@ -246,6 +248,23 @@ class Guest:
                 )
             else:
                 self._domain.saveFlags(image, None, 0)
+
+    def pull_plugs(self) -> None:
+        """Set the links down, of those of its network cards whose definition says so.
+
+        Needed once RAM was loaded: QEMU takes the state of a link from that, while libvirt thinks
+        that it is as in the definition. So it is told that the link is up, and then down.
+        """
+        for card in ET.fromstring(self.xml()).findall("devices/interface"):
+            link = card.find("link")
+            if link is None or link.get("state") != "down":
+                continue
+            for state in ("up", "down"):
+                link.set("state", state)
+                with self._doing(f"setting a link {state}"):
+                    self._domain.updateDeviceFlags(
+                        ET.tostring(card, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE
+                    )
 
     def undefine(self) -> None:
         """Remove its definition, its NVRAM and the state of its TPM."""

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from zvmsnap import blockcommit, domainxml, offline, qemuimg, stacks
 from zvmsnap.config import Config
-from zvmsnap.errors import CommitFailed, DomainBusy, DomainLocked, ZvmsnapError
+from zvmsnap.errors import CommitFailed, DomainBusy, DomainGone, DomainLocked, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Pause
 from zvmsnap.journal import Entry, Open
 from zvmsnap.log import Logger
 from zvmsnap.stacks import Stack
 from zvmsnap.staging import CaptureDir, is_overlay
+from zvmsnap.steps import StepFailed
 from zvmsnap.still import let_go
 
 _LOOK_EVERY_S = 0.5
@@ -52,8 +53,14 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
 
 
 def _let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
-    if work.entry.is_held:
+    if not work.entry.is_held:
+        return
+    try:
         work.step("let go", lambda: let_go(config, guest, work, log))
+    except StepFailed as error:
+        if isinstance(error.cause, DomainGone):
+            raise error.cause from error
+        raise
 
 
 def wait_idle(guest: Guest, timeout_s: float, cancelled: threading.Event | None = None) -> None:

@@ -90,8 +90,11 @@ COVERED = frozenset({"tank/web"})
 
 
 def disk(target: str = "vda", device: str = "disk", **flags: bool) -> Disk:
-    known = (flags.get(flag, False) for flag in ("readonly", "shareable", "transient"))
-    return Disk(target, device, "file", f"/images/{target}", "raw", *known)
+    readonly, shareable, transient = (
+        flags.get(flag, False) for flag in ("readonly", "shareable", "transient")
+    )
+    source = f"/images/{target}"
+    return Disk(target, device, "file", source, "raw", readonly, shareable, transient)
 
 
 def placed(
