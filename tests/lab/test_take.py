@@ -138,11 +138,12 @@ def test_one_guest_fails_and_none_has_a_part(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nlock_timeout_s = 2")
     uuid = lab.run("virsh domuuid db").stdout.strip()
     lab.run("mkdir -p -m 700 /run/zvmsnap")
-    held = lab.start(f"exec flock -o /run/zvmsnap/{uuid}.lock sleep 600")
+    hold = f"import fcntl, time; f = open('/run/zvmsnap/{uuid}.lock', 'w'); fcntl.flock(f, 2)"
+    held = lab.start(f'exec python3 -c "{hold}; time.sleep(600)"')
     lab.run(f"while flock -n /run/zvmsnap/{uuid}.lock true; do sleep 0.1; done")
     failed = zvmsnap(lab, "take", "web", "db", "--name", NAME, status=1)
     assert "was not taken" in failed.stderr
-    lab.run("pkill -x flock")
+    lab.run("pkill -f '[f]cntl.flock'")
     held.wait(scenario.ROUND_LIMIT_S)
     assert txgs(lab) == set() and scenario.points(lab) == []
     for guest in (WEB, DB):
