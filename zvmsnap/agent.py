@@ -13,11 +13,17 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from zvmsnap.errors import LibvirtFailed
+from zvmsnap import domainxml
+from zvmsnap.errors import AgentSilent, LibvirtFailed
 from zvmsnap.hypervisor import Guest
+from zvmsnap.log import Logger
 
 _CHANNEL = "org.qemu.guest_agent.0"
-_ANSWER_TIMEOUT_S = 5
+# Long, as one in a guest that was just resumed, or works hard, is slow; it costs nothing otherwise.
+_ANSWER_TIMEOUT_S = 30
+_PING_TIMEOUT_S = 5
+_CLOCK_WITHIN_S = 60
+_CONNECTED_WITHIN_S = 5
 _LOOK_EVERY_S = 0.2
 
 
@@ -30,16 +36,39 @@ def has_agent(xml: str) -> bool:
 def answers(guest: Guest) -> bool:
     """Is there an agent that answers now?"""
     try:
-        guest.agent_command('{"execute": "guest-ping"}', _ANSWER_TIMEOUT_S)
+        guest.agent_command('{"execute": "guest-ping"}', _PING_TIMEOUT_S)
     except LibvirtFailed:
         return False
     return True
 
 
-def set_clock(guest: Guest) -> None:
-    """Set the guest's clock to now. Raises LibvirtFailed."""
-    guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
-    guest.set_time(time.time())
+def try_clock(guest: Guest, log: Logger) -> None:
+    """Set the clock of a guest whose RAM was loaded, if it has an agent; else say that it is late.
+
+    Right after it was resumed an agent may need its time to answer.
+    """
+    begun_s = time.monotonic()
+    while True:
+        try:
+            if has_agent(guest.xml()):
+                guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
+                guest.set_time(time.time())
+            return
+        except LibvirtFailed as error:
+            if time.monotonic() - begun_s > (
+                _CLOCK_WITHIN_S if _is_there(guest) else _CONNECTED_WITHIN_S
+            ):
+                log.warning("its clock is still of then: %s", error)
+                return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _is_there(guest: Guest) -> bool:
+    """Does the agent hold its end of the line, though it may not answer?"""
+    try:
+        return domainxml.parse(guest.xml()).agent == "connected"
+    except LibvirtFailed:
+        return False
 
 
 class _Verb(msgspec.Struct):
@@ -112,10 +141,11 @@ def run(guest: Guest, command: str, timeout_s: float) -> Ran:
         "guest-exec",
         {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True},
         _Began,
+        timeout_s,
     )
     deadline_s = time.monotonic() + timeout_s
     while True:
-        status = _ask(guest, "guest-exec-status", {"pid": began.pid}, _Status)
+        status = _ask(guest, "guest-exec-status", {"pid": began.pid}, _Status, timeout_s)
         if status.exited:
             return Ran(status.exitcode, status.output.decode(errors="replace"))
         if time.monotonic() > deadline_s:
@@ -123,9 +153,24 @@ def run(guest: Guest, command: str, timeout_s: float) -> Ran:
         time.sleep(_LOOK_EVERY_S)
 
 
-def _ask(guest: Guest, command: str, arguments: dict[str, object], kind: type[Answer]) -> Answer:
+def _ask(
+    guest: Guest,
+    command: str,
+    arguments: dict[str, object],
+    kind: type[Answer],
+    within_s: float = 0,
+) -> Answer:
+    """One that is silent, and so has not got the question, is asked again `within_s`."""
     question = json.dumps({"execute": command, "arguments": arguments})
-    answer = guest.agent_command(question, _ANSWER_TIMEOUT_S)
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            answer = guest.agent_command(question, _ANSWER_TIMEOUT_S)
+            break
+        except AgentSilent:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(_LOOK_EVERY_S)
     # Whoever is root in the guest says what he likes.
     try:
         said = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])

@@ -6,6 +6,7 @@ them, so that nobody stands still while another one's RAM is being written (see 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Journal, Process
 from zvmsnap.levels import Demand
 from zvmsnap.locks import lock
-from zvmsnap.part import Moment, Part
+from zvmsnap.part import Former, Moment, Part
 from zvmsnap.sanoid import HookCall, spellings
 from zvmsnap.staging import Room
 
@@ -32,12 +33,11 @@ def begin(
     owner: Process,
     takes_recursively: Mapping[str, bool],
     cancelled: threading.Event,
-    *,
-    guarded: bool,
+    post_within_s: float = math.inf,
 ) -> bool:
     """Take every concerned guest's part of the moment; True if all got what they should.
 
-    `guarded`: the owner is sanoid, so that its death means that nobody will call post.
+    `post_within_s`: while the owner lives it calls post, so soon; see callers.
     Raises StagingUnusable, ZfsFailed, HypervisorUnreachable before anything is touched, and
     Cancelled after everything was undone.
     """
@@ -51,7 +51,7 @@ def begin(
     def demanded(of: Iterable[str]) -> Demand:
         return placement.demand(of, datasets, call.types, config.default_orders)
 
-    return begin_on(covered, snapshotted, demanded, call, config, owner, cancelled, guarded=guarded)
+    return begin_on(covered, snapshotted, demanded, call, config, owner, cancelled, post_within_s)
 
 
 def begin_on(
@@ -62,8 +62,7 @@ def begin_on(
     config: Config,
     owner: Process,
     cancelled: threading.Event,
-    *,
-    guarded: bool,
+    post_within_s: float = math.inf,
 ) -> bool:
     """As `begin`, of guests with disks on `covered`, when `snapshotted` will be snapshotted.
 
@@ -83,7 +82,7 @@ def begin_on(
             mounts,
             cancelled,
             demanded,
-            guarded,
+            post_within_s,
         )
         guests, complete = _concerned(moment)
         if not guests:
@@ -91,8 +90,8 @@ def begin_on(
             return complete
         # Only now, as datasets without guests need no staging at all.
         staging.check_usable(config.staging_dir, snapshotted, mounts)
-        if guarded:
-            guard.arm(owner)
+        if post_within_s:
+            guard.arm(owner, post_within_s)
         return _all_in_parallel(moment, guests) and complete
 
 
@@ -114,7 +113,7 @@ def _concerned(moment: Moment) -> tuple[dict[str, Guest], bool]:
 
 
 def _all_in_parallel(moment: Moment, guests: Mapping[str, Guest]) -> bool:
-    former = _former_snapshots(moment)
+    former = _former(moment)
     room = Room(moment.config.staging_dir, moment.config.limits.overlay_room_mib * _MIB)
     taking = threading.Lock()
 
@@ -165,12 +164,16 @@ def _put_back(moment: Moment, guests: Mapping[str, Guest]) -> None:
             moment.about(guest).error("not put back, the next hook tries again: %s", error)
 
 
-def _former_snapshots(moment: Moment) -> tuple[int, ...]:
-    """Guids of snapshots that bear the announced names before the moment: not ours."""
+def _former(moment: Moment) -> Former:
+    if moment.call.unnamed:
+        newest = {
+            use.snapshot.dataset: use.snapshot.createtxg for use in zfs.uses(sorted(moment.covered))
+        }
+        return Former((), newest)
     wanted = [
         f"{dataset}@{spelling}"
         for dataset in moment.covered
         for name in moment.call.names
         for spelling in spellings(name)
     ]
-    return tuple(snapshot.guid for snapshot in zfs.snapshots(wanted).present.values())
+    return Former(tuple(snapshot.guid for snapshot in zfs.snapshots(wanted).present.values()))

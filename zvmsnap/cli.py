@@ -241,8 +241,13 @@ app.command("status")(clisend.status)
 
 
 @app.command()
-def hook(role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")]) -> None:
-    """Run as a hook of sanoid, which says the rest through SANOID_... variables.
+def hook(
+    role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")],
+    datasets: Annotated[
+        list[str] | None, typer.Argument(help="What is snapshotted, where no variable says so.")
+    ] = None,
+) -> None:
+    """Run as a hook of sanoid or zrepl, who say the rest through variables, or of zfs_autobackup.
 
     \b
     In sanoid.conf:
@@ -252,7 +257,7 @@ def hook(role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")])
     """
     from zvmsnap.hooks import run
 
-    raise typer.Exit(run([role]))
+    raise typer.Exit(run([role, *(datasets or [])]))
 
 
 def _interrupted(domain: str | None) -> list[str]:

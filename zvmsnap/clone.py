@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap import (
+    agent,
     clonexml,
     definition,
     domainxml,
@@ -312,6 +313,7 @@ class Cloning:
     def _load(self) -> None:
         if self._task.memory:
             self._hypervisor.restore(str(self._image), paused=True)
+            self._hypervisor.guest(self._task.uuid).pull_plugs()
         else:
             self._hypervisor.guest(self._task.uuid).create(paused=True)
 
@@ -321,8 +323,12 @@ class Cloning:
             guest.destroy()
 
     def _resume(self) -> None:
-        if self._task.begin is Begin.RUNNING:
-            self._hypervisor.guest(self._task.uuid).resume()
+        if self._task.begin is not Begin.RUNNING:
+            return
+        guest = self._hypervisor.guest(self._task.uuid)
+        guest.resume()
+        if self._task.memory:
+            agent.try_clock(guest, self._log)
 
     def _close(self) -> None:
         self._drop_image()

@@ -8,7 +8,6 @@ lock, if it can be had: the administrator's post-thaw, and the journal.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from zvmsnap.hypervisor import Guest, Hypervisor
 
 _LOOK_EVERY_S = 0.5
-# The guard's own imports and connection must not come when the deadline does.
-_CONNECT_AGAIN_S = 5.0
 
 
 @contextmanager
@@ -49,25 +46,31 @@ class _Keeper:
         self._journal = Journal(config.journal_dir)
         # When a guest was first seen standing still whose hook died before it could write it down.
         self._seen_s: dict[str, float] = {}
+        self._looked_at: set[str] = set()
+        self._said: set[str] = set()
 
     def run(self) -> None:
         """Look, until it is over; whatever goes wrong, look again."""
         while not self._over.wait(_LOOK_EVERY_S):
             try:
                 if self._concerned():
-                    self._keep()
+                    self._look_while_connected()
             except (ZvmsnapError, OSError) as error:
-                log.plain().error("guard: the deadline is not kept now: %s", error)
-                time.sleep(_CONNECT_AGAIN_S)
+                self._say(log.about("guests", "deadline"), f"the deadline is not kept now: {error}")
 
-    def _keep(self) -> None:
-        """Look through one connection; one that broke, as with libvirt itself, stays broken."""
+    def _look_while_connected(self) -> None:
+        """At all guests at once, as the agent of one may keep its thread waiting."""
         from zvmsnap.hypervisor import Hypervisor
 
+        lost = threading.Event()
         with Hypervisor(self._config.uri) as hypervisor:
-            while (entries := self._concerned()) and not self._over.wait(_LOOK_EVERY_S):
-                seen = [self._look(hypervisor, entry) for entry in entries]
-                if not all(seen):
+            while (entries := self._concerned()) and not lost.is_set():
+                for entry in entries:
+                    if entry.capture not in self._looked_at:
+                        self._looked_at.add(entry.capture)
+                        arguments = (hypervisor, entry, lost)
+                        threading.Thread(target=self._look, args=arguments, daemon=True).start()
+                if self._over.wait(_LOOK_EVERY_S):
                     return
 
     def _concerned(self) -> list[Entry]:
@@ -77,29 +80,37 @@ class _Keeper:
             if entry.owner == self._owner and entry.may_stand_still
         ]
 
-    def _look(self, hypervisor: Hypervisor, entry: Entry) -> bool:
-        """False if it could not be seen, or not be let go."""
+    def _look(self, hypervisor: Hypervisor, entry: Entry, lost: threading.Event) -> None:
         about = log.about(entry.domain, ",".join(entry.targets))
         try:
-            guest = hypervisor.guest(entry.uuid)
-            since_s = entry.still_since_s or self._seen_still_since(guest, entry)
-            if not since_s or still_clock_s() - since_s < self._config.limits.still_max_s:
-                return True
-            from zvmsnap import still
-
-            if was := still.release(guest, entry):
-                about.error(
-                    "%s for %.0f s: let go, as nobody did. Its point is of level crash",
-                    was,
-                    still_clock_s() - since_s,
-                )
-                self._finish(guest, entry, about)
-            return True
+            self._let_go_in_time(hypervisor.guest(entry.uuid), entry, about)
         except DomainGone:
-            return True
+            return
         except (ZvmsnapError, OSError) as error:
-            about.error("guard: not let go yet: %s", error)
-            return False
+            self._say(about, f"not let go yet: {error}")
+            lost.set()  # libvirt may have been restarted
+        finally:
+            self._looked_at.discard(entry.capture)
+
+    def _say(self, about: log.Logger, what: str) -> None:
+        """Once; it is tried again and again."""
+        if what not in self._said:
+            self._said.add(what)
+            about.error("guard: %s", what)
+
+    def _let_go_in_time(self, guest: Guest, entry: Entry, about: log.Logger) -> None:
+        since_s = entry.still_since_s or self._seen_still_since(guest, entry)
+        if not since_s or still_clock_s() - since_s < self._config.limits.still_max_s:
+            return
+        from zvmsnap import still
+
+        if was := still.release(guest, entry):
+            about.error(
+                "%s for %.0f s: let go, as nobody did. Its point is of level crash",
+                was,
+                still_clock_s() - since_s,
+            )
+            self._finish(guest, entry, about)
 
     def _seen_still_since(self, guest: Guest, entry: Entry) -> float:
         if not entry.paused or not guest.pause():

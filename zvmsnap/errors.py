@@ -122,6 +122,10 @@ class ScriptFailed(ZvmsnapError):
     """An administrator's pre-freeze or post-thaw failed, or took too long."""
 
 
+class AgentSilent(LibvirtFailed):
+    """A guest's agent does not answer, and has not got what it was asked for."""
+
+
 class DomainBusy(ZvmsnapError):
     """The domain has a job, a block job or an overlay that must end first."""
 

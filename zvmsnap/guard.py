@@ -7,6 +7,7 @@ its control group: a timeout of the service must not kill it too. It looks once 
 |---------|--------------------|-------------------------|----------------------------------------|
 | runs    | any                | enough free             | nothing                                |
 | runs    | some               | below the reserve       | gives them up: overlays are merged     |
+| runs, calls post no more (zrepl) | some | any        | finishes them                          |
 | is dead | some               | any                     | recovers their guests, then again      |
 | is dead | none               | any                     | goes                                   |
 
@@ -17,6 +18,7 @@ that is killed again.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -43,12 +45,12 @@ _ANOTHER_IS_THERE_S = 0.5
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
 
-def arm(owner: Process, *, calls_post: bool = True) -> None:
+def arm(owner: Process, post_within_s: float = math.inf) -> None:
     """Start the guard of this run of sanoid; a second one ends at once. Never raises.
 
-    `calls_post`: its death means that nobody will call post.
+    `post_within_s` as in callers.
     """
-    command = [sys.executable, "-m", "zvmsnap", "guard", *_words(owner), f"{calls_post:d}"]
+    command = [sys.executable, "-m", "zvmsnap", "guard", *_words(owner), f"{post_within_s:g}"]
     systemd_run = shutil.which("systemd-run") if Path("/run/systemd/system").is_dir() else None
     try:
         if systemd_run:
@@ -72,11 +74,11 @@ def arm(owner: Process, *, calls_post: bool = True) -> None:
         log.plain().warning("no guard for this moment, the next hook would recover: %s", error)
 
 
-def ensure(config: Config, owner: Process, *, calls_post: bool) -> None:
+def ensure(config: Config, owner: Process, post_within_s: float) -> None:
     """Return when the guard watches. Raises NotStill if it does not come."""
     deadline_s = time.monotonic() + _STARTING_LIMIT_S
     if not is_held(config.locks_dir, _name(owner)):
-        arm(owner, calls_post=calls_post)
+        arm(owner, post_within_s)
     while not is_held(config.locks_dir, _name(owner)):
         if time.monotonic() > deadline_s:
             raise NotStill("no guard is there that would let it go again, whatever happens to us")
@@ -84,23 +86,26 @@ def ensure(config: Config, owner: Process, *, calls_post: bool) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """`zvmsnap guard PID STARTED BOOT CALLS_POST`; returns the exit code."""
+    """`zvmsnap guard PID STARTED BOOT POST_WITHIN_S`; returns the exit code."""
     from zvmsnap import config, deadline
 
     log.setup()
     try:
-        pid, started, boot, calls_post = words
+        pid, started, boot, within_s = words
+        post_within_s = float(within_s)
         owner = Process(int(pid), int(started), boot)
     except ValueError:
-        log.plain().error("usage: zvmsnap guard PID STARTED BOOT 0|1; the pre hook starts it")
+        log.plain().error(
+            "usage: zvmsnap guard PID STARTED BOOT POST_WITHIN_S; the pre hook starts it"
+        )
         return HookEnvironmentInvalid.exit_code
     try:
         settings = config.load()
         with lock(settings.locks_dir, _name(owner), "guard", _ANOTHER_IS_THERE_S):
             try:
                 with deadline.kept(settings, owner):
-                    if calls_post == "1":
-                        return 0 if watch(settings, owner) else 1
+                    if post_within_s:
+                        return 0 if watch(settings, owner, post_within_s) else 1
                     wait_for_still(settings, owner)
                     return 0
             finally:
@@ -113,7 +118,7 @@ def main(words: Sequence[str]) -> int:
         return 1
 
 
-def watch(config: Config, owner: Process) -> bool:
+def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bool:
     """Follow the table above until sanoid is dead and all is well; False if it did not become so.
 
     Raises OSError.
@@ -130,6 +135,9 @@ def watch(config: Config, owner: Process) -> bool:
                 failures += 1
             if failures == _ATTEMPTS:
                 return False
+        elif overdue := [e for e in entries if journal.age_s(e) > post_within_s]:
+            for entry in overdue:
+                _finish_overdue(config, journal, entry)
         elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
             for entry in entries:
                 _give_up(config, journal, entry)
@@ -153,6 +161,26 @@ def _recovered(config: Config, entries: list[Entry]) -> bool:
     except (ZvmsnapError, OSError) as error:
         log.plain().error("guard: not yet recovered: %s", error)
         return False
+
+
+def _finish_overdue(config: Config, journal: Journal, seen: Entry) -> None:
+    """Post does not come any more, though its caller lives."""
+    from zvmsnap.finish import end
+    from zvmsnap.hypervisor import Hypervisor
+
+    about = log.about(seen.domain, ",".join(seen.targets))
+    journal.tried(seen)
+    try:
+        with lock(config.locks_dir, seen.uuid, f"finish {seen.moment}", timeout_s=0):
+            entry = journal.read(seen.uuid)
+            if entry and entry.capture == seen.capture:
+                about.warning("post was not called: finishing moment %s", entry.moment)
+                with Hypervisor(config.uri) as hypervisor:
+                    end(config, hypervisor, entry)
+    except LockTimeout:
+        return
+    except (ZvmsnapError, OSError) as error:
+        about.error("guard: %s", error)
 
 
 def _give_up(config: Config, journal: Journal, seen: Entry) -> None:

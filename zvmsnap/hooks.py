@@ -1,4 +1,4 @@
-"""The three hooks that sanoid calls: `zvmsnap hook pre|post|prune`.
+"""The three hooks that sanoid calls: `zvmsnap hook pre|post|prune`; also for others (callers).
 
 Kept light: sanoid calls prune once for each destroyed snapshot, so each hook imports its own room
 only when it is entered, and neither typer nor libvirt before they are needed.
@@ -14,18 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from zvmsnap import log, sanoid
-from zvmsnap.errors import (
-    EXIT_FAILED,
-    EXIT_OK,
-    Cancelled,
-    HookEnvironmentInvalid,
-    ZvmsnapError,
-)
+from zvmsnap import callers, log, sanoid
+from zvmsnap.callers import Caller
+from zvmsnap.errors import EXIT_FAILED, EXIT_OK, Cancelled, ZvmsnapError
 from zvmsnap.sanoid import HookCall, Role
 
 if TYPE_CHECKING:
     from zvmsnap.config import Config
+    from zvmsnap.journal import Process
 
 _TRY_AGAIN_S = 300
 _PR_SET_PDEATHSIG = 1
@@ -33,16 +29,19 @@ _INIT = 1
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Run the hook named by the one argument, with log lines; returns the exit code."""
+    """Run a hook, with log lines; returns the exit code."""
     log.setup()
     return run(arguments, environment)
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Run the hook named by the one argument; returns the exit code."""
+    """Run the hook that `arguments` name: a role, or what callers says; returns the exit code."""
     try:
-        role = _role(arguments)
-        return EXIT_OK if _run(sanoid.hook_call(role, environment)) else EXIT_FAILED
+        call = callers.hook_call(arguments, environment)
+        if call is None:
+            log.plain().info("a rehearsal: nothing is done")
+            return EXIT_OK
+        return EXIT_OK if _run(call, environment) else EXIT_FAILED
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         return error.exit_code
@@ -51,18 +50,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -
         return EXIT_FAILED
 
 
-def _role(arguments: Sequence[str]) -> Role:
-    try:
-        (word,) = arguments
-        return Role(word)
-    except ValueError:
-        roles = "|".join(Role)
-        raise HookEnvironmentInvalid(
-            f"usage: zvmsnap hook {roles}, not {' '.join(arguments) or 'nothing'!r}"
-        ) from None
-
-
-def _run(call: HookCall) -> bool:
+def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
     from zvmsnap import config
 
     settings = config.load()
@@ -76,8 +64,8 @@ def _run(call: HookCall) -> bool:
     from zvmsnap.journal import Process
 
     parent = os.getppid()
-    caller = _sanoid_above(parent)
-    owner = Process.of(caller or parent)
+    caller = callers.above(call, environment)
+    owner = Process.of(caller.pid)
     if call.role is Role.POST:
         finish_before_dying()
         from zvmsnap.finish import finish
@@ -88,7 +76,17 @@ def _run(call: HookCall) -> bool:
     from zvmsnap.capture import begin
 
     takes_recursively = _recursion(call, settings.sanoid_configdir, caller)
-    return begin(call, settings, owner, takes_recursively, cancelled, guarded=bool(caller))
+    complete = begin(call, settings, owner, takes_recursively, cancelled, caller.post_within_s)
+    if not complete and caller.post_only_after_success and _waits_for_post(settings, owner):
+        log.plain().warning("exits with 0 all the same: else nobody would call post")
+        return True
+    return complete
+
+
+def _waits_for_post(settings: Config, owner: Process) -> bool:
+    from zvmsnap.journal import Journal
+
+    return any(entry.owner == owner for entry in Journal(settings.journal_dir).entries())
 
 
 def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 0) -> bool:
@@ -119,37 +117,13 @@ def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 
         return False
 
 
-def _sanoid_above(pid: int) -> int | None:
-    """The sanoid that called us, maybe through a script; None if it was somebody else."""
-    while pid > _INIT:
-        if sanoid.is_sanoid(_command_line(pid)):
-            return pid
-        pid = _parent_of(pid)
-    return None
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return _INIT
-    return int(stat.rpartition(b")")[2].split()[1])
-
-
-def _command_line(pid: int) -> tuple[str, ...]:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return ()
-    return tuple(word.decode(errors="replace") for word in words)
-
-
-def _recursion(call: HookCall, configured: str, caller: int | None) -> dict[str, bool]:
+def _recursion(call: HookCall, configured: str, caller: Caller) -> dict[str, bool]:
+    if call.unnamed:
+        return dict.fromkeys(call.datasets, True)
     configdir = (
         Path(configured)
         if configured
-        else sanoid.configdir_of(_command_line(caller) if caller else ())
-        or sanoid.DEFAULT_CONFIGDIR
+        else sanoid.configdir_of(caller.command_line) or sanoid.DEFAULT_CONFIGDIR
     )
     conf = configdir / "sanoid.conf"
     return {dataset: sanoid.takes_recursively(conf, dataset) for dataset in call.datasets}

@@ -16,6 +16,7 @@ from typing import Any
 import libvirt
 
 from zvmsnap.errors import (
+    AgentSilent,
     BlockJobNotReady,
     DomainGone,
     DomainLocked,
@@ -30,6 +31,7 @@ _CAUSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_BLOCK_COPY_ACTIVE: BlockJobNotReady,
     libvirt.VIR_ERR_OPERATION_TIMEOUT: DomainLocked,
     libvirt.VIR_ERR_OPERATION_ABORTED: DumpAborted,
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: AgentSilent,
 }
 
 _STATES = {
@@ -247,6 +249,23 @@ class Guest:
             else:
                 self._domain.saveFlags(image, None, 0)
 
+    def pull_plugs(self) -> None:
+        """Set the links down, of those of its network cards whose definition says so.
+
+        Needed once RAM was loaded: QEMU takes the state of a link from that, while libvirt thinks
+        that it is as in the definition. So it is told that the link is up, and then down.
+        """
+        for card in ET.fromstring(self.xml()).findall("devices/interface"):
+            link = card.find("link")
+            if link is None or link.get("state") != "down":
+                continue
+            for state in ("up", "down"):
+                link.set("state", state)
+                with self._doing(f"setting a link {state}"):
+                    self._domain.updateDeviceFlags(
+                        ET.tostring(card, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE
+                    )
+
     def undefine(self) -> None:
         """Remove its definition, its NVRAM and the state of its TPM."""
         flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -398,7 +417,13 @@ class Guest:
         def on_lifecycle(_connection: Any, _domain: Any, event: int, *_details: object) -> None:
             changes.get(event, lambda: None)()
 
-        with self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle):
+        def on_job(_connection: Any, _domain: Any, stats: dict[str, Any], *_: object) -> None:
+            clock.told_by_job(float(stats.get("downtime", 0)) / 1000)
+
+        with (
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, on_job),
+        ):
             yield clock
 
     @contextmanager

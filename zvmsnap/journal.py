@@ -99,6 +99,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     memory_format: str = ""
     pause_s: float = 0.0
     dump_s: float = 0.0
+    last_ram_s: float = 0.0
     merged: tuple[str, ...] = ()  # overlays whose data was in the base when we began to leave them
     given_up: bool = False  # its overlays were merged before the end, maybe during the snapshot
     paused: bool = False  # by us: to end its dump, or until its snapshot is taken
@@ -112,6 +113,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     commit_s: float = 0.0
     frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
     moved: dict[str, str] = {}  # where a restore has moved datasets since their snapshots
+    # Where nobody says how snapshots are called: the txg of each dataset's newest one before.
+    since_txg: dict[str, int] | None = None
     tpm: str | None = None  # why the TPM's state is not coherent with the disks
 
     @property
@@ -129,6 +132,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """May it, or its file systems, stand still because of us, or come to do so?"""
         is_let_go = self.frozen_at_s and not self.paused
         return self.frozen or (self.level.holds_still and not is_let_go)
+
+    @property
+    def is_held(self) -> bool:
+        """Did we make something stand still, or ask an administrator's program to?"""
+        return self.frozen or self.thaw_script or (self.paused and self.level is Level.PAUSED)
 
     @property
     def may_be_on_overlay(self) -> bool:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from zvmsnap import blockcommit, domainxml, offline, qemuimg, stacks
 from zvmsnap.config import Config
-from zvmsnap.errors import CommitFailed, DomainBusy, DomainLocked, ZvmsnapError
+from zvmsnap.errors import CommitFailed, DomainBusy, DomainGone, DomainLocked, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Pause
 from zvmsnap.journal import Entry, Open
 from zvmsnap.log import Logger
 from zvmsnap.stacks import Stack
 from zvmsnap.staging import CaptureDir, is_overlay
+from zvmsnap.steps import StepFailed
 from zvmsnap.still import let_go
 
 _LOOK_EVERY_S = 0.5
@@ -39,16 +40,27 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
     is in its overlays, which are kept.
     """
     if work.entry.frozen:
-        let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
+        _let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
     if work.entry.may_be_dumped:
         # A dump goes on in libvirt when its caller was killed, and ends on overlays, or paused.
         wait_idle(guest, config.limits.busy_timeout_s)
-    let_go(config, guest, work, log)
+    _let_go(config, guest, work, log)
     left = _to_base(config, guest, work, log)
     _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
     if guest.is_active() and work.entry.allowed_pause_ms is not None:
         guest.migrate_set_max_downtime_ms(work.entry.allowed_pause_ms)
     work.step("tidy", lambda: _tidy(config, guest, work.entry, left, log))
+
+
+def _let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+    if not work.entry.is_held:
+        return
+    try:
+        work.step("let go", lambda: let_go(config, guest, work, log))
+    except StepFailed as error:
+        if isinstance(error.cause, DomainGone):
+            raise error.cause from error
+        raise
 
 
 def wait_idle(guest: Guest, timeout_s: float, cancelled: threading.Event | None = None) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -85,11 +85,23 @@ class Moment:
     mounts: list[mounttable.Mount]
     cancelled: threading.Event
     demanded: Callable[[Iterable[str]], Demand]
-    guarded: bool
+    post_within_s: float
 
     def about(self, guest: Guest) -> log.Logger:
         """Where to say something of a guest."""
         return log.about(guest.name, ",".join(self.call.datasets))
+
+
+@dataclass(frozen=True)
+class Former:
+    """What was there before, and so is not of this moment.
+
+    Guids of snapshots that bear the announced names; where none are announced, the txg of each
+    dataset's newest snapshot.
+    """
+
+    guids: tuple[int, ...]
+    newest_txg: Mapping[str, int] | None = None
 
 
 class Part:
@@ -99,13 +111,13 @@ class Part:
         self,
         moment: Moment,
         guest: Guest,
-        former_guids: tuple[int, ...],
+        former: Former,
         reserve: Callable[[int], None],
         gate: Gate,
     ) -> None:
         self._moment = moment
         self._guest = guest
-        self._former_guids = former_guids
+        self._former = former
         self._reserve = reserve
         self._gate = gate
         self._log = moment.about(guest)
@@ -292,7 +304,7 @@ class Part:
     def _enter(self, stage: Stage) -> None:
         self._gate.enter(self._guest.uuid, stage, self._moment.cancelled)
         # Nobody is made to stand still without somebody else who would let it go.
-        guard.ensure(self._moment.config, self._moment.owner, calls_post=self._moment.guarded)
+        guard.ensure(self._moment.config, self._moment.owner, self._moment.post_within_s)
 
     def _open(
         self, placed: Placement, level: Level, reason: str | None, *, overlays: bool = False
@@ -304,7 +316,8 @@ class Part:
             moment=self._moment.call.moment,
             targets=self._moment.call.datasets,
             names=self._moment.call.names,
-            former_guids=self._former_guids,
+            former_guids=self._former.guids,
+            since_txg=self._since_txg(placed),
             owner=self._moment.owner,
             capture=self._dir.path.name,
             level=level,
@@ -318,6 +331,10 @@ class Part:
             taken=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         return Open(self._moment.journal, entry)
+
+    def _since_txg(self, placed: Placement) -> dict[str, int] | None:
+        newest = self._former.newest_txg
+        return None if newest is None else {each: newest.get(each, 0) for each in placed.datasets}
 
     def _run_journalled(self, steps: list[Step], work: Open) -> None:
         def record(step: str) -> None:
@@ -381,6 +398,7 @@ class Part:
                 frozen_at_s=time.time(),
                 still_since_s=since_s,
                 dump_s=now_s - begun_s,
+                last_ram_s=clock.last_ram_s,
                 pause_s=0.0 if stays_paused else clock.seconds(),
             )
 

@@ -17,6 +17,9 @@ class PauseClock:
         self._total_s = 0.0
         self._since_s: float | None = None
         self._pauses = 0
+        # What the job itself says, for the last of RAM: without the flush of the image, without
+        # the overlays.
+        self.last_ram_s = 0.0
 
     def stopped(self) -> None:
         """The guest stands still from now on."""
@@ -42,6 +45,12 @@ class PauseClock:
         with self._changed:
             self._changed.wait_for(lambda: self._since_s is not None, _LATE_EVENT_S)
             return time.monotonic() if self._since_s is None else self._since_s
+
+    def told_by_job(self, downtime_s: float) -> None:
+        """The statistics of libvirt's job have come."""
+        with self._changed:
+            self.last_ram_s = downtime_s
+            self._changed.notify_all()
 
     def seconds(self) -> float:
         """Seconds paused so far; waits a moment for the event that ends the pause."""

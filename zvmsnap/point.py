@@ -84,12 +84,16 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds: guest standing still, the whole dump, guest on its overlay, merging it back."""
+    """Seconds: guest standing still, the whole dump, guest on its overlay, merging it back.
+
+    `last_ram_s` is what libvirt's job tells of the pause, for the last of RAM alone.
+    """
 
     pause_s: float = 0.0
     dump_s: float = 0.0
     overlay_s: float = 0.0
     commit_s: float = 0.0
+    last_ram_s: float = 0.0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from zvmsnap.journal import Entry, Open
 from zvmsnap.levels import Level
 from zvmsnap.log import Logger
 from zvmsnap.point import Host, Manifest, Memory, Tie, Timing
-from zvmsnap.sanoid import spellings
+from zvmsnap.sanoid import moment_of, spellings
 from zvmsnap.staging import CaptureDir
 
 
@@ -42,6 +42,8 @@ def publish(
         raise SnapshotMissing(
             f"none of {', '.join(names)} exists: the RAM image is discarded; "
             "what kept sanoid from taking the snapshot stands in its own log"
+            if entry.since_txg is None
+            else "no snapshot was taken since pre: the RAM image is discarded"
         )
     if entry.given_up:
         # A merge writes in an order of its own: what a snapshot sees of it is less than a crash.
@@ -73,6 +75,14 @@ def _close(work: Open, directory: CaptureDir) -> None:
 
 def _ties(entry: Entry, names: tuple[str, ...]) -> tuple[Tie, ...]:
     homes = {entry.moved.get(dataset, dataset): dataset for dataset in entry.datasets}
+    if entry.since_txg is not None:
+        since = entry.since_txg
+        own = [use.snapshot for use in zfs.uses(sorted(homes))]
+        return tuple(
+            Tie.of(each, homes[each.dataset])
+            for each in own
+            if each.createtxg > since.get(homes[each.dataset], 0)
+        )
     candidates = {
         f"{home}@{spelling}"
         for home in homes
@@ -175,7 +185,7 @@ class _Publication:
         manifest = Manifest(
             domain=entry.domain,
             uuid=entry.uuid,
-            moment=entry.moment,
+            moment=entry.moment if entry.since_txg is None else moment_of(self._ties[0].name),
             taken=entry.taken,
             capture=entry.capture,
             level=entry.level,
@@ -187,7 +197,9 @@ class _Publication:
             ),
             memory=self._memory,
             host=self._host(incoming / point.DOMAIN_XML),
-            timing=Timing(entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s),
+            timing=Timing(
+                entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s, entry.last_ram_s
+            ),
             tpm=entry.tpm,
         )
         published = vault.publish(incoming, manifest)

@@ -196,15 +196,19 @@ def details(point: Point, liveness: Liveness) -> list[str]:
     for disk in manifest.disks:
         inside = f" {disk.path}" if disk.path else ""
         lines.append(f"    {disk.target}  {disk.format}  {disk.dataset}{inside}  ({disk.source})")
+    timing = manifest.timing
     if manifest.memory:
-        memory, timing = manifest.memory, manifest.timing
+        memory = manifest.memory
+        last_ram = f" ({timing.last_ram_s:.2f} s for the last of RAM)" if timing.last_ram_s else ""
         lines += [
             f"  RAM image  {memory.file}: {size(memory.stored_bytes)} stored of "
             f"{size(memory.image_bytes)}, format {memory.format}, compression {memory.compression}",
             f"    sha256   {memory.sha256}",
-            f"  times      paused {timing.pause_s:.2f} s, dump {timing.dump_s:.1f} s, "
+            f"  times      paused {timing.pause_s:.2f} s{last_ram}, dump {timing.dump_s:.1f} s, "
             f"on overlay {timing.overlay_s:.1f} s, commit {timing.commit_s:.1f} s",
         ]
+    elif timing.pause_s:
+        lines.append(f"  times      file systems frozen for {timing.pause_s:.2f} s")
     host = manifest.host
     cpu = f"{host.cpu_mode} {host.cpu_model}".strip()
     lines.append(

@@ -44,12 +44,16 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class HookCall:
-    """One call of a hook: which datasets, which bare snapshot names, did pre fail."""
+    """One call of a hook: which datasets, which bare snapshot names, did pre fail.
+
+    `unnamed`: the caller does not say what its snapshots are called; `names` are made up.
+    """
 
     role: Role
     datasets: tuple[str, ...]
     names: tuple[str, ...]
     pre_failed: bool = False
+    unnamed: bool = False
 
     @property
     def moment(self) -> str:
@@ -108,9 +112,9 @@ def hook_call(role: Role, environment: Mapping[str, str]) -> HookCall:
     if role is Role.POST and "SANOID_SNAPNAME" in environment:
         names.append(_bare(environment["SANOID_SNAPNAME"], datasets))
     for dataset in datasets:
-        _check("SANOID_TARGET", dataset, _DATASET)
+        check_dataset("SANOID_TARGET", dataset)
     for name in names:
-        _check("SANOID_SNAPNAME", name, _SNAPNAME)
+        check_name("SANOID_SNAPNAME", name)
     return HookCall(
         role=role,
         datasets=tuple(dict.fromkeys(datasets)),
@@ -137,6 +141,16 @@ def _bare(name: str, datasets: list[str]) -> str:
             f"SANOID_SNAPNAME {name!r} is no snapshot of SANOID_TARGET {','.join(datasets)!r}"
         )
     return bare
+
+
+def check_dataset(variable: str, value: str) -> None:
+    """Raises HookEnvironmentInvalid if no dataset can have that name."""
+    _check(variable, value, _DATASET)
+
+
+def check_name(variable: str, value: str) -> None:
+    """Raises HookEnvironmentInvalid if no snapshot can have that name."""
+    _check(variable, value, _SNAPNAME)
 
 
 def _check(variable: str, value: str, pattern: re.Pattern[str]) -> None:

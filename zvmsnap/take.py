@@ -132,9 +132,7 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
     datasets = frozenset(wanted.datasets)
     why = ""
     try:
-        if not capture.begin_on(
-            datasets, datasets, demanded, call, config, owner, cancelled, guarded=True
-        ):
+        if not capture.begin_on(datasets, datasets, demanded, call, config, owner, cancelled):
             why = "not every guest got what its disks allow"
         else:
             why = _snapshot(wanted, hold)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zvmsnap import agent, definition, domainxml, labels, loadable, log, saveimage, untouched
 from zvmsnap import point as points
-from zvmsnap.errors import ZvmsnapError
+from zvmsnap.errors import DomainGone
 from zvmsnap.former import Former
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Process
@@ -116,11 +116,9 @@ class Then:
         if self._task.begin is not Begin.RUNNING or not self._task.memory:
             return
         try:
-            guest = self._guest()
-            if agent.has_agent(guest.xml()):
-                agent.set_clock(guest)
-        except ZvmsnapError as error:
-            self._log.warning("its clock is still of then: %s", error)
+            agent.try_clock(self._guest(), self._log)
+        except DomainGone as error:
+            self._log.warning("its clock is not set: %s", error)
 
     def _guest(self) -> Guest:
         return self._hypervisor.guest(self._task.uuid)

@@ -56,14 +56,14 @@ class Scene:
         self.has_guard = True
         self._table = [mounttable.Mount(1, 0, "/", "/", "")]
         self._write = Journal.write
-        self._guarded = False
+        self._post_within_s = 0.0
         self._steps: dict[str, str] = {}
         host.known.clear()
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(mounttable, "mounts", lambda: self._table)
         # QEMU's user, who must pass through to the overlays, is no subject here.
         patch.setattr(staging, "check_usable", lambda *_: None)
-        patch.setattr(guard, "arm", lambda owner: self._say("", "arm"))
+        patch.setattr(guard, "arm", lambda *_: self._say("", "arm"))
         patch.setattr(guard, "ensure", self._ensure)
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
         patch.setattr(leave, "_LOOK_EVERY_S", 0.001)
@@ -71,12 +71,12 @@ class Scene:
         patch.setattr(gate, "_LOOK_AGAIN_S", 0.01)
         self.config.staging_dir.mkdir(exist_ok=True)
 
-    def pre(self, *types: str, guarded: bool = False) -> bool:
+    def pre(self, *types: str, post_within_s: float = 0) -> bool:
         """Run it for snapshots of these types."""
-        self._guarded = guarded
+        self._post_within_s = post_within_s
         names = tuple(f"{MOMENT}_{each}" for each in types or ("hourly",))
         call = HookCall(Role.PRE, tuple(self.modes), names)
-        return capture.begin(call, self.config, OWNER, {}, self.cancelled, guarded=guarded)
+        return capture.begin(call, self.config, OWNER, {}, self.cancelled, post_within_s)
 
     def add(self, name: str = "web", uuid: str = UUID) -> DumpedGuest:
         """A guest with an agent, and its dataset."""
@@ -129,8 +129,8 @@ class Scene:
             for name, said in self.modes.items()
         }
 
-    def _ensure(self, config: Config, owner: Process, *, calls_post: bool) -> None:
-        assert (owner, calls_post) == (OWNER, self._guarded)
+    def _ensure(self, config: Config, owner: Process, post_within_s: float) -> None:
+        assert (owner, post_within_s) == (OWNER, self._post_within_s)
         self._say("", "guard")
         if not self.has_guard:
             raise NotStill("no guard is there")

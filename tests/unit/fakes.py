@@ -226,6 +226,9 @@ class FakeGuest(Guest):
         if not self.stands_still:
             self.runs()
 
+    def pull_plugs(self) -> None:
+        self._does("pull plugs")
+
     def undefine(self) -> None:
         self._does("undefine")
         self.kept = False

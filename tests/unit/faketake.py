@@ -75,7 +75,7 @@ def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHyp
     )
     for room in (capture, finish, hypervisor):
         patch.setattr(room, "Hypervisor", found.connect)
-    patch.setattr(guard, "arm", lambda _owner: None)
+    patch.setattr(guard, "arm", lambda *_: None)
     patch.setattr(guard, "ensure", lambda *_, **__: None)
     patch.setattr(leave, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must pass through to the overlays, is no subject here.

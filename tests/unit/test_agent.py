@@ -1,14 +1,15 @@
 import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.unit.fakes import FakeGuest
-from zvmsnap import agent
+from zvmsnap import agent, log
 from zvmsnap.agent import Ran
-from zvmsnap.errors import LibvirtFailed
+from zvmsnap.errors import AgentSilent, LibvirtFailed
 
 
 class Talking(FakeGuest):
@@ -67,10 +68,63 @@ def test_answers() -> None:
     assert min(guest.timeouts_s) > 0
 
 
-def test_set_clock() -> None:
-    guest = Talking()
-    agent.set_clock(guest)
+class Late(Talking):
+    """A guest that was just resumed: its agent does not answer yet, if it is there at all."""
+
+    def __init__(self, fails: float = 0, state: str = "connected") -> None:
+        super().__init__()
+        self.equipment = CHANNEL.format("org.qemu.guest_agent.0")
+        self.equipment = self.equipment.replace("0'/>", f"0' state='{state}'/>")
+        self.fails = fails
+
+    def set_time(self, now_s: float) -> None:
+        self.fails -= 1
+        if self.fails >= 0:
+            raise AgentSilent("not yet", 86)
+        super().set_time(now_s)
+
+
+ABOUT = log.about("web", "restore")
+
+
+@pytest.mark.parametrize("fails", [0, 3])
+def test_clock(fails: int, caplog: pytest.LogCaptureFixture) -> None:
+    guest = Late(fails)
+    agent.try_clock(guest, ABOUT)
     assert guest.time_s > 1.7e9
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "limit"), [("connected", "_CLOCK_WITHIN_S"), ("disconnected", "_CONNECTED_WITHIN_S")]
+)
+def test_clock_of_whose_agent_never_answers(
+    state: str, limit: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(agent, "_CLOCK_WITHIN_S", 1000)
+    monkeypatch.setattr(agent, "_CONNECTED_WITHIN_S", 1000)
+    monkeypatch.setattr(agent, limit, 0.01)
+    guest = Late(math.inf, state)
+    agent.try_clock(guest, ABOUT)
+    assert guest.time_s == 0
+    assert "its clock is still of then: not yet" in caplog.text
+
+
+def test_clock_without_an_agent() -> None:
+    guest = Talking()
+    agent.try_clock(guest, ABOUT)
+    assert guest.time_s == 0 and guest.timeouts_s == []
+
+
+def test_a_command_is_sent_again_only_if_it_was_not_got() -> None:
+    guest = Talking(AgentSilent("no", 86), {"pid": 7}, AgentSilent("no", 86), {"exited": True})
+    assert agent.run(guest, "true", 60).exit_code == -1
+    guest = Talking(LibvirtFailed("sent, but not answered in time", 112))
+    with pytest.raises(LibvirtFailed):
+        agent.run(guest, "true", 60)
+    guest = Talking(AgentSilent("no", 86))
+    with pytest.raises(AgentSilent):
+        agent.run(guest, "true", -1)
 
 
 def encoded(output: bytes) -> str:

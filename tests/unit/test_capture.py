@@ -43,7 +43,7 @@ def begin(
 
     def run() -> tuple[bool, Entry]:
         config.staging_dir.mkdir(exist_ok=True)
-        complete = capture.begin(CALL, config, Process.none(), {}, threading.Event(), guarded=False)
+        complete = capture.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
         (entry,) = Journal(config.journal_dir).entries()
         return complete, entry
 
@@ -139,7 +139,7 @@ def test_guest_that_is_being_restored_gets_no_point_and_says_why(
     Tasks(config.journal_dir).write(task)
     config.staging_dir.mkdir()
     owner = Process.none()
-    assert not capture.begin(CALL, config, owner, {}, threading.Event(), guarded=False)
+    assert not capture.begin(CALL, config, owner, {}, threading.Event(), 0)
     assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
     assert list(config.staging_dir.iterdir()) == []
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]

@@ -26,7 +26,6 @@ BOTH = pytest.mark.parametrize("level", [Level.PAUSED, Level.QUIESCED])
 @pytest.fixture(autouse=True)
 def _quick(host: FakeHypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(deadline, "_CONNECT_AGAIN_S", 0.01)
     monkeypatch.setattr(still, "_THAW_AGAIN_S", 0)
 
 

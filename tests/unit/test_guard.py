@@ -269,7 +269,7 @@ def settings(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
 
 
-WORDS = ["4711", "815", "a-boot", "1"]
+WORDS = ["4711", "815", "a-boot", "inf"]
 
 
 @pytest.mark.parametrize("words", [[], ["1"], ["x", "1", "b"], [*WORDS, "more"]])

@@ -1,6 +1,7 @@
 """The guard of guests that stand still: it is there before they do, and goes after them."""
 
 import fcntl
+import math
 import os
 import threading
 import time
@@ -51,12 +52,12 @@ class Armed:
 
     def __init__(self, config: Config) -> None:
         self.comes = True
-        self.calls: list[tuple[Process, bool]] = []
+        self.calls: list[tuple[Process, float]] = []
         self.over = ExitStack()
         self._config = config
 
-    def arm(self, owner: Process, *, calls_post: bool = True) -> None:
-        self.calls.append((owner, calls_post))
+    def arm(self, owner: Process, post_within_s: float = math.inf) -> None:
+        self.calls.append((owner, post_within_s))
         if self.comes:
             self.over.enter_context(lock(self._config.locks_dir, NAME, "guard", 0))
 
@@ -69,11 +70,11 @@ def armed(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Armed]:
         yield made
 
 
-@pytest.mark.parametrize("calls_post", [True, False])
-def test_a_guard_comes(config: Config, armed: Armed, calls_post: bool) -> None:
-    guard.ensure(config, DEAD, calls_post=calls_post)
-    assert armed.calls == [(DEAD, calls_post)]
-    guard.ensure(config, DEAD, calls_post=calls_post)
+@pytest.mark.parametrize("post_within_s", [math.inf, 120, 0])
+def test_a_guard_comes(config: Config, armed: Armed, post_within_s: float) -> None:
+    guard.ensure(config, DEAD, post_within_s)
+    assert armed.calls == [(DEAD, post_within_s)]
+    guard.ensure(config, DEAD, post_within_s)
     assert len(armed.calls) == 1
 
 
@@ -81,8 +82,8 @@ def test_a_guard_that_takes_its_time(
     config: Config, armed: Armed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starting = threading.Timer(0.05, lambda: Armed.arm(armed, DEAD))
-    monkeypatch.setattr(guard, "arm", lambda owner, calls_post: starting.start())
-    guard.ensure(config, DEAD, calls_post=True)
+    monkeypatch.setattr(guard, "arm", lambda owner, post_within_s: starting.start())
+    guard.ensure(config, DEAD, math.inf)
     starting.join()
     assert is_held(config.locks_dir, NAME)
 
@@ -91,21 +92,21 @@ def test_no_guard_comes(config: Config, armed: Armed, monkeypatch: pytest.Monkey
     monkeypatch.setattr(guard, "_STARTING_LIMIT_S", 0.05)
     armed.comes = False
     with pytest.raises(NotStill, match="no guard is there"):
-        guard.ensure(config, DEAD, calls_post=True)
-    assert armed.calls == [(DEAD, True)]
+        guard.ensure(config, DEAD, math.inf)
+    assert armed.calls == [(DEAD, math.inf)]
 
 
 def test_the_lock_of_a_guard_that_was_killed_is_no_guard(config: Config, armed: Armed) -> None:
     with lock(config.locks_dir, NAME, "guard", 0):
         assert is_held(config.locks_dir, NAME)
     assert (config.locks_dir / f"{NAME}.lock").exists()
-    guard.ensure(config, DEAD, calls_post=True)
+    guard.ensure(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
 
 def test_nor_is_the_guard_of_another(config: Config, armed: Armed) -> None:
     with lock(config.locks_dir, "guard-4711-816", "guard", 0):
-        guard.ensure(config, DEAD, calls_post=True)
+        guard.ensure(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
 
@@ -136,7 +137,7 @@ def test_who_looks_for_a_guard_does_not_keep_it_away(
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     looked = threading.Timer(0.05, lambda: os.close(descriptor))
     looked.start()
-    assert guard.main([*WORDS, "1"]) == 0
+    assert guard.main([*WORDS, "inf"]) == 0
     looked.join()
     assert guest.calls == ["resume"]
 
@@ -152,7 +153,7 @@ def test_who_holds_nothing(config: Config) -> None:
 def test_sanoid_is_dead(config: Config, guest: FakeGuest, standing: Standing, level: Level) -> None:
     """Whatever the deadline: nobody will call post."""
     standing(level, owner=DEAD)
-    assert guard.main([*WORDS, "1"]) == 0
+    assert guard.main([*WORDS, "inf"]) == 0
     assert guest.calls == ["resume" if level is Level.PAUSED else "thaw"]
     assert Journal(config.journal_dir).entries() == []
     assert len(list(vault.entries(config.vault_dir))) == 1
@@ -217,7 +218,7 @@ def test_it_stays_as_long_as_its_owner_lives_or_somebody_stands_still(
     assert slept == 6
 
 
-@pytest.mark.parametrize("word", ["1", "0"])
+@pytest.mark.parametrize("word", ["inf", "120", "0"])
 def test_the_deadline_is_kept_beside_all_else(
     config: Config,
     guest: FakeGuest,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import hooks, leave, mounttable, vault
+from zvmsnap import callers, hooks, leave, mounttable, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
@@ -45,7 +45,6 @@ def call(
 USAGE = [
     pytest.param((), "usage: zvmsnap hook pre|post|prune, not 'nothing'", id="none"),
     pytest.param(("snapshot",), "not 'snapshot'", id="no such role"),
-    pytest.param(("pre", "post"), "not 'pre post'", id="two"),
     pytest.param(("PRE",), "not 'PRE'", id="capitals"),
     pytest.param(("",), "not ", id="empty"),
 ]
@@ -111,7 +110,7 @@ def test_executables_that_sanoid_conf_names(program: str, role: str) -> None:
     done = call((path,), {"PATH": os.environ["PATH"]})
     assert (done.returncode, done.stdout) == (2, "")
     assert "SANOID_TARGET is not set" in done.stderr
-    assert f'main(["{role}"])' in path.read_text()
+    assert f'main(["{role}"' in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -195,71 +194,6 @@ def test_signals_do_not_end_a_hook_half_way(name: str, setup: str, state: str, s
     assert says.format(name) in done.stderr
 
 
-class Processes:
-    """A table of processes: number to parent and command line."""
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]]
-    ) -> None:
-        self._table = table
-        monkeypatch.setattr(hooks, "_parent_of", lambda pid: table[pid][0] if pid in table else 1)
-        monkeypatch.setattr(hooks, "_command_line", self._command_line)
-
-    def _command_line(self, pid: int) -> tuple[str, ...]:
-        return tuple(self._table[pid][1].split(" ")) if pid in self._table else ()
-
-
-@pytest.mark.parametrize(
-    ("table", "found"),
-    [
-        pytest.param({9: (1, "/usr/bin/perl /usr/sbin/sanoid --cron")}, 9, id="sanoid itself"),
-        pytest.param(
-            {9: (8, "sh -c hook"), 8: (7, "perl -w /usr/sbin/sanoid"), 7: (1, "cron")},
-            8,
-            id="through a shell",
-        ),
-        pytest.param(
-            {9: (8, "sh"), 8: (7, "bash w.sh"), 7: (6, "env sanoid"), 6: (1, "sh")},
-            7,
-            id="through two scripts",
-        ),
-        pytest.param(
-            {9: (8, "perl sanoid"), 8: (7, "sh"), 7: (1, "perl sanoid")}, 9, id="the nearest"
-        ),
-        pytest.param({9: (8, "bash"), 8: (1, "sshd")}, None, id="by hand"),
-        pytest.param({9: (8, "vi a b /etc/sanoid"), 8: (1, "sh")}, None, id="a file of that name"),
-        pytest.param({9: (0, "kthreadd")}, None, id="no parent"),
-        pytest.param({}, None, id="dead already"),
-        pytest.param({9: (8, "sh")}, None, id="its parent is dead"),
-    ],
-)
-def test_sanoid_above(
-    monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]], found: int | None
-) -> None:
-    Processes(monkeypatch, table)
-    assert hooks._sanoid_above(9) == found
-
-
-def test_sanoid_above_in_the_real_table(tmp_path: Path) -> None:
-    program = tmp_path / "sanoid"
-    program.write_text(
-        "import os, subprocess, sys\n"
-        "print(os.getpid(), flush=True)\n"
-        "subprocess.run(['sh', '-c', sys.argv[1] + '; true'])\n"
-    )
-    child = (
-        f"{sys.executable} -c 'import os; from zvmsnap import hooks; "
-        f"print(hooks._sanoid_above(os.getppid()))'"
-    )
-    done = call((program, child), {"PATH": os.environ["PATH"]})
-    sanoid, above = done.stdout.split()
-    assert sanoid == above
-    assert hooks._sanoid_above(os.getppid()) is None
-    assert hooks._parent_of(os.getpid()) == os.getppid()
-    assert hooks._parent_of(2**22 + 1) == 1
-    assert hooks._command_line(2**22 + 1) == ()
-
-
 T = "autosnap_2026-11-20_03:00:00"
 Stage = Callable[..., Entry]
 
@@ -275,7 +209,7 @@ def hook(
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setenv("ZVMSNAP_CONFIG", settings["ZVMSNAP_CONFIG"])
     monkeypatch.setattr(mounttable, "mounts", list)
-    monkeypatch.setattr(hooks, "_sanoid_above", lambda pid: None)
+    monkeypatch.setattr(callers, "_parent_of", lambda _pid: 1)
 
     def run(role: str, dataset: str = "tank/web", name: str = f"{T}_daily") -> int:
         return hooks.run([role], {"SANOID_TARGET": dataset, "SANOID_SNAPNAME": name})

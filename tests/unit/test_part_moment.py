@@ -1,5 +1,6 @@
 """Several types, several guests, and what an earlier moment has left."""
 
+import math
 import time
 from pathlib import Path
 
@@ -224,18 +225,18 @@ def test_a_moment_of_another_sanoid_that_runs_is_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("guarded", "mode", "begins"),
+    ("post_within_s", "mode", "begins"),
     [
-        pytest.param(True, "memory", ["arm", "> staging"], id="sanoid's"),
-        pytest.param(False, "memory", ["> staging"], id="a script's, which may not call post"),
-        pytest.param(True, "paused", ["arm", "guard", "> staging"], id="sanoid's, paused"),
-        pytest.param(False, "paused", ["guard", "> staging"], id="a script's, paused"),
+        pytest.param(math.inf, "memory", ["arm", "> staging"], id="sanoid's"),
+        pytest.param(0, "memory", ["> staging"], id="a script's, which may not call post"),
+        pytest.param(math.inf, "paused", ["arm", "guard", "> staging"], id="sanoid's, paused"),
+        pytest.param(0, "paused", ["guard", "> staging"], id="a script's, paused"),
     ],
 )
-def test_guard(scene: Scene, guarded: bool, mode: str, begins: list[str]) -> None:
+def test_guard(scene: Scene, post_within_s: float, mode: str, begins: list[str]) -> None:
     scene.add()
     scene.modes["tank/web"] = {"": mode}
-    assert scene.pre(guarded=guarded)
+    assert scene.pre(post_within_s=post_within_s)
     assert scene.trace[: len(begins)] == begins
 
 

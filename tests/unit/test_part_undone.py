@@ -42,14 +42,14 @@ UNDONE = [
         no_dump,
         [
             *("> dump", "allow 30", "snapshot", "allow 300"),
-            *("> undo dump", "allow 300", "> tidy", "> undo staging"),
+            *("> undo dump", "> let go", "allow 300", "> tidy", "> undo staging"),
         ],
         id="dump",
     ),
     pytest.param(
         "paused,crash",
         half_an_image,
-        ["> judge", "> undo dump", "resume", "> tidy", "> undo staging"],
+        ["> judge", "> undo dump", "> let go", "resume", "> tidy", "> undo staging"],
         id="judge, after it stands still",
     ),
     pytest.param(
@@ -64,19 +64,25 @@ UNDONE = [
     pytest.param(
         "quiesced,crash",
         pre_freeze_fails,
-        ["> pre-freeze", "> undo pre-freeze", "> tidy", "> undo staging"],
+        ["> pre-freeze", "> undo pre-freeze", "> let go", "> tidy", "> undo staging"],
         id="pre-freeze",
     ),
     pytest.param(
         "quiesced,crash",
         no_freeze,
-        ["> freeze", "freeze", "> undo freeze", "thaw", "> tidy", "> undo staging"],
+        [
+            *("> freeze", "freeze", "> undo freeze", "> let go", "thaw", "> tidy"),
+            "> undo staging",
+        ],
         id="freeze: who knows what it has done",
     ),
     pytest.param(
         "quiesced,crash",
         no_overlay,
-        ["> overlay", "disk snapshot", "> undo freeze", "thaw", "> tidy", "> undo staging"],
+        [
+            *("> overlay", "disk snapshot", "> undo freeze", "> let go", "thaw", "> tidy"),
+            "> undo staging",
+        ],
         id="overlay",
     ),
     pytest.param(
@@ -136,9 +142,9 @@ def test_what_cannot_be_undone_is_left_to_the_next_hook(
     scene.patch.setattr(agent_of(guest), "freeze", freeze)
     assert not scene.pre()
     (entry,) = scene.entries()
-    assert (entry.level, entry.frozen, entry.step) == (QUIESCED, True, "undo freeze")
+    assert (entry.level, entry.frozen, entry.step) == (QUIESCED, True, "let go")
     assert agent_of(guest).frozen and guest.stands_still is None
-    assert "and could not be undone: freeze: its file systems may be frozen" in caplog.text
+    assert "and could not be undone: freeze: let go: its file systems may be frozen" in caplog.text
     agent_of(guest).answering = True
     finish.settle(scene.config, scene.host, guest, entry)
     scene.assert_at_rest()

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.unit.fakerestore import DATASET, NAME, NOW, THEN, Killed, Scene, set_scene
-from zvmsnap import files, former, leave, loadable, restore, restoreplan, vault
+from zvmsnap import agent, files, former, leave, loadable, restore, restoreplan, vault
 from zvmsnap import point as points
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainBusy, LibvirtFailed, RestoreFailed, RestoreImpossible
@@ -636,6 +636,8 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
     case = make(Kind())
     case.guest.equipment = AGENT
     case.point = case.scene.point(moment="with an agent")
+
+    monkeypatch.setattr(agent, "_CONNECTED_WITHIN_S", -1)
 
     def fail() -> None:
         raise LibvirtFailed("no agent", 86)

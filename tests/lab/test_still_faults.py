@@ -1,0 +1,133 @@
+"""A guest that we make stand still goes on within the deadline, whatever dies or hangs.
+
+At each step of a real round of sanoid, of a Linux guest at the levels paused and quiesced, the
+hook stops itself, and then something goes wrong. Its writer tells how long it could not write.
+`--faults=` as for tests/lab/faults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import scenario
+from test_levels import DEBIAN, mode, prepared
+
+from labkit import guests, linux
+from labkit.api import Lab
+
+STILL_MAX_S = 10
+# Its own cadence, of a guest that is emulated in an emulated host, and ours of looking.
+SLACK_S = 3.0
+
+STEPS = {
+    "paused": ("dump", "judge", "frozen", "let go"),
+    "quiesced": ("gate", "freeze", "frozen", "let go"),
+}
+# Each is done to the lab while the hook stands at the step; then what is left of sanoid goes on.
+FAULTS = {
+    "hook killed": "kill -9 $hook",
+    "sanoid killed": "kill -9 $sanoid",
+    "all killed": "kill -9 $sanoid; pkill -9 -f '[z]vmsnap'",
+    "hook hangs": f"sleep {STILL_MAX_S + 10}; kill -9 $hook",
+    "libvirtd killed": "systemctl kill -s KILL libvirtd; systemctl reset-failed libvirtd; "
+                       "systemctl start libvirtd",
+}
+_FEW = {"frozen-all killed-paused"}
+
+# The hooks and what they have to say are those of the lab's own sanoid; pid of both on stdout.
+HELD = """
+ZVMSNAP_TEST_STOP_BEFORE='{step}' setsid sanoid --take-snapshots --verbose > /root/round.log 2>&1 &
+sanoid=$!
+until hook=$(ps -eo pid=,stat=,args= | awk '$2 ~ /^T/ && /hooks.(pre|post)-snapshot/ {{print $1}}')
+    test -n "$hook"; do
+    kill -0 $sanoid || {{ cat /root/round.log; exit 1; }}
+    sleep 0.1
+done
+{fault}
+while kill -0 $sanoid 2> /dev/null || pgrep -f 'hooks.(pre|post)-snapsho[t]' > /dev/null; do
+    pkill -CONT -f 'hooks.(pre|post)-snapsho[t]'
+    sleep 0.1
+done
+true
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A fault at a step of a round that takes a point of that level."""
+
+    level: str
+    step: str
+    fault: str
+
+    @property
+    def id(self) -> str:
+        """As it is named on the command line."""
+        return f"{self.step}-{self.fault}-{self.level}"
+
+
+CELLS = [Cell(level, step, fault) for level, steps in STEPS.items() for step in steps
+         for fault in FAULTS]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" not in metafunc.fixturenames:
+        return
+    asked = metafunc.config.getoption("--faults")
+    chosen = [cell for cell in CELLS if asked == "all" or cell.id in _FEW]
+    if asked not in ("all", "few", "missing"):
+        chosen = [cell for cell in CELLS if any(part in cell.id for part in asked.split(","))]
+    metafunc.parametrize("cell", chosen, ids=[cell.id for cell in chosen])
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    prepared(lab_session)
+    return lab_session
+
+
+def test_it_goes_on_within_the_deadline(lab: Lab, cell: Cell) -> None:
+    lab.set_clock("2031-05-06T12:01:00")
+    scenario.configure(lab, f"[limits]\nstill_max_s = {STILL_MAX_S}")
+    mode(lab, f"{cell.level},crash")
+    before = linux.writes(lab)[-1].count
+    with scenario.watched(lab, linux.NAME) as seen:
+        lab.run(HELD.format(step=cell.step, fault=FAULTS[cell.fault]),
+                timeout_s=scenario.ROUND_LIMIT_S)
+        scenario.wait_until("nothing is left", lambda: scenario.leftovers(lab) == [], timeout_s=120)
+        linux.wait_writes(lab, linux.NAME, linux.writes(lab)[-1].count + 2)
+    print(f"MEASURED {cell.id}: no write for {seen.longest_silence_s:.1f} s, paused for "
+          f"{max(seen.pauses_s, default=0):.1f} s")
+    assert seen.longest_silence_s < STILL_MAX_S + 2 + SLACK_S
+    scenario.assert_at_rest(lab, DEBIAN)
+    assert scenario.state(lab, linux.NAME) == "running"
+    counts = [write.count for write in linux.writes(lab)]
+    assert counts == list(range(1, counts[-1] + 1)) and counts[-1] > before
+    assert guests.serial(lab, linux.NAME).split().count("B") == 1
+    for point in scenario.points(lab, linux.NAME):
+        # RAM is kept only where it is known to fit the disks.
+        assert point.manifest["level"] in (cell.level, "crash")
+        assert bool(point.manifest["memory"]) is (point.manifest["level"] == "paused")
+        assert point.manifest["level"] == cell.level or point.manifest["reason"]
+    # The next round is as if nothing had been.
+    scenario.pass_hours(lab, 1)
+    scenario.take(lab)
+    scenario.assert_at_rest(lab, DEBIAN)
+    assert scenario.points(lab, linux.NAME)[-1].manifest["level"] == cell.level
+
+
+@pytest.mark.whole
+def test_power_cut_while_paused(lab: Lab) -> None:
+    """Its host dies under a guest that stands still: the boot recovers, and it can be started."""
+    lab.run("cp /opt/zvmsnap/systemd/zvmsnap-recover.service /etc/systemd/system/ && "
+            "systemctl enable zvmsnap-recover.service")
+    lab.set_clock("2031-05-06T12:01:00")
+    mode(lab, "paused")
+    lab.run(HELD.format(step="let go", fault="sync; exit 0"), timeout_s=scenario.ROUND_LIMIT_S)
+    lab.powercut()
+    scenario.wait_until("nothing is left", lambda: scenario.leftovers(lab) == [], timeout_s=180)
+    point = scenario.the_point(lab, linux.NAME)
+    assert point.manifest["level"] == "crash"
+    assert "went on before its snapshot was known" in point.manifest["reason"]
+    assert scenario.state(lab, linux.NAME) == "shut off"
