@@ -197,17 +197,17 @@ class Freezing(Talking):
     """A guest whose file systems may be frozen, if its agent it was told how long that may take."""
 
     def fs_freeze(self) -> int:
-        assert self.timeouts_s == [30], "would block for ever"
+        assert self.timeouts_s == [40], "would block for ever"
         return 3
 
     def fs_thaw(self) -> int:
-        assert self.timeouts_s and self.timeouts_s[-1] < 30, "would block for ever"
+        assert self.timeouts_s and self.timeouts_s[-1] < 40, "would block for ever"
         return 2
 
 
 def test_freeze_and_thaw() -> None:
     guest = Freezing()
-    assert (agent.freeze(guest, 30), agent.thaw(guest)) == (3, 2)
+    assert (agent.freeze(guest, 40), agent.thaw(guest)) == (3, 2)
 
 
 @pytest.mark.parametrize(
