@@ -9,7 +9,7 @@ from zvmsnap import log, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import DropRefused, ZfsFailed
 from zvmsnap.locks import lock
-from zvmsnap.point import Liveness, Point
+from zvmsnap.point import Life, Liveness, Point
 
 _SANOIDS = "autosnap_"
 _TAKEN = re.compile(r"zvmsnap_.+_manual")
@@ -18,7 +18,11 @@ _TAKEN = re.compile(r"zvmsnap_.+_manual")
 def snapshots(found: Point) -> list[str]:
     """The snapshots that go with it, as they are called now. Raises DropRefused and ZfsFailed."""
     answer = zfs.all_snapshots()
-    alive = Liveness(answer.present, answer.pools).alive(found.manifest)
+    there = Liveness(answer.present, answer.pools)
+    for tie in found.manifest.snapshots:
+        if there.of(tie) is Life.UNKNOWN:
+            raise DropRefused(f"{tie.full_name}: its pool is not imported, so it cannot go with it")
+    alive = there.alive(found.manifest)
     for tie in alive:
         if tie.name.startswith(_SANOIDS):
             raise DropRefused(f"{tie.full_name}: is sanoid's, which prunes it when it is time")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
-from zvmsnap import take
+from zvmsnap import take, vault, zfs
 from zvmsnap.config import Config
-from zvmsnap.zfs import Use
+from zvmsnap.zfs import Answer, Use
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -122,3 +122,14 @@ def test_keep_that_makes_no_sense(run: Run, pool: Pool, options: list[str], says
     code, out, err = run("take", "web", *options)
     assert (code, out, pool.present) == (2, "", {})
     assert says in err
+
+
+def test_nothing_goes_while_its_pool_is_not_imported(
+    run: Run, pool: Pool, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("take", "web", "--name", "x")
+    monkeypatch.setattr(zfs, "all_snapshots", lambda: Answer({}, frozenset({"other"})))
+    code, _, err = run("drop", "--yes", "web@x")
+    assert code == 1 and f"{WEB}@x: its pool is not imported" in err
+    assert kept(pool) == [f"{WEB}@x"]
+    assert [point.name for point in vault.read(config)[0]] == ["web@x"]
