@@ -1,6 +1,6 @@
 """No guest stands still for long because of us: the guard lets it go at a deadline.
 
-Looks once a second at the open moments of one owner whose guests may stand still, in a thread of
+Looks twice a second at the open moments of one owner whose guests may stand still, in a thread of
 its own, and takes no lock to let one go: whoever holds it may hang. What is left is done under the
 lock, if it can be had: the administrator's post-thaw, and the journal.
 """

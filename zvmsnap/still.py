@@ -15,7 +15,6 @@ before that, by the guard at its deadline, is found running here, and gets a poi
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from zvmsnap import agent, scripts
 from zvmsnap.config import Config
@@ -145,9 +144,8 @@ def _still_s(entry: Entry) -> float:
 
 def _after_thaw(config: Config, work: Open, log: Logger) -> None:
     try:
-        with suppress(FileNotFoundError):
-            if scripts.exists(config, work.entry, scripts.POST_THAW):
-                scripts.run(config, work.entry, scripts.POST_THAW)
+        if scripts.exists(config, work.entry, scripts.POST_THAW):
+            scripts.run(config, work.entry, scripts.POST_THAW)
     except ScriptFailed as error:
         log.error("%s", error)
     work.note(thaw_script=False)
