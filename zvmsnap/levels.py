@@ -9,9 +9,9 @@
 | offline  | the guest is off                                                     |
 
 An order names levels, best first: `memory,quiesced,crash`. The first one that can be reached is
-taken. When none can be, the point is of level crash, and the hook fails if something went wrong; not
-if such a guest cannot have more (a disk elsewhere, no agent). If the last word is `required`, the
-hook fails either way, and there is no point.
+taken. When none can be, the point is of level crash, and the hook fails if something went wrong,
+but not if such a guest cannot have more (a disk elsewhere, no agent). If the last word is
+`required`, the hook fails either way, and there is no point.
 """
 
 from __future__ import annotations
