@@ -67,13 +67,16 @@ def source(found: ET.Element, attribute: str) -> str:
     return of.get(attribute, "")
 
 
-def test_the_network_of_a_clone(lab: Lab) -> None:
+def test_a_clone_without_a_network(lab: Lab) -> None:
+    """The link in its RAM is up: it must be down before it runs."""
     assert answers(lab) == 1
     zvmsnap(lab, "clone", f"{linux.NAME}@latest", "alone")
     linux.wait_agent(lab, "alone")
     assert link_is_down(card(lab, "alone")) and answers(lab) == 1
-    zvmsnap(lab, "clone", "--destroy", "alone")
 
+
+@pytest.mark.whole
+def test_the_network_of_a_clone(lab: Lab) -> None:
     zvmsnap(lab, "clone", "--network", "isolated", f"{linux.NAME}@latest", "apart")
     linux.wait_agent(lab, "apart")
     found = card(lab, "apart")
