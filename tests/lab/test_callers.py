@@ -41,6 +41,7 @@ def autobackup(lab: Lab, *options: str) -> Completed:
                    check=False, timeout_s=scenario.ROUND_LIMIT_S)
 
 
+@pytest.mark.whole
 def test_zfs_autobackup(lab: Lab) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:

@@ -87,6 +87,7 @@ def test_refused_before_anything_is_made(lab: Lab) -> None:
     assert lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout == before
 
 
+@pytest.mark.whole
 def test_cold_and_of_packed_ram(lab: Lab) -> None:
     scenario.configure(lab, '[image]\ncompression = "zstd"')
     scenario.pass_hours(lab, 1)

@@ -104,6 +104,7 @@ def test_sanoid_dies_in_the_middle_of_the_dump(lab: Lab) -> None:
     assert allowed_pause(lab) == pause_before
 
 
+@pytest.mark.whole
 def test_ctrl_c_in_the_middle_of_the_dump(lab: Lab) -> None:
     with endless_dump(lab) as sanoid:
         lab.run(f"kill -INT -- -{sanoid.pid}")

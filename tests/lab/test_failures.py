@@ -187,6 +187,7 @@ def test_sanoid_killed_between_snapshot_and_post(lab: Lab) -> None:
     scenario.assert_coherent(lab, WEB, hourly, abandoned.image)
 
 
+@pytest.mark.whole
 def test_second_sanoid_leaves_the_moment_of_the_first_alone(lab: Lab) -> None:
     """The first is held up in its first `zfs snapshot`: its guest is on its overlays."""
     scenario.configure(lab, "[limits]\nlock_timeout_s = 1")

@@ -96,6 +96,7 @@ def test_the_network_of_a_clone(lab: Lab) -> None:
     assert answers(lab) == 1
 
 
+@pytest.mark.whole
 def test_verified_through_its_agent(lab: Lab) -> None:
     done = zvmsnap(lab, "verify", "--boot", "--expect-command", "cat /data/count", linux.NAME)
     assert "lives: its agent answers" in done.stdout

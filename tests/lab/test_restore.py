@@ -74,6 +74,7 @@ def test_rollback_says_what_it_destroys(lab: Lab) -> None:
     back.assert_nothing_left(lab)
 
 
+@pytest.mark.whole
 def test_cold_and_paused(lab: Lab) -> None:
     name = back.hourly(lab)
     stored = back.stored_count(lab, name)
@@ -103,6 +104,7 @@ def test_guest_that_was_undefined_and_dataset_that_was_renamed(lab: Lab) -> None
     scenario.assert_on_base(lab, "web", expected)
 
 
+@pytest.mark.whole
 def test_other_datasets_and_properties_keep_their_place(lab: Lab) -> None:
     name = back.hourly(lab)
     lab.run(
@@ -122,6 +124,7 @@ def test_other_datasets_and_properties_keep_their_place(lab: Lab) -> None:
     scenario.counts_on(lab)
 
 
+@pytest.mark.whole
 def test_replication_finds_its_common_snapshot(lab: Lab) -> None:
     name, newer = back.hourly(lab), back.hourly(lab, 1)
     sync = "syncoid --no-sync-snap --recursive --quiet tank/vm/web cheap/copy"
