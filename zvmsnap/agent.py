@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -18,7 +17,6 @@ from zvmsnap.errors import AgentSilent, LibvirtFailed
 from zvmsnap.hypervisor import Guest
 from zvmsnap.log import Logger
 
-_CHANNEL = "org.qemu.guest_agent.0"
 # Long, as one in a guest that was just resumed, or works hard, is slow; it costs nothing otherwise.
 _ANSWER_TIMEOUT_S = 30
 _PING_TIMEOUT_S = 5
@@ -29,8 +27,7 @@ _LOOK_EVERY_S = 0.2
 
 def has_agent(xml: str) -> bool:
     """Does the definition have a channel for an agent?"""
-    targets = ET.fromstring(xml).findall("devices/channel/target")
-    return any(target.get("name") == _CHANNEL for target in targets)
+    return bool(domainxml.parse(xml).agent)
 
 
 def answers(guest: Guest) -> bool:
