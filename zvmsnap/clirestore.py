@@ -26,15 +26,14 @@ if TYPE_CHECKING:
     from zvmsnap.hypervisor import Hypervisor
     from zvmsnap.saveimage import Header
 
-PointArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="DOMAIN@SNAPNAME",
-        help="Any name of the moment; or DOMAIN@latest, or DOMAIN@TIME: the last one until that "
-        "day, minute or second is over.",
-        autocompletion=completion.points,
-    ),
-]
+_POINT = typer.Argument(
+    metavar="DOMAIN@SNAPNAME",
+    help="Any name of the moment; or DOMAIN@latest, or DOMAIN@TIME: the last one until that "
+    "day, minute or second is over.",
+    autocompletion=completion.points,
+)
+PointArgument = Annotated[str, _POINT]
+PointsArgument = Annotated[list[str], _POINT]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot from the disks, without RAM.")]
 PausedOption = Annotated[bool, typer.Option("--paused", help="Let it stand still in the end.")]

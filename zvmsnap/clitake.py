@@ -135,24 +135,27 @@ def _told(settings: Config, planned: Plan) -> Iterator[None]:
 
 
 def drop(
-    point: clirestore.PointArgument,
+    points: clirestore.PointsArgument,
     yes: clirestore.YesOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only say what would go.")
     ] = False,
 ) -> None:
-    """Remove a point that was taken by hand, with its snapshots.
+    """Remove points that were taken by hand, with their snapshots.
 
     \b
-    Example:
+    Examples:
       zvmsnap drop web@before-upgrade
+      zvmsnap drop web@before-upgrade db@before-upgrade
     """
     from zvmsnap import drop as dropping
 
     settings = config.load()
-    found = clirestore.find(settings, point)
-    names = dropping.snapshots(found)
-    typer.echo("\n".join([f"drop {found.name}:", *(f"  destroy {name}" for name in names)]))
+    meant = (clirestore.find(settings, point) for point in points)
+    found = list({point.directory: point for point in meant}.values())
+    names = dropping.snapshots(settings, found)
+    said = ", ".join(point.name for point in found)
+    typer.echo("\n".join([f"drop {said}:", *(f"  destroy {name}" for name in names)]))
     if dry_run:
         return
     if not yes:

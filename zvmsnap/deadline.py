@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from zvmsnap import log
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainGone, LockTimeout, ZvmsnapError
+from zvmsnap.errors import DomainGone, ZvmsnapError
 from zvmsnap.journal import Entry, Journal, Open, Process, still_clock_s
-from zvmsnap.locks import lock
 
 if TYPE_CHECKING:
     from zvmsnap.hypervisor import Guest, Hypervisor
@@ -106,7 +105,7 @@ class _Keeper:
 
         if was := still.release(guest, entry):
             about.error(
-                "%s for %.0f s: let go, as nobody did. Its point is of level crash",
+                "%s for %.0f s: let go, as nobody did. No point of it will be of that level",
                 was,
                 still_clock_s() - since_s,
             )
@@ -121,10 +120,6 @@ class _Keeper:
     def _finish(self, guest: Guest, seen: Entry, about: log.Logger) -> None:
         from zvmsnap import still
 
-        try:
-            with lock(self._config.locks_dir, seen.uuid, "let go", timeout_s=0):
-                entry = self._journal.read(seen.uuid)
-                if entry and entry.capture == seen.capture:
-                    still.let_go(self._config, guest, Open(self._journal, entry), about)
-        except LockTimeout:
-            return
+        with self._journal.if_free(self._config.locks_dir, seen, "let go") as entry:
+            if entry:
+                still.let_go(self._config, guest, Open(self._journal, entry), about)

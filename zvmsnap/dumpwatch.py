@@ -128,6 +128,7 @@ class DumpWatch:
             self._resume()
         try:
             self._guest.migrate_set_max_downtime_ms(self._old_pause_ms)
+            self._note(allowed_pause_ms=None)
         except LibvirtFailed as error:
             self._say(
                 f"its allowed pause could not be put back to {self._old_pause_ms} ms: {error}"

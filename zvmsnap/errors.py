@@ -166,6 +166,10 @@ class SnapshotMissing(ZvmsnapError):
     """ZFS has none of the snapshots that the moment was taken for."""
 
 
+class LevelMissed(ZvmsnapError):
+    """A point would be of less than the level that is required, so there is none."""
+
+
 class RestoreImpossible(ZvmsnapError):
     """A point cannot be brought back as it was asked for; nothing was touched."""
 

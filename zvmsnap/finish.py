@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 from zvmsnap import log, stacks, still
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainGone, SnapshotMissing, ZvmsnapError
+from zvmsnap.errors import DomainGone, LevelMissed, SnapshotMissing, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Entry, Journal, Open, Process
 from zvmsnap.leave import leave
@@ -93,7 +93,7 @@ def end(config: Config, hypervisor: Hypervisor, entry: Entry) -> None:
     done.leave_locked()
     try:
         done.publish_locked()
-    except SnapshotMissing as error:
+    except (SnapshotMissing, LevelMissed) as error:
         log.about(entry.domain, ",".join(entry.targets)).warning("%s", error)
 
 
@@ -169,7 +169,7 @@ class _Finish:
             )
 
     def publish_locked(self) -> None:
-        """Publish and close. Raises SnapshotMissing, after closing."""
+        """Publish and close. Raises SnapshotMissing and LevelMissed, after closing."""
         publish(self._config, self._hypervisor, self._work, self._names, self._log)
 
     def _is_ours(self) -> bool:

@@ -7,6 +7,7 @@ enters one only when no other guest is in an earlier one:
 |--------|--------------------------------------------------------------------------|
 | WORK   | all that it can do while it runs: files, RAM dumped under overlays       |
 | PAUSE  | RAM is dumped, and then it stands still                                  |
+| SCRIPT | the administrator's pre-freeze                                           |
 | FREEZE | its file systems are frozen                                              |
 | DONE   | nobody waits for it                                                      |
 """
@@ -29,8 +30,9 @@ class Stage(IntEnum):
 
     WORK = 0
     PAUSE = 1
-    FREEZE = 2
-    DONE = 3
+    SCRIPT = 2
+    FREEZE = 3
+    DONE = 4
 
 
 class Gate:
@@ -50,6 +52,11 @@ class Gate:
                 if cancelled.is_set():
                     raise Cancelled("interrupted while other guests were dumped")
                 self._changed.wait(_LOOK_AGAIN_S)
+
+    def keeps_from_dumping(self, name: str) -> bool:
+        """Has it come so far that others may stand still, and would do so while it is dumped?"""
+        with self._changed:
+            return len(self._stages) > 1 and self._stages[name] > Stage.PAUSE
 
     def leave(self, name: str) -> None:
         """Nobody has to wait for that guest any more."""

@@ -171,14 +171,11 @@ def _finish_overdue(config: Config, journal: Journal, seen: Entry) -> None:
     about = log.about(seen.domain, ",".join(seen.targets))
     journal.tried(seen)
     try:
-        with lock(config.locks_dir, seen.uuid, f"finish {seen.moment}", timeout_s=0):
-            entry = journal.read(seen.uuid)
-            if entry and entry.capture == seen.capture:
+        with journal.if_free(config.locks_dir, seen, f"finish {seen.moment}") as entry:
+            if entry:
                 about.warning("post was not called: finishing moment %s", entry.moment)
                 with Hypervisor(config.uri) as hypervisor:
                     end(config, hypervisor, entry)
-    except LockTimeout:
-        return
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
 
@@ -192,9 +189,8 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
     about = log.about(seen.domain, ",".join(seen.targets))
     try:
         # Not while a hook works on it: pre has reserved its room, post is merging already.
-        with lock(config.locks_dir, seen.uuid, f"give up {seen.moment}", timeout_s=0):
-            entry = journal.read(seen.uuid)
-            if not entry or entry.capture != seen.capture:
+        with journal.if_free(config.locks_dir, seen, f"give up {seen.moment}") as entry:
+            if not entry:
                 return
             with Hypervisor(config.uri) as hypervisor:
                 guest = hypervisor.guest(entry.uuid)
@@ -204,8 +200,6 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
                 work = Open(journal, entry)
                 work.note(given_up=True)
                 leave(config, guest, work, about)
-    except LockTimeout:
-        return
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from zvmsnap import domainxml, log
+from zvmsnap.errors import LockTimeout
 from zvmsnap.files import private_dir, sync_dir, write_atomic
 from zvmsnap.levels import Level
+from zvmsnap.locks import lock
 from zvmsnap.placement import Place
 from zvmsnap.steps import Step
 from zvmsnap.steps import run as run_steps
@@ -92,6 +94,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     owner: Process
     capture: Annotated[str, msgspec.Meta(pattern=_CAPTURE)]
     level: Level
+    least: Level | None = None  # a point of less than that is not wanted
     reason: str | None
     disks: tuple[Disk, ...]
     taken: str
@@ -121,6 +124,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     def datasets(self) -> tuple[str, ...]:
         """The datasets that hold the guest's disks of this moment."""
         return tuple(sorted({disk.dataset for disk in self.disks}))
+
+    @property
+    def is_enough(self) -> bool:
+        """Is a point of its level wanted?"""
+        return self.least is None or self.level.reaches(self.least)
 
     @property
     def may_be_dumped(self) -> bool:
@@ -179,6 +187,21 @@ class Journal:
             return []
         found = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
         return [entry for entry in found if entry]
+
+    @contextmanager
+    def if_free(self, locks_dir: Path, seen: Entry, intent: str) -> Iterator[Entry | None]:
+        """Hold the lock of its guest, if nobody else does; yields the entry as it is by now.
+
+        None if somebody works on it, or has closed it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock(locks_dir, seen.uuid, intent, timeout_s=0))
+            except LockTimeout:
+                yield None
+                return
+            entry = self.read(seen.uuid)
+            yield entry if entry and entry.capture == seen.capture else None
 
     def age_s(self, entry: Entry) -> float:
         """Seconds since somebody last worked on this entry; 0 if it is closed."""

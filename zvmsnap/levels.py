@@ -49,6 +49,10 @@ class Level(StrEnum):
         """Does the guest stand still, or its file systems, while ZFS takes the snapshot?"""
         return self in (Level.PAUSED, Level.QUIESCED)
 
+    def reaches(self, wanted: Level) -> bool:
+        """Is it that level, or a better one? What is off is as good as can be."""
+        return self is Level.OFFLINE or _RANK.index(self) <= _RANK.index(wanted)
+
 
 _RANK = list(Level)
 _NAMED = (Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH)
@@ -61,11 +65,14 @@ class Order:
     levels: tuple[Level, ...]
     required: bool = False
 
+    @property
+    def least(self) -> Level:
+        """The last resort."""
+        return max(self.levels, key=_RANK.index)
+
     def satisfied_by(self, reached: Level) -> bool:
-        """Is that level one of these, or better than one of them?"""
-        if reached is Level.OFFLINE:
-            return True
-        return any(_RANK.index(reached) <= _RANK.index(level) for level in self.levels)
+        """Is that level one of these, or better than the last resort?"""
+        return reached.reaches(self.least)
 
 
 @dataclass(frozen=True)
@@ -89,13 +96,22 @@ class Demand:
             left = [tuple(level for level in levels if level is not best) for levels in left]
         return tuple(found)
 
+    @property
+    def least(self) -> Level | None:
+        """A point of less than that is not wanted; None if any is."""
+        return min(
+            (order.least for order in self.orders if order.required),
+            key=_RANK.index,
+            default=None,
+        )
+
     def satisfied_by(self, reached: Level) -> bool:
         """Is it what all orders ask for?"""
         return all(order.satisfied_by(reached) for order in self.orders)
 
     def forbids(self, reached: Level) -> bool:
         """Is it so little that one order would rather have no point?"""
-        return any(order.required and not order.satisfied_by(reached) for order in self.orders)
+        return self.least is not None and not reached.reaches(self.least)
 
     def together(self) -> Demand:
         """The same for several guests at one instant.

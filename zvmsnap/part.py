@@ -6,10 +6,10 @@ For each level the steps are (see levels for what they are for):
 |------------|------------|-----------------|----------------|--------------------------------|
 | staging    | staging    | staging         | staging        | a directory for it             |
 | definition | definition | definition      | definition     | XML, NVRAM, TPM                |
-|            |            | gate            |                | others have done what is slow  |
 | dump       | dump       |                 |                | RAM image; overlays for memory |
 | judge      | judge      |                 |                | will libvirt load it?          |
-|            |            | pre-freeze      |                | the administrator's own        |
+|            |            | (pre-freeze)    |                | the administrator's own        |
+|            |            | gate            |                | others have done what is slow  |
 |            |            | freeze          |                | by its agent                   |
 |            |            | (overlay, thaw) |                | if quiesce_overlay             |
 | frozen     | frozen     | frozen          | waiting        | until post                     |
@@ -125,6 +125,7 @@ class Part:
         self._missed: list[str] = []
         self._failed = False
         self._misled = False
+        self._least: Level | None = None
         self._too_busy = ""
 
     def take(self) -> bool:
@@ -168,6 +169,7 @@ class Part:
         if placed.is_off:
             return self._disks_alone(placed, Level.OFFLINE, placed.obstacles[Level.MEMORY])
         demand = self._demand(placed)
+        self._least = demand.least
         for level in demand.levels:
             if level is Level.CRASH:
                 break
@@ -204,8 +206,7 @@ class Part:
         return "; ".join(dict.fromkeys(self._missed))
 
     def _reaches(self, level: Level, placed: Placement) -> bool:
-        obstacle = placed.obstacles.get(level, self._too_busy if level.has_memory else "")
-        if obstacle:
+        if obstacle := placed.obstacles.get(level) or self._why_no_dump(level):
             self._missed.append(obstacle)
             return False
         take = self._quiesced if level is Level.QUIESCED else self._with_memory
@@ -222,6 +223,11 @@ class Part:
                 self._too_busy = "its RAM could not be written in time"
             self._dir = CaptureDir.fresh(self._moment.config.staging_dir, self._guest.uuid)
             return False
+
+    def _why_no_dump(self, level: Level) -> str:
+        if level.has_memory and self._gate.keeps_from_dumping(self._guest.uuid):
+            return "no RAM is dumped while other guests of this moment stand still"
+        return self._too_busy if level.has_memory else ""
 
     def _why_not(self, level: Level) -> str | None:
         """What can be asked for, rather than tried."""
@@ -278,11 +284,11 @@ class Part:
             self._reserve(0)
         work = self._open(placed, Level.QUIESCED, self._why() or None, overlays=overlays)
         steps = self._preparation(placed, work)
-        steps.append(Step("gate", lambda: self._enter(Stage.FREEZE)))
         if scripts.exists(self._moment.config, work.entry, scripts.PRE_FREEZE):
             steps.append(
                 Step("pre-freeze", lambda: self._pre_freeze(work), lambda: self._leave(work))
             )
+        steps.append(Step("gate", lambda: self._enter(Stage.FREEZE)))
         steps.append(Step("freeze", lambda: self._freeze(work), lambda: self._leave(work)))
         if overlays:
             steps.append(Step("overlay", lambda: self._overlay(placed, work)))
@@ -321,6 +327,7 @@ class Part:
             owner=self._moment.owner,
             capture=self._dir.path.name,
             level=level,
+            least=self._least,
             reason=reason,
             disks=tuple(
                 Disk.of(
@@ -394,7 +401,6 @@ class Part:
             since_s = still_clock_s() - (now_s - clock.stopped_at_s()) if stays_paused else 0.0
             work.note(
                 paused=stays_paused,
-                allowed_pause_ms=None,
                 frozen_at_s=time.time(),
                 still_since_s=since_s,
                 dump_s=now_s - begun_s,
@@ -408,6 +414,7 @@ class Part:
         work.note(memory_format=saveimage.judge(self._dir.memory).format, tpm=work.entry.tpm or why)
 
     def _pre_freeze(self, work: Open) -> None:
+        self._enter(Stage.SCRIPT)
         work.note(thaw_script=True)
         scripts.run(self._moment.config, work.entry, scripts.PRE_FREEZE)
 

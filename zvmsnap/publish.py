@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zvmsnap import domainxml, mounttable, point, saveimage, vault, zfs
 from zvmsnap.config import Config
-from zvmsnap.errors import ImageUnloadable, SnapshotMissing
+from zvmsnap.errors import ImageUnloadable, LevelMissed, SnapshotMissing
 from zvmsnap.files import write_atomic
 from zvmsnap.hypervisor import Hypervisor
 from zvmsnap.journal import Entry, Open
@@ -27,8 +27,9 @@ def publish(
 ) -> None:
     """Publish and close; `names` are those by which post knows the snapshots.
 
-    May be repeated after any interruption. Raises SnapshotMissing, after closing, if ZFS has no
-    snapshot of this moment; VaultDamaged, VaultMissing and OSError leave it open, for the next run.
+    May be repeated after any interruption. Raises, after closing, SnapshotMissing if ZFS has no
+    snapshot of this moment, and LevelMissed if a point of the level that was reached is not wanted;
+    VaultDamaged, VaultMissing and OSError leave it open, for the next run.
     """
     entry = work.entry
     directory = CaptureDir(config.staging_dir / entry.capture)
@@ -60,7 +61,16 @@ def publish(
     elif not (directory.point / point.DOMAIN_XML).exists():
         log.warning("no point: pre was killed before it had stored anything")
     else:
-        _Publication(config, hypervisor, work, directory, ties, log).run()
+        incoming = vault.incoming(config.vault_dir, entry.domain, entry.capture)
+        if why := _why_less(work, directory, incoming):
+            work.note(level=Level.CRASH, reason=why)
+        if not work.entry.is_enough:
+            vault.drop_incoming(incoming)
+            _close(work, directory)
+            raise LevelMissed(
+                f"no point, as less than {entry.least} is not good enough: {work.entry.reason}"
+            )
+        _Publication(config, hypervisor, work, directory, ties, log).run(incoming)
     _close(work, directory)
 
 
@@ -96,6 +106,28 @@ def _ties(entry: Entry, names: tuple[str, ...]) -> tuple[Tie, ...]:
     )
 
 
+def _why_less(work: Open, directory: CaptureDir, incoming: Path) -> str | None:
+    """Why the point is not of the level that was begun."""
+    if work.entry.level is Level.QUIESCED and not work.entry.frozen_at_s:
+        return "pre was killed before its file systems were frozen"
+    return _why_no_memory(work, directory, incoming) if work.entry.level.has_memory else None
+
+
+def _why_no_memory(work: Open, directory: CaptureDir, incoming: Path) -> str | None:
+    if not work.entry.frozen_at_s:
+        # The image may be complete, but it is of a later instant than the snapshot.
+        return "pre was killed before the disks were frozen"
+    image = directory.memory
+    if not image.exists() and not (incoming / point.MEMORY).exists():
+        return f"its RAM image is gone from {image}"
+    if not work.entry.memory_format:
+        try:
+            work.note(memory_format=saveimage.judge(image).format)
+        except ImageUnloadable as error:
+            return str(error)
+    return None
+
+
 class _Publication:
     """One point on its way from staging into the vault."""
 
@@ -116,10 +148,8 @@ class _Publication:
         self._log = log
         self._memory: Memory | None = None
 
-    def run(self) -> None:
+    def run(self, incoming: Path) -> None:
         """stow, publish."""
-        entry = self._work.entry
-        incoming = vault.incoming(self._config.vault_dir, entry.domain, entry.capture)
         self._work.step("stow", lambda: self._stow(incoming))
         self._work.step("publish", lambda: self._publish(incoming))
 
@@ -128,8 +158,6 @@ class _Publication:
             source = self._directory.point / name
             if source.exists():
                 write_atomic(incoming / name, source.read_bytes())
-        if why := self._why_less(incoming):
-            self._work.note(level=Level.CRASH, reason=why)
         if self._work.entry.level.has_memory:
             image_format = self._work.entry.memory_format
             self._memory = vault.stow_memory(
@@ -138,28 +166,6 @@ class _Publication:
                 image_format,
                 zstd_level=self._zstd_level(incoming, image_format),
             )
-
-    def _why_less(self, incoming: Path) -> str | None:
-        """Why the point is not of the level that was begun."""
-        entry = self._work.entry
-        if entry.level is Level.QUIESCED and not entry.frozen_at_s:
-            return "pre was killed before its file systems were frozen"
-        return self._why_no_memory(incoming) if entry.level.has_memory else None
-
-    def _why_no_memory(self, incoming: Path) -> str | None:
-        entry = self._work.entry
-        if not entry.frozen_at_s:
-            # The image may be complete, but it is of a later instant than the snapshot.
-            return "pre was killed before the disks were frozen"
-        image = self._directory.memory
-        if not image.exists() and not (incoming / point.MEMORY).exists():
-            return f"its RAM image is gone from {image}"
-        if not entry.memory_format:
-            try:
-                self._work.note(memory_format=saveimage.judge(image).format)
-            except ImageUnloadable as error:
-                return str(error)
-        return None
 
     def _zstd_level(self, incoming: Path, image_format: str) -> int | None:
         image = self._config.image

@@ -222,7 +222,7 @@ WHOLE: list[tuple[str, str, Fault, Level, list[str]]] = [
         "quiesced",
         with_scripts,
         QUIESCED,
-        [*FREEZE[:-2], "> pre-freeze", *FREEZE[-2:], "> frozen"],
+        [*PREPARED, "> pre-freeze", "guard", *FREEZE[2:], "> frozen"],
     ),
     (
         "quiesced, with overlays",

@@ -1,5 +1,6 @@
 """A host with two guests, web and db, on datasets of their own; and what ZFS has of these."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Pool:
         self.fails_after = 99
         self.uses: dict[str, Use] = {}
         self.told: list[str] = []
+        self._guids = itertools.count(10)
         self.when_taken: Callable[[], None] = lambda: None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
@@ -60,7 +62,7 @@ class Pool:
         for number, dataset in enumerate(datasets):
             if number == self.fails_after:
                 raise ZfsFailed("out of space")
-            self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, 10 + number, 1)
+            self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, next(self._guids), 1)
 
     def _destroy(self, name: str) -> None:
         self.told.append(f"destroy {name}")
@@ -80,7 +82,7 @@ def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHyp
     patch.setattr(leave, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must pass through to the overlays, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_: None)
-    config.staging_dir.mkdir()
+    config.staging_dir.mkdir(exist_ok=True)
     return found
 
 

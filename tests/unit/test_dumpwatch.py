@@ -252,7 +252,11 @@ def test_what_is_changed_is_written_down_before(watched: Watched) -> None:
     with watched.watch(dump_pause_after_s=0.01):
         watched.guest.dump_until_paused()
         watched.guest.dump_ends()
-    assert watched.noted == [({"allowed_pause_ms": 300}, []), ({"paused": True}, ["allow 30"])]
+    assert watched.noted == [
+        ({"allowed_pause_ms": 300}, []),
+        ({"paused": True}, ["allow 30"]),
+        ({"allowed_pause_ms": None}, ["allow 30", "suspend", "allow 300"]),
+    ]
 
 
 def test_abort_is_tried_again(watched: Watched) -> None:
@@ -283,6 +287,8 @@ def test_old_pause_that_cannot_be_put_back_is_said(watched: Watched) -> None:
     with watched.watch():
         pass
     assert watched.said == ["its allowed pause could not be put back to 300 ms: no allow 300"]
+    # So that leave puts it back.
+    assert watched.noted == [({"allowed_pause_ms": 300}, [])]
 
 
 def test_no_thread_begins_where_the_pause_cannot_be_set(watched: Watched) -> None:

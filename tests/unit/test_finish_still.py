@@ -142,6 +142,42 @@ def test_less_than_was_begun(
     assert (manifest.memory is not None) is (reason is None)
 
 
+@pytest.mark.parametrize(("level", "said", "change", "reason"), LESS)
+@pytest.mark.parametrize("by_post", [True, False])
+def test_less_than_is_required_is_no_point(
+    config: Config,
+    host: FakeHypervisor,
+    guest: FakeGuest,
+    standing: Standing,
+    caplog: pytest.LogCaptureFixture,
+    level: Level,
+    said: dict[str, Any],
+    change: Callable[[FakeGuest], None],
+    reason: str | None,
+    by_post: bool,
+) -> None:
+    entry = standing(level, least=level, **said)
+    change(guest)
+    if by_post:
+        assert finish.finish(CALL, config, OWNER) is (reason is None)
+    else:
+        finish.end(config, host, entry)
+    assert_done(config, guest)
+    assert [manifest.level for manifest in points(config)] == ([] if reason else [level])
+    assert [path.name for path in (config.vault_dir / "web").iterdir() if path.name[0] == "."] == []
+    assert (f"no point, as less than {level} is not good enough: " in caplog.text) is bool(reason)
+    assert (reason or "") in caplog.text
+
+
+@BOTH
+def test_more_than_is_required(
+    config: Config, guest: FakeGuest, standing: Standing, level: Level
+) -> None:
+    standing(level, least=QUIESCED)
+    assert finish.finish(CALL, config, OWNER)
+    assert [manifest.level for manifest in points(config)] == [level]
+
+
 def test_agent_that_does_not_answer_keeps_the_moment_open(
     config: Config, guest: FakeGuest, standing: Standing, caplog: pytest.LogCaptureFixture
 ) -> None:

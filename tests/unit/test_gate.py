@@ -11,7 +11,7 @@ from zvmsnap.gate import Gate, Stage
 
 SOON_S = 10.0
 A_WHILE_S = 0.05
-WORK, PAUSE, FREEZE, DONE = Stage
+WORK, PAUSE, SCRIPT, FREEZE, DONE = Stage
 
 
 class Yard:
@@ -50,6 +50,9 @@ def assert_waits(entering: Future[None]) -> None:
         pytest.param(PAUSE, FREEZE, True, id="the other is dumped, freeze"),
         pytest.param(FREEZE, PAUSE, False, id="nobody waits for who comes later"),
         pytest.param(FREEZE, FREEZE, False, id="both freeze"),
+        pytest.param(PAUSE, SCRIPT, True, id="the other is dumped, pre-freeze"),
+        pytest.param(SCRIPT, PAUSE, False, id="nobody waits for who is ahead"),
+        pytest.param(SCRIPT, FREEZE, True, id="the other's pre-freeze"),
         pytest.param(DONE, PAUSE, False, id="the other is done"),
         pytest.param(DONE, FREEZE, False, id="the other is done, freeze"),
     ],
@@ -89,6 +92,18 @@ def test_who_is_alone_never_waits() -> None:
     alone = Gate(["web"])
     for stage in Stage:
         alone.enter("web", stage, threading.Event())
+        assert not alone.keeps_from_dumping("web")
+
+
+@pytest.mark.parametrize(
+    ("stage", "too_late"), [(WORK, False), (PAUSE, False), (SCRIPT, True), (FREEZE, True)]
+)
+def test_nobody_is_dumped_when_others_may_stand_still(
+    yard: Yard, stage: Stage, too_late: bool
+) -> None:
+    yard.gate.leave("db")  # it may stand still, and waits for post
+    yard.enter("web", stage).result(SOON_S)
+    assert yard.gate.keeps_from_dumping("web") is too_late
 
 
 def test_cancelled_while_it_waits(yard: Yard) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fakes import OTHER, DumpedGuest, make_base
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
 from zvmsnap import take, vault, zfs
 from zvmsnap.config import Config
+from zvmsnap.errors import ZfsFailed
 from zvmsnap.zfs import Answer, Use
 
 Run = Callable[..., tuple[int, str, str]]
+BOTH = ("web", "db")
 
 
 @pytest.fixture
@@ -30,6 +33,21 @@ def run(
     command: Run,
 ) -> Run:
     two_guests(tmp_path, config, monkeypatch)
+    configure(tmp_path, config, monkeypatch)
+    return command
+
+
+@pytest.fixture
+def run_shared(
+    tmp_path: Path,
+    config: Config,
+    pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Run,
+) -> Run:
+    """Both guests have their disks on one dataset."""
+    host = two_guests(tmp_path, config, monkeypatch)
+    host.known[1] = DumpedGuest("db", OTHER, vda=make_base(tmp_path / WEB / "b.raw"))
     configure(tmp_path, config, monkeypatch)
     return command
 
@@ -97,6 +115,64 @@ def test_keep_leaves_what_cannot_go(run: Run, pool: Pool, monkeypatch: pytest.Mo
     assert out.splitlines()[1:] == [f"dropped web@{name}" for name in names[1:3]]
     assert f"web@{names[0]}: kept: {held}: is held" in err
     assert kept(pool) == [held, f"{WEB}@{names[3]}"]
+
+
+def test_snapshots_of_two_guests(run_shared: Run, pool: Pool, config: Config) -> None:
+    """Neither guest loses its disks because the other one's point goes."""
+    assert run_shared("take", "web", "db", "--name", "x")[0] == 0
+    assert kept(pool) == [f"{WEB}@x"]
+    code, out, err = run_shared("drop", "--yes", "web@x")
+    assert (code, out) == (1, "")
+    assert f"{WEB}@x: db@x needs it, too; drop both, or none" in err
+    assert kept(pool) == [f"{WEB}@x"]
+    code, out, _ = run_shared("drop", "--yes", "web@x", "db@x", "web@latest")
+    assert (code, out) == (0, f"drop web@x, db@x:\n  destroy {WEB}@x\n")
+    assert (kept(pool), vault.read(config)[0]) == ([], [])
+
+
+def test_keep_counts_for_both_guests_of_a_dataset(
+    run_shared: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = numbered(monkeypatch)
+    assert run_shared("take", "web", "db")[0] == 0
+    # It takes db, too.
+    code, out, _ = run_shared("take", "web", "--keep", "1")
+    assert (code, out.splitlines()[2:]) == (0, [f"dropped {each}@{names[0]}" for each in BOTH])
+    assert kept(pool) == [f"{WEB}@{names[1]}"]
+
+
+def test_keep_leaves_what_another_guest_needs(
+    run: Run,
+    run_shared: Run,
+    tmp_path: Path,
+    pool: Pool,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = numbered(monkeypatch)
+    assert run_shared("take", "web", "db")[0] == 0
+    # db has moved away since.
+    host = two_guests(tmp_path, config, monkeypatch)
+    assert [guest.name for guest in host.known] == ["web", "db"]
+    code, out, err = run("take", "web", "--keep", "1")
+    assert (code, out) == (0, f"web@{names[1]}: memory\n")
+    assert f"web@{names[0]}: kept: {WEB}@{names[0]}: db@{names[0]} needs it, too" in err
+    assert kept(pool) == [f"{WEB}@{name}" for name in names[:2]]
+
+
+def test_keep_when_zfs_does_not_say_what_is_there(
+    run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = numbered(monkeypatch)
+    run("take", "web")
+
+    def fail() -> Answer:
+        raise ZfsFailed("no answer")
+
+    monkeypatch.setattr(zfs, "all_snapshots", fail)
+    code, out, err = run("take", "web", "--keep", "1")
+    assert (code, out) == (0, f"web@{names[1]}: memory\n")
+    assert f"web@{names[0]}: kept: no answer" in err
 
 
 def test_what_was_not_taken_makes_nothing_surplus(

@@ -137,6 +137,12 @@ def test_each_level_is_tried_once(orders: list[list[Level]]) -> None:
         pytest.param(
             ["paused,crash", "quiesced,required"], {MEMORY, PAUSED, QUIESCED}, {CRASH}, id="of one"
         ),
+        pytest.param(
+            ["quiesced,required", "memory,required"],
+            {MEMORY},
+            {PAUSED, QUIESCED, CRASH},
+            id="required of both",
+        ),
         pytest.param(["memory", "crash,required"], {MEMORY}, set(), id="required, and reached"),
     ],
 )
@@ -146,6 +152,7 @@ def test_what_a_demand_is_satisfied_by_and_what_it_forbids(
     demanded = demand(*orders)
     assert {level for level in Level if demanded.satisfied_by(level)} == enough | {Level.OFFLINE}
     assert {level for level in Level if demanded.forbids(level)} == too_little
+    assert (demanded.least is None) is not any("required" in order for order in orders)
 
 
 def test_the_same_order_of_several_types_is_one() -> None:

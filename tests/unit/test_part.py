@@ -70,6 +70,7 @@ def test_steps_of_each_level(
     assert bool(entry.still_since_s) is level.holds_still
     assert bool(entry.pause_s) is with_overlay
     assert bool(entry.memory_format) is level.has_memory
+    assert entry.least == (None if level is Level.OFFLINE else level)
 
 
 SPARSE = "qemu.conf says sparse"

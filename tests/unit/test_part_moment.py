@@ -181,6 +181,32 @@ def test_guests_that_freeze_do_so_at_one_time(scene: Scene) -> None:
     assert scene.trace.index("web > gate") < scene.trace.index("db > freeze")
 
 
+def test_no_freeze_lasts_as_long_as_the_program_of_another_guest(scene: Scene) -> None:
+    for name, uuid in (("web", UUID), ("db", OTHER)):
+        scene.add(name, uuid)
+        scene.modes[f"tank/{name}"] = {"": "quiesced"}
+    scene.script("pre-freeze", "sleep 0.1; date +%s.%N > ran")
+    at: list[float] = []
+    scene.when["db freeze"] = lambda: at.append(time.time())
+    assert scene.pre()
+    assert {entry.level for entry in scene.entries()} == {QUIESCED}
+    assert float((scene.root / "ran").read_text()) < at[0]
+
+
+def test_no_ram_is_dumped_while_another_guest_is_frozen(scene: Scene) -> None:
+    for name, uuid in (("web", UUID), ("db", OTHER)):
+        guest = scene.add(name, uuid)
+        scene.modes[f"tank/{name}"] = {"": "quiesced,memory,paused,crash"}
+    no_freeze(scene, guest)
+    assert scene.pre()
+    web, db = sorted(scene.entries(), key=lambda entry: entry.domain, reverse=True)
+    assert (web.level, db.level) == (QUIESCED, CRASH)
+    assert db.reason and db.reason.endswith(
+        "freeze: hook failed; no RAM is dumped while other guests of this moment stand still"
+    )
+    assert "db snapshot" not in scene.trace
+
+
 def test_a_guest_that_fails_keeps_no_other(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     scene.change(limits=Limits(lock_timeout_s=0.05))
     for name, uuid in (("web", UUID), ("db", OTHER)):

@@ -42,7 +42,7 @@ UNDONE = [
         no_dump,
         [
             *("> dump", "allow 30", "snapshot", "allow 300"),
-            *("> undo dump", "> let go", "allow 300", "> tidy", "> undo staging"),
+            *("> undo dump", "> let go", "> tidy", "> undo staging"),
         ],
         id="dump",
     ),
@@ -64,7 +64,7 @@ UNDONE = [
     pytest.param(
         "quiesced,crash",
         pre_freeze_fails,
-        ["> pre-freeze", "> undo pre-freeze", "> let go", "> tidy", "> undo staging"],
+        ["> pre-freeze", "guard", "> undo pre-freeze", "> let go", "> tidy", "> undo staging"],
         id="pre-freeze",
     ),
     pytest.param(
