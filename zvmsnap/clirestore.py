@@ -152,6 +152,7 @@ def clone(
       zvmsnap clone --destroy web-look
     """
     from zvmsnap import clone as cloning
+    from zvmsnap import unclone
     from zvmsnap.hooks import finish_before_dying
     from zvmsnap.hypervisor import Hypervisor
 
@@ -163,7 +164,7 @@ def clone(
     with Hypervisor(settings.uri) as hypervisor:
         if destroy:
             finish_before_dying()
-            for dataset in cloning.destroy(hypervisor, point):
+            for dataset in unclone.destroy(hypervisor, point):
                 typer.echo(f"destroyed {dataset}")
             return
         wish = cloning.Wish(name, cold=cold, paused=paused, network=network)

@@ -1,4 +1,4 @@
-"""A second machine from a point, beside the original, with its RAM; and its removal.
+"""A second machine from a point, beside the original, with its RAM.
 
     datasets     clones of the point's snapshots, marked by the property zvmsnap:clone=NAME
     disks        mounted, of nobody, and their paths known
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,10 +42,7 @@ from zvmsnap.clonexml import Cloned, Identity, Network
 from zvmsnap.config import Config
 from zvmsnap.errors import (
     CloneImpossible,
-    GuestNotFound,
-    LibvirtFailed,
     RestoreFailed,
-    ZfsFailed,
 )
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Process
@@ -56,12 +52,10 @@ from zvmsnap.restoreplan import definition_of
 from zvmsnap.staging import CaptureDir
 from zvmsnap.steps import Step, StepFailed, run, take_back
 from zvmsnap.tasks import Begin, Clone, Work
+from zvmsnap.unclone import MARK, destroy_dataset
 from zvmsnap.zfs import Dataset, Snapshot
 
-MARK = "zvmsnap:clone"
 _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
-_RELEASED_AFTER_S = 15
-_LOOK_EVERY_S = 0.3
 # It becomes part of names of datasets and files.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 _ISOLATED = f"<network><name>{clonexml.ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
@@ -221,7 +215,7 @@ class Cloning:
         own = {name for name, value in zfs.marked(MARK).items() if value == self._task.domain}
         for name, _ in reversed(self._task.datasets):
             if name in own:
-                _destroy(name, with_snapshots=True)
+                destroy_dataset(name, with_snapshots=True)
 
     def _find_disks(self) -> None:
         manifest = self._point.manifest
@@ -336,71 +330,3 @@ class Cloning:
 
     def _guest(self) -> Guest | None:
         return self._hypervisor.find(self._task.uuid)
-
-
-def destroy(hypervisor: Hypervisor, name: str, *, with_snapshots: bool = False) -> list[str]:
-    """Remove a clone: exactly what `clone` made. Returns the datasets that are gone.
-
-    Raises GuestNotFound if there is no clone of that name, CloneImpossible, with nothing touched,
-    if something that `clone` did not make is in the way.
-    """
-    datasets = sorted(each for each, value in zfs.marked(MARK).items() if value == name)
-    guest = next((guest for guest in hypervisor.guests() if guest.name == name), None)
-    if guest and clonexml.cloned_from(guest.xml()) is None:
-        raise CloneImpossible(
-            f"{name}: this guest is no clone that zvmsnap made; nothing is removed"
-        )
-    if not guest and not datasets:
-        raise GuestNotFound(f"{name}: there is no clone of that name")
-    _check_nothing_else(datasets, with_snapshots=with_snapshots)
-    if guest:
-        if guest.is_active():
-            guest.destroy()
-        guest.undefine()
-    for dataset in reversed(datasets):
-        _destroy(dataset, with_snapshots=with_snapshots)
-    _leave_network(hypervisor)
-    return datasets
-
-
-def _check_nothing_else(datasets: list[str], *, with_snapshots: bool) -> None:
-    if not datasets:
-        return
-    for each in zfs.datasets():
-        if each not in datasets and any(each.startswith(f"{own}/") for own in datasets):
-            raise CloneImpossible(f"{each}: lies below a clone, but is none; move or destroy it")
-    for use in zfs.uses(datasets):
-        full_name = use.snapshot.full_name
-        if use.clones:
-            raise CloneImpossible(f"{full_name}: {use.clones[0]} depends on it; destroy that first")
-        if not with_snapshots:
-            raise CloneImpossible(
-                f"{full_name}: is a snapshot of the clone, not made by zvmsnap: zfs destroy "
-                f"{full_name.partition('@')[0]}@% destroys all of them"
-            )
-
-
-def _destroy(dataset: str, *, with_snapshots: bool) -> None:
-    """Destroy a dataset that QEMU or udev may hold for a moment still. Raises ZfsFailed."""
-    deadline_s = time.monotonic() + _RELEASED_AFTER_S
-    while True:
-        try:
-            zfs.destroy(dataset, with_snapshots=with_snapshots)
-            return
-        except ZfsFailed:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_LOOK_EVERY_S)
-
-
-def _leave_network(hypervisor: Hypervisor) -> None:
-    """The isolated network goes with the last clone that uses it."""
-    if not hypervisor.has_network(clonexml.ISOLATED_NETWORK):
-        return
-    for guest in hypervisor.guests():
-        try:
-            if clonexml.ISOLATED_NETWORK in guest.xml():
-                return
-        except LibvirtFailed:
-            continue
-    hypervisor.stop_network(clonexml.ISOLATED_NETWORK)

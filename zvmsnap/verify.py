@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from zvmsnap import agent, clone, home, loadable, log, screenshot
+from zvmsnap import agent, clone, home, loadable, log, screenshot, unclone
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, VerifyFailed, ZvmsnapError
 from zvmsnap.files import write_atomic
@@ -52,7 +52,7 @@ def boot(config: Config, hypervisor: Hypervisor, point: Point, expect: str | Non
         try:
             verdict = _watched(hypervisor.guest(task.uuid), point, expect, verdict)
         finally:
-            clone.destroy(hypervisor, name, with_snapshots=True)
+            unclone.destroy(hypervisor, name, with_snapshots=True)
         verdict = msgspec.structs.replace(verdict, to_running_s=round(to_running_s, 2))
     except ZvmsnapError as error:
         verdict = msgspec.structs.replace(verdict, why=str(error))

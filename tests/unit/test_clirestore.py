@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from tests.unit.fakerestore import NAME, Scene, set_scene
-from zvmsnap import clone, fits, hypervisor, verify
+from zvmsnap import fits, hypervisor, unclone, verify
 from zvmsnap.config import Config
 from zvmsnap.journal import Process
 from zvmsnap.point import Manifest
@@ -25,7 +25,7 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(clone, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.fakerestore import DATASET, NAME, THEN, Killed, Machine, Scene, set_scene
 from tests.unit.fakes import OTHER
-from zvmsnap import clone, domainxml, fits, vault
+from zvmsnap import clone, domainxml, fits, unclone, vault
 from zvmsnap.clone import Cloning, Wish
 from zvmsnap.clonexml import Network, cloned_from
 from zvmsnap.config import Config
@@ -26,7 +26,7 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(clone, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(clone, "_MOUNTED_AT", tmp_path / "clones")
     monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
     return set_scene(config, tmp_path / "pools", manifest, monkeypatch)
@@ -80,20 +80,20 @@ def test_clone(
     assert guest and (guest.name, guest.state()) == ("w2", state)
     assert cloned_from(guest.xml()) == point.name
     assert scene.world.held["tank/w2"].content == (THEN if state == "paused" else f"{THEN}+")
-    assert scene.world.held["tank/w2"].properties == {clone.MARK: "w2"}
+    assert scene.world.held["tank/w2"].properties == {unclone.MARK: "w2"}
     assert scene.world.loaded == ([THEN] if "image" in steps else [])
     assert scene.world.torn == []
     # Nothing of the original has changed; nor of the point.
     assert {name: scene.world.shape()[name] for name in before} == before
     assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == stored
     assert scene.guest.calls == []
-    assert clone.destroy(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
+    assert unclone.destroy(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
     assert nothing_left(scene)
 
 
 def acts_of(scene: Scene, point: Point) -> list[str]:
     make(scene, point)
-    clone.destroy(scene.host, "w2")
+    unclone.destroy(scene.host, "w2")
     acts = scene.world.acts[:]
     return acts[: acts.index("destroy")]
 
@@ -302,7 +302,7 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
         "vda": scene.world.disk_of("tank/w2"),
         "vdb": scene.world.disk_of("tank/w2/db"),
     }
-    assert clone.destroy(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
+    assert unclone.destroy(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
     assert list(scene.world.held) == ["tank", DATASET, "tank/web/db"]
 
 
@@ -314,9 +314,9 @@ def test_isolated_network_lives_as_long_as_its_clones(scene: Scene) -> None:
     make(scene, point, ISOLATED)
     make(scene, point, Wish("w3", network=Network.ISOLATED))
     assert scene.host.networks == ["zvmsnap-isolated"]
-    clone.destroy(scene.host, "w2")
+    unclone.destroy(scene.host, "w2")
     assert scene.host.networks == ["zvmsnap-isolated"]
-    clone.destroy(scene.host, "w3")
+    unclone.destroy(scene.host, "w3")
     assert scene.host.networks == []
 
 
@@ -359,11 +359,11 @@ def test_destroy_refuses_what_clone_did_not_make(
     before, calls = scene.world.shape(), len(scene.world.acts)
     if with_snapshots and change is foreign_snapshot:
         # As verify destroys: a sanoid may have come by.
-        assert clone.destroy(scene.host, "w2", with_snapshots=True) == ["tank/w2"]
+        assert unclone.destroy(scene.host, "w2", with_snapshots=True) == ["tank/w2"]
         assert nothing_left(scene)
         return
     with pytest.raises(CloneImpossible, match=f"^{says}"):
-        clone.destroy(scene.host, "w2", with_snapshots=with_snapshots)
+        unclone.destroy(scene.host, "w2", with_snapshots=with_snapshots)
     assert (scene.world.shape(), len(scene.world.acts)) == (before, calls)
 
 
@@ -372,12 +372,12 @@ def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
     make(scene, point)
     make(scene, point, Wish("w3"))
     scene.world.add("tank/w2x")
-    assert clone.destroy(scene.host, "w2") == ["tank/w2"]
+    assert unclone.destroy(scene.host, "w2") == ["tank/w2"]
     assert list(scene.world.held) == ["tank", DATASET, "tank/w3", "tank/w2x"]
     assert [guest.name for guest in scene.host.guests()] == ["web", "w3"]
     for name in ("w2", "web", "nobody", ""):
         with pytest.raises((GuestNotFound, CloneImpossible)):
-            clone.destroy(scene.host, name)
+            unclone.destroy(scene.host, name)
     assert scene.guest.calls == []
 
 
@@ -388,6 +388,6 @@ def test_destroy_of_half_a_clone(scene: Scene, left: str) -> None:
         scene.world.destroy("tank/w2")
     else:
         scene.host.known.pop()
-    assert clone.destroy(scene.host, "w2") == ([] if left == "guest" else ["tank/w2"])
+    assert unclone.destroy(scene.host, "w2") == ([] if left == "guest" else ["tank/w2"])
     assert scene.find(task.uuid) is None
     assert nothing_left(scene)

@@ -18,7 +18,7 @@ from tests.unit.fakes import (
     make_overlay,
     write,
 )
-from zvmsnap import clone, fits, leave, loadable, mounttable, recover, restore, vault
+from zvmsnap import clone, fits, leave, loadable, mounttable, recover, restore, unclone, vault
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
 from zvmsnap.journal import Entry, Journal, Process
@@ -418,7 +418,7 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(clone, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
     monkeypatch.setattr(recover, "Hypervisor", found.host.connect)

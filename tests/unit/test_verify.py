@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.fakerestore import DATASET, Host, Machine, Scene, set_scene
 from tests.unit.fakes import FakeGuest
-from zvmsnap import agent, clone, fits, loadable, verdict, verify
+from zvmsnap import agent, fits, loadable, unclone, verdict, verify
 from zvmsnap.config import Config
 from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Manifest, Point
 from zvmsnap.verdict import SCREEN, Verdict
@@ -79,7 +79,7 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(clone, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.02)
     monkeypatch.setattr(verify, "_AGENT_WITHIN_S", 0.005)
