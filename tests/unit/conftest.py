@@ -14,6 +14,7 @@ import pytest
 
 from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvirt
 from tests.unit.fakeagent import FakeAgent
+from tests.unit.fakepre import Scene
 from tests.unit.fakes import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
 from zvmsnap import capture, cli, finish, hypervisor, recover, zfs
 from zvmsnap.config import Config
@@ -208,6 +209,18 @@ def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> C
         return built
 
     return stand
+
+
+@pytest.fixture
+def scene(
+    tmp_path: Path,
+    config: Config,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    """A host on which pre runs."""
+    return Scene(tmp_path, config, host, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from tests.unit.fakepre import (
@@ -30,20 +28,7 @@ from tests.unit.fakepre import (
     thaws_under_the_overlay,
     too_busy,
 )
-from tests.unit.fakes import FakeHypervisor, FakeZfs
-from zvmsnap.config import Config
 from zvmsnap.levels import Level
-
-
-@pytest.fixture
-def scene(
-    tmp_path: Path,
-    config: Config,
-    host: FakeHypervisor,
-    pools: FakeZfs,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
-    return Scene(tmp_path, config, host, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import math
 import time
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,24 +21,12 @@ from tests.unit.fakepre import (
     no_freeze,
     shareable,
 )
-from tests.unit.fakes import OTHER, UUID, FakeHypervisor, FakeZfs
+from tests.unit.fakes import OTHER, UUID
 from zvmsnap import finish
-from zvmsnap.config import Config, Limits
+from zvmsnap.config import Limits
 from zvmsnap.journal import Process
 from zvmsnap.levels import Level
 from zvmsnap.locks import lock
-
-
-@pytest.fixture
-def scene(
-    tmp_path: Path,
-    config: Config,
-    host: FakeHypervisor,
-    pools: FakeZfs,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
-    return Scene(tmp_path, config, host, monkeypatch)
-
 
 HOURLY, BOTH = ("hourly",), ("hourly", "daily")
 

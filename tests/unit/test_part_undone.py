@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from tests.unit.fakepre import (
@@ -19,22 +17,8 @@ from tests.unit.fakepre import (
     thaws_under_the_overlay,
     with_scripts,
 )
-from tests.unit.fakes import FakeHypervisor, FakeZfs
 from zvmsnap import finish
-from zvmsnap.config import Config
 from zvmsnap.errors import Cancelled
-
-
-@pytest.fixture
-def scene(
-    tmp_path: Path,
-    config: Config,
-    host: FakeHypervisor,
-    pools: FakeZfs,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
-    return Scene(tmp_path, config, host, monkeypatch)
-
 
 UNDONE = [
     pytest.param(
