@@ -186,18 +186,24 @@ def thawed_after_s(lab: Lab) -> float:
 
 
 @pytest.mark.whole
-def test_nobody_calls_post(lab: Lab) -> None:
+@pytest.mark.parametrize("order", ["quiesced", "quiesced,required"])
+def test_nobody_calls_post(lab: Lab, order: str) -> None:
     scenario.configure(lab, "[limits]\nstill_max_s = 8")
-    mode(lab, "quiesced")
+    mode(lab, order)
     pre(lab)
     assert 0 < thawed_after_s(lab) < 8 + SLACK_S
     # Too late: what was snapshotted since then is as after a power cut, and the point says so.
     lab.run(f"zfs snapshot -r {TOP}@{NAME}")
-    post(lab)
-    point = scenario.the_point(lab, linux.NAME)
-    assert point.manifest["level"] == "crash"
-    assert "thawed before its snapshot was known" in point.manifest["reason"]
+    done = scenario.hook(lab, "post-snapshot", TOP, [NAME])
     scenario.assert_at_rest(lab, DEBIAN)
+    why = "its file systems thawed before its snapshot was known"
+    if order == "quiesced":
+        point = scenario.the_point(lab, linux.NAME)
+        assert (done.returncode, point.manifest["level"]) == (0, "crash")
+        assert point.manifest["reason"] == why
+    else:
+        assert (done.returncode, scenario.points(lab, linux.NAME)) == (1, [])
+        assert f"no point, as less than quiesced is not good enough: {why}" in done.stderr
 
 
 @pytest.mark.whole

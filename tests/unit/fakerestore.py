@@ -46,6 +46,7 @@ class Held:
     content: str
     origin: int = 0
     mounted: bool = False
+    locked: bool = False
     properties: dict[str, str] = field(default_factory=dict)
 
 
@@ -171,6 +172,7 @@ class World:
                 mounted=held.mounted,
                 mountpoint=self._mountpoint(name) if held.type == "filesystem" else "",
                 canmount=held.properties.get("canmount", "on") if held.type == "filesystem" else "",
+                locked=held.locked,
             )
             for name, held in self.held.items()
         }

@@ -175,9 +175,14 @@ def pruned(scene: Scene, point: Point) -> None:
     scene.world.kept.clear()
 
 
+def locked(scene: Scene, point: Point) -> None:
+    scene.world.held[DATASET].locked = True
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (locked, f"{DATASET}: its key is not loaded: zfs load-key {DATASET}"),
         (in_use, "w2: there is a guest of that name already"),
         (dataset_there, "tank/w2: exists already; choose another name"),
         (no_machine, "does not fit this host: QEMU here cannot be that machine"),

@@ -110,9 +110,15 @@ def pruned(scene: Scene, point: Point) -> None:
     scene.world.kept.clear()
 
 
+def locked(scene: Scene, point: Point) -> None:
+    scene.world.held[DATASET].locked = True
+
+
 @pytest.mark.parametrize(
     ("spoil", "wish", "says"),
     [
+        pytest.param(locked, Wish(), "tank/web: its key is not loaded: zfs load-key tank/web"),
+        pytest.param(locked, ROLLBACK, "tank/web: its key is not loaded: zfs load-key tank/web"),
         pytest.param(
             named_as_it_was, Wish(), f"web: another guest has this name now (UUID {OTHER})"
         ),
