@@ -131,6 +131,13 @@ def test_a_pair_that_passes_a_token(lab_session: Lab) -> None:
     since = put_back(lab, {"ping": "first", "pong": "second"})
     scenario.wait_until("one complains", lambda: bool(
         complaints(lab, "pong", since["pong"]) + complaints(lab, "ping", since["ping"])), 60)
+    # Neither loses its disks because the other's point goes.
+    alone = zvmsnap(lab, "drop", "--yes", "ping@first", status=1)
+    assert "pong@first needs it, too" in alone.stderr
+    assert scenario.snapshots(lab, "tank/pair").keys() == {"first"}
+    zvmsnap(lab, "drop", "--yes", "ping@first", "pong@first")
+    assert scenario.snapshots(lab, "tank/pair") == {}
+    assert [point for point in scenario.points(lab) if "first" in point.names] == []
 
 
 @pytest.mark.whole
