@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from zvmsnap import guard, log, mounttable, placement, staging, survey, zfs
+from zvmsnap import guard, log, mounttable, placement, staging, survey, ties, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZvmsnapError
 from zvmsnap.finish import settle
@@ -117,9 +117,9 @@ def _all_in_parallel(moment: Moment, guests: Mapping[str, Guest]) -> bool:
     room = Room(moment.config.staging_dir, moment.config.limits.overlay_room_mib * _MIB)
     taking = threading.Lock()
 
-    def reserve(ram_bytes: int) -> None:
+    def reserve(uuid: str, ram_bytes: int) -> None:
         with taking:
-            room.take(ram_bytes)
+            room.take(uuid, ram_bytes)
 
     gate = Gate(guests)
     # A thread for each guest, as they wait for each other; the gate bounds what works at once.
@@ -159,17 +159,16 @@ def _put_back(moment: Moment, guests: Mapping[str, Guest]) -> None:
                 f"put back {guest.name}",
                 moment.config.limits.lock_timeout_s,
             ):
-                settle(moment.config, moment.hypervisor, guest, entry)
+                now = moment.journal.read(uuid)
+                if now and now.capture == entry.capture:
+                    settle(moment.config, moment.hypervisor, guest, now)
         except (ZvmsnapError, OSError) as error:
             moment.about(guest).error("not put back, the next hook tries again: %s", error)
 
 
 def _former(moment: Moment) -> Former:
     if moment.call.unnamed:
-        newest = {
-            use.snapshot.dataset: use.snapshot.createtxg for use in zfs.uses(sorted(moment.covered))
-        }
-        return Former((), newest)
+        return Former((), ties.newest_txg(moment.covered))
     wanted = [
         f"{dataset}@{spelling}"
         for dataset in moment.covered

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zvmsnap import log
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainGone, ZvmsnapError
+from zvmsnap.errors import DomainGone
 from zvmsnap.journal import Entry, Journal, Open, Process, still_clock_s
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Keeper:
             try:
                 if self._concerned():
                     self._look_while_connected()
-            except (ZvmsnapError, OSError) as error:
+            except Exception as error:  # threads may run out, too
                 self._say(log.about("guests", "deadline"), f"the deadline is not kept now: {error}")
 
     def _look_while_connected(self) -> None:
@@ -66,9 +66,14 @@ class _Keeper:
             while (entries := self._concerned()) and not lost.is_set():
                 for entry in entries:
                     if entry.capture not in self._looked_at:
-                        self._looked_at.add(entry.capture)
                         arguments = (hypervisor, entry, lost)
-                        threading.Thread(target=self._look, args=arguments, daemon=True).start()
+                        thread = threading.Thread(target=self._look, args=arguments, daemon=True)
+                        self._looked_at.add(entry.capture)
+                        try:
+                            thread.start()
+                        except RuntimeError:
+                            self._looked_at.discard(entry.capture)
+                            raise
                 if self._over.wait(_LOOK_EVERY_S):
                     return
 
@@ -76,7 +81,7 @@ class _Keeper:
         return [
             entry
             for entry in self._journal.entries()
-            if entry.owner == self._owner and entry.may_stand_still
+            if entry.owner == self._owner and (entry.may_stand_still or entry.is_held)
         ]
 
     def _look(self, hypervisor: Hypervisor, entry: Entry, lost: threading.Event) -> None:
@@ -85,7 +90,7 @@ class _Keeper:
             self._let_go_in_time(hypervisor.guest(entry.uuid), entry, about)
         except DomainGone:
             return
-        except (ZvmsnapError, OSError) as error:
+        except Exception as error:
             self._say(about, f"not let go yet: {error}")
             lost.set()  # libvirt may have been restarted
         finally:
@@ -109,6 +114,7 @@ class _Keeper:
                 was,
                 still_clock_s() - since_s,
             )
+        if was or (entry.still_since_s and not still.is_busy(guest)):
             self._finish(guest, entry, about)
 
     def _seen_still_since(self, guest: Guest, entry: Entry) -> float:

@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from zvmsnap import log, vault, zfs
+from zvmsnap import log, ties, vault, zfs
 from zvmsnap.config import Config
-from zvmsnap.errors import DropRefused, ZfsFailed
+from zvmsnap.errors import DropRefused, LockTimeout, ZfsFailed
+from zvmsnap.journal import Journal
 from zvmsnap.locks import lock
 from zvmsnap.point import Life, Liveness, Point
 
@@ -21,7 +22,7 @@ def snapshots(config: Config, points: Sequence[Point]) -> list[str]:
 
     Raises DropRefused and ZfsFailed.
     """
-    return _snapshots(points, vault.read(config)[0], _there())
+    return _snapshots(config, points, vault.read(config)[0], _there())
 
 
 def drop(config: Config, points: Sequence[Point], names: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def surplus(config: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = 
 
     Only under names that it has made up itself. What other guests have of the same snapshots goes
     along, if it is old, too. Returns the points' names; says why one stays.
-    Raises VaultMissing and LockTimeout.
+    Raises VaultMissing.
     """
     points = vault.read(config)[0]
     old = _old([each for each in points if _TAKEN.fullmatch(each.manifest.moment)], keep)
@@ -57,11 +58,11 @@ def surplus(config: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = 
         said = [point.name for point in together]
         try:
             there = there or _there()
-            names = _snapshots(together, points, there)
+            names = _snapshots(config, together, points, there)
             if not dry_run:
                 drop(config, together, names)
             dropped += said
-        except (DropRefused, ZfsFailed) as error:
+        except (DropRefused, ZfsFailed, LockTimeout) as error:
             log.plain().warning("%s: kept: %s", ", ".join(said), error)
     return dropped
 
@@ -78,13 +79,19 @@ def _old(points: Sequence[Point], keep: int) -> list[Point]:
 
 
 def _of_the_same_snapshots(points: Sequence[Point], others: Sequence[Point]) -> list[Point]:
-    """Guests that share a dataset with those who are taken get points, too."""
-    guids = {tie.guid for point in points for tie in point.manifest.snapshots}
-    return [
-        other
-        for other in others
-        if other not in points and any(tie.guid in guids for tie in other.manifest.snapshots)
-    ]
+    """Guests that share a dataset with those who are taken get points, too; and so on."""
+    found: list[Point] = []
+    guids: set[int] = set()
+    more = list(points)
+    while more:
+        found += more
+        guids |= {tie.guid for point in more for tie in point.manifest.snapshots}
+        more = [
+            other
+            for other in others
+            if other not in found and any(tie.guid in guids for tie in other.manifest.snapshots)
+        ]
+    return found[len(points) :]
 
 
 def _there() -> Liveness:
@@ -92,7 +99,9 @@ def _there() -> Liveness:
     return Liveness(answer.present, answer.pools)
 
 
-def _snapshots(points: Sequence[Point], everybodys: Sequence[Point], there: Liveness) -> list[str]:
+def _snapshots(
+    config: Config, points: Sequence[Point], everybodys: Sequence[Point], there: Liveness
+) -> list[str]:
     names: set[str] = set()
     for found in points:
         for tie in found.manifest.snapshots:
@@ -103,6 +112,9 @@ def _snapshots(points: Sequence[Point], everybodys: Sequence[Point], there: Live
                 raise DropRefused(f"{tie.full_name}: is sanoid's, which prunes it when it is time")
             names.add(tie.full_name)
     _no_other_needs(names, points, everybodys, there)
+    for entry in Journal(config.journal_dir).entries():
+        if shared := names & {tie.full_name for tie in ties.of(entry)}:
+            raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
     for use in zfs.uses(sorted({name.partition("@")[0] for name in names})):
         full_name = use.snapshot.full_name
         if full_name not in names:

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
-from zvmsnap import log, stacks, still
+import msgspec
+
+from zvmsnap import log, stacks, still, ties
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainGone, LevelMissed, SnapshotMissing, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Hypervisor
@@ -45,7 +47,7 @@ def finish(call: HookCall, config: Config, owner: Process) -> bool:
         Hypervisor(config.uri) as hypervisor,
         ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries))) as pool,
     ):
-        finishing = [_Finish(config, hypervisor, journal, entry, call.names) for entry in entries]
+        finishing = [_Finish(config, hypervisor, journal, entry) for entry in entries]
         left = list(pool.map(lambda each: each.guarded(each.leave), finishing))
         published = [
             ok and each.guarded(each.publish) for each, ok in zip(finishing, left, strict=True)
@@ -72,9 +74,11 @@ def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
 def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | None) -> None:
     """End what an earlier moment left open for this guest, whose lock the caller holds.
 
-    Without a journal entry the overlays' names and the backing chain in the XML are enough.
+    Without a journal entry the overlays' names and the backing chain in the XML are enough; whether
+    a guest stands still because of us is looked at if there was one that could not be read.
     Raises CommitFailed and others if it cannot be ended; nothing is lost then.
     """
+    journal = Journal(config.journal_dir)
     if entry:
         log.about(guest.name, ",".join(entry.targets)).warning(
             "finishing moment %s, which nobody finished", entry.moment or "of an earlier recovery"
@@ -82,14 +86,17 @@ def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | 
     elif stacks.of_guest(guest):
         log.about(guest.name, "no journal").warning("leaving overlays that no journal knows")
         entry = _nameless(config, guest)
-    else:
-        return
-    end(config, hypervisor, entry)
+    elif journal.lost(guest.uuid) and (held := still.left_still(guest)):
+        log.about(guest.name, "no journal").warning("letting it go, as its journal was lost")
+        entry = msgspec.structs.replace(_nameless(config, guest), **held)
+    if entry:
+        end(config, hypervisor, entry)
+    journal.forget_lost(guest.uuid)
 
 
 def end(config: Config, hypervisor: Hypervisor, entry: Entry) -> None:
     """Leave and publish, without the lock of the guest, which the caller holds."""
-    done = _Finish(config, hypervisor, Journal(config.journal_dir), entry, entry.names)
+    done = _Finish(config, hypervisor, Journal(config.journal_dir), entry)
     done.leave_locked()
     try:
         done.publish_locked()
@@ -123,13 +130,11 @@ class _Finish:
         hypervisor: Hypervisor,
         journal: Journal,
         entry: Entry,
-        names: tuple[str, ...],
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._journal = journal
         self._work = Open(journal, entry)
-        self._names = names
         self._log = log.about(entry.domain, ",".join(entry.targets))
 
     def guarded(self, work: Callable[[], None]) -> bool:
@@ -156,6 +161,7 @@ class _Finish:
     def leave_locked(self) -> None:
         """Leave overlays; a guest that does not exist any more keeps them."""
         begun_s = time.monotonic()
+        ties.note(self._work, self._log)
         try:
             guest = self._hypervisor.guest(self._work.entry.uuid)
             leave(self._config, guest, self._work, self._log)
@@ -170,7 +176,7 @@ class _Finish:
 
     def publish_locked(self) -> None:
         """Publish and close. Raises SnapshotMissing and LevelMissed, after closing."""
-        publish(self._config, self._hypervisor, self._work, self._names, self._log)
+        publish(self._config, self._hypervisor, self._work, self._log)
 
     def _is_ours(self) -> bool:
         """Is this moment still open, or has another hook finished it while we waited?"""
@@ -178,6 +184,7 @@ class _Finish:
         if now is None or now.capture != self._work.entry.capture:
             self._log.warning("moment %s was finished by another hook", self._work.entry.moment)
             return False
+        self._work = Open(self._journal, now)  # the guard may have let it go meanwhile
         return True
 
     def _lock(self, intent: str) -> AbstractContextManager[None]:

@@ -49,7 +49,7 @@ class Former:
         definition.store(guest, self.kept.point, (), [])
         if self._work.task.save:
             ram_bytes = domainxml.parse(guest.xml()).memory_kib << 10
-            Room(self._config.staging_dir, 0).take(ram_bytes)
+            Room(self._config.staging_dir, 0).take(guest.uuid, ram_bytes)
 
     def forget(self) -> None:
         """Remove that again. Raises RestoreFailed if its RAM is nowhere else."""
@@ -153,13 +153,7 @@ class Former:
         safety = msgspec.structs.replace(self._safety, moved=moved)
         journal = Journal(self._config.journal_dir)
         try:
-            publish(
-                self._config,
-                self._hypervisor,
-                Open(journal, safety),
-                safety.names,
-                self._log,
-            )
+            publish(self._config, self._hypervisor, Open(journal, safety), self._log)
         except SnapshotMissing as error:
             self._log.warning("no safety point: %s", error)
 

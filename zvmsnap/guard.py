@@ -119,36 +119,52 @@ def main(words: Sequence[str]) -> int:
 
 
 def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bool:
-    """Follow the table above until sanoid is dead and all is well; False if it did not become so.
-
-    Raises OSError.
-    """
+    """Follow the table until sanoid is dead and all is well; False if it did not become so."""
     journal = Journal(config.journal_dir)
     failures = 0
     while True:
-        alive = owner.is_alive()
-        entries = [entry for entry in journal.entries() if entry.owner == owner]
-        if not alive and not entries:
-            return True
-        if not alive:
-            if not _recovered(config, entries):
-                failures += 1
-            if failures == _ATTEMPTS:
-                return False
-        elif overdue := [e for e in entries if journal.age_s(e) > post_within_s]:
-            for entry in overdue:
-                _finish_overdue(config, journal, entry)
-        elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
-            for entry in entries:
-                _give_up(config, journal, entry)
+        try:
+            alive = owner.is_alive()
+            entries = [entry for entry in journal.entries() if entry.owner == owner]
+            if not alive and not entries:
+                return True
+            if not alive:
+                if not _recovered(config, entries):
+                    failures += 1
+                if failures == _ATTEMPTS:
+                    if not any(entry.is_held for entry in entries):
+                        return False
+                    failures -= 1  # nobody else may ever come who lets it go
+            elif overdue := _overdue(config, journal, entries, post_within_s):
+                for entry in overdue:
+                    _finish_overdue(config, journal, entry, post_within_s)
+            elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
+                for entry in entries:
+                    _give_up(config, journal, entry)
+        except OSError as error:
+            log.plain().error("guard: cannot look now: %s", error)
         time.sleep(_LOOK_EVERY_S * 2**failures)
+
+
+def _overdue(
+    config: Config, journal: Journal, entries: list[Entry], post_within_s: float
+) -> list[Entry]:
+    """Of moments on none of whose guests anybody works, nor has for so long."""
+    busy = {
+        (entry.targets, entry.moment)
+        for entry in entries
+        if journal.age_s(entry) <= post_within_s or is_held(config.locks_dir, entry.uuid)
+    }
+    return [entry for entry in entries if (entry.targets, entry.moment) not in busy]
 
 
 def wait_for_still(config: Config, owner: Process) -> None:
     """Return when the owner is dead and nobody stands still because of it any more."""
     journal = Journal(config.journal_dir)
     while owner.is_alive() or any(
-        entry.may_stand_still for entry in journal.entries() if entry.owner == owner
+        entry.is_held or (entry.may_stand_still and is_held(config.locks_dir, entry.uuid))
+        for entry in journal.entries()
+        if entry.owner == owner
     ):
         time.sleep(_LOOK_EVERY_S)
 
@@ -163,16 +179,16 @@ def _recovered(config: Config, entries: list[Entry]) -> bool:
         return False
 
 
-def _finish_overdue(config: Config, journal: Journal, seen: Entry) -> None:
+def _finish_overdue(config: Config, journal: Journal, seen: Entry, post_within_s: float) -> None:
     """Post does not come any more, though its caller lives."""
     from zvmsnap.finish import end
     from zvmsnap.hypervisor import Hypervisor
 
     about = log.about(seen.domain, ",".join(seen.targets))
-    journal.tried(seen)
     try:
         with journal.if_free(config.locks_dir, seen, f"finish {seen.moment}") as entry:
-            if entry:
+            if entry and journal.age_s(entry) > post_within_s:
+                journal.tried(entry)
                 about.warning("post was not called: finishing moment %s", entry.moment)
                 with Hypervisor(config.uri) as hypervisor:
                     end(config, hypervisor, entry)
@@ -196,10 +212,8 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
                 guest = hypervisor.guest(entry.uuid)
                 if not stacks.of_guest(guest):
                     return
-                about.warning("staging %s is nearly full: giving this point up", config.staging)
-                work = Open(journal, entry)
-                work.note(given_up=True)
-                leave(config, guest, work, about)
+                about.warning("staging %s is nearly full: merging overlays now", config.staging)
+                leave(config, guest, Open(journal, entry), about)
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
 

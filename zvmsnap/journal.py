@@ -26,6 +26,7 @@ from zvmsnap.steps import Step
 from zvmsnap.steps import run as run_steps
 
 SCHEMA = 2
+_DAMAGED = ".damaged"
 # Both become parts of paths: nothing that a damaged file says may lead out of our directories.
 _GUEST = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UUID = _GUEST + r"\Z"
@@ -118,6 +119,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     moved: dict[str, str] = {}  # where a restore has moved datasets since their snapshots
     # Where nobody says how snapshots are called: the txg of each dataset's newest one before.
     since_txg: dict[str, int] | None = None
+    # Guids of the snapshots that there were when it was about to be let go: later ones saw it run.
+    seen: tuple[int, ...] | None = None
     tpm: str | None = None  # why the TPM's state is not coherent with the disks
 
     @property
@@ -176,10 +179,20 @@ class Journal:
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            aside = path.with_suffix(".damaged")
+            aside = path.with_suffix(_DAMAGED)
             log.plain().warning("%s cannot be read; set aside as %s", path, aside.name)
             os.replace(path, aside)
             return None
+
+    def lost(self, uuid: str) -> bool:
+        """Was an entry of that guest set aside, and has nobody seen to the guest since?"""
+        return self._path(uuid).with_suffix(_DAMAGED).exists()
+
+    def forget_lost(self, uuid: str) -> None:
+        """The guest was seen to; what was set aside stays, under another name."""
+        path = self._path(uuid).with_suffix(_DAMAGED)
+        with suppress(FileNotFoundError):
+            os.replace(path, path.with_suffix(f"{_DAMAGED}.seen"))
 
     def entries(self) -> list[Entry]:
         """All open entries."""

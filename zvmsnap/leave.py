@@ -1,5 +1,6 @@
 """A guest leaves its overlays, whatever became of it: every way out of a moment leads through here.
 
+seen       which snapshots there are (ties)
 wait       until no job of libvirt is under way: one whose caller was killed goes on
 let go     if it stands still because of us (still)
 commit     a running guest: merge and pivot (blockcommit)
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from zvmsnap import blockcommit, domainxml, offline, qemuimg, stacks
+from zvmsnap import blockcommit, domainxml, offline, qemuimg, stacks, ties
 from zvmsnap.config import Config
 from zvmsnap.errors import CommitFailed, DomainBusy, DomainGone, DomainLocked, ZvmsnapError
 from zvmsnap.hypervisor import Guest, Pause
@@ -39,6 +40,7 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
     May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
     is in its overlays, which are kept.
     """
+    ties.note(work, log)
     if work.entry.frozen:
         _let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
     if work.entry.may_be_dumped:
@@ -103,6 +105,8 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
         if not found:
             break
         left.update(found)
+        if work.entry.seen == ():
+            work.note(given_up=True)
         _forget_merged(work, found)
         try:
             if active:

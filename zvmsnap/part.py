@@ -42,6 +42,7 @@ from zvmsnap import (
     scripts,
     still,
     survey,
+    ties,
     tpm,
 )
 from zvmsnap.config import Config
@@ -112,7 +113,7 @@ class Part:
         moment: Moment,
         guest: Guest,
         former: Former,
-        reserve: Callable[[int], None],
+        reserve: Callable[[str, int], None],
         gate: Gate,
     ) -> None:
         self._moment = moment
@@ -251,7 +252,7 @@ class Part:
         """`memory` or `paused`."""
         wait_idle(self._guest, self._moment.config.limits.busy_timeout_s, self._moment.cancelled)
         ram_bytes = placed.domain.memory_kib << 10
-        self._reserve(ram_bytes)
+        self._reserve(self._guest.uuid, ram_bytes)
         if level is Level.PAUSED:
             self._enter(Stage.PAUSE)
         work = self._open(placed, level, self._why() or None, overlays=level is Level.MEMORY)
@@ -281,7 +282,7 @@ class Part:
             if disk.target in placed.covered
         )
         if overlays:
-            self._reserve(0)
+            self._reserve(self._guest.uuid, 0)
         work = self._open(placed, Level.QUIESCED, self._why() or None, overlays=overlays)
         steps = self._preparation(placed, work)
         if scripts.exists(self._moment.config, work.entry, scripts.PRE_FREEZE):
@@ -289,7 +290,7 @@ class Part:
                 Step("pre-freeze", lambda: self._pre_freeze(work), lambda: self._leave(work))
             )
         steps.append(Step("gate", lambda: self._enter(Stage.FREEZE)))
-        steps.append(Step("freeze", lambda: self._freeze(work), lambda: self._leave(work)))
+        steps.append(Step("freeze", lambda: self._freeze(placed, work), lambda: self._leave(work)))
         if overlays:
             steps.append(Step("overlay", lambda: self._overlay(placed, work)))
             steps.append(
@@ -342,6 +343,12 @@ class Part:
     def _since_txg(self, placed: Placement) -> dict[str, int] | None:
         newest = self._former.newest_txg
         return None if newest is None else {each: newest.get(each, 0) for each in placed.datasets}
+
+    def _since_now(self, placed: Placement) -> dict[str, int] | None:
+        """What anybody has snapshotted until now was of a guest that ran."""
+        if self._former.newest_txg is None:
+            return None
+        return ties.newest_txg(placed.datasets)
 
     def _run_journalled(self, steps: list[Step], work: Open) -> None:
         def record(step: str) -> None:
@@ -400,7 +407,9 @@ class Part:
             now_s = time.monotonic()
             since_s = still_clock_s() - (now_s - clock.stopped_at_s()) if stays_paused else 0.0
             work.note(
-                paused=stays_paused,
+                # One that came an instant after the dump, and could not be ended, is for leave.
+                paused=stays_paused or (work.entry.paused and bool(self._guest.pause())),
+                since_txg=self._since_now(placed),
                 frozen_at_s=time.time(),
                 still_since_s=since_s,
                 dump_s=now_s - begun_s,
@@ -415,14 +424,14 @@ class Part:
 
     def _pre_freeze(self, work: Open) -> None:
         self._enter(Stage.SCRIPT)
-        work.note(thaw_script=True)
+        work.note(thaw_script=True, still_since_s=still_clock_s())
         scripts.run(self._moment.config, work.entry, scripts.PRE_FREEZE)
 
-    def _freeze(self, work: Open) -> None:
+    def _freeze(self, placed: Placement, work: Open) -> None:
         work.note(frozen=True, still_since_s=still_clock_s())
         if not agent.freeze(self._guest, self._moment.config.limits.freeze_timeout_s):
             raise NotStill("its agent found no file system to freeze")
-        work.note(frozen_at_s=time.time())
+        work.note(frozen_at_s=time.time(), since_txg=self._since_now(placed))
 
     def _overlay(self, placed: Placement, work: Open) -> None:
         overlays = {disk.target: disk.overlay for disk in work.entry.disks}

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zvmsnap import domainxml, mounttable, point, saveimage, vault, zfs
+from zvmsnap import domainxml, mounttable, point, saveimage, ties, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import ImageUnloadable, LevelMissed, SnapshotMissing
 from zvmsnap.files import write_atomic
 from zvmsnap.hypervisor import Hypervisor
-from zvmsnap.journal import Entry, Open
+from zvmsnap.journal import Open
 from zvmsnap.levels import Level
 from zvmsnap.log import Logger
 from zvmsnap.point import Host, Manifest, Memory, Tie, Timing
-from zvmsnap.sanoid import moment_of, spellings
+from zvmsnap.sanoid import moment_of
 from zvmsnap.staging import CaptureDir
 
 
-def publish(
-    config: Config, hypervisor: Hypervisor, work: Open, names: tuple[str, ...], log: Logger
-) -> None:
-    """Publish and close; `names` are those by which post knows the snapshots.
+def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> None:
+    """Publish and close.
 
     May be repeated after any interruption. Raises, after closing, SnapshotMissing if ZFS has no
     snapshot of this moment, and LevelMissed if a point of the level that was reached is not wanted;
@@ -37,11 +35,11 @@ def publish(
     if not entry.names:
         _close(work, directory)
         return
-    ties = _ties(entry, names)
-    if not ties:
+    own = ties.of(entry)
+    if not own:
         _close(work, directory)
         raise SnapshotMissing(
-            f"none of {', '.join(names)} exists: the RAM image is discarded; "
+            f"none of {', '.join(entry.names)} exists: the RAM image is discarded; "
             "what kept sanoid from taking the snapshot stands in its own log"
             if entry.since_txg is None
             else "no snapshot was taken since pre: the RAM image is discarded"
@@ -49,9 +47,9 @@ def publish(
     if entry.given_up:
         # A merge writes in an order of its own: what a snapshot sees of it is less than a crash.
         log.error(
-            "no point: staging was nearly full, so its overlays were merged early. These snapshots "
+            "no point: its overlays were merged before its snapshots were known to be taken. They "
             "may hold disks in the middle of a merge: %s",
-            ", ".join(tie.full_name for tie in ties),
+            ", ".join(tie.full_name for tie in own),
         )
         _close(work, directory)
         return
@@ -70,7 +68,7 @@ def publish(
             raise LevelMissed(
                 f"no point, as less than {entry.least} is not good enough: {work.entry.reason}"
             )
-        _Publication(config, hypervisor, work, directory, ties, log).run(incoming)
+        _Publication(config, hypervisor, work, directory, own, log).run(incoming)
     _close(work, directory)
 
 
@@ -83,31 +81,10 @@ def _close(work: Open, directory: CaptureDir) -> None:
     work.step("close", close)
 
 
-def _ties(entry: Entry, names: tuple[str, ...]) -> tuple[Tie, ...]:
-    homes = {entry.moved.get(dataset, dataset): dataset for dataset in entry.datasets}
-    if entry.since_txg is not None:
-        since = entry.since_txg
-        own = [use.snapshot for use in zfs.uses(sorted(homes))]
-        return tuple(
-            Tie.of(each, homes[each.dataset])
-            for each in own
-            if each.createtxg > since.get(homes[each.dataset], 0)
-        )
-    candidates = {
-        f"{home}@{spelling}"
-        for home in homes
-        for name in (*names, *entry.names)
-        for spelling in spellings(name)
-    }
-    return tuple(
-        Tie.of(snapshot, homes[snapshot.dataset])
-        for snapshot in sorted(zfs.snapshots(candidates).present.values())
-        if snapshot.guid not in entry.former_guids
-    )
-
-
 def _why_less(work: Open, directory: CaptureDir, incoming: Path) -> str | None:
     """Why the point is not of the level that was begun."""
+    if work.entry.seen == () and work.entry.level not in (Level.CRASH, Level.OFFLINE):
+        return "it went on before its snapshot was known to be taken"
     if work.entry.level is Level.QUIESCED and not work.entry.frozen_at_s:
         return "pre was killed before its file systems were frozen"
     return _why_no_memory(work, directory, incoming) if work.entry.level.has_memory else None
@@ -137,14 +114,14 @@ class _Publication:
         hypervisor: Hypervisor,
         work: Open,
         directory: CaptureDir,
-        ties: tuple[Tie, ...],
+        own: tuple[Tie, ...],
         log: Logger,
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._work = work
         self._directory = directory
-        self._ties = ties
+        self._ties = own
         self._log = log
         self._memory: Memory | None = None
 

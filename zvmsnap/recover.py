@@ -7,6 +7,7 @@ For each guest, the journal and what libvirt says now decide together:
 | open, its sanoid runs    | yes or no             | nothing: the moment is under way           |
 | open, its sanoid is dead | yes or no             | finished: base, point published, closed    |
 | none, lost or damaged    | yes                   | brought to base; the point is lost         |
+| damaged                  | no                    | let go, if it stands still                 |
 | none                     | no                    | nothing                                    |
 
 Overlays that no definition names are removed if nothing was ever written to them, else kept and
@@ -177,6 +178,8 @@ def _one(
 
     try:
         found = _findings(guest, entry)
+        if guest and not entry and Journal(config.journal_dir).lost(uuid):
+            found += ("its journal could not be read",)
         if not found:
             return None
         if entry and entry.owner.is_alive():

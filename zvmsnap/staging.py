@@ -129,9 +129,14 @@ class Room:
         self._staging = staging
         self._free_bytes = free_bytes(staging)
         self._overlay_room_bytes = overlay_room_bytes
+        self._taken_bytes: dict[str, int] = {}
 
-    def take(self, ram_bytes: int) -> None:
-        """Reserve room for one guest's RAM image and overlays. Raises NoSpace."""
+    def take(self, uuid: str, ram_bytes: int) -> None:
+        """Reserve room for a guest's RAM image and overlays. Raises NoSpace.
+
+        In place of what it had: its last level could not be reached.
+        """
+        self._free_bytes += self._taken_bytes.pop(uuid, 0)
         needed = ram_bytes + self._overlay_room_bytes
         if needed > self._free_bytes:
             raise NoSpace(
@@ -140,3 +145,4 @@ class Room:
                 "file system, or lower limits.overlay_room_mib"
             )
         self._free_bytes -= needed
+        self._taken_bytes[uuid] = needed

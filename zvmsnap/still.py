@@ -15,8 +15,9 @@ before that, by the guard at its deadline, is found running here, and gets a poi
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from zvmsnap import agent, scripts
+from zvmsnap import agent, domainxml, scripts
 from zvmsnap.config import Config
 from zvmsnap.errors import DomainLocked, LibvirtFailed, NotStill, ScriptFailed
 from zvmsnap.hypervisor import Guest, Pause
@@ -71,7 +72,7 @@ def release(guest: Guest, entry: Entry) -> str:
     """
     if not guest.is_active():
         return ""
-    if entry.level is Level.PAUSED and entry.paused and _stands(guest) and not _is_busy(guest):
+    if entry.level is Level.PAUSED and entry.paused and _stands(guest) and not is_busy(guest):
         guest.resume()
         return "paused"
     if entry.frozen and agent.is_frozen(guest):
@@ -80,14 +81,28 @@ def release(guest: Guest, entry: Entry) -> str:
     return ""
 
 
+def left_still(guest: Guest) -> dict[str, Any]:
+    """What the journal would say of a guest that we left standing still, if it was not lost.
+
+    Raises LibvirtFailed.
+    """
+    if not guest.is_active():
+        return {}
+    if guest.pause() is Pause.JOB and not is_busy(guest):
+        return {"level": Level.PAUSED, "paused": True}
+    if domainxml.parse(guest.xml()).agent == "connected" and agent.is_frozen(guest):
+        return {"level": Level.QUIESCED, "frozen": True}
+    return {}
+
+
 def _stands(guest: Guest) -> bool:
     return guest.pause() in _BY_US
 
 
-def _is_busy(guest: Guest) -> bool:
+def is_busy(guest: Guest) -> bool:
     """While RAM is written, a pause is part of that."""
     try:
-        return guest.has_job()
+        return guest.is_active() and guest.has_job()
     except DomainLocked:
         return True
 

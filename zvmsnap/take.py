@@ -2,28 +2,41 @@
 
     begin      each guest's part (capture, as in the pre hook); several guests stand still together
     snapshot   all datasets of a pool in one transaction
-    hold       if it was asked for
     finish     overlays back, points published (finish, as in the post hook)
+    hold       if it was asked for
 
 If one guest does not get what its disks allow, no snapshot is taken, and finish puts all of them
-back. Should we die, the guard does that, as for a run of sanoid.
+back. If one turns out to have gone on before the snapshots, these go again, and all points. Should
+we die, the guard puts all of them back, as for a run of sanoid.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
 
-from zvmsnap import capture, finish, levels, log, mounttable, placement, sanoid, survey, vault, zfs
+from zvmsnap import (
+    capture,
+    drop,
+    finish,
+    levels,
+    log,
+    mounttable,
+    placement,
+    sanoid,
+    survey,
+    vault,
+    zfs,
+)
 from zvmsnap.config import Config
 from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.hypervisor import Hypervisor
-from zvmsnap.journal import Process
+from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.levels import Demand, Order
 from zvmsnap.placement import Seen
 from zvmsnap.point import Point
@@ -130,21 +143,65 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
     demanded = _demanded(config, wanted)
     owner = Process.of(os.getpid())
     datasets = frozenset(wanted.datasets)
-    why = ""
+    why = "interrupted"
+    begun: list[Entry] = []
     try:
         if not capture.begin_on(datasets, datasets, demanded, call, config, owner, cancelled):
             why = "not every guest got what its disks allow"
         else:
-            why = _snapshot(wanted, hold)
+            begun = _open(config, owner)
+            why = _snapshot(wanted)
     finally:
-        complete = finish.finish(call, config, owner) or bool(why)
+        finish.finish(call, config, owner)
+    points = _points(config, begun)
+    waiting = {entry.capture for entry in _open(config, owner)}
+    why = why or _less(begun, points, waiting) or _hold(wanted, hold)
     if why:
+        _take_back(config, wanted, points)
         raise TakeFailed(f"{wanted.name} was not taken: {why}; the log says more")
-    if not complete:
+    if waiting:
         raise TakeFailed(f"{wanted.name}: its snapshots are there, but not all of its points are")
-    return [
-        point for point in vault.entries(config.vault_dir, wanted.name) if isinstance(point, Point)
-    ]
+    return points
+
+
+def _open(config: Config, owner: Process) -> list[Entry]:
+    entries = Journal(config.journal_dir).entries()
+    return [entry for entry in entries if entry.owner == owner]
+
+
+def _points(config: Config, begun: Sequence[Entry]) -> list[Point]:
+    captures = {entry.capture for entry in begun}
+    return [point for point in vault.read(config)[0] if point.manifest.capture in captures]
+
+
+def _less(begun: Sequence[Entry], points: Sequence[Point], waiting: Container[str]) -> str:
+    """Who has less than it had when the snapshots were about to be taken, and why."""
+    found = {point.manifest.capture: point.manifest for point in points}
+    less = []
+    for entry in begun:
+        manifest = found.get(entry.capture)
+        if entry.capture not in waiting and (not manifest or manifest.level is not entry.level):
+            less.append(f"{entry.domain}: {(manifest and manifest.reason) or 'has no point'}")
+    return "; ".join(less)
+
+
+def _hold(wanted: Plan, tag: str | None) -> str:
+    try:
+        if tag:
+            zfs.hold([f"{dataset}@{wanted.name}" for dataset in wanted.datasets], tag)
+        return ""
+    except ZfsFailed as error:
+        return str(error)
+
+
+def _take_back(config: Config, wanted: Plan, points: Sequence[Point]) -> None:
+    """Raises ZfsFailed and LockTimeout."""
+    names = [f"{dataset}@{wanted.name}" for dataset in wanted.datasets]
+    there = sorted(zfs.snapshots(names).present)
+    for name in there:
+        log.plain().warning("%s: is destroyed again", name)
+    if there or points:
+        drop.drop(config, points, there)
 
 
 def _demanded(config: Config, wanted: Plan) -> Callable[[Iterable[str]], Demand]:
@@ -160,16 +217,10 @@ def _demanded(config: Config, wanted: Plan) -> Callable[[Iterable[str]], Demand]
     return demanded
 
 
-def _snapshot(wanted: Plan, hold: str | None) -> str:
-    """Take them all, or none; says what went wrong."""
-    names = [f"{dataset}@{wanted.name}" for dataset in wanted.datasets]
+def _snapshot(wanted: Plan) -> str:
+    """Take them all; says what went wrong."""
     try:
         zfs.take_snapshots(wanted.datasets, wanted.name)
-        if hold:
-            zfs.hold(names, hold)
         return ""
     except ZfsFailed as error:
-        for name in zfs.snapshots(names).present:
-            log.plain().warning("%s: is destroyed again", name)
-            zfs.destroy(name)
         return str(error)

@@ -160,6 +160,7 @@ def test_staging_that_runs_full(
     clock: Clock,
     sanoid: Process,
     staged: Stage,
+    pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
     mib: int,
     given_up: bool,
@@ -167,8 +168,10 @@ def test_staging_that_runs_full(
     free(monkeypatch, mib)
     known = staged(owner=sanoid)
     on_overlay = dict(guest.live)
+    taken, pools.present = pools.present, {}
 
     def look() -> None:
+        pools.present = taken
         (entry,) = entries(config)
         assert (guest.live == on_overlay) is not given_up
         assert (entry.given_up, entry.capture) == (given_up, known.capture)
@@ -181,6 +184,22 @@ def test_staging_that_runs_full(
     assert holds(Path(guest.live["vda"]), 7)
     # Given up once, and then left to post.
     assert guest.calls == ([] if given_up else ["commit vda", "pivot vda"])
+
+
+def test_staging_that_runs_full_behind_the_snapshot(
+    config: Config,
+    guest: FakeGuest,
+    clock: Clock,
+    sanoid: Process,
+    staged: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free(monkeypatch, 0)
+    staged(owner=sanoid)
+    clock.after = {1: dies}
+    assert guard.watch(config, sanoid)
+    assert [point.manifest.level for point in points(config)] == [Level.MEMORY]
+    assert holds(Path(guest.live["vda"]), 7)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_table(
         assert open_entries == []
         assert not Path(known.disks[0].overlay).exists()
     assert guest.active is running
-    assert (config.journal_dir / f"{UUID}.damaged").exists() is (deface is not None)
+    assert (config.journal_dir / f"{UUID}.damaged.seen").exists() is (deface is not None)
 
 
 @pytest.mark.parametrize(("owner", "frozen", "journal", "deface", "result", "published"), TABLE)

@@ -179,14 +179,27 @@ def test_room(
     monkeypatch.setattr(os, "statvfs", lambda path: answer)
     room = Room(tmp_path, 50 << 20)
     failed = []
-    for ram_mib in rams_mib:
+    for number, ram_mib in enumerate(rams_mib):
         try:
-            room.take(ram_mib << 20)
+            room.take(str(number), ram_mib << 20)
         except NoSpace as error:
             failed.append(ram_mib)
             assert f"{ram_mib + 50} MiB" in str(error)
             assert str(tmp_path) in str(error)
     assert tuple(failed) == refused
+
+
+def test_room_for_the_next_level_of_a_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "free_bytes", lambda _path: 100)
+    room = Room(tmp_path, 10)
+    room.take("web", 50)
+    room.take("web", 90)
+    with pytest.raises(NoSpace):
+        room.take("db", 0)
+    room.take("web", 0)
+    room.take("db", 80)
 
 
 def test_no_capture_behind_a_symlink_and_none_that_is_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,265 @@
+"""What others do meanwhile: another hook, the guard, an administrator, a host without resources."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.unit.fakepre import MOMENT, OWNER, Scene, failing
+from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
+from zvmsnap import capture, deadline, finish, guard, log, mounttable, recover, still, vault
+from zvmsnap.config import Config, Limits
+from zvmsnap.errors import Cancelled
+from zvmsnap.hypervisor import Pause
+from zvmsnap.journal import Entry, Journal, Open, Process, still_clock_s
+from zvmsnap.levels import Level
+from zvmsnap.point import Point
+from zvmsnap.sanoid import HookCall, Role
+
+NAME = f"{MOMENT}_hourly"
+POST = HookCall(Role.POST, ("tank/web",), (NAME,))
+NOBODY = Process(1, 1, "b")
+Standing = Callable[..., Entry]
+
+
+def entries(config: Config) -> list[Entry]:
+    return Journal(config.journal_dir).entries()
+
+
+def levels_of(config: Config) -> list[Level]:
+    found = vault.entries(config.vault_dir)
+    return [point.manifest.level for point in found if isinstance(point, Point)]
+
+
+def test_who_is_put_back_has_a_part_in_another_moment_by_now(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = scene.add()
+    scene.modes["tank/web"] = {"": "crash"}
+    scene.when["> waiting"] = scene.cancelled.set
+    locking = capture.lock
+    newer: list[Entry] = []
+
+    def lock(*arguments: Any) -> Any:
+        (old,) = scene.entries()
+        said: dict[str, Any] = {"level": Level.PAUSED, "paused": True, "frozen_at_s": time.time()}
+        capture_of_another = f"{UUID}.0000beef"
+        newer.append(msgspec.structs.replace(old, capture=capture_of_another, owner=NOBODY, **said))
+        Journal(scene.config.journal_dir).write(newer[0])
+        guest.stands_still = Pause.JOB
+        return locking(*arguments)
+
+    monkeypatch.setattr("zvmsnap.capture.lock", lock)
+    with pytest.raises(Cancelled, match="interrupted"):
+        scene.pre()
+    assert guest.stands_still
+    assert scene.entries() == newer
+
+
+def test_the_guard_lets_go_what_post_is_about_to(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Post has read the journal, and waits for the lock; then an administrator pauses the guest."""
+    monkeypatch.setattr(mounttable, "mounts", list)
+    pools.present = {f"tank/web@{NAME}": 11}
+    known = standing(Level.PAUSED)
+
+    def connect(uri: str) -> FakeHypervisor:
+        guest.resume()
+        still.let_go(config, guest, Open(Journal(config.journal_dir), known), log.plain())
+        guest.stands_still = Pause.USER
+        return host
+
+    monkeypatch.setattr("zvmsnap.finish.Hypervisor", connect)
+    finish.finish(POST, config, OWNER)
+    assert levels_of(config) == [Level.CRASH]
+    assert guest.stands_still is Pause.USER
+
+
+def test_guard_outlives_a_host_without_descriptors(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(mounttable, "mounts", list)
+    path = tmp_path / "config.toml"
+    keys = ("staging", "vault", "journal", "locks")
+    path.write_text("".join(f"{key} = '{getattr(config, key)}'\n" for key in keys))
+    monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
+    standing(Level.PAUSED, owner=OWNER)
+    looks, failed = Journal.entries, []
+
+    def fail(journal: Journal) -> list[Entry]:
+        if not failed:
+            failed.append(1)
+            raise OSError(24, "too many open files")
+        return looks(journal)
+
+    monkeypatch.setattr(Journal, "entries", fail)
+    code = guard.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, "inf"])
+    assert (code, guest.stands_still, failed) == (0, None, [1])
+
+
+def test_deadline_outlives_a_host_without_threads(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
+    standing(Level.PAUSED, owner=OWNER, still_since_s=still_clock_s() - 61)
+    start, failed = threading.Thread.start, []
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name != "deadline" and not failed:
+            failed.append(1)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with deadline.kept(config, OWNER):
+        until(lambda: guest.stands_still is None)
+
+
+def until(is_so: Callable[[], bool], within_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def test_guard_does_not_go_while_somebody_is_frozen(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A guest so busy that its agent does not answer for minutes."""
+    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(still, "_THAW_ATTEMPTS", 1)
+    standing(Level.QUIESCED, owner=OWNER)
+    agent = guest.agent
+    assert agent
+    agent.answering = False
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        agent.answering = len(slept) > guard._ATTEMPTS + 2
+        assert len(slept) < 30
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert guard.watch(config, OWNER)
+    assert not agent.frozen
+    assert max(slept) == slept[-1] == guard._LOOK_EVERY_S * 2 ** (guard._ATTEMPTS - 1)
+
+
+def test_post_is_not_overdue_while_pre_works_for_another_guest(
+    scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, uuid in (("web", UUID), ("db", OTHER)):
+        scene.add(name, uuid)
+    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.01)
+    over: list[int] = []
+    monkeypatch.setattr(Process, "is_alive", lambda _process: not over)
+    scene.host.known[1].at["snapshot"] = lambda: time.sleep(0.8)
+    watch = threading.Thread(target=guard.watch, args=(scene.config, OWNER, 0.3), daemon=True)
+    watch.start()
+    assert scene.pre(post_within_s=0.3)
+    assert sorted(entry.domain for entry in scene.entries()) == ["db", "web"]
+    over.append(1)
+    watch.join(10)
+    assert scene.entries() == []
+
+
+def test_pause_that_could_not_be_ended_is_ended_by_post(
+    scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours, which came an instant after the dump."""
+    guest = scene.add()
+    scene.modes["tank/web"] = {"": "memory"}
+    scene.change(limits=Limits(dump_raise_pause_after_s=0.001, dump_pause_after_s=0.002))
+    dump = guest.snapshot_create
+
+    def suspend() -> None:
+        guest.stands_still = Pause.USER
+
+    def create(xml: str, *, disk_only: bool = False) -> None:
+        dump(xml, disk_only=disk_only)
+        until(lambda: bool(guest.stands_still))
+        time.sleep(0.05)
+
+    monkeypatch.setattr(guest, "suspend", suspend, raising=False)
+    monkeypatch.setattr(guest, "snapshot_create", create)
+    guest.at["resume"] = failing("cannot acquire state change lock")
+    scene.pre()
+    pools.present[f"tank/web@{NAME}"] = 11
+    finish.finish(POST, scene.config, OWNER)
+    assert (scene.entries(), guest.stands_still) == ([], None)
+
+
+def test_pre_that_died_behind_pre_freeze(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
+    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    config = msgspec.structs.replace(
+        config, limits=Limits(still_max_s=1), guest_scripts=str(tmp_path / "guest.d")
+    )
+    path = tmp_path / "guest.d" / "web" / "post-thaw"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
+    path.chmod(0o755)
+    standing(Level.QUIESCED, owner=OWNER, frozen=False, thaw_script=True, frozen_at_s=0.0)
+    assert guest.agent
+    guest.agent.thaw()
+    with deadline.kept(config, OWNER):
+        guard.wait_for_still(config, OWNER)
+    assert not entries(config)[0].thaw_script
+    assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+@pytest.mark.parametrize("level", [Level.PAUSED, Level.QUIESCED])
+def test_journal_that_was_damaged_while_a_guest_stands_still(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    level: Level,
+) -> None:
+    standing(level)
+    (config.journal_dir / f"{UUID}.json").write_text("{")
+    (needed,) = recover.recover(config, dry_run=True).outcomes
+    assert needed.result is recover.Result.NEEDED
+    assert needed.found == ("its journal could not be read",)
+    report = recover.recover(config)
+    assert report.complete
+    assert guest.agent and not (guest.stands_still or guest.agent.frozen)
+    assert [outcome.result for outcome in report.outcomes] == [recover.Result.RECOVERED]
+    assert (entries(config), levels_of(config)) == ([], [])
+    assert recover.recover(config).outcomes == []
