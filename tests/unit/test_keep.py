@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import OTHER, DumpedGuest, make_base
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
-from zvmsnap import take, vault, zfs
+from zvmsnap import hypervisor, take, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import ZfsFailed
+from zvmsnap.point import Manifest, Point
 from zvmsnap.zfs import Answer, Use
 
 Run = Callable[..., tuple[int, str, str]]
@@ -158,6 +160,66 @@ def test_keep_leaves_what_another_guest_needs(
     assert (code, out) == (0, f"web@{names[1]}: memory\n")
     assert f"web@{names[0]}: kept: {WEB}@{names[0]}: db@{names[0]} needs it, too" in err
     assert kept(pool) == [f"{WEB}@{name}" for name in names[:2]]
+
+
+def test_keep_of_guests_that_share_in_a_row(
+    tmp_path: Path, config: Config, pool: Pool, monkeypatch: pytest.MonkeyPatch, command: Run
+) -> None:
+    """web on one dataset, db on that and another, nix on the other."""
+    host = two_guests(tmp_path, config, monkeypatch)
+    places = {"vda": tmp_path / WEB / "b.raw", "vdb": tmp_path / DB / "b.raw"}
+    bases = {target: make_base(path) for target, path in places.items()}
+    host.known[1] = DumpedGuest("db", OTHER, **bases)
+    third = "c0ffee00-0000-4000-8000-000000000003"
+    host.known.append(DumpedGuest("nix", third, vda=make_base(tmp_path / DB / "c.raw")))
+    configure(tmp_path, config, monkeypatch)
+    names = numbered(monkeypatch)
+    for _ in range(2):
+        assert command("take", "web", "db")[0] == 0
+    assert command("take", "web", "--keep", "1")[0] == 0
+    assert f"{WEB}@{names[0]}" not in kept(pool)
+    assert f"{DB}@{names[0]}" not in kept(pool)
+    assert f"{DB}@{names[1]}" in kept(pool)
+
+
+def test_drop_leaves_what_a_point_waits_for(
+    run_shared: Run, pool: Pool, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = vault.publish
+
+    def full(directory: Path, manifest: Manifest) -> Point:
+        if manifest.domain == "db":
+            raise OSError(28, "no space left")
+        return publish(directory, manifest)
+
+    monkeypatch.setattr(vault, "publish", full)
+    code, _, err = run_shared("take", "web", "db", "--name", "x")
+    assert code == 1 and "x: its snapshots are there, but not all of its points are" in err
+    code, _, err = run_shared("drop", "--yes", "web@x")
+    assert code == 1 and f"{WEB}@x: a point of db waits for it" in err
+    assert kept(pool) == [f"{WEB}@x"]
+
+
+def test_required_and_missed_leaves_no_snapshot(
+    run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch, config: Config
+) -> None:
+    names = numbered(monkeypatch)
+    web = hypervisor.Hypervisor("x").guests()[0]
+    assert isinstance(web, DumpedGuest)
+    agent = web.agent = FakeAgent()
+
+    def thaw() -> None:
+        agent.thaw()
+
+    pool.when_taken = thaw
+    words = ("take", "web", "--mode", "quiesced,required", "--keep", "1")
+    for _ in range(3):
+        code, _, err = run(*words)
+        assert code == 1 and "was not taken: web: has no point" in err
+        assert kept(pool) == []
+    pool.when_taken = lambda: None
+    assert run(*words)[0] == 0
+    assert kept(pool) == [f"{WEB}@{names[3]}"]
 
 
 def test_keep_when_zfs_does_not_say_what_is_there(

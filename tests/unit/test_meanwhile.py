@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.fakepre import MOMENT, OWNER, Scene, failing
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import capture, deadline, finish, guard, log, mounttable, recover, still, vault
+from zvmsnap import deadline, finish, guard, locks, log, mounttable, recover, still, vault
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import Cancelled
 from zvmsnap.hypervisor import Pause
@@ -41,7 +41,6 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
     guest = scene.add()
     scene.modes["tank/web"] = {"": "crash"}
     scene.when["> waiting"] = scene.cancelled.set
-    locking = capture.lock
     newer: list[Entry] = []
 
     def lock(*arguments: Any) -> Any:
@@ -51,7 +50,7 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
         newer.append(msgspec.structs.replace(old, capture=capture_of_another, owner=NOBODY, **said))
         Journal(scene.config.journal_dir).write(newer[0])
         guest.stands_still = Pause.JOB
-        return locking(*arguments)
+        return locks.lock(*arguments)
 
     monkeypatch.setattr("zvmsnap.capture.lock", lock)
     with pytest.raises(Cancelled, match="interrupted"):
@@ -75,7 +74,9 @@ def test_the_guard_lets_go_what_post_is_about_to(
 
     def connect(uri: str) -> FakeHypervisor:
         guest.resume()
-        still.let_go(config, guest, Open(Journal(config.journal_dir), known), log.plain())
+        still.let_go(
+            config, guest, Open(Journal(config.journal_dir), known), log.about("web", "tank/web")
+        )
         guest.stands_still = Pause.USER
         return host
 
@@ -102,7 +103,8 @@ def test_guard_outlives_a_host_without_descriptors(
     path.write_text("".join(f"{key} = '{getattr(config, key)}'\n" for key in keys))
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
     standing(Level.PAUSED, owner=OWNER)
-    looks, failed = Journal.entries, []
+    looks = Journal.entries
+    failed: list[int] = []
 
     def fail(journal: Journal) -> list[Entry]:
         if not failed:
@@ -124,7 +126,8 @@ def test_deadline_outlives_a_host_without_threads(
 ) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     standing(Level.PAUSED, owner=OWNER, still_since_s=still_clock_s() - 61)
-    start, failed = threading.Thread.start, []
+    start = threading.Thread.start
+    failed: list[int] = []
 
     def fail(thread: threading.Thread) -> None:
         if thread.name != "deadline" and not failed:

@@ -85,6 +85,9 @@ REACHED = [
     ),
     pytest.param("memory,quiesced,crash", too_busy, True, QUIESCED, ABORTED, id="but without RAM"),
     pytest.param("paused", no_dump, False, CRASH, "dump: no dump", id="paused, no dump"),
+    pytest.param(
+        "paused,memory", no_guard, True, MEMORY, "no guard is", id="paused, memory needs none"
+    ),
     pytest.param("paused", no_guard, False, CRASH, "no guard is there", id="paused, no guard"),
     pytest.param("quiesced", no_guard, False, CRASH, "gate: no guard is there", id="no guard"),
     pytest.param("memory", no_guard, True, MEMORY, None, id="memory needs no guard"),

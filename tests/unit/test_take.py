@@ -9,7 +9,7 @@ import pytest
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import FakeGuest, FakeHypervisor
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
-from zvmsnap import take, vault
+from zvmsnap import still, take, vault
 from zvmsnap.config import Config
 from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.journal import Journal
@@ -129,6 +129,25 @@ def test_refused(
         take.plan(host, domains, None, name)
 
 
+def test_one_is_let_go_before_the_snapshots(
+    pool: Pool, config: Config, host: FakeHypervisor
+) -> None:
+    """As its RAM was dumped in a second, and that of the other one took longer than still_max_s."""
+    web = host.known[0]
+
+    def let_go() -> None:
+        for entry in Journal(config.journal_dir).entries():
+            if entry.uuid == web.uuid:
+                assert still.release(web, entry) == "paused"
+
+    pool.when_taken = let_go
+    wanted = take.plan(host, ["web", "db"], None, NAME, "paused")
+    with pytest.raises(TakeFailed, match="web: it went on before its snapshot"):
+        take.take(config, wanted, None, threading.Event())
+    assert (pool.present, vault.read(config)[0]) == ({}, [])
+    assert Journal(config.journal_dir).entries() == []
+
+
 def test_group(pool: Pool, host: FakeHypervisor) -> None:
     pool.groups = {WEB: "shop", DB: "else"}
     assert take.plan(host, [], "shop", NAME).domains == ("web",)
@@ -169,6 +188,14 @@ def test_commands(run: Run, pool: Pool) -> None:
     assert run("drop", "--yes", f"web@{NAME}")[0] == 0
     assert f"{WEB}@{NAME}" not in pool.present
     assert run("list", "web")[1] == "no points of web\n"
+
+
+def test_says_what_it_took(run: Run, pool: Pool) -> None:
+    assert run("take", "db", "--name", "x")[0] == 0
+    # Not what an earlier one of that name took.
+    assert run("take", "web", "--name", "x")[1] == "web@x: memory\n"
+    # Of which sanoid would say that daily is its type.
+    assert run("take", "web", "--name", "before_daily")[1] == "web@before: memory\n"
 
 
 def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
