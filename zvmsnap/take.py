@@ -143,7 +143,7 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
     demanded = _demanded(config, wanted)
     owner = Process.of(os.getpid())
     datasets = frozenset(wanted.datasets)
-    why = "interrupted"
+    why = ""
     begun: list[Entry] = []
     try:
         if not capture.begin_on(datasets, datasets, demanded, call, config, owner, cancelled):
