@@ -53,6 +53,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_dir(path.parent)
 
 
+def remove_durably(path: Path) -> None:
+    """Remove `path`, and what killed writers of it have left beside it. Raises OSError."""
+    if path.exists():
+        for left in (path, *path.parent.glob(f".{path.name}.*.tmp")):
+            left.unlink(missing_ok=True)
+        sync_dir(path.parent)
+
+
 def sync_dir(path: Path) -> None:
     """Make renames and removals in directory `path` durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -18,7 +18,7 @@ import msgspec
 
 from zvmsnap import domainxml, log
 from zvmsnap.errors import LockTimeout
-from zvmsnap.files import private_dir, sync_dir, write_atomic
+from zvmsnap.files import private_dir, remove_durably, write_atomic
 from zvmsnap.levels import Level
 from zvmsnap.locks import lock
 from zvmsnap.placement import Place
@@ -231,10 +231,7 @@ class Journal:
 
     def close(self, entry: Entry) -> None:
         """The guest's part is done."""
-        path = self._path(entry.uuid)
-        if path.exists():
-            path.unlink()
-            sync_dir(self._directory)
+        remove_durably(self._path(entry.uuid))
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from zvmsnap import log
-from zvmsnap.files import private_dir, sync_dir, write_atomic
+from zvmsnap.files import private_dir, remove_durably, write_atomic
 from zvmsnap.journal import Entry, Process
 from zvmsnap.switch import Unit
 
@@ -114,10 +114,7 @@ class Tasks:
 
     def close(self, uuid: str) -> None:
         """The task is done."""
-        path = self._path(uuid)
-        if path.exists():
-            path.unlink()
-            sync_dir(self._directory)
+        remove_durably(self._path(uuid))
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"

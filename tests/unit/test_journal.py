@@ -221,6 +221,21 @@ def test_entry_of_another_kind_is_set_aside(
     assert (directory / f"{A}.damaged").read_bytes() == content
 
 
+def test_what_a_killed_writer_left_goes_with_the_entry(
+    journal: Journal, directory: Path, entry: Build
+) -> None:
+    others = entry(uuid=B)
+    for known in (entry(uuid=A), others):
+        journal.write(known)
+        (directory / f".{known.uuid}.json.0123abcd.tmp").write_text("{")
+    journal.close(entry(uuid=A))
+    assert sorted(path.name for path in directory.iterdir()) == [
+        f".{B}.json.0123abcd.tmp",
+        f"{B}.json",
+    ]
+    assert journal.entries() == [others]
+
+
 def test_recovery_without_a_moment_is_an_entry(journal: Journal, entry: Build) -> None:
     known = entry(uuid=A, names=(), moment="")
     journal.write(known)
