@@ -168,7 +168,9 @@ class DumpWatch:
             )
             try:
                 if action.verb is Verb.ABORT:
-                    self._guest.abort_job()
+                    # Until there is an image libvirt waits for the job of somebody else.
+                    if self._image.exists():
+                        self._guest.abort_job()
                 elif action.verb is Verb.PAUSE and not self._paused:
                     self._say("its RAM changes faster than it can be written: pausing it to finish")
                     self._note(paused=True)

@@ -236,6 +236,7 @@ def test_what_cannot_be_resumed_is_said(watched: Watched) -> None:
     [pytest.param(0.01, False, id="deadline"), pytest.param(300, True, id="cancelled")],
 )
 def test_aborted(watched: Watched, deadline_s: float, cancelled: bool) -> None:
+    watched.image.touch()
     if cancelled:
         watched.cancelled.set()
     with (
@@ -259,7 +260,17 @@ def test_what_is_changed_is_written_down_before(watched: Watched) -> None:
     ]
 
 
+def test_the_job_of_somebody_else_is_not_aborted(watched: Watched) -> None:
+    watched.cancelled.set()
+    with watched.watch(dump_abort_after_s=0):
+        time.sleep(0.05)
+        assert watched.guest.calls == ["allow 30"]
+        watched.image.touch()
+        watched.guest.dump_until("abort")
+
+
 def test_abort_is_tried_again(watched: Watched) -> None:
+    watched.image.touch()
     watched.guest.failing = {"abort": 3}
     watched.cancelled.set()
     with watched.watch():
