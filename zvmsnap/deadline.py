@@ -89,7 +89,7 @@ class _Keeper:
         try:
             self._let_go_in_time(hypervisor.guest(entry.uuid), entry, about)
         except DomainGone:
-            return
+            self._forget(entry, about)
         except Exception as error:
             self._say(about, f"not let go yet: {error}")
             lost.set()  # libvirt may have been restarted
@@ -122,6 +122,13 @@ class _Keeper:
             self._seen_s.pop(entry.capture, None)
             return 0.0
         return self._seen_s.setdefault(entry.capture, still_clock_s())
+
+    def _forget(self, seen: Entry, about: log.Logger) -> None:
+        from zvmsnap import still
+
+        with self._journal.if_free(self._config.locks_dir, seen, "let go") as entry:
+            if entry:
+                still.gone(self._config, Open(self._journal, entry), about)
 
     def _finish(self, guest: Guest, seen: Entry, about: log.Logger) -> None:
         from zvmsnap import still

@@ -112,10 +112,13 @@ def _snapshots(
                 raise DropRefused(f"{tie.full_name}: is sanoid's, which prunes it when it is time")
             names.add(tie.full_name)
     _no_other_needs(names, points, everybodys, there)
+    datasets = {name.partition("@")[0] for name in names}
     for entry in Journal(config.journal_dir).entries():
+        if not datasets & {entry.moved.get(each, each) for each in entry.datasets}:
+            continue
         if shared := names & {tie.full_name for tie in ties.of(entry)}:
             raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
-    for use in zfs.uses(sorted({name.partition("@")[0] for name in names})):
+    for use in zfs.uses(sorted(datasets)):
         full_name = use.snapshot.full_name
         if full_name not in names:
             continue

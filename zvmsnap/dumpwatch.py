@@ -167,10 +167,10 @@ class DumpWatch:
                 cancelled=self._cancelled.is_set(),
             )
             try:
+                if action.verb is not Verb.ALLOW and not self._image.exists():
+                    continue  # libvirt waits for the job of somebody else
                 if action.verb is Verb.ABORT:
-                    # Until there is an image libvirt waits for the job of somebody else.
-                    if self._image.exists():
-                        self._guest.abort_job()
+                    self._guest.abort_job()
                 elif action.verb is Verb.PAUSE and not self._paused:
                     self._say("its RAM changes faster than it can be written: pausing it to finish")
                     self._note(paused=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -79,19 +80,32 @@ def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | 
     Raises CommitFailed and others if it cannot be ended; nothing is lost then.
     """
     journal = Journal(config.journal_dir)
+    held = still.left_still(guest) if journal.lost(guest.uuid) else {}
     if entry:
         log.about(guest.name, ",".join(entry.targets)).warning(
             "finishing moment %s, which nobody finished", entry.moment or "of an earlier recovery"
         )
-    elif stacks.of_guest(guest):
-        log.about(guest.name, "no journal").warning("leaving overlays that no journal knows")
-        entry = _nameless(config, guest)
-    elif journal.lost(guest.uuid) and (held := still.left_still(guest)):
-        log.about(guest.name, "no journal").warning("letting it go, as its journal was lost")
-        entry = msgspec.structs.replace(_nameless(config, guest), **held)
+    else:
+        entry = _unknown(config, guest, held)
     if entry:
         end(config, hypervisor, entry)
-    journal.forget_lost(guest.uuid)
+    if held is not None:
+        journal.forget_lost(guest.uuid)
+
+
+def _unknown(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entry | None:
+    """What there is to end of a guest of which no journal knows."""
+    about = log.about(guest.name, "no journal")
+    if held is None:
+        about.warning("whether it stands still because of us cannot be told yet")
+    if held:
+        about.warning("letting it go, as its journal was lost")
+    on_overlay = bool(stacks.of_guest(guest))
+    if on_overlay:
+        about.warning("leaving overlays that no journal knows")
+    if not on_overlay and not held:
+        return None
+    return msgspec.structs.replace(_nameless(config, guest), **(held or {}))
 
 
 def end(config: Config, hypervisor: Hypervisor, entry: Entry) -> None:

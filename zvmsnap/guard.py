@@ -141,7 +141,7 @@ def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bo
             elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
                 for entry in entries:
                     _give_up(config, journal, entry)
-        except OSError as error:
+        except Exception as error:  # descriptors or threads may run out
             log.plain().error("guard: cannot look now: %s", error)
         time.sleep(_LOOK_EVERY_S * 2**failures)
 
@@ -161,11 +161,16 @@ def _overdue(
 def wait_for_still(config: Config, owner: Process) -> None:
     """Return when the owner is dead and nobody stands still because of it any more."""
     journal = Journal(config.journal_dir)
-    while owner.is_alive() or any(
-        entry.is_held or (entry.may_stand_still and is_held(config.locks_dir, entry.uuid))
-        for entry in journal.entries()
-        if entry.owner == owner
-    ):
+    while True:
+        try:
+            if not owner.is_alive() and not any(
+                entry.is_held or (entry.may_stand_still and is_held(config.locks_dir, entry.uuid))
+                for entry in journal.entries()
+                if entry.owner == owner
+            ):
+                return
+        except OSError as error:
+            log.plain().error("guard: cannot look now: %s", error)
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -198,7 +203,7 @@ def _finish_overdue(config: Config, journal: Journal, seen: Entry, post_within_s
 
 def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
     """Merge the overlays of one moment, before the guest pauses for want of room."""
-    from zvmsnap import stacks
+    from zvmsnap import stacks, ties
     from zvmsnap.hypervisor import Hypervisor
     from zvmsnap.leave import leave
 
@@ -213,7 +218,10 @@ def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
                 if not stacks.of_guest(guest):
                     return
                 about.warning("staging %s is nearly full: merging overlays now", config.staging)
-                leave(config, guest, Open(journal, entry), about)
+                work = Open(journal, entry)
+                ties.note(work, about)
+                work.note(given_up=not ties.is_whole(work.entry))
+                leave(config, guest, work, about)
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
 

@@ -464,7 +464,11 @@ def _start_event_loop() -> None:
         while True:
             libvirt.virEventRunDefaultImpl()
 
-    threading.Thread(target=run, name="libvirt-events", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="libvirt-events", daemon=True).start()
+    except RuntimeError:
+        _loop_started.release()  # the next connection tries again
+        raise
 
 
 def _dotted(version: int) -> str:

@@ -49,7 +49,7 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
         log.error(
             "no point: its overlays were merged before its snapshots were known to be taken. They "
             "may hold disks in the middle of a merge: %s",
-            ", ".join(tie.full_name for tie in own),
+            ", ".join(tie.full_name for tie in ties.candidates(entry)),
         )
         _close(work, directory)
         return

@@ -19,7 +19,7 @@ from typing import Any
 
 from zvmsnap import agent, domainxml, scripts
 from zvmsnap.config import Config
-from zvmsnap.errors import DomainLocked, LibvirtFailed, NotStill, ScriptFailed
+from zvmsnap.errors import DomainGone, DomainLocked, LibvirtFailed, NotStill, ScriptFailed
 from zvmsnap.hypervisor import Guest, Pause
 from zvmsnap.journal import Entry, Open, still_clock_s
 from zvmsnap.levels import Level
@@ -81,18 +81,25 @@ def release(guest: Guest, entry: Entry) -> str:
     return ""
 
 
-def left_still(guest: Guest) -> dict[str, Any]:
-    """What the journal would say of a guest that we left standing still, if it was not lost.
+def left_still(guest: Guest) -> dict[str, Any] | None:
+    """What a journal that was lost would say of a guest that stands still.
 
-    Raises LibvirtFailed.
+    None: that cannot be told now. Raises DomainGone.
     """
-    if not guest.is_active():
+    try:
+        if not guest.is_active():
+            return {}
+        if is_busy(guest):
+            return None
+        if guest.pause() is Pause.JOB:
+            return {"level": Level.PAUSED, "paused": True}
+        if domainxml.parse(guest.xml()).agent == "connected" and agent.is_frozen(guest):
+            return {"level": Level.QUIESCED, "frozen": True}
         return {}
-    if guest.pause() is Pause.JOB and not is_busy(guest):
-        return {"level": Level.PAUSED, "paused": True}
-    if domainxml.parse(guest.xml()).agent == "connected" and agent.is_frozen(guest):
-        return {"level": Level.QUIESCED, "frozen": True}
-    return {}
+    except DomainGone:
+        raise
+    except LibvirtFailed:
+        return None
 
 
 def _stands(guest: Guest) -> bool:

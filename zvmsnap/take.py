@@ -34,7 +34,7 @@ from zvmsnap import (
     zfs,
 )
 from zvmsnap.config import Config
-from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.errors import GuestNotFound, LockTimeout, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.hypervisor import Hypervisor
 from zvmsnap.journal import Entry, Journal, Process
 from zvmsnap.levels import Demand, Order
@@ -145,19 +145,23 @@ def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Ev
     datasets = frozenset(wanted.datasets)
     why = ""
     begun: list[Entry] = []
+    taken: list[str] = []
     try:
         if not capture.begin_on(datasets, datasets, demanded, call, config, owner, cancelled):
             why = "not every guest got what its disks allow"
         else:
             begun = _open(config, owner)
-            why = _snapshot(wanted)
+            zfs.take_snapshots(wanted.datasets, wanted.name)
+            taken = [f"{dataset}@{wanted.name}" for dataset in wanted.datasets]
+    except ZfsFailed as error:
+        why = str(error)
     finally:
         finish.finish(call, config, owner)
     points = _points(config, begun)
     waiting = {entry.capture for entry in _open(config, owner)}
-    why = why or _less(begun, points, waiting) or _hold(wanted, hold)
+    why = why or _less(begun, points, waiting) or _hold(taken, hold)
     if why:
-        _take_back(config, wanted, points)
+        why += _take_back(config, taken, points)
         raise TakeFailed(f"{wanted.name} was not taken: {why}; the log says more")
     if waiting:
         raise TakeFailed(f"{wanted.name}: its snapshots are there, but not all of its points are")
@@ -171,7 +175,8 @@ def _open(config: Config, owner: Process) -> list[Entry]:
 
 def _points(config: Config, begun: Sequence[Entry]) -> list[Point]:
     captures = {entry.capture for entry in begun}
-    return [point for point in vault.read(config)[0] if point.manifest.capture in captures]
+    points, _ = vault.all_in(config.vault_dir)
+    return [point for point in points if point.manifest.capture in captures]
 
 
 def _less(begun: Sequence[Entry], points: Sequence[Point], waiting: Container[str]) -> str:
@@ -185,23 +190,24 @@ def _less(begun: Sequence[Entry], points: Sequence[Point], waiting: Container[st
     return "; ".join(less)
 
 
-def _hold(wanted: Plan, tag: str | None) -> str:
+def _hold(taken: Sequence[str], tag: str | None) -> str:
     try:
         if tag:
-            zfs.hold([f"{dataset}@{wanted.name}" for dataset in wanted.datasets], tag)
+            zfs.hold(taken, tag)
         return ""
     except ZfsFailed as error:
         return str(error)
 
 
-def _take_back(config: Config, wanted: Plan, points: Sequence[Point]) -> None:
-    """Raises ZfsFailed and LockTimeout."""
-    names = [f"{dataset}@{wanted.name}" for dataset in wanted.datasets]
-    there = sorted(zfs.snapshots(names).present)
-    for name in there:
-        log.plain().warning("%s: is destroyed again", name)
-    if there or points:
-        drop.drop(config, points, there)
+def _take_back(config: Config, taken: Sequence[str], points: Sequence[Point]) -> str:
+    """Destroy what was taken, and its points; says what cannot be."""
+    try:
+        if taken:
+            log.plain().warning("destroying again: %s", ", ".join(taken))
+            drop.drop(config, points, taken)
+        return ""
+    except (ZfsFailed, LockTimeout) as error:
+        return f"; {error}"
 
 
 def _demanded(config: Config, wanted: Plan) -> Callable[[Iterable[str]], Demand]:
@@ -215,12 +221,3 @@ def _demanded(config: Config, wanted: Plan) -> Callable[[Iterable[str]], Demand]
         return found.together() if len(wanted.domains) > 1 else found
 
     return demanded
-
-
-def _snapshot(wanted: Plan) -> str:
-    """Take them all; says what went wrong."""
-    try:
-        zfs.take_snapshots(wanted.datasets, wanted.name)
-        return ""
-    except ZfsFailed as error:
-        return str(error)

@@ -27,7 +27,7 @@ def note(work: Open, log: Logger) -> None:
     if work.entry.seen is not None or not work.entry.names:
         return
     try:
-        seen = tuple(tie.guid for tie in _all(work.entry))
+        seen = tuple(tie.guid for tie in candidates(work.entry))
     except ZfsFailed as error:
         log.error("it is let go without knowing whether its snapshot was taken: %s", error)
         seen = ()
@@ -36,10 +36,18 @@ def note(work: Open, log: Logger) -> None:
 
 def of(entry: Entry) -> tuple[Tie, ...]:
     """Follow the table. Raises ZfsFailed."""
-    found = _all(entry)
-    if entry.seen:
-        return tuple(tie for tie in found if tie.guid in entry.seen)
-    return found if entry.since_txg is None else ()
+    if entry.seen == () and entry.since_txg is not None:
+        return ()
+    found = candidates(entry)
+    return tuple(tie for tie in found if tie.guid in entry.seen) if entry.seen else found
+
+
+def is_whole(entry: Entry) -> bool:
+    """Are there snapshots of one name of all its disks? Raises ZfsFailed."""
+    by_name: dict[str, set[str]] = {}
+    for tie in of(entry) if entry.seen else ():
+        by_name.setdefault(tie.name, set()).add(tie.dataset)
+    return any(datasets >= set(entry.datasets) for datasets in by_name.values())
 
 
 def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
@@ -49,17 +57,18 @@ def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
     return newest | {use.snapshot.dataset: use.snapshot.createtxg for use in zfs.uses(names)}
 
 
-def _all(entry: Entry) -> tuple[Tie, ...]:
+def candidates(entry: Entry) -> tuple[Tie, ...]:
+    """All that there are now and could be meant. Raises ZfsFailed."""
     homes = {entry.moved.get(dataset, dataset): dataset for dataset in entry.datasets}
     if entry.since_txg is not None:
         since = entry.since_txg
-        own = [use.snapshot for use in zfs.uses(sorted(homes))]
+        own = [use.snapshot for use in zfs.uses(sorted(homes.keys() & zfs.datasets().keys()))]
         return tuple(
             Tie.of(each, homes[each.dataset])
             for each in own
             if each.createtxg > since.get(homes[each.dataset], 0)
         )
-    candidates = {
+    wanted = {
         f"{home}@{spelling}"
         for home in homes
         for name in entry.names
@@ -67,6 +76,6 @@ def _all(entry: Entry) -> tuple[Tie, ...]:
     }
     return tuple(
         Tie.of(snapshot, homes[snapshot.dataset])
-        for snapshot in sorted(zfs.snapshots(candidates).present.values())
+        for snapshot in sorted(zfs.snapshots(wanted).present.values())
         if snapshot.guid not in entry.former_guids
     )

@@ -266,7 +266,7 @@ def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
 
 
 def take_snapshots(datasets: Iterable[str], name: str) -> None:
-    """Take a snapshot of that name of all these datasets; those of a pool at one instant.
+    """Take a snapshot of that name of all these datasets, or none; those of a pool at one instant.
 
     Raises ZfsFailed.
     """
@@ -276,11 +276,15 @@ def take_snapshots(datasets: Iterable[str], name: str) -> None:
     by_pool: dict[str, list[str]] = {}
     for dataset in sorted(datasets):
         by_pool.setdefault(_pool(dataset), []).append(f"{dataset}@{name}")
+    taken: list[str] = []
     for wanted in by_pool.values():
         try:
             libzfs_core.lzc_snapshot([full_name.encode() for full_name in wanted])
         except ZFSError as error:
+            for full_name in taken:
+                destroy(full_name)
             raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
+        taken += wanted
 
 
 def hold(snapshots: Sequence[str], tag: str) -> None:

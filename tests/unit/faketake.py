@@ -59,9 +59,9 @@ class Pool:
 
     def _take(self, datasets: tuple[str, ...], name: str) -> None:
         self.when_taken()
-        for number, dataset in enumerate(datasets):
-            if number == self.fails_after:
-                raise ZfsFailed("out of space")
+        if len(datasets) > self.fails_after:
+            raise ZfsFailed("out of space")
+        for dataset in datasets:
             self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, next(self._guids), 1)
 
     def _destroy(self, name: str) -> None:

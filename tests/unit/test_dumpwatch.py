@@ -147,6 +147,7 @@ class Watched:
     """A guest, its image, and a watch with the limits of the test."""
 
     def __init__(self, image: Path) -> None:
+        image.touch()
         self.guest = FakeGuest()
         self.image = image
         self.cancelled = threading.Event()
@@ -236,7 +237,6 @@ def test_what_cannot_be_resumed_is_said(watched: Watched) -> None:
     [pytest.param(0.01, False, id="deadline"), pytest.param(300, True, id="cancelled")],
 )
 def test_aborted(watched: Watched, deadline_s: float, cancelled: bool) -> None:
-    watched.image.touch()
     if cancelled:
         watched.cancelled.set()
     with (
@@ -260,17 +260,22 @@ def test_what_is_changed_is_written_down_before(watched: Watched) -> None:
     ]
 
 
-def test_the_job_of_somebody_else_is_not_aborted(watched: Watched) -> None:
-    watched.cancelled.set()
-    with watched.watch(dump_abort_after_s=0):
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_nobody_suffers_while_the_job_of_somebody_else_is_waited_for(
+    watched: Watched, cancelled: bool
+) -> None:
+    watched.image.unlink()
+    with watched.watch(dump_pause_after_s=0.01, dump_abort_after_s=99):
+        if cancelled:
+            watched.cancelled.set()
         time.sleep(0.05)
-        assert watched.guest.calls == ["allow 30"]
+        assert not {"abort", "suspend"} & set(watched.guest.calls)
+        watched.cancelled.set()
         watched.image.touch()
         watched.guest.dump_until("abort")
 
 
 def test_abort_is_tried_again(watched: Watched) -> None:
-    watched.image.touch()
     watched.guest.failing = {"abort": 3}
     watched.cancelled.set()
     with watched.watch():
@@ -321,6 +326,7 @@ def test_image_is_flushed_from_its_first_byte_on(
         flushed.set()
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
+    watched.image.unlink()
     before = threading.active_count()
     with watched.watch():
         assert not flushed.wait(0.02)

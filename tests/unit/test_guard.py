@@ -202,6 +202,33 @@ def test_staging_that_runs_full_behind_the_snapshot(
     assert holds(Path(guest.live["vda"]), 7)
 
 
+def test_staging_that_runs_full_between_the_snapshots_of_two_pools(
+    config: Config,
+    clock: Clock,
+    sanoid: Process,
+    staged: Stage,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    free(monkeypatch, 0)
+    known = staged(owner=sanoid)
+    elsewhere = {"target": "vdb", "dataset": "fast/web", "overlay": ""}
+    disks = (*known.disks, msgspec.structs.replace(known.disks[0], **elsewhere))
+    Journal(config.journal_dir).write(msgspec.structs.replace(known, disks=disks))
+    ((taken, guid),) = pools.present.items()
+    late = taken.replace("tank", "fast")
+
+    def take() -> None:
+        pools.present[late] = guid + 1
+        dies()
+
+    clock.after = {1: take}
+    assert guard.watch(config, sanoid)
+    assert points(config) == []
+    assert f"in the middle of a merge: {late}, {taken}" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("reserve_mib", "room_mib", "expected_mib"), [(256, 1024, 256), (256, 1, 1), (8, 8, 8)]
 )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.unit.fakeagent import FakeAgent
@@ -12,6 +13,7 @@ from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
 from zvmsnap import hypervisor, take, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import ZfsFailed
+from zvmsnap.journal import Entry, Journal
 from zvmsnap.point import Manifest, Point
 from zvmsnap.zfs import Answer, Use
 
@@ -198,6 +200,33 @@ def test_drop_leaves_what_a_point_waits_for(
     code, _, err = run_shared("drop", "--yes", "web@x")
     assert code == 1 and f"{WEB}@x: a point of db waits for it" in err
     assert kept(pool) == [f"{WEB}@x"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "since", "waits"),
+    [
+        pytest.param(WEB, {WEB: 0}, True, id="unnamed, of the same"),
+        pytest.param("tank/gone", {"tank/gone": 0}, False, id="unnamed, of one that is gone"),
+        pytest.param(DB, None, False, id="of another"),
+    ],
+)
+def test_drop_while_a_moment_is_open(
+    run: Run,
+    pool: Pool,
+    config: Config,
+    entry: Callable[..., Entry],
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: str,
+    since: dict[str, int] | None,
+    waits: bool,
+) -> None:
+    assert run("take", "web", "--name", "x")[0] == 0
+    other = entry(uuid="c0ffee00-0000-4000-8000-000000000009", domain="nix", since_txg=since)
+    disk = msgspec.structs.replace(other.disks[0], dataset=dataset)
+    Journal(config.journal_dir).write(msgspec.structs.replace(other, disks=(disk,)))
+    code, _, err = run("drop", "--yes", "web@x")
+    assert code == waits and ("a point of nix waits for it" in err) is waits
+    assert kept(pool) == [f"{WEB}@x"] * waits
 
 
 def test_required_and_missed_leaves_no_snapshot(

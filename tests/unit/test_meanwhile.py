@@ -9,9 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.fakepre import MOMENT, OWNER, Scene, failing
+from tests.unit.fakepre import MOMENT, OWNER, Scene, agent_of, failing
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import deadline, finish, guard, locks, log, mounttable, recover, still, vault
+from zvmsnap import (
+    deadline,
+    finish,
+    guard,
+    hypervisor,
+    locks,
+    log,
+    mounttable,
+    recover,
+    still,
+    vault,
+)
 from zvmsnap.config import Config, Limits
 from zvmsnap.errors import Cancelled
 from zvmsnap.hypervisor import Pause
@@ -86,6 +97,7 @@ def test_the_guard_lets_go_what_post_is_about_to(
     assert guest.stands_still is Pause.USER
 
 
+@pytest.mark.parametrize("post_within_s", ["inf", "0"])
 def test_guard_outlives_a_host_without_descriptors(
     config: Config,
     guest: FakeGuest,
@@ -94,13 +106,15 @@ def test_guard_outlives_a_host_without_descriptors(
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    post_within_s: str,
 ) -> None:
     monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(mounttable, "mounts", list)
     path = tmp_path / "config.toml"
     keys = ("staging", "vault", "journal", "locks")
-    path.write_text("".join(f"{key} = '{getattr(config, key)}'\n" for key in keys))
+    text = "".join(f"{key} = '{getattr(config, key)}'\n" for key in keys)
+    path.write_text(f"{text}[limits]\nstill_max_s = 1\n")
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
     standing(Level.PAUSED, owner=OWNER)
     looks = Journal.entries
@@ -113,8 +127,70 @@ def test_guard_outlives_a_host_without_descriptors(
         return looks(journal)
 
     monkeypatch.setattr(Journal, "entries", fail)
-    code = guard.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, "inf"])
+    code = guard.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, post_within_s])
     assert (code, guest.stands_still, failed) == (0, None, [1])
+
+
+def test_guard_outlives_a_host_without_threads(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """libvirt's events have a thread of their own."""
+    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(mounttable, "mounts", list)
+    standing(Level.PAUSED, owner=OWNER)
+    failed: list[int] = []
+
+    def connect(uri: str) -> FakeHypervisor:
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("can't start new thread")
+        return host
+
+    monkeypatch.setattr("zvmsnap.recover.Hypervisor", connect)
+    assert guard.watch(config, OWNER)
+    assert guest.stands_still is None
+
+
+def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypervisor, "_loop_started", threading.Lock())
+    for name in ("virEventRegisterDefaultImpl", "virEventRunDefaultImpl"):
+        monkeypatch.setattr(f"libvirt.{name}", lambda: None, raising=False)
+    started: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError):
+        hypervisor._start_event_loop()
+    hypervisor._start_event_loop()
+    hypervisor._start_event_loop()
+    assert started == ["libvirt-events"] * 2
+
+
+def test_guard_goes_when_its_guest_is_gone(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    host: FakeHypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
+    standing(Level.PAUSED, owner=OWNER, still_since_s=1.0)
+    guest.exists = False
+    with deadline.kept(config, OWNER):
+        waiting = threading.Thread(target=guard.wait_for_still, args=(config, OWNER), daemon=True)
+        waiting.start()
+        waiting.join(10)
+        assert not waiting.is_alive()
 
 
 def test_deadline_outlives_a_host_without_threads(
@@ -266,3 +342,36 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
     assert [outcome.result for outcome in report.outcomes] == [recover.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
     assert recover.recover(config).outcomes == []
+
+
+def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
+    config: Config, guest: FakeGuest, standing: Standing, host: FakeHypervisor, pools: FakeZfs
+) -> None:
+    standing(Level.QUIESCED)
+    guest.on_overlay("vda", config.staging_dir / f"{UUID}.00000001" / "vda.zvmsnap.qcow2")
+    (config.journal_dir / f"{UUID}.json").write_text("{")
+    assert recover.recover(config).complete
+    assert guest.agent and not guest.agent.frozen
+    assert guest.live["vda"].endswith("vda.raw")
+
+
+def test_journal_that_was_damaged_while_libvirt_dumps(
+    config: Config, guest: FakeGuest, standing: Standing, host: FakeHypervisor, pools: FakeZfs
+) -> None:
+    standing(Level.PAUSED)
+    (config.journal_dir / f"{UUID}.json").write_text("{")
+    guest.stands_still, guest.job = None, True
+    recover.recover(config)
+    guest.stands_still, guest.job = Pause.JOB, False
+    recover.recover(config)
+    assert guest.stands_still is None
+
+
+def test_what_was_set_aside_keeps_nobody_from_its_points(scene: Scene) -> None:
+    """Though the agent, which is asked whether its guest is frozen, does not answer."""
+    guest = scene.add()
+    scene.config.journal_dir.mkdir()
+    (scene.config.journal_dir / f"{UUID}.damaged").write_text("{")
+    agent_of(guest).answering = False
+    assert scene.pre()
+    assert [entry.level for entry in scene.entries()] == [Level.MEMORY]

@@ -11,7 +11,7 @@ from tests.unit.fakes import FakeGuest, FakeHypervisor
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
 from zvmsnap import still, take, vault
 from zvmsnap.config import Config
-from zvmsnap.errors import GuestNotFound, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.journal import Journal
 from zvmsnap.levels import Level
 from zvmsnap.point import Liveness, Point
@@ -88,7 +88,7 @@ def test_a_snapshot_fails_and_none_stays(
     pool.fails_after = 1
     with pytest.raises(TakeFailed, match="out of space"):
         both(config, host)
-    assert pool.present == {} and pool.told == [f"destroy {DB}@{NAME}"]
+    assert pool.present == {}
     assert vault.read(config) == ([], [])
     assert_at_rest(config, web, db)
 
@@ -127,6 +127,36 @@ def test_refused(
     pool.datasets[DB] = Dataset(DB, "filesystem", False, mode="off")
     with pytest.raises(kind, match=why):
         take.plan(host, domains, None, name)
+
+
+def test_snapshots_of_another_take_stay(
+    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest
+) -> None:
+    """Two of them in one second make up the same name."""
+    wanted = take.plan(host, ["web", "db"], None, NAME)
+    pool.present[f"{WEB}@{NAME}"] = Snapshot(WEB, NAME, 99, 1)
+    web.at["snapshot"] = lambda: (_ for _ in ()).throw(LibvirtFailed("no dump"))
+    with pytest.raises(TakeFailed, match="not every guest"):
+        take.take(config, wanted, None, threading.Event())
+    pool.fails_after = 0
+    with pytest.raises(TakeFailed, match="out of space"):
+        take.take(config, wanted, None, threading.Event())
+    assert f"{WEB}@{NAME}" in pool.present
+
+
+@pytest.fixture
+def vault_is_away(config: Config) -> None:
+    vault.claim(config)
+    (config.vault_dir / vault.MARK).unlink()
+
+
+@pytest.mark.usefixtures("vault_is_away")
+def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHypervisor) -> None:
+    wanted = take.plan(host, ["web", "db"], None, NAME)
+    with pytest.raises(TakeFailed, match="its snapshots are there"):
+        take.take(config, wanted, "audit", threading.Event())
+    assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
+    assert len(pool.present) == len(Journal(config.journal_dir).entries()) == 2
 
 
 def test_one_is_let_go_before_the_snapshots(

@@ -272,3 +272,22 @@ def test_where_no_names_are_announced_and_none_was_taken_in_time(
     monkeypatch.setattr("zvmsnap.finish.publish", published)
     assert not finish.finish(UNNAMED_POST, scene.config, OWNER)
     assert (manifests(scene), scene.entries()) == ([], [])
+
+
+@ALL
+def test_dataset_that_is_gone_where_no_names_are_announced(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    guest = scene.add()
+    scene.modes["tank/web"] = {"": mode}
+    Uses(monkeypatch)
+    assert capture.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    del scene.modes["tank/web"]
+
+    def uses(datasets: list[str]) -> list[zfs.Use]:
+        assert not datasets
+        return []
+
+    monkeypatch.setattr(zfs, "uses", uses)
+    assert not finish.finish(UNNAMED_POST, scene.config, OWNER)
+    assert (guest.stands_still, manifests(scene), scene.entries()) == (None, [], [])

@@ -4,6 +4,7 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -444,3 +445,26 @@ def test_at_a_destination(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     ssh.chmod(0o755)
     with pytest.raises(ZfsFailed, match="me@nas: zfs list failed"):
         zfs.branch("usb", Far("me@nas", tmp_path / "sockets"))
+
+
+def test_snapshots_of_several_pools_are_taken_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ZFSError(Exception):
+        pass
+
+    there: set[str] = set()
+
+    def lzc_snapshot(names: list[bytes]) -> None:
+        if names[0].startswith(b"full/"):
+            raise ZFSError("out of space")
+        there.update(name.decode() for name in names)
+
+    core, exceptions = ModuleType("libzfs_core"), ModuleType("libzfs_core.exceptions")
+    vars(core)["lzc_snapshot"], vars(exceptions)["ZFSError"] = lzc_snapshot, ZFSError
+    monkeypatch.setitem(sys.modules, "libzfs_core", core)
+    monkeypatch.setitem(sys.modules, "libzfs_core.exceptions", exceptions)
+    monkeypatch.setattr(zfs, "destroy", there.remove)
+    zfs.take_snapshots(["tank/db", "fast/web"], "a")
+    assert there == {"tank/db@a", "fast/web@a"}
+    with pytest.raises(ZfsFailed, match="full/x@b: cannot be taken: out of space"):
+        zfs.take_snapshots(["tank/db", "fast/web", "full/x"], "b")
+    assert there == {"tank/db@a", "fast/web@a"}
