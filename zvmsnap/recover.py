@@ -195,6 +195,8 @@ def _one(
                 settle(config, hypervisor, guest, entry)
             elif entry:
                 end(config, hypervisor, entry)
+        if guest and Journal(config.journal_dir).lost(uuid):
+            return outcome(Result.FAILED, "it may stand still because of us: that cannot be told yet")
         return outcome(Result.RECOVERED)
     except DomainGone:
         return None

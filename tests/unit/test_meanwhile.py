@@ -361,9 +361,9 @@ def test_journal_that_was_damaged_while_libvirt_dumps(
     standing(Level.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     guest.stands_still, guest.job = None, True
-    recover.recover(config)
+    assert not recover.recover(config).complete
     guest.stands_still, guest.job = Pause.JOB, False
-    recover.recover(config)
+    assert recover.recover(config).complete
     assert guest.stands_still is None
 
 
