@@ -196,7 +196,7 @@ def _one(
             elif entry:
                 end(config, hypervisor, entry)
         if guest and Journal(config.journal_dir).lost(uuid):
-            return outcome(Result.FAILED, "it may stand still because of us: that cannot be told yet")
+            return outcome(Result.FAILED, "it may stand still because of us: cannot be told yet")
         return outcome(Result.RECOVERED)
     except DomainGone:
         return None
