@@ -35,7 +35,8 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
     if not entry.names:
         _close(work, directory)
         return
-    own = ties.of(entry)
+    found = ties.candidates(entry)
+    own = ties.among(entry, found)
     if not own:
         _close(work, directory)
         raise SnapshotMissing(
@@ -49,10 +50,15 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
         log.error(
             "no point: its overlays were merged before its snapshots were known to be taken. They "
             "may hold disks in the middle of a merge: %s",
-            ", ".join(tie.full_name for tie in ties.candidates(entry)),
+            ", ".join(tie.full_name for tie in found),
         )
         _close(work, directory)
         return
+    if entry.since_txg is None and (late := set(found) - set(own)):
+        log.warning(
+            "too late for its point, as it ran on already, or overlays were being merged: %s",
+            ", ".join(sorted(tie.full_name for tie in late)),
+        )
     vault.claim(config)
     if vault.published(config.vault_dir, entry.domain, entry.capture):
         log.debug("was published already")

@@ -36,10 +36,14 @@ def note(work: Open, log: Logger) -> None:
 
 def of(entry: Entry) -> tuple[Tie, ...]:
     """Follow the table. Raises ZfsFailed."""
-    if entry.seen == () and entry.since_txg is not None:
-        return ()
-    found = candidates(entry)
-    return tuple(tie for tie in found if tie.guid in entry.seen) if entry.seen else found
+    return among(entry, candidates(entry))
+
+
+def among(entry: Entry, found: tuple[Tie, ...]) -> tuple[Tie, ...]:
+    """Follow the table, when `found` are there."""
+    if entry.seen:
+        return tuple(tie for tie in found if tie.guid in entry.seen)
+    return found if entry.since_txg is None or entry.seen is None else ()
 
 
 def is_whole(entry: Entry) -> bool:

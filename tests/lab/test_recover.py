@@ -104,7 +104,7 @@ def test_started_on_its_overlays_and_without_journal(lab: Lab, how: str) -> None
     done = recover(lab)
     assert "its AppArmor profile denied it its own disks" in done.stderr
     assert (how == "damaged") == ("set aside" in done.stderr)
-    lab.run(f"rm -f {JOURNAL}/*.damaged")
+    lab.run(f"rm -f {JOURNAL}/*.damaged.seen")
     assert_recovered(lab, done)
     assert scenario.points(lab) == []
     scenario.counts_on(lab)
@@ -186,32 +186,64 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
     scenario.assert_counted_through(lab, "web")
 
 
-def test_guard_gives_a_point_up_before_staging_is_full(lab_session: Lab) -> None:
-    lab = lab_session
-    scenario.configured(lab)
-    scenario.mount_small(lab, 300)
+# A zfs that takes no snapshot before it may.
+WAITING_ZFS = """#!/bin/sh
+test "$1" = snapshot && until test -e /root/go; do sleep 0.2; done
+exec /usr/sbin/zfs "$@"
+"""
+FILL = ("free=$(df -B1 --output=avail /srv/small | tail -1);"
+        "fallocate -l $((free - (32 << 20))) /srv/small/filler")
+
+
+@pytest.fixture
+def small_staging(lab_session: Lab) -> Lab:
+    scenario.configured(lab_session)
+    scenario.mount_small(lab_session, 300)
     scenario.configure(
-        lab,
+        lab_session,
         'staging = "/srv/small/staging"\n'
         "[limits]\noverlay_room_mib = 64\nstaging_reserve_mib = 64",
     )
-    sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=commit exec sanoid --take-snapshots 2>&1")
-    lab.run(STOPPED.format(hook="post-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
-    # A stopped post holds the guest's lock, as a working one would: the guard must not wait on it.
-    lab.run("pkill -KILL -x post-snapshot; pkill -STOP -x sanoid; "
-            "free=$(df -B1 --output=avail /srv/small | tail -1);"
-            "fallocate -l $((free - (32 << 20))) /srv/small/filler")
+    return lab_session
+
+
+def wait_merged(lab: Lab) -> None:
     scenario.wait_until(
         "the guard to merge", lambda: scenario.disks(lab, "web") == WEB.disks, timeout_s=120
     )
+    said = lab.run("journalctl --no-pager -u 'zvmsnap-guard-*'").stdout
+    assert "nearly full: merging overlays now" in said
+
+
+def test_guard_gives_a_point_up_before_staging_is_full(small_staging: Lab) -> None:
+    lab = small_staging
+    lab.put("/root/bin/zfs", WAITING_ZFS, 0o755)
+    sanoid = lab.start("PATH=/root/bin:$PATH exec sanoid --take-snapshots 2>&1")
+    lab.run("until pgrep -f '[r]oot/bin/zfs snapshot'; do sleep 0.2; done",
+            timeout_s=scenario.ROUND_LIMIT_S)
+    lab.run(FILL)
+    wait_merged(lab)
+    lab.run("rm /srv/small/filler; touch /root/go")
+    said = sanoid.communicate(timeout=scenario.ROUND_LIMIT_S)[0]
+    assert "in the middle of a merge: tank/vm/web@" in said
+    assert scenario.points(lab) == []
+    scenario.assert_at_rest(lab)
+    scenario.assert_counted_through(lab, "web")
+
+
+def test_guard_merges_behind_the_snapshot_before_staging_is_full(small_staging: Lab) -> None:
+    lab = small_staging
+    sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=commit exec sanoid --take-snapshots 2>&1")
+    lab.run(STOPPED.format(hook="post-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
+    # A stopped post holds the guest's lock, as a working one would: the guard must not wait on it.
+    lab.run(f"pkill -KILL -x post-snapshot; pkill -STOP -x sanoid; {FILL}")
+    wait_merged(lab)
     lab.run("rm /srv/small/filler; pkill -CONT -x sanoid")
     sanoid.communicate(timeout=scenario.ROUND_LIMIT_S)
     scenario.wait_until(
         "the guard to end", lambda: scenario.leftovers(lab) == [], timeout_s=scenario.ROUND_LIMIT_S
     )
-    assert scenario.points(lab) == []
-    said = lab.run("journalctl --no-pager -u 'zvmsnap-guard-*'").stdout
-    assert "in the middle of a merge: tank/vm/web@" in said
+    assert scenario.the_point(lab, "web").manifest["level"] == "memory"
     scenario.assert_counted_through(lab, "web")
 
 

@@ -192,13 +192,25 @@ def test_staging_that_runs_full_behind_the_snapshot(
     clock: Clock,
     sanoid: Process,
     staged: Stage,
+    pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Of several types, which sanoid takes one after the other."""
     free(monkeypatch, 0)
-    staged(owner=sanoid)
-    clock.after = {1: dies}
+    staged(owner=sanoid, names=(f"{T}_monthly", f"{T}_hourly"))
+    pools.present = {f"tank/web@{T}_monthly": 11}
+
+    def take() -> None:
+        pools.present[f"tank/web@{T}_hourly"] = 12
+        dies()
+
+    clock.after = {1: take}
     assert guard.watch(config, sanoid)
-    assert [point.manifest.level for point in points(config)] == [Level.MEMORY]
+    (point,) = points(config)
+    assert point.manifest.level is Level.MEMORY
+    assert [tie.name for tie in point.manifest.snapshots] == [f"{T}_monthly"]
+    assert f"overlays were being merged: tank/web@{T}_hourly" in caplog.text
     assert holds(Path(guest.live["vda"]), 7)
 
 
