@@ -40,10 +40,7 @@ from zvmsnap import (
 from zvmsnap import point as points
 from zvmsnap.clonexml import Cloned, Identity, Network
 from zvmsnap.config import Config
-from zvmsnap.errors import (
-    CloneImpossible,
-    RestoreFailed,
-)
+from zvmsnap.errors import CloneImpossible, RestoreFailed
 from zvmsnap.hypervisor import Guest, Hypervisor
 from zvmsnap.journal import Process
 from zvmsnap.placement import Place

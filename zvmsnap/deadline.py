@@ -89,7 +89,7 @@ class _Keeper:
         try:
             self._let_go_in_time(hypervisor.guest(entry.uuid), entry, about)
         except DomainGone:
-            self._forget(entry, about)
+            self._finish(None, entry, about)
         except Exception as error:
             self._say(about, f"not let go yet: {error}")
             lost.set()  # libvirt may have been restarted
@@ -123,16 +123,11 @@ class _Keeper:
             return 0.0
         return self._seen_s.setdefault(entry.capture, still_clock_s())
 
-    def _forget(self, seen: Entry, about: log.Logger) -> None:
+    def _finish(self, guest: Guest | None, seen: Entry, about: log.Logger) -> None:
         from zvmsnap import still
 
         with self._journal.if_free(self._config.locks_dir, seen, "let go") as entry:
-            if entry:
-                still.gone(self._config, Open(self._journal, entry), about)
-
-    def _finish(self, guest: Guest, seen: Entry, about: log.Logger) -> None:
-        from zvmsnap import still
-
-        with self._journal.if_free(self._config.locks_dir, seen, "let go") as entry:
-            if entry:
+            if entry and guest:
                 still.let_go(self._config, guest, Open(self._journal, entry), about)
+            elif entry:
+                still.gone(self._config, Open(self._journal, entry), about)

@@ -175,12 +175,12 @@ class _Finish:
     def leave_locked(self) -> None:
         """Leave overlays; a guest that does not exist any more keeps them."""
         begun_s = time.monotonic()
-        ties.note(self._work, self._log)
         try:
             guest = self._hypervisor.guest(self._work.entry.uuid)
             leave(self._config, guest, self._work, self._log)
         except DomainGone:
             self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
+            ties.note(self._work, self._log)
             still.gone(self._config, self._work, self._log)
         entry = self._work.entry
         if entry.frozen_at_s and entry.may_be_on_overlay and not entry.overlay_s:
