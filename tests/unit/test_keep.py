@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.unit.fakeagent import FakeAgent
-from tests.unit.fakes import OTHER, DumpedGuest, make_base
+from tests.unit.fakes import OTHER, DumpedGuest, FakeHypervisor, make_base
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
 from zvmsnap import hypervisor, take, vault, zfs
 from zvmsnap.config import Config
@@ -29,31 +29,28 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 @pytest.fixture
+def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHypervisor:
+    return two_guests(tmp_path, config, monkeypatch)
+
+
+@pytest.fixture
 def run(
     tmp_path: Path,
     config: Config,
     pool: Pool,
+    host: FakeHypervisor,
     monkeypatch: pytest.MonkeyPatch,
     command: Run,
 ) -> Run:
-    two_guests(tmp_path, config, monkeypatch)
     configure(tmp_path, config, monkeypatch)
     return command
 
 
 @pytest.fixture
-def run_shared(
-    tmp_path: Path,
-    config: Config,
-    pool: Pool,
-    monkeypatch: pytest.MonkeyPatch,
-    command: Run,
-) -> Run:
+def run_shared(run: Run, host: FakeHypervisor, tmp_path: Path) -> Run:
     """Both guests have their disks on one dataset."""
-    host = two_guests(tmp_path, config, monkeypatch)
     host.known[1] = DumpedGuest("db", OTHER, vda=make_base(tmp_path / WEB / "b.raw"))
-    configure(tmp_path, config, monkeypatch)
-    return command
+    return run
 
 
 def numbered(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.fakepre import MOMENT, OWNER, Scene, agent_of, failing
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
+from tests.unit.faketake import configure
 from zvmsnap import (
     deadline,
     finish,
@@ -111,11 +112,9 @@ def test_guard_outlives_a_host_without_descriptors(
     monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(mounttable, "mounts", list)
-    path = tmp_path / "config.toml"
-    keys = ("staging", "vault", "journal", "locks")
-    text = "".join(f"{key} = '{getattr(config, key)}'\n" for key in keys)
-    path.write_text(f"{text}[limits]\nstill_max_s = 1\n")
-    monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
+    configure(tmp_path, config, monkeypatch)
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write("[limits]\nstill_max_s = 1\n")
     standing(Level.PAUSED, owner=OWNER)
     looks = Journal.entries
     failed: list[int] = []

@@ -43,6 +43,16 @@ def take(pools: FakeZfs, name: str = NAME, guid: int = 11) -> None:
     pools.present[f"tank/web@{name}"] = guid
 
 
+def behind_the_let_go(patch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """What happens when the guest runs on already, and its point is about to be published."""
+
+    def published(*arguments: object) -> None:
+        happens()
+        publish(*arguments)  # type: ignore[arg-type]
+
+    patch.setattr("zvmsnap.finish.publish", published)
+
+
 def levels_of(scene: Scene) -> list[Level]:
     return [manifest.level for manifest in manifests(scene)]
 
@@ -146,12 +156,7 @@ def test_snapshot_that_appears_behind_the_let_go(
     scene.modes["tank/web"] = {"": mode}
     assert scene.pre()
     (entry,) = scene.entries()
-
-    def published(*arguments: object) -> None:
-        take(pools)
-        publish(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("zvmsnap.finish.publish", published)
+    behind_the_let_go(monkeypatch, lambda: take(pools))
     finish.end(scene.config, scene.host, entry)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
     assert guest.stands_still is None
@@ -264,12 +269,7 @@ def test_where_no_names_are_announced_and_none_was_taken_in_time(
     scene.modes["tank/web"] = {"": mode}
     uses = Uses(monkeypatch)
     assert capture.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
-
-    def published(*arguments: object) -> None:
-        uses.take("somebodys")
-        publish(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("zvmsnap.finish.publish", published)
+    behind_the_let_go(monkeypatch, lambda: uses.take("somebodys"))
     assert not finish.finish(UNNAMED_POST, scene.config, OWNER)
     assert (manifests(scene), scene.entries()) == ([], [])
 
