@@ -70,7 +70,7 @@ def begin_on(
     """
     if not covered:
         return True
-    mounts = mounttable.mounts()
+    table = mounttable.mounts()
     with Hypervisor(config.uri) as hypervisor:
         moment = Moment(
             config,
@@ -79,7 +79,7 @@ def begin_on(
             call,
             owner,
             covered,
-            mounts,
+            table,
             cancelled,
             demanded,
             post_within_s,
@@ -89,7 +89,7 @@ def begin_on(
             log.plain().debug("%s: no guest has a disk there", ",".join(call.datasets))
             return complete
         # Only now, as datasets without guests need no staging at all.
-        staging.check_usable(config.staging_dir, snapshotted, mounts)
+        staging.check_usable(config.staging_dir, snapshotted, table)
         if post_within_s:
             guard.arm(owner, post_within_s)
         return _all_in_parallel(moment, guests) and complete

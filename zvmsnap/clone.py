@@ -217,12 +217,12 @@ class Cloning:
     def _find_disks(self) -> None:
         manifest = self._point.manifest
         new = dict(zip(sorted(manifest.datasets), self._task.datasets, strict=True))
-        mounts = mounttable.mounts()
+        table = mounttable.mounts()
         sources = {}
         for disk in manifest.disks:
             name = new[disk.dataset][0]
             if disk.path:
-                path = survey.path_of(Place(name, disk.path), mounts)
+                path = survey.path_of(Place(name, disk.path), table)
                 labels.give_back(path)
             else:
                 zfs.wait_device(name, switch.DEVICE_TIMEOUT_S)

@@ -171,7 +171,7 @@ class _Publication:
 
     def _publish(self, incoming: Path) -> None:
         entry = self._work.entry
-        manifest = Manifest(
+        record = Manifest(
             domain=entry.domain,
             uuid=entry.uuid,
             moment=entry.moment if entry.since_txg is None else moment_of(self._ties[0].name),
@@ -191,7 +191,7 @@ class _Publication:
             ),
             tpm=entry.tpm,
         )
-        published = vault.publish(incoming, manifest)
+        published = vault.publish(incoming, record)
         measured = ""
         if self._memory:
             stored_mib = self._memory.stored_bytes >> 20
@@ -200,7 +200,7 @@ class _Publication:
                 if entry.overlay_s
                 else f"paused for {entry.pause_s:.2f} s"
             )
-        self._log.info("point %s: level %s%s", published.name, manifest.level, measured)
+        self._log.info("point %s: level %s%s", published.name, record.level, measured)
 
     def _host(self, definition: Path) -> Host:
         try:

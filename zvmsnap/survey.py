@@ -56,7 +56,7 @@ def place_of(path: str, table: list[mounttable.Mount]) -> Place | None:
     """Where a path or device really lies; None if that is not on ZFS."""
     real = os.path.realpath(path)
     if real.startswith("/dev/"):
-        volume = zfs.volume_of(real)
-        return Place(volume, "") if volume else None
+        dataset = zfs.volume_of(real)
+        return Place(dataset, "") if dataset else None
     found = mounttable.dataset_of_path(real, table)
     return Place(*found) if found else None

@@ -79,12 +79,12 @@ def plan(
     if not sanoid.is_name(name):
         raise TakeRefused(f"{name!r}: is no name of a snapshot: letters, digits and _ - : .")
     there = zfs.datasets()
-    mounts = mounttable.mounts()
+    table = mounttable.mounts()
     allowed = placement.without_excluded(there, there, (levels.MANUAL,))
     if group is None:
-        wanted = _named(hypervisor, domains, mounts)
+        wanted = _named(hypervisor, domains, table)
     else:
-        wanted = _members(hypervisor, group, mounts)
+        wanted = _members(hypervisor, group, table)
     datasets: set[str] = set()
     for domain, seen in wanted.items():
         own = _datasets(seen) & allowed
@@ -99,7 +99,7 @@ def plan(
 
 
 def _named(
-    hypervisor: Hypervisor, domains: Sequence[str], mounts: list[mounttable.Mount]
+    hypervisor: Hypervisor, domains: Sequence[str], table: list[mounttable.Mount]
 ) -> dict[str, Seen]:
     found = {}
     guests = hypervisor.guests()
@@ -107,15 +107,15 @@ def _named(
         guest = next((each for each in guests if domain in (each.name, each.uuid)), None)
         if guest is None:
             raise GuestNotFound(f"{domain}: libvirt has no such guest")
-        found[guest.name] = survey.look(hypervisor, guest, mounts)
+        found[guest.name] = survey.look(hypervisor, guest, table)
     return found
 
 
-def _members(hypervisor: Hypervisor, group: str, mounts: list[mounttable.Mount]) -> dict[str, Seen]:
+def _members(hypervisor: Hypervisor, group: str, table: list[mounttable.Mount]) -> dict[str, Seen]:
     marked = {name for name, value in zfs.marked(_GROUP, inherited=True).items() if value == group}
     found = {}
     for guest in hypervisor.guests():
-        seen = survey.look(hypervisor, guest, mounts)
+        seen = survey.look(hypervisor, guest, table)
         if _datasets(seen) & marked:
             found[guest.name] = seen
     if not found:

@@ -26,7 +26,7 @@ def written_to(
     Raises ZfsFailed and OSError.
     """
     names = dict(snapshot.split("@", 1) for snapshot in snapshots)
-    mounts = mounttable.mounts()
+    table = mounttable.mounts()
     found = []
     for target, place in places.items():
         name = names[place.dataset]
@@ -35,7 +35,7 @@ def written_to(
             changed = written_bytes > fresh_bytes.get(place.dataset, 0)
         else:
             taken_s = zfs.created_s(f"{place.dataset}@{name}")
-            written_s = os.stat(survey.path_of(place, mounts)).st_mtime
+            written_s = os.stat(survey.path_of(place, table)).st_mtime
             changed = written_s > taken_s + _SAME_SECOND_S
         if changed:
             found.append(target)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, save_image
+from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, libvirt_image
 from zvmsnap import mounttable, staging, survey, untouched, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.errors import LibvirtFailed, ZfsFailed
@@ -447,7 +447,7 @@ class Scene:
         (directory / DOMAIN_XML).write_text(xml)
         if persistent:
             (directory / PERSISTENT_XML).write_text(xml)
-        data = save_image(xml, fitting(dict.fromkeys(self.guest.live, THEN)), running=running)
+        data = libvirt_image(xml, fitting(dict.fromkeys(self.guest.live, THEN)), running=running)
         stored = zstandard.compress(data) if zstd else data
         file = "memory.img.zst" if zstd else "memory.img"
         if memory:

@@ -31,7 +31,7 @@ SIZE = 1 << 20
 RAM = b"LibvirtQemudSave" + bytes(19 * 4) + b"QEVM and RAM"
 
 
-def qemu_img(*arguments: str | Path) -> None:
+def run_qemu_img(*arguments: str | Path) -> None:
     """Run qemu-img, which the tests need (tests/lab/needs)."""
     subprocess.run(["qemu-img", *arguments], check=True, capture_output=True)
 
@@ -47,7 +47,7 @@ def make_base(path: Path) -> Path:
 def make_overlay(path: Path, below: Path, kind: str = "raw") -> Path:
     """A qcow2 overlay on `below`, to which nothing was written yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    qemu_img("create", "-q", "-f", "qcow2", "-F", kind, "-b", below, path)
+    run_qemu_img("create", "-q", "-f", "qcow2", "-F", kind, "-b", below, path)
     return path
 
 
@@ -70,7 +70,7 @@ _MAGIC = b"LibvirtQemudSave"
 _QEMU = b"QEVM"
 
 
-def save_image(xml: str, ram: bytes = b"RAM", *, running: bool = True) -> bytes:
+def libvirt_image(xml: str, ram: bytes = b"RAM", *, running: bool = True) -> bytes:
     """What libvirt writes when it saves a machine; `ram` is all that QEMU has to say."""
     data = xml.encode() + b"\0"
     return _MAGIC + struct.pack("=19I", 2, len(data), running, *bytes(16)) + data + _QEMU + ram
@@ -207,7 +207,7 @@ class FakeGuest(Guest):
     def save(self, image: str) -> None:
         self._does("save")
         running = self.stands_still is None
-        Path(image).write_bytes(save_image(self.xml(), self.ram(), running=running))
+        Path(image).write_bytes(libvirt_image(self.xml(), self.ram(), running=running))
         self.shut_off()
         self.exists = self.kept
 
@@ -307,7 +307,7 @@ class FakeGuest(Guest):
         if not self.active:
             raise LibvirtFailed(f"{self.name}: pivot of {target}: domain is not running", 55)
         while below := self.below.get(self.live[target]):
-            qemu_img("commit", "-q", "-d", "-f", "qcow2", self.live[target])
+            run_qemu_img("commit", "-q", "-d", "-f", "qcow2", self.live[target])
             self.live[target] = below
         self.persistent[target] = self.live[target]
         del self.mirrors[target]

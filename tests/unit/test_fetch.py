@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, save_image
+from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, libvirt_image
 from zvmsnap import fits, point, syncoid, vault, zfs
 from zvmsnap.config import Config
 from zvmsnap.destination import Destination
@@ -23,7 +23,7 @@ from zvmsnap.zfs import Branch, Dataset, Snapshot, Use
 Build = Callable[..., Manifest]
 USB = Destination("", "usb/off")
 XML = "<domain type='kvm'><name>web</name><memory>1</memory></domain>"
-RAM = save_image(XML)
+RAM = libvirt_image(XML)
 NAMES = ("tank/web", "tank/web/data")
 
 

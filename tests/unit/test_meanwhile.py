@@ -335,10 +335,10 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
     (needed,) = recover.recover(config, dry_run=True).outcomes
     assert needed.result is recover.Result.NEEDED
     assert needed.found == ("its journal could not be read",)
-    report = recover.recover(config)
-    assert report.complete
+    recovered = recover.recover(config)
+    assert recovered.complete
     assert guest.agent and not (guest.stands_still or guest.agent.frozen)
-    assert [outcome.result for outcome in report.outcomes] == [recover.Result.RECOVERED]
+    assert [outcome.result for outcome in recovered.outcomes] == [recover.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
     assert recover.recover(config).outcomes == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.fakes import SIZE, holds, make_base, make_overlay, qemu_img, write
+from tests.unit.fakes import SIZE, holds, make_base, make_overlay, run_qemu_img, write
 from zvmsnap import qemuimg
 from zvmsnap.errors import OverlayUnreadable, QemuImgFailed, ZvmsnapError
 from zvmsnap.qemuimg import Layer
@@ -31,7 +31,7 @@ def test_chain(tmp_path: Path, base: Path, overlay: Path) -> None:
         str(base),
     ]
     lone = tmp_path / "lone.qcow2"
-    qemu_img("create", "-f", "qcow2", lone, "1M")
+    run_qemu_img("create", "-f", "qcow2", lone, "1M")
     assert qemuimg.chain(str(lone)) == (Layer(str(lone), "qcow2"),)
 
 
@@ -51,7 +51,7 @@ def test_relative_backing_is_told_by_its_whole_path(tmp_path: Path, base: Path) 
 
 def rebase(image: Path, backing: str, kind: str = "raw") -> None:
     """Name another backing file in the header, without a look at it."""
-    qemu_img("rebase", "-u", "-f", "qcow2", "-F", kind, "-b", backing, image)
+    run_qemu_img("rebase", "-u", "-f", "qcow2", "-F", kind, "-b", backing, image)
 
 
 def missing(overlay: Path, base: Path) -> None:
@@ -210,7 +210,7 @@ def test_merge_goes_one_down_and_no_further(tmp_path: Path, overlay: Path, base:
 
 def test_merge_of_what_lies_on_nothing(tmp_path: Path) -> None:
     lone = tmp_path / "lone.qcow2"
-    qemu_img("create", "-f", "qcow2", lone, "1M")
+    run_qemu_img("create", "-f", "qcow2", lone, "1M")
     with pytest.raises(QemuImgFailed, match="lies on nothing"):
         qemuimg.merge_down(str(lone))
 

@@ -33,7 +33,7 @@ def scene(
 on_volume = pytest.mark.parametrize("scene", ["volume"], indirect=True)
 
 
-def plan(scene: Scene, point: Point, wish: Wish | None = None) -> Plan:
+def plan_of(scene: Scene, point: Point, wish: Wish | None = None) -> Plan:
     wish = wish or Wish()
     memory = None if wish.cold else point.manifest.memory
     image = loadable.check(point.directory / memory.file, memory) if memory else None
@@ -153,11 +153,11 @@ def test_refusals(
 
     monkeypatch.setattr(restoreplan, "datetime", Frozen)
     point = scene.point()
-    assert plan(scene, point, wish)
+    assert plan_of(scene, point, wish)
     spoil(scene, point)
     acts, shape = len(scene.world.acts), scene.world.shape()
     with pytest.raises((RestoreImpossible, SnapshotMissing)) as caught:
-        plan(scene, point, wish)
+        plan_of(scene, point, wish)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (len(scene.world.acts), scene.world.shape()) == (acts, shape)
@@ -192,24 +192,24 @@ def older(scene: Scene) -> None:
 def test_what_is_not_in_the_way(scene: Scene, change: Callable[[Scene], None], wish: Wish) -> None:
     point = scene.point()
     change(scene)
-    assert plan(scene, point, wish).datasets == {DATASET}
+    assert plan_of(scene, point, wish).datasets == {DATASET}
 
 
 def test_disk_of_a_renamed_dataset_gets_its_new_path(scene: Scene) -> None:
     point = scene.point()
-    assert plan(scene, point).task.sources == {}
+    assert plan_of(scene, point).task.sources == {}
     scene.guest.active = scene.guest.exists = False
     scene.world.unmount(DATASET)
     scene.world.rename(DATASET, "tank/old")
     scene.world.mount("tank/old")
-    planned = plan(scene, point)
+    planned = plan_of(scene, point)
     path = scene.world.disk_of("tank/old")
     assert planned.task.sources == {"vda": ("file", path, "qcow2")}
     assert planned.datasets == {"tank/old"}
     assert f"  disk vda lies at {path} now" in planned.lines
     scene.world.unmount("tank/old")
     with pytest.raises(ZvmsnapError, match="tank/old: is not mounted"):
-        plan(scene, point)
+        plan_of(scene, point)
 
 
 @on_volume
@@ -233,7 +233,7 @@ def test_disk_on_a_volume(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zvmsnap.zfs.volume_of", volume_of)
-        assert plan(scene, point).task.sources == sources
+        assert plan_of(scene, point).task.sources == sources
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_what_the_guest_does_in_the_end(
     scene: Scene, wish: Wish, memory: bool, running: bool, level: Level, begin: Begin
 ) -> None:
     point = scene.point(memory=memory, running=running, level=level)
-    task = plan(scene, point, wish).task
+    task = plan_of(scene, point, wish).task
     assert (task.begin, task.memory) == (begin, memory and not wish.cold)
 
 
@@ -287,15 +287,15 @@ def test_safety(
 ) -> None:
     point = scene.point()
     change(scene)
-    task = plan(scene, point).task
+    task = plan_of(scene, point).task
     assert task.safety
     assert (task.safety.level, task.safety.reason) == (level, reason)
     assert task.safety.targets == (DATASET,)
     assert [disk.target for disk in task.safety.disks] == ["vda"]
     assert task.save is task.was_active is scene.guest.active
     assert task.safety.capture == task.capture
-    assert plan(scene, point, Wish(safety=False)).task.safety is None
-    rollback = plan(scene, point, ROLLBACK).task
+    assert plan_of(scene, point, Wish(safety=False)).task.safety is None
+    rollback = plan_of(scene, point, ROLLBACK).task
     assert (rollback.safety, rollback.units) == (None, ())
     assert rollback.save is scene.guest.active
     assert rollback.rollback == (f"{DATASET}@{NAME}",)
@@ -305,14 +305,14 @@ def test_safety_holds_all_datasets_of_the_guest(scene: Scene) -> None:
     point = scene.point()
     scene.world.add("tank/more")
     scene.guest.live["vdb"] = scene.world.disk_of("tank/more")
-    task = plan(scene, point).task
+    task = plan_of(scene, point).task
     assert task.safety and task.safety.targets == ("tank/more", DATASET)
     assert [unit.top for unit in task.units] == [DATASET]
 
 
 def test_lines(scene: Scene) -> None:
     point = scene.point()
-    planned = plan(scene, point)
+    planned = plan_of(scene, point)
     (unit,), safety = planned.task.units, planned.task.safety
     assert safety
     assert planned.lines == (
@@ -324,10 +324,10 @@ def test_lines(scene: Scene) -> None:
         "  web goes on from its RAM",
     )
     scene.guest.exists = False
-    assert plan(scene, point, Wish(cold=True)).lines[1:] == (
+    assert plan_of(scene, point, Wish(cold=True)).lines[1:] == (
         "  what is there now is NOT kept as a point",
         f"  tank/web holds tank/web@{NAME} again",
-        plan(scene, point).lines[3],
+        plan_of(scene, point).lines[3],
         "  web boots from its disks of then",
     )
 
@@ -342,7 +342,7 @@ def test_lines_of_a_rollback_name_all_that_it_destroys(
         directory,
         manifest(moment="later", snapshots=(Tie(DATASET, "later", later.guid, later.createtxg),)),
     )
-    assert plan(scene, point, ROLLBACK).lines == (
+    assert plan_of(scene, point, ROLLBACK).lines == (
         f"restore {point.name}:",
         "  web is stopped",
         "  what is there now is NOT kept as a point",
