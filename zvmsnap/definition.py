@@ -22,7 +22,7 @@ FOLDER = ".zvmsnap"
 
 
 def store(
-    guest: Guest, directory: Path, places: Iterable[Place], mounts: list[mounttable.Mount]
+    guest: Guest, directory: Path, places: Iterable[Place], table: list[mounttable.Mount]
 ) -> str | None:
     """Write the files into `directory` and into each mounted dataset of `places`.
 
@@ -44,7 +44,7 @@ def store(
     except TpmUncapturable as error:
         # A point without it is worth more than none.
         why_no_tpm = str(error)
-    tops = {mounttable.mountpoint_of(place.dataset, mounts) for place in places}
+    tops = {mounttable.mountpoint_of(place.dataset, table) for place in places}
     inside = [Path(top) / FOLDER / folder_of(guest.name) for top in tops if top]
     _write(private_dir(directory), files)
     for target in inside:

@@ -253,7 +253,7 @@ def stow_memory(
         stored = plain
     else:
         stored = plain if zstd_level is None else directory / point.MEMORY_ZSTD
-        _copy(image, stored, digest.update, zstd_level)
+        _copy_image(image, stored, digest.update, zstd_level)
     sync_dir(directory)
     return Memory(
         file=stored.name,
@@ -265,21 +265,21 @@ def stow_memory(
     )
 
 
-def _copy(
+def _copy_image(
     image: Path, stored: Path, hashed: Callable[[bytes], None], zstd_level: int | None
 ) -> None:
     descriptor = os.open(
         stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
     )
     try:
-        _pour(image, descriptor, hashed, zstd_level)
+        _pour_image(image, descriptor, hashed, zstd_level)
     except BaseException:
         # A full vault must not stay full of half an image.
         stored.unlink(missing_ok=True)
         raise
 
 
-def _pour(
+def _pour_image(
     image: Path, descriptor: int, hashed: Callable[[bytes], None], zstd_level: int | None
 ) -> None:
     with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
