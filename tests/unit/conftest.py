@@ -16,14 +16,21 @@ from tests.unit import fakelibvirt  # noqa: F401 - before all that imports libvi
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakepre import Scene
 from tests.unit.fakes import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
-from zvmsnap import capture, cli, finish, hypervisor, recover, zfs
-from zvmsnap.config import Config
-from zvmsnap.hypervisor import Pause
-from zvmsnap.journal import Disk as EntryDisk
-from zvmsnap.journal import Entry, Journal, Process, still_clock_s
-from zvmsnap.levels import Level
-from zvmsnap.point import DOMAIN_XML, Disk, Host, Manifest, Memory, Tie, Timing
-from zvmsnap.staging import CaptureDir
+from zvmsnap.capture import all_guests
+from zvmsnap.cli import main
+from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.journal.entry import Disk as EntryDisk
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points.manifest import DOMAIN_XML, Disk, Host, Manifest, Memory, Tie, Timing
+from zvmsnap.recovery import recover
+from zvmsnap.virt import host as libvirt_host
+from zvmsnap.virt.guest import Pause
+from zvmsnap.zfs import zfs
 
 hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("unit")
@@ -121,7 +128,7 @@ def guest(tmp_path: Path) -> FakeGuest:
 def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHypervisor:
     """A hypervisor with that guest, in place of libvirt."""
     known = FakeHypervisor(guest)
-    for room in (capture, finish, recover, hypervisor):
+    for room in (all_guests, after_snapshot, recover, libvirt_host):
         monkeypatch.setattr(room, "Hypervisor", known.connect)
     return known
 
@@ -137,7 +144,7 @@ def command(
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["zvmsnap", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capfd.readouterr()
         assert "Traceback" not in said.err
         return int(ended.value.code or 0), said.out, said.err

@@ -10,24 +10,19 @@ import pytest
 
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import UUID, DumpedGuest, FakeHypervisor, make_base
-from zvmsnap import (
-    capture,
-    definition,
-    domainxml,
-    gate,
-    guard,
-    leave,
-    mounttable,
-    qemuconf,
-    staging,
-    still,
-    zfs,
-)
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import DumpAborted, LibvirtFailed, NotStill
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.capture import all_guests
+from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotStill
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks import jobs, staging
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import definition
+from zvmsnap.quiesce import barrier, thaw, watchdog
+from zvmsnap.virt import domain_xml, qemu_conf
+from zvmsnap.zfs import mounts, types, zfs
 
 MEMORY, PAUSED, QUIESCED, CRASH = Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH
 MOMENT = "autosnap_2026-11-20_03:00:00"
@@ -54,21 +49,21 @@ class Scene:
         self.modes: dict[str, dict[str, str]] = {}
         self.cancelled = threading.Event()
         self.has_guard = True
-        self._table = [mounttable.Mount(1, 0, "/", "/", "")]
+        self._table = [mounts.Mount(1, 0, "/", "/", "")]
         self._write = Journal.write
         self._post_within_s = 0.0
         self._steps: dict[str, str] = {}
         host.known.clear()
         patch.setattr(zfs, "datasets", self._datasets)
-        patch.setattr(mounttable, "mounts", lambda: self._table)
+        patch.setattr(mounts, "read_table", lambda: self._table)
         # QEMU's user, who must pass through to the overlays, is no subject here.
         patch.setattr(staging, "check_usable", lambda *_: None)
-        patch.setattr(guard, "arm", lambda *_: self._say("", "arm"))
-        patch.setattr(guard, "ensure", self._ensure)
+        patch.setattr(watchdog, "arm", lambda *_: self._say("", "arm"))
+        patch.setattr(watchdog, "ensure", self._ensure)
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
-        patch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-        patch.setattr(still, "_THAW_AGAIN_S", 0)
-        patch.setattr(gate, "_LOOK_AGAIN_S", 0.01)
+        patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+        patch.setattr(thaw, "_THAW_AGAIN_S", 0)
+        patch.setattr(barrier, "_LOOK_AGAIN_S", 0.01)
         self.config.staging_dir.mkdir(exist_ok=True)
 
     def pre(self, *types: str, post_within_s: float = 0) -> bool:
@@ -76,13 +71,13 @@ class Scene:
         self._post_within_s = post_within_s
         names = tuple(f"{MOMENT}_{each}" for each in types or ("hourly",))
         call = HookCall(Role.PRE, tuple(self.modes), names)
-        return capture.begin(call, self.config, OWNER, {}, self.cancelled, post_within_s)
+        return all_guests.begin(call, self.config, OWNER, {}, self.cancelled, post_within_s)
 
     def add(self, name: str = "web", uuid: str = UUID) -> DumpedGuest:
         """A guest with an agent, and its dataset."""
         number = len(self._table) + 1
         mountpoint = self.root / "tank" / name
-        self._table.append(mounttable.Mount(number, 1, "/", str(mountpoint), f"tank/{name}"))
+        self._table.append(mounts.Mount(number, 1, "/", str(mountpoint), f"tank/{name}"))
         guest = DumpedGuest(name, uuid, vda=make_base(mountpoint / "vda.raw"))
         guest.agent = FakeAgent()
         guest.calls = Calls(lambda call: self._say(name, call))
@@ -117,9 +112,9 @@ class Scene:
             assert (guest.live["vda"] in guest.below) is bool(on_overlay)
             assert guest.allowed_ms == 300
 
-    def _datasets(self) -> dict[str, zfs.Dataset]:
+    def _datasets(self) -> dict[str, types.Dataset]:
         return {
-            name: zfs.Dataset(
+            name: types.Dataset(
                 name,
                 "filesystem",
                 compressed=False,
@@ -181,7 +176,7 @@ def overlays(scene: Scene, guest: DumpedGuest) -> None:
 
 
 def shareable(scene: Scene, guest: DumpedGuest) -> None:
-    scene.patch.setattr(domainxml, "why_no_overlay", lambda _disk: "vda is shareable")
+    scene.patch.setattr(domain_xml, "why_no_overlay", lambda _disk: "vda is shareable")
 
 
 def overlays_but_shareable(scene: Scene, guest: DumpedGuest) -> None:
@@ -256,7 +251,7 @@ def half_an_image(scene: Scene, guest: DumpedGuest) -> None:
 
 
 def sparse(scene: Scene, guest: DumpedGuest) -> None:
-    scene.patch.setattr(qemuconf, "why_unloadable", lambda: "qemu.conf says sparse")
+    scene.patch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
 
 
 def full(scene: Scene, guest: DumpedGuest) -> None:

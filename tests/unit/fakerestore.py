@@ -18,14 +18,17 @@ import pytest
 import zstandard
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, libvirt_image
-from zvmsnap import mounttable, staging, survey, untouched, vault, zfs
-from zvmsnap.config import Config
-from zvmsnap.errors import LibvirtFailed, ZfsFailed
-from zvmsnap.hypervisor import Guest
-from zvmsnap.levels import Level
-from zvmsnap.placement import Place
-from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, Point, Tie
-from zvmsnap.tasks import Clone, Restore, Tasks
+from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import changes, location, staging
+from zvmsnap.journal.operation import Clone, Restore, Tasks
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.virt.guest import Guest
+from zvmsnap.zfs import mounts, types, volume, zfs
+from zvmsnap.zfs.mounts import Place
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 DATASET = "tank/web"
@@ -86,7 +89,7 @@ class World:
             self._mount(name)
         return held
 
-    def snap(self, full_name: str, content: str | None = None) -> zfs.Snapshot:
+    def snap(self, full_name: str, content: str | None = None) -> types.Snapshot:
         dataset, _, name = full_name.partition("@")
         held = self.held[dataset]
         self.kept.append(Kept(held.guid, name, self._next(), content or held.content))
@@ -98,7 +101,7 @@ class World:
         return str(self.root / dataset / "vda.raw")
 
     def of_path(self, path: str) -> Held:
-        place = survey.place_of(path, mounttable.mounts())
+        place = location.place_of(path, mounts.read_table())
         assert place, path
         return self.held[place.dataset]
 
@@ -142,10 +145,10 @@ class World:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         for verb in ("datasets", "all_snapshots", "snapshots", "uses", "marked"):
             patch.setattr(zfs, verb, getattr(self, verb))
-        patch.setattr(mounttable, "mounts", self.mounts)
+        patch.setattr(mounts, "read_table", self.mounts)
         patch.setattr(zfs, "local_properties", self.local_properties)
-        patch.setattr(zfs, "volume_of", self.volume_of)
-        patch.setattr(untouched, "written_to", self.written_to)
+        patch.setattr(volume, "volume_of", self.volume_of)
+        patch.setattr(changes, "written_to", self.written_to)
         patch.setattr(zfs, "written_bytes", lambda dataset: len(self.held[dataset].content))
         for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
             patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
@@ -161,9 +164,9 @@ class World:
 
     # -- the verbs of zvmsnap.zfs
 
-    def datasets(self) -> dict[str, zfs.Dataset]:
+    def datasets(self) -> dict[str, types.Dataset]:
         return {
-            name: zfs.Dataset(
+            name: types.Dataset(
                 name,
                 held.type,
                 compressed=False,
@@ -177,21 +180,21 @@ class World:
             for name, held in self.held.items()
         }
 
-    def all_snapshots(self) -> zfs.Answer:
+    def all_snapshots(self) -> types.Answer:
         found = [self._snapshot(each) for each in self.kept]
         pools = frozenset(name.partition("/")[0] for name in self.held)
-        return zfs.Answer({each.full_name: each for each in found}, pools)
+        return types.Answer({each.full_name: each for each in found}, pools)
 
-    def snapshots(self, names: Iterable[str]) -> zfs.Answer:
+    def snapshots(self, names: Iterable[str]) -> types.Answer:
         answer = self.all_snapshots()
         wanted = set(names)
         found = {name: one for name, one in answer.present.items() if name in wanted}
-        return zfs.Answer(found, answer.pools)
+        return types.Answer(found, answer.pools)
 
-    def uses(self, datasets: Sequence[str]) -> list[zfs.Use]:
+    def uses(self, datasets: Sequence[str]) -> list[types.Use]:
         homes = {self.held[name].guid for name in datasets}
         return [
-            zfs.Use(
+            types.Use(
                 self._snapshot(each),
                 tuple(name for name, held in self.held.items() if held.origin == each.guid),
                 each.holds,
@@ -222,8 +225,8 @@ class World:
             != self._kept(f"{place.dataset}@{names[place.dataset]}").content
         ]
 
-    def mounts(self) -> list[mounttable.Mount]:
-        table = [mounttable.Mount(1, 0, "/", "/", "")]
+    def mounts(self) -> list[mounts.Mount]:
+        table = [mounts.Mount(1, 0, "/", "/", "")]
         for number, name in enumerate(sorted(self.held), 2):
             if not self.held[name].mounted:
                 continue
@@ -232,7 +235,7 @@ class World:
                 (m for m in table if point.startswith(f"{m.mountpoint.rstrip('/')}/")),
                 key=lambda mount: len(mount.mountpoint),
             )
-            table.append(mounttable.Mount(number, above.number, "/", point, name))
+            table.append(mounts.Mount(number, above.number, "/", point, name))
         return table
 
     def volume_of(self, device: str) -> str | None:
@@ -329,9 +332,9 @@ class World:
                 return each
         raise ZfsFailed(f"{full_name}: does not exist")
 
-    def _snapshot(self, kept: Kept) -> zfs.Snapshot:
+    def _snapshot(self, kept: Kept) -> types.Snapshot:
         home = next(name for name, held in self.held.items() if held.guid == kept.home)
-        return zfs.Snapshot(home, kept.name, kept.guid, kept.guid)
+        return types.Snapshot(home, kept.name, kept.guid, kept.guid)
 
     def _origin(self, held: Held) -> str:
         found = (each for each in self.kept if held.origin and each.guid == held.origin)
@@ -452,7 +455,7 @@ class Scene:
         file = "memory.img.zst" if zstd else "memory.img"
         if memory:
             (directory / file).write_bytes(stored)
-        place = survey.place_of(self.guest.live["vda"], mounttable.mounts())
+        place = location.place_of(self.guest.live["vda"], mounts.read_table())
         assert place
         digest = hashlib.sha256(stored).hexdigest()
         packed = "zstd" if zstd else "none"

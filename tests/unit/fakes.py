@@ -19,10 +19,12 @@ from xml.sax.saxutils import quoteattr
 import pytest
 
 from tests.unit.fakeagent import FakeAgent
-from zvmsnap import domainxml, saveimage, zfs
-from zvmsnap.errors import DomainGone, HypervisorUnreachable, LibvirtFailed, ZfsFailed
-from zvmsnap.hypervisor import Guest, Hypervisor, Pause
-from zvmsnap.pauseclock import PauseClock
+from zvmsnap.common.errors import DomainGone, HypervisorUnreachable, LibvirtFailed, ZfsFailed
+from zvmsnap.virt import domain_xml, save_image
+from zvmsnap.virt.downtime import PauseClock
+from zvmsnap.virt.guest import Guest, Pause
+from zvmsnap.virt.host import Hypervisor
+from zvmsnap.zfs import types, volume, zfs
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
@@ -162,7 +164,7 @@ class FakeGuest(Guest):
         self.metadata = "" if metadata is None else ET.tostring(metadata, encoding="unicode")
         others = (one for one in root.findall("devices/*") if one.tag != "disk")
         self.equipment = "".join(ET.tostring(one, encoding="unicode") for one in others)
-        return {disk.target: disk.source for disk in domainxml.parse(xml).disks}
+        return {disk.target: disk.source for disk in domain_xml.parse(xml).disks}
 
     def is_active(self) -> bool:
         self._called("is_active")
@@ -217,7 +219,7 @@ class FakeGuest(Guest):
         if self.active:
             raise LibvirtFailed(f"{self.name}: loading: domain is already active", 55)
         with image.open("rb") as file:
-            head = saveimage.read_head(file, str(image))
+            head = save_image.read_head(file, str(image))
             ram = file.read()
         self.live = self.learn(xml or head.xml)
         self.active = True
@@ -420,7 +422,7 @@ class FakeHypervisor(Hypervisor):
         return self._known(guest)
 
     def restore(self, image: str, xml: str | None = None, *, paused: bool = False) -> None:
-        stored = saveimage.xml_of(Path(image))
+        stored = save_image.xml_of(Path(image))
         guest = self._guest_of(stored)
         guest.load(Path(image), xml, paused=paused)
         self._known(guest)
@@ -431,7 +433,7 @@ class FakeHypervisor(Hypervisor):
         return guest
 
     def _guest_of(self, xml: str) -> FakeGuest:
-        seen = domainxml.parse(xml)
+        seen = domain_xml.parse(xml)
         guest = next((one for one in self.known if one.uuid == seen.uuid and one.exists), None)
         if guest is None:
             guest = self.new_guest(seen.name, seen.uuid)
@@ -467,14 +469,14 @@ class FakeZfs:
     def __init__(self) -> None:
         self.present: dict[str, int] = {}
 
-    def snapshots(self, names: Iterable[str]) -> zfs.Answer:
+    def snapshots(self, names: Iterable[str]) -> types.Answer:
         """As zfs.snapshots."""
         found = {}
         for full_name in names:
             dataset, _, name = full_name.partition("@")
             if full_name in self.present:
-                found[full_name] = zfs.Snapshot(dataset, name, self.present[full_name], 1)
-        return zfs.Answer(found, frozenset({"tank"}))
+                found[full_name] = types.Snapshot(dataset, name, self.present[full_name], 1)
+        return types.Answer(found, frozenset({"tank"}))
 
 
 class PowerCut(Exception):
@@ -528,7 +530,8 @@ class FakePool:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it in place of ZFS."""
         for verb in self.VERBS:
-            monkeypatch.setattr(zfs, verb, getattr(self, verb))
+            room = volume if verb == "wait_device" else zfs
+            monkeypatch.setattr(room, verb, getattr(self, verb))
 
     def add(
         self,
@@ -575,9 +578,9 @@ class FakePool:
 
     # -- the verbs
 
-    def datasets(self) -> dict[str, zfs.Dataset]:
+    def datasets(self) -> dict[str, types.Dataset]:
         return {
-            name: zfs.Dataset(
+            name: types.Dataset(
                 name=name,
                 type=held.type,
                 compressed=False,
@@ -590,23 +593,25 @@ class FakePool:
             for name, held in self.held.items()
         }
 
-    def snapshots(self, names: Iterable[str]) -> zfs.Answer:
+    def snapshots(self, names: Iterable[str]) -> types.Answer:
         everything, wanted = self.all_snapshots(), set(names)
-        return zfs.Answer(
+        return types.Answer(
             {name: found for name, found in everything.present.items() if name in wanted},
             everything.pools,
             frozenset(name for name in wanted if name.partition("@")[0] not in self.held),
         )
 
-    def all_snapshots(self) -> zfs.Answer:
+    def all_snapshots(self) -> types.Answer:
         found = [use.snapshot for use in self.uses(list(self.held))]
         pools = frozenset(name for name in self.held if "/" not in name)
-        return zfs.Answer({snapshot.full_name: snapshot for snapshot in found}, pools)
+        return types.Answer({snapshot.full_name: snapshot for snapshot in found}, pools)
 
-    def uses(self, datasets: Sequence[str]) -> list[zfs.Use]:
+    def uses(self, datasets: Sequence[str]) -> list[types.Use]:
         return [
-            zfs.Use(
-                zfs.Snapshot(name, kept.name, kept.guid, kept.createtxg), self._clones(kept.guid), 0
+            types.Use(
+                types.Snapshot(name, kept.name, kept.guid, kept.createtxg),
+                self._clones(kept.guid),
+                0,
             )
             for name in datasets
             for kept in self._dataset(name).snapshots

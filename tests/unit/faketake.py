@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import OTHER, UUID, DumpedGuest, FakeHypervisor, make_base
-from zvmsnap import capture, finish, guard, hypervisor, leave, mounttable, staging, zfs
-from zvmsnap.config import Config
-from zvmsnap.errors import ZfsFailed
-from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
+from zvmsnap.capture import all_guests
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs, staging
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.quiesce import watchdog
+from zvmsnap.virt import host as libvirt_host
+from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs.types import Answer, Dataset, Snapshot, Use
 
 WEB, DB = "tank/web", "tank/db"
 
@@ -20,9 +25,9 @@ class Pool:
 
     def __init__(self, root: Path) -> None:
         self.datasets = {name: Dataset(name, "filesystem", False) for name in (WEB, DB)}
-        self.table = [mounttable.Mount(1, 0, "/", "/", "")]
+        self.table = [mounts.Mount(1, 0, "/", "/", "")]
         for number, name in enumerate(self.datasets, 2):
-            self.table.append(mounttable.Mount(number, 1, "/", f"{root}/{name}", name))
+            self.table.append(mounts.Mount(number, 1, "/", f"{root}/{name}", name))
         self.present: dict[str, Snapshot] = {}
         self.groups: dict[str, str] = {}
         self.fails_after = 99
@@ -33,7 +38,7 @@ class Pool:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(zfs, "datasets", lambda: self.datasets)
-        patch.setattr(mounttable, "mounts", lambda: self.table)
+        patch.setattr(mounts, "read_table", lambda: self.table)
         patch.setattr(zfs, "snapshots", lambda names: self._answer(set(names)))
         patch.setattr(zfs, "all_snapshots", lambda: self._answer(set(self.present)))
         patch.setattr(zfs, "uses", self._uses)
@@ -75,11 +80,11 @@ def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHyp
         DumpedGuest("web", UUID, vda=make_base(root / WEB / "a.raw")),
         DumpedGuest("db", OTHER, vda=make_base(root / DB / "a.raw")),
     )
-    for room in (capture, finish, hypervisor):
+    for room in (all_guests, after_snapshot, libvirt_host):
         patch.setattr(room, "Hypervisor", found.connect)
-    patch.setattr(guard, "arm", lambda *_: None)
-    patch.setattr(guard, "ensure", lambda *_, **__: None)
-    patch.setattr(leave, "_LOOK_EVERY_S", 0.001)
+    patch.setattr(watchdog, "arm", lambda *_: None)
+    patch.setattr(watchdog, "ensure", lambda *_, **__: None)
+    patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must pass through to the overlays, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_: None)
     config.staging_dir.mkdir(exist_ok=True)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeGuest
-from zvmsnap import agent, log
-from zvmsnap.agent import Ran
-from zvmsnap.errors import AgentSilent, LibvirtFailed
+from zvmsnap.common import log
+from zvmsnap.common.errors import AgentSilent, LibvirtFailed
+from zvmsnap.virt import agent
+from zvmsnap.virt.agent import Ran
 
 
 class Talking(FakeGuest):

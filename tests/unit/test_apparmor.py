@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import apparmor
+from zvmsnap.disks import apparmor
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 BASE, OTHER = "/tank/web/a & b.raw", "/tank/web/c.raw"

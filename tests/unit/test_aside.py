@@ -1,9 +1,10 @@
 import pytest
 
-from zvmsnap import aside, zfs
-from zvmsnap.errors import SendRefused
-from zvmsnap.far import Far
-from zvmsnap.zfs import Branch, Snapshot
+from zvmsnap.common.errors import SendRefused
+from zvmsnap.common.ssh import Far
+from zvmsnap.replication import divergence
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Branch, Snapshot
 
 NAS = Far("nas")
 A, DATA, OTHER = "far/t/a", "far/t/a/data", "far/t/a/other"
@@ -27,12 +28,12 @@ PLANS = [
 
 @pytest.mark.parametrize(("diverged", "sent", "there", "expected"), PLANS)
 def test_plan(diverged: list[str], sent: list[str], there: list[str], expected: list[str]) -> None:
-    assert aside.plan(diverged, common(*sent), branch(*there)) == expected
+    assert divergence.plan(diverged, common(*sent), branch(*there)) == expected
 
 
 def test_what_belongs_to_somebody_else_is_not_renamed() -> None:
     with pytest.raises(SendRefused, match="holds far/t/a/other, which is not sent"):
-        aside.plan([A], common(A, DATA), branch(A, DATA, OTHER))
+        divergence.plan([A], common(A, DATA), branch(A, DATA, OTHER))
 
 
 def test_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,7 @@ def test_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for verb in ("rename", "clone", "promote"):
         note(verb)
-    aside.set_aside([A], common(A, DATA, "far/t/ab"), branch(A, DATA), "T", NAS)
+    divergence.set_aside([A], common(A, DATA, "far/t/ab"), branch(A, DATA), "T", NAS)
     assert calls == [
         "rename far/t/a far/t/a.before-T",
         "clone far/t/a.before-T@s1 far/t/a {'readonly': 'on', 'canmount': 'noauto'}",

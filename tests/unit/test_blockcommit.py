@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import blockcommit
-from zvmsnap.errors import BlockJobNotReady, CommitFailed, DomainGone, LibvirtFailed
-from zvmsnap.stacks import Stack
+from zvmsnap.common.errors import BlockJobNotReady, CommitFailed, DomainGone, LibvirtFailed
+from zvmsnap.disks import live_commit
+from zvmsnap.disks.overlay_chain import Stack
 
 NEVER = 10**9
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -175,7 +175,7 @@ def to_base(
     armor: AppArmor | None = None,
 ) -> None:
     armor = armor or AppArmor()
-    blockcommit.to_base(guest, stacks(*targets or guest.drives), timeout_s, allow=armor.allow)
+    live_commit.to_base(guest, stacks(*targets or guest.drives), timeout_s, allow=armor.allow)
 
 
 def work(guest: FakeGuest) -> list[str]:
@@ -185,8 +185,8 @@ def work(guest: FakeGuest) -> list[str]:
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockcommit, "_LOOK_EVERY_S", 0.001)
-        patch.setattr(blockcommit, "_PIVOT_AGAIN_S", 0.001)
+        patch.setattr(live_commit, "_LOOK_EVERY_S", 0.001)
+        patch.setattr(live_commit, "_PIVOT_AGAIN_S", 0.001)
         yield
 
 
@@ -391,14 +391,14 @@ def test_a_disk_that_is_taken_away_is_not_pivoted_and_not_told(detached_at: str)
     told: list[str] = []
     # One that vanishes just when its commit is to begin may be reported, but never for ever.
     with suppress(CommitFailed):
-        blockcommit.to_base(guest, stacks("vdb", "vda"), 60, telling(told), AppArmor().allow)
+        live_commit.to_base(guest, stacks("vdb", "vda"), 60, telling(told), AppArmor().allow)
     to_base(guest, "vdb", "vda")
     assert guest.drives["vdb"].source == base("vdb")
     assert "pivot vda" not in guest.trace
     assert told == ["vdb"]
 
 
-def telling(told: list[str]) -> blockcommit.Leaving:
+def telling(told: list[str]) -> live_commit.Leaving:
     def leaving(target: str, leave: Callable[[], None]) -> None:
         told.append(target)
         leave()
@@ -415,7 +415,7 @@ def test_only_what_is_merged_here_and_now_is_told_before_it_is_left() -> None:
         leave()
 
     with pytest.raises(CommitFailed, match="vdc"):
-        blockcommit.to_base(guest, stacks("vda", "vdb", "vdc"), 60, leaving, AppArmor().allow)
+        live_commit.to_base(guest, stacks("vda", "vdb", "vdc"), 60, leaving, AppArmor().allow)
     assert told == [("vda", ["commit vda", "commit vdc"])]
 
 
@@ -426,7 +426,7 @@ def test_what_cannot_be_written_down_is_not_left() -> None:
         raise CommitFailed("no journal")
 
     with pytest.raises(CommitFailed, match=r"no journal.*vda is still on"):
-        blockcommit.to_base(guest, stacks("vda"), 60, leaving, AppArmor().allow)
+        live_commit.to_base(guest, stacks("vda"), 60, leaving, AppArmor().allow)
     assert work(guest) == ["commit vda"]
 
 
@@ -507,7 +507,7 @@ def test_where_one_disk_has_a_problem_none_is_touched(source: str) -> None:
     guest = FakeGuest(vda=frozen("vda", source=source), vdb=frozen("vdb"))
     broken = Stack("vda", (overlay("vda"),), problem="end that snapshot first")
     with pytest.raises(CommitFailed, match="vda: end that snapshot first"):
-        blockcommit.to_base(guest, {**stacks("vdb"), "vda": broken}, 60, allow=AppArmor().allow)
+        live_commit.to_base(guest, {**stacks("vdb"), "vda": broken}, 60, allow=AppArmor().allow)
     assert work(guest) == []
 
 
@@ -517,7 +517,7 @@ def test_of_several_overlays_none_is_left() -> None:
     stack = Stack("vda", (overlay("vda"), below), base("vda"))
     guest.drives["vda"].forgetful = True
     with pytest.raises(CommitFailed, match=f"persistent definition still names {below}"):
-        blockcommit.to_base(guest, {"vda": stack}, 60, allow=AppArmor().allow)
+        live_commit.to_base(guest, {"vda": stack}, 60, allow=AppArmor().allow)
 
 
 def test_block_job_of_another_kind_is_not_taken_for_our_commit() -> None:

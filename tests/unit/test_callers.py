@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import callers
-from zvmsnap.errors import HookEnvironmentInvalid
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.common.errors import HookEnvironmentInvalid
+from zvmsnap.hooks import callers
+from zvmsnap.journal.request import HookCall, Role
 
 SANOID = HookCall(Role.PRE, ("tank/a",), ("x",))
 UNNAMED = HookCall(Role.PRE, ("tank/a",), ("x",), unnamed=True)
@@ -102,7 +102,7 @@ def test_sanoid_above_in_the_real_table(tmp_path: Path) -> None:
         "subprocess.run(['sh', '-c', sys.argv[1] + '; true'])\n"
     )
     child = (
-        f"{sys.executable} -c 'from zvmsnap import callers, sanoid; "
+        f"{sys.executable} -c 'from zvmsnap.hooks import callers, sanoid; "
         'c = sanoid.HookCall(sanoid.Role.PRE, ("a",), ("b",)); print(callers.above(c, {}).pid)\''
     )
     done = subprocess.run(

@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import DumpedGuest, FakeHypervisor, FakeZfs, make_base
-from zvmsnap import capture, mounttable, qemuconf, staging, tpm, zfs
-from zvmsnap.config import Config
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
-from zvmsnap.sanoid import HookCall, Role
-from zvmsnap.staging import CaptureDir
-from zvmsnap.tasks import Begin, Clone, Tasks
+from zvmsnap.capture import all_guests
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import staging
+from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.operation import Begin, Clone, Tasks
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.virt import qemu_conf, tpm_state
+from zvmsnap.zfs import mounts, types, zfs
 
-DATASET = zfs.Dataset("tank/web", "filesystem", compressed=False)
+DATASET = types.Dataset("tank/web", "filesystem", compressed=False)
 CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
 
 
@@ -34,16 +39,16 @@ def begin(
     """Runs pre for tank/web, where the guest's disk lies; returns what the journal then says."""
     monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
     table = [
-        mounttable.Mount(1, 0, "/", "/", ""),
-        mounttable.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
+        mounts.Mount(1, 0, "/", "/", ""),
+        mounts.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
     ]
-    monkeypatch.setattr(mounttable, "mounts", lambda: table)
+    monkeypatch.setattr(mounts, "read_table", lambda: table)
     # QEMU's user, who must pass through to the overlays, is no subject here.
     monkeypatch.setattr(staging, "check_usable", lambda *_arguments: None)
 
     def run() -> tuple[bool, Entry]:
         config.staging_dir.mkdir(exist_ok=True)
-        complete = capture.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
+        complete = all_guests.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
         (entry,) = Journal(config.journal_dir).entries()
         return complete, entry
 
@@ -63,7 +68,7 @@ def test_no_dump_that_could_not_be_loaded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(qemuconf, "why_unloadable", lambda: "qemu.conf says sparse")
+    monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
     complete, entry = begin()
     assert (complete, entry.level) == (False, Level.CRASH)
     assert entry.reason == "qemu.conf says sparse"
@@ -101,7 +106,7 @@ def test_tpm(
     running: bool,
     why: str | None,
 ) -> None:
-    monkeypatch.setattr(tpm, "SWTPM", tmp_path / "swtpm")
+    monkeypatch.setattr(tpm_state, "SWTPM", tmp_path / "swtpm")
     state = tmp_path / "swtpm" / guest.uuid / "tpm2" / "tpm2-00.permall"
     state.parent.mkdir(parents=True)
     state.write_bytes(b"before")
@@ -139,7 +144,7 @@ def test_guest_that_is_being_restored_gets_no_point_and_says_why(
     Tasks(config.journal_dir).write(task)
     config.staging_dir.mkdir()
     owner = Process.none()
-    assert not capture.begin(CALL, config, owner, {}, threading.Event(), 0)
+    assert not all_guests.begin(CALL, config, owner, {}, threading.Event(), 0)
     assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
     assert list(config.staging_dir.iterdir()) == []
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.choose import choose
-from zvmsnap.errors import PointNotFound
-from zvmsnap.point import Manifest, Point, Tie
+from zvmsnap.common.errors import PointNotFound
+from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.points.selector import choose
 
 THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
 

@@ -10,10 +10,15 @@ import pytest
 
 import zvmsnap
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import cli, mounttable, qemuconf, vault, zfs
-from zvmsnap.errors import LibvirtFailed
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.point import Manifest, Tie
+from zvmsnap.cli import main
+from zvmsnap.common.errors import LibvirtFailed
+from zvmsnap.common.process import Process
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.virt import qemu_conf
+from zvmsnap.zfs import mounts, types, zfs
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 Run = Callable[..., tuple[int, str, str]]
@@ -25,8 +30,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     conf = tmp_path / "config.toml"
     keys = ("staging", "vault", "journal", "locks")
     conf.write_text("".join(f'{key} = "{tmp_path / key}"\n' for key in keys))
-    present = {f"tank/web@{NAME}": zfs.Snapshot("tank/web", NAME, 11, 101)}
-    answer = zfs.Answer(present, frozenset(["tank"]))
+    present = {f"tank/web@{NAME}": types.Snapshot("tank/web", NAME, 11, 101)}
+    answer = types.Answer(present, frozenset(["tank"]))
     monkeypatch.setattr(zfs, "all_snapshots", lambda: answer)
     monkeypatch.setattr(zfs, "snapshots", lambda names: answer)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
@@ -34,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["zvmsnap", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capfd.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
@@ -165,7 +170,7 @@ def seams(
     host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeHypervisor]:
     pools.present = {f"tank/web@{NAME}": 11}
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(zfs, "snapshots", pools.snapshots)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -291,7 +296,7 @@ def test_a_file_in_place_of_a_directory_is_one_line(
 def test_list_warns_of_a_format_that_cannot_be_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qemuconf, "why_unloadable", lambda: "qemu.conf says sparse")
+    monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
     for arguments in (["list"], ["list", "--json"]):
         code, _, err = run(*arguments)
         assert (code, err.count("\n")) == (0, 1)

@@ -8,11 +8,13 @@ import pytest
 import typer
 
 from tests.unit.fakerestore import NAME, Scene, set_scene
-from zvmsnap import fits, hypervisor, unclone, verify
-from zvmsnap.config import Config
-from zvmsnap.journal import Process
-from zvmsnap.point import Manifest
-from zvmsnap.tasks import Begin, Clone, Tasks
+from zvmsnap.clone import destroy, verify
+from zvmsnap.common.process import Process
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.operation import Begin, Clone, Tasks
+from zvmsnap.points import compatibility
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.virt import host as libvirt_host
 
 Run = Callable[..., tuple[int, str, str]]
 WEB = f"web@{NAME}"
@@ -25,12 +27,12 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
-    monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    monkeypatch.setattr(hypervisor, "Hypervisor", found.host.connect)
+    monkeypatch.setattr(libvirt_host, "Hypervisor", found.host.connect)
     return found
 
 

@@ -6,14 +6,19 @@ import pytest
 
 from tests.unit.fakerestore import DATASET, NAME, THEN, Killed, Machine, Scene, set_scene
 from tests.unit.fakes import OTHER
-from zvmsnap import clone, domainxml, fits, unclone, vault
-from zvmsnap.clone import Cloning, Wish
-from zvmsnap.clonexml import Network, cloned_from
-from zvmsnap.config import Config
-from zvmsnap.errors import CloneImpossible, GuestNotFound, RestoreFailed, ZvmsnapError
-from zvmsnap.point import Disk, Manifest, Point, Tie
-from zvmsnap.tasks import Clone
-from zvmsnap.zfs import Dataset, Snapshot
+from zvmsnap.clone import create, destroy, plan
+from zvmsnap.clone.create import Cloning
+from zvmsnap.clone.destroy import destroy_clone
+from zvmsnap.clone.domain_xml import Network, cloned_from
+from zvmsnap.clone.plan import Wish
+from zvmsnap.common.errors import CloneImpossible, GuestNotFound, RestoreFailed, ZvmsnapError
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.operation import Clone
+from zvmsnap.points import compatibility, vault
+from zvmsnap.points.manifest import Disk, Manifest, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.virt import domain_xml
+from zvmsnap.zfs.types import Dataset, Snapshot
 
 STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "resume", "close"]
 ISOLATED = Wish("w2", network=Network.ISOLATED)
@@ -26,14 +31,14 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
-    monkeypatch.setattr(clone, "_MOUNTED_AT", tmp_path / "clones")
-    monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(create, "_MOUNTED_AT", tmp_path / "clones")
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     return set_scene(config, tmp_path / "pools", manifest, monkeypatch)
 
 
 def make(scene: Scene, point: Point, wish: Wish | None = None) -> Clone:
-    task = clone.plan(scene.config, scene.host, point, wish or Wish("w2"))
+    task = plan.plan(scene.config, scene.host, point, wish or Wish("w2"))
     Cloning(scene.config, scene.host, task).run()
     return task
 
@@ -80,20 +85,20 @@ def test_clone(
     assert guest and (guest.name, guest.state()) == ("w2", state)
     assert cloned_from(guest.xml()) == point.name
     assert scene.world.held["tank/w2"].content == (THEN if state == "paused" else f"{THEN}+")
-    assert scene.world.held["tank/w2"].properties == {unclone.MARK: "w2"}
+    assert scene.world.held["tank/w2"].properties == {destroy.MARK: "w2"}
     assert scene.world.loaded == ([THEN] if "image" in steps else [])
     assert scene.world.torn == []
     # Nothing of the original has changed; nor of the point.
     assert {name: scene.world.shape()[name] for name in before} == before
     assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == stored
     assert scene.guest.calls == []
-    assert unclone.destroy(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
+    assert destroy_clone(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
     assert nothing_left(scene)
 
 
 def acts_of(scene: Scene, point: Point) -> list[str]:
     make(scene, point)
-    unclone.destroy(scene.host, "w2")
+    destroy_clone(scene.host, "w2")
     acts = scene.world.acts[:]
     return acts[: acts.index("destroy")]
 
@@ -202,7 +207,7 @@ def test_refusals(scene: Scene, spoil: Callable[[Scene, Point], None], says: str
 
 
 def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fits, "available_memory_bytes", lambda: 0)
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 0)
     with pytest.raises(CloneImpossible, match="it needs 1 MiB of memory, and 0 MiB are available"):
         make(scene, scene.point())
 
@@ -212,7 +217,7 @@ def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_names_that_no_dataset_can_have(scene: Scene, name: str) -> None:
     with pytest.raises(CloneImpossible, match="no name for a clone"):
-        clone.plan(scene.config, scene.host, scene.point(), Wish(name))
+        plan.plan(scene.config, scene.host, scene.point(), Wish(name))
 
 
 def at(full_name: str) -> Snapshot:
@@ -269,7 +274,7 @@ def test_names_of_datasets(
 ) -> None:
     known = {name: Dataset(name, "filesystem", compressed=False) for name in there}
     wanted = {name: at(full_name) for name, full_name in snapshots.items()}
-    assert clone._names("web", "w2", wanted, known) == tuple(names.items())
+    assert plan._names("web", "w2", wanted, known) == tuple(names.items())
 
 
 def test_unmounted_origin_is_mounted_where_it_can_be_reached(scene: Scene, tmp_path: Path) -> None:
@@ -303,11 +308,11 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
     task = make(scene, scene.point(memory=False, snapshots=ties, disks=disks))
     guest = scene.find(task.uuid)
     assert guest
-    assert {disk.target: disk.source for disk in domainxml.parse(guest.xml()).disks} == {
+    assert {disk.target: disk.source for disk in domain_xml.parse(guest.xml()).disks} == {
         "vda": scene.world.disk_of("tank/w2"),
         "vdb": scene.world.disk_of("tank/w2/db"),
     }
-    assert unclone.destroy(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
+    assert destroy_clone(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
     assert list(scene.world.held) == ["tank", DATASET, "tank/web/db"]
 
 
@@ -319,9 +324,9 @@ def test_isolated_network_lives_as_long_as_its_clones(scene: Scene) -> None:
     make(scene, point, ISOLATED)
     make(scene, point, Wish("w3", network=Network.ISOLATED))
     assert scene.host.networks == ["zvmsnap-isolated"]
-    unclone.destroy(scene.host, "w2")
+    destroy_clone(scene.host, "w2")
     assert scene.host.networks == ["zvmsnap-isolated"]
-    unclone.destroy(scene.host, "w3")
+    destroy_clone(scene.host, "w3")
     assert scene.host.networks == []
 
 
@@ -364,11 +369,11 @@ def test_destroy_refuses_what_clone_did_not_make(
     before, calls = scene.world.shape(), len(scene.world.acts)
     if with_snapshots and change is foreign_snapshot:
         # As verify destroys: a sanoid may have come by.
-        assert unclone.destroy(scene.host, "w2", with_snapshots=True) == ["tank/w2"]
+        assert destroy_clone(scene.host, "w2", with_snapshots=True) == ["tank/w2"]
         assert nothing_left(scene)
         return
     with pytest.raises(CloneImpossible, match=f"^{says}"):
-        unclone.destroy(scene.host, "w2", with_snapshots=with_snapshots)
+        destroy_clone(scene.host, "w2", with_snapshots=with_snapshots)
     assert (scene.world.shape(), len(scene.world.acts)) == (before, calls)
 
 
@@ -377,12 +382,12 @@ def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
     make(scene, point)
     make(scene, point, Wish("w3"))
     scene.world.add("tank/w2x")
-    assert unclone.destroy(scene.host, "w2") == ["tank/w2"]
+    assert destroy_clone(scene.host, "w2") == ["tank/w2"]
     assert list(scene.world.held) == ["tank", DATASET, "tank/w3", "tank/w2x"]
     assert [guest.name for guest in scene.host.guests()] == ["web", "w3"]
     for name in ("w2", "web", "nobody", ""):
         with pytest.raises((GuestNotFound, CloneImpossible)):
-            unclone.destroy(scene.host, name)
+            destroy_clone(scene.host, name)
     assert scene.guest.calls == []
 
 
@@ -393,6 +398,6 @@ def test_destroy_of_half_a_clone(scene: Scene, left: str) -> None:
         scene.world.destroy("tank/w2")
     else:
         scene.host.known.pop()
-    assert unclone.destroy(scene.host, "w2") == ([] if left == "guest" else ["tank/w2"])
+    assert destroy_clone(scene.host, "w2") == ([] if left == "guest" else ["tank/w2"])
     assert scene.find(task.uuid) is None
     assert nothing_left(scene)

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import clonexml, domainxml
-from zvmsnap.clonexml import Identity, Network
-from zvmsnap.errors import CloneImpossible
+from zvmsnap.clone import domain_xml as clone_xml
+from zvmsnap.clone.domain_xml import Identity, Network
+from zvmsnap.common.errors import CloneImpossible
+from zvmsnap.virt import domain_xml
 
 OLD_UUID = "c0ffee00-0000-4000-8000-000000000001"
 NEW_UUID = "c0ffee00-0000-4000-8000-000000000002"
@@ -40,7 +41,7 @@ def identity(**changes: Any) -> Identity:
 
 
 def cloned(xml: str, *, cold: bool = False, **changes: Any) -> tuple[ET.Element, tuple[str, ...]]:
-    result = clonexml.as_clone(xml, identity(**changes), VDA, cold=cold)
+    result = clone_xml.as_clone(xml, identity(**changes), VDA, cold=cold)
     return ET.fromstring(result.xml), result.warnings
 
 
@@ -60,18 +61,18 @@ def test_identity() -> None:
     assert (root.findtext("name"), root.findtext("uuid")) == ("web2", NEW_UUID)
     assert root.get("id") is None
     assert warnings == ()
-    (disk,) = domainxml.parse(ET.tostring(root, encoding="unicode")).disks
+    (disk,) = domain_xml.parse(ET.tostring(root, encoding="unicode")).disks
     assert (disk.type, disk.source, disk.format) == VDA["vda"]
 
 
 def test_mark() -> None:
-    first = clonexml.as_clone(domain(), identity(), VDA).xml
-    assert clonexml.cloned_from(domain()) is None
-    assert clonexml.cloned_from(first) == POINT
+    first = clone_xml.as_clone(domain(), identity(), VDA).xml
+    assert clone_xml.cloned_from(domain()) is None
+    assert clone_xml.cloned_from(first) == POINT
     assert f'<zvmsnap:clone point="{POINT}" />' in first
     assert 'xmlns:zvmsnap="urn:zvmsnap:clone"' in first
-    again = clonexml.as_clone(first, identity(point="web2@later"), VDA).xml
-    assert clonexml.cloned_from(again) == "web2@later"
+    again = clone_xml.as_clone(first, identity(point="web2@later"), VDA).xml
+    assert clone_xml.cloned_from(again) == "web2@later"
     assert again.count("<zvmsnap:clone") == 1
 
 
@@ -613,4 +614,4 @@ def test_bare_elements_are_no_stumbling_block() -> None:
 
 def test_twice_the_same_is_the_same() -> None:
     xml = domain(INTERFACE.format(kind="network"), top=f"<genid>{OLD_UUID}</genid>")
-    assert clonexml.as_clone(xml, identity(), VDA) == clonexml.as_clone(xml, identity(), VDA)
+    assert clone_xml.as_clone(xml, identity(), VDA) == clone_xml.as_clone(xml, identity(), VDA)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 import zvmsnap
-from zvmsnap import completion, vault
-from zvmsnap.point import Manifest, Point, Tie
+from zvmsnap.cli import completion
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.points.point import Point
 
 THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
 

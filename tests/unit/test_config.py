@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap import config
-from zvmsnap.config import Config, DestinationTable, Image, Limits
-from zvmsnap.errors import ConfigInvalid
+from zvmsnap.common.errors import ConfigInvalid
+from zvmsnap.config import settings
+from zvmsnap.config.settings import Config, DestinationTable, Image, Limits, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
 
@@ -27,13 +27,13 @@ def test_so_does_its_destination_which_is_commented_out() -> None:
 
 
 def test_the_example_is_valid() -> None:
-    assert config.load(EXAMPLE, {}) == Config()
+    assert load_settings(EXAMPLE, {}) == Config()
 
 
 def test_some_keys(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('vault = "/big"\n[image]\ncompression = "zstd"\n[limits]\ncommit_timeout_s=5\n')
-    assert config.load(path, {}) == Config(
+    assert load_settings(path, {}) == Config(
         vault="/big", image=Image(compression="zstd"), limits=Limits(commit_timeout_s=5)
     )
 
@@ -42,7 +42,7 @@ def test_orders(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     modes = "[modes]\ndaily = 'memory,required'\nmanual = 'crash'"
     path.write_text(f"mode = 'quiesced,crash'\n{modes}")
-    assert config.load(path, {}).default_orders == {
+    assert load_settings(path, {}).default_orders == {
         "": "quiesced,crash",
         "daily": "memory,required",
         "manual": "crash",
@@ -109,7 +109,7 @@ def test_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(ConfigInvalid) as caught:
-        config.load(path, {})
+        load_settings(path, {})
     assert caught.value.exit_code == 2
     assert says in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
@@ -134,9 +134,9 @@ def test_unreadable(
     make(path)
     with pytest.raises(ConfigInvalid) as caught:
         if named_by == "argument":
-            config.load(path, {})
+            load_settings(path, {})
         else:
-            config.load(None, {"ZVMSNAP_CONFIG": str(path)})
+            load_settings(None, {"ZVMSNAP_CONFIG": str(path)})
     assert str(caught.value).startswith(f"{path}: ")
     assert says in str(caught.value)
 
@@ -145,8 +145,8 @@ def test_unreadable(
 def test_default_file_may_be_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "none.toml")
-    assert config.load(None, environment) == Config()
+    monkeypatch.setattr(settings, "DEFAULT_PATH", tmp_path / "none.toml")
+    assert load_settings(None, environment) == Config()
 
 
 def test_argument_goes_before_environment_before_default(
@@ -154,8 +154,8 @@ def test_argument_goes_before_environment_before_default(
 ) -> None:
     for name in ("argument", "environment", "default"):
         (tmp_path / name).write_text(f"uri = '{name}'")
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "default")
+    monkeypatch.setattr(settings, "DEFAULT_PATH", tmp_path / "default")
     environment = {"ZVMSNAP_CONFIG": str(tmp_path / "environment")}
-    assert config.load(tmp_path / "argument", environment).uri == "argument"
-    assert config.load(None, environment).uri == "environment"
-    assert config.load(None, {}).uri == "default"
+    assert load_settings(tmp_path / "argument", environment).uri == "argument"
+    assert load_settings(None, environment).uri == "environment"
+    assert load_settings(None, {}).uri == "default"

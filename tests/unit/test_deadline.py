@@ -9,13 +9,15 @@ import pytest
 
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import OTHER, UUID, DumpedGuest, FakeGuest, FakeHypervisor, make_base
-from zvmsnap import deadline, still
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import LibvirtFailed
-from zvmsnap.hypervisor import Guest, Pause
-from zvmsnap.journal import Entry, Journal, Process, still_clock_s
-from zvmsnap.levels import Level
-from zvmsnap.locks import lock
+from zvmsnap.common.errors import LibvirtFailed
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.quiesce import deadline, thaw
+from zvmsnap.virt.guest import Guest, Pause
 
 OWNER = Process(4711, 815, "a-boot")
 ANOTHER = Process(4712, 815, "a-boot")
@@ -26,7 +28,7 @@ BOTH = pytest.mark.parametrize("level", [Level.PAUSED, Level.QUIESCED])
 @pytest.fixture(autouse=True)
 def _quick(host: FakeHypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(still, "_THAW_AGAIN_S", 0)
+    monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def test_a_connection_that_broke_is_made_anew(
             raise LibvirtFailed(f"looking up {uuid}: client socket is closed", 1)
         return look_up(uuid)
 
-    monkeypatch.setattr("zvmsnap.hypervisor.Hypervisor", connected)
+    monkeypatch.setattr("zvmsnap.virt.host.Hypervisor", connected)
     monkeypatch.setattr(host, "guest", broken)
     standing(Level.PAUSED, **due())
     with deadline.kept(config, OWNER):

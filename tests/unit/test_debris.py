@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import debris, vault
-from zvmsnap.config import Config
-from zvmsnap.debris import Debris
-from zvmsnap.journal import Entry, Journal
-from zvmsnap.staging import CaptureDir
+from zvmsnap.config.settings import Config
+from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.retention import leftovers
+from zvmsnap.retention.leftovers import Debris
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 
@@ -49,7 +51,7 @@ def test_staging(
         [] if known or not goes else [made.path if goes == "all" else made.point],
         [made.overlay("vda")] if overlay and not known else [],
     )
-    found = debris.find(config)
+    found = leftovers.find(config)
     assert found == expected
     found.remove()
     assert made.overlay("vda").exists() is overlay
@@ -66,7 +68,7 @@ def test_vault(config: Config, entry: Callable[..., Entry], known: bool) -> None
     foreign.mkdir()
     if known:
         Journal(config.journal_dir).write(entry(capture=f"{UUID}.00000001"))
-    found = debris.find(config)
+    found = leftovers.find(config)
     assert found == Debris([removing] if known else [incoming, removing])
     found.remove()
     assert incoming.exists() is known
@@ -86,17 +88,17 @@ def test_a_moment_that_begins_while_one_looks_is_none(
         return entries(journal)
 
     monkeypatch.setattr(Journal, "entries", begun)
-    assert debris.find(config) == Debris()
+    assert leftovers.find(config) == Debris()
 
 
 def test_nothing_there(config: Config) -> None:
-    assert debris.find(config) == Debris()
+    assert leftovers.find(config) == Debris()
     assert not Path(config.journal).exists()
 
 
 def test_what_is_gone_already_stops_nothing(config: Config) -> None:
     gone, other = (capture(config, number, overlay=False, point=True) for number in (1, 2))
-    found = debris.find(config)
+    found = leftovers.find(config)
     gone.remove()
     found.remove()
     assert not other.path.exists()

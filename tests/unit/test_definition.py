@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import FakeGuest, make_base
-from zvmsnap import definition, mounttable, tpm
-from zvmsnap.placement import Place
+from zvmsnap.points import definition
+from zvmsnap.virt import tpm_state
+from zvmsnap.zfs import mounts
+from zvmsnap.zfs.mounts import Place
 
 Store = Callable[[], str | None]
 
@@ -31,7 +33,7 @@ def guest(tmp_path: Path) -> EquippedGuest:
 @pytest.fixture
 def state(tmp_path: Path, guest: EquippedGuest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state of the guest's TPM."""
-    monkeypatch.setattr(tpm, "SWTPM", tmp_path / "swtpm")
+    monkeypatch.setattr(tpm_state, "SWTPM", tmp_path / "swtpm")
     path = tmp_path / "swtpm" / guest.uuid / "tpm2" / "tpm2-00.permall"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"keys")
@@ -41,8 +43,8 @@ def state(tmp_path: Path, guest: EquippedGuest, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def store(tmp_path: Path, guest: EquippedGuest, state: Path) -> Store:
     table = [
-        mounttable.Mount(1, 0, "/", "/", ""),
-        mounttable.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
+        mounts.Mount(1, 0, "/", "/", ""),
+        mounts.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
     ]
     places = [Place("tank/web", "vda.raw")]
     return lambda: definition.store(guest, tmp_path / "point", places, table)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import destination
-from zvmsnap.destination import Destination
-from zvmsnap.errors import DestinationInvalid
+from zvmsnap.common.errors import DestinationInvalid
+from zvmsnap.config import destination
+from zvmsnap.config.destination import Destination
 
 GOOD = [
     pytest.param("usb/offsite", Destination("", "usb/offsite"), id="here"),

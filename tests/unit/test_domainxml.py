@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import domainxml
-from zvmsnap.domainxml import Disk
+from zvmsnap.virt import domain_xml
+from zvmsnap.virt.domain_xml import Disk
 
 WHOLE = """\
 <domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -28,8 +28,8 @@ WHOLE = """\
 """
 
 
-def domain(disks: str = "", nvram: str = "", cpu: str = "") -> domainxml.Domain:
-    return domainxml.parse(WHOLE.format(disks=disks, nvram=nvram, cpu=cpu))
+def domain(disks: str = "", nvram: str = "", cpu: str = "") -> domain_xml.Domain:
+    return domain_xml.parse(WHOLE.format(disks=disks, nvram=nvram, cpu=cpu))
 
 
 def expected(**changes: Any) -> Disk:
@@ -221,12 +221,12 @@ DISKS = [
 def test_disk(xml: str, disk: Disk, writable: bool, why_no_overlay: str | None) -> None:
     assert domain(disks=xml).disks == (disk,)
     assert disk.writable is writable
-    assert domainxml.why_no_overlay(disk) == why_no_overlay
+    assert domain_xml.why_no_overlay(disk) == why_no_overlay
 
 
 def test_domain() -> None:
     found = domain(cpu="<cpu mode='host-passthrough' check='none'/>")
-    assert found == domainxml.Domain(
+    assert found == domain_xml.Domain(
         name='web & "shop"',
         uuid="c0ffee00-0000-4000-8000-000000000001",
         disks=(),
@@ -276,7 +276,7 @@ def test_nvram(xml: str, path: str | None) -> None:
 
 
 def test_minimal_domain() -> None:
-    found = domainxml.parse("<domain/>")
+    found = domain_xml.parse("<domain/>")
     assert (found.name, found.disks, found.machine, found.memory_kib) == ("", (), "", 0)
 
 
@@ -291,7 +291,7 @@ XML_TEXT = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc
 def test_snapshot_xml_names_every_disk(
     overlays: dict[str, str], others: list[str], memory: str
 ) -> None:
-    xml = domainxml.snapshot_xml("a", memory, overlays, tuple(others))
+    xml = domain_xml.snapshot_xml("a", memory, overlays, tuple(others))
     root = ET.fromstring(xml)
     assert root.tag == "domainsnapshot"
     ram = root.find("memory")
@@ -367,7 +367,7 @@ NEW = ("file", "/tank/web/a & <b>.raw", "raw")
     ],
 )
 def test_with_sources(disk: str, new: tuple[str, str, str], expected_disk: str) -> None:
-    changed = domainxml.with_sources(WHOLE.format(disks=disk, nvram="", cpu=""), {"vda": new})
+    changed = domain_xml.with_sources(WHOLE.format(disks=disk, nvram="", cpu=""), {"vda": new})
     assert expected_disk in changed
     for kept in (
         '<name>web &amp; "shop"</name>',
@@ -375,7 +375,7 @@ def test_with_sources(disk: str, new: tuple[str, str, str], expected_disk: str) 
         "<emulator>/usr/bin/qemu-system-x86_64</emulator>",
     ):
         assert kept in changed
-    assert len(domainxml.parse(changed).disks) == 1
+    assert len(domain_xml.parse(changed).disks) == 1
 
 
 def test_with_other_sources_passed_on_arguments_survive() -> None:
@@ -383,7 +383,7 @@ def test_with_other_sources_passed_on_arguments_survive() -> None:
         "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><devices/>"
         "<qemu:commandline><qemu:arg value='-snapshot'/></qemu:commandline></domain>"
     )
-    changed = ET.fromstring(domainxml.with_sources(xml, {"vda": NEW}))
+    changed = ET.fromstring(domain_xml.with_sources(xml, {"vda": NEW}))
     name = "{http://libvirt.org/schemas/domain/qemu/1.0}"
     argument = changed.find(f"{name}commandline/{name}arg")
     assert argument is not None and argument.get("value") == "-snapshot"

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import dumpwatch
-from zvmsnap.config import Limits
-from zvmsnap.dumpwatch import Action, DumpWatch, Verb, decide
-from zvmsnap.errors import DomainGone, LibvirtFailed
+from zvmsnap.capture import memory_dump
+from zvmsnap.capture.memory_dump import Action, DumpWatch, Verb, decide
+from zvmsnap.common.errors import DomainGone, LibvirtFailed
+from zvmsnap.config.settings import Limits
 
 GIB = 1 << 30
 LIMITS = Limits(
@@ -139,8 +139,8 @@ class FakeGuest:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dumpwatch, "_LOOK_EVERY_S", 0.002)
-    monkeypatch.setattr(dumpwatch, "_FLUSH_EVERY_S", 0.001)
+    monkeypatch.setattr(memory_dump, "_LOOK_EVERY_S", 0.002)
+    monkeypatch.setattr(memory_dump, "_FLUSH_EVERY_S", 0.001)
 
 
 class Watched:
@@ -185,7 +185,7 @@ def test_an_easy_dump_changes_only_the_allowed_pause(watched: Watched) -> None:
 
 def test_pause_is_raised_step_by_step(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     table = iter([allow(pause_ms) for pause_ms in (30, 60, 60, 120, 90)])
-    monkeypatch.setattr(dumpwatch, "decide", lambda *_, **__: next(table, allow(1000)))
+    monkeypatch.setattr(memory_dump, "decide", lambda *_, **__: next(table, allow(1000)))
     with watched.watch():
         watched.guest.dump_until("allow 1000")
     assert watched.guest.calls == [f"allow {pause_ms}" for pause_ms in (30, 60, 120, 1000, 300)]

@@ -12,15 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import farvault, point, vault, zfs
-from zvmsnap.config import Config
-from zvmsnap.destination import Destination
-from zvmsnap.errors import DestinationUnreachable, FarFailed, VaultMissing
-from zvmsnap.far import Far
-from zvmsnap.farvault import FarVault
-from zvmsnap.files import private_dir
-from zvmsnap.parcel import Parcel, without_memory
-from zvmsnap.point import Manifest, Memory, Point
+from zvmsnap.common.atomic_file import private_dir
+from zvmsnap.common.errors import DestinationUnreachable, FarFailed, VaultMissing
+from zvmsnap.common.ssh import Far
+from zvmsnap.config.destination import Destination
+from zvmsnap.config.settings import Config
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest, Memory
+from zvmsnap.points.point import Point
+from zvmsnap.replication import remote_vault
+from zvmsnap.replication.remote_vault import FarVault
+from zvmsnap.replication.transfer import Parcel, without_memory
+from zvmsnap.zfs import zfs
 
 Build = Callable[..., Manifest]
 RAM = bytes(range(256)) * 4000
@@ -60,11 +63,11 @@ def there(request: pytest.FixtureRequest, tmp_path: Path, config: Config, ssh: P
 def web(tmp_path: Path, manifest: Build) -> Point:
     directory = tmp_path / "own/vault/web/h1"
     directory.mkdir(parents=True)
-    (directory / point.MEMORY).write_bytes(RAM)
-    (directory / point.DOMAIN_XML).write_text("<domain/>")
+    (directory / MEMORY).write_bytes(RAM)
+    (directory / DOMAIN_XML).write_text("<domain/>")
     (directory / "verify.png").write_bytes(b"of here alone")
     digest = hashlib.sha256(RAM).hexdigest()
-    memory = Memory(point.MEMORY, "raw", "none", len(RAM), len(RAM), digest)
+    memory = Memory(MEMORY, "raw", "none", len(RAM), len(RAM), digest)
     made = manifest(domain=HOSTILE, memory=memory)
     return vault_point(directory, made)
 
@@ -111,8 +114,8 @@ def test_put_read_get_remove(there: FarVault, web: Point, tmp_path: Path) -> Non
     home.mkdir()
     there.get_small(found, home)
     there.get_memory(found, home)
-    assert sorted(path.name for path in home.iterdir()) == [point.DOMAIN_XML, point.MEMORY]
-    assert (home / point.MEMORY).read_bytes() == RAM
+    assert sorted(path.name for path in home.iterdir()) == [DOMAIN_XML, MEMORY]
+    assert (home / MEMORY).read_bytes() == RAM
     there.remove(found)
     assert files(there) == {}
     assert there.read() == ([], [])
@@ -123,8 +126,8 @@ def test_interrupted_and_gone_on_with(there: FarVault, web: Point) -> None:
     there.claim()
     arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
-    (arriving / point.MEMORY).write_bytes(RAM[:1_000_000])
-    (arriving / point.MANIFEST).write_text("half")
+    (arriving / MEMORY).write_bytes(RAM[:1_000_000])
+    (arriving / MANIFEST).write_text("half")
     assert there.read() == ([], [])
     sent_bytes = there.put(parcel(web), bwlimit="")
     assert sent_bytes < 100_000
@@ -135,7 +138,7 @@ def test_what_a_power_cut_has_spoilt_is_sent_anew(there: FarVault, web: Point) -
     there.claim()
     arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
-    (arriving / point.MEMORY).write_bytes(bytes(len(RAM)))
+    (arriving / MEMORY).write_bytes(bytes(len(RAM)))
     with pytest.raises(FarFailed, match="another checksum"):
         there.put(parcel(web), bwlimit="")
     assert there.read() == ([], [])
@@ -210,7 +213,7 @@ PLACES = [
 def test_place(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], expected: str) -> None:
     everything = {"zvmsnap:vault": "", "mountpoint": "", "mounted": "no"} | said
     monkeypatch.setattr(zfs, "properties", lambda *_: everything)
-    assert farvault.place_of(Destination("", "far/off"), Far("")) == expected
+    assert remote_vault.place_of(Destination("", "far/off"), Far("")) == expected
 
 
 @pytest.mark.parametrize("value", ["", "v", "none", "/a\nb"])
@@ -218,7 +221,7 @@ def test_no_place(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     said = {"zvmsnap:vault": value, "mountpoint": "none", "mounted": "no"}
     monkeypatch.setattr(zfs, "properties", lambda *_: said)
     with pytest.raises(VaultMissing, match="far/off"):
-        farvault.place_of(Destination("", "far/off"), Far(""))
+        remote_vault.place_of(Destination("", "far/off"), Far(""))
 
 
 def test_not_the_vault_of_here(config: Config) -> None:

@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, libvirt_image
-from zvmsnap import fits, point, syncoid, vault, zfs
-from zvmsnap.config import Config
-from zvmsnap.destination import Destination
-from zvmsnap.errors import FetchRefused, PointNotFound, SyncoidFailed, ZvmsnapError
-from zvmsnap.far import HERE
-from zvmsnap.farvault import FarVault
-from zvmsnap.fetch import Fetching
-from zvmsnap.parcel import Parcel
-from zvmsnap.point import Disk, Manifest, Memory, Point, Tie
-from zvmsnap.syncoid import Options
-from zvmsnap.zfs import Branch, Dataset, Snapshot, Use
+from zvmsnap.common.errors import FetchRefused, PointNotFound, SyncoidFailed, ZvmsnapError
+from zvmsnap.common.ssh import HERE
+from zvmsnap.config.destination import Destination
+from zvmsnap.config.settings import Config
+from zvmsnap.points import compatibility, vault
+from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.replication import syncoid
+from zvmsnap.replication.fetch import Fetching
+from zvmsnap.replication.remote_vault import FarVault
+from zvmsnap.replication.syncoid import Options
+from zvmsnap.replication.transfer import Parcel
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Branch, Dataset, Snapshot, Use
 
 Build = Callable[..., Manifest]
 USB = Destination("", "usb/off")
@@ -51,7 +54,7 @@ class World:
         patch.setattr(zfs, "uses", self._uses)
         patch.setattr(syncoid, "check", lambda _options: None)
         patch.setattr(syncoid, "run", self._syncoid)
-        patch.setattr(fits, "why_not", lambda *_, **__: [])
+        patch.setattr(compatibility, "why_not", lambda *_, **__: [])
 
     def _branch(self) -> Branch:
         return Branch(frozenset(self.there), {each.full_name: each for each in self.there.values()})
@@ -87,11 +90,11 @@ def world(
     made.install(monkeypatch)
     directory = tmp_path / "elsewhere"
     directory.mkdir()
-    (directory / point.MEMORY).write_bytes(RAM)
-    (directory / point.DOMAIN_XML).write_text(XML)
+    (directory / MEMORY).write_bytes(RAM)
+    (directory / DOMAIN_XML).write_text(XML)
     sum_ = hashlib.sha256(RAM).hexdigest()
     ours = manifest(
-        memory=Memory(point.MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
+        memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
         disks=tuple(Disk("vda", "file", "raw", "/x", name, "x") for name in NAMES),
         snapshots=tuple(Tie(d, "s", n, n, f"usb/off/{d}") for n, d in enumerate(NAMES, 1)),
     )
@@ -118,7 +121,7 @@ def test_a_host_that_has_nothing(world: World, config: Config) -> None:
     assert known == found and damaged == []
     assert [tie.full_name for tie in found.manifest.snapshots] == ["tank/web@s", "tank/web/data@s"]
     assert {tie.createtxg for tie in found.manifest.snapshots} == {77}
-    assert (found.directory / point.MEMORY).read_bytes() == RAM
+    assert (found.directory / MEMORY).read_bytes() == RAM
     assert sorted(os.listdir(found.directory)) == ["domain.xml", "manifest.json", "memory.img"]
     assert vault.unfinished(config.vault_dir) == []
 
@@ -201,7 +204,7 @@ def test_no_such_point(world: World, config: Config) -> None:
 
 
 def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fits, "why_not", lambda *_, **__: ["no such machine"])
+    monkeypatch.setattr(compatibility, "why_not", lambda *_, **__: ["no such machine"])
     with pytest.raises(FetchRefused, match="does not fit this host: no such machine"):
         fetch(config)
     assert world.sent == []

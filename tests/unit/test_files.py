@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import files
+from zvmsnap.common import atomic_file
 
 
 @pytest.mark.parametrize("old", [None, b"old and longer"], ids=["new", "replaced"])
@@ -13,7 +13,7 @@ def test_written_for_root_alone(tmp_path: Path, old: bytes | None) -> None:
     if old is not None:
         path.write_bytes(old)
         path.chmod(0o666)
-    files.write_atomic(path, b"new")
+    atomic_file.write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["file"]
@@ -29,7 +29,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: s
 
     monkeypatch.setattr(os, failing, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        files.write_atomic(path, b"new")
+        atomic_file.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -52,7 +52,7 @@ def test_bytes_are_durable_before_their_name(
     monkeypatch.setattr(os, "replace", noted_replace)
     directory = tmp_path / "direc"
     directory.mkdir()
-    files.write_atomic(directory / "file", b"new")
+    atomic_file.write_atomic(directory / "file", b"new")
     assert order == ["sync .file", "rename", "sync direc"]
 
 
@@ -60,13 +60,13 @@ def test_a_symlink_is_replaced_and_not_written_through(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "file"
     victim.write_bytes(b"precious")
     path.symlink_to(victim)
-    files.write_atomic(path, b"new")
+    atomic_file.write_atomic(path, b"new")
     assert (victim.read_bytes(), path.read_bytes()) == (b"precious", b"new")
     assert not path.is_symlink()
 
 
 @pytest.mark.parametrize(
-    ("make", "mode"), [(files.private_dir, 0o700), (files.passable_dir, 0o711)]
+    ("make", "mode"), [(atomic_file.private_dir, 0o700), (atomic_file.passable_dir, 0o711)]
 )
 def test_directories(tmp_path: Path, make: Callable[[Path], Path], mode: int) -> None:
     path = tmp_path / "a" / "b" / "c"
@@ -79,4 +79,4 @@ def test_directories(tmp_path: Path, make: Callable[[Path], Path], mode: int) ->
 def test_no_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
-        files.private_dir(tmp_path / "file")
+        atomic_file.private_dir(tmp_path / "file")

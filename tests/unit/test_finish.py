@@ -7,14 +7,19 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
-from zvmsnap import finish, leave, mounttable, vault
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
-from zvmsnap.locks import lock
-from zvmsnap.point import Point
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.common.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks import jobs
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import memory_image, vault
+from zvmsnap.points.point import Point
+from zvmsnap.zfs import mounts
 
 T = "autosnap_2026-11-20_03:00:00"
 FULL = f"tank/web@{T}_hourly"
@@ -26,8 +31,8 @@ Stage = Callable[..., Entry]
 @pytest.fixture(autouse=True)
 def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {FULL: 11}
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(mounts, "read_table", list)
 
 
 def points(config: Config) -> list[Point]:
@@ -49,7 +54,7 @@ def is_done(config: Config, guest: FakeGuest) -> bool:
 
 def test_a_whole_moment(config: Config, guest: FakeGuest, staged: Stage) -> None:
     known = staged(former_guids=(7,))
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     manifest = point.manifest
@@ -60,14 +65,14 @@ def test_a_whole_moment(config: Config, guest: FakeGuest, staged: Stage) -> None
     assert (point.directory / "memory.img").read_bytes().endswith(b"QEVM and RAM")
     assert (manifest.host.libvirt, manifest.host.qemu) == ("11.3.0", "10.0.2")
     assert manifest.timing.overlay_s > 0
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert len(points(config)) == 1
 
 
 def test_the_state_of_a_tpm(config: Config, guest: FakeGuest, staged: Stage) -> None:
     known = staged(tpm="it changed")
     (config.staging_dir / known.capture / "point" / "tpm.tar").write_bytes(b"keys")
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     (point,) = points(config)
     assert point.manifest.tpm == "it changed"
     assert (point.directory / "tpm.tar").read_bytes() == b"keys"
@@ -100,19 +105,19 @@ DEAD = Process.none()
     ],
 )
 def test_belongs(entry: Stage, owner: Process, call: HookCall, belongs: bool) -> None:
-    assert finish.belongs(entry(owner=owner), call, OWNER) is belongs
+    assert after_snapshot.belongs(entry(owner=owner), call, OWNER) is belongs
 
 
 def test_nothing_was_begun_here(config: Config, host: FakeHypervisor) -> None:
     host.reachable = False
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
 
 
 def test_no_hypervisor(config: Config, host: FakeHypervisor, staged: Stage) -> None:
     known = staged()
     host.reachable = False
     with pytest.raises(HypervisorUnreachable):
-        finish.finish(CALL, config, OWNER)
+        after_snapshot.finish(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == [known]
 
 
@@ -142,7 +147,7 @@ def test_which_snapshots(
 ) -> None:
     staged(former_guids=(7,))
     pools.present = present
-    assert finish.finish(CALL, config, OWNER) is bool(ties)
+    assert after_snapshot.finish(CALL, config, OWNER) is bool(ties)
     assert is_done(config, guest)
     found = points(config)
     assert {tie.full_name for point in found for tie in point.manifest.snapshots} == ties
@@ -179,7 +184,7 @@ def test_level_of_the_point(
     reason: str,
 ) -> None:
     staged(**changes)
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.level is level
@@ -193,7 +198,7 @@ def test_killed_before_anything_was_stored(
 ) -> None:
     known = staged()
     (config.staging_dir / known.capture / "point" / "domain.xml").unlink()
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     assert points(config) == []
     assert "no point: pre was killed" in caplog.text
@@ -207,7 +212,7 @@ def test_damaged_definition_costs_no_point(
 ) -> None:
     known = staged()
     (config.staging_dir / known.capture / "point" / "domain.xml").write_bytes(content)
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.host.machine == ""
@@ -225,11 +230,11 @@ def test_what_is_not_on_its_base_is_not_published(
 ) -> None:
     staged()
     fail_to_commit(guest)
-    assert not finish.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish(CALL, config, OWNER)
     assert points(config) == []
     assert [entry.step for entry in Journal(config.journal_dir).entries()] == ["commit"]
     assert "web (tank/web): commit:" in caplog.text
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     assert len(points(config)) == 1
 
@@ -239,7 +244,7 @@ def full(*_arguments: object, **_named: object) -> None:
 
 
 def no_stow(patch: pytest.MonkeyPatch, config: Config) -> None:
-    patch.setattr(vault, "stow_memory", full)
+    patch.setattr(memory_image, "stow_memory", full)
 
 
 def no_publish(patch: pytest.MonkeyPatch, config: Config) -> None:
@@ -270,11 +275,11 @@ def test_publication_that_failed_is_taken_up_again(
     staged()
     with pytest.MonkeyPatch.context() as patch:
         fault(patch, config)
-        assert not finish.finish(CALL, config, OWNER)
+        assert not after_snapshot.finish(CALL, config, OWNER)
     # The guest needs no vault to be back on its base.
     assert guest.live["vda"].endswith("vda.raw")
     assert len(Journal(config.journal_dir).entries()) == 1
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.level is Level.MEMORY
@@ -287,7 +292,7 @@ def test_guest_that_does_not_exist_any_more_keeps_its_overlay(
 ) -> None:
     known = staged()
     guest.exists = False
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert Path(known.disks[0].overlay).exists()
     assert Journal(config.journal_dir).entries() == []
     assert len(points(config)) == 1
@@ -306,7 +311,7 @@ def test_one_guest_that_fails_keeps_no_other(
 
     other.at["xml"] = fail
     staged()
-    assert not finish.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish(CALL, config, OWNER)
     assert [entry.domain for entry in Journal(config.journal_dir).entries()] == ["db"]
     assert len(points(config)) == 1
 
@@ -318,7 +323,7 @@ def test_moment_that_somebody_else_finished_meanwhile(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "read", lambda *_: None)
         patch.setattr(Journal, "entries", lambda *_: [known])
-        assert finish.finish(CALL, config, OWNER)
+        assert after_snapshot.finish(CALL, config, OWNER)
     assert guest.calls == []
     assert "was finished by another hook" in caplog.text
 
@@ -327,7 +332,7 @@ def test_guest_whose_lock_is_held(config: Config, guest: FakeGuest, staged: Stag
     known = staged()
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.01))
     with lock(config.locks_dir, UUID, "recover", 1):
-        assert not finish.finish(CALL, hasty, OWNER)
+        assert not after_snapshot.finish(CALL, hasty, OWNER)
     assert guest.calls == []
     assert Journal(config.journal_dir).entries() == [known]
 
@@ -336,7 +341,7 @@ def test_settle_without_a_journal(
     config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
-    finish.settle(config, host, guest, None)
+    after_snapshot.settle(config, host, guest, None)
     assert is_done(config, guest)
     assert points(config) == []
 
@@ -346,7 +351,7 @@ def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
 ) -> None:
     Journal(config.journal_dir).close(staged())
     guest.live["vda"] = guest.below[guest.live["vda"]]
-    finish.settle(config, host, guest, None)
+    after_snapshot.settle(config, host, guest, None)
     assert guest.persistent == guest.live
     assert Journal(config.journal_dir).entries() == []
 
@@ -354,7 +359,7 @@ def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
 def test_settle_where_nothing_is_open(
     config: Config, host: FakeHypervisor, guest: FakeGuest
 ) -> None:
-    finish.settle(config, host, guest, None)
+    after_snapshot.settle(config, host, guest, None)
     assert guest.calls == []
     assert not config.journal_dir.exists()
 
@@ -365,10 +370,10 @@ def test_settle_that_fails_without_a_journal_has_one_afterwards(
     Journal(config.journal_dir).close(staged())
     fail_to_commit(guest)
     with pytest.raises(ZvmsnapError):
-        finish.settle(config, host, guest, None)
+        after_snapshot.settle(config, host, guest, None)
     (left,) = Journal(config.journal_dir).entries()
     assert (left.names, left.moment, left.owner.is_alive()) == ((), "", False)
-    finish.settle(config, host, guest, left)
+    after_snapshot.settle(config, host, guest, left)
     assert is_done(config, guest)
     assert points(config) == []
 
@@ -376,7 +381,7 @@ def test_settle_that_fails_without_a_journal_has_one_afterwards(
 def test_settle_publishes_what_nobody_finished(
     config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
 ) -> None:
-    finish.settle(config, host, guest, staged())
+    after_snapshot.settle(config, host, guest, staged())
     assert is_done(config, guest)
     assert len(points(config)) == 1
 
@@ -385,6 +390,6 @@ def test_settle_where_the_snapshot_was_never_taken_is_no_failure(
     config: Config, host: FakeHypervisor, guest: FakeGuest, pools: FakeZfs, staged: Stage
 ) -> None:
     pools.present = {}
-    finish.settle(config, host, guest, staged())
+    after_snapshot.settle(config, host, guest, staged())
     assert is_done(config, guest)
     assert points(config) == []

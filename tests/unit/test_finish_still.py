@@ -8,13 +8,20 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import finish, leave, mounttable, still, vault
-from zvmsnap.config import Config
-from zvmsnap.hypervisor import Pause
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
-from zvmsnap.point import Manifest, Point
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.quiesce import thaw
+from zvmsnap.virt.guest import Pause
+from zvmsnap.zfs import mounts
 
 T = "autosnap_2026-11-20_03:00:00"
 OWNER = Process(4711, 815, "a-boot")
@@ -27,9 +34,9 @@ BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
 @pytest.fixture(autouse=True)
 def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(still, "_THAW_AGAIN_S", 0)
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
+    monkeypatch.setattr(mounts, "read_table", list)
 
 
 def points(config: Config) -> list[Manifest]:
@@ -48,7 +55,7 @@ def assert_done(config: Config, guest: FakeGuest) -> None:
 @BOTH
 def test_a_whole_moment(config: Config, guest: FakeGuest, standing: Standing, level: Level) -> None:
     standing(level)
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert_done(config, guest)
     assert guest.calls == ["resume" if level is PAUSED else "thaw"]
     (manifest,) = points(config)
@@ -134,7 +141,7 @@ def test_less_than_was_begun(
 ) -> None:
     standing(level, **said)
     change(guest)
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert_done(config, guest)
     (manifest,) = points(config)
     assert manifest.level is (CRASH if reason else level)
@@ -159,9 +166,9 @@ def test_less_than_is_required_is_no_point(
     entry = standing(level, least=level, **said)
     change(guest)
     if by_post:
-        assert finish.finish(CALL, config, OWNER) is (reason is None)
+        assert after_snapshot.finish(CALL, config, OWNER) is (reason is None)
     else:
-        finish.end(config, host, entry)
+        after_snapshot.end(config, host, entry)
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == ([] if reason else [level])
     assert [path.name for path in (config.vault_dir / "web").iterdir() if path.name[0] == "."] == []
@@ -174,7 +181,7 @@ def test_more_than_is_required(
     config: Config, guest: FakeGuest, standing: Standing, level: Level
 ) -> None:
     standing(level, least=QUIESCED)
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert [manifest.level for manifest in points(config)] == [level]
 
 
@@ -184,14 +191,14 @@ def test_agent_that_does_not_answer_keeps_the_moment_open(
     known = standing(QUIESCED)
     assert guest.agent
     guest.agent.answering = False
-    assert not finish.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == [
         msgspec.structs.replace(known, step="let go", seen=(11,))
     ]
     assert points(config) == []
     assert "by hand: virsh domfsthaw web" in caplog.text
     guest.agent.answering = True
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [QUIESCED]
 
@@ -211,11 +218,11 @@ def test_let_go_and_only_then_not_published(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vault, "publish", full)
-        assert not finish.finish(CALL, config, OWNER)
+        assert not after_snapshot.finish(CALL, config, OWNER)
     (left,) = Journal(config.journal_dir).entries()
     assert not (left.paused or left.frozen)
     # That it runs now says nothing of the time until its snapshot.
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [level]
     assert len(guest.calls) == 1
@@ -246,7 +253,7 @@ def test_guest_that_does_not_exist_any_more(
         vanish()
     else:
         guest.at["resume" if level is PAUSED else "thaw"] = vanish
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == []
     (manifest,) = points(config)
     assert (manifest.level, manifest.memory) == (CRASH, None)
@@ -259,7 +266,7 @@ def test_guest_that_does_not_exist_any_more(
 def test_settle_of_what_nobody_finished(
     config: Config, host: FakeHypervisor, guest: FakeGuest, standing: Standing, level: Level
 ) -> None:
-    finish.settle(config, host, guest, standing(level, owner=Process.none()))
+    after_snapshot.settle(config, host, guest, standing(level, owner=Process.none()))
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [level]
 
@@ -270,7 +277,7 @@ def test_without_a_snapshot_there_is_no_point(
 ) -> None:
     pools.present = {}
     standing(level)
-    assert not finish.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish(CALL, config, OWNER)
     assert_done(config, guest)
     assert points(config) == []
 
@@ -281,7 +288,7 @@ def test_several_names_are_one_point(
     names = (f"{T}_hourly", f"{T}_daily")
     pools.present = {f"tank/web@{name}": number for number, name in enumerate(names)}
     standing(QUIESCED, names=names, former_guids=())
-    assert finish.finish(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
+    assert after_snapshot.finish(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
     (manifest,) = points(config)
     assert sorted(tie.name for tie in manifest.snapshots) == sorted(names)
 
@@ -291,7 +298,7 @@ def test_times_of_a_guest_that_was_on_no_overlay(
 ) -> None:
     caplog.set_level("INFO", "zvmsnap")
     standing(PAUSED, dump_s=3.5)
-    assert finish.finish(CALL, config, OWNER)
+    assert after_snapshot.finish(CALL, config, OWNER)
     (manifest,) = points(config)
     assert manifest.timing.dump_s == 3.5
     assert (manifest.timing.overlay_s, manifest.timing.commit_s) == (0, 0)

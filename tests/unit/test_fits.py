@@ -5,9 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap import fits
-from zvmsnap.hypervisor import Hypervisor
-from zvmsnap.point import Host, Manifest
+from zvmsnap.points import compatibility
+from zvmsnap.points.manifest import Host, Manifest
+from zvmsnap.virt.host import Hypervisor
 
 
 class Here(Hypervisor):
@@ -86,26 +86,28 @@ FILES = [
 @pytest.mark.parametrize("cold", [True, False])
 @pytest.mark.parametrize(("devices", "reasons"), NETWORKS + FILES)
 def test_devices(made_on: Host, devices: str, reasons: list[str], cold: bool) -> None:
-    assert fits.why_not(Here(), xml(devices), made_on, cold=cold) == reasons
+    assert compatibility.why_not(Here(), xml(devices), made_on, cold=cold) == reasons
 
 
 @pytest.mark.parametrize("tag", ["loader", "kernel", "initrd"])
 def test_files_to_boot_from(made_on: Host, tag: str) -> None:
-    gone = fits.why_not(Here(), xml(os=f"<{tag}> /no/x </{tag}>"), made_on, cold=True)
+    gone = compatibility.why_not(Here(), xml(os=f"<{tag}> /no/x </{tag}>"), made_on, cold=True)
     assert gone == [f"/no/x is not here ({tag})"]
-    assert not fits.why_not(Here(), xml(os=f"<{tag}>/bin/sh</{tag}>"), made_on, cold=True)
+    assert not compatibility.why_not(Here(), xml(os=f"<{tag}>/bin/sh</{tag}>"), made_on, cold=True)
 
 
 def test_another_architecture(made_on: Host) -> None:
     other = xml().replace("/bin/sh", "/usr/bin/qemu-system-no")
-    [reason] = fits.why_not(Here(), other, made_on, cold=True)
+    [reason] = compatibility.why_not(Here(), other, made_on, cold=True)
     assert reason.startswith("/usr/bin/qemu-system-no is not here: install")
 
 
 @pytest.mark.parametrize("cold", [True, False])
 def test_no_such_machine(made_on: Host, cold: bool) -> None:
     here = Here(machine="unknown machine", cpu=False, qemu="1.0.0")
-    reasons = fits.why_not(here, xml(cpu="<cpu><model>x</model></cpu>"), made_on, cold=cold)
+    reasons = compatibility.why_not(
+        here, xml(cpu="<cpu><model>x</model></cpu>"), made_on, cold=cold
+    )
     assert reasons == ["QEMU here cannot be that machine: unknown machine"]
     assert here.asked == [("/bin/sh", "x86_64", "pc-q35-10.0", "kvm")]
 
@@ -140,14 +142,14 @@ CPUS = [
 def test_cpu(made_on: Host, cpu: Cpu, says: str) -> None:
     there = msgspec.structs.replace(made_on, host_cpu=cpu.there)
     here = Here(cpu=cpu.known)
-    reasons = fits.why_not(here, xml(cpu=cpu.xml), there, cold=False)
+    reasons = compatibility.why_not(here, xml(cpu=cpu.xml), there, cold=False)
     assert bool(reasons) is bool(says)
     assert says in "".join(reasons)
     assert here.asked[1:] in (
         [],
         [("/bin/sh", "x86_64", "pc-q35-10.0", "kvm", cpu.xml.replace("'", '"'))],
     )
-    assert not fits.why_not(here, xml(cpu=cpu.xml), there, cold=True)
+    assert not compatibility.why_not(here, xml(cpu=cpu.xml), there, cold=True)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_cpu(made_on: Host, cpu: Cpu, says: str) -> None:
 )
 def test_qemu(made_on: Host, there: str, here: str, older: bool) -> None:
     made = msgspec.structs.replace(made_on, qemu=there)
-    reasons = fits.why_not(Here(qemu=here), xml(), made, cold=False)
+    reasons = compatibility.why_not(Here(qemu=here), xml(), made, cold=False)
     assert reasons == ([f"its RAM was written by QEMU {there}; {here} here is older"] * older)
 
 
@@ -174,13 +176,13 @@ def test_everything_in_the_way_is_told_at_once(made_on: Host) -> None:
     devices = disk("<source file='/no/a.iso'/>") + card("<source network='lab'/>")
     cpu = "<cpu mode='custom'><model>x</model></cpu>"
     here = Here(cpu=False, qemu="9.0.0")
-    assert len(fits.why_not(here, xml(devices, cpu=cpu), made_on, cold=False)) == 4
+    assert len(compatibility.why_not(here, xml(devices, cpu=cpu), made_on, cold=False)) == 4
 
 
 def test_available_memory(tmp_path: Path) -> None:
     table = tmp_path / "meminfo"
     table.write_text("MemTotal: 99 kB\nMemAvailable:   5 kB\nMemFree: 1 kB\n")
-    assert fits.available_memory_bytes(table) == 5 << 10
+    assert compatibility.available_memory_bytes(table) == 5 << 10
     table.write_text("MemTotal: 99 kB\n")
-    assert fits.available_memory_bytes(table) == 0
-    assert fits.available_memory_bytes() > 1 << 20
+    assert compatibility.available_memory_bytes(table) == 0
+    assert compatibility.available_memory_bytes() > 1 << 20

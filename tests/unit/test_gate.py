@@ -5,9 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from zvmsnap import gate
-from zvmsnap.errors import Cancelled
-from zvmsnap.gate import Gate, Stage
+from zvmsnap.common.errors import Cancelled
+from zvmsnap.quiesce import barrier
+from zvmsnap.quiesce.barrier import Gate, Stage
 
 SOON_S = 10.0
 A_WHILE_S = 0.05
@@ -28,7 +28,7 @@ class Yard:
 
 @pytest.fixture
 def yard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
-    monkeypatch.setattr(gate, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(barrier, "_LOOK_AGAIN_S", 0.01)
     made = Yard("web", "db")
     yield made
     made.cancelled.set()
@@ -118,7 +118,7 @@ def test_cancelled_while_it_waits(yard: Yard) -> None:
 
 
 def test_so_much_work_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "_AT_ONCE", 2)
+    monkeypatch.setattr(barrier, "_AT_ONCE", 2)
     narrow = Gate(["web"])
     inside: list[int] = []
     most: list[int] = []
@@ -137,7 +137,7 @@ def test_so_much_work_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_more_guests_than_places() -> None:
     """Whatever levels they end at: all get through, and nobody stands still while one works."""
-    names = [f"guest{number}" for number in range(3 * gate._AT_ONCE)]
+    names = [f"guest{number}" for number in range(3 * barrier._AT_ONCE)]
     crowd, cancelled = Gate(names), threading.Event()
     working = set(names)
     too_early: list[str] = []

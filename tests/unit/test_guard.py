@@ -11,13 +11,19 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
-from zvmsnap import guard, leave, mounttable, vault
-from zvmsnap.config import Config
-from zvmsnap.errors import LibvirtFailed, ZvmsnapError
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
-from zvmsnap.locks import lock
-from zvmsnap.point import Point
+from zvmsnap.common.errors import LibvirtFailed, ZvmsnapError
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.point import Point
+from zvmsnap.quiesce import watchdog
+from zvmsnap.recovery import watchdog_daemon
+from zvmsnap.zfs import mounts
 
 Stage = Callable[..., Entry]
 T = "autosnap_2026-11-20_03:00:00"
@@ -50,9 +56,9 @@ def _seams(
     clock: Clock, host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
-    monkeypatch.setattr(mounttable, "mounts", list)
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(guard, "_ANOTHER_IS_THERE_S", 0)
+    monkeypatch.setattr(mounts, "read_table", list)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(watchdog_daemon, "_ANOTHER_IS_THERE_S", 0)
 
 
 @pytest.fixture
@@ -85,13 +91,13 @@ def points(config: Config) -> list[Point]:
 
 
 def test_goes_when_sanoid_is_dead_and_nothing_is_open(config: Config, clock: Clock) -> None:
-    assert guard.watch(config, DEAD)
+    assert watchdog_daemon.watch(config, DEAD)
     assert clock.slept == []
 
 
 def test_stays_as_long_as_sanoid_runs(config: Config, clock: Clock, sanoid: Process) -> None:
     clock.after[3] = dies
-    assert guard.watch(config, sanoid)
+    assert watchdog_daemon.watch(config, sanoid)
     assert clock.slept == [1.0] * 3
 
 
@@ -112,7 +118,7 @@ def test_touches_nothing_while_sanoid_runs(
         dies()
 
     clock.after[2] = look
-    assert guard.watch(config, sanoid)
+    assert watchdog_daemon.watch(config, sanoid)
     assert entries(config) == []
     assert holds(Path(guest.live["vda"]), 7)
     assert [point.manifest.level for point in points(config)] == [Level.MEMORY]
@@ -123,7 +129,7 @@ def test_moments_of_another_sanoid_are_none_of_its_business(
 ) -> None:
     free(monkeypatch, 0)
     known = staged(owner=Process(4712, 815, "a-boot"))
-    assert guard.watch(config, DEAD)
+    assert watchdog_daemon.watch(config, DEAD)
     assert entries(config) == [known]
     assert guest.calls == []
 
@@ -138,7 +144,7 @@ def test_tries_again_farther_and_farther_apart(
         host.reachable = True
 
     clock.after[3] = comes_back
-    assert guard.watch(config, DEAD)
+    assert watchdog_daemon.watch(config, DEAD)
     assert clock.slept == [2.0, 4.0, 8.0, 8.0]
     assert entries(config) == []
 
@@ -148,8 +154,8 @@ def test_gives_up_in_the_end(
 ) -> None:
     known = staged(owner=DEAD)
     host.reachable = False
-    assert not guard.watch(config, DEAD)
-    assert clock.slept == [2.0**number for number in range(1, guard._ATTEMPTS)]
+    assert not watchdog_daemon.watch(config, DEAD)
+    assert clock.slept == [2.0**number for number in range(1, watchdog_daemon._ATTEMPTS)]
     assert entries(config) == [known]
 
 
@@ -178,7 +184,7 @@ def test_staging_that_runs_full(
         guest.calls.clear()
 
     clock.after = {1: look, 2: dies}
-    assert guard.watch(config, sanoid)
+    assert watchdog_daemon.watch(config, sanoid)
     # What a snapshot saw of a merge is no point at all.
     assert [point.manifest.level for point in points(config)] == [Level.MEMORY] * (not given_up)
     assert holds(Path(guest.live["vda"]), 7)
@@ -206,7 +212,7 @@ def test_staging_that_runs_full_behind_the_snapshot(
         dies()
 
     clock.after = {1: take}
-    assert guard.watch(config, sanoid)
+    assert watchdog_daemon.watch(config, sanoid)
     (point,) = points(config)
     assert point.manifest.level is Level.MEMORY
     assert [tie.name for tie in point.manifest.snapshots] == [f"{T}_monthly"]
@@ -236,7 +242,7 @@ def test_staging_that_runs_full_between_the_snapshots_of_two_pools(
         dies()
 
     clock.after = {1: take}
-    assert guard.watch(config, sanoid)
+    assert watchdog_daemon.watch(config, sanoid)
     assert points(config) == []
     assert f"in the middle of a merge: {late}, {taken}" in caplog.text
 
@@ -250,7 +256,7 @@ def test_reserve_is_no_more_than_the_room_that_pre_saw_to(
     limits = msgspec.structs.replace(
         config.limits, staging_reserve_mib=reserve_mib, overlay_room_mib=room_mib
     )
-    reserve_bytes = guard._reserve_bytes(msgspec.structs.replace(config, limits=limits))
+    reserve_bytes = watchdog_daemon._reserve_bytes(msgspec.structs.replace(config, limits=limits))
     assert reserve_bytes == expected_mib << 20
 
 
@@ -272,7 +278,7 @@ def test_nothing_is_given_up_while_a_hook_works_on_the_guest(
 
     clock.after[2] = look
     with lock(config.locks_dir, UUID, "capture", 1), pytest.raises(StopIteration):
-        guard.watch(config, sanoid)
+        watchdog_daemon.watch(config, sanoid)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +297,7 @@ def test_only_the_moment_that_was_seen_is_given_up(
     if now is not None:
         journal.write(msgspec.structs.replace(seen, **now))
     before = entries(config)
-    guard._give_up(config, journal, seen)
+    watchdog_daemon._give_up(config, journal, seen)
     assert entries(config) == before
     assert guest.calls == []
 
@@ -313,7 +319,7 @@ def test_what_cannot_be_given_up_is_said_and_the_guard_stays(
 
     guest.at["commit vda"] = fail
     clock.after[2] = dies
-    assert guard.watch(config, sanoid)
+    assert watchdog_daemon.watch(config, sanoid)
     assert "no commit" in caplog.text
     assert entries(config) == []
     assert holds(Path(guest.live["vda"]), 7)
@@ -332,13 +338,13 @@ WORDS = ["4711", "815", "a-boot", "inf"]
 
 @pytest.mark.parametrize("words", [[], ["1"], ["x", "1", "b"], [*WORDS, "more"]])
 def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert guard.main(words) == 2
+    assert watchdog_daemon.main(words) == 2
     assert "usage: zvmsnap guard PID STARTED BOOT" in capsys.readouterr().err
 
 
 def test_main(settings: None, config: Config, guest: FakeGuest, staged: Stage) -> None:
     staged(owner=DEAD)
-    assert guard.main(WORDS) == 0
+    assert watchdog_daemon.main(WORDS) == 0
     assert entries(config) == []
     assert not list(config.locks_dir.glob("guard-*"))
 
@@ -348,7 +354,7 @@ def test_second_guard_ends_at_once(
 ) -> None:
     known = staged(owner=DEAD)
     with lock(config.locks_dir, "guard-4711-815", "guard", 1):
-        assert guard.main(WORDS) == 0
+        assert watchdog_daemon.main(WORDS) == 0
         assert (config.locks_dir / "guard-4711-815.lock").exists()
     assert entries(config) == [known]
 
@@ -358,7 +364,7 @@ def test_guard_that_gave_up_says_so(
 ) -> None:
     staged(owner=DEAD)
     host.reachable = False
-    assert guard.main(WORDS) == 1
+    assert watchdog_daemon.main(WORDS) == 1
 
 
 @pytest.mark.parametrize("error", [ZvmsnapError("no"), OSError("no")])
@@ -371,8 +377,8 @@ def test_guard_that_fails_is_one_line(
     def fail(*_arguments: object) -> bool:
         raise error
 
-    monkeypatch.setattr(guard, "watch", fail)
-    assert guard.main(WORDS) == 1
+    monkeypatch.setattr(watchdog_daemon, "watch", fail)
+    assert watchdog_daemon.main(WORDS) == 1
     assert capsys.readouterr().err.splitlines()[-1].endswith("error: guard: no")
 
 
@@ -401,7 +407,7 @@ class Started:
 def test_arm(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
     started = Started(monkeypatch, systemd)
     monkeypatch.setenv("ZVMSNAP_CONFIG", "/etc/other.toml")
-    guard.arm(DEAD)
+    watchdog.arm(DEAD)
     ((command,), (named,)) = started.commands, started.named
     assert command[-7:] == ["-m", "zvmsnap", "guard", *WORDS]
     if systemd:
@@ -424,6 +430,6 @@ def test_a_guard_that_cannot_be_started_stops_no_moment(
 
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(subprocess, "Popen", fail)
-    guard.arm(DEAD)
+    watchdog.arm(DEAD)
     assert "no guard for this moment" in caplog.text
     assert started.commands == []

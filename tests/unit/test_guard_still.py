@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import deadline, guard, leave, mounttable, vault
-from zvmsnap.config import Config
-from zvmsnap.errors import NotStill
-from zvmsnap.files import private_dir
-from zvmsnap.journal import Entry, Journal, Process, still_clock_s
-from zvmsnap.levels import Level
-from zvmsnap.locks import is_held, lock
+from zvmsnap.common.atomic_file import private_dir
+from zvmsnap.common.errors import NotStill
+from zvmsnap.common.lockfile import is_held, lock
+from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.quiesce import deadline, watchdog
+from zvmsnap.recovery import watchdog_daemon
+from zvmsnap.zfs import mounts
 
 DEAD = Process(4711, 815, "a-boot")
 WORDS = ["4711", "815", "a-boot"]
@@ -40,10 +46,10 @@ def _seams(
     path = tmp_path / "config.toml"
     path.write_text("".join(f"{key} = '{getattr(config, key)}'\n" for key in keys))
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(path))
-    monkeypatch.setattr(mounttable, "mounts", list)
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(guard, "_STARTING_POLL_S", 0.001)
+    monkeypatch.setattr(mounts, "read_table", list)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(watchdog, "_STARTING_POLL_S", 0.001)
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
 
 
@@ -65,16 +71,16 @@ class Armed:
 @pytest.fixture
 def armed(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Armed]:
     made = Armed(config)
-    monkeypatch.setattr(guard, "arm", made.arm)
+    monkeypatch.setattr(watchdog, "arm", made.arm)
     with made.over:
         yield made
 
 
 @pytest.mark.parametrize("post_within_s", [math.inf, 120, 0])
 def test_a_guard_comes(config: Config, armed: Armed, post_within_s: float) -> None:
-    guard.ensure(config, DEAD, post_within_s)
+    watchdog.ensure(config, DEAD, post_within_s)
     assert armed.calls == [(DEAD, post_within_s)]
-    guard.ensure(config, DEAD, post_within_s)
+    watchdog.ensure(config, DEAD, post_within_s)
     assert len(armed.calls) == 1
 
 
@@ -82,17 +88,17 @@ def test_a_guard_that_takes_its_time(
     config: Config, armed: Armed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starting = threading.Timer(0.05, lambda: Armed.arm(armed, DEAD))
-    monkeypatch.setattr(guard, "arm", lambda owner, post_within_s: starting.start())
-    guard.ensure(config, DEAD, math.inf)
+    monkeypatch.setattr(watchdog, "arm", lambda owner, post_within_s: starting.start())
+    watchdog.ensure(config, DEAD, math.inf)
     starting.join()
     assert is_held(config.locks_dir, NAME)
 
 
 def test_no_guard_comes(config: Config, armed: Armed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_STARTING_LIMIT_S", 0.05)
+    monkeypatch.setattr(watchdog, "_STARTING_LIMIT_S", 0.05)
     armed.comes = False
     with pytest.raises(NotStill, match="no guard is there"):
-        guard.ensure(config, DEAD, math.inf)
+        watchdog.ensure(config, DEAD, math.inf)
     assert armed.calls == [(DEAD, math.inf)]
 
 
@@ -100,13 +106,13 @@ def test_the_lock_of_a_guard_that_was_killed_is_no_guard(config: Config, armed: 
     with lock(config.locks_dir, NAME, "guard", 0):
         assert is_held(config.locks_dir, NAME)
     assert (config.locks_dir / f"{NAME}.lock").exists()
-    guard.ensure(config, DEAD, math.inf)
+    watchdog.ensure(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
 
 def test_nor_is_the_guard_of_another(config: Config, armed: Armed) -> None:
     with lock(config.locks_dir, "guard-4711-816", "guard", 0):
-        guard.ensure(config, DEAD, math.inf)
+        watchdog.ensure(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
 
@@ -137,7 +143,7 @@ def test_who_looks_for_a_guard_does_not_keep_it_away(
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     looked = threading.Timer(0.05, lambda: os.close(descriptor))
     looked.start()
-    assert guard.main([*WORDS, "inf"]) == 0
+    assert watchdog_daemon.main([*WORDS, "inf"]) == 0
     looked.join()
     assert guest.calls == ["resume"]
 
@@ -153,7 +159,7 @@ def test_who_holds_nothing(config: Config) -> None:
 def test_sanoid_is_dead(config: Config, guest: FakeGuest, standing: Standing, level: Level) -> None:
     """Whatever the deadline: nobody will call post."""
     standing(level, owner=DEAD)
-    assert guard.main([*WORDS, "inf"]) == 0
+    assert watchdog_daemon.main([*WORDS, "inf"]) == 0
     assert guest.calls == ["resume" if level is Level.PAUSED else "thaw"]
     assert Journal(config.journal_dir).entries() == []
     assert len(list(vault.entries(config.vault_dir))) == 1
@@ -169,7 +175,7 @@ def test_a_script_that_called_pre_is_dead(
 ) -> None:
     """It may have called pre, and may call post, from shells of their own."""
     known = standing(level, **due())
-    assert guard.main([*WORDS, "0"]) == 0
+    assert watchdog_daemon.main([*WORDS, "0"]) == 0
     assert set(guest.calls) == {"resume" if level is Level.PAUSED else "thaw"}
     (left,) = Journal(config.journal_dir).entries()
     assert (left.capture, left.level) == (known.capture, Level.CRASH)
@@ -190,7 +196,7 @@ def test_it_goes_where_nobody_stands_still(
     config: Config, guest: FakeGuest, standing: Standing, level: Level, said: dict[str, Any]
 ) -> None:
     known = standing(level, **{"owner": DEAD, **said})
-    ended = threading.Thread(target=guard.main, args=([*WORDS, "0"],), daemon=True)
+    ended = threading.Thread(target=watchdog_daemon.main, args=([*WORDS, "0"],), daemon=True)
     ended.start()
     ended.join(10)
     assert not ended.is_alive()
@@ -214,7 +220,7 @@ def test_it_stays_as_long_as_its_owner_lives_or_somebody_stands_still(
             Journal(config.journal_dir).close(known)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    guard.wait_for_still(config, DEAD)
+    watchdog_daemon.wait_for_still(config, DEAD)
     assert slept == 6
 
 
@@ -234,6 +240,6 @@ def test_the_deadline_is_kept_beside_all_else(
         "is_alive",
         lambda process: guest.stands_still is not None and time.monotonic() < ends_s,
     )
-    assert guard.main([*WORDS, word]) == 0
+    assert watchdog_daemon.main([*WORDS, word]) == 0
     assert time.monotonic() < ends_s
     assert guest.calls == ["resume"]

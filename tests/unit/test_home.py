@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import home
-from zvmsnap.errors import SnapshotMissing
-from zvmsnap.point import Disk, Manifest, Point, Tie
-from zvmsnap.zfs import Snapshot
+from zvmsnap.common.errors import SnapshotMissing
+from zvmsnap.points import locate
+from zvmsnap.points.manifest import Disk, Manifest, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.zfs.types import Snapshot
 
 Build = Callable[..., Manifest]
 
@@ -79,7 +80,7 @@ def test_of(
     manifest: Build, ties: Mapping[str, int], there: Mapping[str, int], found: Mapping[str, str]
 ) -> None:
     point = Point(Path("/v/web/m"), tied(manifest, ties, *found))
-    answer = home.of(point, present(there))
+    answer = locate.of(point, present(there))
     assert {dataset: each.full_name for dataset, each in answer.items()} == found
     assert list(answer) == sorted(found)
 
@@ -87,7 +88,7 @@ def test_of(
 def test_where_a_restore_has_moved_it(manifest: Build) -> None:
     point = Point(Path("/v/web/m"), tied(manifest, {"p/a@h": 1}, "p/a", guid1="p/a.before-x"))
     there = present({"p/a.before-x@h": 1, "p/copy@h": 1, "p/a@h": 2})
-    assert home.of(point, there)["p/a"].full_name == "p/a.before-x@h"
+    assert locate.of(point, there)["p/a"].full_name == "p/a.before-x@h"
 
 
 MISSING = [
@@ -113,7 +114,7 @@ def test_missing(
     datasets = {full_name.partition("@")[0] for full_name in ties}
     point = Point(Path("/v/web/m"), tied(manifest, ties, *datasets))
     with pytest.raises(SnapshotMissing) as caught:
-        home.of(point, present(there))
+        locate.of(point, present(there))
     assert str(caught.value).startswith(f"web@m: no snapshot of it is left for {lost}: ")
 
 
@@ -129,7 +130,7 @@ def test_missing(
 )
 def test_moved(manifest: Build, there: list[tuple[str, int]], homes: list[str] | None) -> None:
     known = tied(manifest, {"p/a@h": 1, "p/b@h": 2}, "p/a", "p/b")
-    new = home.moved(known, [snapshot(*each) for each in there])
+    new = locate.moved(known, [snapshot(*each) for each in there])
     assert (new and [tie.home for tie in new.snapshots]) == homes
     if new:
         assert [tie.dataset for tie in new.snapshots] == ["p/a", "p/b"]
@@ -144,9 +145,9 @@ def test_there_and_back(manifest: Build, homes: dict[int, str]) -> None:
         snapshot(f"{dataset}@{names[guid].partition('@')[2]}", guid)
         for guid, dataset in homes.items()
     ]
-    there = home.moved(known, away) or known
+    there = locate.moved(known, away) or known
     assert {tie.guid: tie.home or tie.dataset for tie in there.snapshots} == {
         guid: homes.get(guid, name.partition("@")[0]) for guid, name in names.items()
     }
-    back = home.moved(there, [snapshot(name, guid) for guid, name in names.items()]) or there
+    back = locate.moved(there, [snapshot(name, guid) for guid, name in names.items()]) or there
     assert back == known

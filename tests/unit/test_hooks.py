@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 
+import zvmsnap
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import callers, hooks, leave, mounttable, vault
-from zvmsnap.config import Config
-from zvmsnap.errors import LibvirtFailed
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.point import Manifest, Tie
+from zvmsnap.common.errors import LibvirtFailed
+from zvmsnap.common.process import Process
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs
+from zvmsnap.hooks import callers, main
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.zfs import mounts
 
-ROOT = Path(hooks.__file__).parents[1]
+ROOT = Path(zvmsnap.__file__).parents[1]
 ENVIRONMENT = {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": "autosnap_x_hourly"}
 
 
@@ -54,7 +60,7 @@ USAGE = [
 def test_wrong_role(
     arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert hooks.main(arguments, ENVIRONMENT) == 2
+    assert main.main(arguments, ENVIRONMENT) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "zvmsnap: error: usage: " in line
     assert says in line
@@ -71,7 +77,7 @@ def test_wrong_role(
 def test_wrong_environment(
     role: str, environment: Mapping[str, str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert hooks.main([role], environment) == 2
+    assert main.main([role], environment) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "zvmsnap: error: SANOID_TARGET" in line
     assert says in line
@@ -94,7 +100,7 @@ def test_one_line_for_what_is_wrong(
 ) -> None:
     (tmp_path / "config.toml").write_text(content)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(tmp_path / "config.toml"))
-    assert hooks.main(["prune"], ENVIRONMENT) == code
+    assert main.main(["prune"], ENVIRONMENT) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
 
@@ -128,10 +134,11 @@ def test_prune_with_nothing_to_forget(
 
 
 ORPHAN = """\
-from zvmsnap import hooks
+from zvmsnap.common import signals
+from zvmsnap.common.errors import Cancelled
 try:
-    hooks._cancelled_with_parent(1)
-except hooks.Cancelled as error:
+    signals.cancelled_with_parent(1)
+except Cancelled as error:
     print(error)
 """
 
@@ -149,9 +156,9 @@ os._exit(0)
 """
 HOOK = """\
 import os
-from zvmsnap import hooks, log
+from zvmsnap.common import log, signals
 log.setup()
-cancelled = hooks._cancelled_with_parent(os.getppid())
+cancelled = signals.cancelled_with_parent(os.getppid())
 assert not cancelled.is_set()
 os.write(1, b"ready\\n")
 print("cancelled" if cancelled.wait(20) else "still waiting", file=__import__("sys").stderr)
@@ -166,7 +173,7 @@ def test_pre_is_cancelled_when_sanoid_dies_under_it() -> None:
 
 SIGNALLED = """\
 import os, signal, sys
-from zvmsnap import hooks, log
+from zvmsnap.common import log, signals
 log.setup()
 {setup}
 os.kill(os.getpid(), signal.{name})
@@ -179,12 +186,12 @@ print({state})
     ("setup", "state", "says"),
     [
         pytest.param(
-            "event = hooks._cancelled_with_parent(os.getppid())",
+            "event = signals.cancelled_with_parent(os.getppid())",
             "event.is_set()",
             "error: {}: putting every guest back",
             id="pre",
         ),
-        pytest.param("hooks.finish_before_dying()", "True", "warning: {}: finishing", id="post"),
+        pytest.param("signals.finish_before_dying()", "True", "warning: {}: finishing", id="post"),
     ],
 )
 def test_signals_do_not_end_a_hook_half_way(name: str, setup: str, state: str, says: str) -> None:
@@ -208,11 +215,11 @@ def hook(
     """Calls a hook for the moment of `staged`; whoever called it is no sanoid."""
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setenv("ZVMSNAP_CONFIG", settings["ZVMSNAP_CONFIG"])
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(callers, "_parent_of", lambda _pid: 1)
 
     def run(role: str, dataset: str = "tank/web", name: str = f"{T}_daily") -> int:
-        return hooks.run([role], {"SANOID_TARGET": dataset, "SANOID_SNAPNAME": name})
+        return main.run([role], {"SANOID_TARGET": dataset, "SANOID_SNAPNAME": name})
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield run
@@ -296,7 +303,7 @@ def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[FakeHypervisor, FakeGuest], None],
 ) -> None:
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     built = manifest(snapshots=(Tie("tank/web", f"{T}_daily", 5, 5),))
     vault.publish(vault.incoming(config.vault_dir, "web", built.capture), built)
     with open(os.environ["ZVMSNAP_CONFIG"], "a") as file:
@@ -332,9 +339,10 @@ def test_post_that_cannot_finish_what_others_left_says_so(
 
 HEAVY = """\
 import sys
-from zvmsnap import hooks
+from zvmsnap.hooks import main as hooks
 code = hooks.main(sys.argv[1:])
-print(sorted({"libvirt", "typer", "zvmsnap.hypervisor", "zvmsnap.recover"} & set(sys.modules)))
+heavy = {"libvirt", "typer", "zvmsnap.virt.host", "zvmsnap.recovery.recover"}
+print(sorted(heavy & set(sys.modules)))
 """
 
 

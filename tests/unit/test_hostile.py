@@ -25,23 +25,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, FakeZfs
-from zvmsnap import (
-    capture,
-    cli,
-    finish,
-    hooks,
-    hypervisor,
-    leave,
-    mounttable,
-    prune,
-    qemuimg,
-    recover,
-    zfs,
-)
-from zvmsnap.config import Config
-from zvmsnap.errors import QemuImgFailed, ZvmsnapError
-from zvmsnap.journal import Entry, Journal
-from zvmsnap.point import Manifest
+from zvmsnap.capture import all_guests
+from zvmsnap.cli import points
+from zvmsnap.common import signals
+from zvmsnap.common.errors import QemuImgFailed, ZvmsnapError
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs, qemu_img
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.hooks import main
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.recovery import recover
+from zvmsnap.retention import prune
+from zvmsnap.virt import host as libvirt_host
+from zvmsnap.zfs import mounts, types, zfs
 
 T = "autosnap_2026-11-20_03:00:00"
 CAPTURE = f"{UUID}.00000001"
@@ -102,7 +100,7 @@ class Told(logging.Handler):
 class AnyZfs(FakeZfs):
     """Has every snapshot that it is asked for, if it can be asked for in a command line at all."""
 
-    def snapshots(self, names: Any) -> zfs.Answer:
+    def snapshots(self, names: Any) -> types.Answer:
         asked = list(names)
         for name in asked:
             assert "\0" not in name and not name.startswith("-"), name
@@ -221,16 +219,16 @@ def world(memory: Path) -> Iterator[World]:
         raise QemuImgFailed("no")
 
     with pytest.MonkeyPatch.context() as patch:
-        for room in (capture, finish, recover, hypervisor):
+        for room in (all_guests, after_snapshot, recover, libvirt_host):
             patch.setattr(room, "Hypervisor", made.host.connect)
         patch.setattr(zfs, "snapshots", known.snapshots)
-        patch.setattr(zfs, "all_snapshots", lambda: zfs.Answer({}, frozenset({"tank"})))
-        patch.setattr(zfs, "datasets", lambda: {"tank/web": zfs.Dataset("tank/web", "fs", False)})
-        patch.setattr(mounttable, "mounts", list)
-        patch.setattr(qemuimg, "_run", no_images)
-        patch.setattr(leave, "_LOOK_EVERY_S", 0.0)
-        patch.setattr(hooks, "finish_before_dying", lambda: None)
-        patch.setattr(hooks, "_cancelled_with_parent", lambda parent: threading.Event())
+        patch.setattr(zfs, "all_snapshots", lambda: types.Answer({}, frozenset({"tank"})))
+        patch.setattr(zfs, "datasets", lambda: {"tank/web": types.Dataset("tank/web", "fs", False)})
+        patch.setattr(mounts, "read_table", list)
+        patch.setattr(qemu_img, "_run", no_images)
+        patch.setattr(jobs, "_LOOK_EVERY_S", 0.0)
+        patch.setattr(signals, "finish_before_dying", lambda: None)
+        patch.setattr(signals, "cancelled_with_parent", lambda parent: threading.Event())
         patch.setenv("ZVMSNAP_CONFIG", str(root / "config.toml"))
         logger.handlers[:], logger.propagate = [told], False
         yield made
@@ -270,7 +268,7 @@ def test_environments(world: World, role: str, environment: Mapping[str, str], v
     filled = {name: world.filled(value) for name, value in environment.items()}
     world.reset()
     codes: list[int] = []
-    world.beside(lambda: codes.append(hooks.run([role], filled)))
+    world.beside(lambda: codes.append(main.run([role], filled)))
     assert codes and codes[0] in (0, 1, 2)
 
 
@@ -342,19 +340,19 @@ def link(world: World, links: list[tuple[str, str]]) -> None:
 
 
 def listing() -> None:
-    cli.list_points(as_json=True)
+    points.list_points(as_json=True)
 
 
 def plain_listing() -> None:
-    cli.list_points()
+    points.list_points()
 
 
 def by_post() -> None:
-    hooks.run(["post"], {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": f"{T}_hourly"})
+    main.run(["post"], {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": f"{T}_hourly"})
 
 
 def by_prune() -> None:
-    hooks.run(["prune"], {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": f"{T}_hourly"})
+    main.run(["prune"], {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": f"{T}_hourly"})
 
 
 def by_hand(world: World) -> None:
@@ -475,19 +473,19 @@ WHOLE_MANIFEST = msgspec.json.encode(
 
 
 def found_by_sweep(world: World) -> None:
-    cli.prune_points(False, True)
+    points.prune_points(False, True)
 
 
 def found_dry(world: World) -> None:
-    cli.prune_points(True, False)
+    points.prune_points(True, False)
 
 
 def shown(world: World) -> None:
-    cli.show(f"web@{T}", False)
+    points.show(f"web@{T}", False)
 
 
 def shown_as_json(world: World) -> None:
-    cli.show(f"web@{T}", True)
+    points.show(f"web@{T}", True)
 
 
 @cases(2500)

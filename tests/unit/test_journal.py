@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
 
 Build = Callable[..., Entry]
 A = "aaaaaaaa-0000-4000-8000-000000000001"

@@ -10,12 +10,17 @@ import pytest
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import OTHER, DumpedGuest, FakeHypervisor, make_base
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
-from zvmsnap import hypervisor, take, vault, zfs
-from zvmsnap.config import Config
-from zvmsnap.errors import ZfsFailed
-from zvmsnap.journal import Entry, Journal
-from zvmsnap.point import Manifest, Point
-from zvmsnap.zfs import Answer, Use
+from zvmsnap.capture import take
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.virt import host as libvirt_host
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Answer, Use
 
 Run = Callable[..., tuple[int, str, str]]
 BOTH = ("web", "db")
@@ -230,7 +235,7 @@ def test_required_and_missed_leaves_no_snapshot(
     run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch, config: Config
 ) -> None:
     names = numbered(monkeypatch)
-    web = hypervisor.Hypervisor("x").guests()[0]
+    web = libvirt_host.Hypervisor("x").guests()[0]
     assert isinstance(web, DumpedGuest)
     agent = web.agent = FakeAgent()
 

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import labels
+from zvmsnap.virt import security_labels
 
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that may have notes; trusted.* only root may set, so user.* stands in for it."""
-    monkeypatch.setattr(labels, "_PREFIX", "user.libvirt.security.")
+    monkeypatch.setattr(security_labels, "_PREFIX", "user.libvirt.security.")
     path = tmp_path / "a b.qcow2"
     path.write_bytes(b"data")
     try:
@@ -55,7 +55,7 @@ def test_give_back(
 ) -> None:
     for name, value in notes.items():
         os.setxattr(image, f"user.libvirt.security.{name}", value)
-    labels.give_back(str(image))
+    security_labels.give_back(str(image))
     assert given == ([(str(image), *owner)] if owner else [])
     assert os.listxattr(image) == ["user.foreign"]
     assert image.read_bytes() == b"data"
@@ -63,4 +63,4 @@ def test_give_back(
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        labels.give_back(str(tmp_path / "gone"))
+        security_labels.give_back(str(tmp_path / "gone"))

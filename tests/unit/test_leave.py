@@ -9,13 +9,16 @@ import msgspec
 import pytest
 
 from tests.unit.fakes import UUID, FakeGuest, holds, make_base, write
-from zvmsnap import blockcommit, leave, log, offline
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
-from zvmsnap.hypervisor import Pause
-from zvmsnap.journal import Entry, Journal, Open
-from zvmsnap.levels import Level
-from zvmsnap.staging import CaptureDir
+from zvmsnap.common import log
+from zvmsnap.common.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks import jobs, live_commit, offline_commit
+from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.finalize import release
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.virt.guest import Pause
 
 
 class Moment:
@@ -43,7 +46,7 @@ class Moment:
             write(self.guest.on_overlay(target, self.dir.overlay(target)), 7 + number)
 
     def leave(self) -> None:
-        leave.leave(self.config, self.guest, self.work, log.about("web", "tank/web"))
+        release.leave(self.config, self.guest, self.work, log.about("web", "tank/web"))
 
     def on_base(self) -> bool:
         wanted = {target: str(base) for target, base in self.bases.items()}
@@ -64,8 +67,8 @@ def moment(tmp_path: Path, config: Config, entry: Callable[..., Entry]) -> Momen
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(blockcommit, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(live_commit, "_LOOK_EVERY_S", 0.001)
 
 
 def test_running(moment: Moment) -> None:
@@ -127,15 +130,15 @@ def test_gone_while_it_is_committed(moment: Moment, call: str) -> None:
 def test_started_while_it_is_merged(moment: Moment, monkeypatch: pytest.MonkeyPatch) -> None:
     moment.freeze()
     moment.guest.shut_off()
-    redefine = offline._redefine_stopped
+    redefine = offline_commit._redefine_stopped
 
     def started(*arguments: Any) -> None:
-        monkeypatch.setattr(offline, "_redefine_stopped", redefine)
+        monkeypatch.setattr(offline_commit, "_redefine_stopped", redefine)
         moment.guest.start()
         write(moment.dir.overlay("vda"), 3, at_kib=256)
         redefine(*arguments)
 
-    monkeypatch.setattr(offline, "_redefine_stopped", started)
+    monkeypatch.setattr(offline_commit, "_redefine_stopped", started)
     moment.leave()
     assert moment.on_base() and moment.merged()
     assert holds(moment.bases["vda"], 3, at_kib=256)
@@ -154,11 +157,11 @@ def test_one_that_is_started_and_stopped_for_ever_is_given_up(
         moment.guest.active = not moment.guest.active
         raise CommitFailed("no")
 
-    monkeypatch.setattr(blockcommit, "to_base", flip)
-    monkeypatch.setattr(offline, "to_base", flip)
+    monkeypatch.setattr(live_commit, "to_base", flip)
+    monkeypatch.setattr(offline_commit, "to_base", flip)
     with pytest.raises(ZvmsnapError, match="no"):
         moment.leave()
-    assert tried == leave._ATTEMPTS
+    assert tried == release._ATTEMPTS
     assert len(moment.dir.overlays()) == 2
 
 
@@ -258,7 +261,7 @@ def test_others_are_waited_for_until_the_deadline(
 ) -> None:
     make_busy(moment.guest)
     with pytest.raises(DomainBusy, match=f"web: {says}.* is under way since more than 0.01 s"):
-        leave.wait_idle(moment.guest, 0.01)
+        jobs.wait_idle(moment.guest, 0.01)
     with pytest.raises(DomainBusy, match=says):
         moment.leave()
     assert moment.guest.calls == []
@@ -272,7 +275,7 @@ def test_nobody_waits_once_cancelled(
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(DomainBusy, match=says):
-        leave.wait_idle(moment.guest, 1e9, cancelled)
+        jobs.wait_idle(moment.guest, 1e9, cancelled)
 
 
 def test_a_job_that_ends_is_waited_for(moment: Moment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +295,7 @@ def test_our_own_commit_is_not_somebody_elses_job(moment: Moment) -> None:
     moment.freeze()
     moment.guest.block_commit("vda", str(moment.bases["vda"]))
     moment.guest.calls.clear()
-    leave.wait_idle(moment.guest, 0)
+    jobs.wait_idle(moment.guest, 0)
     moment.leave()
     assert moment.guest.calls == ["commit vdb", "pivot vda", "pivot vdb"]
 
@@ -303,7 +306,7 @@ def test_a_guest_that_is_off_is_never_busy(
 ) -> None:
     make_busy(moment.guest)
     moment.guest.active = False
-    leave.wait_idle(moment.guest, 0)
+    jobs.wait_idle(moment.guest, 0)
 
 
 def test_a_moment_without_overlays_waits_for_nobody(moment: Moment) -> None:
@@ -360,14 +363,14 @@ def test_writes_after_a_pivot_that_failed_are_not_taken_for_merged(moment: Momen
 @pytest.mark.parametrize("where", ["live", "persistent"])
 def test_an_overlay_that_is_named_again_is_never_removed(moment: Moment, where: str) -> None:
     moment.freeze("vda")
-    tidy = leave._tidy
+    tidy = release._tidy
 
     def used_again(config: Config, guest: FakeGuest, *rest: Any) -> None:
         getattr(guest, where)["vda"] = str(moment.dir.overlay("vda"))
         tidy(config, guest, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leave, "_tidy", used_again)
+        patch.setattr(release, "_tidy", used_again)
         with pytest.raises(ZvmsnapError, match=r"vda.zvmsnap.qcow2 is in use again; kept"):
             moment.leave()
     assert moment.dir.overlays() == [moment.dir.overlay("vda")]

@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import levels
-from zvmsnap.errors import ModeInvalid
-from zvmsnap.levels import Demand, Level, Order
+from zvmsnap.common.errors import ModeInvalid
+from zvmsnap.config import mode
+from zvmsnap.config.level import Level
+from zvmsnap.config.mode import Demand, Order, parse_mode
 
 MEMORY, PAUSED, QUIESCED, CRASH = Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH
 NAMED = [MEMORY, PAUSED, QUIESCED, CRASH]
@@ -27,7 +28,7 @@ NAMED_IN_ANY_ORDER = st.lists(st.sampled_from(NAMED), min_size=1, unique=True)
     ],
 )
 def test_parse(text: str, order: Order) -> None:
-    assert levels.parse(text) == order
+    assert parse_mode(text) == order
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_parse(text: str, order: Order) -> None:
 )
 def test_no_order(text: str, says: str) -> None:
     with pytest.raises(ModeInvalid) as caught:
-        levels.parse(text)
+        parse_mode(text)
     assert str(caught.value).startswith(f"{text!r}: ")
     assert says in str(caught.value)
     # Where that may be said instead, those who ask say so.
@@ -60,13 +61,13 @@ def test_no_order(text: str, says: str) -> None:
 @given(NAMED_IN_ANY_ORDER, st.booleans())
 def test_any_order_of_levels_is_read_as_it_was_written(named: list[Level], required: bool) -> None:
     text = ",".join([*named, "required"] if required else named)
-    assert levels.parse(text) == Order(tuple(named), required)
+    assert parse_mode(text) == Order(tuple(named), required)
 
 
 @given(st.text())
 def test_any_text_is_an_order_or_refused(text: str) -> None:
     try:
-        order = levels.parse(text)
+        order = parse_mode(text)
     except ModeInvalid as error:
         assert repr(text) in str(error)
         return
@@ -86,13 +87,13 @@ def test_any_text_is_an_order_or_refused(text: str) -> None:
 )
 @pytest.mark.parametrize("required", [False, True])
 def test_satisfied_by(text: str, good_enough: set[Level], required: bool) -> None:
-    order = levels.parse(f"{text},required" if required else text)
+    order = parse_mode(f"{text},required" if required else text)
     # A guest that is off has no more than its disks.
     assert {level for level in Level if order.satisfied_by(level)} == {*good_enough, Level.OFFLINE}
 
 
 def demand(*texts: str) -> Demand:
-    return levels.demand(levels.parse(text) for text in texts)
+    return mode.demand(parse_mode(text) for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_levels_of_a_demand(orders: list[str], tried: tuple[Level, ...]) -> None
 
 @given(st.lists(NAMED_IN_ANY_ORDER, max_size=4))
 def test_each_level_is_tried_once(orders: list[list[Level]]) -> None:
-    tried = levels.demand(Order(tuple(order)) for order in orders).levels
+    tried = mode.demand(Order(tuple(order)) for order in orders).levels
     assert sorted(tried) == sorted({level for order in orders for level in order})
     if orders:
         best_of_each = [NAMED.index(order[0]) for order in orders]

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 import zstandard
 
-from zvmsnap import loadable, saveimage, vault
-from zvmsnap.errors import ImageUnloadable
-from zvmsnap.point import Memory
+from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.points import memory_image
+from zvmsnap.points.manifest import Memory
+from zvmsnap.virt import save_image
 
 OLD, SHORT = "<domain><name>web</name></domain>", "<domain/>"
 LONG = f"<domain><name>{'web2' * 2000}</name></domain>"
@@ -40,7 +41,7 @@ def stow(tmp_path: Path) -> Stow:
         point = tmp_path / "point"
         point.mkdir()
         level = 1 if compression == "zstd" else None
-        memory = vault.stow_memory(dump, point, "raw", zstd_level=level)
+        memory = memory_image.stow_memory(dump, point, "raw", zstd_level=level)
         assert memory.compression == compression
         return point / memory.file, memory
 
@@ -59,7 +60,7 @@ def assert_nothing_left(target: Path) -> None:
 
 def payload(path: Path) -> bytes:
     with path.open("rb") as file:
-        return saveimage.read_head(file, str(path)).opening + file.read()
+        return save_image.read_head(file, str(path)).opening + file.read()
 
 
 BOTH = pytest.mark.parametrize("compression", ["none", "zstd"])
@@ -68,21 +69,21 @@ BOTH = pytest.mark.parametrize("compression", ["none", "zstd"])
 @BOTH
 def test_whole(stow: Stow, compression: str) -> None:
     stored, memory = stow(compression)
-    assert loadable.check(stored, memory) == saveimage.Header(
+    assert memory_image.check(stored, memory) == save_image.Header(
         "raw", True, len(image()) - 92 - len(RAM)
     )
-    assert loadable.xml_of(stored, memory) == OLD
+    assert memory_image.xml_of(stored, memory) == OLD
 
 
 def test_plain_and_unchanged_is_loaded_where_it_lies(stow: Stow, target: Path) -> None:
     stored, memory = stow("none")
-    assert loadable.prepare(stored, memory, target, xml=None) == stored
+    assert memory_image.prepare(stored, memory, target, xml=None) == stored
     assert_nothing_left(target)
 
 
 def test_unpacked(stow: Stow, target: Path) -> None:
     stored, memory = stow("zstd")
-    assert loadable.prepare(stored, memory, target, xml=None) == target
+    assert memory_image.prepare(stored, memory, target, xml=None) == target
     assert target.read_bytes() == image()
     assert target.stat().st_mode & 0o777 == 0o600
 
@@ -105,8 +106,8 @@ def test_with_another_definition(
         monkeypatch.setattr(os, "copy_file_range", refuse)
     stored, memory = stow(compression)
     before = stored.read_bytes()
-    assert loadable.prepare(stored, memory, target, xml=xml) == target
-    assert saveimage.xml_of(target) == xml
+    assert memory_image.prepare(stored, memory, target, xml=xml) == target
+    assert save_image.xml_of(target) == xml
     assert payload(target) == RAM
     assert (target.stat().st_size == len(image())) == (xml == SHORT)
     assert target.stat().st_mode & 0o777 == 0o600
@@ -127,7 +128,7 @@ def test_a_copy_goes_on_where_the_kernel_stopped(
 
     monkeypatch.setattr(os, "copy_file_range", once)
     stored, memory = stow("none")
-    loadable.prepare(stored, memory, target, xml=LONG)
+    memory_image.prepare(stored, memory, target, xml=LONG)
     assert calls == [len(image()) - len(RAM), len(image()) - len(RAM) + 5000]
     assert payload(target) == RAM
 
@@ -141,7 +142,7 @@ def test_a_full_file_system_leaves_nothing(
     monkeypatch.setattr(os, "copy_file_range", full)
     stored, memory = stow("none")
     with pytest.raises(OSError, match="No space left"):
-        loadable.prepare(stored, memory, target, xml=SHORT)
+        memory_image.prepare(stored, memory, target, xml=SHORT)
     assert_nothing_left(target)
 
 
@@ -158,7 +159,7 @@ def test_what_lies_at_the_target_stays(
         target.symlink_to(other)
     stored, memory = stow(compression)
     with pytest.raises(FileExistsError):
-        loadable.prepare(stored, memory, target, xml=SHORT)
+        memory_image.prepare(stored, memory, target, xml=SHORT)
     assert target.read_bytes() == other.read_bytes() == b"precious"
 
 
@@ -195,10 +196,10 @@ def test_damaged(
     stored, memory = stow(compression)
     damage(stored)
     for use in (
-        lambda: loadable.check(stored, memory),
-        lambda: loadable.xml_of(stored, memory),
-        lambda: loadable.prepare(stored, memory, target, xml=None),
-        lambda: loadable.prepare(stored, memory, target, xml=SHORT),
+        lambda: memory_image.check(stored, memory),
+        lambda: memory_image.xml_of(stored, memory),
+        lambda: memory_image.prepare(stored, memory, target, xml=None),
+        lambda: memory_image.prepare(stored, memory, target, xml=SHORT),
     ):
         with pytest.raises(ImageUnloadable, match=f"^{stored} {says}"):
             use()
@@ -211,9 +212,9 @@ def test_a_flipped_bit_is_found(stow: Stow, compression: str) -> None:
     for at in range(0, memory.stored_bytes, memory.stored_bytes // 20):
         flip(stored, at)
         with pytest.raises(ImageUnloadable, match=f"^{stored} does not match its checksum"):
-            loadable.check(stored, memory)
+            memory_image.check(stored, memory)
         flip(stored, at)
-    loadable.check(stored, memory)
+    memory_image.check(stored, memory)
 
 
 def test_a_flipped_bit_is_found_while_unpacking(stow: Stow, target: Path) -> None:
@@ -221,10 +222,10 @@ def test_a_flipped_bit_is_found_while_unpacking(stow: Stow, target: Path) -> Non
     for at in range(0, memory.stored_bytes, memory.stored_bytes // 50):
         flip(stored, at)
         with pytest.raises(ImageUnloadable, match=f"^{stored} "):
-            loadable.prepare(stored, memory, target, xml=SHORT)
+            memory_image.prepare(stored, memory, target, xml=SHORT)
         assert_nothing_left(target)
         flip(stored, at)
-    loadable.prepare(stored, memory, target, xml=SHORT)
+    memory_image.prepare(stored, memory, target, xml=SHORT)
 
 
 def resealed(stored: Path, memory: Memory, content: bytes) -> Memory:
@@ -256,9 +257,9 @@ def test_unloadable_though_as_the_manifest_says(
     stored, memory = stow("none")
     memory = msgspec.structs.replace(resealed(stored, memory, content), compression=compression)
     with pytest.raises(ImageUnloadable, match=f"^{stored} ({says})"):
-        loadable.check(stored, memory)
+        memory_image.check(stored, memory)
     with pytest.raises(ImageUnloadable, match=f"^{stored} ({says})"):
-        loadable.prepare(stored, memory, target, xml=SHORT)
+        memory_image.prepare(stored, memory, target, xml=SHORT)
     assert_nothing_left(target)
 
 
@@ -267,7 +268,7 @@ def test_unpacks_to_another_length(stow: Stow, target: Path, content: bytes) -> 
     stored, memory = stow("zstd")
     memory = resealed(stored, memory, PACK(content))
     with pytest.raises(ImageUnloadable, match=f"^{stored} does not unpack to the length"):
-        loadable.prepare(stored, memory, target, xml=None)
+        memory_image.prepare(stored, memory, target, xml=None)
     assert_nothing_left(target)
 
 
@@ -276,5 +277,5 @@ def test_bytes_behind_the_packed_image_are_damage(stow: Stow, target: Path) -> N
     stored.write_bytes(stored.read_bytes() + b"x")
     longer = msgspec.structs.replace(memory, stored_bytes=memory.stored_bytes + 1)
     with pytest.raises(ImageUnloadable, match="it is damaged"):
-        loadable.prepare(stored, longer, target, xml=None)
+        memory_image.prepare(stored, longer, target, xml=None)
     assert_nothing_left(target)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import locks
-from zvmsnap.errors import LockTimeout
-from zvmsnap.locks import lock
+import zvmsnap
+from zvmsnap.common.errors import LockTimeout
+from zvmsnap.common.lockfile import lock
 
 HOLDER = """\
 import subprocess, sys, time
 from pathlib import Path
-from zvmsnap.locks import lock
+from zvmsnap.common.lockfile import lock
 with lock(Path(sys.argv[1]), "guest", "commit web", 5):
     child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, close_fds=False)
     print(child.pid, flush=True)
@@ -33,7 +33,7 @@ def held_elsewhere(directory: Path) -> Iterator[tuple[subprocess.Popen[str], int
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(zvmsnap.__file__).parents[1])},
     ) as holder:
         assert holder.stdout is not None
         child = int(holder.stdout.readline())

@@ -12,25 +12,22 @@ import pytest
 from tests.unit.fakepre import MOMENT, OWNER, Scene, agent_of, failing
 from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
 from tests.unit.faketake import configure
-from zvmsnap import (
-    deadline,
-    finish,
-    guard,
-    hypervisor,
-    locks,
-    log,
-    mounttable,
-    recover,
-    still,
-    vault,
-)
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import Cancelled
-from zvmsnap.hypervisor import Pause
-from zvmsnap.journal import Entry, Journal, Open, Process, still_clock_s
-from zvmsnap.levels import Level
-from zvmsnap.point import Point
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.common import lockfile, log
+from zvmsnap.common.errors import Cancelled
+from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import vault
+from zvmsnap.points.point import Point
+from zvmsnap.quiesce import deadline, thaw
+from zvmsnap.recovery import recover, report, watchdog_daemon
+from zvmsnap.virt import host as libvirt_host
+from zvmsnap.virt.guest import Pause
+from zvmsnap.zfs import mounts
 
 NAME = f"{MOMENT}_hourly"
 POST = HookCall(Role.POST, ("tank/web",), (NAME,))
@@ -62,9 +59,9 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
         newer.append(msgspec.structs.replace(old, capture=capture_of_another, owner=NOBODY, **said))
         Journal(scene.config.journal_dir).write(newer[0])
         guest.stands_still = Pause.JOB
-        return locks.lock(*arguments)
+        return lockfile.lock(*arguments)
 
-    monkeypatch.setattr("zvmsnap.capture.lock", lock)
+    monkeypatch.setattr("zvmsnap.capture.all_guests.lock", lock)
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
     assert guest.stands_still
@@ -80,20 +77,20 @@ def test_the_guard_lets_go_what_post_is_about_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Post has read the journal, and waits for the lock; then an administrator pauses the guest."""
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(mounts, "read_table", list)
     pools.present = {f"tank/web@{NAME}": 11}
     known = standing(Level.PAUSED)
 
     def connect(uri: str) -> FakeHypervisor:
         guest.resume()
-        still.let_go(
+        thaw.let_go(
             config, guest, Open(Journal(config.journal_dir), known), log.about("web", "tank/web")
         )
         guest.stands_still = Pause.USER
         return host
 
-    monkeypatch.setattr("zvmsnap.finish.Hypervisor", connect)
-    finish.finish(POST, config, OWNER)
+    monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Hypervisor", connect)
+    after_snapshot.finish(POST, config, OWNER)
     assert levels_of(config) == [Level.CRASH]
     assert guest.stands_still is Pause.USER
 
@@ -109,9 +106,9 @@ def test_guard_outlives_a_host_without_descriptors(
     tmp_path: Path,
     post_within_s: str,
 ) -> None:
-    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.2)
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(mounts, "read_table", list)
     configure(tmp_path, config, monkeypatch)
     with (tmp_path / "config.toml").open("a") as file:
         file.write("[limits]\nstill_max_s = 1\n")
@@ -126,7 +123,7 @@ def test_guard_outlives_a_host_without_descriptors(
         return looks(journal)
 
     monkeypatch.setattr(Journal, "entries", fail)
-    code = guard.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, post_within_s])
+    code = watchdog_daemon.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, post_within_s])
     assert (code, guest.stands_still, failed) == (0, None, [1])
 
 
@@ -139,8 +136,8 @@ def test_guard_outlives_a_host_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """libvirt's events have a thread of their own."""
-    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(mounts, "read_table", list)
     standing(Level.PAUSED, owner=OWNER)
     failed: list[int] = []
 
@@ -150,13 +147,13 @@ def test_guard_outlives_a_host_without_threads(
             raise RuntimeError("can't start new thread")
         return host
 
-    monkeypatch.setattr("zvmsnap.recover.Hypervisor", connect)
-    assert guard.watch(config, OWNER)
+    monkeypatch.setattr("zvmsnap.recovery.recover.Hypervisor", connect)
+    assert watchdog_daemon.watch(config, OWNER)
     assert guest.stands_still is None
 
 
 def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hypervisor, "_loop_started", threading.Lock())
+    monkeypatch.setattr(libvirt_host, "_loop_started", threading.Lock())
     for name in ("virEventRegisterDefaultImpl", "virEventRunDefaultImpl"):
         monkeypatch.setattr(f"libvirt.{name}", lambda: None, raising=False)
     started: list[str] = []
@@ -168,9 +165,9 @@ def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError):
-        hypervisor._start_event_loop()
-    hypervisor._start_event_loop()
-    hypervisor._start_event_loop()
+        libvirt_host._start_event_loop()
+    libvirt_host._start_event_loop()
+    libvirt_host._start_event_loop()
     assert started == ["libvirt-events"] * 2
 
 
@@ -181,12 +178,14 @@ def test_guard_goes_when_its_guest_is_gone(
     host: FakeHypervisor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     standing(Level.PAUSED, owner=OWNER, still_since_s=1.0)
     guest.exists = False
     with deadline.kept(config, OWNER):
-        waiting = threading.Thread(target=guard.wait_for_still, args=(config, OWNER), daemon=True)
+        waiting = threading.Thread(
+            target=watchdog_daemon.wait_for_still, args=(config, OWNER), daemon=True
+        )
         waiting.start()
         waiting.join(10)
         assert not waiting.is_alive()
@@ -231,8 +230,8 @@ def test_guard_does_not_go_while_somebody_is_frozen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A guest so busy that its agent does not answer for minutes."""
-    monkeypatch.setattr(mounttable, "mounts", list)
-    monkeypatch.setattr(still, "_THAW_ATTEMPTS", 1)
+    monkeypatch.setattr(mounts, "read_table", list)
+    monkeypatch.setattr(thaw, "_THAW_ATTEMPTS", 1)
     standing(Level.QUIESCED, owner=OWNER)
     agent = guest.agent
     assert agent
@@ -241,13 +240,17 @@ def test_guard_does_not_go_while_somebody_is_frozen(
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        agent.answering = len(slept) > guard._ATTEMPTS + 2
+        agent.answering = len(slept) > watchdog_daemon._ATTEMPTS + 2
         assert len(slept) < 30
 
     monkeypatch.setattr(time, "sleep", sleep)
-    assert guard.watch(config, OWNER)
+    assert watchdog_daemon.watch(config, OWNER)
     assert not agent.frozen
-    assert max(slept) == slept[-1] == guard._LOOK_EVERY_S * 2 ** (guard._ATTEMPTS - 1)
+    assert (
+        max(slept)
+        == slept[-1]
+        == watchdog_daemon._LOOK_EVERY_S * 2 ** (watchdog_daemon._ATTEMPTS - 1)
+    )
 
 
 def test_post_is_not_overdue_while_pre_works_for_another_guest(
@@ -255,11 +258,13 @@ def test_post_is_not_overdue_while_pre_works_for_another_guest(
 ) -> None:
     for name, uuid in (("web", UUID), ("db", OTHER)):
         scene.add(name, uuid)
-    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.01)
     over: list[int] = []
     monkeypatch.setattr(Process, "is_alive", lambda _process: not over)
     scene.host.known[1].at["snapshot"] = lambda: time.sleep(0.8)
-    watch = threading.Thread(target=guard.watch, args=(scene.config, OWNER, 0.3), daemon=True)
+    watch = threading.Thread(
+        target=watchdog_daemon.watch, args=(scene.config, OWNER, 0.3), daemon=True
+    )
     watch.start()
     assert scene.pre(post_within_s=0.3)
     assert sorted(entry.domain for entry in scene.entries()) == ["db", "web"]
@@ -290,7 +295,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     guest.at["resume"] = failing("cannot acquire state change lock")
     scene.pre()
     pools.present[f"tank/web@{NAME}"] = 11
-    finish.finish(POST, scene.config, OWNER)
+    after_snapshot.finish(POST, scene.config, OWNER)
     assert (scene.entries(), guest.stands_still) == ([], None)
 
 
@@ -304,7 +309,7 @@ def test_pre_that_died_behind_pre_freeze(
 ) -> None:
     """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     config = msgspec.structs.replace(
         config, limits=Limits(still_max_s=1), guest_scripts=str(tmp_path / "guest.d")
     )
@@ -316,7 +321,7 @@ def test_pre_that_died_behind_pre_freeze(
     assert guest.agent
     guest.agent.thaw()
     with deadline.kept(config, OWNER):
-        guard.wait_for_still(config, OWNER)
+        watchdog_daemon.wait_for_still(config, OWNER)
     assert not entries(config)[0].thaw_script
     assert (tmp_path / "ran").read_text() == "ran\n"
 
@@ -333,12 +338,12 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
     standing(level)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     (needed,) = recover.recover(config, dry_run=True).outcomes
-    assert needed.result is recover.Result.NEEDED
+    assert needed.result is report.Result.NEEDED
     assert needed.found == ("its journal could not be read",)
     recovered = recover.recover(config)
     assert recovered.complete
     assert guest.agent and not (guest.stands_still or guest.agent.frozen)
-    assert [outcome.result for outcome in recovered.outcomes] == [recover.Result.RECOVERED]
+    assert [outcome.result for outcome in recovered.outcomes] == [report.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
     assert recover.recover(config).outcomes == []
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import mounttable
-from zvmsnap.mounttable import Mount
+from zvmsnap.zfs import mounts
+from zvmsnap.zfs.mounts import Mount
 
 MOUNTINFO = b"""\
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
@@ -46,12 +46,12 @@ PLACES = [
 def table(tmp_path: Path) -> list[Mount]:
     path = tmp_path / "mountinfo"
     path.write_bytes(MOUNTINFO)
-    return mounttable.mounts(path)
+    return mounts.read_table(path)
 
 
 @pytest.mark.parametrize(("path", "expected"), PLACES)
 def test_dataset_of_path(table: list[Mount], path: str, expected: tuple[str, str] | None) -> None:
-    assert mounttable.dataset_of_path(path, table) == expected
+    assert mounts.dataset_of_path(path, table) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_dataset_of_path(table: list[Mount], path: str, expected: tuple[str, str
     ],
 )
 def test_mountpoint_of(table: list[Mount], dataset: str, expected: str | None) -> None:
-    assert mounttable.mountpoint_of(dataset, table) == expected
+    assert mounts.mountpoint_of(dataset, table) == expected
 
 
 def test_a_dataset_of_which_only_a_part_is_mounted_has_no_mountpoint() -> None:
     table = [Mount(1, 1, "/", "/", ""), Mount(2, 1, "/images", "/srv", "tank/web")]
-    assert mounttable.mountpoint_of("tank/web", table) is None
+    assert mounts.mountpoint_of("tank/web", table) is None
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_a_dataset_of_which_only_a_part_is_mounted_has_no_mountpoint() -> None:
 )
 def test_root_on_zfs(root: Mount) -> None:
     table = [Mount(2, 1, "/", "/home", "rpool/home"), root]
-    assert mounttable.dataset_of_path("/etc/a", table) == ("rpool/root", "etc/a")
-    assert mounttable.dataset_of_path("/home/a", table) == ("rpool/home", "a")
+    assert mounts.dataset_of_path("/etc/a", table) == ("rpool/root", "etc/a")
+    assert mounts.dataset_of_path("/home/a", table) == ("rpool/home", "a")
 
 
 def test_this_hosts_own_mount_table_is_understood() -> None:
-    table = mounttable.mounts()
+    table = mounts.read_table()
     assert any(mount.mountpoint == "/" for mount in table)
     assert not any(mount.dataset for mount in table if mount.mountpoint == "/proc")

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import UUID, FakeGuest, holds, make_base, write
-from zvmsnap import domainxml, offline, stacks
-from zvmsnap.errors import CommitFailed, OverlayUnreadable, QemuImgFailed, ZvmsnapError
-from zvmsnap.stacks import Stack
+from zvmsnap.common.errors import CommitFailed, OverlayUnreadable, QemuImgFailed, ZvmsnapError
+from zvmsnap.disks import offline_commit, overlay_chain
+from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.virt import domain_xml
 
 
 class Off:
@@ -21,7 +22,7 @@ class Off:
         self.trace: list[str] = []
 
     def stacks(self) -> dict[str, Stack]:
-        return stacks.of(domainxml.parse(self.guest.xml()))
+        return overlay_chain.of(domain_xml.parse(self.guest.xml()))
 
     def leaving(self, target: str, do: Callable[[], None]) -> None:
         self.trace.append(f"left {target}")
@@ -32,7 +33,7 @@ class Off:
         do()
 
     def to_base(self, found: dict[str, Stack] | None = None) -> None:
-        offline.to_base(self.guest, found or self.stacks(), self.leaving, self.step)
+        offline_commit.to_base(self.guest, found or self.stacks(), self.leaving, self.step)
 
     def merged(self) -> dict[str, bool]:
         return {
@@ -86,7 +87,7 @@ def test_interrupted_anywhere_and_repeated(off: Off, at: int) -> None:
         do()
 
     with pytest.raises(PowerCut):
-        offline.to_base(off.guest, off.stacks(), dies, dies)
+        offline_commit.to_base(off.guest, off.stacks(), dies, dies)
     assert off.guest.calls == []
     off.trace.clear()
     off.to_base()
@@ -102,7 +103,7 @@ def test_started_while_it_is_merged(off: Off) -> None:
 
     before = dict(off.guest.persistent)
     with pytest.raises(CommitFailed, match="web: was started while its overlays were merged"):
-        offline.to_base(off.guest, off.stacks(), off.leaving, start)
+        offline_commit.to_base(off.guest, off.stacks(), off.leaving, start)
     assert off.guest.persistent == before
 
 
@@ -139,7 +140,7 @@ def test_ram_that_was_saved_on_overlays_finds_its_disks_again(off: Off) -> None:
     off.guest.saved = off.guest.xml_of(off.guest.persistent)
     off.to_base()
     assert off.guest.calls == ["define", "define saved"]
-    saved = domainxml.parse(off.guest.saved)
+    saved = domain_xml.parse(off.guest.saved)
     assert {disk.target: (disk.source, disk.format) for disk in saved.disks} == {
         target: (str(base), "raw") for target, base in off.bases.items()
     }

@@ -4,11 +4,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap import parcel
-from zvmsnap.destination import Destination, MemoryWanted
-from zvmsnap.levels import Level
-from zvmsnap.point import Disk, Manifest, Memory, Point, Tie
-from zvmsnap.zfs import Branch, Snapshot
+from zvmsnap.config.destination import Destination, MemoryWanted
+from zvmsnap.config.level import Level
+from zvmsnap.points.manifest import Disk, Manifest, Memory, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.replication import transfer
+from zvmsnap.zfs.types import Branch, Snapshot
 
 Build = Callable[..., Manifest]
 NAS = Destination("nas", "far/off")
@@ -55,7 +56,7 @@ def point(manifest: Build) -> Callable[..., Point]:
     return build
 
 
-def summed(found: list[parcel.Parcel]) -> list[tuple[str, bool]]:
+def summed(found: list[transfer.Parcel]) -> list[tuple[str, bool]]:
     return [(each.name, each.manifest.memory is not None) for each in found]
 
 
@@ -71,7 +72,7 @@ def test_memory(
     point: Callable[..., Point], wanted: MemoryWanted, expected: list[tuple[str, bool]]
 ) -> None:
     here = [point(2), point(1), point(3)]
-    found = parcel.parcels(here, [], NAS, branch("p/a@h1=10", "p/a@h2=20"), wanted)
+    found = transfer.parcels(here, [], NAS, branch("p/a@h1=10", "p/a@h2=20"), wanted)
     assert summed(found) == expected
     for each in found:
         (tie,) = each.manifest.snapshots
@@ -84,12 +85,12 @@ def test_memory(
 def test_latest_is_the_last_of_which_all_disks_have_arrived(point: Callable[..., Point]) -> None:
     here = [point(1, datasets="ab"), point(2, datasets="ab")]
     there = branch("p/a@h1=10", "p/b@h1=11", "p/a@h2=20")
-    found = parcel.parcels(here, [], NAS, there, MemoryWanted.LATEST)
+    found = transfer.parcels(here, [], NAS, there, MemoryWanted.LATEST)
     assert summed(found) == [("h1", True), ("h2", False)]
 
 
 def test_another_snapshot_of_the_same_name(point: Callable[..., Point]) -> None:
-    assert parcel.parcels([point(1)], [], NAS, branch("p/a@h1=99"), MemoryWanted.ALL) == []
+    assert transfer.parcels([point(1)], [], NAS, branch("p/a@h1=99"), MemoryWanted.ALL) == []
 
 
 def there(point: Point, *, memory: bool = True, capture: str = "", uuid: str = "") -> Point:
@@ -113,28 +114,28 @@ def there(point: Point, *, memory: bool = True, capture: str = "", uuid: str = "
 
 def test_what_is_there_is_not_sent_again(point: Callable[..., Point]) -> None:
     one, two, now = point(1), point(2, memory=False), branch("p/a@h1=10", "p/a@h2=20")
-    assert parcel.parcels([one, two], [there(one), there(two)], NAS, now, MemoryWanted.ALL) == []
+    assert transfer.parcels([one, two], [there(one), there(two)], NAS, now, MemoryWanted.ALL) == []
 
 
 def test_ram_follows_when_it_is_wanted_later(point: Callable[..., Point]) -> None:
     one = point(1)
     known = [there(one, memory=False)]
     now = branch("p/a@h1=10")
-    assert parcel.parcels([one], known, NAS, now, MemoryWanted.NONE) == []
-    assert summed(parcel.parcels([one], known, NAS, now, MemoryWanted.ALL)) == [("h1", True)]
+    assert transfer.parcels([one], known, NAS, now, MemoryWanted.NONE) == []
+    assert summed(transfer.parcels([one], known, NAS, now, MemoryWanted.ALL)) == [("h1", True)]
 
 
 @pytest.mark.parametrize(("capture", "uuid"), [("another", ""), ("", OTHER)])
 def test_a_name_that_is_taken_there(point: Callable[..., Point], capture: str, uuid: str) -> None:
     one = point(1)
     known = [there(one, capture=capture, uuid=uuid)]
-    found = parcel.parcels([one], known, NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
+    found = transfer.parcels([one], known, NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
     assert summed(found) == [("h1.2", True)]
 
 
 def test_a_snapshot_that_a_restore_has_moved(point: Callable[..., Point]) -> None:
     one = point(1, homes={"a": "p/a.before-x"})
-    (at_old,) = parcel.parcels([one], [], NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
+    (at_old,) = transfer.parcels([one], [], NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
     assert at_old.manifest.snapshots[0].full_name == "far/off/p/a@h1"
 
 
@@ -143,7 +144,7 @@ def test_the_manifest_follows_when_snapshots_have_moved_there(
 ) -> None:
     one = point(1)
     now = branch("p/a.before-x@h1=10")
-    (found,) = parcel.parcels([one], [there(one)], NAS, now, MemoryWanted.ALL)
+    (found,) = transfer.parcels([one], [there(one)], NAS, now, MemoryWanted.ALL)
     assert not found.with_memory and found.manifest.memory and found.size_bytes == 0
     assert found.manifest.snapshots[0].full_name == "far/off/p/a.before-x@h1"
 
@@ -160,22 +161,22 @@ GONE = [
 @pytest.mark.parametrize(("left", "expected"), GONE)
 def test_gone(point: Callable[..., Point], left: list[str], expected: list[str]) -> None:
     known = [there(point(1)), there(point(2))]
-    found = parcel.gone(known, NAS, branch(*left))
+    found = transfer.gone(known, NAS, branch(*left))
     assert [each.directory.name for each in found] == expected
 
 
 def test_points_of_elsewhere_stay(point: Callable[..., Point]) -> None:
     """One vault may serve several roots."""
-    assert parcel.gone([point(1, homes={"a": "far/other/p/a"})], NAS, branch()) == []
-    assert parcel.gone([point(1)], NAS, branch()) == []
+    assert transfer.gone([point(1, homes={"a": "far/other/p/a"})], NAS, branch()) == []
+    assert transfer.gone([point(1)], NAS, branch()) == []
 
 
 def test_newest_complete(point: Callable[..., Point]) -> None:
     known = [there(point(1, datasets="ab")), there(point(2, datasets="ab"))]
     uuid = known[0].manifest.uuid
-    found = parcel.newest_complete(known, uuid, [10, 11, 20])
+    found = transfer.newest_complete(known, uuid, [10, 11, 20])
     assert found and found[1] == "h1"
-    found = parcel.newest_complete(known, uuid, [10, 11, 20, 21])
+    found = transfer.newest_complete(known, uuid, [10, 11, 20, 21])
     assert found and found[1] == "h2"
-    assert parcel.newest_complete(known, uuid, [10, 21]) is None
-    assert parcel.newest_complete(known, OTHER, [10, 11]) is None
+    assert transfer.newest_complete(known, uuid, [10, 21]) is None
+    assert transfer.newest_complete(known, OTHER, [10, 11]) is None

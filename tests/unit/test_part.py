@@ -28,7 +28,7 @@ from tests.unit.fakepre import (
     thaws_under_the_overlay,
     too_busy,
 )
-from zvmsnap.levels import Level
+from zvmsnap.config.level import Level
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from tests.unit.fakepre import (
     shareable,
 )
 from tests.unit.fakes import OTHER, UUID
-from zvmsnap import finish
-from zvmsnap.config import Limits
-from zvmsnap.journal import Process
-from zvmsnap.levels import Level
-from zvmsnap.locks import lock
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Limits
+from zvmsnap.finalize import after_snapshot
 
 HOURLY, BOTH = ("hourly",), ("hourly", "daily")
 
@@ -218,7 +218,7 @@ def test_what_the_last_moment_has_left_is_ended_first(scene: Scene, mode: str) -
     scene.assert_at_rest(but=second)
     let_go = {"memory": "pivot vda", "paused": "resume", "quiesced": "thaw", "crash": "> close"}
     assert let_go[mode] in scene.trace[done : scene.trace.index("> staging", done)]
-    finish.settle(scene.config, scene.host, guest, second)
+    after_snapshot.settle(scene.config, scene.host, guest, second)
     scene.assert_at_rest()
 
 
@@ -267,5 +267,5 @@ def test_guest_that_vanishes_meanwhile(scene: Scene, mode: str, call: str) -> No
     assert not scene.pre()
     # That it was, and what there is of it, is for the next hook.
     (left,) = scene.entries()
-    finish.end(scene.config, scene.host, left)
+    after_snapshot.end(scene.config, scene.host, left)
     assert scene.entries() == []

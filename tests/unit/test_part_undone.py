@@ -17,8 +17,8 @@ from tests.unit.fakepre import (
     thaws_under_the_overlay,
     with_scripts,
 )
-from zvmsnap import finish
-from zvmsnap.errors import Cancelled
+from zvmsnap.common.errors import Cancelled
+from zvmsnap.finalize import after_snapshot
 
 UNDONE = [
     pytest.param(
@@ -109,7 +109,7 @@ def test_post_thaw_follows_the_thaw(scene: Scene, overlay: bool) -> None:
     assert scene.pre()
     # Nobody makes a database wait for ZFS where the guest itself does not.
     assert (scene.root / "ran").read_text() == ("pre\npost\n" if overlay else "pre\n")
-    finish.settle(scene.config, scene.host, guest, scene.entries()[0])
+    after_snapshot.settle(scene.config, scene.host, guest, scene.entries()[0])
     assert (scene.root / "ran").read_text() == "pre\npost\n"
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_undone_is_left_to_the_next_hook(
     assert agent_of(guest).frozen and guest.stands_still is None
     assert "and could not be undone: freeze: let go: its file systems may be frozen" in caplog.text
     agent_of(guest).answering = True
-    finish.settle(scene.config, scene.host, guest, entry)
+    after_snapshot.settle(scene.config, scene.host, guest, entry)
     scene.assert_at_rest()
 
 

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import pytest
 
-from zvmsnap import pauseclock
-from zvmsnap.pauseclock import PauseClock
+from zvmsnap.virt import downtime
+from zvmsnap.virt.downtime import PauseClock
 
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the time; nobody waits long for an event."""
     now_s = [100.0]
-    monkeypatch.setattr(pauseclock, "_LATE_EVENT_S", 0.01)
+    monkeypatch.setattr(downtime, "_LATE_EVENT_S", 0.01)
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
 
     def set_to(second: float) -> None:
@@ -44,7 +44,7 @@ def test_pauses(at: Callable[[float], None], events: str, paused_s: float) -> No
 
 
 def test_the_event_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauseclock, "_LATE_EVENT_S", 60)
+    monkeypatch.setattr(downtime, "_LATE_EVENT_S", 60)
     clock = PauseClock()
     clock.stopped()
     late = threading.Timer(0.02, clock.resumed)

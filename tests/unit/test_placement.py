@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import placement
-from zvmsnap.domainxml import Disk, Domain
-from zvmsnap.levels import Level
-from zvmsnap.placement import Place, Placement, Seen
-from zvmsnap.zfs import Dataset
+from zvmsnap.capture import eligibility
+from zvmsnap.capture.eligibility import Placement
+from zvmsnap.config.level import Level
+from zvmsnap.disks.location import Seen
+from zvmsnap.virt.domain_xml import Disk, Domain
+from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.types import Dataset
 
 INSIDE, OUTSIDE = Place("tank/web", "a.qcow2"), Place("other/web", "b.qcow2")
 COVERED = frozenset({"tank/web", "tank/web/data"})
@@ -209,7 +211,7 @@ def test_level(
     covered: tuple[str, ...],
     others: tuple[str, ...],
 ) -> None:
-    placed = placement.place(seen(state, disks, places), COVERED)
+    placed = eligibility.place(seen(state, disks, places), COVERED)
     assert placed is not None
     assert best(placed) == (level, reason)
     assert placed.covered == {target: places[target] for target in covered}
@@ -230,7 +232,7 @@ def test_level(
 )
 @pytest.mark.parametrize("state", ["running", "paused", "shut off"])
 def test_not_concerned(disks: tuple[Disk, ...], places: Mapping[str, Place], state: str) -> None:
-    assert placement.place(seen(state, disks, places), COVERED) is None
+    assert eligibility.place(seen(state, disks, places), COVERED) is None
 
 
 DISKS = st.builds(
@@ -254,7 +256,7 @@ def test_ram_only_where_every_writable_disk_is_frozen_in_the_same_snapshot(
         for target, (one, _) in zip(targets, drawn, strict=True)
     ]
     places = {target: at for target, (_, at) in zip(targets, drawn, strict=True) if at}
-    placed = placement.place(seen(state, tuple(renamed), places), COVERED)
+    placed = eligibility.place(seen(state, tuple(renamed), places), COVERED)
     if placed is None:
         assert not any(one.writable and places.get(one.target) == INSIDE for one in renamed)
         return
@@ -322,7 +324,7 @@ def test_snapshotted_datasets(
     expected: set[str],
 ) -> None:
     datasets = {name: dataset(name, recursive=properties.get(name, "")) for name in POOL}
-    assert placement.snapshotted_datasets(targets, datasets, said) == expected
+    assert eligibility.snapshotted_datasets(targets, datasets, said) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,6 +338,6 @@ def test_snapshotted_datasets(
 )
 def test_excluded_datasets(modes: Mapping[str, str], level: Level | None) -> None:
     datasets = {name: dataset(name, mode=modes.get(name, "")) for name in POOL}
-    covered = placement.without_excluded(COVERED, datasets)
-    placed = placement.place(seen("running", TWO, BOTH_INSIDE), covered)
+    covered = eligibility.without_excluded(COVERED, datasets)
+    placed = eligibility.place(seen("running", TWO, BOTH_INSIDE), covered)
     assert (placed and best(placed)[0]) == level

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zvmsnap import point
-from zvmsnap.errors import VaultDamaged
-from zvmsnap.point import Disk, Life, Liveness, Manifest, Memory, Point, Tie
-from zvmsnap.zfs import Snapshot
+from zvmsnap.common.errors import VaultDamaged
+from zvmsnap.points.liveness import Life, Liveness
+from zvmsnap.points.manifest import MANIFEST, Disk, Manifest, Memory, Tie
+from zvmsnap.points.point import Point, read_point
+from zvmsnap.zfs.types import Snapshot
 
 Build = Callable[..., Manifest]
 
@@ -211,21 +212,21 @@ def test_names(manifest: Build) -> None:
 
 def test_written_and_read_again(tmp_path: Path, manifest: Build) -> None:
     whole = manifest(reason="why", memory=None, snapshots=(tie("tank/My VMs@h", 2**64 - 1),))
-    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(whole))
-    assert point.read(tmp_path) == Point(tmp_path, whole)
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(whole))
+    assert read_point(tmp_path) == Point(tmp_path, whole)
 
 
 def test_keys_of_later_versions_are_passed_over(tmp_path: Path, manifest: Build) -> None:
     document = msgspec.to_builtins(manifest()) | {"invented": {"later": True}}
-    (tmp_path / point.MANIFEST).write_text(json.dumps(document))
-    assert point.read(tmp_path).manifest == manifest()
+    (tmp_path / MANIFEST).write_text(json.dumps(document))
+    assert read_point(tmp_path).manifest == manifest()
 
 
 @pytest.mark.parametrize("file", ["memory.img", "memory.img.zst"])
 def test_names_of_memory_files(tmp_path: Path, manifest: Build, file: str) -> None:
     memory = Memory(file, "raw", "none", 1, 1, "00")
-    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(memory=memory)))
-    assert point.read(tmp_path).manifest.memory == memory
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(memory=memory)))
+    assert read_point(tmp_path).manifest.memory == memory
 
 
 def changed(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -256,10 +257,10 @@ DAMAGED = [
 def test_damaged_manifest(
     tmp_path: Path, manifest: Build, change: Callable[[dict[str, Any]], object], says: str
 ) -> None:
-    path = tmp_path / point.MANIFEST
+    path = tmp_path / MANIFEST
     path.write_text(json.dumps(change(msgspec.to_builtins(manifest()))))
     with pytest.raises(VaultDamaged) as caught:
-        point.read(tmp_path)
+        read_point(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
     assert says in str(caught.value)
 
@@ -272,9 +273,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(st.one_of(st.binary(), st.text().map(json.dumps).map(str.encode), st.just(b"[" * 5000)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_reported_as_damage(scratch: Path, content: bytes) -> None:
-    (scratch / point.MANIFEST).write_bytes(content)
-    with pytest.raises(VaultDamaged, match=point.MANIFEST):
-        point.read(scratch)
+    (scratch / MANIFEST).write_bytes(content)
+    with pytest.raises(VaultDamaged, match=MANIFEST):
+        read_point(scratch)
 
 
 @pytest.mark.parametrize(
@@ -285,9 +286,9 @@ def test_any_bytes_are_reported_as_damage(scratch: Path, content: bytes) -> None
     ],
 )
 def test_more_bytes_that_are_damage(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / point.MANIFEST).write_bytes(content)
-    with pytest.raises(VaultDamaged, match=point.MANIFEST):
-        point.read(tmp_path)
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(VaultDamaged, match=MANIFEST):
+        read_point(tmp_path)
 
 
 @given(st.data())
@@ -296,9 +297,9 @@ def test_a_changed_byte_never_breaks_the_reader(
 ) -> None:
     content = bytearray(msgspec.json.encode(manifest()))
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    (scratch / point.MANIFEST).write_bytes(content)
+    (scratch / MANIFEST).write_bytes(content)
     try:
-        found = point.read(scratch)
+        found = read_point(scratch)
     except VaultDamaged as error:
         assert str(scratch) in str(error)
     else:
@@ -310,23 +311,23 @@ def test_a_manifest_cut_short_is_damage(
     scratch: Path, manifest: Build, data: st.DataObject
 ) -> None:
     whole = msgspec.json.encode(manifest())
-    (scratch / point.MANIFEST).write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    with pytest.raises(VaultDamaged, match=point.MANIFEST):
-        point.read(scratch)
+    (scratch / MANIFEST).write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(VaultDamaged, match=MANIFEST):
+        read_point(scratch)
 
 
 def missing(directory: Path, elsewhere: Path) -> None:
-    (directory / point.MANIFEST).unlink()
+    (directory / MANIFEST).unlink()
 
 
 def manifest_is_a_directory(directory: Path, elsewhere: Path) -> None:
-    (directory / point.MANIFEST).unlink()
-    (directory / point.MANIFEST).mkdir()
+    (directory / MANIFEST).unlink()
+    (directory / MANIFEST).mkdir()
 
 
 def manifest_is_a_symlink(directory: Path, elsewhere: Path) -> None:
-    (directory / point.MANIFEST).rename(elsewhere)
-    (directory / point.MANIFEST).symlink_to(elsewhere)
+    (directory / MANIFEST).rename(elsewhere)
+    (directory / MANIFEST).symlink_to(elsewhere)
 
 
 def directory_is_a_symlink(directory: Path, elsewhere: Path) -> None:
@@ -335,7 +336,7 @@ def directory_is_a_symlink(directory: Path, elsewhere: Path) -> None:
 
 
 def directory_is_a_file(directory: Path, elsewhere: Path) -> None:
-    (directory / point.MANIFEST).unlink()
+    (directory / MANIFEST).unlink()
     directory.rmdir()
     directory.write_text("foreign")
 
@@ -355,11 +356,11 @@ def test_damaged_directory(
 ) -> None:
     directory = tmp_path / "moment"
     directory.mkdir()
-    (directory / point.MANIFEST).write_bytes(msgspec.json.encode(manifest()))
-    assert point.read(directory).manifest == manifest()
+    (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest()))
+    assert read_point(directory).manifest == manifest()
     damage(directory, tmp_path / "elsewhere")
     with pytest.raises(VaultDamaged) as caught:
-        point.read(directory)
+        read_point(directory)
     assert str(directory) in str(caught.value)
     assert says in str(caught.value)
 
@@ -386,21 +387,21 @@ def test_snapshots_that_no_command_line_could_name(
         "had a home": Tie(dataset, name, 1, 1, "tank/web"),
     }[where]
     ties = (*manifest().snapshots, tie)
-    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=ties)))
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=ties)))
     with pytest.raises(VaultDamaged, match="names a snapshot that ZFS cannot know"):
-        point.read(tmp_path)
+        read_point(tmp_path)
 
 
 @pytest.mark.parametrize("taken", ["", "yesterday", "2026-11-20T03:00:00", "2026-13-01T00:00:00Z"])
 def test_time_that_is_none(tmp_path: Path, manifest: Build, taken: str) -> None:
-    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(taken=taken)))
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(taken=taken)))
     with pytest.raises(VaultDamaged, match="is no time at which it was taken"):
-        point.read(tmp_path)
+        read_point(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a\nb"])
 @pytest.mark.parametrize("key", ["uuid", "capture"])
 def test_names_that_lead_elsewhere(tmp_path: Path, manifest: Build, key: str, name: str) -> None:
-    (tmp_path / point.MANIFEST).write_bytes(msgspec.json.encode(manifest(**{key: name})))
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(**{key: name})))
     with pytest.raises(VaultDamaged, match="none of ours"):
-        point.read(tmp_path)
+        read_point(tmp_path)

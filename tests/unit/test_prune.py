@@ -6,16 +6,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap import prune, vault, zfs
-from zvmsnap.config import Config, Limits
-from zvmsnap.debris import Debris
-from zvmsnap.errors import LockTimeout, ZfsFailed
-from zvmsnap.journal import Entry, Journal
-from zvmsnap.locks import lock
-from zvmsnap.point import Manifest, Point, Tie
-from zvmsnap.sanoid import HookCall, Role
-from zvmsnap.staging import CaptureDir
-from zvmsnap.zfs import Answer, Snapshot
+import zvmsnap
+from zvmsnap.common.errors import LockTimeout, ZfsFailed
+from zvmsnap.common.lockfile import lock
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.retention import forget, prune
+from zvmsnap.retention.leftovers import Debris
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Answer, Snapshot
 
 Build = Callable[..., Manifest]
 T = "autosnap_2026-11-20_03:00:00"
@@ -106,7 +111,7 @@ def test_forget(
 ) -> None:
     put(snapshots=ties(**tied))
     pools.present = {f"tank/web@{T}_{kind}": guid for kind, guid in present.items()}
-    assert prune.forget(destroyed(*kinds), config)
+    assert forget.forget(destroyed(*kinds), config)
     assert left(config) == ([] if goes else [f"web/{T}"])
     assert pools.listed == 0
 
@@ -116,7 +121,7 @@ def test_forget_when_the_pool_vanished(
 ) -> None:
     put(snapshots=ties(hourly=1))
     pools.imported = set()
-    assert prune.forget(destroyed("hourly"), config)
+    assert forget.forget(destroyed("hourly"), config)
     assert left(config) == [f"web/{T}"]
 
 
@@ -130,7 +135,7 @@ def test_forget_when_zfs_fails(
 
     monkeypatch.setattr(zfs, "snapshots", fail)
     with pytest.raises(ZfsFailed):
-        prune.forget(destroyed("hourly"), config)
+        forget.forget(destroyed("hourly"), config)
     assert left(config) == [f"web/{T}"]
 
 
@@ -138,7 +143,7 @@ def test_forget_what_was_renamed_as_clocks_were_set_back(
     config: Config, pools: Pools, put: Callable[..., Point]
 ) -> None:
     put(snapshots=(Tie("tank/web", f"{T}dst_hourly", 1, 1),))
-    assert prune.forget(HookCall(Role.PRUNE, ("tank/web",), (f"{T}dst_hourly",)), config)
+    assert forget.forget(HookCall(Role.PRUNE, ("tank/web",), (f"{T}dst_hourly",)), config)
     assert left(config) == []
 
 
@@ -149,7 +154,7 @@ def test_forget_one_of_several_points_of_a_moment(
     put(snapshots=(Tie("tank/other", f"{T}_hourly", 2, 1),), capture="b")
     put(snapshots=ties(hourly=3), capture="c", domain="db")
     put(snapshots=ties(hourly=4), capture="d", moment="another")
-    assert prune.forget(destroyed("hourly"), config)
+    assert forget.forget(destroyed("hourly"), config)
     assert left(config) == ["web/another", f"web/{T}.2"]
     assert [set(names) for names in pools.asked] == [{f"tank/web@{T}_hourly"}]
 
@@ -159,7 +164,7 @@ def test_forget_asks_for_all_snapshots_of_a_point(
 ) -> None:
     several = (*ties(hourly=1, daily=2), Tie("old/data", f"{T}_daily", 3, 1))
     put(snapshots=several)
-    assert prune.forget(destroyed("hourly"), config)
+    assert forget.forget(destroyed("hourly"), config)
     assert pools.asked == [sorted(tie.full_name for tie in several)]
     assert left(config) == [f"web/{T}"]
 
@@ -169,7 +174,7 @@ def test_forget_an_unknown_snapshot_asks_nobody(
 ) -> None:
     put(snapshots=ties(hourly=1))
     with lock(config.locks_dir, "vault", "test", 1):
-        assert prune.forget(destroyed("hourly", dataset="tank/none"), config)
+        assert forget.forget(destroyed("hourly", dataset="tank/none"), config)
     assert pools.asked == []
 
 
@@ -179,7 +184,7 @@ def test_forget_waits_for_the_vault_only_until_the_deadline(
     put(snapshots=ties(hourly=1))
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.05))
     with lock(config.locks_dir, "vault", "sweep", 1), pytest.raises(LockTimeout, match="sweep"):
-        prune.forget(destroyed("hourly"), hasty)
+        forget.forget(destroyed("hourly"), hasty)
     assert left(config) == [f"web/{T}"]
 
 
@@ -191,7 +196,7 @@ def test_forget_reports_damage_of_that_moment_and_goes_on(
     broken.mkdir(parents=True)
     elsewhere = config.vault_dir / "db" / "another"
     elsewhere.mkdir()
-    assert not prune.forget(destroyed("hourly"), config)
+    assert not forget.forget(destroyed("hourly"), config)
     assert left(config) == ["db/another", f"db/{T}"]
     assert str(broken) in caplog.text
     assert str(elsewhere) not in caplog.text
@@ -369,9 +374,9 @@ def test_nothing_set_up_yet(config: Config, pools: Pools) -> None:
 
 HOOK = """\
 import sys
-from zvmsnap import hooks
+from zvmsnap.hooks import main as hooks
 code = hooks.main(["prune"])
-heavy = {"libvirt", "libzfs_core", "typer", "rich", "zstandard", "zvmsnap.hypervisor"}
+heavy = {"libvirt", "libzfs_core", "typer", "rich", "zstandard", "zvmsnap.virt.host"}
 print(sorted(heavy & set(sys.modules)))
 sys.exit(code)
 """
@@ -386,7 +391,7 @@ def test_the_hook_of_an_unknown_snapshot_is_light(tmp_path: Path, config: Config
         env={
             "ZVMSNAP_CONFIG": str(settings),
             "PATH": str(tmp_path),
-            "PYTHONPATH": str(Path(prune.__file__).parents[1]),
+            "PYTHONPATH": str(Path(zvmsnap.__file__).parents[1]),
             "SANOID_TARGET": "tank/web",
             "SANOID_SNAPNAME": f"{T}_hourly",
         },
@@ -419,5 +424,5 @@ def test_forget_leaves_a_point_whose_other_dataset_may_have_been_renamed(
     put(snapshots=(*ties(hourly=1), Tie("tank/data", f"{T}_hourly", 2, 2)))
     homeless = Answer({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
     monkeypatch.setattr(zfs, "snapshots", lambda names: homeless)
-    assert prune.forget(destroyed("hourly"), config)
+    assert forget.forget(destroyed("hourly"), config)
     assert left(config) == [f"web/{T}"]

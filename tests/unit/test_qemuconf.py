@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.qemuconf import why_unloadable
+from zvmsnap.virt.qemu_conf import why_unloadable
 
 SPARSE = 'snapshot_image_format = "sparse"'
 

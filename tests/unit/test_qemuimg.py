@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import SIZE, holds, make_base, make_overlay, run_qemu_img, write
-from zvmsnap import qemuimg
-from zvmsnap.errors import OverlayUnreadable, QemuImgFailed, ZvmsnapError
-from zvmsnap.qemuimg import Layer
+from zvmsnap.common.errors import OverlayUnreadable, QemuImgFailed, ZvmsnapError
+from zvmsnap.disks import qemu_img
+from zvmsnap.disks.qemu_img import Layer
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ def overlay(tmp_path: Path, base: Path) -> Path:
 
 
 def test_chain(tmp_path: Path, base: Path, overlay: Path) -> None:
-    assert qemuimg.chain(str(overlay)) == (Layer(str(overlay), "qcow2"), Layer(str(base), "raw"))
+    assert qemu_img.chain(str(overlay)) == (Layer(str(overlay), "qcow2"), Layer(str(base), "raw"))
     top = make_overlay(tmp_path / "top.qcow2", overlay, "qcow2")
-    assert [layer.path for layer in qemuimg.chain(str(top))] == [
+    assert [layer.path for layer in qemu_img.chain(str(top))] == [
         str(top),
         str(overlay),
         str(base),
     ]
     lone = tmp_path / "lone.qcow2"
     run_qemu_img("create", "-f", "qcow2", lone, "1M")
-    assert qemuimg.chain(str(lone)) == (Layer(str(lone), "qcow2"),)
+    assert qemu_img.chain(str(lone)) == (Layer(str(lone), "qcow2"),)
 
 
 def test_relative_backing_is_told_by_its_whole_path(tmp_path: Path, base: Path) -> None:
@@ -43,7 +43,7 @@ def test_relative_backing_is_told_by_its_whole_path(tmp_path: Path, base: Path) 
         cwd=tmp_path,
         check=True,
     )
-    assert [layer.path for layer in qemuimg.chain(str(top))] == [
+    assert [layer.path for layer in qemu_img.chain(str(top))] == [
         str(top),
         str(tmp_path / "near.raw"),
     ]
@@ -113,16 +113,16 @@ def test_what_it_lies_on_cannot_be_told(
     deface(overlay, base)
     before = base.read_bytes() if base.exists() else b""
     with pytest.raises(OverlayUnreadable, match=str(overlay)):
-        qemuimg.chain(str(overlay))
+        qemu_img.chain(str(overlay))
     with pytest.raises((OverlayUnreadable, QemuImgFailed)):
-        qemuimg.merge_down(str(overlay))
+        qemu_img.merge_down(str(overlay))
     assert (base.read_bytes() if base.exists() else b"") == before
 
 
 def test_json_that_names_a_plain_file_is_that_file(overlay: Path, base: Path) -> None:
     said = {"driver": "raw", "file": {"driver": "file", "filename": str(base)}}
     rebase(overlay, "json:" + json.dumps(said))
-    assert qemuimg.chain(str(overlay))[1].path == str(base)
+    assert qemu_img.chain(str(overlay))[1].path == str(base)
 
 
 def in_use(image: Path) -> subprocess.Popen[str]:
@@ -143,11 +143,11 @@ def in_use(image: Path) -> subprocess.Popen[str]:
 def test_image_in_use_can_be_looked_at_but_not_merged(overlay: Path, base: Path) -> None:
     with in_use(overlay) as process:
         try:
-            assert len(qemuimg.chain(str(overlay))) == 2
+            assert len(qemu_img.chain(str(overlay))) == 2
             with pytest.raises(QemuImgFailed, match="another process"):
-                qemuimg.holds_nothing(str(overlay))
+                qemu_img.holds_nothing(str(overlay))
             with pytest.raises(QemuImgFailed, match="another process"):
-                qemuimg.merge_down(str(overlay))
+                qemu_img.merge_down(str(overlay))
         finally:
             process.kill()
 
@@ -168,7 +168,7 @@ def test_holds_nothing(overlay: Path, base: Path, command: str | None, nothing: 
     base.write_bytes(b"\7" * SIZE)
     if command:
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, overlay], check=True)
-    assert qemuimg.holds_nothing(str(overlay)) is nothing
+    assert qemu_img.holds_nothing(str(overlay)) is nothing
 
 
 def test_writes_to_a_lower_overlay_are_not_those_of_the_upper(
@@ -176,8 +176,8 @@ def test_writes_to_a_lower_overlay_are_not_those_of_the_upper(
 ) -> None:
     write(overlay, 7)
     top = make_overlay(tmp_path / "top.qcow2", overlay, "qcow2")
-    assert qemuimg.holds_nothing(str(top))
-    assert not qemuimg.holds_nothing(str(overlay))
+    assert qemu_img.holds_nothing(str(top))
+    assert not qemu_img.holds_nothing(str(overlay))
 
 
 @pytest.mark.parametrize("deface", [missing, cut_short, no_image, gone])
@@ -186,25 +186,25 @@ def test_what_cannot_be_told_does_not_hold_nothing(
 ) -> None:
     deface(overlay, base)
     with pytest.raises(QemuImgFailed):
-        qemuimg.holds_nothing(str(overlay))
+        qemu_img.holds_nothing(str(overlay))
 
 
 def test_merge_down_may_be_repeated(overlay: Path, base: Path) -> None:
     write(overlay, 7, at_kib=128)
     for _ in range(2):
-        qemuimg.merge_down(str(overlay))
+        qemu_img.merge_down(str(overlay))
         assert holds(base, 7, at_kib=128)
         assert holds(base, 0)
         assert overlay.exists()
-    assert not qemuimg.holds_nothing(str(overlay))
+    assert not qemu_img.holds_nothing(str(overlay))
 
 
 def test_merge_goes_one_down_and_no_further(tmp_path: Path, overlay: Path, base: Path) -> None:
     top = make_overlay(tmp_path / "top.qcow2", overlay, "qcow2")
     write(top, 9)
-    qemuimg.merge_down(str(top))
+    qemu_img.merge_down(str(top))
     assert holds(base, 0)
-    qemuimg.merge_down(str(overlay))
+    qemu_img.merge_down(str(overlay))
     assert holds(base, 9)
 
 
@@ -212,11 +212,11 @@ def test_merge_of_what_lies_on_nothing(tmp_path: Path) -> None:
     lone = tmp_path / "lone.qcow2"
     run_qemu_img("create", "-f", "qcow2", lone, "1M")
     with pytest.raises(QemuImgFailed, match="lies on nothing"):
-        qemuimg.merge_down(str(lone))
+        qemu_img.merge_down(str(lone))
 
 
 # Of no extents it is not told that they hold nothing.
-NO_EXTENTS = [("echo '{}'", qemuimg.holds_nothing), ("echo '[]'", qemuimg.holds_nothing)]
+NO_EXTENTS = [("echo '{}'", qemu_img.holds_nothing), ("echo '[]'", qemu_img.holds_nothing)]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ NO_EXTENTS = [("echo '{}'", qemuimg.holds_nothing), ("echo '[]'", qemuimg.holds_
         pytest.param("kill -9 $$", id="killed"),
     ],
 )
-@pytest.mark.parametrize("ask", [qemuimg.chain, qemuimg.holds_nothing, qemuimg.merge_down])
+@pytest.mark.parametrize("ask", [qemu_img.chain, qemu_img.holds_nothing, qemu_img.merge_down])
 def test_an_answer_of_another_kind_is_an_error_of_ours(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -252,7 +252,7 @@ def test_an_answer_of_another_kind_is_an_error_of_ours(
     assert (says, ask) in NO_EXTENTS
 
 
-@pytest.mark.parametrize("ask", [qemuimg.chain, qemuimg.holds_nothing, qemuimg.merge_down])
+@pytest.mark.parametrize("ask", [qemu_img.chain, qemu_img.holds_nothing, qemu_img.merge_down])
 def test_no_qemu_img(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], object]
 ) -> None:

@@ -6,12 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import domainxml, levels, placement
-from zvmsnap.domainxml import Disk, Domain
-from zvmsnap.errors import ModeInvalid
-from zvmsnap.levels import Level
-from zvmsnap.placement import Place, Placement, Seen
-from zvmsnap.zfs import Dataset
+from zvmsnap.capture import eligibility
+from zvmsnap.capture.eligibility import Placement
+from zvmsnap.common.errors import ModeInvalid
+from zvmsnap.config.level import Level
+from zvmsnap.config.mode import parse_mode
+from zvmsnap.disks.location import Seen
+from zvmsnap.virt import domain_xml
+from zvmsnap.virt.domain_xml import Disk, Domain
+from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.types import Dataset
 
 AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'{}/></channel>"
 SPICE = "<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'{}/></channel>"
@@ -34,7 +38,7 @@ SPICE = "<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0
     ],
 )
 def test_agent(devices: str, agent: str) -> None:
-    assert domainxml.parse(f"<domain><devices>{devices}</devices></domain>").agent == agent
+    assert domain_xml.parse(f"<domain><devices>{devices}</devices></domain>").agent == agent
 
 
 def invtsc(policy: str = " policy='require'", clock: str = "") -> str:
@@ -69,17 +73,17 @@ UNMIGRATABLE = [
 
 @pytest.mark.parametrize(("xml", "why"), UNMIGRATABLE)
 def test_unmigratable(xml: str, why: str) -> None:
-    assert domainxml.parse(f"<domain>{xml}</domain>").unmigratable == why
+    assert domain_xml.parse(f"<domain>{xml}</domain>").unmigratable == why
 
 
 def test_snapshot_xml_of_disks_that_are_left_to_us() -> None:
     # Without an overlay the guest stays paused; without a file no RAM is dumped.
-    assert domainxml.snapshot_xml("a", "/m", {"vda": ""}, ("sda",)) == (
+    assert domain_xml.snapshot_xml("a", "/m", {"vda": ""}, ("sda",)) == (
         '<domainsnapshot><name>a</name><memory snapshot="external" file="/m" /><disks>'
         '<disk name="vda" snapshot="manual" /><disk name="sda" snapshot="no" />'
         "</disks></domainsnapshot>"
     )
-    assert domainxml.snapshot_xml("a", "", {"vda": "/o"}, ()) == (
+    assert domain_xml.snapshot_xml("a", "", {"vda": "/o"}, ()) == (
         '<domainsnapshot><name>a</name><disks><disk name="vda" snapshot="external" type="file">'
         '<driver type="qcow2" /><source file="/o" /></disk></disks></domainsnapshot>'
     )
@@ -110,7 +114,7 @@ def placed(
 ) -> Placement:
     domain = Domain("web", "u", disks, None, "", "", "", "", "", 1, agent, unmigratable)
     places = {each.target: INSIDE for each in disks} | elsewhere
-    found = placement.place(Seen(domain, state, places), COVERED)
+    found = eligibility.place(Seen(domain, state, places), COVERED)
     assert found
     return found
 
@@ -192,7 +196,7 @@ HOURLY, BOTH = ("hourly",), ("hourly", "daily")
 def test_without_excluded(modes: dict[str, str], types: tuple[str, ...], excluded: bool) -> None:
     there = {"tank/web": dataset("tank/web", **modes), "tank/db": dataset("tank/db")}
     names = {"tank/db"} if excluded else {"tank/db", "tank/web"}
-    assert placement.without_excluded(there, there, types) == names
+    assert eligibility.without_excluded(there, there, types) == names
 
 
 DEFAULT = {"": "memory", "daily": "paused,crash"}
@@ -220,15 +224,15 @@ def test_demand(
     web: dict[str, str], db: dict[str, str], types: tuple[str, ...], orders: list[str]
 ) -> None:
     there = {"tank/web": dataset("tank/web", **web), "tank/db": dataset("tank/db", **db)}
-    found = placement.demand(there, there, types, DEFAULT)
-    assert set(found.orders) == {levels.parse(order) for order in orders}
+    found = eligibility.demand(there, there, types, DEFAULT)
+    assert set(found.orders) == {parse_mode(order) for order in orders}
     assert len(found.orders) == len(orders)
 
 
 def test_the_dataset_of_an_invalid_demand_is_named() -> None:
     there = {name: dataset(name) for name in ("a", "b")} | {"c": dataset("c", hourly="ram")}
     with pytest.raises(ModeInvalid) as caught:
-        placement.demand(there, there, BOTH, DEFAULT)
+        eligibility.demand(there, there, BOTH, DEFAULT)
     assert str(caught.value).startswith("c: zvmsnap:mode 'ram': 'ram' is no level; say memory, ")
     assert str(caught.value).endswith("; 'off' leaves it out")
 
@@ -243,7 +247,7 @@ def test_what_is_not_excluded_demands_something(
     said: list[Mapping[str, str]], types: tuple[str, ...]
 ) -> None:
     there = {f"tank/{number}": dataset("x", **modes) for number, modes in enumerate(said)}
-    included = placement.without_excluded(there, there, types)
+    included = eligibility.without_excluded(there, there, types)
     for name in there:
-        demanded = placement.demand([name], there, types, DEFAULT)
+        demanded = eligibility.demand([name], there, types, DEFAULT)
         assert bool(demanded.orders) is (name in included)

@@ -3,9 +3,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap import receipts, render
-from zvmsnap.destination import Destination
-from zvmsnap.receipts import Receipt, Sent
+from zvmsnap.cli import render
+from zvmsnap.config.destination import Destination
+from zvmsnap.replication import send_status
+from zvmsnap.replication.send_status import Receipt, Sent
 
 NAS, USB = Destination("me@nas", "far/off"), Destination("", "usb/off")
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -27,37 +28,37 @@ GOOD = Receipt(
 
 
 def test_kept_and_read(tmp_path: Path) -> None:
-    assert receipts.read(tmp_path) == []
+    assert send_status.read(tmp_path) == []
     other = msgspec.structs.replace(GOOD, destination=USB.name)
-    receipts.keep(tmp_path, USB, other)
-    receipts.keep(tmp_path, NAS, msgspec.structs.replace(GOOD, points=()))
-    receipts.keep(tmp_path, NAS, GOOD)
-    assert receipts.read(tmp_path) == [GOOD, other]
+    send_status.keep(tmp_path, USB, other)
+    send_status.keep(tmp_path, NAS, msgspec.structs.replace(GOOD, points=()))
+    send_status.keep(tmp_path, NAS, GOOD)
+    assert send_status.read(tmp_path) == [GOOD, other]
 
 
 def test_a_failure_leaves_what_was_sent_before(tmp_path: Path) -> None:
-    receipts.keep_failure(tmp_path, NAS, "web", UUID, "unreachable")
-    (found,) = receipts.read(tmp_path)
+    send_status.keep_failure(tmp_path, NAS, "web", UUID, "unreachable")
+    (found,) = send_status.read(tmp_path)
     assert (found.failed, found.newest, found.domain) == ("unreachable", "", "web")
-    receipts.keep(tmp_path, NAS, GOOD)
-    receipts.keep_failure(tmp_path, NAS, "web", UUID, "again")
-    (found,) = receipts.read(tmp_path)
+    send_status.keep(tmp_path, NAS, GOOD)
+    send_status.keep_failure(tmp_path, NAS, "web", UUID, "again")
+    (found,) = send_status.read(tmp_path)
     assert found == msgspec.structs.replace(GOOD, tried=found.tried, failed="again")
     assert found.tried > GOOD.tried
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"schema": 1}'])
 def test_damaged(tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    receipts.keep(tmp_path, NAS, GOOD)
+    send_status.keep(tmp_path, NAS, GOOD)
     path = next(tmp_path.glob("receipts/*/*.json"))
     path.write_bytes(data)
-    assert receipts.read(tmp_path) == []
+    assert send_status.read(tmp_path) == []
     assert "remove it, and send again" in caplog.text
 
 
 def test_a_time_that_is_none(tmp_path: Path) -> None:
-    receipts.keep(tmp_path, NAS, msgspec.structs.replace(GOOD, newest_taken="yesterday"))
-    assert receipts.read(tmp_path) == []
+    send_status.keep(tmp_path, NAS, msgspec.structs.replace(GOOD, newest_taken="yesterday"))
+    assert send_status.read(tmp_path) == []
 
 
 def test_status() -> None:

@@ -18,16 +18,24 @@ from tests.unit.fakes import (
     make_overlay,
     write,
 )
-from zvmsnap import clone, fits, leave, loadable, mounttable, recover, restore, unclone, vault
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.locks import lock
-from zvmsnap.point import Manifest, Point
-from zvmsnap.recover import Result
-from zvmsnap.restoreplan import Wish
-from zvmsnap.staging import CaptureDir
-from zvmsnap.tasks import Tasks
+from zvmsnap.clone import create, destroy, plan
+from zvmsnap.common.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.process import Process
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks import jobs
+from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.operation import Tasks
+from zvmsnap.points import compatibility, memory_image, vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.recovery import recover
+from zvmsnap.recovery.report import Result
+from zvmsnap.restore import in_place
+from zvmsnap.restore.plan import Wish
+from zvmsnap.zfs import mounts
 
 Stage = Callable[..., Entry]
 T = "autosnap_2026-11-20_03:00:00"
@@ -37,8 +45,8 @@ DEAD = Process(4711, 815, "a-boot")
 @pytest.fixture(autouse=True)
 def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(mounttable, "mounts", list)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(mounts, "read_table", list)
 
 
 def points(config: Config) -> list[str]:
@@ -418,8 +426,8 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
-    monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
     monkeypatch.setattr(recover, "Hypervisor", found.host.connect)
     return found
@@ -434,12 +442,12 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
     def work() -> None:
         scene.world.acts.clear()
         if what == "clone":
-            task = clone.plan(scene.config, scene.host, point, clone.Wish("w2"))
-            clone.Cloning(scene.config, scene.host, task).run()
+            task = plan.plan(scene.config, scene.host, point, plan.Wish("w2"))
+            create.Cloning(scene.config, scene.host, task).run()
             return
-        image = loadable.check(point.directory / memory.file, memory)
+        image = memory_image.check(point.directory / memory.file, memory)
         cancelled = threading.Event()
-        restore.restore(scene.config, scene.host, point, Wish(), image, cancelled)
+        in_place.restore(scene.config, scene.host, point, Wish(), image, cancelled)
 
     act_of = scene.world.act
 

@@ -6,17 +6,21 @@ from typing import Any
 
 import pytest
 
-from zvmsnap import render
-from zvmsnap.debris import Debris
-from zvmsnap.journal import Entry, Process
-from zvmsnap.levels import Level
-from zvmsnap.point import Disk, Liveness, Manifest, Point, Tie
-from zvmsnap.prune import Findings
-from zvmsnap.recover import Outcome, Report, Result
-from zvmsnap.tasks import Begin, Clone, Restore
-from zvmsnap.vault import Damaged
-from zvmsnap.verdict import Verdict
-from zvmsnap.zfs import Snapshot
+from zvmsnap.cli import render
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.journal import describe
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.operation import Begin, Clone, Restore
+from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.manifest import Disk, Manifest, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.points.vault import Damaged
+from zvmsnap.points.verify_result import Verdict
+from zvmsnap.recovery.report import Outcome, Report, Result
+from zvmsnap.retention.leftovers import Debris
+from zvmsnap.retention.prune import Findings
+from zvmsnap.zfs.types import Snapshot
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 TWO_DISKS = (
@@ -224,7 +228,7 @@ def test_task(kind: type[Clone | Restore], step: str, alive: bool, line: str) ->
         if kind is Clone
         else {"existed": True, "was_active": True, "was_paused": False, "save": True}
     )
-    assert render.task(kind(**common, **own)) == line
+    assert describe.task(kind(**common, **own)) == line
 
 
 def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:
@@ -278,7 +282,10 @@ def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Man
 def test_open_entry(
     entry: Callable[..., Entry], changes: Mapping[str, Any], work: str, progress: str
 ) -> None:
-    assert (render.work(entry(**changes)), render.progress(entry(**changes))) == (work, progress)
+    assert (describe.work(entry(**changes)), describe.progress(entry(**changes))) == (
+        work,
+        progress,
+    )
 
 
 def test_recovery_says_what_was_found_done_and_left() -> None:

@@ -12,17 +12,23 @@ import msgspec
 import pytest
 
 from tests.unit.fakerestore import DATASET, NAME, NOW, THEN, Killed, Scene, set_scene
-from zvmsnap import agent, files, former, leave, loadable, restore, restoreplan, vault
-from zvmsnap import point as points
-from zvmsnap.config import Config
-from zvmsnap.errors import DomainBusy, LibvirtFailed, RestoreFailed, RestoreImpossible
-from zvmsnap.hypervisor import Pause
-from zvmsnap.journal import Entry, Journal, Process
-from zvmsnap.levels import Level
-from zvmsnap.point import Manifest, Point
-from zvmsnap.restore import Restoring
-from zvmsnap.restoreplan import Wish
-from zvmsnap.tasks import Restore, Tasks
+from zvmsnap.common import atomic_file
+from zvmsnap.common.errors import DomainBusy, LibvirtFailed, RestoreFailed, RestoreImpossible
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.operation import Restore, Tasks
+from zvmsnap.points import memory_image, vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import Point, read_point
+from zvmsnap.restore import in_place, plan, replaced_guest
+from zvmsnap.restore.in_place import Restoring
+from zvmsnap.restore.plan import Wish
+from zvmsnap.virt import agent
+from zvmsnap.virt.guest import Pause
 
 ALL = ["former", "clone", "unpack", "stop", "safety", "switch", "promote"]
 END = ["definition", "load", "resume", "clock", "points", "close"]
@@ -64,8 +70,8 @@ class Case:
 
     def run(self) -> None:
         memory = None if self.kind.wish.cold else self.point.manifest.memory
-        image = loadable.check(self.point.directory / memory.file, memory) if memory else None
-        restore.restore(
+        image = memory_image.check(self.point.directory / memory.file, memory) if memory else None
+        in_place.restore(
             self.scene.config,
             self.scene.host,
             self.point,
@@ -125,7 +131,7 @@ def make(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Make:
-    monkeypatch.setattr(leave, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
 
     def build(kind: Kind) -> Case:
         # The next of many: nothing of the last one is left.
@@ -242,17 +248,17 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
     found = safety.manifest.snapshots[0]
     assert case.world.all_snapshots().present[found.full_name].guid == found.guid
     # And forth again.
-    monkeypatch.setattr(restoreplan, "datetime", Later)
+    monkeypatch.setattr(plan, "datetime", Later)
     memory = safety.manifest.memory
     assert memory
-    image = loadable.check(safety.directory / memory.file, memory)
-    restore.restore(
+    image = memory_image.check(safety.directory / memory.file, memory)
+    in_place.restore(
         case.scene.config, case.scene.host, safety, Wish(safety=False), image, threading.Event()
     )
     assert case.world.torn == []
     assert case.content() == f"{NOW}+"
     for point in (case.point, safety):
-        for tie in points.read(point.directory).manifest.snapshots:
+        for tie in read_point(point.directory).manifest.snapshots:
             assert case.world.all_snapshots().present[tie.full_name].guid == tie.guid
 
 
@@ -520,9 +526,9 @@ def test_former_ram_is_gone_for_good_before_its_guest_runs(
     def sync(directory: Path) -> None:
         assert not (directory / "memory.img").exists()
         case.world.acts.append(f"sync {case.guest.state()}")
-        files.sync_dir(directory)
+        atomic_file.sync_dir(directory)
 
-    monkeypatch.setattr(former, "sync_dir", sync)
+    monkeypatch.setattr(replaced_guest, "sync_dir", sync)
     with pytest.raises(RestoreFailed):
         case.run()
     assert case.world.acts[case.world.acts.index("sync paused") + 1] == "resume"
@@ -600,14 +606,14 @@ def test_a_signal_undoes_all_until_the_guest_is_stopped(
     cancelled = After(case.scene, step)
     memory = case.point.manifest.memory
     assert memory
-    image = loadable.check(case.point.directory / memory.file, memory)
+    image = memory_image.check(case.point.directory / memory.file, memory)
     where = (case.scene.config, case.scene.host, case.point, Wish(), image, cancelled)
     if before is None:
-        restore.restore(*where)
+        in_place.restore(*where)
         assert case.is_back()
     else:
         with pytest.raises(RestoreFailed, match=f"interrupted before {before}. All is as it was"):
-            restore.restore(*where)
+            in_place.restore(*where)
         assert case.guest.calls == []
     check_one_of_both(case)
 

@@ -7,13 +7,15 @@ import pytest
 
 from tests.unit.fakerestore import DATASET, NAME, Machine, Scene, set_scene
 from tests.unit.fakes import OTHER
-from zvmsnap import loadable, restoreplan, vault
-from zvmsnap.config import Config
-from zvmsnap.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
-from zvmsnap.levels import Level
-from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Point, Tie
-from zvmsnap.restoreplan import Plan, Wish
-from zvmsnap.tasks import Begin
+from zvmsnap.common.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.operation import Begin
+from zvmsnap.points import memory_image, vault
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.restore import plan
+from zvmsnap.restore.plan import Plan, Wish
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
 ROLLBACK = Wish(rollback=True)
@@ -36,8 +38,8 @@ on_volume = pytest.mark.parametrize("scene", ["volume"], indirect=True)
 def plan_of(scene: Scene, point: Point, wish: Wish | None = None) -> Plan:
     wish = wish or Wish()
     memory = None if wish.cold else point.manifest.memory
-    image = loadable.check(point.directory / memory.file, memory) if memory else None
-    return restoreplan.plan(scene.config, scene.host, point, wish, image)
+    image = memory_image.check(point.directory / memory.file, memory) if memory else None
+    return plan.plan(scene.config, scene.host, point, wish, image)
 
 
 def another(scene: Scene, name: str = "db", dataset: str = DATASET) -> Machine:
@@ -151,7 +153,7 @@ def test_refusals(
         def now(cls, tz: Any = None) -> Any:
             return SECOND
 
-    monkeypatch.setattr(restoreplan, "datetime", Frozen)
+    monkeypatch.setattr(plan, "datetime", Frozen)
     point = scene.point()
     assert plan_of(scene, point, wish)
     spoil(scene, point)
@@ -232,7 +234,7 @@ def test_disk_on_a_volume(
         return DATASET if device == "/dev/zd16" else of_path(device)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zvmsnap.zfs.volume_of", volume_of)
+        patch.setattr("zvmsnap.zfs.volume.volume_of", volume_of)
         assert plan_of(scene, point).task.sources == sources
 
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import sanoid
-from zvmsnap.errors import ConfigInvalid, HookEnvironmentInvalid
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import ConfigInvalid, HookEnvironmentInvalid
+from zvmsnap.hooks import sanoid
+from zvmsnap.journal.request import HookCall, Role
 
 EXAMPLE = Path(__file__).parents[2] / "sanoid.conf.example"
 
@@ -248,9 +249,9 @@ def test_any_environment_is_a_call_or_refused(role: Role, environment: Environme
     ],
 )
 def test_parts_of_a_name(name: str, moment: str, kind: str, spellings: tuple[str, ...]) -> None:
-    assert sanoid.moment_of(name) == moment
-    assert sanoid.type_of(name) == kind
-    assert sanoid.spellings(name) == spellings
+    assert snapshot_name.moment_of(name) == moment
+    assert snapshot_name.type_of(name) == kind
+    assert snapshot_name.spellings(name) == spellings
 
 
 @pytest.mark.parametrize(
@@ -273,16 +274,20 @@ STEMS = st.text("abdst_0123456789:- ", min_size=1).filter(lambda stem: not stem.
 @given(STEMS, st.lists(st.sampled_from(TYPES), min_size=1, unique=True), st.booleans())
 def test_names_taken_together_share_their_moment(stem: str, types: list[str], dst: bool) -> None:
     names = [f"{stem}{'dst' if dst else ''}_{kind}" for kind in types]
-    assert {sanoid.moment_of(name) for name in names} == {stem}
-    assert [sanoid.type_of(name) for name in names] == types
+    assert {snapshot_name.moment_of(name) for name in names} == {stem}
+    assert [snapshot_name.type_of(name) for name in names] == types
 
 
 @given(st.text())
 def test_spellings_are_of_one_moment_and_type(name: str) -> None:
-    spellings = sanoid.spellings(name)
+    spellings = snapshot_name.spellings(name)
     assert spellings[0] == name
-    assert {sanoid.moment_of(spelling) for spelling in spellings} == {sanoid.moment_of(name)}
-    assert {sanoid.type_of(spelling) for spelling in spellings} == {sanoid.type_of(name)}
+    assert {snapshot_name.moment_of(spelling) for spelling in spellings} == {
+        snapshot_name.moment_of(name)
+    }
+    assert {snapshot_name.type_of(spelling) for spelling in spellings} == {
+        snapshot_name.type_of(name)
+    }
 
 
 REALISTIC = """\

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import saveimage
-from zvmsnap.errors import ImageUnloadable
-from zvmsnap.saveimage import Header
+from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.virt import save_image
+from zvmsnap.virt.save_image import Header
 
 COMPLETE, PARTIAL = b"LibvirtQemudSave", b"LibvirtQemudPart"
 XML = b"<domain/>\0"
@@ -34,7 +34,7 @@ def test_loadable(tmp_path: Path, kind: int, running: int) -> None:
     path = tmp_path / "memory.img"
     payload = b"QEVM\0\0\0\3" if kind == 0 else b"\x28\xb5\x2f\xfd"
     path.write_bytes(image(kind=kind, running=running, payload=payload))
-    assert saveimage.judge(path) == Header(FORMATS[kind], bool(running), len(XML))
+    assert save_image.judge(path) == Header(FORMATS[kind], bool(running), len(XML))
 
 
 UNLOADABLE = [
@@ -62,7 +62,7 @@ def test_unloadable(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "memory.img"
     path.write_bytes(content)
     with pytest.raises(ImageUnloadable) as caught:
-        saveimage.judge(path)
+        save_image.judge(path)
     assert str(caught.value).startswith(f"{path} ")
     assert says in str(caught.value)
 
@@ -76,7 +76,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_bytes_are_judged(scratch: Path, content: bytes) -> None:
     scratch.write_bytes(content)
     try:
-        header = saveimage.judge(scratch)
+        header = save_image.judge(scratch)
     except ImageUnloadable as error:
         assert str(scratch) in str(error)
     else:
@@ -89,7 +89,7 @@ def test_any_bytes_are_judged(scratch: Path, content: bytes) -> None:
 def test_an_image_cut_short_is_never_loadable(scratch: Path, length: int) -> None:
     scratch.write_bytes(image(payload=b"QEVM")[:length])
     with pytest.raises(ImageUnloadable):
-        saveimage.judge(scratch)
+        save_image.judge(scratch)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_no_xml(tmp_path: Path, data: bytes, cookie_offset: int) -> None:
     path = tmp_path / "memory.img"
     path.write_bytes(image(data=data, cookie_offset=cookie_offset))
     with pytest.raises(ImageUnloadable, match=f"^{path} holds no definition"):
-        saveimage.xml_of(path)
+        save_image.xml_of(path)
 
 
 TEXTS = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=300)
@@ -121,16 +121,16 @@ def test_a_new_head(
     data = xml + rest + bytes(room_bytes)
     offset = 0 if cookie is None else len(xml)
     scratch.write_bytes(image(data=data, cookie_offset=offset, kind=kind, payload=b"QEVM and RAM"))
-    assert saveimage.xml_of(scratch) == old
+    assert save_image.xml_of(scratch) == old
 
     with scratch.open("rb") as file:
-        head = saveimage.read_head(file, "it")
+        head = save_image.read_head(file, "it")
         payload = head.opening + file.read()
     changed = head.with_xml(new)
     scratch.write_bytes(changed + payload)
 
     assert payload == b"QEVM and RAM"
-    assert saveimage.xml_of(scratch) == new
+    assert save_image.xml_of(scratch) == new
     needed_bytes = len(new.encode()) + 1 + len(rest)
     assert len(changed) == 92 + max(needed_bytes, len(data))
     magic, version, data_bytes, running, found, at, *unused = struct.unpack("=16s19I", changed[:92])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.screenshot import png_of
+from zvmsnap.clone.screenshot import png_of
 
 
 def decoded(png: bytes) -> tuple[int, int, bytes]:

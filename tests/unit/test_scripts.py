@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap import scripts
-from zvmsnap.config import Config, Limits
-from zvmsnap.errors import ScriptFailed
-from zvmsnap.journal import Entry
+from zvmsnap.common.errors import ScriptFailed
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.journal.entry import Entry
+from zvmsnap.quiesce import scripts
 
 PRE = scripts.PRE_FREEZE
 NOTE = 'echo "$0 $ZVMSNAP_DOMAIN $ZVMSNAP_UUID $ZVMSNAP_SNAPNAMES $ZVMSNAP_DATASETS" > {}\n'

@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import UUID, FakeHypervisor
-from zvmsnap import hypervisor, point, receipts, stacks, syncoid, turns, vault, zfs
-from zvmsnap.config import Config
-from zvmsnap.errors import SyncoidFailed, ZfsFailed
-from zvmsnap.far import Far
-from zvmsnap.point import Disk, Manifest, Memory, Point, Tie
-from zvmsnap.syncoid import Options
-from zvmsnap.zfs import Branch, Dataset, Snapshot, Use
+from zvmsnap.common.errors import SyncoidFailed, ZfsFailed
+from zvmsnap.common.ssh import Far
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import overlay_chain
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.replication import send_status, syncoid, wait_idle
+from zvmsnap.replication.syncoid import Options
+from zvmsnap.virt import host as libvirt_host
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Branch, Dataset, Snapshot, Use
 
 Build = Callable[..., Manifest]
 Run = Callable[..., tuple[int, str, str]]
@@ -46,7 +51,7 @@ class World:
             patch.setattr(zfs, verb, self._telling(verb))
         patch.setattr(syncoid, "check", lambda _options: None)
         patch.setattr(syncoid, "run", self._syncoid)
-        patch.setattr(turns, "guests_on", lambda *_: [])
+        patch.setattr(wait_idle, "guests_on", lambda *_: [])
 
     def _telling(self, verb: str) -> Callable[..., None]:
         return lambda *words: self.told.append(" ".join([verb, *map(str, words[:-1])]))
@@ -103,8 +108,8 @@ def take(world: World, config: Config, manifest: Build) -> Callable[[int], Point
             ties.append(Tie(dataset, name, hour * 10 + number, 1))
         directory = config.vault_dir / "web" / name
         directory.mkdir(parents=True)
-        (directory / point.MEMORY).write_bytes(RAM)
-        (directory / point.DOMAIN_XML).write_text("<domain/>")
+        (directory / MEMORY).write_bytes(RAM)
+        (directory / DOMAIN_XML).write_text("<domain/>")
         sum_ = hashlib.sha256(RAM).hexdigest()
         made = manifest(
             moment=name,
@@ -112,7 +117,7 @@ def take(world: World, config: Config, manifest: Build) -> Callable[[int], Point
             taken=f"2026-11-20T0{hour}:00:00+00:00",
             snapshots=tuple(ties),
             disks=tuple(Disk("vda", "file", "raw", "/x", d, "x") for d in (WEB, DATA)),
-            memory=Memory(point.MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
+            memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
         )
         found = Point(directory, made)
         vault.rewrite(found, made)
@@ -132,7 +137,7 @@ def run(
     text = "".join(f'{key} = "{getattr(config, key)}"\n' for key in ("vault", "journal", "locks"))
     conf.write_text(text)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
-    monkeypatch.setattr(hypervisor, "Hypervisor", FakeHypervisor().connect)
+    monkeypatch.setattr(libvirt_host, "Hypervisor", FakeHypervisor().connect)
     return command
 
 
@@ -199,7 +204,7 @@ def test_receipts_and_status(world: World, take: Take, run: Run, config: Config)
     take(1)
     assert "never sent" in run("status")[1]
     run("send", "web", ROOT)
-    (found,) = receipts.read(config.journal_dir)
+    (found,) = send_status.read(config.journal_dir)
     assert (found.newest, found.newest_memory, found.failed) == ("h1", True, "")
     assert [(each.newest, each.guid) for each in found.datasets] == [("h1", 10), ("h1", 11)]
     code, out, _ = run("status")
@@ -219,7 +224,7 @@ def test_one_dataset_fails(world: World, take: Take, run: Run, config: Config) -
     assert (code, "FAILED: out of space" in out, "out of space" in err) == (1, True, True)
     # What has arrived goes there; its RAM only when all disks have.
     assert lying(world) == files("h1+", "h2")
-    (found,) = receipts.read(config.journal_dir)
+    (found,) = send_status.read(config.journal_dir)
     assert (found.newest, found.failed) == ("h1", "out of space")
     world.fails_at = ""
     assert run("send", "web", ROOT)[0] == 0
@@ -313,9 +318,9 @@ def test_a_guest_that_stays_on_its_overlay(
     take(1)
     conf = tmp_path / "config.toml"
     conf.write_text(conf.read_text() + "[limits]\nbusy_timeout_s = 0.01\n")
-    monkeypatch.setattr(turns, "guests_on", lambda *_: [FakeGuest("web", UUID)])
-    monkeypatch.setattr(turns, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(stacks, "of_guest", lambda _guest: {"vda": object()})
+    monkeypatch.setattr(wait_idle, "guests_on", lambda *_: [FakeGuest("web", UUID)])
+    monkeypatch.setattr(wait_idle, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(overlay_chain, "of_guest", lambda _guest: {"vda": object()})
     code, _, err = run("send", "web", ROOT)
     assert code == 1 and "its disk vda is on an overlay; zvmsnap recover web" in err
     assert world.told == [] and lying(world) == files()

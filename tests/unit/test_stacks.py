@@ -2,10 +2,11 @@ from collections.abc import Callable
 
 import pytest
 
-from zvmsnap import domainxml, stacks
-from zvmsnap.errors import OverlayUnreadable
-from zvmsnap.qemuimg import Layer
-from zvmsnap.stacks import Stack
+from zvmsnap.common.errors import OverlayUnreadable
+from zvmsnap.disks import overlay_chain
+from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.disks.qemu_img import Layer
+from zvmsnap.virt import domain_xml
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 TOP = f"/staging/{UUID}.00000003/vda.zvmsnap.qcow2"
@@ -14,9 +15,9 @@ LOWEST = f"/old staging/{UUID}.00000001/vda.zvmsnap.qcow2"
 BASE, GOLDEN, THEIRS = "/tank/web/a.qcow2", "/tank/golden.qcow2", "/tank/web/a.snap1"
 
 
-def domain(source: str, *chain: str) -> domainxml.Domain:
+def domain(source: str, *chain: str) -> domain_xml.Domain:
     below = "".join(f"<backingStore type='file'><source file='{path}'/>" for path in chain)
-    return domainxml.parse(
+    return domain_xml.parse(
         f"<domain><devices><disk type='file'><source file='{source}'/>"
         f"{below}{'</backingStore>' * len(chain)}<target dev='vda'/></disk></devices></domain>"
     )
@@ -92,11 +93,11 @@ TABLE = [
 
 @pytest.mark.parametrize(("found", "read", "expected"), TABLE)
 def test_of(
-    found: domainxml.Domain,
+    found: domain_xml.Domain,
     read: Callable[[str], tuple[Layer, ...]],
     expected: Stack | None,
 ) -> None:
-    assert stacks.of(found, read) == ({"vda": expected} if expected else {})
+    assert overlay_chain.of(found, read) == ({"vda": expected} if expected else {})
     assert expected is None or expected.top == expected.overlays[0]
 
 
@@ -158,4 +159,4 @@ def disk(source: str, below: str, target: str = "vda") -> str:
     ],
 )
 def test_of_guest(guest: Defined, tops: dict[str, str]) -> None:
-    assert {target: stack.top for target, stack in stacks.of_guest(guest).items()} == tops
+    assert {target: stack.top for target, stack in overlay_chain.of_guest(guest).items()} == tops

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from zvmsnap import staging
-from zvmsnap.errors import CommitFailed, NoSpace, StagingUnusable
-from zvmsnap.mounttable import Mount
-from zvmsnap.staging import CaptureDir, Room
+from zvmsnap.common.errors import CommitFailed, NoSpace, StagingUnusable
+from zvmsnap.disks import staging
+from zvmsnap.disks.staging import CaptureDir, Room
+from zvmsnap.zfs.mounts import Mount
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 

@@ -2,8 +2,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from zvmsnap.errors import ZvmsnapError
-from zvmsnap.steps import Step, StepFailed, run, take_back
+from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.common.steps import Step, StepFailed, run, take_back
 
 
 class Play:

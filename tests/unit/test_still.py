@@ -7,12 +7,15 @@ import pytest
 
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import UUID, FakeGuest
-from zvmsnap import log, still
-from zvmsnap.config import Config
-from zvmsnap.errors import DomainLocked, LibvirtFailed, NotStill
-from zvmsnap.hypervisor import Pause
-from zvmsnap.journal import Entry, Journal, Open, still_clock_s
-from zvmsnap.levels import Level
+from zvmsnap.common import log
+from zvmsnap.common.errors import DomainLocked, LibvirtFailed, NotStill
+from zvmsnap.common.process import still_clock_s
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.quiesce import thaw
+from zvmsnap.virt.guest import Pause
 
 ABOUT = log.about("web", "tank/web")
 Standing = Callable[..., Entry]
@@ -21,7 +24,7 @@ Change = Callable[[FakeGuest], None]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(still, "_THAW_AGAIN_S", 0)
+    monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
 
 
 def journal(config: Config) -> Entry:
@@ -30,7 +33,7 @@ def journal(config: Config) -> Entry:
 
 
 def let_go(config: Config, guest: FakeGuest, entry: Entry) -> Entry:
-    still.let_go(config, guest, Open(Journal(config.journal_dir), entry), ABOUT)
+    thaw.let_go(config, guest, Open(Journal(config.journal_dir), entry), ABOUT)
     return journal(config)
 
 
@@ -191,7 +194,7 @@ def test_agent_that_does_not_answer_is_left_to_the_next_one(
     with pytest.raises(NotStill, match=r"cannot be thawed now: .*by hand: virsh domfsthaw web"):
         let_go(config, guest, known)
     assert journal(config) == known
-    assert len(guest.asked) == still._THAW_ATTEMPTS
+    assert len(guest.asked) == thaw._THAW_ATTEMPTS
     assert not (tmp_path / "ran").exists()
     agent(guest).answering = True
     assert let_go(config, guest, known).level is QUIESCED
@@ -286,9 +289,9 @@ def test_thaw(
     change(guest)
     if why:
         with pytest.raises(NotStill, match=why):
-            still.thaw(config, guest, work, ABOUT)
+            thaw.thaw(config, guest, work, ABOUT)
     else:
-        still.thaw(config, guest, work, ABOUT)
+        thaw.thaw(config, guest, work, ABOUT)
         assert 5 <= journal(config).pause_s < 500
     assert journal(config).frozen is agent(guest).frozen is (change is silent)
 
@@ -333,9 +336,9 @@ def test_release(
     change(guest)
     if was is None:
         with pytest.raises(LibvirtFailed):
-            still.release(guest, known)
+            thaw.release(guest, known)
     else:
-        assert still.release(guest, known) == was
+        assert thaw.release(guest, known) == was
     assert guest.calls == calls
     # The journal is for who holds the guest's lock.
     assert journal(config) == known
@@ -346,7 +349,7 @@ def test_let_go_at_the_deadline_is_found_by_post(
 ) -> None:
     for level, reason in ((PAUSED, WENT_ON), (QUIESCED, EARLY)):
         known = standing(level)
-        assert still.release(guest, known)
+        assert thaw.release(guest, known)
         left = let_go(config, guest, known)
         assert (left.level, left.reason) == (CRASH, reason)
 

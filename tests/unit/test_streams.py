@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import streams, zfs
-from zvmsnap.destination import Destination
-from zvmsnap.errors import SendRefused
-from zvmsnap.point import Disk, Manifest, Point
-from zvmsnap.streams import Load, Stream
-from zvmsnap.zfs import Branch, Dataset, Snapshot, Use
+from zvmsnap.common.errors import SendRefused
+from zvmsnap.config.destination import Destination
+from zvmsnap.points.manifest import Disk, Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.replication import send_plan
+from zvmsnap.replication.send_plan import Load, Stream
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Branch, Dataset, Snapshot, Use
 
 Build = Callable[..., Manifest]
 UUIDS = {
@@ -61,17 +63,17 @@ LOADS = [
 
 @pytest.mark.parametrize(("names", "every", "expected"), LOADS)
 def test_loads(points: list[Point], names: list[str], every: bool, expected: list[Load]) -> None:
-    assert streams.loads(points, names, every=every) == expected
+    assert send_plan.loads(points, names, every=every) == expected
 
 
 def test_no_loads(points: list[Point], there: dict[str, Dataset]) -> None:
     with pytest.raises(SendRefused, match="nix: is no guest with points, and no dataset"):
-        streams.loads(points, ["nix"], every=False)
+        send_plan.loads(points, ["nix"], every=False)
     with pytest.raises(SendRefused, match="no guest has a point yet"):
-        streams.loads([], [], every=True)
+        send_plan.loads([], [], every=True)
     del there["t/vm/web/data"]
     with pytest.raises(SendRefused, match="t/vm/web/data is not there any more"):
-        streams.loads(points, ["web"], every=False)
+        send_plan.loads(points, ["web"], every=False)
 
 
 class Here:
@@ -131,7 +133,7 @@ def stream(
     monkeypatch.setattr(zfs, "uses", stand_in.uses)
     monkeypatch.setattr(zfs, "stream_bytes", stand_in.stream_bytes)
     load = Load("web", UUIDS["web"], ("t/vm/web",))
-    (found,) = streams.streams(load, branch(*far), NAS, raw=raw)
+    (found,) = send_plan.streams(load, branch(*far), NAS, raw=raw)
     return found
 
 

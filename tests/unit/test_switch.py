@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import FakePool, PowerCut
-from zvmsnap import switch
-from zvmsnap.errors import RestoreImpossible, ZfsFailed
-from zvmsnap.switch import Unit
-from zvmsnap.zfs import Dataset, Snapshot
+from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
+from zvmsnap.zfs import dataset_swap
+from zvmsnap.zfs.dataset_swap import Unit
+from zvmsnap.zfs.types import Dataset, Snapshot
 
 SANOID = "autosnap"
 
@@ -31,7 +31,7 @@ def held(*names: str, **special: Dataset) -> dict[str, Dataset]:
 
 def planned(datasets: Mapping[str, Dataset], *wanted: str) -> tuple[Unit, ...]:
     snapshots = {name: Snapshot(name, "s", 100, 1) for name in wanted}
-    return switch.plan(snapshots, datasets, "0a", "now")
+    return dataset_swap.plan(snapshots, datasets, "0a", "now")
 
 
 TREES = [
@@ -120,7 +120,7 @@ def test_over_what_is_promoted(origins: dict[str, str], home: str, line: tuple[i
         name: Dataset(name, "filesystem", False, guid=guid, origin=origins.get(name, ""))
         for guid, name in enumerate(["tank", "tank/w", "tank/x", "tank/y", "tank/g"], 1)
     }
-    [unit] = switch.plan({"tank/w": Snapshot(home, "s", 9, 9)}, datasets, "0a", "now")
+    [unit] = dataset_swap.plan({"tank/w": Snapshot(home, "s", 9, 9)}, datasets, "0a", "now")
     assert unit.members[0].line == line
 
 
@@ -180,7 +180,7 @@ def plan_of(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[Unit
     """Units for datasets and the guids of the snapshots that they are to hold."""
     by_guid = {found.guid: found for found in pool.all_snapshots().present.values()}
     snapshots = {name: by_guid[guid] for name, guid in wanted.items()}
-    return switch.plan(snapshots, pool.datasets(), f"n{stamp}", stamp)
+    return dataset_swap.plan(snapshots, pool.datasets(), f"n{stamp}", stamp)
 
 
 def guids(pool: FakePool, name: str, names: tuple[str, ...] = MEMBERS) -> dict[str, int]:
@@ -188,9 +188,9 @@ def guids(pool: FakePool, name: str, names: tuple[str, ...] = MEMBERS) -> dict[s
 
 
 def bring_back(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[Unit, ...]:
-    units = switch.prepare(plan_of(pool, wanted, stamp))
-    switch.switch(units)
-    switch.promote(units)
+    units = dataset_swap.prepare(plan_of(pool, wanted, stamp))
+    dataset_swap.switch(units)
+    dataset_swap.promote(units)
     return units
 
 
@@ -263,13 +263,13 @@ def test_a_former_that_owns_the_history_gets_it_back(pool: FakePool) -> None:
     pool.unmount("tank/own")
     pool.clone("tank/own@s2", "tank/web", {})
     before = pool.state()
-    units = switch.prepare(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
-    switch.switch(units)
-    switch.promote(units)
+    units = dataset_swap.prepare(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
+    dataset_swap.switch(units)
+    dataset_swap.promote(units)
     assert pool.history("tank/web") == ["s1", "s2", "s3"]
-    switch.demote(units)
-    switch.switch_back(units)
-    switch.discard(units)
+    dataset_swap.demote(units)
+    dataset_swap.switch_back(units)
+    dataset_swap.discard(units)
     assert pool.state() == {
         name: before[name] if name != "tank/web" else pool.state()[name] for name in before
     }
@@ -281,29 +281,29 @@ def test_what_owns_snapshots_is_never_discarded(pool: FakePool) -> None:
     """As when `demote` failed, and all other undos were tried."""
     known = all_guids(pool)
     units = bring_back(pool, guids(pool, "s1"), "x")
-    switch.switch_back(units)
+    dataset_swap.switch_back(units)
     with pytest.raises(ZfsFailed, match=r"^tank/vol.zvmsnap-nx: is kept, as it owns snapshots of"):
-        switch.discard(units)
+        dataset_swap.discard(units)
     assert all_guids(pool) == known
-    switch.demote(units)
-    switch.discard(units)
+    dataset_swap.demote(units)
+    dataset_swap.discard(units)
     assert all_guids(pool) == known
     assert not any("zvmsnap" in name or "before" in name for name in pool.held)
 
 
 def test_snapshots_of_a_passing_sanoid_are_discarded_with_the_clones(pool: FakePool) -> None:
     before = pool.state()
-    units = switch.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    units = dataset_swap.prepare(plan_of(pool, guids(pool, "s1"), "x"))
     pool.take_snapshots([name for name in pool.held if "zvmsnap" in name], SANOID)
-    switch.discard(units)
-    switch.discard(units)
+    dataset_swap.discard(units)
+    dataset_swap.discard(units)
     assert pool.state() == before
 
 
 def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> None:
     """Not at the mountpoint of their originals, also when the host comes up meanwhile."""
     mounted = {name for name, held in pool.held.items() if held.mounted}
-    [volume, web] = switch.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    [volume, web] = dataset_swap.prepare(plan_of(pool, guids(pool, "s1"), "x"))
     pool.reboot()
     assert {name for name, held in pool.held.items() if held.mounted} == mounted
     assert {member.path for member in web.members} == {"", "/a"}
@@ -314,28 +314,28 @@ def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> No
 
 def test_somebody_works_in_a_filesystem(pool: FakePool) -> None:
     before = pool.state()
-    units = switch.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    units = dataset_swap.prepare(plan_of(pool, guids(pool, "s1"), "x"))
     pool.busy.add("tank/web")
     with pytest.raises(ZfsFailed, match="tank/web: is busy"):
-        switch.switch(units)
-    switch.switch_back(units)
-    switch.discard(units)
+        dataset_swap.switch(units)
+    dataset_swap.switch_back(units)
+    dataset_swap.discard(units)
     assert pool.state() == before
 
 
 @pytest.mark.parametrize("gone", ["clone", "stray", "alien"])
 def test_what_others_do_meanwhile(pool: FakePool, gone: str) -> None:
-    units = switch.prepare(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
+    units = dataset_swap.prepare(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
     if gone == "clone":
         pool.destroy("tank/web.zvmsnap-nx")
         with pytest.raises(ZfsFailed, match="is gone, so tank/web stays what it is"):
-            switch.switch(units)
+            dataset_swap.switch(units)
         assert pool.guid("tank/web") == units[0].members[0].old_guid
     elif gone == "stray":
         pool.destroy("tank/web/stray/below")
         pool.destroy("tank/web/stray")
-        switch.switch(units)
-        switch.switch_back(units)
+        dataset_swap.switch(units)
+        dataset_swap.switch_back(units)
         assert pool.guid("tank/web") == units[0].members[0].old_guid
     else:
         for name in ("tank/web/stray/below", "tank/web/stray", "tank/web/a", "tank/web"):
@@ -343,7 +343,7 @@ def test_what_others_do_meanwhile(pool: FakePool, gone: str) -> None:
         pool.rename("tank/web", "tank/web.before-x")
         pool.add("tank/web")
         alien = pool.state()["tank/web"]
-        for verb in (switch.switch, switch.switch_back):
+        for verb in (dataset_swap.switch, dataset_swap.switch_back):
             with pytest.raises(ZfsFailed, match="tank/web: is a dataset that somebody has made"):
                 verb(units)
         assert pool.state()["tank/web"] == alien
@@ -354,8 +354,8 @@ def test_a_filesystem_that_was_mounted_by_hand_is_mounted_again(pool: FakePool) 
     units = bring_back(pool, guids(pool, "s1"), "x")
     assert pool.held["tank/web"].mounted
     assert pool.held["tank/web"].own["canmount"] == "noauto"
-    switch.demote(units)
-    switch.switch_back(units)
+    dataset_swap.demote(units)
+    dataset_swap.switch_back(units)
     assert pool.held["tank/web"].mounted
     assert pool.held["tank/web"].content == "now"
 
@@ -430,7 +430,7 @@ def recipes(draw: st.DrawFn) -> Callable[[], World]:
 
 
 Verb = Callable[[tuple[Unit, ...]], object]
-UNDO: tuple[Verb, ...] = (switch.discard, switch.switch_back, switch.demote)
+UNDO: tuple[Verb, ...] = (dataset_swap.discard, dataset_swap.switch_back, dataset_swap.demote)
 
 
 class Play:
@@ -441,11 +441,11 @@ class Play:
         self.units = plan_of(world.pool, world.wanted, "now")
 
     def forth(self, position: int) -> None:
-        verbs: tuple[Verb, ...] = (self._prepare, switch.switch, switch.promote)
+        verbs: tuple[Verb, ...] = (self._prepare, dataset_swap.switch, dataset_swap.promote)
         verbs[position](self.units)
 
     def _prepare(self, units: tuple[Unit, ...]) -> None:
-        self.units = switch.prepare(units)
+        self.units = dataset_swap.prepare(units)
 
     def back(self, position: int) -> None:
         UNDO[position](self.units)

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import syncoid
-from zvmsnap.errors import SyncoidFailed
-from zvmsnap.syncoid import Options
+from zvmsnap.common.errors import SyncoidFailed
+from zvmsnap.replication import syncoid
+from zvmsnap.replication.syncoid import Options
 
 ALWAYS = {"--no-sync-snap", "--no-rollback", "--no-privilege-elevation"}
 

@@ -9,13 +9,16 @@ import pytest
 from tests.unit.fakeagent import FakeAgent
 from tests.unit.fakes import FakeGuest, FakeHypervisor
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
-from zvmsnap import still, take, vault
-from zvmsnap.config import Config
-from zvmsnap.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
-from zvmsnap.journal import Journal
-from zvmsnap.levels import Level
-from zvmsnap.point import Liveness, Point
-from zvmsnap.zfs import Dataset, Snapshot, Use
+from zvmsnap.capture import take
+from zvmsnap.common.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.config.level import Level
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.point import Point
+from zvmsnap.quiesce import thaw
+from zvmsnap.zfs.types import Dataset, Snapshot, Use
 
 NAME = "before-upgrade"
 
@@ -168,7 +171,7 @@ def test_one_is_let_go_before_the_snapshots(
     def let_go() -> None:
         for entry in Journal(config.journal_dir).entries():
             if entry.uuid == web.uuid:
-                assert still.release(web, entry) == "paused"
+                assert thaw.release(web, entry) == "paused"
 
     pool.when_taken = let_go
     wanted = take.plan(host, ["web", "db"], None, NAME, "paused")

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.journal import Entry, Process
-from zvmsnap.switch import Member, Stray, Unit
-from zvmsnap.tasks import Begin, Clone, Restore, Tasks, Work
+from zvmsnap.common.process import Process
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.operation import Begin, Clone, Restore, Tasks, Work
+from zvmsnap.zfs.dataset_swap import Member, Stray, Unit
 
 A = "aaaaaaaa-0000-4000-8000-000000000001"
 B = "bbbbbbbb-0000-4000-8000-000000000001"

@@ -17,12 +17,16 @@ from tests.unit.fakepre import (
     thaws_under_the_overlay,
 )
 from tests.unit.fakes import FakeZfs
-from zvmsnap import capture, finish, vault, zfs
-from zvmsnap.errors import Cancelled, ZfsFailed
-from zvmsnap.levels import Level
-from zvmsnap.point import Manifest, Point
-from zvmsnap.publish import publish
-from zvmsnap.sanoid import HookCall, Role
+from zvmsnap.capture import all_guests
+from zvmsnap.common.errors import Cancelled, ZfsFailed
+from zvmsnap.config.level import Level
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.finalize.publish import publish
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.zfs import types, zfs
 
 NAME = f"{MOMENT}_hourly"
 LATER = "zrepl_20261120_040000_000"
@@ -50,7 +54,7 @@ def behind_the_let_go(patch: pytest.MonkeyPatch, happens: Callable[[], None]) ->
         happens()
         publish(*arguments)  # type: ignore[arg-type]
 
-    patch.setattr("zvmsnap.finish.publish", published)
+    patch.setattr("zvmsnap.finalize.after_snapshot.publish", published)
 
 
 def levels_of(scene: Scene) -> list[Level]:
@@ -80,7 +84,7 @@ def test_thaws_by_itself_and_cannot_be_brought_to_its_base(scene: Scene, pools: 
     assert not scene.pre()
     # sanoid takes its snapshot all the same; the guest is on its base when post has ended.
     take(pools)
-    finish.finish(POST, scene.config, OWNER)
+    after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == []
     assert scene.entries() == []
 
@@ -97,12 +101,12 @@ def test_killed_behind_its_undoing(
         raise Killed
 
     scene.when["> undo staging"] = die
-    monkeypatch.setattr(capture, "_put_back", die)
+    monkeypatch.setattr(all_guests, "_put_back", die)
     with pytest.raises(Killed):
         scene.pre()
     assert guest.stands_still is None and not agent_of(guest).frozen
     take(pools)
-    finish.finish(POST, scene.config, OWNER)
+    after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
@@ -115,7 +119,7 @@ def test_interrupted_and_put_back_but_zfs_fails(
     scene.when["> frozen"] = scene.cancelled.set
     answers = zfs.snapshots
 
-    def fails(names: Iterable[str]) -> zfs.Answer:
+    def fails(names: Iterable[str]) -> types.Answer:
         if guest.calls and guest.calls[-1] == last:
             monkeypatch.setattr(zfs, "snapshots", answers)
             raise ZfsFailed("no answer")
@@ -127,7 +131,7 @@ def test_interrupted_and_put_back_but_zfs_fails(
     (left,) = scene.entries()
     assert left.seen == ()
     take(pools)
-    finish.finish(POST, scene.config, OWNER)
+    after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
@@ -141,7 +145,7 @@ def test_in_the_middle_of_a_merge(
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
     take(pools)
-    finish.finish(POST, scene.config, OWNER)
+    after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == []
     assert "may hold disks in the middle of a merge: tank/web@" in caplog.text
     assert scene.entries() == []
@@ -157,7 +161,7 @@ def test_snapshot_that_appears_behind_the_let_go(
     assert scene.pre()
     (entry,) = scene.entries()
     behind_the_let_go(monkeypatch, lambda: take(pools))
-    finish.end(scene.config, scene.host, entry)
+    after_snapshot.end(scene.config, scene.host, entry)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
     assert guest.stands_still is None
 
@@ -173,12 +177,12 @@ def test_zfs_does_not_say_what_there_is(
     take(pools)
     answers = zfs.snapshots
 
-    def fails(names: Iterable[str]) -> zfs.Answer:
+    def fails(names: Iterable[str]) -> types.Answer:
         monkeypatch.setattr(zfs, "snapshots", answers)
         raise ZfsFailed("no answer")
 
     monkeypatch.setattr(zfs, "snapshots", fails)
-    finish.finish(POST, scene.config, OWNER)
+    after_snapshot.finish(POST, scene.config, OWNER)
     assert guest.stands_still is None and not agent_of(guest).frozen
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
@@ -190,11 +194,11 @@ def test_snapshots_of_the_next_round_are_not_of_this_one(scene: Scene, pools: Fa
     assert scene.pre()
     take(pools)
     with Away(scene):
-        assert not finish.finish(POST, scene.config, OWNER)
+        assert not after_snapshot.finish(POST, scene.config, OWNER)
         call = HookCall(Role.PRE, ("tank/web",), (LATER,))
-        assert not capture.begin(call, scene.config, OWNER, {}, scene.cancelled, 120.0)
+        assert not all_guests.begin(call, scene.config, OWNER, {}, scene.cancelled, 120.0)
         take(pools, LATER, 12)
-    finish.finish(HookCall(Role.POST, ("tank/web",), (LATER,)), scene.config, OWNER)
+    after_snapshot.finish(HookCall(Role.POST, ("tank/web",), (LATER,)), scene.config, OWNER)
     (manifest,) = manifests(scene)
     assert (manifest.level, [tie.name for tie in manifest.snapshots]) == (MEMORY, [NAME])
 
@@ -205,9 +209,9 @@ def test_destroyed_meanwhile_and_made_anew(scene: Scene, pools: FakeZfs) -> None
     assert scene.pre()
     take(pools)
     with Away(scene):
-        assert not finish.finish(POST, scene.config, OWNER)
+        assert not after_snapshot.finish(POST, scene.config, OWNER)
     take(pools, NAME, 12)
-    assert not finish.finish(POST, scene.config, OWNER)
+    assert not after_snapshot.finish(POST, scene.config, OWNER)
     assert (levels_of(scene), scene.entries()) == ([], [])
 
 
@@ -215,12 +219,12 @@ class Uses:
     """What zfs.uses says: snapshots that are taken of tank/web, one after the other."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._found: list[zfs.Use] = []
+        self._found: list[types.Use] = []
         patch.setattr(zfs, "uses", lambda _datasets: list(self._found))
 
     def take(self, name: str) -> None:
         number = len(self._found) + 1
-        self._found.append(zfs.Use(zfs.Snapshot("tank/web", name, number, number), (), 0))
+        self._found.append(types.Use(types.Snapshot("tank/web", name, number, number), (), 0))
 
 
 UNNAMED = HookCall(Role.PRE, ("tank/web",), ("zvmsnap_x_unnamed",), unnamed=True)
@@ -251,12 +255,12 @@ def test_where_names_are_not_announced(
         monkeypatch.setattr(agent_of(guest), "freeze", freeze)
     else:
         guest.at[call] = lambda: uses.take("while-it-runs")
-    assert capture.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
     uses.take("offsite-1")
     with Away(scene):
-        assert not finish.finish(UNNAMED_POST, scene.config, OWNER)
+        assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
     uses.take("an-hour-later")
-    assert finish.finish(UNNAMED_POST, scene.config, OWNER)
+    assert after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
     (manifest,) = manifests(scene)
     assert (manifest.level, [tie.name for tie in manifest.snapshots]) == (level, ["offsite-1"])
 
@@ -268,9 +272,9 @@ def test_where_no_names_are_announced_and_none_was_taken_in_time(
     scene.add()
     scene.modes["tank/web"] = {"": mode}
     uses = Uses(monkeypatch)
-    assert capture.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
     behind_the_let_go(monkeypatch, lambda: uses.take("somebodys"))
-    assert not finish.finish(UNNAMED_POST, scene.config, OWNER)
+    assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
     assert (manifests(scene), scene.entries()) == ([], [])
 
 
@@ -281,13 +285,13 @@ def test_dataset_that_is_gone_where_no_names_are_announced(
     guest = scene.add()
     scene.modes["tank/web"] = {"": mode}
     Uses(monkeypatch)
-    assert capture.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
     del scene.modes["tank/web"]
 
-    def uses(datasets: list[str]) -> list[zfs.Use]:
+    def uses(datasets: list[str]) -> list[types.Use]:
         assert not datasets
         return []
 
     monkeypatch.setattr(zfs, "uses", uses)
-    assert not finish.finish(UNNAMED_POST, scene.config, OWNER)
+    assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
     assert (guest.stands_still, manifests(scene), scene.entries()) == (None, [], [])

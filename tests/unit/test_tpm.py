@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import tpm
-from zvmsnap.errors import TpmUncapturable, VaultDamaged
+from zvmsnap.common.errors import TpmUncapturable, VaultDamaged
+from zvmsnap.virt import tpm_state
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 PERMALL, VOLATILE = "tpm2-00.permall", "tpm2-00.volatilestate"
@@ -25,7 +25,7 @@ NONE = "<domain><devices/></domain>"
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where EMULATED keeps its state, and there is some."""
-    monkeypatch.setattr(tpm, "SWTPM", tmp_path)
+    monkeypatch.setattr(tpm_state, "SWTPM", tmp_path)
     home = tmp_path / UUID / "tpm2"
     home.mkdir(parents=True)
     (home / PERMALL).write_bytes(b"keys")
@@ -48,11 +48,13 @@ def members(packed: bytes | None) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("backend", "state"),
     [
-        pytest.param("type='emulator' version='2.0'/>", tpm.SWTPM / UUID / "tpm2", id="2.0"),
-        pytest.param("type='emulator' version='1.2'/>", tpm.SWTPM / UUID / "tpm1.2", id="1.2"),
+        pytest.param("type='emulator' version='2.0'/>", tpm_state.SWTPM / UUID / "tpm2", id="2.0"),
+        pytest.param(
+            "type='emulator' version='1.2'/>", tpm_state.SWTPM / UUID / "tpm1.2", id="1.2"
+        ),
         pytest.param(
             "type='emulator' version='2.0'><encryption secret='s'/></backend>",
-            tpm.SWTPM / UUID / "tpm2",
+            tpm_state.SWTPM / UUID / "tpm2",
             id="encrypted",
         ),
         pytest.param(
@@ -63,12 +65,12 @@ def members(packed: bytes | None) -> dict[str, bytes]:
     ],
 )
 def test_where_its_state_lies(backend: str, state: Path) -> None:
-    assert tpm.state_of(xml(f"<backend {backend}"), UUID) == tpm.State(state)
+    assert tpm_state.state_of(xml(f"<backend {backend}"), UUID) == tpm_state.State(state)
 
 
 def test_where_its_single_file_lies() -> None:
     backend = "<backend type='emulator'><source type='file' path='/a/b'/></backend>"
-    assert tpm.state_of(xml(backend), UUID) == tpm.State(Path("/a/b"), is_file=True)
+    assert tpm_state.state_of(xml(backend), UUID) == tpm_state.State(Path("/a/b"), is_file=True)
 
 
 @pytest.mark.parametrize(
@@ -83,22 +85,22 @@ def test_where_its_single_file_lies() -> None:
 )
 def test_what_cannot_be_captured(tmp_path: Path, backend: str, says: str) -> None:
     for ask in (
-        lambda: tpm.state_of(xml(backend), UUID),
-        lambda: tpm.archive(xml(backend), UUID),
-        lambda: tpm.put_back(tmp_path / "tpm.tar", xml(backend), UUID),
+        lambda: tpm_state.state_of(xml(backend), UUID),
+        lambda: tpm_state.archive(xml(backend), UUID),
+        lambda: tpm_state.put_back(tmp_path / "tpm.tar", xml(backend), UUID),
     ):
         with pytest.raises(TpmUncapturable, match=says):
             ask()
-    assert says in str(tpm.why_stale(xml(backend), UUID, tmp_path / "tpm.tar"))
+    assert says in str(tpm_state.why_stale(xml(backend), UUID, tmp_path / "tpm.tar"))
 
 
 def test_none_and_none_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tpm, "SWTPM", tmp_path)
-    assert tpm.archive(NONE, UUID) is None
-    assert tpm.archive(EMULATED, UUID) is None
+    monkeypatch.setattr(tpm_state, "SWTPM", tmp_path)
+    assert tpm_state.archive(NONE, UUID) is None
+    assert tpm_state.archive(EMULATED, UUID) is None
     (tmp_path / UUID / "tpm2").mkdir(parents=True)
-    assert tpm.archive(EMULATED, UUID) is None
-    assert tpm.why_stale(EMULATED, UUID, tmp_path / "tpm.tar") is None
+    assert tpm_state.archive(EMULATED, UUID) is None
+    assert tpm_state.why_stale(EMULATED, UUID, tmp_path / "tpm.tar") is None
 
 
 def test_only_files_of_the_state_are_archived(home: Path, tmp_path: Path) -> None:
@@ -109,67 +111,70 @@ def test_only_files_of_the_state_are_archived(home: Path, tmp_path: Path) -> Non
     (home / "tpm2-02.permall").mkdir()
     os.mkfifo(home / "tpm2-03.permall")
     (home / VOLATILE).write_bytes(b"registers")
-    assert members(tpm.archive(EMULATED, UUID)) == {PERMALL: b"keys", VOLATILE: b"registers"}
+    assert members(tpm_state.archive(EMULATED, UUID)) == {PERMALL: b"keys", VOLATILE: b"registers"}
 
 
 def test_a_symlink_in_place_of_its_state_is_not_followed(home: Path, tmp_path: Path) -> None:
     home.rename(tmp_path / "elsewhere")
     home.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TpmUncapturable, match=str(home)):
-        tpm.archive(EMULATED, UUID)
+        tpm_state.archive(EMULATED, UUID)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "elsewhere" / PERMALL)
     backend = f"<backend type='emulator'><source type='file' path='{link}'/></backend>"
     with pytest.raises(TpmUncapturable, match=str(link)):
-        tpm.archive(xml(backend), UUID)
+        tpm_state.archive(xml(backend), UUID)
 
 
 def test_its_size_is_bounded(home: Path) -> None:
     with (home / VOLATILE).open("wb") as file:
         file.truncate((16 << 20) - 4)
-    packed = tpm.archive(EMULATED, UUID)
+    packed = tpm_state.archive(EMULATED, UUID)
     assert packed is not None and len(packed) > 16 << 20
     with (home / VOLATILE).open("ab") as file:
         file.write(b"x")
     with pytest.raises(TpmUncapturable, match="is larger than 16 MiB"):
-        tpm.archive(EMULATED, UUID)
+        tpm_state.archive(EMULATED, UUID)
 
 
 def test_why_stale(home: Path, tmp_path: Path) -> None:
     stored = tmp_path / "tpm.tar"
-    stored.write_bytes(tpm.archive(EMULATED, UUID) or b"")
+    stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     (home / PERMALL).write_bytes(b"keys")
-    assert tpm.why_stale(EMULATED, UUID, stored) is None
+    assert tpm_state.why_stale(EMULATED, UUID, stored) is None
     (home / PERMALL).write_bytes(b"KEYS")
-    assert tpm.why_stale(EMULATED, UUID, stored) == "the TPM's state changed while RAM was written"
+    assert (
+        tpm_state.why_stale(EMULATED, UUID, stored)
+        == "the TPM's state changed while RAM was written"
+    )
     stored.unlink()
-    assert tpm.why_stale(EMULATED, UUID, stored) is not None
+    assert tpm_state.why_stale(EMULATED, UUID, stored) is not None
 
 
 def test_put_back(home: Path, tmp_path: Path) -> None:
     stored = tmp_path / "tpm.tar"
-    stored.write_bytes(tpm.archive(EMULATED, UUID) or b"")
+    stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     (home / PERMALL).write_bytes(b"newer keys")
     (home / PERMALL).chmod(0o600)
     (home / VOLATILE).touch()
-    tpm.put_back(stored, EMULATED, UUID)
+    tpm_state.put_back(stored, EMULATED, UUID)
     assert sorted(path.name for path in home.iterdir()) == [".lock", PERMALL]
     assert (home / PERMALL).read_bytes() == b"keys"
     status = (home / PERMALL).stat()
     assert (status.st_mode & 0o7777, status.st_uid) == (0o640, os.getuid())
-    assert tpm.archive(EMULATED, UUID) == stored.read_bytes()
+    assert tpm_state.archive(EMULATED, UUID) == stored.read_bytes()
 
 
 def test_put_back_where_there_is_nothing(home: Path, tmp_path: Path) -> None:
     stored = tmp_path / "tpm.tar"
-    stored.write_bytes(tpm.archive(EMULATED, UUID) or b"")
+    stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     other = "c0ffee00-0000-4000-8000-000000000002"
-    tpm.put_back(stored, EMULATED, other)
+    tpm_state.put_back(stored, EMULATED, other)
     made = tmp_path / other / "tpm2"
     assert (made / PERMALL).read_bytes() == b"keys"
     assert (made.stat().st_mode & 0o777, made.parent.stat().st_mode & 0o777) == (0o700, 0o711)
     with pytest.raises(TpmUncapturable, match="has no TPM"):
-        tpm.put_back(stored, NONE, UUID)
+        tpm_state.put_back(stored, NONE, UUID)
 
 
 def test_a_single_file(tmp_path: Path) -> None:
@@ -177,11 +182,11 @@ def test_a_single_file(tmp_path: Path) -> None:
     definition = xml(
         f"<backend type='emulator'><source type='file' path='{path}'/></backend>",
     )
-    assert tpm.archive(definition, UUID) is None
+    assert tpm_state.archive(definition, UUID) is None
     path.write_bytes(b"keys")
-    stored.write_bytes(tpm.archive(definition, UUID) or b"")
+    stored.write_bytes(tpm_state.archive(definition, UUID) or b"")
     path.write_bytes(b"newer keys")
-    tpm.put_back(stored, definition, UUID)
+    tpm_state.put_back(stored, definition, UUID)
     assert path.read_bytes() == b"keys"
     assert sorted(tmp_path.iterdir()) == [path, stored]
 
@@ -189,14 +194,14 @@ def test_a_single_file(tmp_path: Path) -> None:
 def test_neither_kind_of_state_is_put_into_the_other(home: Path, tmp_path: Path) -> None:
     path, stored = tmp_path / "state", tmp_path / "tpm.tar"
     backend = f"<backend type='emulator'><source type='file' path='{path}'/></backend>"
-    stored.write_bytes(tpm.archive(EMULATED, UUID) or b"")
+    stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     with pytest.raises(TpmUncapturable, match=f"not of the kind that the TPM keeps in {path}"):
-        tpm.put_back(stored, xml(backend), UUID)
+        tpm_state.put_back(stored, xml(backend), UUID)
     assert not path.exists()
     path.write_bytes(b"of a single file")
-    stored.write_bytes(tpm.archive(xml(backend), UUID) or b"")
+    stored.write_bytes(tpm_state.archive(xml(backend), UUID) or b"")
     with pytest.raises(TpmUncapturable, match=f"not of the kind that the TPM keeps in {home}"):
-        tpm.put_back(stored, EMULATED, UUID)
+        tpm_state.put_back(stored, EMULATED, UUID)
     assert (home / PERMALL).read_bytes() == b"keys"
 
 
@@ -242,7 +247,7 @@ def test_what_is_no_archive_of_ours_changes_nothing(
     stored = tmp_path / "tpm.tar"
     stored.write_bytes(content)
     with pytest.raises(VaultDamaged, match=str(stored)):
-        tpm.put_back(stored, EMULATED, UUID)
+        tpm_state.put_back(stored, EMULATED, UUID)
     assert sorted(path.name for path in home.iterdir()) == [".lock", PERMALL]
     assert (home / PERMALL).read_bytes() == b"keys"
 
@@ -252,7 +257,7 @@ def test_a_failure_on_the_way_changes_nothing(
 ) -> None:
     stored = tmp_path / "tpm.tar"
     (home / VOLATILE).touch()
-    stored.write_bytes(tpm.archive(EMULATED, UUID) or b"")
+    stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     (home / PERMALL).write_bytes(b"newer keys")
     before = sorted(home.iterdir())
     calls = iter([None, OSError("no room")])
@@ -263,7 +268,7 @@ def test_a_failure_on_the_way_changes_nothing(
 
     monkeypatch.setattr(os, "fchmod", fail)
     with pytest.raises(OSError, match="no room"):
-        tpm.put_back(stored, EMULATED, UUID)
+        tpm_state.put_back(stored, EMULATED, UUID)
     assert sorted(home.iterdir()) == before
     assert (home / PERMALL).read_bytes() == b"newer keys"
 
@@ -291,7 +296,7 @@ def test_any_bytes_are_put_back_or_refused(
         f"<backend type='emulator'><source type='dir' path='{home}'/></backend>",
     )
     try:
-        tpm.put_back(stored, definition, UUID)
+        tpm_state.put_back(stored, definition, UUID)
     except VaultDamaged as error:
         assert str(stored) in str(error)
     assert {path.name for path in scratch.iterdir()} <= {"tpm.tar", "home"}

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import mounttable, survey, untouched, zfs
-from zvmsnap.placement import Place
+from zvmsnap.disks import changes, location
+from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs.mounts import Place
 
 FRESH_BYTES = 8192
 TAKEN_S = 1_700_000_000
@@ -42,10 +43,10 @@ def test_written_to(
 
     monkeypatch.setattr(zfs, "written_bytes", written_bytes)
     monkeypatch.setattr(zfs, "created_s", created_s)
-    monkeypatch.setattr(mounttable, "mounts", list)
-    monkeypatch.setattr(survey, "path_of", lambda _place, _table: str(disk))
+    monkeypatch.setattr(mounts, "read_table", list)
+    monkeypatch.setattr(location, "path_of", lambda _place, _table: str(disk))
     places = {"vda": Place("tank/web", "a.raw"), "vdb": Place("tank/web/data", "")}
     snapshots = ["tank/web@m_hourly", "tank/web/data@m_hourly"]
-    found = untouched.written_to(places, snapshots, {"tank/web/data": FRESH_BYTES})
+    found = changes.written_to(places, snapshots, {"tank/web/data": FRESH_BYTES})
     assert found == expected
     assert asked == [("tank/web/data", "m_hourly")]

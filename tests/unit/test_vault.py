@@ -11,11 +11,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap import point, vault
-from zvmsnap.config import Config
-from zvmsnap.errors import VaultDamaged, VaultMissing
-from zvmsnap.point import Manifest, Memory, Point, Tie
-from zvmsnap.vault import Damaged, Unfinished
+from zvmsnap.common.errors import VaultDamaged, VaultMissing
+from zvmsnap.config.settings import Config
+from zvmsnap.points import memory_image, vault
+from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, Memory, Tie
+from zvmsnap.points.point import Point
+from zvmsnap.points.vault import Damaged, Unfinished
 
 Build = Callable[..., Manifest]
 
@@ -100,7 +101,7 @@ def test_published_and_found_again(tmp_path: Path, manifest: Build) -> None:
 
 def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
     incoming = vault.incoming(tmp_path, "web", "c1")
-    (incoming / point.MEMORY).write_bytes(b"half")
+    (incoming / MEMORY).write_bytes(b"half")
     assert points(tmp_path) == {}
     assert vault.published(tmp_path, "web", "c1") is None
     assert vault.unfinished(tmp_path) == [Unfinished(incoming)]
@@ -108,7 +109,7 @@ def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
 
 def test_private(tmp_path: Path, manifest: Build) -> None:
     placed = put(tmp_path / "vault", manifest())
-    for path in (tmp_path / "vault", placed.directory, placed.directory / point.MANIFEST):
+    for path in (tmp_path / "vault", placed.directory, placed.directory / MANIFEST):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
@@ -176,14 +177,14 @@ def moment_is_a_symlink(root: Path, at: Path, elsewhere: Path) -> str:
 
 def manifest_is_a_symlink(root: Path, at: Path, elsewhere: Path) -> str:
     shutil.copytree(at, root / "web" / "linked")
-    (root / "web" / "linked" / point.MANIFEST).rename(elsewhere)
-    (root / "web" / "linked" / point.MANIFEST).symlink_to(elsewhere)
+    (root / "web" / "linked" / MANIFEST).rename(elsewhere)
+    (root / "web" / "linked" / MANIFEST).symlink_to(elsewhere)
     return "web/linked"
 
 
 def manifest_is_broken(root: Path, at: Path, elsewhere: Path) -> str:
     shutil.copytree(at, root / "web" / "broken")
-    (root / "web" / "broken" / point.MANIFEST).write_bytes(b"{")
+    (root / "web" / "broken" / MANIFEST).write_bytes(b"{")
     return "web/broken"
 
 
@@ -323,7 +324,7 @@ STOWED: Mapping[int | None, tuple[str, str]] = {
 
 @pytest.mark.parametrize("level", STOWED)
 def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int | None) -> None:
-    memory = vault.stow_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.format, memory.image_bytes) == ("raw", len(CONTENT))
     assert unpacked(incoming, memory) == CONTENT
@@ -333,7 +334,7 @@ def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int 
 @pytest.mark.parametrize("level", STOWED)
 @pytest.mark.usefixtures("two_file_systems")
 def test_stowed_across_file_systems(image: Path, incoming: Path, level: int | None) -> None:
-    memory = vault.stow_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.image_bytes, unpacked(incoming, memory)) == (len(CONTENT), CONTENT)
     assert image.exists()
@@ -349,26 +350,26 @@ def test_stowing_interrupted_and_repeated(
         raise OSError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(vault, "sync_dir", power_cut)
+        patch.setattr(memory_image, "sync_dir", power_cut)
         with pytest.raises(OSError, match="power cut"):
-            vault.stow_memory(image, incoming, "raw", zstd_level=level)
+            memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
     half = incoming / STOWED[level][0]
     half.write_bytes(half.read_bytes()[:100] + b"garbage" * len(CONTENT))
-    memory = vault.stow_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
     assert unpacked(incoming, memory) == CONTENT
 
 
 def test_renamed_before_an_interruption(image: Path, incoming: Path) -> None:
-    first = vault.stow_memory(image, incoming, "raw", zstd_level=None)
+    first = memory_image.stow_memory(image, incoming, "raw", zstd_level=None)
     assert not image.exists()
     for level in STOWED:
-        assert vault.stow_memory(image, incoming, "raw", zstd_level=level) == first
+        assert memory_image.stow_memory(image, incoming, "raw", zstd_level=level) == first
 
 
 def test_no_image_at_all(image: Path, incoming: Path) -> None:
     image.unlink()
     with pytest.raises(FileNotFoundError):
-        vault.stow_memory(image, incoming, "raw", zstd_level=None)
+        memory_image.stow_memory(image, incoming, "raw", zstd_level=None)
     assert list(incoming.iterdir()) == []
 
 
@@ -381,19 +382,19 @@ def test_no_symlink_is_written_through(
     victim.write_text("precious")
     (incoming / STOWED[level][0]).symlink_to(victim)
     with pytest.raises(OSError, match="symbolic links"):
-        vault.stow_memory(image, incoming, "raw", zstd_level=level)
+        memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
     assert victim.read_text() == "precious"
 
 
 def test_progress_only_on_a_terminal(
     image: Path, incoming: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vault, "_CHUNK_BYTES", 100_000)
-    monkeypatch.setattr(vault, "_PROGRESS_EVERY_S", 0)
-    vault.stow_memory(image, incoming, "raw", zstd_level=3)
+    monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
+    memory_image.stow_memory(image, incoming, "raw", zstd_level=3)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    vault.stow_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.stow_memory(image, incoming, "raw", zstd_level=3)
     said = capsys.readouterr().err
     assert "RAM image: 100 % of 1 MiB" in said
     assert said.endswith("\r\x1b[K")

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap import verdict
-from zvmsnap.point import Manifest, Point
-from zvmsnap.verdict import BOOTED, READ, Verdict
+from zvmsnap.points import verify_result
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.points.verify_result import BOOTED, READ, Verdict
 
 SAYS = b'{"checked":"2026-11-20T03:00Z",'
 TIME, LATER = "2026-11-20T03:00:00+00:00", "2026-11-20T03:00:01+00:00"
@@ -36,15 +37,15 @@ def said(*, booted: bool = False, why: str = "", at: str = TIME) -> Verdict:
 def test_what_counts(
     point: Point, read: Verdict | None, booted: Verdict | None, counts: str
 ) -> None:
-    assert verdict.read(point) is None
+    assert verify_result.read(point) is None
     for each in (booted, said(why="before"), read):
         if each:
-            verdict.keep(point, each)
+            verify_result.keep(point, each)
     if read is None:
         (point.directory / READ).unlink()
     expected = {"read": read, "booted": booted}[counts]
     assert expected
-    assert verdict.read(point) == expected
+    assert verify_result.read(point) == expected
     assert expected.good is (expected.why == "")
 
 
@@ -69,9 +70,9 @@ def test_what_counts(
 @pytest.mark.parametrize("name", [READ, BOOTED])
 def test_what_is_no_verdict(point: Point, content: bytes, name: str) -> None:
     (point.directory / name).write_bytes(content)
-    assert verdict.read(point) is None
+    assert verify_result.read(point) is None
 
 
 def test_what_is_no_file(point: Point) -> None:
     (point.directory / READ).mkdir()
-    assert verdict.read(point) is None
+    assert verify_result.read(point) is None

@@ -8,10 +8,13 @@ import pytest
 
 from tests.unit.fakerestore import DATASET, Host, Machine, Scene, set_scene
 from tests.unit.fakes import FakeGuest
-from zvmsnap import agent, fits, loadable, unclone, verdict, verify
-from zvmsnap.config import Config
-from zvmsnap.point import DOMAIN_XML, PERSISTENT_XML, Manifest, Point
-from zvmsnap.verdict import SCREEN, Verdict
+from zvmsnap.clone import destroy, verify
+from zvmsnap.config.settings import Config
+from zvmsnap.points import compatibility, memory_image, verify_result
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Manifest
+from zvmsnap.points.point import Point
+from zvmsnap.points.verify_result import SCREEN, Verdict
+from zvmsnap.virt import agent
 
 AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 BLACK, WHITE = b"P6 1 1 255\n\0\0\0", b"P6 1 1 255\n\xff\xff\xff"
@@ -79,8 +82,8 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(unclone, "_RELEASED_AFTER_S", 0)
-    monkeypatch.setattr(fits, "available_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.02)
     monkeypatch.setattr(verify, "_AGENT_WITHIN_S", 0.005)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
@@ -91,7 +94,7 @@ def scene(
 
 
 def kept(point: Point) -> Verdict:
-    found = verdict.read(point)
+    found = verify_result.read(point)
     assert found
     return found
 
@@ -159,7 +162,7 @@ def test_ram_that_cannot_be_read_is_a_verdict(
     def fail(*_arguments: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(loadable, "check", fail)
+    monkeypatch.setattr(memory_image, "check", fail)
     found = verify.verify(scene.point(), scene.world.all_snapshots().present)
     assert "Input/output error" in found.why
 
@@ -287,14 +290,14 @@ def test_point_that_fits_nowhere(scene: Scene) -> None:
 )
 def test_damaged_verdict_is_none(scene: Scene, content: bytes) -> None:
     point = scene.point()
-    assert verdict.read(point) is None
-    (point.directory / verdict.READ).write_bytes(content)
-    assert verdict.read(point) is None
+    assert verify_result.read(point) is None
+    (point.directory / verify_result.READ).write_bytes(content)
+    assert verify_result.read(point) is None
 
 
 def test_verdict_is_kept_over_the_former(scene: Scene) -> None:
     point = scene.point()
     first = Verdict(checked="2026-11-21T00:00:00+00:00", why="x")
     for found in (first, msgspec.structs.replace(first, why="", booted=True, alive="y")):
-        verdict.keep(point, found)
-        assert verdict.read(point) == found
+        verify_result.keep(point, found)
+        assert verify_result.read(point) == found

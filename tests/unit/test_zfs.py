@@ -8,15 +8,16 @@ from types import ModuleType
 
 import pytest
 
-from zvmsnap import levels, zfs
-from zvmsnap.errors import ZfsFailed
-from zvmsnap.far import Far
-from zvmsnap.zfs import Answer, Dataset, Snapshot, Use
+from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.ssh import Far
+from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs.types import Answer, Dataset, Snapshot, Use
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
 def test_no_volume(device: str) -> None:
-    assert zfs.volume_of(device) is None
+    assert volume.volume_of(device) is None
 
 
 FAKE_ZFS = f"""\
@@ -83,7 +84,7 @@ class World:
         defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
         defaults |= {"origin": "-", "mounted": "-", "canmount": "-", "mountpoint": "-"}
         defaults |= {"encryption": "off", "keystatus": "-"}
-        defaults |= {f"zvmsnap:mode:{each}": "-" for each in levels.TYPES}
+        defaults |= {f"zvmsnap:mode:{each}": "-" for each in snapshot_name.TYPES}
         row = {"name": name, "type": "filesystem", "guid": "1", "createtxg": "1"}
         self._rows[name] = row | defaults | properties
         self._write({})
@@ -388,16 +389,16 @@ def test_destroyed_with_its_own_snapshots_and_nothing_below(world: World) -> Non
 
 
 def test_a_device_that_never_comes() -> None:
-    assert zfs.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
+    assert volume.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
     with pytest.raises(ZfsFailed, match=r"^/dev/zvol/no/such\+one: did not appear within 0.01 s"):
-        zfs.wait_device("no/such one", 0.01)
+        volume.wait_device("no/such one", 0.01)
 
 
 def test_another_volumes_device_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     behind = iter(["tank/former", None, "tank/v"])
-    monkeypatch.setattr(zfs, "volume_of", lambda device: next(behind))
-    monkeypatch.setattr(zfs, "_LOOK_EVERY_S", 0)
-    zfs.wait_device("tank/v", 60)
+    monkeypatch.setattr(volume, "volume_of", lambda device: next(behind))
+    monkeypatch.setattr(volume, "_LOOK_EVERY_S", 0)
+    volume.wait_device("tank/v", 60)
     assert list(behind) == []
 
 

@@ -1,0 +1,71 @@
+"""Names of datasets and snapshots: what ZFS allows, and what sanoid puts into them."""
+
+from __future__ import annotations
+
+import re
+
+from zvmsnap.common.errors import HookEnvironmentInvalid
+
+MANUAL = "manual"
+SANOID_TYPES = ("frequently", "hourly", "daily", "weekly", "monthly", "yearly")
+
+# What a property zvmsnap:mode:TYPE may be named for.
+TYPES = (*SANOID_TYPES, MANUAL)
+
+# zfs(8), "naming": letters, digits and _ - : . and blanks; components are divided by slashes.
+_COMPONENT = r"[A-Za-z0-9_.:\- ]+"
+_DATASET = re.compile(rf"(?!.*(?:^|/)\.{{1,2}}(?:/|$))[A-Za-z]{_COMPONENT[:-1]}*(?:/{_COMPONENT})*")
+_SNAPNAME = re.compile(_COMPONENT)
+_NAME_MAX = 255
+
+_TYPE = rf"(?:{'|'.join(SANOID_TYPES)})"
+_MOMENT = re.compile(rf"(?P<moment>.+?)(?P<dst>dst)?_(?P<type>{_TYPE})")
+
+
+def moment_of(name: str) -> str:
+    """The moment in a snapshot name: `autosnap_2026-11-20_03:00:00` of `..._hourly`.
+
+    Names of other shapes are their own moment.
+    """
+    match = _MOMENT.fullmatch(name)
+    return match["moment"] if match else name
+
+
+def type_of(name: str) -> str:
+    """`hourly` of `autosnap_..._hourly`; the whole name where there is no type in it."""
+    match = _MOMENT.fullmatch(name)
+    return match["type"] if match else name
+
+
+def type_or_manual(name: str) -> str:
+    """`hourly` of `autosnap_..._hourly`; `manual` where a name has no type in it."""
+    match = _MOMENT.fullmatch(name)
+    return match["type"] if match else MANUAL
+
+
+def is_name(name: str) -> bool:
+    """Can a snapshot have that name?"""
+    return len(name) <= _NAME_MAX and bool(_SNAPNAME.fullmatch(name))
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The names under which sanoid may really have taken `name`: itself, and with `dst`."""
+    match = _MOMENT.fullmatch(name)
+    if not match or match["dst"]:
+        return (name,)
+    return (name, f"{match['moment']}dst_{match['type']}")
+
+
+def check_dataset(variable: str, value: str) -> None:
+    """Raises HookEnvironmentInvalid if no dataset can have that name."""
+    _check(variable, value, _DATASET)
+
+
+def check_name(variable: str, value: str) -> None:
+    """Raises HookEnvironmentInvalid if no snapshot can have that name."""
+    _check(variable, value, _SNAPNAME)
+
+
+def _check(variable: str, value: str, pattern: re.Pattern[str]) -> None:
+    if len(value) > _NAME_MAX or not pattern.fullmatch(value):
+        raise HookEnvironmentInvalid(f"{variable} {value!r} is not a name that ZFS can know")
