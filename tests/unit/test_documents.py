@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from zvmsnap.cli import app
+from zvmsnap.cli.main import app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIGURATION = CHECKOUT / "docs" / "reference" / "configuration.md"
@@ -218,6 +218,28 @@ def test_the_lab_follows_recipes_that_exist() -> None:
         assert readme.commands(recipe), recipe
     with pytest.raises(AssertionError):
         readme.commands("No such recipe")
+
+
+def test_every_module_that_is_named_exists() -> None:
+    text = (CHECKOUT / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)/` \|.*?\|(.*)\|$", text, re.M))
+    tree = CHECKOUT / "zvmsnap"
+    assert rows.keys() == {path.parent.name for path in tree.glob("*/__init__.py")}
+    named = [tree / package / each for package in rows for each in modules(rows[package])]
+    named += [
+        CHECKOUT / path
+        for path in re.findall(
+            r"`(zvmsnap/[\w/]+\.py)`", (CHECKOUT / "CONTRIBUTING.md").read_text()
+        )
+        if "NAME" not in path
+    ]
+    assert len(named) > 40
+    assert [path for path in named if not path.is_file()] == []
+
+
+def modules(cell: str) -> list[str]:
+    found: list[str] = re.findall(r"`(\w+\.py)`", cell)
+    return found
 
 
 def test_the_test_command_stands_in_the_readme() -> None:
