@@ -19,14 +19,22 @@ from tests.unit.fakes import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base,
 from zvmsnap.capture import all_guests
 from zvmsnap.cli import main
 from zvmsnap.common.process import Process, still_clock_s
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Disk as EntryDisk
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.points.manifest import DOMAIN_XML, Disk, Host, Manifest, Memory, Tie, Timing
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    Disk,
+    HostDescription,
+    Manifest,
+    Memory,
+    SnapshotRef,
+    Timing,
+)
 from zvmsnap.recovery import recover
 from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Pause
@@ -41,31 +49,33 @@ MOMENT = "autosnap_2026-11-20_03:00:00"
 _MANIFEST = Manifest(
     domain="web",
     uuid=UUID,
-    moment=MOMENT,
-    taken="2026-11-20T03:00:00.000+00:00",
+    run=MOMENT,
+    created="2026-11-20T03:00:00.000+00:00",
     capture=f"{UUID}.00000001",
-    level=Level.MEMORY,
+    level=ConsistencyLevel.MEMORY,
     reason=None,
-    snapshots=(Tie("tank/web", f"{MOMENT}_hourly", 11, 101),),
+    snapshots=(SnapshotRef("tank/web", f"{MOMENT}_hourly", 11, 101),),
     disks=(Disk("vda", "file", "qcow2", "/tank/web/a.qcow2", "tank/web", "a.qcow2"),),
     memory=Memory("memory.img", "raw", "none", 4, 4, "00"),
-    host=Host("11.3.0", "10.0.2", "Skylake", "pc-q35-10.0", "x86_64", "/usr/bin/qemu", "", ""),
+    host=HostDescription(
+        "11.3.0", "10.0.2", "Skylake", "pc-q35-10.0", "x86_64", "/usr/bin/qemu", "", ""
+    ),
     timing=Timing(),
 )
 
 _ENTRY = Entry(
     domain="web",
     uuid=UUID,
-    moment=MOMENT,
-    targets=("tank/web",),
-    names=(f"{MOMENT}_hourly",),
-    former_guids=(7,),
+    run=MOMENT,
+    request_datasets=("tank/web",),
+    snapshot_names=(f"{MOMENT}_hourly",),
+    preexisting_guids=(7,),
     owner=Process(4711, 815, "a-boot"),
     capture=f"{UUID}.00000001",
-    level=Level.MEMORY,
+    level=ConsistencyLevel.MEMORY,
     reason=None,
     disks=(EntryDisk("vda", "file", "qcow2", "/tank/web/a.qcow2", "tank/web", "a.qcow2", "/o"),),
-    taken="2026-11-20T03:00:00.000+00:00",
+    created="2026-11-20T03:00:00.000+00:00",
 )
 
 
@@ -129,7 +139,7 @@ def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHypervisor:
     """A hypervisor with that guest, in place of libvirt."""
     known = FakeHypervisor(guest)
     for room in (all_guests, after_snapshot, recover, libvirt_host):
-        monkeypatch.setattr(room, "Hypervisor", known.connect)
+        monkeypatch.setattr(room, "Host", known.connect)
     return known
 
 
@@ -167,7 +177,7 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
     """Puts the guest under an overlay and into the journal, as pre does; returns the entry."""
 
     def freeze(*, frozen: bool = True, memory: bytes = RAM, **changes: Any) -> Entry:
-        capture = CaptureDir(config.staging_dir / f"{guest.uuid}.00000001")
+        capture = StagingDir(config.staging_dir / f"{guest.uuid}.00000001")
         capture.make()
         disk = EntryDisk(
             "vda",
@@ -183,7 +193,7 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
             capture.memory.write_bytes(memory)
         if frozen:
             write(guest.on_overlay("vda", capture.overlay("vda")), 7)
-        defaults = {"step": "frozen", "frozen_at_s": 1.0, "memory_format": "raw"}
+        defaults = {"step": "frozen", "disks_frozen_at_s": 1.0, "memory_format": "raw"}
         built = entry(uuid=guest.uuid, disks=(disk,), **{**defaults, **changes})
         Journal(config.journal_dir).write(built)
         return built
@@ -195,21 +205,21 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
 def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Callable[..., Entry]:
     """Lets the guest stand still, or its file systems, as pre does; returns the journal's entry."""
 
-    def stand(level: Level, **changes: Any) -> Entry:
-        capture = CaptureDir(config.staging_dir / f"{guest.uuid}.00000001")
+    def stand(level: ConsistencyLevel, **changes: Any) -> Entry:
+        capture = StagingDir(config.staging_dir / f"{guest.uuid}.00000001")
         capture.make()
         (capture.point / DOMAIN_XML).write_text(guest.xml())
         guest.agent = FakeAgent()
         said: dict[str, Any] = {}
-        if level is Level.PAUSED:
+        if level is ConsistencyLevel.PAUSED:
             capture.memory.write_bytes(RAM)
             guest.stands_still = Pause.JOB
             said = {"paused": True, "memory_format": "raw"}
-        elif level is Level.QUIESCED:
+        elif level is ConsistencyLevel.QUIESCED:
             guest.agent.freeze()
             said = {"frozen": True}
         disk = EntryDisk("vda", "file", "raw", guest.live["vda"], "tank/web", "vda.raw")
-        since = {"frozen_at_s": 1.0, "still_since_s": still_clock_s() - 5}
+        since = {"disks_frozen_at_s": 1.0, "held_since_s": still_clock_s() - 5}
         known = {"level": level, "disks": (disk,), "step": "frozen", **said, **since}
         built = entry(uuid=guest.uuid, **{**known, **changes})
         Journal(config.journal_dir).write(built)

@@ -13,7 +13,7 @@ from tests.unit.fakes import UUID, DumpedGuest, FakeHypervisor, make_base
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotStill
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.disks import jobs, staging
 from zvmsnap.journal.entry import Entry
@@ -24,7 +24,12 @@ from zvmsnap.quiesce import barrier, thaw, watchdog
 from zvmsnap.virt import domain_xml, qemu_conf
 from zvmsnap.zfs import mounts, types, zfs
 
-MEMORY, PAUSED, QUIESCED, CRASH = Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH
+MEMORY, PAUSED, QUIESCED, CRASH = (
+    ConsistencyLevel.MEMORY,
+    ConsistencyLevel.PAUSED,
+    ConsistencyLevel.QUIESCED,
+    ConsistencyLevel.CRASH,
+)
 MOMENT = "autosnap_2026-11-20_03:00:00"
 OWNER = Process(4711, 815, "a-boot")
 
@@ -58,8 +63,8 @@ class Scene:
         patch.setattr(mounts, "read_table", lambda: self._table)
         # QEMU's user, who must pass through to the overlays, is no subject here.
         patch.setattr(staging, "check_usable", lambda *_: None)
-        patch.setattr(watchdog, "arm", lambda *_: self._say("", "arm"))
-        patch.setattr(watchdog, "ensure", self._ensure)
+        patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "arm"))
+        patch.setattr(watchdog, "require_watchdog", self._ensure)
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
         patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
         patch.setattr(thaw, "_THAW_AGAIN_S", 0)
@@ -203,11 +208,11 @@ def agent_of(guest: DumpedGuest) -> FakeAgent:
 
 
 PREPARED = ["> staging", "> definition"]
-DUMP = [*PREPARED, "> dump", "allow 30", "snapshot", "allow 300", "> judge", "> frozen"]
-FREEZE = [*PREPARED, "> gate", "guard", "> freeze", "freeze"]
+DUMP = [*PREPARED, "> dump", "allow 30", "snapshot", "allow 300", "> read header", "> frozen"]
+FREEZE = [*PREPARED, "> barrier", "guard", "> freeze", "freeze"]
 
 # A name for it, what was asked for, what is so, what is reached, and how.
-WHOLE: list[tuple[str, str, Fault, Level, list[str]]] = [
+WHOLE: list[tuple[str, str, Fault, ConsistencyLevel, list[str]]] = [
     ("memory", "memory", fine, MEMORY, DUMP),
     ("paused", "paused", fine, PAUSED, ["guard", *DUMP]),
     ("paused, no overlay possible", "paused", shareable, PAUSED, ["guard", *DUMP]),
@@ -234,7 +239,7 @@ WHOLE: list[tuple[str, str, Fault, Level, list[str]]] = [
         [*FREEZE, "> frozen"],
     ),
     ("crash", "crash", fine, CRASH, [*PREPARED, "> waiting"]),
-    ("off", "memory", off, Level.OFFLINE, [*PREPARED, "> waiting"]),
+    ("off", "memory", off, ConsistencyLevel.OFFLINE, [*PREPARED, "> waiting"]),
 ]
 
 

@@ -19,21 +19,21 @@ import zstandard
 
 from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, libvirt_image
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import changes, location, staging
-from zvmsnap.journal.operation import Clone, Restore, Tasks
+from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
 from zvmsnap.zfs import mounts, types, volume, zfs
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 DATASET = "tank/web"
 THEN, NOW = "then", "now"
-_write = Tasks.write
+_write = Operations.write
 
 
 class Killed(BaseException):
@@ -143,7 +143,7 @@ class World:
         raise (ZfsFailed if name.startswith("zfs") else LibvirtFailed)(f"{name}: struck")
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        for verb in ("datasets", "all_snapshots", "snapshots", "uses", "marked"):
+        for verb in ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked"):
             patch.setattr(zfs, verb, getattr(self, verb))
         patch.setattr(mounts, "read_table", self.mounts)
         patch.setattr(zfs, "local_properties", self.local_properties)
@@ -180,21 +180,21 @@ class World:
             for name, held in self.held.items()
         }
 
-    def all_snapshots(self) -> types.Answer:
+    def all_snapshots(self) -> types.SnapshotListing:
         found = [self._snapshot(each) for each in self.kept]
         pools = frozenset(name.partition("/")[0] for name in self.held)
-        return types.Answer({each.full_name: each for each in found}, pools)
+        return types.SnapshotListing({each.full_name: each for each in found}, pools)
 
-    def snapshots(self, names: Iterable[str]) -> types.Answer:
+    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
         answer = self.all_snapshots()
         wanted = set(names)
         found = {name: one for name, one in answer.present.items() if name in wanted}
-        return types.Answer(found, answer.pools)
+        return types.SnapshotListing(found, answer.pools)
 
-    def uses(self, datasets: Sequence[str]) -> list[types.Use]:
+    def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
         homes = {self.held[name].guid for name in datasets}
         return [
-            types.Use(
+            types.SnapshotUsage(
                 self._snapshot(each),
                 tuple(name for name, held in self.held.items() if held.origin == each.guid),
                 each.holds,
@@ -214,7 +214,10 @@ class World:
         }
 
     def written_to(
-        self, places: Mapping[str, Place], snapshots: Iterable[str], _fresh: Mapping[str, int]
+        self,
+        places: Mapping[str, DiskLocation],
+        snapshots: Iterable[str],
+        _fresh: Mapping[str, int],
     ) -> list[str]:
         """As untouched.written_to, of disks that are words here."""
         names = dict(snapshot.split("@", 1) for snapshot in snapshots)
@@ -302,9 +305,9 @@ class World:
             self.kept.remove(kept)
             return
         if with_snapshots:
-            for use in self.uses([name]):
+            for use in self.snapshot_usage([name]):
                 self.destroy(use.snapshot.full_name)
-        if any(each.startswith(f"{name}/") for each in self.held) or self.uses([name]):
+        if any(each.startswith(f"{name}/") for each in self.held) or self.snapshot_usage([name]):
             raise ZfsFailed(f"{name}: has children")
         del self.held[name]
 
@@ -442,7 +445,7 @@ class Scene:
         running: bool = True,
         persistent: bool = True,
         **changes: Any,
-    ) -> Point:
+    ) -> RestorePoint:
         """The point, published."""
         capture = f"{UUID}.0000000a"
         directory = vault.incoming(self.config.vault_dir, "web", capture)
@@ -462,8 +465,8 @@ class Scene:
         own = self.snapshot
         known = {
             "capture": capture,
-            "level": Level.MEMORY if memory else Level.CRASH,
-            "snapshots": (Tie(DATASET, NAME, own.guid, own.createtxg),),
+            "level": ConsistencyLevel.MEMORY if memory else ConsistencyLevel.CRASH,
+            "snapshots": (SnapshotRef(DATASET, NAME, own.guid, own.createtxg),),
             "disks": (
                 Disk("vda", "file", "qcow2", self.guest.live["vda"], place.dataset, place.path),
             ),
@@ -474,8 +477,8 @@ class Scene:
         built = self._manifest(**{**known, **changes})
         return vault.publish(directory, built)
 
-    def tasks(self) -> list[Restore | Clone]:
-        return Tasks(self.config.journal_dir).all()
+    def tasks(self) -> list[RestoreOperation | CloneOperation]:
+        return Operations(self.config.journal_dir).all()
 
     def staged(self) -> list[str]:
         directory = self.config.staging_dir
@@ -488,13 +491,13 @@ class Scene:
 def watch(scene: Scene, patch: pytest.MonkeyPatch) -> None:
     """Keep the trace of steps, and let a write of the task be struck as any other act."""
 
-    def noted(tasks: Tasks, task: Restore | Clone) -> None:
+    def noted(tasks: Operations, task: RestoreOperation | CloneOperation) -> None:
         with scene.world.act(f"write {task.step}"):
             _write(tasks, task)
         if scene.trace[-1:] != [task.step]:
             scene.trace.append(task.step)
 
-    patch.setattr(Tasks, "write", noted)
+    patch.setattr(Operations, "write", noted)
     # QEMU's user, who must pass through to what lies there, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_arguments: None)
     scene.config.staging_dir.mkdir(parents=True)

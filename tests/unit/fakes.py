@@ -23,7 +23,7 @@ from zvmsnap.common.errors import DomainGone, HypervisorUnreachable, LibvirtFail
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.downtime import PauseClock
 from zvmsnap.virt.guest import Guest, Pause
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import types, volume, zfs
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -388,7 +388,7 @@ class DumpedGuest(FakeGuest):
             self.on_overlay(disk.get("name", ""), Path(source.get("file", "")))
 
 
-class FakeHypervisor(Hypervisor):
+class FakeHypervisor(Host):
     """A host with these guests."""
 
     def __init__(self, *guests: FakeGuest) -> None:
@@ -469,14 +469,14 @@ class FakeZfs:
     def __init__(self) -> None:
         self.present: dict[str, int] = {}
 
-    def snapshots(self, names: Iterable[str]) -> types.Answer:
+    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
         """As zfs.snapshots."""
         found = {}
         for full_name in names:
             dataset, _, name = full_name.partition("@")
             if full_name in self.present:
                 found[full_name] = types.Snapshot(dataset, name, self.present[full_name], 1)
-        return types.Answer(found, frozenset({"tank"}))
+        return types.SnapshotListing(found, frozenset({"tank"}))
 
 
 class PowerCut(Exception):
@@ -513,7 +513,14 @@ class FakePool:
     """
 
     VERBS = (
-        *("datasets", "snapshots", "all_snapshots", "uses", "local_properties", "take_snapshots"),
+        *(
+            "datasets",
+            "snapshots",
+            "all_snapshots",
+            "snapshot_usage",
+            "local_properties",
+            "take_snapshots",
+        ),
         *("clone", "promote", "rename", "set_property", "mount", "unmount", "rollback", "destroy"),
         "wait_device",
     )
@@ -593,22 +600,22 @@ class FakePool:
             for name, held in self.held.items()
         }
 
-    def snapshots(self, names: Iterable[str]) -> types.Answer:
+    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
         everything, wanted = self.all_snapshots(), set(names)
-        return types.Answer(
+        return types.SnapshotListing(
             {name: found for name, found in everything.present.items() if name in wanted},
             everything.pools,
             frozenset(name for name in wanted if name.partition("@")[0] not in self.held),
         )
 
-    def all_snapshots(self) -> types.Answer:
-        found = [use.snapshot for use in self.uses(list(self.held))]
+    def all_snapshots(self) -> types.SnapshotListing:
+        found = [use.snapshot for use in self.snapshot_usage(list(self.held))]
         pools = frozenset(name for name in self.held if "/" not in name)
-        return types.Answer({snapshot.full_name: snapshot for snapshot in found}, pools)
+        return types.SnapshotListing({snapshot.full_name: snapshot for snapshot in found}, pools)
 
-    def uses(self, datasets: Sequence[str]) -> list[types.Use]:
+    def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
         return [
-            types.Use(
+            types.SnapshotUsage(
                 types.Snapshot(name, kept.name, kept.guid, kept.createtxg),
                 self._clones(kept.guid),
                 0,

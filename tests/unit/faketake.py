@@ -15,7 +15,7 @@ from zvmsnap.finalize import after_snapshot
 from zvmsnap.quiesce import watchdog
 from zvmsnap.virt import host as libvirt_host
 from zvmsnap.zfs import mounts, zfs
-from zvmsnap.zfs.types import Answer, Dataset, Snapshot, Use
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
 
 WEB, DB = "tank/web", "tank/db"
 
@@ -31,7 +31,7 @@ class Pool:
         self.present: dict[str, Snapshot] = {}
         self.groups: dict[str, str] = {}
         self.fails_after = 99
-        self.uses: dict[str, Use] = {}
+        self.uses: dict[str, SnapshotUsage] = {}
         self.told: list[str] = []
         self._guids = itertools.count(10)
         self.when_taken: Callable[[], None] = lambda: None
@@ -41,7 +41,7 @@ class Pool:
         patch.setattr(mounts, "read_table", lambda: self.table)
         patch.setattr(zfs, "snapshots", lambda names: self._answer(set(names)))
         patch.setattr(zfs, "all_snapshots", lambda: self._answer(set(self.present)))
-        patch.setattr(zfs, "uses", self._uses)
+        patch.setattr(zfs, "snapshot_usage", self._uses)
         patch.setattr(zfs, "marked", self._marked)
         patch.setattr(zfs, "take_snapshots", self._take)
         patch.setattr(zfs, "destroy", self._destroy)
@@ -51,13 +51,13 @@ class Pool:
         assert user_property == "zvmsnap:group" and inherited
         return self.groups
 
-    def _answer(self, names: set[str]) -> Answer:
+    def _answer(self, names: set[str]) -> SnapshotListing:
         found = {name: self.present[name] for name in names & self.present.keys()}
-        return Answer(found, frozenset({"tank"}))
+        return SnapshotListing(found, frozenset({"tank"}))
 
-    def _uses(self, datasets: list[str]) -> list[Use]:
+    def _uses(self, datasets: list[str]) -> list[SnapshotUsage]:
         return [
-            self.uses.get(each.full_name, Use(each, (), 0))
+            self.uses.get(each.full_name, SnapshotUsage(each, (), 0))
             for each in self.present.values()
             if each.dataset in datasets
         ]
@@ -81,9 +81,9 @@ def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHyp
         DumpedGuest("db", OTHER, vda=make_base(root / DB / "a.raw")),
     )
     for room in (all_guests, after_snapshot, libvirt_host):
-        patch.setattr(room, "Hypervisor", found.connect)
-    patch.setattr(watchdog, "arm", lambda *_: None)
-    patch.setattr(watchdog, "ensure", lambda *_, **__: None)
+        patch.setattr(room, "Host", found.connect)
+    patch.setattr(watchdog, "start_watchdog", lambda *_: None)
+    patch.setattr(watchdog, "require_watchdog", lambda *_, **__: None)
     patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must pass through to the overlays, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_: None)

@@ -1,12 +1,12 @@
 import pytest
 
 from zvmsnap.common.errors import SendRefused
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.replication import divergence
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Snapshot
+from zvmsnap.zfs.types import Snapshot, Subtree
 
-NAS = Far("nas")
+NAS = RemoteHost("nas")
 A, DATA, OTHER = "far/t/a", "far/t/a/data", "far/t/a/other"
 
 
@@ -14,8 +14,8 @@ def common(*datasets: str) -> dict[str, Snapshot]:
     return {dataset: Snapshot(dataset, "s1", 1, 1) for dataset in datasets}
 
 
-def branch(*datasets: str) -> Branch:
-    return Branch(frozenset(datasets), {}, frozenset({A, OTHER}))
+def branch(*datasets: str) -> Subtree:
+    return Subtree(frozenset(datasets), {}, frozenset({A, OTHER}))
 
 
 PLANS = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zvmsnap.common.errors import BlockJobNotReady, CommitFailed, DomainGone, LibvirtFailed
 from zvmsnap.disks import live_commit
-from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.disks.overlay_chain import OverlayChain
 
 NEVER = 10**9
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -150,8 +150,8 @@ def at_base(target: str) -> Drive:
     return Drive(base(target), ["/golden.qcow2"], base(target))
 
 
-def stacks(*targets: str) -> dict[str, Stack]:
-    return {target: Stack(target, (overlay(target),), base(target)) for target in targets}
+def stacks(*targets: str) -> dict[str, OverlayChain]:
+    return {target: OverlayChain(target, (overlay(target),), base(target)) for target in targets}
 
 
 class AppArmor:
@@ -505,7 +505,7 @@ def test_apparmor_that_cannot_be_changed_stops_no_other_disk() -> None:
 )
 def test_where_one_disk_has_a_problem_none_is_touched(source: str) -> None:
     guest = FakeGuest(vda=frozen("vda", source=source), vdb=frozen("vdb"))
-    broken = Stack("vda", (overlay("vda"),), problem="end that snapshot first")
+    broken = OverlayChain("vda", (overlay("vda"),), problem="end that snapshot first")
     with pytest.raises(CommitFailed, match="vda: end that snapshot first"):
         live_commit.to_base(guest, {**stacks("vdb"), "vda": broken}, 60, allow=AppArmor().allow)
     assert work(guest) == []
@@ -514,7 +514,7 @@ def test_where_one_disk_has_a_problem_none_is_touched(source: str) -> None:
 def test_of_several_overlays_none_is_left() -> None:
     below = overlay("vda").replace("00000001", "00000002")
     guest = FakeGuest(vda=frozen("vda", persistent=below))
-    stack = Stack("vda", (overlay("vda"), below), base("vda"))
+    stack = OverlayChain("vda", (overlay("vda"), below), base("vda"))
     guest.drives["vda"].forgetful = True
     with pytest.raises(CommitFailed, match=f"persistent definition still names {below}"):
         live_commit.to_base(guest, {"vda": stack}, 60, allow=AppArmor().allow)

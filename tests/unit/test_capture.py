@@ -8,13 +8,13 @@ import pytest
 from tests.unit.fakes import DumpedGuest, FakeHypervisor, FakeZfs, make_base
 from zvmsnap.capture import all_guests
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Begin, Clone, Tasks
+from zvmsnap.journal.operation import CloneOperation, Operations, StartState
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.virt import qemu_conf, tpm_state
 from zvmsnap.zfs import mounts, types, zfs
@@ -57,7 +57,7 @@ def begin(
 
 def test_with_memory(begin: Callable[[], tuple[bool, Entry]], guest: DumpedGuest) -> None:
     complete, entry = begin()
-    assert (complete, entry.level, entry.reason) == (True, Level.MEMORY, None)
+    assert (complete, entry.level, entry.reason) == (True, ConsistencyLevel.MEMORY, None)
     assert (entry.step, entry.memory_format) == ("frozen", "raw")
     assert guest.live["vda"] == entry.disks[0].overlay
 
@@ -70,7 +70,7 @@ def test_no_dump_that_could_not_be_loaded(
 ) -> None:
     monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
     complete, entry = begin()
-    assert (complete, entry.level) == (False, Level.CRASH)
+    assert (complete, entry.level) == (False, ConsistencyLevel.CRASH)
     assert entry.reason == "qemu.conf says sparse"
     assert guest.calls == []
     assert not entry.may_be_on_overlay
@@ -118,9 +118,12 @@ def test_tpm(
 
     guest.at["snapshot"] = change
     complete, entry = begin()
-    assert (complete, entry.level) == (True, Level.MEMORY if running else Level.OFFLINE)
-    assert entry.tpm == why
-    stored = CaptureDir(tmp_path / "staging" / entry.capture).point / "tpm.tar"
+    assert (complete, entry.level) == (
+        True,
+        ConsistencyLevel.MEMORY if running else ConsistencyLevel.OFFLINE,
+    )
+    assert entry.tpm_warning == why
+    stored = StagingDir(tmp_path / "staging" / entry.capture).point / "tpm.tar"
     assert stored.exists() is (device == EMULATED)
 
 
@@ -130,18 +133,18 @@ def test_guest_that_is_being_restored_gets_no_point_and_says_why(
     guest: DumpedGuest,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    task = Clone(
+    task = CloneOperation(
         domain="web",
         uuid=guest.uuid,
         point="web@m",
         directory="/v/web/m",
         owner=Process.none(),
         memory=True,
-        begin=Begin.RUNNING,
+        start_state=StartState.RUNNING,
         capture=f"{guest.uuid}.00000001",
         network="none",
     )
-    Tasks(config.journal_dir).write(task)
+    Operations(config.journal_dir).write(task)
     config.staging_dir.mkdir()
     owner = Process.none()
     assert not all_guests.begin(CALL, config, owner, {}, threading.Event(), 0)
@@ -150,5 +153,5 @@ def test_guest_that_is_being_restored_gets_no_point_and_says_why(
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     why = "a restore of it is under way, or interrupted: zvmsnap recover"
     assert errors == [f"web (tank/web): no point: {why}"]
-    Tasks(config.journal_dir).close(guest.uuid)
+    Operations(config.journal_dir).close(guest.uuid)
     assert begin()[0]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.common.errors import PointNotFound
-from zvmsnap.points.manifest import Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.selector import choose
 
 THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
@@ -26,14 +26,14 @@ def _local_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def points(manifest: Callable[..., Manifest]) -> list[Point]:
+def points(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
     """Not in order: of web at 3, at 4 and, with the same snapshot name, at 4:30; of mail at 5."""
 
-    def made(name: str, domain: str, moment: str, taken: str, *snapshots: str) -> Point:
-        ties = tuple(Tie("tank/web", snapshot, 1, 1) for snapshot in snapshots)
-        return Point(
+    def made(name: str, domain: str, moment: str, taken: str, *snapshots: str) -> RestorePoint:
+        ties = tuple(SnapshotRef("tank/web", snapshot, 1, 1) for snapshot in snapshots)
+        return RestorePoint(
             Path("/v", domain, name),
-            manifest(domain=domain, moment=moment, taken=taken, snapshots=ties),
+            manifest(domain=domain, run=moment, created=taken, snapshots=ties),
         )
 
     return [
@@ -72,7 +72,7 @@ def points(manifest: Callable[..., Manifest]) -> list[Point]:
         pytest.param("web@20261120", f"web@{FOUR}.2", id="the date without separators"),
     ],
 )
-def test_choose(points: list[Point], text: str, name: str) -> None:
+def test_choose(points: list[RestorePoint], text: str, name: str) -> None:
     assert choose(points, text).name == name
 
 
@@ -102,7 +102,7 @@ def test_choose(points: list[Point], text: str, name: str) -> None:
         pytest.param("web@2026-13-01", "no such point", id="no time"),
     ],
 )
-def test_what_is_not_there(points: list[Point], text: str, says: str) -> None:
+def test_what_is_not_there(points: list[RestorePoint], text: str, says: str) -> None:
     with pytest.raises(PointNotFound) as caught:
         choose(points, text)
     assert says in str(caught.value)
@@ -134,7 +134,7 @@ def test_a_time_counts_to_its_end(manifest: Callable[..., Manifest], which: str,
     clock = ["03:00:00.900", "03:00:02.345", "03:00:59.999", "03:01:00.000", "03:59:59.999"]
     clock += ["04:00:00.000", "23:59:59.999"]
     taken = [*(f"2026-11-20T{time}+05:30" for time in clock), "2026-11-21T00:00:00.000+05:30"]
-    known = [Point(Path("/v/web", when), manifest(taken=when, moment="m")) for when in taken]
+    known = [RestorePoint(Path("/v/web", when), manifest(created=when, run="m")) for when in taken]
     assert choose(known, f"web@{which}").name == f"web@2026-11-20T{last}+05:30"
 
 
@@ -149,7 +149,7 @@ def test_days_of_another_length(
         known = []
         for name, hour in (("last", hours), ("next", hours + 1)):
             taken = (begin + timedelta(hours=hour, seconds=-1)).isoformat()
-            known.append(Point(Path("/v/web", name), manifest(taken=taken, moment="m")))
+            known.append(RestorePoint(Path("/v/web", name), manifest(created=taken, run="m")))
         assert choose(known, f"web@{day}").name == "web@last"
 
 
@@ -159,6 +159,6 @@ def test_no_points_at_all() -> None:
 
 
 @given(which=st.one_of(st.text(), st.datetimes().map(str), st.datetimes().map(lambda t: t.date())))
-def test_any_text_is_a_point_or_none(points: list[Point], which: object) -> None:
+def test_any_text_is_a_point_or_none(points: list[RestorePoint], which: object) -> None:
     with suppress(PointNotFound):
         assert choose(points, f"web@{which}").manifest.domain == "web"

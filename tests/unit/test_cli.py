@@ -16,7 +16,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.virt import qemu_conf
 from zvmsnap.zfs import mounts, types, zfs
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     keys = ("staging", "vault", "journal", "locks")
     conf.write_text("".join(f'{key} = "{tmp_path / key}"\n' for key in keys))
     present = {f"tank/web@{NAME}": types.Snapshot("tank/web", NAME, 11, 101)}
-    answer = types.Answer(present, frozenset(["tank"]))
+    answer = types.SnapshotListing(present, frozenset(["tank"]))
     monkeypatch.setattr(zfs, "all_snapshots", lambda: answer)
     monkeypatch.setattr(zfs, "snapshots", lambda names: answer)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
@@ -122,7 +122,9 @@ def test_prune_removes_only_without_dry_run(
     run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
 ) -> None:
     kept = put(manifest())
-    gone = put(manifest(domain="old", snapshots=(Tie("tank/old", NAME, 5, 5),), capture="c2"))
+    gone = put(
+        manifest(domain="old", snapshots=(SnapshotRef("tank/old", NAME, 5, 5),), capture="c2")
+    )
     code, out, _ = run("prune", "--dry-run", "--json")
     assert (code, json.loads(out)["removed"]) == (0, [f"old@{gone.name}"])
     assert gone.exists()
@@ -242,16 +244,18 @@ def test_list_tells_of_what_is_interrupted(
 ) -> None:
     journal = Journal(tmp_path / "journal")
     dead, alive, nameless = (f"c0ffee00-0000-4000-8000-00000000000{n}" for n in (1, 2, 3))
-    journal.write(entry(uuid=dead, domain="web", step="stow"))
+    journal.write(entry(uuid=dead, domain="web", step="store"))
     journal.write(entry(uuid=alive, domain="db", owner=Process.of(os.getpid())))
-    journal.write(entry(uuid=nameless, domain="mail", names=(), moment="", owner=Process.none()))
+    journal.write(
+        entry(uuid=nameless, domain="mail", snapshot_names=(), run="", owner=Process.none())
+    )
     vault.incoming(tmp_path / "vault", "web", f"{dead}.00000001")
     stray = vault.incoming(tmp_path / "vault", "a/b", f"{dead}.00000009")
     gone = tmp_path / "vault" / "web" / ".removing-x"
     gone.mkdir()
     moment = NAME.removesuffix("_hourly")
     web = [
-        f"web: moment {moment} is interrupted at step stow: zvmsnap recover ends it",
+        f"web: moment {moment} is interrupted at step store: zvmsnap recover ends it",
         f"{gone}: its removal was interrupted; zvmsnap recover ends it",
     ]
     db = f"db: moment {moment} is under way at step none (sanoid has pid {os.getpid()})"

@@ -11,7 +11,7 @@ from tests.unit.fakerestore import NAME, Scene, set_scene
 from zvmsnap.clone import destroy, verify
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
-from zvmsnap.journal.operation import Begin, Clone, Tasks
+from zvmsnap.journal.operation import CloneOperation, Operations, StartState
 from zvmsnap.points import compatibility
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.virt import host as libvirt_host
@@ -32,7 +32,7 @@ def scene(
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    monkeypatch.setattr(libvirt_host, "Hypervisor", found.host.connect)
+    monkeypatch.setattr(libvirt_host, "Host", found.host.connect)
     return found
 
 
@@ -198,7 +198,7 @@ def test_list_shows_verdicts_and_tasks(run: Run, scene: Scene) -> None:
     run("verify")
     assert "FAILED " in run("list")[1]
     assert json.loads(run("list", "--json")[1])["points"][0]["verified"]["why"]
-    task = Clone(
+    task = CloneOperation(
         domain="w2",
         uuid=scene.guest.uuid,
         point=point.name,
@@ -206,11 +206,11 @@ def test_list_shows_verdicts_and_tasks(run: Run, scene: Scene) -> None:
         owner=Process.of(os.getpid()),
         step="disks",
         memory=True,
-        begin=Begin.RUNNING,
+        start_state=StartState.RUNNING,
         capture=f"{scene.guest.uuid}.00000001",
         network="none",
     )
-    Tasks(scene.config.journal_dir).write(task)
+    Operations(scene.config.journal_dir).write(task)
     under_way = f"w2: clone of {point.name} is under way at step disks (pid {os.getpid()})"
     assert run("list", "w2")[1].splitlines()[-1] == under_way
     assert json.loads(run("list", "--json")[1])["interrupted"] == [under_way]

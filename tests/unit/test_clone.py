@@ -7,21 +7,21 @@ import pytest
 from tests.unit.fakerestore import DATASET, NAME, THEN, Killed, Machine, Scene, set_scene
 from tests.unit.fakes import OTHER
 from zvmsnap.clone import create, destroy, plan
-from zvmsnap.clone.create import Cloning
+from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.destroy import destroy_clone
 from zvmsnap.clone.domain_xml import Network, cloned_from
-from zvmsnap.clone.plan import Wish
+from zvmsnap.clone.plan import CloneOptions
 from zvmsnap.common.errors import CloneImpossible, GuestNotFound, RestoreFailed, ZvmsnapError
 from zvmsnap.config.settings import Config
-from zvmsnap.journal.operation import Clone
+from zvmsnap.journal.operation import CloneOperation
 from zvmsnap.points import compatibility, vault
-from zvmsnap.points.manifest import Disk, Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "resume", "close"]
-ISOLATED = Wish("w2", network=Network.ISOLATED)
+ISOLATED = CloneOptions("w2", network=Network.ISOLATED)
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def scene(
     return set_scene(config, tmp_path / "pools", manifest, monkeypatch)
 
 
-def make(scene: Scene, point: Point, wish: Wish | None = None) -> Clone:
-    task = plan.plan(scene.config, scene.host, point, wish or Wish("w2"))
-    Cloning(scene.config, scene.host, task).run()
+def make(scene: Scene, point: RestorePoint, wish: CloneOptions | None = None) -> CloneOperation:
+    task = plan.plan(scene.config, scene.host, point, wish or CloneOptions("w2"))
+    CloneCreation(scene.config, scene.host, task).run()
     return task
 
 
@@ -57,11 +57,13 @@ def nothing_left(scene: Scene) -> bool:
 @pytest.mark.parametrize(
     ("wish", "memory", "zstd", "steps", "state"),
     [
-        pytest.param(Wish("w2"), True, False, STEPS, "running", id="RAM"),
-        pytest.param(Wish("w2"), True, True, STEPS, "running", id="zstd"),
-        pytest.param(Wish("w2", paused=True), True, False, STEPS, "paused", id="to stand still"),
+        pytest.param(CloneOptions("w2"), True, False, STEPS, "running", id="RAM"),
+        pytest.param(CloneOptions("w2"), True, True, STEPS, "running", id="zstd"),
         pytest.param(
-            Wish("w2", cold=True),
+            CloneOptions("w2", paused=True), True, False, STEPS, "paused", id="to stand still"
+        ),
+        pytest.param(
+            CloneOptions("w2", cold=True),
             True,
             False,
             [step for step in STEPS if step != "image"],
@@ -69,12 +71,17 @@ def nothing_left(scene: Scene) -> bool:
             id="cold",
         ),
         pytest.param(
-            Wish("w2"), False, False, [s for s in STEPS if s != "image"], "running", id="no RAM"
+            CloneOptions("w2"),
+            False,
+            False,
+            [s for s in STEPS if s != "image"],
+            "running",
+            id="no RAM",
         ),
     ],
 )
 def test_clone(
-    scene: Scene, wish: Wish, memory: bool, zstd: bool, steps: list[str], state: str
+    scene: Scene, wish: CloneOptions, memory: bool, zstd: bool, steps: list[str], state: str
 ) -> None:
     point = scene.point(memory=memory, zstd=zstd)
     stored = {path.name: path.read_bytes() for path in point.directory.iterdir()}
@@ -85,7 +92,7 @@ def test_clone(
     assert guest and (guest.name, guest.state()) == ("w2", state)
     assert cloned_from(guest.xml()) == point.name
     assert scene.world.held["tank/w2"].content == (THEN if state == "paused" else f"{THEN}+")
-    assert scene.world.held["tank/w2"].properties == {destroy.MARK: "w2"}
+    assert scene.world.held["tank/w2"].properties == {destroy.CLONE_PROPERTY: "w2"}
     assert scene.world.loaded == ([THEN] if "image" in steps else [])
     assert scene.world.torn == []
     # Nothing of the original has changed; nor of the point.
@@ -96,7 +103,7 @@ def test_clone(
     assert nothing_left(scene)
 
 
-def acts_of(scene: Scene, point: Point) -> list[str]:
+def acts_of(scene: Scene, point: RestorePoint) -> list[str]:
     make(scene, point)
     destroy_clone(scene.host, "w2")
     acts = scene.world.acts[:]
@@ -118,8 +125,8 @@ def test_trouble_at_each_act_leaves_nothing(scene: Scene, when: str, dies: bool)
         scene.world.spare()
         for task in scene.tasks():
             assert dies, act
-            assert isinstance(task, Clone)
-            Cloning(scene.config, scene.host, task).discard()
+            assert isinstance(task, CloneOperation)
+            CloneCreation(scene.config, scene.host, task).discard()
         assert nothing_left(scene), act
 
 
@@ -141,8 +148,8 @@ def test_what_could_not_be_undone_is_tried_again(scene: Scene, when: str) -> Non
     for number, act in enumerate(undoing, resume + 1):
         fail(number)
         for task in scene.tasks():
-            assert isinstance(task, Clone)
-            Cloning(scene.config, scene.host, task).discard()
+            assert isinstance(task, CloneOperation)
+            CloneCreation(scene.config, scene.host, task).discard()
         assert nothing_left(scene), act
 
 
@@ -150,7 +157,7 @@ def test_discard_that_fails_says_what_is_left(scene: Scene) -> None:
     point = scene.point()
     scene.world.acts.clear()
     task = make(scene, point)
-    work = Cloning(scene.config, scene.host, msgspec.structs.replace(task, step="load"))
+    work = CloneCreation(scene.config, scene.host, msgspec.structs.replace(task, step="load"))
     scene.world.errors = {(number, "before") for number in range(200)}
     with pytest.raises(RestoreFailed, match="w2: could not be removed: load: destroy: struck; "):
         work.discard()
@@ -159,28 +166,28 @@ def test_discard_that_fails_says_what_is_left(scene: Scene) -> None:
     assert nothing_left(scene)
 
 
-def in_use(scene: Scene, point: Point) -> None:
+def in_use(scene: Scene, point: RestorePoint) -> None:
     scene.host.known.append(Machine(scene.world, "w2", OTHER))
 
 
-def dataset_there(scene: Scene, point: Point) -> None:
+def dataset_there(scene: Scene, point: RestorePoint) -> None:
     scene.world.add("tank/w2")
 
 
-def no_machine(scene: Scene, point: Point) -> None:
+def no_machine(scene: Scene, point: RestorePoint) -> None:
     scene.host.no_machine = "no such machine"
 
 
-def damaged(scene: Scene, point: Point) -> None:
+def damaged(scene: Scene, point: RestorePoint) -> None:
     path = point.directory / "memory.img"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
-def pruned(scene: Scene, point: Point) -> None:
+def pruned(scene: Scene, point: RestorePoint) -> None:
     scene.world.kept.clear()
 
 
-def locked(scene: Scene, point: Point) -> None:
+def locked(scene: Scene, point: RestorePoint) -> None:
     scene.world.held[DATASET].locked = True
 
 
@@ -195,7 +202,7 @@ def locked(scene: Scene, point: Point) -> None:
         (pruned, "no snapshot of it is left"),
     ],
 )
-def test_refusals(scene: Scene, spoil: Callable[[Scene, Point], None], says: str) -> None:
+def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], says: str) -> None:
     point = scene.point()
     spoil(scene, point)
     before = scene.world.shape()
@@ -217,7 +224,7 @@ def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_names_that_no_dataset_can_have(scene: Scene, name: str) -> None:
     with pytest.raises(CloneImpossible, match="no name for a clone"):
-        plan.plan(scene.config, scene.host, scene.point(), Wish(name))
+        plan.plan(scene.config, scene.host, scene.point(), CloneOptions(name))
 
 
 def at(full_name: str) -> Snapshot:
@@ -298,8 +305,8 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
     scene.guest.live["vdb"] = scene.guest.persistent["vdb"] = scene.world.disk_of("tank/web/db")
     first = scene.snapshot
     ties = (
-        Tie(DATASET, NAME, first.guid, first.createtxg),
-        Tie("tank/web/db", NAME, second.guid, second.createtxg),
+        SnapshotRef(DATASET, NAME, first.guid, first.createtxg),
+        SnapshotRef("tank/web/db", NAME, second.guid, second.createtxg),
     )
     disks = (
         Disk("vdb", "file", "raw", scene.guest.live["vdb"], "tank/web/db", "vda.raw"),
@@ -322,7 +329,7 @@ def test_isolated_network_lives_as_long_as_its_clones(scene: Scene) -> None:
     )
     point = scene.point()
     make(scene, point, ISOLATED)
-    make(scene, point, Wish("w3", network=Network.ISOLATED))
+    make(scene, point, CloneOptions("w3", network=Network.ISOLATED))
     assert scene.host.networks == ["zvmsnap-isolated"]
     destroy_clone(scene.host, "w2")
     assert scene.host.networks == ["zvmsnap-isolated"]
@@ -380,7 +387,7 @@ def test_destroy_refuses_what_clone_did_not_make(
 def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
     point = scene.point()
     make(scene, point)
-    make(scene, point, Wish("w3"))
+    make(scene, point, CloneOptions("w3"))
     scene.world.add("tank/w2x")
     assert destroy_clone(scene.host, "w2") == ["tank/w2"]
     assert list(scene.world.held) == ["tank", DATASET, "tank/w3", "tank/w2x"]

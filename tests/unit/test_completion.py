@@ -8,19 +8,21 @@ import pytest
 import zvmsnap
 from zvmsnap.cli import completion
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 
 THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
 
 
 @pytest.fixture
-def known(manifest: Callable[..., Manifest]) -> list[Point]:
+def known(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
     return [
-        Point(
+        RestorePoint(
             Path("/v", domain, moment),
             manifest(
-                domain=domain, moment=moment, snapshots=(Tie("t/x", f"{moment}_hourly", 1, 1),)
+                domain=domain,
+                run=moment,
+                snapshots=(SnapshotRef("t/x", f"{moment}_hourly", 1, 1),),
             ),
         )
         for domain, moment in (("web", THREE), ("web", FOUR), ("mail", THREE), ("wiki", THREE))
@@ -39,12 +41,12 @@ def known(manifest: Callable[..., Manifest]) -> list[Point]:
         pytest.param("x", [], id="no such guest"),
     ],
 )
-def test_words(known: list[Point], incomplete: str, expected: list[str]) -> None:
+def test_words(known: list[RestorePoint], incomplete: str, expected: list[str]) -> None:
     assert completion.words(known, incomplete) == expected
 
 
 def test_what_needs_quotes_is_not_offered(manifest: Callable[..., Manifest]) -> None:
-    point = Point(Path("/v/$(x)/m"), manifest(domain="$(x)"))
+    point = RestorePoint(Path("/v/$(x)/m"), manifest(domain="$(x)"))
     assert completion.words([point], "") == []
 
 
@@ -91,7 +93,7 @@ def test_other_environments_stay_as_they_are(environ: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def command(tmp_path: Path, known: list[Point]) -> Path:
+def command(tmp_path: Path, known: list[RestorePoint]) -> Path:
     """The command `zvmsnap` in a directory of its own, and a vault with points."""
     keys = ("staging", "vault", "journal", "locks")
     (tmp_path / "config.toml").write_text("".join(f'{k} = "{tmp_path / k}"\n' for k in keys))

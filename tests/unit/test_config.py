@@ -42,12 +42,12 @@ def test_orders(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     modes = "[modes]\ndaily = 'memory,required'\nmanual = 'crash'"
     path.write_text(f"mode = 'quiesced,crash'\n{modes}")
-    assert load_settings(path, {}).default_orders == {
+    assert load_settings(path, {}).default_modes == {
         "": "quiesced,crash",
         "daily": "memory,required",
         "manual": "crash",
     }
-    assert Config().default_orders == {"": "memory"}
+    assert Config().default_modes == {"": "memory"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ REFUSED = [
     pytest.param("[modes]\ndayly = 'crash'", "modes: 'dayly' is none of frequ", id="no type"),
     pytest.param("[modes]\n'' = 'crash'", "modes: '' is none of frequently", id="empty type"),
     pytest.param("[modes]\ndaily = 3", "$.modes", id="number for a mode"),
-    pytest.param("[limits]\nstill_max_s = 0", "still_max_s must be more", id="no time to stand"),
+    pytest.param("[limits]\nmax_freeze_s = 0", "max_freeze_s must be more", id="no time to stand"),
     pytest.param("[limits]\nfreeze_timeout_s = 1.5", "freeze_timeout_s", id="libvirt's seconds"),
     pytest.param("uri = 'a'\nvault = \n", "line 2", id="no TOML"),
     pytest.param("vault = '/a'\nvault = '/b'\n", "line 2", id="twice"),

@@ -4,18 +4,18 @@ from pathlib import Path
 import pytest
 
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.retention import leftovers
-from zvmsnap.retention.leftovers import Debris
+from zvmsnap.retention.leftovers import Leftovers
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 
 
-def capture(config: Config, number: int, *, overlay: bool, point: bool) -> CaptureDir:
-    made = CaptureDir(config.staging_dir / f"{UUID}.{number:08x}")
+def capture(config: Config, number: int, *, overlay: bool, point: bool) -> StagingDir:
+    made = StagingDir(config.staging_dir / f"{UUID}.{number:08x}")
     made.make()
     if overlay:
         made.overlay("vda").write_bytes(b"writes")
@@ -47,7 +47,7 @@ def test_staging(
     made = capture(config, 1, overlay=overlay, point=point)
     if known:
         Journal(config.journal_dir).write(entry(capture=made.path.name))
-    expected = Debris(
+    expected = Leftovers(
         [] if known or not goes else [made.path if goes == "all" else made.point],
         [made.overlay("vda")] if overlay and not known else [],
     )
@@ -69,7 +69,7 @@ def test_vault(config: Config, entry: Callable[..., Entry], known: bool) -> None
     if known:
         Journal(config.journal_dir).write(entry(capture=f"{UUID}.00000001"))
     found = leftovers.find(config)
-    assert found == Debris([removing] if known else [incoming, removing])
+    assert found == Leftovers([removing] if known else [incoming, removing])
     found.remove()
     assert incoming.exists() is known
     assert not removing.exists()
@@ -88,11 +88,11 @@ def test_a_moment_that_begins_while_one_looks_is_none(
         return entries(journal)
 
     monkeypatch.setattr(Journal, "entries", begun)
-    assert leftovers.find(config) == Debris()
+    assert leftovers.find(config) == Leftovers()
 
 
 def test_nothing_there(config: Config) -> None:
-    assert leftovers.find(config) == Debris()
+    assert leftovers.find(config) == Leftovers()
     assert not Path(config.journal).exists()
 
 

@@ -7,7 +7,7 @@ from tests.unit.fakes import FakeGuest, make_base
 from zvmsnap.points import definition
 from zvmsnap.virt import tpm_state
 from zvmsnap.zfs import mounts
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 Store = Callable[[], str | None]
 
@@ -46,7 +46,7 @@ def store(tmp_path: Path, guest: EquippedGuest, state: Path) -> Store:
         mounts.Mount(1, 0, "/", "/", ""),
         mounts.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
     ]
-    places = [Place("tank/web", "vda.raw")]
+    places = [DiskLocation("tank/web", "vda.raw")]
     return lambda: definition.store(guest, tmp_path / "point", places, table)
 
 

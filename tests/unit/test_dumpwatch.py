@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.capture import memory_dump
-from zvmsnap.capture.memory_dump import Action, DumpWatch, Verb, decide
+from zvmsnap.capture.memory_dump import Action, DumpSupervisor, Verb, decide
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.config.settings import Limits
 
@@ -154,9 +154,9 @@ class Watched:
         self.said: list[str] = []
         self.noted: list[tuple[dict[str, object], list[str]]] = []
 
-    def watch(self, **limits: float) -> DumpWatch:
+    def watch(self, **limits: float) -> DumpSupervisor:
         changed = Limits(**limits)  # type: ignore[arg-type]
-        return DumpWatch(
+        return DumpSupervisor(
             self.guest,
             self.image,
             1000,
@@ -254,9 +254,9 @@ def test_what_is_changed_is_written_down_before(watched: Watched) -> None:
         watched.guest.dump_until_paused()
         watched.guest.dump_ends()
     assert watched.noted == [
-        ({"allowed_pause_ms": 300}, []),
+        ({"original_downtime_ms": 300}, []),
         ({"paused": True}, ["allow 30"]),
-        ({"allowed_pause_ms": None}, ["allow 30", "suspend", "allow 300"]),
+        ({"original_downtime_ms": None}, ["allow 30", "suspend", "allow 300"]),
     ]
 
 
@@ -304,7 +304,7 @@ def test_old_pause_that_cannot_be_put_back_is_said(watched: Watched) -> None:
         pass
     assert watched.said == ["its allowed pause could not be put back to 300 ms: no allow 300"]
     # So that leave puts it back.
-    assert watched.noted == [({"allowed_pause_ms": 300}, [])]
+    assert watched.noted == [({"original_downtime_ms": 300}, [])]
 
 
 def test_no_thread_begins_where_the_pause_cannot_be_set(watched: Watched) -> None:

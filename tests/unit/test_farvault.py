@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import DestinationUnreachable, FarFailed, VaultMissing
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest, Memory
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import remote_vault
-from zvmsnap.replication.remote_vault import FarVault
-from zvmsnap.replication.transfer import Parcel, without_memory
+from zvmsnap.replication.remote_vault import RemoteVault
+from zvmsnap.replication.transfer import PointTransfer, without_memory
 from zvmsnap.zfs import zfs
 
 Build = Callable[..., Manifest]
@@ -53,14 +53,14 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture(params=["", "me@nas"])
-def there(request: pytest.FixtureRequest, tmp_path: Path, config: Config, ssh: Path) -> FarVault:
+def there(request: pytest.FixtureRequest, tmp_path: Path, config: Config, ssh: Path) -> RemoteVault:
     host = request.param
-    far = Far(host, config.locks_dir)
-    return FarVault(config, Destination(host, "far/off"), far, str(tmp_path / HOSTILE / "vault"))
+    far = RemoteHost(host, config.locks_dir)
+    return RemoteVault(config, Destination(host, "far/off"), far, str(tmp_path / HOSTILE / "vault"))
 
 
 @pytest.fixture
-def web(tmp_path: Path, manifest: Build) -> Point:
+def web(tmp_path: Path, manifest: Build) -> RestorePoint:
     directory = tmp_path / "own/vault/web/h1"
     directory.mkdir(parents=True)
     (directory / MEMORY).write_bytes(RAM)
@@ -72,17 +72,17 @@ def web(tmp_path: Path, manifest: Build) -> Point:
     return vault_point(directory, made)
 
 
-def vault_point(directory: Path, manifest: Manifest) -> Point:
-    found = Point(directory, manifest)
+def vault_point(directory: Path, manifest: Manifest) -> RestorePoint:
+    found = RestorePoint(directory, manifest)
     vault.rewrite(found, manifest)
     return found
 
 
-def parcel(point: Point) -> Parcel:
-    return Parcel(point, "h1", point.manifest, with_memory=True)
+def parcel(point: RestorePoint) -> PointTransfer:
+    return PointTransfer(point, "h1", point.manifest, with_memory=True)
 
 
-def files(there: FarVault) -> dict[str, str]:
+def files(there: RemoteVault) -> dict[str, str]:
     """What lies in the vault there, with modes."""
     top = Path(there.place)
     return {
@@ -102,7 +102,7 @@ WHOLE = {
 }
 
 
-def test_put_read_get_remove(there: FarVault, web: Point, tmp_path: Path) -> None:
+def test_put_read_get_remove(there: RemoteVault, web: RestorePoint, tmp_path: Path) -> None:
     assert there.read() == ([], [])
     there.claim()
     sent_bytes = there.put(parcel(web), bwlimit="")
@@ -122,7 +122,7 @@ def test_put_read_get_remove(there: FarVault, web: Point, tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
 
 
-def test_interrupted_and_gone_on_with(there: FarVault, web: Point) -> None:
+def test_interrupted_and_gone_on_with(there: RemoteVault, web: RestorePoint) -> None:
     there.claim()
     arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
@@ -134,7 +134,7 @@ def test_interrupted_and_gone_on_with(there: FarVault, web: Point) -> None:
     assert files(there) == WHOLE
 
 
-def test_what_a_power_cut_has_spoilt_is_sent_anew(there: FarVault, web: Point) -> None:
+def test_what_a_power_cut_has_spoilt_is_sent_anew(there: RemoteVault, web: RestorePoint) -> None:
     there.claim()
     arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
@@ -146,9 +146,11 @@ def test_what_a_power_cut_has_spoilt_is_sent_anew(there: FarVault, web: Point) -
     assert files(there) == WHOLE
 
 
-def test_ram_follows_into_a_point_without(there: FarVault, web: Point) -> None:
+def test_ram_follows_into_a_point_without(there: RemoteVault, web: RestorePoint) -> None:
     there.claim()
-    there.put(Parcel(web, "h1", without_memory(web.manifest, "no"), with_memory=False), bwlimit="")
+    there.put(
+        PointTransfer(web, "h1", without_memory(web.manifest, "no"), with_memory=False), bwlimit=""
+    )
     assert f"{FOLDER}/h1/memory.img" not in files(there)
     there.put(parcel(web), bwlimit="1000M")
     assert files(there) == WHOLE
@@ -156,7 +158,7 @@ def test_ram_follows_into_a_point_without(there: FarVault, web: Point) -> None:
     assert found.manifest.memory
 
 
-def test_what_is_half_there_is_cleared(there: FarVault, web: Point) -> None:
+def test_what_is_half_there_is_cleared(there: RemoteVault, web: RestorePoint) -> None:
     there.claim()
     uuid = web.manifest.uuid
     folder = Path(there.place) / "web"
@@ -167,7 +169,7 @@ def test_what_is_half_there_is_cleared(there: FarVault, web: Point) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [names[2], names[1]]
 
 
-def test_not_the_vault_of_before(there: FarVault, web: Point) -> None:
+def test_not_the_vault_of_before(there: RemoteVault, web: RestorePoint) -> None:
     """Its file system is not mounted: nothing is written under it, nothing taken for gone."""
     there.claim()
     shutil.move(there.place, f"{there.place}-away")
@@ -183,12 +185,12 @@ def test_cannot_be_made(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = str(tmp_path / "file/vault")
     with pytest.raises(FarFailed, match="zfs set zvmsnap:vault="):
-        FarVault(config, Destination("", "far/off"), Far(""), place).claim()
+        RemoteVault(config, Destination("", "far/off"), RemoteHost(""), place).claim()
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1))
 def test_words_arrive_as_they_are(words: list[str]) -> None:
-    far = Far("nas")
+    far = RemoteHost("nas")
     far.ssh = lambda: ["sh", "-c", 'shift; exec sh -c "$*"', "ssh"]  # type: ignore[method-assign]
     said = far.run("printf", "%s\\0", *words)
     assert said.split("\0")[:-1] == words
@@ -197,9 +199,9 @@ def test_words_arrive_as_they_are(words: list[str]) -> None:
 def test_ssh_that_fails(ssh: Path) -> None:
     ssh.write_text("#!/bin/sh\necho 'Host key verification failed.' >&2\nexit 255\n")
     with pytest.raises(DestinationUnreachable, match="nas: Host key verification failed"):
-        Far("nas", ssh.parent).run("true")
+        RemoteHost("nas", ssh.parent).run("true")
     with pytest.raises(DestinationUnreachable, match="nas: "):
-        Far("nas", ssh.parent).rsync("nas:/etc/hostname", str(ssh.parent))
+        RemoteHost("nas", ssh.parent).rsync("nas:/etc/hostname", str(ssh.parent))
 
 
 PLACES = [
@@ -213,7 +215,7 @@ PLACES = [
 def test_place(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], expected: str) -> None:
     everything = {"zvmsnap:vault": "", "mountpoint": "", "mounted": "no"} | said
     monkeypatch.setattr(zfs, "properties", lambda *_: everything)
-    assert remote_vault.place_of(Destination("", "far/off"), Far("")) == expected
+    assert remote_vault.place_of(Destination("", "far/off"), RemoteHost("")) == expected
 
 
 @pytest.mark.parametrize("value", ["", "v", "none", "/a\nb"])
@@ -221,12 +223,12 @@ def test_no_place(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     said = {"zvmsnap:vault": value, "mountpoint": "none", "mounted": "no"}
     monkeypatch.setattr(zfs, "properties", lambda *_: said)
     with pytest.raises(VaultMissing, match="far/off"):
-        remote_vault.place_of(Destination("", "far/off"), Far(""))
+        remote_vault.place_of(Destination("", "far/off"), RemoteHost(""))
 
 
 def test_not_the_vault_of_here(config: Config) -> None:
     vault.claim(config)
-    there = FarVault(config, Destination("", "far/off"), Far(""), config.vault)
+    there = RemoteVault(config, Destination("", "far/off"), RemoteHost(""), config.vault)
     for act in (there.claim, there.read):
         with pytest.raises(VaultMissing, match="is the vault that points are sent from"):
             act()

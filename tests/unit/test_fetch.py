@@ -13,15 +13,15 @@ from zvmsnap.common.ssh import HERE
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, vault
-from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import syncoid
-from zvmsnap.replication.fetch import Fetching
-from zvmsnap.replication.remote_vault import FarVault
+from zvmsnap.replication.fetch import Fetch
+from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import Options
-from zvmsnap.replication.transfer import Parcel
+from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Dataset, Snapshot, Use
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
 USB = Destination("", "usb/off")
@@ -46,24 +46,26 @@ class World:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(zfs, "datasets", lambda: dict(self.here))
-        patch.setattr(zfs, "branch", lambda *_: self._branch())
+        patch.setattr(zfs, "subtree", lambda *_: self._branch())
         patch.setattr(zfs, "properties", lambda *_: {"mountpoint": "", "mounted": "no"}
                       | self.properties)  # fmt: skip
         patch.setattr(zfs, "create", self._create)
         patch.setattr(zfs, "mount", self.mounted.append)
-        patch.setattr(zfs, "uses", self._uses)
+        patch.setattr(zfs, "snapshot_usage", self._uses)
         patch.setattr(syncoid, "check", lambda _options: None)
         patch.setattr(syncoid, "run", self._syncoid)
         patch.setattr(compatibility, "why_not", lambda *_, **__: [])
 
-    def _branch(self) -> Branch:
-        return Branch(frozenset(self.there), {each.full_name: each for each in self.there.values()})
+    def _branch(self) -> Subtree:
+        return Subtree(
+            frozenset(self.there), {each.full_name: each for each in self.there.values()}
+        )
 
     def _create(self, name: str) -> None:
         self.here[name] = Dataset(name, "filesystem", False)
 
-    def _uses(self, names: Sequence[str]) -> list[Use]:
-        return [Use(self.snapshots[name], (), 0) for name in names]
+    def _uses(self, names: Sequence[str]) -> list[SnapshotUsage]:
+        return [SnapshotUsage(self.snapshots[name], (), 0) for name in names]
 
     def _syncoid(self, source: str, target: str, options: Options, *, readonly: bool) -> None:
         self.sent.append(f"{source} {target}{' raw' if options.raw else ''}")
@@ -96,19 +98,21 @@ def world(
     ours = manifest(
         memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
         disks=tuple(Disk("vda", "file", "raw", "/x", name, "x") for name in NAMES),
-        snapshots=tuple(Tie(d, "s", n, n, f"usb/off/{d}") for n, d in enumerate(NAMES, 1)),
+        snapshots=tuple(SnapshotRef(d, "s", n, n, f"usb/off/{d}") for n, d in enumerate(NAMES, 1)),
     )
-    there = FarVault(config, USB, HERE, str(tmp_path / "there"))
+    there = RemoteVault(config, USB, HERE, str(tmp_path / "there"))
     there.claim()
-    there.put(Parcel(Point(directory, ours), "h1", ours, with_memory=True), bwlimit="")
+    there.put(
+        PointTransfer(RestorePoint(directory, ours), "h1", ours, with_memory=True), bwlimit=""
+    )
     return made
 
 
-def fetching(config: Config, *guests: FakeGuest) -> Fetching:
-    return Fetching(config, FakeHypervisor(*guests), USB, Options())
+def fetching(config: Config, *guests: FakeGuest) -> Fetch:
+    return Fetch(config, FakeHypervisor(*guests), USB, Options())
 
 
-def fetch(config: Config) -> Point:
+def fetch(config: Config) -> RestorePoint:
     job = fetching(config)
     return job.run(job.plan("web@latest"))
 

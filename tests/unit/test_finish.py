@@ -10,7 +10,7 @@ from tests.unit.fakes import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs, ho
 from zvmsnap.common.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.disks import jobs
 from zvmsnap.finalize import after_snapshot
@@ -18,7 +18,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import memory_image, vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import mounts
 
 T = "autosnap_2026-11-20_03:00:00"
@@ -35,9 +35,9 @@ def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(mounts, "read_table", list)
 
 
-def points(config: Config) -> list[Point]:
+def points(config: Config) -> list[RestorePoint]:
     found = list(vault.entries(config.vault_dir))
-    return [point for point in found if isinstance(point, Point)]
+    return [point for point in found if isinstance(point, RestorePoint)]
 
 
 def is_done(config: Config, guest: FakeGuest) -> bool:
@@ -53,7 +53,7 @@ def is_done(config: Config, guest: FakeGuest) -> bool:
 
 
 def test_a_whole_moment(config: Config, guest: FakeGuest, staged: Stage) -> None:
-    known = staged(former_guids=(7,))
+    known = staged(preexisting_guids=(7,))
     assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
@@ -70,11 +70,11 @@ def test_a_whole_moment(config: Config, guest: FakeGuest, staged: Stage) -> None
 
 
 def test_the_state_of_a_tpm(config: Config, guest: FakeGuest, staged: Stage) -> None:
-    known = staged(tpm="it changed")
+    known = staged(tpm_warning="it changed")
     (config.staging_dir / known.capture / "point" / "tpm.tar").write_bytes(b"keys")
     assert after_snapshot.finish(CALL, config, OWNER)
     (point,) = points(config)
-    assert point.manifest.tpm == "it changed"
+    assert point.manifest.tpm_warning == "it changed"
     assert (point.directory / "tpm.tar").read_bytes() == b"keys"
 
 
@@ -145,7 +145,7 @@ def test_which_snapshots(
     ties: set[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    staged(former_guids=(7,))
+    staged(preexisting_guids=(7,))
     pools.present = present
     assert after_snapshot.finish(CALL, config, OWNER) is bool(ties)
     assert is_done(config, guest)
@@ -157,22 +157,29 @@ def test_which_snapshots(
 @pytest.mark.parametrize(
     ("changes", "level", "reason"),
     [
-        pytest.param({}, Level.MEMORY, "", id="all there"),
-        pytest.param({"memory_format": ""}, Level.MEMORY, "", id="not judged yet"),
+        pytest.param({}, ConsistencyLevel.MEMORY, "", id="all there"),
+        pytest.param({"memory_format": ""}, ConsistencyLevel.MEMORY, "", id="not judged yet"),
         pytest.param(
             {"memory_format": "", "memory": b"LibvirtQemudPart" + bytes(200)},
-            Level.CRASH,
+            ConsistencyLevel.CRASH,
             "is incomplete",
             id="not judged yet, and half a dump",
         ),
-        pytest.param({"memory": b""}, Level.CRASH, "its RAM image is gone", id="RAM is gone"),
         pytest.param(
-            {"frozen_at_s": 0.0},
-            Level.CRASH,
+            {"memory": b""}, ConsistencyLevel.CRASH, "its RAM image is gone", id="RAM is gone"
+        ),
+        pytest.param(
+            {"disks_frozen_at_s": 0.0},
+            ConsistencyLevel.CRASH,
             "before the disks were frozen",
             id="of a later instant than the snapshot",
         ),
-        pytest.param({"level": Level.CRASH, "reason": "paused"}, Level.CRASH, "paused", id="crash"),
+        pytest.param(
+            {"level": ConsistencyLevel.CRASH, "reason": "paused"},
+            ConsistencyLevel.CRASH,
+            "paused",
+            id="crash",
+        ),
     ],
 )
 def test_level_of_the_point(
@@ -180,7 +187,7 @@ def test_level_of_the_point(
     guest: FakeGuest,
     staged: Stage,
     changes: dict[str, object],
-    level: Level,
+    level: ConsistencyLevel,
     reason: str,
 ) -> None:
     staged(**changes)
@@ -189,8 +196,8 @@ def test_level_of_the_point(
     (point,) = points(config)
     assert point.manifest.level is level
     assert reason in (point.manifest.reason or "")
-    assert (point.manifest.memory is not None) is (level is Level.MEMORY)
-    assert (point.directory / "memory.img").exists() is (level is Level.MEMORY)
+    assert (point.manifest.memory is not None) is (level is ConsistencyLevel.MEMORY)
+    assert (point.directory / "memory.img").exists() is (level is ConsistencyLevel.MEMORY)
 
 
 def test_killed_before_anything_was_stored(
@@ -244,7 +251,7 @@ def full(*_arguments: object, **_named: object) -> None:
 
 
 def no_stow(patch: pytest.MonkeyPatch, config: Config) -> None:
-    patch.setattr(memory_image, "stow_memory", full)
+    patch.setattr(memory_image, "store_memory", full)
 
 
 def no_publish(patch: pytest.MonkeyPatch, config: Config) -> None:
@@ -282,7 +289,7 @@ def test_publication_that_failed_is_taken_up_again(
     assert after_snapshot.finish(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
-    assert point.manifest.level is Level.MEMORY
+    assert point.manifest.level is ConsistencyLevel.MEMORY
     assert (point.directory / "memory.img").read_bytes().endswith(b"QEVM and RAM")
     assert vault.unfinished(config.vault_dir) == []
 
@@ -341,7 +348,7 @@ def test_settle_without_a_journal(
     config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
-    after_snapshot.settle(config, host, guest, None)
+    after_snapshot.finish_interrupted(config, host, guest, None)
     assert is_done(config, guest)
     assert points(config) == []
 
@@ -351,7 +358,7 @@ def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
 ) -> None:
     Journal(config.journal_dir).close(staged())
     guest.live["vda"] = guest.below[guest.live["vda"]]
-    after_snapshot.settle(config, host, guest, None)
+    after_snapshot.finish_interrupted(config, host, guest, None)
     assert guest.persistent == guest.live
     assert Journal(config.journal_dir).entries() == []
 
@@ -359,7 +366,7 @@ def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
 def test_settle_where_nothing_is_open(
     config: Config, host: FakeHypervisor, guest: FakeGuest
 ) -> None:
-    after_snapshot.settle(config, host, guest, None)
+    after_snapshot.finish_interrupted(config, host, guest, None)
     assert guest.calls == []
     assert not config.journal_dir.exists()
 
@@ -370,10 +377,10 @@ def test_settle_that_fails_without_a_journal_has_one_afterwards(
     Journal(config.journal_dir).close(staged())
     fail_to_commit(guest)
     with pytest.raises(ZvmsnapError):
-        after_snapshot.settle(config, host, guest, None)
+        after_snapshot.finish_interrupted(config, host, guest, None)
     (left,) = Journal(config.journal_dir).entries()
-    assert (left.names, left.moment, left.owner.is_alive()) == ((), "", False)
-    after_snapshot.settle(config, host, guest, left)
+    assert (left.snapshot_names, left.run, left.owner.is_alive()) == ((), "", False)
+    after_snapshot.finish_interrupted(config, host, guest, left)
     assert is_done(config, guest)
     assert points(config) == []
 
@@ -381,7 +388,7 @@ def test_settle_that_fails_without_a_journal_has_one_afterwards(
 def test_settle_publishes_what_nobody_finished(
     config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
 ) -> None:
-    after_snapshot.settle(config, host, guest, staged())
+    after_snapshot.finish_interrupted(config, host, guest, staged())
     assert is_done(config, guest)
     assert len(points(config)) == 1
 
@@ -390,6 +397,6 @@ def test_settle_where_the_snapshot_was_never_taken_is_no_failure(
     config: Config, host: FakeHypervisor, guest: FakeGuest, pools: FakeZfs, staged: Stage
 ) -> None:
     pools.present = {}
-    after_snapshot.settle(config, host, guest, staged())
+    after_snapshot.finish_interrupted(config, host, guest, staged())
     assert is_done(config, guest)
     assert points(config) == []

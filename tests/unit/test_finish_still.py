@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.fakes import FakeGuest, FakeHypervisor, FakeZfs
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs
 from zvmsnap.finalize import after_snapshot
@@ -18,7 +18,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import thaw
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import mounts
@@ -27,7 +27,7 @@ T = "autosnap_2026-11-20_03:00:00"
 OWNER = Process(4711, 815, "a-boot")
 CALL = HookCall(Role.POST, ("tank/web",), (f"{T}_hourly",))
 Standing = Callable[..., Entry]
-PAUSED, QUIESCED, CRASH = Level.PAUSED, Level.QUIESCED, Level.CRASH
+PAUSED, QUIESCED, CRASH = ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED, ConsistencyLevel.CRASH
 BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
 
 
@@ -41,7 +41,7 @@ def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 
 def points(config: Config) -> list[Manifest]:
     found = list(vault.entries(config.vault_dir))
-    return [point.manifest for point in found if isinstance(point, Point)]
+    return [point.manifest for point in found if isinstance(point, RestorePoint)]
 
 
 def assert_done(config: Config, guest: FakeGuest) -> None:
@@ -53,7 +53,9 @@ def assert_done(config: Config, guest: FakeGuest) -> None:
 
 
 @BOTH
-def test_a_whole_moment(config: Config, guest: FakeGuest, standing: Standing, level: Level) -> None:
+def test_a_whole_moment(
+    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+) -> None:
     standing(level)
     assert after_snapshot.finish(CALL, config, OWNER)
     assert_done(config, guest)
@@ -94,7 +96,7 @@ def nothing(guest: FakeGuest) -> None:
     pass
 
 
-NOT_FROZEN = {"frozen_at_s": 0.0, "still_since_s": 0.0}
+NOT_FROZEN = {"disks_frozen_at_s": 0.0, "held_since_s": 0.0}
 
 LESS = [
     pytest.param(PAUSED, {}, runs, "it went on before its snapshot", id="resumed by somebody"),
@@ -114,7 +116,7 @@ LESS = [
     pytest.param(QUIESCED, {}, is_shut_off, "it was shut off while", id="quiesced, off"),
     pytest.param(
         QUIESCED,
-        {"frozen_at_s": 0.0},
+        {"disks_frozen_at_s": 0.0},
         nothing,
         "pre was killed before its file systems were frozen",
         id="dead in the freeze",
@@ -134,7 +136,7 @@ def test_less_than_was_begun(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    level: Level,
+    level: ConsistencyLevel,
     said: dict[str, Any],
     change: Callable[[FakeGuest], None],
     reason: str | None,
@@ -157,13 +159,13 @@ def test_less_than_is_required_is_no_point(
     guest: FakeGuest,
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
-    level: Level,
+    level: ConsistencyLevel,
     said: dict[str, Any],
     change: Callable[[FakeGuest], None],
     reason: str | None,
     by_post: bool,
 ) -> None:
-    entry = standing(level, least=level, **said)
+    entry = standing(level, minimum_level=level, **said)
     change(guest)
     if by_post:
         assert after_snapshot.finish(CALL, config, OWNER) is (reason is None)
@@ -178,9 +180,9 @@ def test_less_than_is_required_is_no_point(
 
 @BOTH
 def test_more_than_is_required(
-    config: Config, guest: FakeGuest, standing: Standing, level: Level
+    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
 ) -> None:
-    standing(level, least=QUIESCED)
+    standing(level, minimum_level=QUIESCED)
     assert after_snapshot.finish(CALL, config, OWNER)
     assert [manifest.level for manifest in points(config)] == [level]
 
@@ -193,7 +195,7 @@ def test_agent_that_does_not_answer_keeps_the_moment_open(
     guest.agent.answering = False
     assert not after_snapshot.finish(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == [
-        msgspec.structs.replace(known, step="let go", seen=(11,))
+        msgspec.structs.replace(known, step="let go", snapshots_at_release=(11,))
     ]
     assert points(config) == []
     assert "by hand: virsh domfsthaw web" in caplog.text
@@ -209,7 +211,7 @@ def test_let_go_and_only_then_not_published(
     guest: FakeGuest,
     standing: Standing,
     monkeypatch: pytest.MonkeyPatch,
-    level: Level,
+    level: ConsistencyLevel,
 ) -> None:
     standing(level)
 
@@ -235,7 +237,7 @@ def test_guest_that_does_not_exist_any_more(
     guest: FakeGuest,
     standing: Standing,
     tmp_path: Path,
-    level: Level,
+    level: ConsistencyLevel,
     when: str,
 ) -> None:
     """Nobody knows until when it stood still; what pre-freeze has begun ends all the same."""
@@ -244,7 +246,7 @@ def test_guest_that_does_not_exist_any_more(
     path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
     path.chmod(0o755)
     config = msgspec.structs.replace(config, guest_scripts=str(tmp_path / "guest.d"))
-    standing(level, thaw_script=level is QUIESCED)
+    standing(level, thaw_script_due=level is QUIESCED)
 
     def vanish() -> None:
         guest.exists = False
@@ -264,16 +266,20 @@ def test_guest_that_does_not_exist_any_more(
 
 @BOTH
 def test_settle_of_what_nobody_finished(
-    config: Config, host: FakeHypervisor, guest: FakeGuest, standing: Standing, level: Level
+    config: Config,
+    host: FakeHypervisor,
+    guest: FakeGuest,
+    standing: Standing,
+    level: ConsistencyLevel,
 ) -> None:
-    after_snapshot.settle(config, host, guest, standing(level, owner=Process.none()))
+    after_snapshot.finish_interrupted(config, host, guest, standing(level, owner=Process.none()))
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [level]
 
 
 @BOTH
 def test_without_a_snapshot_there_is_no_point(
-    config: Config, guest: FakeGuest, pools: FakeZfs, standing: Standing, level: Level
+    config: Config, guest: FakeGuest, pools: FakeZfs, standing: Standing, level: ConsistencyLevel
 ) -> None:
     pools.present = {}
     standing(level)
@@ -287,7 +293,7 @@ def test_several_names_are_one_point(
 ) -> None:
     names = (f"{T}_hourly", f"{T}_daily")
     pools.present = {f"tank/web@{name}": number for number, name in enumerate(names)}
-    standing(QUIESCED, names=names, former_guids=())
+    standing(QUIESCED, snapshot_names=names, preexisting_guids=())
     assert after_snapshot.finish(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
     (manifest,) = points(config)
     assert sorted(tie.name for tie in manifest.snapshots) == sorted(names)

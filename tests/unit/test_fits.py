@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from zvmsnap.points import compatibility
-from zvmsnap.points.manifest import Host, Manifest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.points.manifest import HostDescription, Manifest
+from zvmsnap.virt.host import Host
 
 
-class Here(Hypervisor):
+class Here(Host):
     """A host that says this of itself."""
 
     def __init__(self, *, machine: str | None = None, cpu: bool = True, qemu: str = "10.0.2"):
@@ -35,7 +35,7 @@ class Here(Hypervisor):
 
 
 @pytest.fixture
-def made_on(manifest: Callable[..., Manifest]) -> Host:
+def made_on(manifest: Callable[..., Manifest]) -> HostDescription:
     """A host as this one: QEMU 10.0.2, a Skylake."""
     return manifest().host
 
@@ -85,25 +85,25 @@ FILES = [
 
 @pytest.mark.parametrize("cold", [True, False])
 @pytest.mark.parametrize(("devices", "reasons"), NETWORKS + FILES)
-def test_devices(made_on: Host, devices: str, reasons: list[str], cold: bool) -> None:
+def test_devices(made_on: HostDescription, devices: str, reasons: list[str], cold: bool) -> None:
     assert compatibility.why_not(Here(), xml(devices), made_on, cold=cold) == reasons
 
 
 @pytest.mark.parametrize("tag", ["loader", "kernel", "initrd"])
-def test_files_to_boot_from(made_on: Host, tag: str) -> None:
+def test_files_to_boot_from(made_on: HostDescription, tag: str) -> None:
     gone = compatibility.why_not(Here(), xml(os=f"<{tag}> /no/x </{tag}>"), made_on, cold=True)
     assert gone == [f"/no/x is not here ({tag})"]
     assert not compatibility.why_not(Here(), xml(os=f"<{tag}>/bin/sh</{tag}>"), made_on, cold=True)
 
 
-def test_another_architecture(made_on: Host) -> None:
+def test_another_architecture(made_on: HostDescription) -> None:
     other = xml().replace("/bin/sh", "/usr/bin/qemu-system-no")
     [reason] = compatibility.why_not(Here(), other, made_on, cold=True)
     assert reason.startswith("/usr/bin/qemu-system-no is not here: install")
 
 
 @pytest.mark.parametrize("cold", [True, False])
-def test_no_such_machine(made_on: Host, cold: bool) -> None:
+def test_no_such_machine(made_on: HostDescription, cold: bool) -> None:
     here = Here(machine="unknown machine", cpu=False, qemu="1.0.0")
     reasons = compatibility.why_not(
         here, xml(cpu="<cpu><model>x</model></cpu>"), made_on, cold=cold
@@ -139,7 +139,7 @@ CPUS = [
 
 
 @pytest.mark.parametrize(("cpu", "says"), CPUS)
-def test_cpu(made_on: Host, cpu: Cpu, says: str) -> None:
+def test_cpu(made_on: HostDescription, cpu: Cpu, says: str) -> None:
     there = msgspec.structs.replace(made_on, host_cpu=cpu.there)
     here = Here(cpu=cpu.known)
     reasons = compatibility.why_not(here, xml(cpu=cpu.xml), there, cold=False)
@@ -166,13 +166,13 @@ def test_cpu(made_on: Host, cpu: Cpu, says: str) -> None:
         ("9" * 5000, "8.2.2", True),
     ],
 )
-def test_qemu(made_on: Host, there: str, here: str, older: bool) -> None:
+def test_qemu(made_on: HostDescription, there: str, here: str, older: bool) -> None:
     made = msgspec.structs.replace(made_on, qemu=there)
     reasons = compatibility.why_not(Here(qemu=here), xml(), made, cold=False)
     assert reasons == ([f"its RAM was written by QEMU {there}; {here} here is older"] * older)
 
 
-def test_everything_in_the_way_is_told_at_once(made_on: Host) -> None:
+def test_everything_in_the_way_is_told_at_once(made_on: HostDescription) -> None:
     devices = disk("<source file='/no/a.iso'/>") + card("<source network='lab'/>")
     cpu = "<cpu mode='custom'><model>x</model></cpu>"
     here = Here(cpu=False, qemu="9.0.0")

@@ -7,7 +7,7 @@ import pytest
 
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.quiesce import barrier
-from zvmsnap.quiesce.barrier import Gate, Stage
+from zvmsnap.quiesce.barrier import FreezeBarrier, Stage
 
 SOON_S = 10.0
 A_WHILE_S = 0.05
@@ -18,7 +18,7 @@ class Yard:
     """Guests at a gate, each of which may wait there in a thread of its own."""
 
     def __init__(self, *names: str) -> None:
-        self.gate = Gate(names)
+        self.gate = FreezeBarrier(names)
         self.cancelled = threading.Event()
         self.pool = ThreadPoolExecutor(64)
 
@@ -89,7 +89,7 @@ def test_nobody_goes_back(yard: Yard) -> None:
 
 
 def test_who_is_alone_never_waits() -> None:
-    alone = Gate(["web"])
+    alone = FreezeBarrier(["web"])
     for stage in Stage:
         alone.enter("web", stage, threading.Event())
         assert not alone.keeps_from_dumping("web")
@@ -119,7 +119,7 @@ def test_cancelled_while_it_waits(yard: Yard) -> None:
 
 def test_so_much_work_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(barrier, "_AT_ONCE", 2)
-    narrow = Gate(["web"])
+    narrow = FreezeBarrier(["web"])
     inside: list[int] = []
     most: list[int] = []
 
@@ -138,7 +138,7 @@ def test_so_much_work_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> No
 def test_more_guests_than_places() -> None:
     """Whatever levels they end at: all get through, and nobody stands still while one works."""
     names = [f"guest{number}" for number in range(3 * barrier._AT_ONCE)]
-    crowd, cancelled = Gate(names), threading.Event()
+    crowd, cancelled = FreezeBarrier(names), threading.Event()
     working = set(names)
     too_early: list[str] = []
 

@@ -14,13 +14,13 @@ from tests.unit.fakes import UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
 from zvmsnap.common.errors import LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import watchdog
 from zvmsnap.recovery import watchdog_daemon
 from zvmsnap.zfs import mounts
@@ -86,8 +86,8 @@ def entries(config: Config) -> list[Entry]:
     return Journal(config.journal_dir).entries()
 
 
-def points(config: Config) -> list[Point]:
-    return [p for p in vault.entries(config.vault_dir) if isinstance(p, Point)]
+def points(config: Config) -> list[RestorePoint]:
+    return [p for p in vault.entries(config.vault_dir) if isinstance(p, RestorePoint)]
 
 
 def test_goes_when_sanoid_is_dead_and_nothing_is_open(config: Config, clock: Clock) -> None:
@@ -121,7 +121,7 @@ def test_touches_nothing_while_sanoid_runs(
     assert watchdog_daemon.watch(config, sanoid)
     assert entries(config) == []
     assert holds(Path(guest.live["vda"]), 7)
-    assert [point.manifest.level for point in points(config)] == [Level.MEMORY]
+    assert [point.manifest.level for point in points(config)] == [ConsistencyLevel.MEMORY]
 
 
 def test_moments_of_another_sanoid_are_none_of_its_business(
@@ -159,7 +159,9 @@ def test_gives_up_in_the_end(
     assert entries(config) == [known]
 
 
-@pytest.mark.parametrize(("mib", "given_up"), [(0, True), (255, True), (256, False), (9999, False)])
+@pytest.mark.parametrize(
+    ("mib", "released_early"), [(0, True), (255, True), (256, False), (9999, False)]
+)
 def test_staging_that_runs_full(
     config: Config,
     guest: FakeGuest,
@@ -169,7 +171,7 @@ def test_staging_that_runs_full(
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
     mib: int,
-    given_up: bool,
+    released_early: bool,
 ) -> None:
     free(monkeypatch, mib)
     known = staged(owner=sanoid)
@@ -179,17 +181,19 @@ def test_staging_that_runs_full(
     def look() -> None:
         pools.present = taken
         (entry,) = entries(config)
-        assert (guest.live == on_overlay) is not given_up
-        assert (entry.given_up, entry.capture) == (given_up, known.capture)
+        assert (guest.live == on_overlay) is not released_early
+        assert (entry.released_early, entry.capture) == (released_early, known.capture)
         guest.calls.clear()
 
     clock.after = {1: look, 2: dies}
     assert watchdog_daemon.watch(config, sanoid)
     # What a snapshot saw of a merge is no point at all.
-    assert [point.manifest.level for point in points(config)] == [Level.MEMORY] * (not given_up)
+    assert [point.manifest.level for point in points(config)] == [ConsistencyLevel.MEMORY] * (
+        not released_early
+    )
     assert holds(Path(guest.live["vda"]), 7)
     # Given up once, and then left to post.
-    assert guest.calls == ([] if given_up else ["commit vda", "pivot vda"])
+    assert guest.calls == ([] if released_early else ["commit vda", "pivot vda"])
 
 
 def test_staging_that_runs_full_behind_the_snapshot(
@@ -204,7 +208,7 @@ def test_staging_that_runs_full_behind_the_snapshot(
 ) -> None:
     """Of several types, which sanoid takes one after the other."""
     free(monkeypatch, 0)
-    staged(owner=sanoid, names=(f"{T}_monthly", f"{T}_hourly"))
+    staged(owner=sanoid, snapshot_names=(f"{T}_monthly", f"{T}_hourly"))
     pools.present = {f"tank/web@{T}_monthly": 11}
 
     def take() -> None:
@@ -214,7 +218,7 @@ def test_staging_that_runs_full_behind_the_snapshot(
     clock.after = {1: take}
     assert watchdog_daemon.watch(config, sanoid)
     (point,) = points(config)
-    assert point.manifest.level is Level.MEMORY
+    assert point.manifest.level is ConsistencyLevel.MEMORY
     assert [tie.name for tie in point.manifest.snapshots] == [f"{T}_monthly"]
     assert f"overlays were being merged: tank/web@{T}_hourly" in caplog.text
     assert holds(Path(guest.live["vda"]), 7)
@@ -407,7 +411,7 @@ class Started:
 def test_arm(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
     started = Started(monkeypatch, systemd)
     monkeypatch.setenv("ZVMSNAP_CONFIG", "/etc/other.toml")
-    watchdog.arm(DEAD)
+    watchdog.start_watchdog(DEAD)
     ((command,), (named,)) = started.commands, started.named
     assert command[-7:] == ["-m", "zvmsnap", "guard", *WORDS]
     if systemd:
@@ -430,6 +434,6 @@ def test_a_guard_that_cannot_be_started_stops_no_moment(
 
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(subprocess, "Popen", fail)
-    watchdog.arm(DEAD)
+    watchdog.start_watchdog(DEAD)
     assert "no guard for this moment" in caplog.text
     assert started.commands == []

@@ -17,7 +17,7 @@ from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import NotStill
 from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process, still_clock_s
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs
 from zvmsnap.journal.entry import Entry
@@ -71,16 +71,16 @@ class Armed:
 @pytest.fixture
 def armed(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Armed]:
     made = Armed(config)
-    monkeypatch.setattr(watchdog, "arm", made.arm)
+    monkeypatch.setattr(watchdog, "start_watchdog", made.arm)
     with made.over:
         yield made
 
 
 @pytest.mark.parametrize("post_within_s", [math.inf, 120, 0])
 def test_a_guard_comes(config: Config, armed: Armed, post_within_s: float) -> None:
-    watchdog.ensure(config, DEAD, post_within_s)
+    watchdog.require_watchdog(config, DEAD, post_within_s)
     assert armed.calls == [(DEAD, post_within_s)]
-    watchdog.ensure(config, DEAD, post_within_s)
+    watchdog.require_watchdog(config, DEAD, post_within_s)
     assert len(armed.calls) == 1
 
 
@@ -88,8 +88,8 @@ def test_a_guard_that_takes_its_time(
     config: Config, armed: Armed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starting = threading.Timer(0.05, lambda: Armed.arm(armed, DEAD))
-    monkeypatch.setattr(watchdog, "arm", lambda owner, post_within_s: starting.start())
-    watchdog.ensure(config, DEAD, math.inf)
+    monkeypatch.setattr(watchdog, "start_watchdog", lambda owner, post_within_s: starting.start())
+    watchdog.require_watchdog(config, DEAD, math.inf)
     starting.join()
     assert is_held(config.locks_dir, NAME)
 
@@ -98,7 +98,7 @@ def test_no_guard_comes(config: Config, armed: Armed, monkeypatch: pytest.Monkey
     monkeypatch.setattr(watchdog, "_STARTING_LIMIT_S", 0.05)
     armed.comes = False
     with pytest.raises(NotStill, match="no guard is there"):
-        watchdog.ensure(config, DEAD, math.inf)
+        watchdog.require_watchdog(config, DEAD, math.inf)
     assert armed.calls == [(DEAD, math.inf)]
 
 
@@ -106,13 +106,13 @@ def test_the_lock_of_a_guard_that_was_killed_is_no_guard(config: Config, armed: 
     with lock(config.locks_dir, NAME, "guard", 0):
         assert is_held(config.locks_dir, NAME)
     assert (config.locks_dir / f"{NAME}.lock").exists()
-    watchdog.ensure(config, DEAD, math.inf)
+    watchdog.require_watchdog(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
 
 def test_nor_is_the_guard_of_another(config: Config, armed: Armed) -> None:
     with lock(config.locks_dir, "guard-4711-816", "guard", 0):
-        watchdog.ensure(config, DEAD, math.inf)
+        watchdog.require_watchdog(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
 
@@ -137,7 +137,7 @@ def test_who_looks_for_a_guard_is_not_taken_for_one(
 def test_who_looks_for_a_guard_does_not_keep_it_away(
     config: Config, guest: FakeGuest, standing: Standing
 ) -> None:
-    standing(Level.PAUSED, owner=DEAD)
+    standing(ConsistencyLevel.PAUSED, owner=DEAD)
     path = private_dir(config.locks_dir) / f"{NAME}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -155,45 +155,53 @@ def test_who_holds_nothing(config: Config) -> None:
     assert list(config.locks_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("level", [Level.PAUSED, Level.QUIESCED])
-def test_sanoid_is_dead(config: Config, guest: FakeGuest, standing: Standing, level: Level) -> None:
+@pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
+def test_sanoid_is_dead(
+    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+) -> None:
     """Whatever the deadline: nobody will call post."""
     standing(level, owner=DEAD)
     assert watchdog_daemon.main([*WORDS, "inf"]) == 0
-    assert guest.calls == ["resume" if level is Level.PAUSED else "thaw"]
+    assert guest.calls == ["resume" if level is ConsistencyLevel.PAUSED else "thaw"]
     assert Journal(config.journal_dir).entries() == []
     assert len(list(vault.entries(config.vault_dir))) == 1
 
 
 def due() -> dict[str, Any]:
-    return {"owner": DEAD, "still_since_s": still_clock_s() - 61}
+    return {"owner": DEAD, "held_since_s": still_clock_s() - 61}
 
 
-@pytest.mark.parametrize("level", [Level.PAUSED, Level.QUIESCED])
+@pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_a_script_that_called_pre_is_dead(
-    config: Config, guest: FakeGuest, standing: Standing, level: Level
+    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
 ) -> None:
     """It may have called pre, and may call post, from shells of their own."""
     known = standing(level, **due())
     assert watchdog_daemon.main([*WORDS, "0"]) == 0
-    assert set(guest.calls) == {"resume" if level is Level.PAUSED else "thaw"}
+    assert set(guest.calls) == {"resume" if level is ConsistencyLevel.PAUSED else "thaw"}
     (left,) = Journal(config.journal_dir).entries()
-    assert (left.capture, left.level) == (known.capture, Level.CRASH)
+    assert (left.capture, left.level) == (known.capture, ConsistencyLevel.CRASH)
     assert not list(config.locks_dir.glob("guard-*"))
 
 
 @pytest.mark.parametrize(
     ("level", "said"),
     [
-        pytest.param(Level.MEMORY, {}, id="on its overlays"),
-        pytest.param(Level.CRASH, {}, id="as it is"),
-        pytest.param(Level.QUIESCED, {"frozen": False}, id="frozen and thawed, on its overlays"),
-        pytest.param(Level.PAUSED, {"paused": False}, id="let go"),
-        pytest.param(Level.PAUSED, {"owner": Process(1, 1, "a-boot")}, id="of another"),
+        pytest.param(ConsistencyLevel.MEMORY, {}, id="on its overlays"),
+        pytest.param(ConsistencyLevel.CRASH, {}, id="as it is"),
+        pytest.param(
+            ConsistencyLevel.QUIESCED, {"frozen": False}, id="frozen and thawed, on its overlays"
+        ),
+        pytest.param(ConsistencyLevel.PAUSED, {"paused": False}, id="let go"),
+        pytest.param(ConsistencyLevel.PAUSED, {"owner": Process(1, 1, "a-boot")}, id="of another"),
     ],
 )
 def test_it_goes_where_nobody_stands_still(
-    config: Config, guest: FakeGuest, standing: Standing, level: Level, said: dict[str, Any]
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    level: ConsistencyLevel,
+    said: dict[str, Any],
 ) -> None:
     known = standing(level, **{"owner": DEAD, **said})
     ended = threading.Thread(target=watchdog_daemon.main, args=([*WORDS, "0"],), daemon=True)
@@ -209,7 +217,7 @@ def test_it_stays_as_long_as_its_owner_lives_or_somebody_stands_still(
 ) -> None:
     alive, slept = [True], 0
     monkeypatch.setattr(Process, "is_alive", lambda process: alive[0])
-    known = standing(Level.PAUSED, owner=DEAD)
+    known = standing(ConsistencyLevel.PAUSED, owner=DEAD)
 
     def sleep(seconds: float) -> None:
         nonlocal slept
@@ -233,7 +241,7 @@ def test_the_deadline_is_kept_beside_all_else(
     word: str,
 ) -> None:
     """Sanoid hangs between pre and post."""
-    standing(Level.PAUSED, **due())
+    standing(ConsistencyLevel.PAUSED, **due())
     ends_s = time.monotonic() + 10
     monkeypatch.setattr(
         Process,

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from zvmsnap.common.errors import SnapshotMissing
 from zvmsnap.points import locate
-from zvmsnap.points.manifest import Disk, Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs.types import Snapshot
 
 Build = Callable[..., Manifest]
@@ -28,7 +28,7 @@ def tied(manifest: Build, ties: Mapping[str, int], *datasets: str, **homes: str)
     split = {guid: full_name.partition("@") for full_name, guid in ties.items()}
     return manifest(
         snapshots=tuple(
-            Tie(dataset, name, guid, guid, homes.get(f"guid{guid}", ""))
+            SnapshotRef(dataset, name, guid, guid, homes.get(f"guid{guid}", ""))
             for guid, (dataset, _, name) in split.items()
         ),
         disks=tuple(Disk("vda", "file", "raw", "/x", dataset, "x") for dataset in datasets),
@@ -79,14 +79,16 @@ FOUND = [
 def test_of(
     manifest: Build, ties: Mapping[str, int], there: Mapping[str, int], found: Mapping[str, str]
 ) -> None:
-    point = Point(Path("/v/web/m"), tied(manifest, ties, *found))
+    point = RestorePoint(Path("/v/web/m"), tied(manifest, ties, *found))
     answer = locate.of(point, present(there))
     assert {dataset: each.full_name for dataset, each in answer.items()} == found
     assert list(answer) == sorted(found)
 
 
 def test_where_a_restore_has_moved_it(manifest: Build) -> None:
-    point = Point(Path("/v/web/m"), tied(manifest, {"p/a@h": 1}, "p/a", guid1="p/a.before-x"))
+    point = RestorePoint(
+        Path("/v/web/m"), tied(manifest, {"p/a@h": 1}, "p/a", guid1="p/a.before-x")
+    )
     there = present({"p/a.before-x@h": 1, "p/copy@h": 1, "p/a@h": 2})
     assert locate.of(point, there)["p/a"].full_name == "p/a.before-x@h"
 
@@ -112,7 +114,7 @@ def test_missing(
     manifest: Build, ties: Mapping[str, int], there: Mapping[str, int], lost: str
 ) -> None:
     datasets = {full_name.partition("@")[0] for full_name in ties}
-    point = Point(Path("/v/web/m"), tied(manifest, ties, *datasets))
+    point = RestorePoint(Path("/v/web/m"), tied(manifest, ties, *datasets))
     with pytest.raises(SnapshotMissing) as caught:
         locate.of(point, present(there))
     assert str(caught.value).startswith(f"web@m: no snapshot of it is left for {lost}: ")
@@ -131,7 +133,7 @@ def test_missing(
 def test_moved(manifest: Build, there: list[tuple[str, int]], homes: list[str] | None) -> None:
     known = tied(manifest, {"p/a@h": 1, "p/b@h": 2}, "p/a", "p/b")
     new = locate.moved(known, [snapshot(*each) for each in there])
-    assert (new and [tie.home for tie in new.snapshots]) == homes
+    assert (new and [tie.current_dataset for tie in new.snapshots]) == homes
     if new:
         assert [tie.dataset for tie in new.snapshots] == ["p/a", "p/b"]
         assert new.disks == known.disks
@@ -146,7 +148,7 @@ def test_there_and_back(manifest: Build, homes: dict[int, str]) -> None:
         for guid, dataset in homes.items()
     ]
     there = locate.moved(known, away) or known
-    assert {tie.guid: tie.home or tie.dataset for tie in there.snapshots} == {
+    assert {tie.guid: tie.current_dataset or tie.dataset for tie in there.snapshots} == {
         guid: homes.get(guid, name.partition("@")[0]) for guid, name in names.items()
     }
     back = locate.moved(there, [snapshot(name, guid) for guid, name in names.items()]) or there

@@ -18,7 +18,7 @@ from zvmsnap.hooks import callers, main
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.zfs import mounts
 
 ROOT = Path(zvmsnap.__file__).parents[1]
@@ -247,9 +247,16 @@ def old(config: Config, entry: Entry, seconds: float) -> None:
         pytest.param("post", 999, {}, "tank/db", False, id="post of another dataset"),
         pytest.param("prune", 999, {}, "tank/db", False, id="prune of another dataset"),
         pytest.param(
-            "post", 0, {"targets": ("tank",)}, "tank/web", True, id="its disk is on the dataset"
+            "post",
+            0,
+            {"request_datasets": ("tank",)},
+            "tank/web",
+            True,
+            id="its disk is on the dataset",
         ),
-        pytest.param("post", 0, {"targets": ("tank",)}, "tank", True, id="it was for the parent"),
+        pytest.param(
+            "post", 0, {"request_datasets": ("tank",)}, "tank", True, id="it was for the parent"
+        ),
         pytest.param("post", 999, {"owner": None}, "tank/web", False, id="post, sanoid runs"),
         pytest.param("prune", 999, {"owner": None}, "tank/web", False, id="prune, sanoid runs"),
     ],
@@ -304,7 +311,7 @@ def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
     fault: Callable[[FakeHypervisor, FakeGuest], None],
 ) -> None:
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
-    built = manifest(snapshots=(Tie("tank/web", f"{T}_daily", 5, 5),))
+    built = manifest(snapshots=(SnapshotRef("tank/web", f"{T}_daily", 5, 5),))
     vault.publish(vault.incoming(config.vault_dir, "web", built.capture), built)
     with open(os.environ["ZVMSNAP_CONFIG"], "a") as file:
         file.write("[limits]\nbusy_timeout_s = 0.01\n")

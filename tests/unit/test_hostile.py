@@ -100,7 +100,7 @@ class Told(logging.Handler):
 class AnyZfs(FakeZfs):
     """Has every snapshot that it is asked for, if it can be asked for in a command line at all."""
 
-    def snapshots(self, names: Any) -> types.Answer:
+    def snapshots(self, names: Any) -> types.SnapshotListing:
         asked = list(names)
         for name in asked:
             assert "\0" not in name and not name.startswith("-"), name
@@ -220,9 +220,9 @@ def world(memory: Path) -> Iterator[World]:
 
     with pytest.MonkeyPatch.context() as patch:
         for room in (all_guests, after_snapshot, recover, libvirt_host):
-            patch.setattr(room, "Hypervisor", made.host.connect)
+            patch.setattr(room, "Host", made.host.connect)
         patch.setattr(zfs, "snapshots", known.snapshots)
-        patch.setattr(zfs, "all_snapshots", lambda: types.Answer({}, frozenset({"tank"})))
+        patch.setattr(zfs, "all_snapshots", lambda: types.SnapshotListing({}, frozenset({"tank"})))
         patch.setattr(zfs, "datasets", lambda: {"tank/web": types.Dataset("tank/web", "fs", False)})
         patch.setattr(mounts, "read_table", list)
         patch.setattr(qemu_img, "_run", no_images)
@@ -361,13 +361,13 @@ def by_hand(world: World) -> None:
 
 WHOLE_ENTRY = msgspec.json.encode(
     {
-        "schema": 2,
+        "schema": 3,
         "domain": "web",
         "uuid": UUID,
-        "moment": T,
-        "targets": ["tank/web"],
-        "names": [f"{T}_hourly"],
-        "former_guids": [7],
+        "run": T,
+        "request_datasets": ["tank/web"],
+        "snapshot_names": [f"{T}_hourly"],
+        "preexisting_guids": [7],
         "owner": {"pid": 4711, "started": 815, "boot": "a-boot"},
         "capture": CAPTURE,
         "level": "memory",
@@ -383,12 +383,12 @@ WHOLE_ENTRY = msgspec.json.encode(
                 "overlay": f"/staging/{CAPTURE}/vda.zvmsnap.qcow2",
             }
         ],
-        "taken": "2026-11-20T03:00:00.000+00:00",
+        "created": "2026-11-20T03:00:00.000+00:00",
         "step": "frozen",
         "memory_format": "raw",
-        "merged": [f"/staging/{CAPTURE}/vda.zvmsnap.qcow2"],
-        "allowed_pause_ms": 300,
-        "frozen_at_s": 1.0,
+        "committed_overlays": [f"/staging/{CAPTURE}/vda.zvmsnap.qcow2"],
+        "original_downtime_ms": 300,
+        "disks_frozen_at_s": 1.0,
     }
 )
 
@@ -436,11 +436,11 @@ def test_the_whole_entry_is_one(world: World) -> None:
 
 WHOLE_MANIFEST = msgspec.json.encode(
     {
-        "schema": 1,
+        "schema": 2,
         "domain": "web",
         "uuid": UUID,
-        "moment": T,
-        "taken": "2026-11-20T03:00:00.000+00:00",
+        "run": T,
+        "created": "2026-11-20T03:00:00.000+00:00",
         "capture": CAPTURE,
         "level": "memory",
         "reason": None,
@@ -523,7 +523,7 @@ def test_manifests(
 
 
 def test_the_whole_manifest_is_one(world: World) -> None:
-    assert msgspec.json.decode(WHOLE_MANIFEST, type=Manifest).moment == T
+    assert msgspec.json.decode(WHOLE_MANIFEST, type=Manifest).run == T
     world.reset()
     path = world.root / "ours" / "vault" / "web" / T / "manifest.json"
     path.parent.mkdir(parents=True)

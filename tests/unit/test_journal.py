@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 
@@ -31,7 +31,9 @@ def journal(directory: Path) -> Journal:
 
 
 def test_written_read_and_closed(journal: Journal, directory: Path, entry: Build) -> None:
-    known = entry(step="frozen", memory_format="raw", frozen_at_s=1.5, former_guids=(2**64 - 1,))
+    known = entry(
+        step="frozen", memory_format="raw", disks_frozen_at_s=1.5, preexisting_guids=(2**64 - 1,)
+    )
     journal.write(known)
     assert journal.read(known.uuid) == known
     assert journal.entries() == [known]
@@ -176,10 +178,10 @@ def encoded(known: Entry, **changes: object) -> bytes:
 
 
 REFUSED: list[tuple[str, object]] = [
-    ("schema", 1),
-    ("schema", 3),
+    ("schema", 2),
+    ("schema", 4),
     ("schema", 0),
-    ("schema", "2"),
+    ("schema", "3"),
     ("schema", None),
     ("uuid", B),
     ("uuid", A.upper()),
@@ -196,18 +198,18 @@ REFUSED: list[tuple[str, object]] = [
     ("capture", f"{A}.0000000g"),
     ("capture", f"{A}.00000001\0"),
     ("domain", ""),
-    ("moment", ""),
-    ("names", []),
-    ("names", None),
-    ("targets", "tank/web"),
+    ("run", ""),
+    ("snapshot_names", []),
+    ("snapshot_names", None),
+    ("request_datasets", "tank/web"),
     ("level", "whole"),
-    ("allowed_pause_ms", -1),
-    ("allowed_pause_ms", 2**40),
+    ("original_downtime_ms", -1),
+    ("original_downtime_ms", 2**40),
     ("owner", {"pid": 1}),
     ("owner", {"pid": "1", "started": 1, "boot": ""}),
     ("disks", [{"target": "vda"}]),
-    ("taken", 5),
-    ("merged", "all"),
+    ("created", 5),
+    ("committed_overlays", "all"),
 ]
 
 
@@ -239,7 +241,7 @@ def test_what_a_killed_writer_left_goes_with_the_entry(
 
 
 def test_recovery_without_a_moment_is_an_entry(journal: Journal, entry: Build) -> None:
-    known = entry(uuid=A, names=(), moment="")
+    known = entry(uuid=A, snapshot_names=(), run="")
     journal.write(known)
     assert journal.entries() == [known]
 
@@ -283,29 +285,45 @@ def test_may_be_on_overlay(
 ) -> None:
     disk = entry().disks[0]
     planned = tuple(msgspec.structs.replace(disk, overlay=overlay) for overlay in disks)
-    assert entry(disks=planned, names=names).may_be_on_overlay is may_be
+    assert entry(disks=planned, snapshot_names=names).may_be_on_overlay is may_be
 
 
 @pytest.mark.parametrize(
     ("said", "may"),
     [
-        pytest.param({"level": Level.MEMORY, "paused": True}, False, id="paused to end its dump"),
-        pytest.param({"level": Level.CRASH}, False, id="as it is"),
-        pytest.param({"level": Level.PAUSED}, True, id="will be dumped"),
-        pytest.param({"level": Level.PAUSED, "paused": True}, True, id="is dumped"),
         pytest.param(
-            {"level": Level.PAUSED, "paused": True, "frozen_at_s": 1.0}, True, id="paused"
+            {"level": ConsistencyLevel.MEMORY, "paused": True}, False, id="paused to end its dump"
         ),
-        pytest.param({"level": Level.PAUSED, "frozen_at_s": 1.0}, False, id="let go"),
-        pytest.param({"level": Level.CRASH, "frozen_at_s": 1.0}, False, id="went on by itself"),
-        pytest.param({"level": Level.QUIESCED}, True, id="will be frozen"),
-        pytest.param({"level": Level.QUIESCED, "frozen": True}, True, id="is being frozen"),
+        pytest.param({"level": ConsistencyLevel.CRASH}, False, id="as it is"),
+        pytest.param({"level": ConsistencyLevel.PAUSED}, True, id="will be dumped"),
+        pytest.param({"level": ConsistencyLevel.PAUSED, "paused": True}, True, id="is dumped"),
         pytest.param(
-            {"level": Level.QUIESCED, "frozen": True, "frozen_at_s": 1.0}, True, id="frozen"
+            {"level": ConsistencyLevel.PAUSED, "paused": True, "disks_frozen_at_s": 1.0},
+            True,
+            id="paused",
         ),
-        pytest.param({"level": Level.QUIESCED, "frozen_at_s": 1.0}, False, id="thawed"),
-        pytest.param({"level": Level.CRASH, "frozen": True}, True, id="not thawed yet"),
+        pytest.param(
+            {"level": ConsistencyLevel.PAUSED, "disks_frozen_at_s": 1.0}, False, id="let go"
+        ),
+        pytest.param(
+            {"level": ConsistencyLevel.CRASH, "disks_frozen_at_s": 1.0},
+            False,
+            id="went on by itself",
+        ),
+        pytest.param({"level": ConsistencyLevel.QUIESCED}, True, id="will be frozen"),
+        pytest.param(
+            {"level": ConsistencyLevel.QUIESCED, "frozen": True}, True, id="is being frozen"
+        ),
+        pytest.param(
+            {"level": ConsistencyLevel.QUIESCED, "frozen": True, "disks_frozen_at_s": 1.0},
+            True,
+            id="frozen",
+        ),
+        pytest.param(
+            {"level": ConsistencyLevel.QUIESCED, "disks_frozen_at_s": 1.0}, False, id="thawed"
+        ),
+        pytest.param({"level": ConsistencyLevel.CRASH, "frozen": True}, True, id="not thawed yet"),
     ],
 )
 def test_may_stand_still(entry: Callable[..., Entry], said: dict[str, Any], may: bool) -> None:
-    assert entry(**said).may_stand_still is may
+    assert entry(**said).may_hold_guest is may

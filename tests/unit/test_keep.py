@@ -17,10 +17,10 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import host as libvirt_host
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Answer, Use
+from zvmsnap.zfs.types import SnapshotListing, SnapshotUsage
 
 Run = Callable[..., tuple[int, str, str]]
 BOTH = ("web", "db")
@@ -115,7 +115,7 @@ def test_keep_leaves_what_cannot_go(run: Run, pool: Pool, monkeypatch: pytest.Mo
     for _ in range(3):
         run("take", "web")
     held = f"{WEB}@{names[0]}"
-    pool.uses[held] = Use(pool.present[held], (), 1)
+    pool.uses[held] = SnapshotUsage(pool.present[held], (), 1)
     code, out, err = run("take", "web", "--keep", "1")
     assert code == 0
     assert out.splitlines()[1:] == [f"dropped web@{name}" for name in names[1:3]]
@@ -191,7 +191,7 @@ def test_drop_leaves_what_a_point_waits_for(
 ) -> None:
     publish = vault.publish
 
-    def full(directory: Path, manifest: Manifest) -> Point:
+    def full(directory: Path, manifest: Manifest) -> RestorePoint:
         if manifest.domain == "db":
             raise OSError(28, "no space left")
         return publish(directory, manifest)
@@ -223,7 +223,9 @@ def test_drop_while_a_moment_is_open(
     waits: bool,
 ) -> None:
     assert run("take", "web", "--name", "x")[0] == 0
-    other = entry(uuid="c0ffee00-0000-4000-8000-000000000009", domain="nix", since_txg=since)
+    other = entry(
+        uuid="c0ffee00-0000-4000-8000-000000000009", domain="nix", newest_txg_before=since
+    )
     disk = msgspec.structs.replace(other.disks[0], dataset=dataset)
     Journal(config.journal_dir).write(msgspec.structs.replace(other, disks=(disk,)))
     code, _, err = run("drop", "--yes", "web@x")
@@ -235,7 +237,7 @@ def test_required_and_missed_leaves_no_snapshot(
     run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch, config: Config
 ) -> None:
     names = numbered(monkeypatch)
-    web = libvirt_host.Hypervisor("x").guests()[0]
+    web = libvirt_host.Host("x").guests()[0]
     assert isinstance(web, DumpedGuest)
     agent = web.agent = FakeAgent()
 
@@ -259,7 +261,7 @@ def test_keep_when_zfs_does_not_say_what_is_there(
     names = numbered(monkeypatch)
     run("take", "web")
 
-    def fail() -> Answer:
+    def fail() -> SnapshotListing:
         raise ZfsFailed("no answer")
 
     monkeypatch.setattr(zfs, "all_snapshots", fail)
@@ -297,7 +299,7 @@ def test_nothing_goes_while_its_pool_is_not_imported(
     run: Run, pool: Pool, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("take", "web", "--name", "x")
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: Answer({}, frozenset({"other"})))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"other"})))
     code, _, err = run("drop", "--yes", "web@x")
     assert code == 1 and f"{WEB}@x: its pool is not imported" in err
     assert kept(pool) == [f"{WEB}@x"]

@@ -11,13 +11,13 @@ import pytest
 from tests.unit.fakes import UUID, FakeGuest, holds, make_base, write
 from zvmsnap.common import log
 from zvmsnap.common.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.disks import jobs, live_commit, offline_commit
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize import release
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.virt.guest import Pause
 
 
@@ -28,7 +28,7 @@ class Moment:
         self.config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=0.01))
         self.bases = {name: make_base(tmp_path / "tank" / f"{name}.raw") for name in ("vda", "vdb")}
         self.guest = FakeGuest("web", UUID, **self.bases)
-        self.dir = CaptureDir(config.staging_dir / entry.capture)
+        self.dir = StagingDir(config.staging_dir / entry.capture)
         disk = entry.disks[0]
         self.disks = tuple(
             msgspec.structs.replace(
@@ -37,7 +37,7 @@ class Moment:
             for target, base in self.bases.items()
         )
         self.journal = Journal(config.journal_dir)
-        self.work = Open(self.journal, msgspec.structs.replace(entry, disks=self.disks))
+        self.work = EntryWriter(self.journal, msgspec.structs.replace(entry, disks=self.disks))
 
     def freeze(self, *targets: str) -> None:
         """As a memory snapshot does; then the guest writes."""
@@ -46,7 +46,7 @@ class Moment:
             write(self.guest.on_overlay(target, self.dir.overlay(target)), 7 + number)
 
     def leave(self) -> None:
-        release.leave(self.config, self.guest, self.work, log.about("web", "tank/web"))
+        release.release(self.config, self.guest, self.work, log.about("web", "tank/web"))
 
     def on_base(self) -> bool:
         wanted = {target: str(base) for target, base in self.bases.items()}
@@ -62,7 +62,7 @@ class Moment:
 
 @pytest.fixture
 def moment(tmp_path: Path, config: Config, entry: Callable[..., Entry]) -> Moment:
-    return Moment(tmp_path, config, entry(targets=("tank/web",)))
+    return Moment(tmp_path, config, entry(request_datasets=("tank/web",)))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_running(moment: Moment) -> None:
     assert moment.on_base() and moment.merged()
     assert moment.guest.calls == ["commit vda", "commit vdb", "pivot vda", "pivot vdb"]
     assert moment.dir.overlays() == []
-    assert set(moment.work.entry.merged) == {disk.overlay for disk in moment.disks}
+    assert set(moment.work.entry.committed_overlays) == {disk.overlay for disk in moment.disks}
 
 
 def test_off(moment: Moment, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,7 +168,7 @@ def test_one_that_is_started_and_stopped_for_ever_is_given_up(
 def test_persistent_definition_is_mended_where_the_live_one_is_back(moment: Moment) -> None:
     moment.freeze("vda")
     moment.guest.live["vda"] = str(moment.bases["vda"])
-    moment.work.note(merged=(str(moment.dir.overlay("vda")),))
+    moment.work.note(committed_overlays=(str(moment.dir.overlay("vda")),))
     moment.leave()
     assert moment.on_base()
     assert moment.guest.calls == ["define"]
@@ -216,7 +216,9 @@ def test_resumed(
         moment.work.note(
             disks=tuple(msgspec.structs.replace(disk, overlay="") for disk in moment.disks)
         )
-    moment.work.note(paused=ours, level=Level.MEMORY if overlays_planned else Level.CRASH)
+    moment.work.note(
+        paused=ours, level=ConsistencyLevel.MEMORY if overlays_planned else ConsistencyLevel.CRASH
+    )
     moment.guest.stands_still = pause
     moment.leave()
     assert ("resume" in moment.guest.calls) is resumed
@@ -236,7 +238,7 @@ def test_resumed(
 def test_allowed_pause(moment: Moment, noted: int | None, active: bool, allowed_ms: int) -> None:
     moment.guest.allowed_ms = 30
     moment.guest.active = active
-    moment.work.note(allowed_pause_ms=noted)
+    moment.work.note(original_downtime_ms=noted)
     moment.leave()
     assert moment.guest.allowed_ms == allowed_ms
 
@@ -311,7 +313,7 @@ def test_a_guest_that_is_off_is_never_busy(
 
 def test_a_moment_without_overlays_waits_for_nobody(moment: Moment) -> None:
     moment.work.note(
-        level=Level.CRASH,
+        level=ConsistencyLevel.CRASH,
         disks=tuple(msgspec.structs.replace(disk, overlay="") for disk in moment.disks),
     )
     moment.guest.job = True
@@ -350,7 +352,7 @@ def test_writes_after_a_pivot_that_failed_are_not_taken_for_merged(moment: Momen
     moment.guest.at["pivot vda"] = fail
     with pytest.raises(ZvmsnapError, match="no pivot"):
         moment.leave()
-    assert moment.work.entry.merged == (str(moment.dir.overlay("vda")),)
+    assert moment.work.entry.committed_overlays == (str(moment.dir.overlay("vda")),)
     moment.guest.mirrors.clear()
     moment.guest.at["commit vda"] = fail
     with pytest.raises(ZvmsnapError, match="still on"):
@@ -406,7 +408,7 @@ def test_one_disk_that_cannot_leave_keeps_no_other(moment: Moment) -> None:
 def test_capture_that_no_journal_knows_goes_with_its_last_overlay(
     moment: Moment, config: Config
 ) -> None:
-    lost = CaptureDir(config.staging_dir / f"{UUID}.0000000f")
+    lost = StagingDir(config.staging_dir / f"{UUID}.0000000f")
     lost.make()
     lost.memory.write_bytes(b"RAM")
     write(moment.guest.on_overlay("vda", lost.overlay("vda")), 7)
@@ -417,7 +419,7 @@ def test_capture_that_no_journal_knows_goes_with_its_last_overlay(
 
 
 def test_libvirts_metadata_of_older_scripts_is_forgotten(moment: Moment) -> None:
-    (name,) = moment.work.entry.names
+    (name,) = moment.work.entry.snapshot_names
     moment.guest.snapshots = [name, "somebody elses"]
     moment.leave()
     assert moment.guest.calls == [f"forget {name}"]
@@ -431,11 +433,11 @@ def test_everything_is_written_down_before_it_is_done(moment: Moment) -> None:
     def look() -> None:
         known = moment.journal.read(UUID)
         assert known
-        seen.append((known.step, known.merged))
+        seen.append((known.step, known.committed_overlays))
 
     moment.guest.at = {"commit vda": look, "pivot vda": look}
     moment.leave()
-    assert seen == [("commit", ()), ("leave vda", (str(moment.dir.overlay("vda")),))]
+    assert seen == [("commit", ()), ("release vda", (str(moment.dir.overlay("vda")),))]
     assert moment.steps() == ["tidy"]
 
 

@@ -4,10 +4,15 @@ from hypothesis import strategies as st
 
 from zvmsnap.common.errors import ModeInvalid
 from zvmsnap.config import mode
-from zvmsnap.config.level import Level
-from zvmsnap.config.mode import Demand, Order, parse_mode
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.mode import Mode, ModeSet, parse_mode
 
-MEMORY, PAUSED, QUIESCED, CRASH = Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH
+MEMORY, PAUSED, QUIESCED, CRASH = (
+    ConsistencyLevel.MEMORY,
+    ConsistencyLevel.PAUSED,
+    ConsistencyLevel.QUIESCED,
+    ConsistencyLevel.CRASH,
+)
 NAMED = [MEMORY, PAUSED, QUIESCED, CRASH]
 NAMED_IN_ANY_ORDER = st.lists(st.sampled_from(NAMED), min_size=1, unique=True)
 
@@ -15,19 +20,19 @@ NAMED_IN_ANY_ORDER = st.lists(st.sampled_from(NAMED), min_size=1, unique=True)
 @pytest.mark.parametrize(
     ("text", "order"),
     [
-        pytest.param("memory", Order((MEMORY,)), id="one"),
+        pytest.param("memory", Mode((MEMORY,)), id="one"),
         pytest.param(
-            "memory,quiesced,crash", Order((MEMORY, QUIESCED, CRASH)), id="several, best first"
+            "memory,quiesced,crash", Mode((MEMORY, QUIESCED, CRASH)), id="several, best first"
         ),
-        pytest.param("crash,memory", Order((CRASH, MEMORY)), id="as it was said, not as it ranks"),
-        pytest.param(" paused , crash ", Order((PAUSED, CRASH)), id="blanks"),
-        pytest.param("quiesced,required", Order((QUIESCED,), True), id="required"),
+        pytest.param("crash,memory", Mode((CRASH, MEMORY)), id="as it was said, not as it ranks"),
+        pytest.param(" paused , crash ", Mode((PAUSED, CRASH)), id="blanks"),
+        pytest.param("quiesced,required", Mode((QUIESCED,), True), id="required"),
         pytest.param(
-            "memory, paused, required", Order((MEMORY, PAUSED), True), id="several, required"
+            "memory, paused, required", Mode((MEMORY, PAUSED), True), id="several, required"
         ),
     ],
 )
-def test_parse(text: str, order: Order) -> None:
+def test_parse(text: str, order: Mode) -> None:
     assert parse_mode(text) == order
 
 
@@ -59,9 +64,11 @@ def test_no_order(text: str, says: str) -> None:
 
 
 @given(NAMED_IN_ANY_ORDER, st.booleans())
-def test_any_order_of_levels_is_read_as_it_was_written(named: list[Level], required: bool) -> None:
+def test_any_order_of_levels_is_read_as_it_was_written(
+    named: list[ConsistencyLevel], required: bool
+) -> None:
     text = ",".join([*named, "required"] if required else named)
-    assert parse_mode(text) == Order(tuple(named), required)
+    assert parse_mode(text) == Mode(tuple(named), required)
 
 
 @given(st.text())
@@ -86,14 +93,17 @@ def test_any_text_is_an_order_or_refused(text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("required", [False, True])
-def test_satisfied_by(text: str, good_enough: set[Level], required: bool) -> None:
+def test_satisfied_by(text: str, good_enough: set[ConsistencyLevel], required: bool) -> None:
     order = parse_mode(f"{text},required" if required else text)
     # A guest that is off has no more than its disks.
-    assert {level for level in Level if order.satisfied_by(level)} == {*good_enough, Level.OFFLINE}
+    assert {level for level in ConsistencyLevel if order.satisfied_by(level)} == {
+        *good_enough,
+        ConsistencyLevel.OFFLINE,
+    }
 
 
-def demand(*texts: str) -> Demand:
-    return mode.demand(parse_mode(text) for text in texts)
+def demand(*texts: str) -> ModeSet:
+    return mode.mode_set(parse_mode(text) for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +125,13 @@ def demand(*texts: str) -> Demand:
         pytest.param(["crash", "memory"], (MEMORY, CRASH), id="crash and memory"),
     ],
 )
-def test_levels_of_a_demand(orders: list[str], tried: tuple[Level, ...]) -> None:
+def test_levels_of_a_demand(orders: list[str], tried: tuple[ConsistencyLevel, ...]) -> None:
     assert demand(*orders).levels == tried
 
 
 @given(st.lists(NAMED_IN_ANY_ORDER, max_size=4))
-def test_each_level_is_tried_once(orders: list[list[Level]]) -> None:
-    tried = mode.demand(Order(tuple(order)) for order in orders).levels
+def test_each_level_is_tried_once(orders: list[list[ConsistencyLevel]]) -> None:
+    tried = mode.mode_set(Mode(tuple(order)) for order in orders).levels
     assert sorted(tried) == sorted({level for order in orders for level in order})
     if orders:
         best_of_each = [NAMED.index(order[0]) for order in orders]
@@ -131,7 +141,7 @@ def test_each_level_is_tried_once(orders: list[list[Level]]) -> None:
 @pytest.mark.parametrize(
     ("orders", "enough", "too_little"),
     [
-        pytest.param([], set(Level), set(), id="nothing demanded"),
+        pytest.param([], set(ConsistencyLevel), set(), id="nothing demanded"),
         pytest.param(["quiesced"], {MEMORY, PAUSED, QUIESCED}, set(), id="one"),
         pytest.param(["quiesced", "crash"], {MEMORY, PAUSED, QUIESCED}, set(), id="all count"),
         pytest.param(["memory,required"], {MEMORY}, {PAUSED, QUIESCED, CRASH}, id="required"),
@@ -148,16 +158,18 @@ def test_each_level_is_tried_once(orders: list[list[Level]]) -> None:
     ],
 )
 def test_what_a_demand_is_satisfied_by_and_what_it_forbids(
-    orders: list[str], enough: set[Level], too_little: set[Level]
+    orders: list[str], enough: set[ConsistencyLevel], too_little: set[ConsistencyLevel]
 ) -> None:
     demanded = demand(*orders)
-    assert {level for level in Level if demanded.satisfied_by(level)} == enough | {Level.OFFLINE}
-    assert {level for level in Level if demanded.forbids(level)} == too_little
-    assert (demanded.least is None) is not any("required" in order for order in orders)
+    assert {level for level in ConsistencyLevel if demanded.satisfied_by(level)} == enough | {
+        ConsistencyLevel.OFFLINE
+    }
+    assert {level for level in ConsistencyLevel if demanded.forbids(level)} == too_little
+    assert (demanded.minimum is None) is not any("required" in order for order in orders)
 
 
 def test_the_same_order_of_several_types_is_one() -> None:
-    assert demand("memory", "memory", "crash").orders == (Order((MEMORY,)), Order((CRASH,)))
+    assert demand("memory", "memory", "crash").modes == (Mode((MEMORY,)), Mode((CRASH,)))
 
 
 @pytest.mark.parametrize(
@@ -181,8 +193,8 @@ def test_together(orders: list[str], of_one_instant: list[str]) -> None:
         (PAUSED, True, True),
         (QUIESCED, False, True),
         (CRASH, False, False),
-        (Level.OFFLINE, False, False),
+        (ConsistencyLevel.OFFLINE, False, False),
     ],
 )
-def test_what_a_level_means(level: Level, has_memory: bool, holds_still: bool) -> None:
+def test_what_a_level_means(level: ConsistencyLevel, has_memory: bool, holds_still: bool) -> None:
     assert (level.has_memory, level.holds_still) == (has_memory, holds_still)

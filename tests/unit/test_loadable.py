@@ -41,7 +41,7 @@ def stow(tmp_path: Path) -> Stow:
         point = tmp_path / "point"
         point.mkdir()
         level = 1 if compression == "zstd" else None
-        memory = memory_image.stow_memory(dump, point, "raw", zstd_level=level)
+        memory = memory_image.store_memory(dump, point, "raw", zstd_level=level)
         assert memory.compression == compression
         return point / memory.file, memory
 

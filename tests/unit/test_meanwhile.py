@@ -15,14 +15,14 @@ from tests.unit.faketake import configure
 from zvmsnap.common import lockfile, log
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.common.process import Process, still_clock_s
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import deadline, thaw
 from zvmsnap.recovery import recover, report, watchdog_daemon
 from zvmsnap.virt import host as libvirt_host
@@ -39,9 +39,9 @@ def entries(config: Config) -> list[Entry]:
     return Journal(config.journal_dir).entries()
 
 
-def levels_of(config: Config) -> list[Level]:
+def levels_of(config: Config) -> list[ConsistencyLevel]:
     found = vault.entries(config.vault_dir)
-    return [point.manifest.level for point in found if isinstance(point, Point)]
+    return [point.manifest.level for point in found if isinstance(point, RestorePoint)]
 
 
 def test_who_is_put_back_has_a_part_in_another_moment_by_now(
@@ -54,7 +54,11 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
 
     def lock(*arguments: Any) -> Any:
         (old,) = scene.entries()
-        said: dict[str, Any] = {"level": Level.PAUSED, "paused": True, "frozen_at_s": time.time()}
+        said: dict[str, Any] = {
+            "level": ConsistencyLevel.PAUSED,
+            "paused": True,
+            "disks_frozen_at_s": time.time(),
+        }
         capture_of_another = f"{UUID}.0000beef"
         newer.append(msgspec.structs.replace(old, capture=capture_of_another, owner=NOBODY, **said))
         Journal(scene.config.journal_dir).write(newer[0])
@@ -79,19 +83,22 @@ def test_the_guard_lets_go_what_post_is_about_to(
     """Post has read the journal, and waits for the lock; then an administrator pauses the guest."""
     monkeypatch.setattr(mounts, "read_table", list)
     pools.present = {f"tank/web@{NAME}": 11}
-    known = standing(Level.PAUSED)
+    known = standing(ConsistencyLevel.PAUSED)
 
     def connect(uri: str) -> FakeHypervisor:
         guest.resume()
-        thaw.let_go(
-            config, guest, Open(Journal(config.journal_dir), known), log.about("web", "tank/web")
+        thaw.release_guest(
+            config,
+            guest,
+            EntryWriter(Journal(config.journal_dir), known),
+            log.about("web", "tank/web"),
         )
         guest.stands_still = Pause.USER
         return host
 
-    monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Hypervisor", connect)
+    monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
     after_snapshot.finish(POST, config, OWNER)
-    assert levels_of(config) == [Level.CRASH]
+    assert levels_of(config) == [ConsistencyLevel.CRASH]
     assert guest.stands_still is Pause.USER
 
 
@@ -111,8 +118,8 @@ def test_guard_outlives_a_host_without_descriptors(
     monkeypatch.setattr(mounts, "read_table", list)
     configure(tmp_path, config, monkeypatch)
     with (tmp_path / "config.toml").open("a") as file:
-        file.write("[limits]\nstill_max_s = 1\n")
-    standing(Level.PAUSED, owner=OWNER)
+        file.write("[limits]\nmax_freeze_s = 1\n")
+    standing(ConsistencyLevel.PAUSED, owner=OWNER)
     looks = Journal.entries
     failed: list[int] = []
 
@@ -138,7 +145,7 @@ def test_guard_outlives_a_host_without_threads(
     """libvirt's events have a thread of their own."""
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(mounts, "read_table", list)
-    standing(Level.PAUSED, owner=OWNER)
+    standing(ConsistencyLevel.PAUSED, owner=OWNER)
     failed: list[int] = []
 
     def connect(uri: str) -> FakeHypervisor:
@@ -147,7 +154,7 @@ def test_guard_outlives_a_host_without_threads(
             raise RuntimeError("can't start new thread")
         return host
 
-    monkeypatch.setattr("zvmsnap.recovery.recover.Hypervisor", connect)
+    monkeypatch.setattr("zvmsnap.recovery.recover.Host", connect)
     assert watchdog_daemon.watch(config, OWNER)
     assert guest.stands_still is None
 
@@ -180,9 +187,9 @@ def test_guard_goes_when_its_guest_is_gone(
 ) -> None:
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    standing(Level.PAUSED, owner=OWNER, still_since_s=1.0)
+    standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=1.0)
     guest.exists = False
-    with deadline.kept(config, OWNER):
+    with deadline.enforce_deadline(config, OWNER):
         waiting = threading.Thread(
             target=watchdog_daemon.wait_for_still, args=(config, OWNER), daemon=True
         )
@@ -199,7 +206,7 @@ def test_deadline_outlives_a_host_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    standing(Level.PAUSED, owner=OWNER, still_since_s=still_clock_s() - 61)
+    standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=still_clock_s() - 61)
     start = threading.Thread.start
     failed: list[int] = []
 
@@ -210,7 +217,7 @@ def test_deadline_outlives_a_host_without_threads(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", fail)
-    with deadline.kept(config, OWNER):
+    with deadline.enforce_deadline(config, OWNER):
         until(lambda: guest.stands_still is None)
 
 
@@ -232,7 +239,7 @@ def test_guard_does_not_go_while_somebody_is_frozen(
     """A guest so busy that its agent does not answer for minutes."""
     monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(thaw, "_THAW_ATTEMPTS", 1)
-    standing(Level.QUIESCED, owner=OWNER)
+    standing(ConsistencyLevel.QUIESCED, owner=OWNER)
     agent = guest.agent
     assert agent
     agent.answering = False
@@ -311,29 +318,35 @@ def test_pre_that_died_behind_pre_freeze(
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     config = msgspec.structs.replace(
-        config, limits=Limits(still_max_s=1), guest_scripts=str(tmp_path / "guest.d")
+        config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")
     )
     path = tmp_path / "guest.d" / "web" / "post-thaw"
     path.parent.mkdir(parents=True)
     path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
     path.chmod(0o755)
-    standing(Level.QUIESCED, owner=OWNER, frozen=False, thaw_script=True, frozen_at_s=0.0)
+    standing(
+        ConsistencyLevel.QUIESCED,
+        owner=OWNER,
+        frozen=False,
+        thaw_script_due=True,
+        disks_frozen_at_s=0.0,
+    )
     assert guest.agent
     guest.agent.thaw()
-    with deadline.kept(config, OWNER):
+    with deadline.enforce_deadline(config, OWNER):
         watchdog_daemon.wait_for_still(config, OWNER)
-    assert not entries(config)[0].thaw_script
+    assert not entries(config)[0].thaw_script_due
     assert (tmp_path / "ran").read_text() == "ran\n"
 
 
-@pytest.mark.parametrize("level", [Level.PAUSED, Level.QUIESCED])
+@pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_journal_that_was_damaged_while_a_guest_stands_still(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
     host: FakeHypervisor,
     pools: FakeZfs,
-    level: Level,
+    level: ConsistencyLevel,
 ) -> None:
     standing(level)
     (config.journal_dir / f"{UUID}.json").write_text("{")
@@ -351,7 +364,7 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
 def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
     config: Config, guest: FakeGuest, standing: Standing, host: FakeHypervisor, pools: FakeZfs
 ) -> None:
-    standing(Level.QUIESCED)
+    standing(ConsistencyLevel.QUIESCED)
     guest.on_overlay("vda", config.staging_dir / f"{UUID}.00000001" / "vda.zvmsnap.qcow2")
     (config.journal_dir / f"{UUID}.json").write_text("{")
     assert recover.recover(config).complete
@@ -362,7 +375,7 @@ def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
 def test_journal_that_was_damaged_while_libvirt_dumps(
     config: Config, guest: FakeGuest, standing: Standing, host: FakeHypervisor, pools: FakeZfs
 ) -> None:
-    standing(Level.PAUSED)
+    standing(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     guest.stands_still, guest.job = None, True
     assert not recover.recover(config).complete
@@ -378,4 +391,4 @@ def test_what_was_set_aside_keeps_nobody_from_its_points(scene: Scene) -> None:
     (scene.config.journal_dir / f"{UUID}.damaged").write_text("{")
     agent_of(guest).answering = False
     assert scene.pre()
-    assert [entry.level for entry in scene.entries()] == [Level.MEMORY]
+    assert [entry.level for entry in scene.entries()] == [ConsistencyLevel.MEMORY]

@@ -6,7 +6,7 @@ import pytest
 from tests.unit.fakes import UUID, FakeGuest, holds, make_base, write
 from zvmsnap.common.errors import CommitFailed, OverlayUnreadable, QemuImgFailed, ZvmsnapError
 from zvmsnap.disks import offline_commit, overlay_chain
-from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.disks.overlay_chain import OverlayChain
 from zvmsnap.virt import domain_xml
 
 
@@ -21,7 +21,7 @@ class Off:
         self.guest.shut_off()
         self.trace: list[str] = []
 
-    def stacks(self) -> dict[str, Stack]:
+    def stacks(self) -> dict[str, OverlayChain]:
         return overlay_chain.of(domain_xml.parse(self.guest.xml()))
 
     def leaving(self, target: str, do: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Off:
         self.trace.append(name)
         do()
 
-    def to_base(self, found: dict[str, Stack] | None = None) -> None:
+    def to_base(self, found: dict[str, OverlayChain] | None = None) -> None:
         offline_commit.to_base(self.guest, found or self.stacks(), self.leaving, self.step)
 
     def merged(self) -> dict[str, bool]:
@@ -109,7 +109,7 @@ def test_started_while_it_is_merged(off: Off) -> None:
 
 def test_a_problem_with_one_disk_touches_none(off: Off) -> None:
     found = off.stacks()
-    found["vdb"] = Stack("vdb", found["vdb"].overlays, problem="cannot be told")
+    found["vdb"] = OverlayChain("vdb", found["vdb"].overlays, problem="cannot be told")
     with pytest.raises(CommitFailed, match=r"web: .* vdb: cannot be told"):
         off.to_base(found)
     assert off.trace == []
@@ -130,7 +130,7 @@ def test_definition_is_never_given_a_base_that_the_overlay_does_not_lie_on(
 ) -> None:
     found = off.stacks()
     wrong = make_base(tmp_path / "tank" / "wrong.raw")
-    found["vda"] = Stack("vda", found["vda"].overlays, str(wrong))
+    found["vda"] = OverlayChain("vda", found["vda"].overlays, str(wrong))
     with pytest.raises(OverlayUnreadable, match=f"not on {wrong}"):
         off.to_base(found)
     assert off.guest.calls == []

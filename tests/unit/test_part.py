@@ -28,7 +28,7 @@ from tests.unit.fakepre import (
     thaws_under_the_overlay,
     too_busy,
 )
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from zvmsnap.config.level import Level
     [pytest.param(*case, id=name) for name, *case in WHOLE],
 )
 def test_steps_of_each_level(
-    scene: Scene, mode: str, change: Fault, level: Level, trace: list[str]
+    scene: Scene, mode: str, change: Fault, level: ConsistencyLevel, trace: list[str]
 ) -> None:
     guest = scene.add()
     scene.modes["tank/web"] = {"": f"{mode},required"}
@@ -45,17 +45,17 @@ def test_steps_of_each_level(
     assert scene.trace == trace
     (entry,) = scene.entries()
     assert (entry.level, entry.step) == (level, trace[-1].removeprefix("> "))
-    assert entry.reason == ("the guest is shut off" if level is Level.OFFLINE else None)
+    assert entry.reason == ("the guest is shut off" if level is ConsistencyLevel.OFFLINE else None)
     scene.assert_at_rest(but=entry)
     assert entry.paused is (level is PAUSED)
     with_overlay = level is MEMORY or "> overlay" in trace
     assert entry.frozen is (level is QUIESCED and not with_overlay)
     assert (guest.live["vda"] == entry.disks[0].overlay) is with_overlay
-    assert bool(entry.frozen_at_s) is (level.has_memory or level.holds_still)
-    assert bool(entry.still_since_s) is level.holds_still
+    assert bool(entry.disks_frozen_at_s) is (level.has_memory or level.holds_still)
+    assert bool(entry.held_since_s) is level.holds_still
     assert bool(entry.pause_s) is with_overlay
     assert bool(entry.memory_format) is level.has_memory
-    assert entry.least == (None if level is Level.OFFLINE else level)
+    assert entry.minimum_level == (None if level is ConsistencyLevel.OFFLINE else level)
 
 
 SPARSE = "qemu.conf says sparse"
@@ -146,7 +146,7 @@ def test_reached(
     mode: str,
     fault: Fault,
     complete: bool,
-    level: Level | None,
+    level: ConsistencyLevel | None,
     reason: str | None,
 ) -> None:
     guest = scene.add()

@@ -24,7 +24,7 @@ from tests.unit.fakepre import (
 from tests.unit.fakes import OTHER, UUID
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Limits
 from zvmsnap.finalize import after_snapshot
 
@@ -91,7 +91,7 @@ def test_types(
     types: tuple[str, ...],
     fault: Fault,
     complete: bool,
-    level: Level | None,
+    level: ConsistencyLevel | None,
 ) -> None:
     guest = scene.add()
     scene.modes["tank/web"] = modes
@@ -114,7 +114,7 @@ def test_types(
     ],
 )
 def test_the_configuration_says(
-    scene: Scene, keys: dict[str, object], types: tuple[str, ...], level: Level
+    scene: Scene, keys: dict[str, object], types: tuple[str, ...], level: ConsistencyLevel
 ) -> None:
     scene.add()
     scene.change(**keys)
@@ -218,7 +218,7 @@ def test_what_the_last_moment_has_left_is_ended_first(scene: Scene, mode: str) -
     scene.assert_at_rest(but=second)
     let_go = {"memory": "pivot vda", "paused": "resume", "quiesced": "thaw", "crash": "> close"}
     assert let_go[mode] in scene.trace[done : scene.trace.index("> staging", done)]
-    after_snapshot.settle(scene.config, scene.host, guest, second)
+    after_snapshot.finish_interrupted(scene.config, scene.host, guest, second)
     scene.assert_at_rest()
 
 

@@ -33,14 +33,14 @@ UNDONE = [
     pytest.param(
         "paused,crash",
         half_an_image,
-        ["> judge", "> undo dump", "> let go", "resume", "> tidy", "> undo staging"],
+        ["> read header", "> undo dump", "> let go", "resume", "> tidy", "> undo staging"],
         id="judge, after it stands still",
     ),
     pytest.param(
         "memory,crash",
         half_an_image,
         [
-            *("> judge", "> undo dump", "> commit", "commit vda", "> leave vda", "pivot vda"),
+            *("> read header", "> undo dump", "> commit", "commit vda", "> release vda", "pivot vda"),
             *("> tidy", "> undo staging"),
         ],
         id="judge, on its overlay",
@@ -74,7 +74,7 @@ UNDONE = [
         thaws_under_the_overlay,
         [
             *("> overlay", "disk snapshot", "> thaw", "thaw", "> undo freeze", "> commit"),
-            *("commit vda", "> leave vda", "pivot vda", "> tidy", "> undo staging"),
+            *("commit vda", "> release vda", "pivot vda", "> tidy", "> undo staging"),
         ],
         id="thaw, on its overlay",
     ),
@@ -109,7 +109,7 @@ def test_post_thaw_follows_the_thaw(scene: Scene, overlay: bool) -> None:
     assert scene.pre()
     # Nobody makes a database wait for ZFS where the guest itself does not.
     assert (scene.root / "ran").read_text() == ("pre\npost\n" if overlay else "pre\n")
-    after_snapshot.settle(scene.config, scene.host, guest, scene.entries()[0])
+    after_snapshot.finish_interrupted(scene.config, scene.host, guest, scene.entries()[0])
     assert (scene.root / "ran").read_text() == "pre\npost\n"
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_undone_is_left_to_the_next_hook(
     assert agent_of(guest).frozen and guest.stands_still is None
     assert "and could not be undone: freeze: let go: its file systems may be frozen" in caplog.text
     agent_of(guest).answering = True
-    after_snapshot.settle(scene.config, scene.host, guest, entry)
+    after_snapshot.finish_interrupted(scene.config, scene.host, guest, entry)
     scene.assert_at_rest()
 
 

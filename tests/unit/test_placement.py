@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.capture import eligibility
-from zvmsnap.capture.eligibility import Placement
-from zvmsnap.config.level import Level
-from zvmsnap.disks.location import Seen
+from zvmsnap.capture.eligibility import Eligibility
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.disks.location import GuestDisks
 from zvmsnap.virt.domain_xml import Disk, Domain
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Dataset
 
-INSIDE, OUTSIDE = Place("tank/web", "a.qcow2"), Place("other/web", "b.qcow2")
+INSIDE, OUTSIDE = DiskLocation("tank/web", "a.qcow2"), DiskLocation("other/web", "b.qcow2")
 COVERED = frozenset({"tank/web", "tank/web/data"})
 
 
@@ -29,9 +29,9 @@ def disk(target: str = "vda", **changes: object) -> Disk:
     return Disk(target=target, **{**known, **changes})  # type: ignore[arg-type]
 
 
-def seen(state: str, disks: tuple[Disk, ...], places: Mapping[str, Place]) -> Seen:
+def seen(state: str, disks: tuple[Disk, ...], places: Mapping[str, DiskLocation]) -> GuestDisks:
     domain = Domain("web", "uuid", disks, None, "q35", "x86_64", "/qemu", "", "", 1024)
-    return Seen(domain, state, places)
+    return GuestDisks(domain, state, places)
 
 
 def dataset(name: str, mode: str = "", recursive: str = "") -> Dataset:
@@ -39,21 +39,35 @@ def dataset(name: str, mode: str = "", recursive: str = "") -> Dataset:
 
 
 TWO = (disk("vda"), disk("vdb"))
-BOTH_INSIDE = {"vda": INSIDE, "vdb": Place("tank/web/data", "")}
+BOTH_INSIDE = {"vda": INSIDE, "vdb": DiskLocation("tank/web/data", "")}
 SPLIT = {"vda": INSIDE, "vdb": OUTSIDE}
 
 LEVELS = [
     pytest.param(
-        "running", (disk(),), {"vda": INSIDE}, Level.MEMORY, None, ("vda",), (), id="one disk"
+        "running",
+        (disk(),),
+        {"vda": INSIDE},
+        ConsistencyLevel.MEMORY,
+        None,
+        ("vda",),
+        (),
+        id="one disk",
     ),
     pytest.param(
-        "running", TWO, BOTH_INSIDE, Level.MEMORY, None, ("vda", "vdb"), (), id="two datasets"
+        "running",
+        TWO,
+        BOTH_INSIDE,
+        ConsistencyLevel.MEMORY,
+        None,
+        ("vda", "vdb"),
+        (),
+        id="two datasets",
     ),
     pytest.param(
         "running",
         TWO,
         SPLIT,
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "not all disks are in this snapshot: vdb (on other/web)",
         ("vda",),
         ("vdb",),
@@ -63,7 +77,7 @@ LEVELS = [
         "running",
         TWO,
         {"vda": INSIDE},
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "not all disks are in this snapshot: vdb (/images/vdb)",
         ("vda",),
         ("vdb",),
@@ -73,7 +87,7 @@ LEVELS = [
         "running",
         (disk(), disk("vdb", type="network", source="")),
         {"vda": INSIDE},
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "not all disks are in this snapshot: vdb (of type network)",
         ("vda",),
         ("vdb",),
@@ -83,7 +97,7 @@ LEVELS = [
         "running",
         (disk(type="volume", source="", volume=("pool", "a")),),
         {"vda": INSIDE},
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "a disk cannot be frozen: vda is of type volume, not a file or block device",
         ("vda",),
         (),
@@ -93,7 +107,7 @@ LEVELS = [
         "running",
         (disk(shareable=True),),
         {"vda": INSIDE},
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "a disk cannot be frozen: vda is shareable",
         ("vda",),
         (),
@@ -103,7 +117,7 @@ LEVELS = [
         "running",
         (disk(transient=True),),
         {"vda": INSIDE},
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "its RAM cannot be saved because vda is transient",
         ("vda",),
         (),
@@ -113,7 +127,7 @@ LEVELS = [
         "running",
         (disk(device="lun", type="block"),),
         {"vda": INSIDE},
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "a disk cannot be frozen: vda is a passed-through LUN",
         ("vda",),
         (),
@@ -123,7 +137,7 @@ LEVELS = [
         "running",
         (disk(), disk("sda", device="cdrom", readonly=True), disk("sdb", device="cdrom")),
         {"vda": INSIDE, "sda": OUTSIDE},
-        Level.MEMORY,
+        ConsistencyLevel.MEMORY,
         None,
         ("vda",),
         ("sda", "sdb"),
@@ -133,7 +147,7 @@ LEVELS = [
         "running",
         (disk(), disk("vdb", readonly=True)),
         SPLIT,
-        Level.MEMORY,
+        ConsistencyLevel.MEMORY,
         None,
         ("vda",),
         ("vdb",),
@@ -143,7 +157,7 @@ LEVELS = [
         "running",
         (disk(), disk("vdb", readonly=True)),
         BOTH_INSIDE,
-        Level.MEMORY,
+        ConsistencyLevel.MEMORY,
         None,
         ("vda",),
         ("vdb",),
@@ -153,7 +167,7 @@ LEVELS = [
         "paused",
         TWO,
         BOTH_INSIDE,
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "the guest is paused",
         ("vda", "vdb"),
         (),
@@ -163,7 +177,7 @@ LEVELS = [
         "shutting down",
         TWO,
         BOTH_INSIDE,
-        Level.CRASH,
+        ConsistencyLevel.CRASH,
         "the guest is shutting down",
         ("vda", "vdb"),
         (),
@@ -173,7 +187,7 @@ LEVELS = [
         "shut off",
         TWO,
         BOTH_INSIDE,
-        Level.OFFLINE,
+        ConsistencyLevel.OFFLINE,
         "the guest is shut off",
         ("vda", "vdb"),
         (),
@@ -183,7 +197,7 @@ LEVELS = [
         "crashed",
         TWO,
         SPLIT,
-        Level.OFFLINE,
+        ConsistencyLevel.OFFLINE,
         "the guest is crashed",
         ("vda",),
         ("vdb",),
@@ -192,10 +206,16 @@ LEVELS = [
 ]
 
 
-def best(placed: Placement) -> tuple[Level, str | None]:
+def best(placed: Eligibility) -> tuple[ConsistencyLevel, str | None]:
     """Of memory, what can be had, and why not more."""
-    why = placed.obstacles.get(Level.MEMORY)
-    level = Level.OFFLINE if placed.is_off else Level.CRASH if why else Level.MEMORY
+    why = placed.obstacles.get(ConsistencyLevel.MEMORY)
+    level = (
+        ConsistencyLevel.OFFLINE
+        if placed.is_off
+        else ConsistencyLevel.CRASH
+        if why
+        else ConsistencyLevel.MEMORY
+    )
     return level, why
 
 
@@ -205,13 +225,13 @@ def best(placed: Placement) -> tuple[Level, str | None]:
 def test_level(
     state: str,
     disks: tuple[Disk, ...],
-    places: Mapping[str, Place],
-    level: Level,
+    places: Mapping[str, DiskLocation],
+    level: ConsistencyLevel,
     reason: str | None,
     covered: tuple[str, ...],
     others: tuple[str, ...],
 ) -> None:
-    placed = eligibility.place(seen(state, disks, places), COVERED)
+    placed = eligibility.judge_guest(seen(state, disks, places), COVERED)
     assert placed is not None
     assert best(placed) == (level, reason)
     assert placed.covered == {target: places[target] for target in covered}
@@ -225,14 +245,16 @@ def test_level(
         pytest.param((), {}, id="no disk"),
         pytest.param((disk(),), {}, id="no ZFS"),
         pytest.param((disk(),), {"vda": OUTSIDE}, id="another dataset"),
-        pytest.param((disk(),), {"vda": Place("tank/webs", "a")}, id="a longer name"),
+        pytest.param((disk(),), {"vda": DiskLocation("tank/webs", "a")}, id="a longer name"),
         pytest.param((disk("sda", device="cdrom"),), {"sda": INSIDE}, id="only a cdrom inside"),
         pytest.param((disk(readonly=True),), {"vda": INSIDE}, id="only a readonly disk inside"),
     ],
 )
 @pytest.mark.parametrize("state", ["running", "paused", "shut off"])
-def test_not_concerned(disks: tuple[Disk, ...], places: Mapping[str, Place], state: str) -> None:
-    assert eligibility.place(seen(state, disks, places), COVERED) is None
+def test_not_concerned(
+    disks: tuple[Disk, ...], places: Mapping[str, DiskLocation], state: str
+) -> None:
+    assert eligibility.judge_guest(seen(state, disks, places), COVERED) is None
 
 
 DISKS = st.builds(
@@ -248,7 +270,7 @@ PLACED_DISKS = st.lists(st.tuples(DISKS, st.sampled_from([INSIDE, OUTSIDE, None]
 
 @given(st.sampled_from(["running", "paused", "shut off"]), PLACED_DISKS)
 def test_ram_only_where_every_writable_disk_is_frozen_in_the_same_snapshot(
-    state: str, drawn: list[tuple[Disk, Place | None]]
+    state: str, drawn: list[tuple[Disk, DiskLocation | None]]
 ) -> None:
     targets = [f"vd{letter}" for letter in "abcd"[: len(drawn)]]
     renamed = [
@@ -256,12 +278,12 @@ def test_ram_only_where_every_writable_disk_is_frozen_in_the_same_snapshot(
         for target, (one, _) in zip(targets, drawn, strict=True)
     ]
     places = {target: at for target, (_, at) in zip(targets, drawn, strict=True) if at}
-    placed = eligibility.place(seen(state, tuple(renamed), places), COVERED)
+    placed = eligibility.judge_guest(seen(state, tuple(renamed), places), COVERED)
     if placed is None:
         assert not any(one.writable and places.get(one.target) == INSIDE for one in renamed)
         return
     assert sorted((*placed.covered, *placed.others)) == targets
-    if best(placed)[0] is Level.MEMORY:
+    if best(placed)[0] is ConsistencyLevel.MEMORY:
         assert state == "running"
         for one in renamed:
             frozen = one.target in placed.covered
@@ -330,14 +352,16 @@ def test_snapshotted_datasets(
 @pytest.mark.parametrize(
     ("modes", "level"),
     [
-        pytest.param({}, Level.MEMORY, id="none excluded"),
-        pytest.param({"tank/web/data": "off"}, Level.CRASH, id="one disk's dataset excluded"),
-        pytest.param({"tank/web/data": "on"}, Level.MEMORY, id="only off excludes"),
+        pytest.param({}, ConsistencyLevel.MEMORY, id="none excluded"),
+        pytest.param(
+            {"tank/web/data": "off"}, ConsistencyLevel.CRASH, id="one disk's dataset excluded"
+        ),
+        pytest.param({"tank/web/data": "on"}, ConsistencyLevel.MEMORY, id="only off excludes"),
         pytest.param({"tank/web": "off", "tank/web/data": "off"}, None, id="all excluded"),
     ],
 )
-def test_excluded_datasets(modes: Mapping[str, str], level: Level | None) -> None:
+def test_excluded_datasets(modes: Mapping[str, str], level: ConsistencyLevel | None) -> None:
     datasets = {name: dataset(name, mode=modes.get(name, "")) for name in POOL}
     covered = eligibility.without_excluded(COVERED, datasets)
-    placed = eligibility.place(seen("running", TWO, BOTH_INSIDE), covered)
+    placed = eligibility.judge_guest(seen("running", TWO, BOTH_INSIDE), covered)
     assert (placed and best(placed)[0]) == level

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from zvmsnap.common.errors import VaultDamaged
 from zvmsnap.points.liveness import Life, Liveness
-from zvmsnap.points.manifest import MANIFEST, Disk, Manifest, Memory, Tie
-from zvmsnap.points.point import Point, read_point
+from zvmsnap.points.manifest import MANIFEST, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.zfs.types import Snapshot
 
 Build = Callable[..., Manifest]
 
 
-def tie(full_name: str, guid: int) -> Tie:
+def tie(full_name: str, guid: int) -> SnapshotRef:
     dataset, _, name = full_name.partition("@")
-    return Tie(dataset, name, guid, createtxg=guid)
+    return SnapshotRef(dataset, name, guid, createtxg=guid)
 
 
 def live(snapshots: Mapping[str, int], *pools: str) -> Liveness:
@@ -159,7 +159,7 @@ def test_snapshots_that_a_restore_has_moved(
     homeless: tuple[str, ...],
     life: Life,
 ) -> None:
-    known = Tie("tank/a", "h", 1, 1, home)
+    known = SnapshotRef("tank/a", "h", 1, 1, home)
     liveness = dataclasses.replace(live(present, *pools), homeless=frozenset(homeless))
     assert liveness.of(known) is life
     named = manifest(snapshots=(known,), disks=disks("tank/a"))
@@ -170,8 +170,8 @@ def test_snapshots_that_a_restore_has_moved(
 
 @pytest.mark.parametrize(("dataset", "home"), [("tank/a", ""), ("tank/x", "tank/x")])
 def test_tie_of_a_snapshot(dataset: str, home: str) -> None:
-    known = Tie.of(Snapshot(dataset, "h", 5, 6), "tank/a")
-    assert known == Tie("tank/a", "h", 5, 6, home)
+    known = SnapshotRef.of(Snapshot(dataset, "h", 5, 6), "tank/a")
+    assert known == SnapshotRef("tank/a", "h", 5, 6, home)
     assert known.full_name == f"{dataset}@h"
 
 
@@ -195,8 +195,8 @@ def test_no_point_is_orphaned_while_anything_of_it_lives_or_is_unknown(
 
 
 def test_names(manifest: Build) -> None:
-    known = manifest(snapshots=(tie("tank/a@x_hourly", 1), tie("tank/a@x_daily", 2)), moment="x")
-    found = Point(Path("/vault/web/x.2"), known)
+    known = manifest(snapshots=(tie("tank/a@x_hourly", 1), tie("tank/a@x_daily", 2)), run="x")
+    found = RestorePoint(Path("/vault/web/x.2"), known)
     assert found.name == "web@x.2"
     for name, answers in {
         "x": True,
@@ -213,7 +213,7 @@ def test_names(manifest: Build) -> None:
 def test_written_and_read_again(tmp_path: Path, manifest: Build) -> None:
     whole = manifest(reason="why", memory=None, snapshots=(tie("tank/My VMs@h", 2**64 - 1),))
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(whole))
-    assert read_point(tmp_path) == Point(tmp_path, whole)
+    assert read_point(tmp_path) == RestorePoint(tmp_path, whole)
 
 
 def test_keys_of_later_versions_are_passed_over(tmp_path: Path, manifest: Build) -> None:
@@ -240,7 +240,7 @@ def with_memory_file(file: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 DAMAGED = [
     pytest.param(lambda document: {}, "missing required field", id="empty object"),
     pytest.param(lambda document: [document], "Expected `object`", id="list"),
-    pytest.param(changed(schema=2), "schema 2 is not one this version reads", id="later schema"),
+    pytest.param(changed(schema=3), "schema 3 is not one this version reads", id="later schema"),
     pytest.param(changed(snapshots=[]), "names no snapshot", id="no snapshots"),
     pytest.param(changed(level="superb"), "$.level", id="unknown level"),
     pytest.param(changed(disks=[{"target": "vda"}]), "$.disks", id="half a disk"),
@@ -382,9 +382,9 @@ def test_snapshots_that_no_command_line_could_name(
     tmp_path: Path, manifest: Build, dataset: str, name: str, where: str
 ) -> None:
     tie = {
-        "taken of": Tie(dataset, name, 1, 1),
-        "home": Tie("tank/web", name, 1, 1, dataset or "/"),
-        "had a home": Tie(dataset, name, 1, 1, "tank/web"),
+        "taken of": SnapshotRef(dataset, name, 1, 1),
+        "home": SnapshotRef("tank/web", name, 1, 1, dataset or "/"),
+        "had a home": SnapshotRef(dataset, name, 1, 1, "tank/web"),
     }[where]
     ties = (*manifest().snapshots, tie)
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=ties)))
@@ -394,7 +394,7 @@ def test_snapshots_that_no_command_line_could_name(
 
 @pytest.mark.parametrize("taken", ["", "yesterday", "2026-11-20T03:00:00", "2026-13-01T00:00:00Z"])
 def test_time_that_is_none(tmp_path: Path, manifest: Build, taken: str) -> None:
-    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(taken=taken)))
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(created=taken)))
     with pytest.raises(VaultDamaged, match="is no time at which it was taken"):
         read_point(tmp_path)
 

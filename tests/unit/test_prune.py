@@ -10,17 +10,17 @@ import zvmsnap
 from zvmsnap.common.errors import LockTimeout, ZfsFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config, Limits
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.retention import forget, prune
-from zvmsnap.retention.leftovers import Debris
+from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Answer, Snapshot
+from zvmsnap.zfs.types import Snapshot, SnapshotListing
 
 Build = Callable[..., Manifest]
 T = "autosnap_2026-11-20_03:00:00"
@@ -38,19 +38,19 @@ class Pools:
         self.asked: list[list[str]] = []
         self.listed = 0
 
-    def _answer(self, names: Iterable[str]) -> Answer:
+    def _answer(self, names: Iterable[str]) -> SnapshotListing:
         found = {}
         for full_name in names:
             dataset, _, name = full_name.partition("@")
             if full_name in self.present and dataset.partition("/")[0] in self.imported:
                 found[full_name] = Snapshot(dataset, name, self.present[full_name], 1)
-        return Answer(found, frozenset(self.imported))
+        return SnapshotListing(found, frozenset(self.imported))
 
-    def snapshots(self, names: Iterable[str]) -> Answer:
+    def snapshots(self, names: Iterable[str]) -> SnapshotListing:
         self.asked.append(sorted(names))
         return self._answer(self.asked[-1])
 
-    def all_snapshots(self) -> Answer:
+    def all_snapshots(self) -> SnapshotListing:
         self.listed += 1
         return self._answer(self.present)
 
@@ -63,14 +63,14 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     return pools
 
 
-def ties(**guids: int) -> tuple[Tie, ...]:
+def ties(**guids: int) -> tuple[SnapshotRef, ...]:
     """Ties of tank/web: type of the snapshot to its guid."""
-    return tuple(Tie("tank/web", f"{T}_{kind}", guid, 1) for kind, guid in guids.items())
+    return tuple(SnapshotRef("tank/web", f"{T}_{kind}", guid, 1) for kind, guid in guids.items())
 
 
 @pytest.fixture
-def put(config: Config, manifest: Build) -> Callable[..., Point]:
-    def put(**changes: object) -> Point:
+def put(config: Config, manifest: Build) -> Callable[..., RestorePoint]:
+    def put(**changes: object) -> RestorePoint:
         built = manifest(**changes)
         return vault.publish(vault.incoming(config.vault_dir, built.domain, built.capture), built)
 
@@ -103,7 +103,7 @@ FATES = [
 def test_forget(
     config: Config,
     pools: Pools,
-    put: Callable[..., Point],
+    put: Callable[..., RestorePoint],
     tied: dict[str, int],
     present: dict[str, int],
     kinds: list[str],
@@ -117,7 +117,7 @@ def test_forget(
 
 
 def test_forget_when_the_pool_vanished(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=ties(hourly=1))
     pools.imported = set()
@@ -126,11 +126,11 @@ def test_forget_when_the_pool_vanished(
 
 
 def test_forget_when_zfs_fails(
-    config: Config, put: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
+    config: Config, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(snapshots=ties(hourly=1))
 
-    def fail(names: Iterable[str]) -> Answer:
+    def fail(names: Iterable[str]) -> SnapshotListing:
         raise ZfsFailed("no module")
 
     monkeypatch.setattr(zfs, "snapshots", fail)
@@ -140,29 +140,29 @@ def test_forget_when_zfs_fails(
 
 
 def test_forget_what_was_renamed_as_clocks_were_set_back(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=(Tie("tank/web", f"{T}dst_hourly", 1, 1),))
+    put(snapshots=(SnapshotRef("tank/web", f"{T}dst_hourly", 1, 1),))
     assert forget.forget(HookCall(Role.PRUNE, ("tank/web",), (f"{T}dst_hourly",)), config)
     assert left(config) == []
 
 
 def test_forget_one_of_several_points_of_a_moment(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=ties(hourly=1), capture="a")
-    put(snapshots=(Tie("tank/other", f"{T}_hourly", 2, 1),), capture="b")
+    put(snapshots=(SnapshotRef("tank/other", f"{T}_hourly", 2, 1),), capture="b")
     put(snapshots=ties(hourly=3), capture="c", domain="db")
-    put(snapshots=ties(hourly=4), capture="d", moment="another")
+    put(snapshots=ties(hourly=4), capture="d", run="another")
     assert forget.forget(destroyed("hourly"), config)
     assert left(config) == ["web/another", f"web/{T}.2"]
     assert [set(names) for names in pools.asked] == [{f"tank/web@{T}_hourly"}]
 
 
 def test_forget_asks_for_all_snapshots_of_a_point(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    several = (*ties(hourly=1, daily=2), Tie("old/data", f"{T}_daily", 3, 1))
+    several = (*ties(hourly=1, daily=2), SnapshotRef("old/data", f"{T}_daily", 3, 1))
     put(snapshots=several)
     assert forget.forget(destroyed("hourly"), config)
     assert pools.asked == [sorted(tie.full_name for tie in several)]
@@ -170,7 +170,7 @@ def test_forget_asks_for_all_snapshots_of_a_point(
 
 
 def test_forget_an_unknown_snapshot_asks_nobody(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=ties(hourly=1))
     with lock(config.locks_dir, "vault", "test", 1):
@@ -179,7 +179,7 @@ def test_forget_an_unknown_snapshot_asks_nobody(
 
 
 def test_forget_waits_for_the_vault_only_until_the_deadline(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=ties(hourly=1))
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.05))
@@ -189,7 +189,7 @@ def test_forget_waits_for_the_vault_only_until_the_deadline(
 
 
 def test_forget_reports_damage_of_that_moment_and_goes_on(
-    config: Config, pools: Pools, put: Callable[..., Point], caplog: pytest.LogCaptureFixture
+    config: Config, pools: Pools, put: Callable[..., RestorePoint], caplog: pytest.LogCaptureFixture
 ) -> None:
     put(snapshots=ties(hourly=1))
     broken = config.vault_dir / "db" / T
@@ -203,14 +203,16 @@ def test_forget_reports_damage_of_that_moment_and_goes_on(
 
 
 def test_find_and_sweep(
-    config: Config, pools: Pools, put: Callable[..., Point], entry: Callable[..., Entry]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint], entry: Callable[..., Entry]
 ) -> None:
-    alive = put(capture="alive", moment="alive", snapshots=ties(hourly=1))
-    orphan = put(capture="orphan", moment="orphan", snapshots=ties(daily=2, weekly=3))
-    retaken = put(capture="retaken", moment="retaken", snapshots=ties(monthly=4))
-    unknown = put(capture="u", moment="u", snapshots=(Tie("old/web", "x", 5, 1),))
+    alive = put(capture="alive", run="alive", snapshots=ties(hourly=1))
+    orphan = put(capture="orphan", run="orphan", snapshots=ties(daily=2, weekly=3))
+    retaken = put(capture="retaken", run="retaken", snapshots=ties(monthly=4))
+    unknown = put(capture="u", run="u", snapshots=(SnapshotRef("old/web", "x", 5, 1),))
     partly = put(
-        capture="partly", moment="partly", snapshots=(Tie("old/web", "y", 6, 1), *ties(weekly=3))
+        capture="partly",
+        run="partly",
+        snapshots=(SnapshotRef("old/web", "y", 6, 1), *ties(weekly=3)),
     )
     pools.present = {
         f"tank/web@{T}_hourly": 1,
@@ -234,9 +236,9 @@ def test_find_and_sweep(
     assert pools.listed == 1
     assert found.orphans == [orphan, retaken]
     assert found.unknown == [partly, unknown]
-    assert sorted(found.debris.paths) == sorted([half_published, half_removed])
+    assert sorted(found.leftovers.paths) == sorted([half_published, half_removed])
     assert [entry.directory for entry in found.damaged] == [damaged]
-    assert found.debris.overlays == []
+    assert found.leftovers.overlays == []
     assert [snapshot.full_name for snapshot in found.pointless] == [
         "tank/journalled@a",
         "tank/web@autosnap_2026-11-20_03:00:00_monthly",
@@ -251,15 +253,15 @@ def test_find_and_sweep(
     assert (alive.directory.exists(), unknown.directory.exists()) == (True, True)
 
     again = prune.sweep(config)
-    assert (again.orphans, again.debris) == ([], Debris())
+    assert (again.orphans, again.leftovers) == ([], Leftovers())
 
 
 @pytest.fixture
-def capture(config: Config) -> Callable[[int, bool], CaptureDir]:
+def capture(config: Config) -> Callable[[int, bool], StagingDir]:
     """A capture in staging, with or without an overlay."""
 
-    def make(number: int, overlay: bool) -> CaptureDir:
-        made = CaptureDir(config.staging_dir / f"{UUID[:-1]}{number}.{number:08x}")
+    def make(number: int, overlay: bool) -> StagingDir:
+        made = StagingDir(config.staging_dir / f"{UUID[:-1]}{number}.{number:08x}")
         made.make()
         made.memory.write_bytes(b"RAM")
         if overlay:
@@ -273,7 +275,7 @@ def test_staging_of_interrupted_runs(
     config: Config,
     pools: Pools,
     entry: Callable[..., Entry],
-    capture: Callable[[int, bool], CaptureDir],
+    capture: Callable[[int, bool], StagingDir],
 ) -> None:
     abandoned, frozen = capture(1, False), capture(2, True)
     under_way, under_way_frozen = capture(3, False), capture(4, True)
@@ -282,8 +284,8 @@ def test_staging_of_interrupted_runs(
     journal.write(entry(uuid=FOUR, capture=under_way_frozen.path.name))
 
     found = prune.sweep(config)
-    assert sorted(found.debris.paths) == [abandoned.path, frozen.point]
-    assert found.debris.overlays == [frozen.overlay("vda")]
+    assert sorted(found.leftovers.paths) == [abandoned.path, frozen.point]
+    assert found.leftovers.overlays == [frozen.overlay("vda")]
     assert sorted(config.staging_dir.iterdir()) == [
         frozen.path,
         under_way.path,
@@ -292,11 +294,11 @@ def test_staging_of_interrupted_runs(
     assert list(frozen.path.iterdir()) == [frozen.overlay("vda")]
     assert under_way.memory.exists()
     assert under_way_frozen.overlay("vda").exists()
-    assert prune.sweep(config).debris == Debris(overlays=[frozen.overlay("vda")])
+    assert prune.sweep(config).leftovers == Leftovers(overlays=[frozen.overlay("vda")])
 
 
 def test_what_is_not_ours_in_staging_stays(
-    config: Config, pools: Pools, capture: Callable[[int, bool], CaptureDir]
+    config: Config, pools: Pools, capture: Callable[[int, bool], StagingDir]
 ) -> None:
     capture(1, False).remove()
     precious = [
@@ -309,15 +311,15 @@ def test_what_is_not_ours_in_staging_stays(
     for directory in precious:
         directory.mkdir(parents=True)
     (config.staging_dir / f"{UUID}.0000000a").symlink_to(config.staging_dir / "lost+found")
-    assert prune.sweep(config).debris == Debris()
+    assert prune.sweep(config).leftovers == Leftovers()
     assert all(directory.is_dir() for directory in precious)
 
 
 def test_debris_that_vanishes_by_itself(
     config: Config,
     pools: Pools,
-    put: Callable[..., Point],
-    capture: Callable[[int, bool], CaptureDir],
+    put: Callable[..., RestorePoint],
+    capture: Callable[[int, bool], StagingDir],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     closing, other = capture(1, False), capture(2, False)
@@ -334,32 +336,32 @@ def test_debris_that_vanishes_by_itself(
 
 
 def test_a_pool_exported_during_the_listing_costs_no_point(
-    config: Config, pools: Pools, put: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
+    config: Config, pools: Pools, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = put(snapshots=ties(hourly=1))
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: Answer({}, frozenset({"tank"})))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
     pools.imported = set()
     assert prune.sweep(config).unknown == [known]
     assert left(config) == [f"web/{T}"]
 
 
 def test_a_listing_that_lacks_something_costs_no_point(
-    config: Config, pools: Pools, put: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
+    config: Config, pools: Pools, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(snapshots=ties(hourly=1))
     pools.present = {f"tank/web@{T}_hourly": 1}
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: Answer({}, frozenset({"tank"})))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
     found = prune.sweep(config)
     assert (found.orphans, found.unknown) == ([], [])
     assert left(config) == [f"web/{T}"]
 
 
 def test_zfs_fails_during_the_sweep(
-    config: Config, put: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
+    config: Config, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(snapshots=ties(hourly=1))
 
-    def fail() -> Answer:
+    def fail() -> SnapshotListing:
         raise ZfsFailed("no module")
 
     monkeypatch.setattr(zfs, "all_snapshots", fail)
@@ -369,7 +371,7 @@ def test_zfs_fails_during_the_sweep(
 
 
 def test_nothing_set_up_yet(config: Config, pools: Pools) -> None:
-    assert prune.sweep(config) == prune.Findings(Debris())
+    assert prune.sweep(config) == prune.Findings(Leftovers())
 
 
 HOOK = """\
@@ -404,7 +406,7 @@ def test_the_hook_of_an_unknown_snapshot_is_light(tmp_path: Path, config: Config
 
 
 def test_snapshots_under_another_name_keep_their_point(
-    config: Config, pools: Pools, put: Callable[..., Point]
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=ties(hourly=1))
     pools.present = {f"tank/renamed@{T}_hourly": 1}
@@ -418,11 +420,11 @@ def test_snapshots_under_another_name_keep_their_point(
 def test_forget_leaves_a_point_whose_other_dataset_may_have_been_renamed(
     config: Config,
     pools: Pools,
-    put: Callable[..., Point],
+    put: Callable[..., RestorePoint],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put(snapshots=(*ties(hourly=1), Tie("tank/data", f"{T}_hourly", 2, 2)))
-    homeless = Answer({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
+    put(snapshots=(*ties(hourly=1), SnapshotRef("tank/data", f"{T}_hourly", 2, 2)))
+    homeless = SnapshotListing({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
     monkeypatch.setattr(zfs, "snapshots", lambda names: homeless)
     assert forget.forget(destroyed("hourly"), config)
     assert left(config) == [f"web/{T}"]

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.capture import eligibility
-from zvmsnap.capture.eligibility import Placement
+from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.common.errors import ModeInvalid
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import parse_mode
-from zvmsnap.disks.location import Seen
+from zvmsnap.disks.location import GuestDisks
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.domain_xml import Disk, Domain
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Dataset
 
 AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'{}/></channel>"
@@ -89,7 +89,7 @@ def test_snapshot_xml_of_disks_that_are_left_to_us() -> None:
     )
 
 
-INSIDE, OUTSIDE = Place("tank/web", "a"), Place("other/web", "b")
+INSIDE, OUTSIDE = DiskLocation("tank/web", "a"), DiskLocation("other/web", "b")
 COVERED = frozenset({"tank/web"})
 
 
@@ -110,11 +110,11 @@ def placed(
     disks: tuple[Disk, ...] = (disk(),),
     agent: str = "connected",
     unmigratable: str = "",
-    **elsewhere: Place,
-) -> Placement:
+    **elsewhere: DiskLocation,
+) -> Eligibility:
     domain = Domain("web", "u", disks, None, "", "", "", "", "", 1, agent, unmigratable)
     places = {each.target: INSIDE for each in disks} | elsewhere
-    found = eligibility.place(Seen(domain, state, places), COVERED)
+    found = eligibility.judge_guest(GuestDisks(domain, state, places), COVERED)
     assert found
     return found
 
@@ -155,9 +155,13 @@ OBSTACLES = [
 
 @pytest.mark.parametrize(("found", "memory", "paused", "quiesced"), OBSTACLES)
 def test_obstacles(
-    found: Placement, memory: str | None, paused: str | None, quiesced: str | None
+    found: Eligibility, memory: str | None, paused: str | None, quiesced: str | None
 ) -> None:
-    wanted = {Level.MEMORY: memory, Level.PAUSED: paused, Level.QUIESCED: quiesced}
+    wanted = {
+        ConsistencyLevel.MEMORY: memory,
+        ConsistencyLevel.PAUSED: paused,
+        ConsistencyLevel.QUIESCED: quiesced,
+    }
     assert found.obstacles == {level: why for level, why in wanted.items() if why}
 
 
@@ -224,15 +228,15 @@ def test_demand(
     web: dict[str, str], db: dict[str, str], types: tuple[str, ...], orders: list[str]
 ) -> None:
     there = {"tank/web": dataset("tank/web", **web), "tank/db": dataset("tank/db", **db)}
-    found = eligibility.demand(there, there, types, DEFAULT)
-    assert set(found.orders) == {parse_mode(order) for order in orders}
-    assert len(found.orders) == len(orders)
+    found = eligibility.modes_for(there, there, types, DEFAULT)
+    assert set(found.modes) == {parse_mode(order) for order in orders}
+    assert len(found.modes) == len(orders)
 
 
 def test_the_dataset_of_an_invalid_demand_is_named() -> None:
     there = {name: dataset(name) for name in ("a", "b")} | {"c": dataset("c", hourly="ram")}
     with pytest.raises(ModeInvalid) as caught:
-        eligibility.demand(there, there, BOTH, DEFAULT)
+        eligibility.modes_for(there, there, BOTH, DEFAULT)
     assert str(caught.value).startswith("c: zvmsnap:mode 'ram': 'ram' is no level; say memory, ")
     assert str(caught.value).endswith("; 'off' leaves it out")
 
@@ -249,5 +253,5 @@ def test_what_is_not_excluded_demands_something(
     there = {f"tank/{number}": dataset("x", **modes) for number, modes in enumerate(said)}
     included = eligibility.without_excluded(there, there, types)
     for name in there:
-        demanded = eligibility.demand([name], there, types, DEFAULT)
-        assert bool(demanded.orders) is (name in included)
+        demanded = eligibility.modes_for([name], there, types, DEFAULT)
+        assert bool(demanded.modes) is (name in included)

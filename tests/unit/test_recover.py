@@ -24,17 +24,17 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.disks import jobs
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Tasks
+from zvmsnap.journal.operation import Operations
 from zvmsnap.points import compatibility, memory_image, vault
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.recovery import recover
 from zvmsnap.recovery.report import Result
 from zvmsnap.restore import in_place
-from zvmsnap.restore.plan import Wish
+from zvmsnap.restore.plan import RestoreOptions
 from zvmsnap.zfs import mounts
 
 Stage = Callable[..., Entry]
@@ -51,7 +51,7 @@ def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 
 def points(config: Config) -> list[str]:
     found = vault.entries(config.vault_dir)
-    return [point.name for point in found if isinstance(point, Point)]
+    return [point.name for point in found if isinstance(point, RestorePoint)]
 
 
 def tree(config: Config) -> list[tuple[str, bytes]]:
@@ -192,7 +192,7 @@ def test_failure_is_said_and_keeps_nobody_else(
 ) -> None:
     known = staged()
     other = FakeGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
-    lost = CaptureDir(config.staging_dir / f"{OTHER}.00000001")
+    lost = StagingDir(config.staging_dir / f"{OTHER}.00000001")
     write(other.on_overlay("vda", lost.overlay("vda")), 9)
     host.known.append(other)
 
@@ -217,7 +217,7 @@ def test_overlay_of_a_guest_that_could_not_be_recovered_is_never_removed(
     config: Config, guest: FakeGuest
 ) -> None:
     # Off, without a journal, nothing written yet, and its lock held: so nothing tells but its name.
-    capture = CaptureDir(config.staging_dir / f"{UUID}.00000001")
+    capture = StagingDir(config.staging_dir / f"{UUID}.00000001")
     overlay = guest.on_overlay("vda", capture.overlay("vda"))
     guest.shut_off()
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.01))
@@ -315,7 +315,7 @@ def test_no_hypervisor(config: Config, host: FakeHypervisor, staged: Stage) -> N
 
 def test_debris(config: Config, tmp_path: Path) -> None:
     untouched, written, broken, empty = (
-        CaptureDir(config.staging_dir / f"{UUID}.0000000{number}") for number in range(4)
+        StagingDir(config.staging_dir / f"{UUID}.0000000{number}") for number in range(4)
     )
     base = make_base(tmp_path / "tank" / "old.raw")
     for capture in (untouched, written, broken, empty):
@@ -351,7 +351,7 @@ def test_debris(config: Config, tmp_path: Path) -> None:
 def test_overlays_are_judged_only_when_all_guests_can_be_asked(
     config: Config, guest: FakeGuest, tmp_path: Path
 ) -> None:
-    capture = CaptureDir(config.staging_dir / f"{UUID}.0000000f")
+    capture = StagingDir(config.staging_dir / f"{UUID}.0000000f")
     overlay = make_overlay(capture.overlay("vda"), make_base(tmp_path / "tank" / "old.raw"))
 
     def fail() -> None:
@@ -429,7 +429,7 @@ def scene(
     monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    monkeypatch.setattr(recover, "Hypervisor", found.host.connect)
+    monkeypatch.setattr(recover, "Host", found.host.connect)
     return found
 
 
@@ -442,12 +442,12 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
     def work() -> None:
         scene.world.acts.clear()
         if what == "clone":
-            task = plan.plan(scene.config, scene.host, point, plan.Wish("w2"))
-            create.Cloning(scene.config, scene.host, task).run()
+            task = plan.plan(scene.config, scene.host, point, plan.CloneOptions("w2"))
+            create.CloneCreation(scene.config, scene.host, task).run()
             return
         image = memory_image.check(point.directory / memory.file, memory)
         cancelled = threading.Event()
-        in_place.restore(scene.config, scene.host, point, Wish(), image, cancelled)
+        in_place.restore(scene.config, scene.host, point, RestoreOptions(), image, cancelled)
 
     act_of = scene.world.act
 
@@ -463,7 +463,7 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
     scene.world.spare()
     if not alive:
         (task,) = scene.tasks()
-        Tasks(scene.config.journal_dir).write(msgspec.structs.replace(task, owner=DEAD))
+        Operations(scene.config.journal_dir).write(msgspec.structs.replace(task, owner=DEAD))
     return "w2" if what == "clone" else "web"
 
 
@@ -535,8 +535,8 @@ def test_task_that_somebody_ended_while_the_lock_was_waited_for(
     interrupted(scene, "restore", "save")
     (task,) = scene.tasks()
     fresh = None if then == "ended" else msgspec.structs.replace(task, owner=own())
-    monkeypatch.setattr(Tasks, "read", lambda tasks, uuid: fresh)
-    monkeypatch.setattr(Tasks, "all", lambda tasks: [task])
+    monkeypatch.setattr(Operations, "read", lambda tasks, uuid: fresh)
+    monkeypatch.setattr(Operations, "all", lambda tasks: [task])
     scene.guest.shut_off()
     (outcome,) = recover.recover(scene.config, "web").outcomes
     assert outcome.result is (Result.RECOVERED if then == "ended" else Result.UNDER_WAY)

@@ -8,17 +8,17 @@ import pytest
 
 from zvmsnap.cli import render
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.journal import describe
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.operation import Begin, Clone, Restore
+from zvmsnap.journal.operation import CloneOperation, RestoreOperation, StartState
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.manifest import Disk, Manifest, Tie
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged
-from zvmsnap.points.verify_result import Verdict
+from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
+from zvmsnap.points.verify_result import VerifyResult
 from zvmsnap.recovery.report import Outcome, Report, Result
-from zvmsnap.retention.leftovers import Debris
+from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.retention.prune import Findings
 from zvmsnap.zfs.types import Snapshot
 
@@ -27,7 +27,7 @@ TWO_DISKS = (
     Disk("vda", "file", "raw", "/tank/a/x", "tank/a", "x"),
     Disk("vdb", "block", "raw", "/dev/zvol/tank/b", "tank/b", ""),
 )
-TIES = (Tie("tank/a", "m_daily", 1, 1), Tie("tank/b", "m_daily", 2, 2))
+TIES = (SnapshotRef("tank/a", "m_daily", 1, 1), SnapshotRef("tank/b", "m_daily", 2, 2))
 
 
 def live(snapshots: Mapping[str, int], *pools: str) -> Liveness:
@@ -72,12 +72,17 @@ def test_age(taken: str, text: str) -> None:
     ("present", "pools", "level", "reason", "text"),
     [
         pytest.param(
-            {"tank/a@m_daily": 1, "tank/b@m_daily": 2}, ("tank",), Level.MEMORY, None, "", id="fine"
+            {"tank/a@m_daily": 1, "tank/b@m_daily": 2},
+            ("tank",),
+            ConsistencyLevel.MEMORY,
+            None,
+            "",
+            id="fine",
         ),
         pytest.param(
             {"tank/a@m_daily": 1, "tank/b@m_daily": 2},
             ("tank",),
-            Level.CRASH,
+            ConsistencyLevel.CRASH,
             "the guest is paused",
             "the guest is paused",
             id="the reason for its level",
@@ -85,7 +90,7 @@ def test_age(taken: str, text: str) -> None:
         pytest.param(
             {"tank/a@m_daily": 1},
             ("tank",),
-            Level.MEMORY,
+            ConsistencyLevel.MEMORY,
             None,
             "no name is complete over all disks: its RAM fits none",
             id="one disk of two",
@@ -93,7 +98,7 @@ def test_age(taken: str, text: str) -> None:
         pytest.param(
             {"tank/a@m_daily": 1, "tank/b@m_daily": 9},
             ("tank",),
-            Level.MEMORY,
+            ConsistencyLevel.MEMORY,
             None,
             "no name is complete over all disks: its RAM fits none",
             id="a disk's name taken again",
@@ -101,19 +106,19 @@ def test_age(taken: str, text: str) -> None:
         pytest.param(
             {},
             ("tank",),
-            Level.MEMORY,
+            ConsistencyLevel.MEMORY,
             None,
             "no snapshot left: zvmsnap prune removes it",
             id="gone",
         ),
-        pytest.param({}, (), Level.MEMORY, None, "pool not imported", id="unknown"),
+        pytest.param({}, (), ConsistencyLevel.MEMORY, None, "pool not imported", id="unknown"),
     ],
 )
 def test_note(
     manifest: Callable[..., Manifest],
     present: Mapping[str, int],
     pools: tuple[str, ...],
-    level: Level,
+    level: ConsistencyLevel,
     reason: str | None,
     text: str,
 ) -> None:
@@ -123,11 +128,13 @@ def test_note(
 
 def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
     fine = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
-    point = manifest(disks=TWO_DISKS, snapshots=TIES, tpm="TPM passed through")
+    point = manifest(disks=TWO_DISKS, snapshots=TIES, tpm_warning="TPM passed through")
     assert render.note(point, fine) == "TPM passed through"
-    point = manifest(disks=TWO_DISKS, snapshots=TIES, level=Level.CRASH, reason="r", tpm="t")
+    point = manifest(
+        disks=TWO_DISKS, snapshots=TIES, level=ConsistencyLevel.CRASH, reason="r", tpm_warning="t"
+    )
     assert render.note(point, fine) == "r; t"
-    lines = render.details(Point(Path("/v/web/m"), point), fine)
+    lines = render.details(RestorePoint(Path("/v/web/m"), point), fine)
     assert [line for line in lines if line.startswith(("  note ", "  TPM "))] == [
         "  note       r",
         "  TPM        t",
@@ -138,10 +145,10 @@ def test_table_has_a_line_for_each_point_with_aligned_columns(
     manifest: Callable[..., Manifest],
 ) -> None:
     points = [
-        Point(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES)),
-        Point(Path("/v/a-long-name/m.2"), manifest(domain="a-long-name", memory=None)),
+        RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES)),
+        RestorePoint(Path("/v/a-long-name/m.2"), manifest(domain="a-long-name", memory=None)),
     ]
-    verdicts = {"web@m": Verdict(checked=datetime.now(UTC).isoformat(), why="no RAM")}
+    verdicts = {"web@m": VerifyResult(checked=datetime.now(UTC).isoformat(), why="no RAM")}
     lines = render.table(points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"), verdicts)
     assert [line.split()[:5] for line in lines] == [
         ["GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM"],
@@ -162,38 +169,40 @@ CHECKED = "2026-11-21T11:00:00+00:00"
     ("found", "cell", "line"),
     [
         pytest.param(
-            Verdict(checked=CHECKED),
+            VerifyResult(checked=CHECKED),
             "read 1h ago",
             "whole: files, checksums and snapshots are there",
             id="read",
         ),
         pytest.param(
-            Verdict(checked=CHECKED, why="no RAM; no XML"),
+            VerifyResult(checked=CHECKED, why="no RAM; no XML"),
             "FAILED 1h ago",
             "FAILED: no RAM; no XML",
             id="damaged",
         ),
         pytest.param(
-            Verdict(checked=CHECKED, booted=True, alive="its CPU works", to_running_s=1.26),
+            VerifyResult(checked=CHECKED, booted=True, alive="its CPU works", to_running_s=1.26),
             "booted 1h ago",
             "lives: its CPU works; it ran 1.3 s after the start",
             id="started",
         ),
         pytest.param(
-            Verdict(checked=CHECKED, booted=True, alive="a", to_running_s=1, output="active\n"),
+            VerifyResult(
+                checked=CHECKED, booted=True, alive="a", to_running_s=1, output="active\n"
+            ),
             "booted 1h ago",
             "lives: a; it ran 1.0 s after the start; the command said 'active'",
             id="asked",
         ),
         pytest.param(
-            Verdict(checked=CHECKED, booted=True, alive="a", why="died"),
+            VerifyResult(checked=CHECKED, booted=True, alive="a", why="died"),
             "FAILED 1h ago",
             "FAILED: died",
             id="started, but died",
         ),
     ],
 )
-def test_verdict(found: Verdict, cell: str, line: str) -> None:
+def test_verdict(found: VerifyResult, cell: str, line: str) -> None:
     assert render._verified(found, NOW) == cell
     assert render.verdict(found) == line
 
@@ -201,17 +210,29 @@ def test_verdict(found: Verdict, cell: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "step", "alive", "line"),
     [
-        (Clone, "disks", True, f"clone of web@m is under way at step disks (pid {os.getpid()})"),
-        (Clone, "", False, "clone of web@m was interrupted at step none: zvmsnap recover ends it"),
         (
-            Restore,
+            CloneOperation,
+            "disks",
+            True,
+            f"clone of web@m is under way at step disks (pid {os.getpid()})",
+        ),
+        (
+            CloneOperation,
+            "",
+            False,
+            "clone of web@m was interrupted at step none: zvmsnap recover ends it",
+        ),
+        (
+            RestoreOperation,
             "undo stop",
             False,
             "restore of web@m was interrupted at step undo stop: zvmsnap recover ends it",
         ),
     ],
 )
-def test_task(kind: type[Clone | Restore], step: str, alive: bool, line: str) -> None:
+def test_task(
+    kind: type[CloneOperation | RestoreOperation], step: str, alive: bool, line: str
+) -> None:
     common: dict[str, Any] = {
         "domain": "web",
         "uuid": "u",
@@ -220,19 +241,19 @@ def test_task(kind: type[Clone | Restore], step: str, alive: bool, line: str) ->
         "owner": Process.of(os.getpid()) if alive else Process.none(),
         "step": step,
         "memory": True,
-        "begin": Begin.RUNNING,
+        "start_state": StartState.RUNNING,
         "capture": "c",
     }
     own: dict[str, Any] = (
         {"network": "none"}
-        if kind is Clone
-        else {"existed": True, "was_active": True, "was_paused": False, "save": True}
+        if kind is CloneOperation
+        else {"guest_existed": True, "was_active": True, "was_paused": False, "saves_memory": True}
     )
     assert describe.task(kind(**common, **own)) == line
 
 
 def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:
-    point = Point(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES))
+    point = RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES))
     text = "\n".join(render.details(point, live({"tank/a@m_daily": 1}, "tank")))
     assert "tank/a@m_daily  guid 1\n" in text
     assert "tank/b@m_daily  guid 2  (gone)" in text
@@ -240,9 +261,9 @@ def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:
 
 def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Manifest]) -> None:
     found = Findings(
-        orphans=[Point(Path("/v/web/m"), manifest())],
-        debris=Debris([Path("/s/x/point")], [Path("/s/x/vda.zvmsnap.qcow2")]),
-        damaged=[Damaged(Path("/v/web/d"), "/v/web/d: has no manifest.json")],
+        orphans=[RestorePoint(Path("/v/web/m"), manifest())],
+        leftovers=Leftovers([Path("/s/x/point")], [Path("/s/x/vda.zvmsnap.qcow2")]),
+        damaged=[DamagedPoint(Path("/v/web/d"), "/v/web/d: has no manifest.json")],
         pointless=[Snapshot("tank/a", "by_hand", 3, 3)],
     )
     assert [line.split(":")[0] for line in render.findings(found, dry_run=True)] == [
@@ -253,7 +274,7 @@ def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Man
         "no point for snapshot tank/a@by_hand",
     ]
     assert render.findings(found, dry_run=False)[0].startswith("removed point web@m")
-    assert render.findings(Findings(Debris()), dry_run=True) == ["nothing to remove"]
+    assert render.findings(Findings(Leftovers()), dry_run=True) == ["nothing to remove"]
 
 
 @pytest.mark.parametrize(
@@ -266,13 +287,13 @@ def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Man
             id="under way",
         ),
         pytest.param(
-            {"step": "stow"},
+            {"step": "store"},
             "moment autosnap_2026-11-20_03:00:00",
-            "interrupted at step stow: zvmsnap recover ends it",
+            "interrupted at step store: zvmsnap recover ends it",
             id="interrupted",
         ),
         pytest.param(
-            {"names": (), "moment": ""},
+            {"snapshot_names": (), "run": ""},
             "a recovery",
             "interrupted at step none: zvmsnap recover ends it",
             id="a recovery without a step",

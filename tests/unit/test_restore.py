@@ -15,36 +15,36 @@ from tests.unit.fakerestore import DATASET, NAME, NOW, THEN, Killed, Scene, set_
 from zvmsnap.common import atomic_file
 from zvmsnap.common.errors import DomainBusy, LibvirtFailed, RestoreFailed, RestoreImpossible
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Restore, Tasks
+from zvmsnap.journal.operation import Operations, RestoreOperation
 from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point, read_point
+from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.restore import in_place, plan, replaced_guest
-from zvmsnap.restore.in_place import Restoring
-from zvmsnap.restore.plan import Wish
+from zvmsnap.restore.in_place import InPlaceRestore
+from zvmsnap.restore.plan import RestoreOptions
 from zvmsnap.virt import agent
 from zvmsnap.virt.guest import Pause
 
-ALL = ["former", "clone", "unpack", "stop", "safety", "switch", "promote"]
+ALL = ["keep", "clone", "unpack", "stop", "safety", "swap", "promote"]
 END = ["definition", "load", "resume", "clock", "points", "close"]
 
-PLAIN = Wish()
+PLAIN = RestoreOptions()
 
 
 @dataclass
 class Kind:
     """What is restored, and how."""
 
-    wish: Wish = PLAIN
+    wish: RestoreOptions = PLAIN
     guest: str = "running"
     memory: bool = True
     zstd: bool = False
-    level: Level | None = None
+    level: ConsistencyLevel | None = None
     volume: bool = False
 
 
@@ -57,7 +57,7 @@ class Case:
     def __init__(self, scene: Scene, kind: Kind) -> None:
         self.scene, self.world, self.kind = scene, scene.world, kind
         self.guest = scene.guest
-        level = kind.level or (Level.MEMORY if kind.memory else Level.CRASH)
+        level = kind.level or (ConsistencyLevel.MEMORY if kind.memory else ConsistencyLevel.CRASH)
         self.point = scene.point(memory=kind.memory, zstd=kind.zstd, level=level)
         if kind.guest in ("off", "undefined", "transient"):
             self.guest.active = kind.guest == "transient"
@@ -85,9 +85,9 @@ class Case:
         self.world.spare()
         tasks = self.scene.tasks()
         for task in tasks:
-            assert isinstance(task, Restore)
+            assert isinstance(task, RestoreOperation)
             try:
-                Restoring(self.scene.config, self.scene.host, task).go_on()
+                InPlaceRestore(self.scene.config, self.scene.host, task).go_on()
             except RestoreFailed:
                 return False
         return bool(tasks)
@@ -115,9 +115,11 @@ class Case:
             assert content.rstrip("+") == self.before[name][0]
             assert tuple(rest) == self.before[name][1:]
 
-    def points(self) -> list[Point]:
+    def points(self) -> list[RestorePoint]:
         found = vault.entries(self.scene.config.vault_dir)
-        return [point for point in found if isinstance(point, Point) and point.name != self.name]
+        return [
+            point for point in found if isinstance(point, RestorePoint) and point.name != self.name
+        ]
 
     @property
     def name(self) -> str:
@@ -149,58 +151,58 @@ KINDS = [
     pytest.param(Kind(zstd=True), [*ALL, *END], "running", id="zstd"),
     pytest.param(
         Kind(guest="off"),
-        ["former", "clone", "unpack", "safety", "switch", "promote", *END],
+        ["keep", "clone", "unpack", "safety", "swap", "promote", *END],
         "running",
         id="off",
     ),
     pytest.param(
         Kind(guest="undefined"),
-        ["former", "clone", "unpack", "switch", "promote", *END],
+        ["keep", "clone", "unpack", "swap", "promote", *END],
         "running",
         id="undefined",
     ),
     pytest.param(
-        Kind(Wish(cold=True)),
-        ["former", "clone", "stop", "safety", "switch", "promote", *END],
+        Kind(RestoreOptions(cold=True)),
+        ["keep", "clone", "stop", "safety", "swap", "promote", *END],
         "running",
         id="cold",
     ),
-    pytest.param(Kind(Wish(paused=True)), [*ALL, *END], "paused", id="to stand still"),
+    pytest.param(Kind(RestoreOptions(paused=True)), [*ALL, *END], "paused", id="to stand still"),
     pytest.param(
-        Kind(Wish(cold=True, paused=True)),
-        ["former", "clone", "stop", "safety", "switch", "promote", *END],
+        Kind(RestoreOptions(cold=True, paused=True)),
+        ["keep", "clone", "stop", "safety", "swap", "promote", *END],
         "paused",
         id="cold, to stand still",
     ),
     pytest.param(Kind(guest="paused"), [*ALL, *END], "running", id="paused"),
     pytest.param(Kind(guest="transient"), [*ALL, *END], "running", id="transient"),
     pytest.param(
-        Kind(Wish(rollback=True)),
-        ["former", "unpack", "stop", "rollback", *END],
+        Kind(RestoreOptions(rollback=True)),
+        ["keep", "unpack", "stop", "rollback", *END],
         "running",
         id="rollback",
     ),
     pytest.param(
-        Kind(Wish(rollback=True, safety=False, cold=True)),
-        ["former", "stop", "rollback", *END],
+        Kind(RestoreOptions(rollback=True, safety=False, cold=True)),
+        ["keep", "stop", "rollback", *END],
         "running",
         id="rollback, no safety, cold",
     ),
     pytest.param(
-        Kind(Wish(safety=False)),
-        ["former", "clone", "unpack", "stop", "switch", "promote", *END],
+        Kind(RestoreOptions(safety=False)),
+        ["keep", "clone", "unpack", "stop", "swap", "promote", *END],
         "running",
         id="no safety",
     ),
     pytest.param(
         Kind(memory=False),
-        ["former", "clone", "stop", "safety", "switch", "promote", *END],
+        ["keep", "clone", "stop", "safety", "swap", "promote", *END],
         "running",
         id="no RAM",
     ),
     pytest.param(
-        Kind(memory=False, level=Level.OFFLINE),
-        ["former", "clone", "stop", "safety", "switch", "promote", *END],
+        Kind(memory=False, level=ConsistencyLevel.OFFLINE),
+        ["keep", "clone", "stop", "safety", "swap", "promote", *END],
         "shut off",
         id="was off",
     ),
@@ -226,9 +228,12 @@ def test_trace(make: Make, kind: Kind, trace: list[str], state: str) -> None:
     kept = kind.wish.safety and not kind.wish.rollback and kind.guest != "undefined"
     assert len(case.points()) == kept
     for point in case.points():
-        level = Level.OFFLINE if kind.guest == "off" else Level.MEMORY
-        assert (point.manifest.level, point.manifest.snapshots[0].home) == (level, aside[0])
-        assert case.world.shape()[aside[0]][3] == [point.manifest.moment]
+        level = ConsistencyLevel.OFFLINE if kind.guest == "off" else ConsistencyLevel.MEMORY
+        assert (point.manifest.level, point.manifest.snapshots[0].current_dataset) == (
+            level,
+            aside[0],
+        )
+        assert case.world.shape()[aside[0]][3] == [point.manifest.run]
         memory = point.manifest.memory
         assert bool(memory) is (kind.guest != "off")
         if memory:
@@ -253,7 +258,12 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
     assert memory
     image = memory_image.check(safety.directory / memory.file, memory)
     in_place.restore(
-        case.scene.config, case.scene.host, safety, Wish(safety=False), image, threading.Event()
+        case.scene.config,
+        case.scene.host,
+        safety,
+        RestoreOptions(safety=False),
+        image,
+        threading.Event(),
     )
     assert case.world.torn == []
     assert case.content() == f"{NOW}+"
@@ -271,10 +281,10 @@ def acts_of(make: Make, kind: Kind) -> list[str]:
 EXHAUSTED = [
     pytest.param(Kind(), "before", id="running, before"),
     pytest.param(Kind(), "after", id="running, after"),
-    pytest.param(Kind(Wish(rollback=True)), "before", id="rollback, before"),
-    pytest.param(Kind(Wish(rollback=True)), "after", id="rollback, after"),
+    pytest.param(Kind(RestoreOptions(rollback=True)), "before", id="rollback, before"),
+    pytest.param(Kind(RestoreOptions(rollback=True)), "after", id="rollback, after"),
     pytest.param(Kind(guest="paused", volume=True, zstd=True), "after", id="paused, volume, zstd"),
-    pytest.param(Kind(Wish(safety=False)), "after", id="no safety"),
+    pytest.param(Kind(RestoreOptions(safety=False)), "after", id="no safety"),
     pytest.param(Kind(guest="off", memory=False), "after", id="off, no RAM"),
     pytest.param(Kind(guest="undefined"), "after", id="undefined"),
     pytest.param(Kind(guest="transient"), "after", id="transient"),
@@ -425,8 +435,12 @@ def test_guest_that_somebody_started_keeps_its_disks_and_no_ram_is_loaded(
         case.check_former()
 
 
-@pytest.mark.parametrize("wish", [PLAIN, Wish(rollback=True)], ids=["switched", "rolled back"])
-def test_guest_that_was_started_and_shut_off_keeps_its_disks(make: Make, wish: Wish) -> None:
+@pytest.mark.parametrize(
+    "wish", [PLAIN, RestoreOptions(rollback=True)], ids=["switched", "rolled back"]
+)
+def test_guest_that_was_started_and_shut_off_keeps_its_disks(
+    make: Make, wish: RestoreOptions
+) -> None:
     case = died_at(make, Kind(wish), "load")
     start(case)
     case.guest.shut_off()
@@ -441,7 +455,9 @@ def test_guest_that_was_started_and_shut_off_keeps_its_disks(make: Make, wish: W
 def test_disks_are_not_switched_back_under_a_guest(make: Make, volume: bool) -> None:
     case = died_at(make, Kind(volume=volume), "zfs promote")
     (task,) = case.scene.tasks()
-    Tasks(case.scene.config.journal_dir).write(msgspec.structs.replace(task, step="undo switch"))
+    Operations(case.scene.config.journal_dir).write(
+        msgspec.structs.replace(task, step="undo swap")
+    )
     case.guest.start()
     before = case.world.shape()
     assert not case.again()
@@ -456,7 +472,7 @@ def test_disks_are_not_switched_back_under_a_guest(make: Make, volume: bool) -> 
     ("act", "when"), [("zfs rollback", "after"), ("define", "before"), ("load", "before")]
 )
 def test_rollback_that_has_begun_is_never_undone(make: Make, act: str, when: str) -> None:
-    kind = Kind(Wish(rollback=True))
+    kind = Kind(RestoreOptions(rollback=True))
     number = acts_of(make, kind).index(act)
     case = make(kind)
     case.world.errors = {(number, when)}
@@ -473,7 +489,7 @@ def test_rollback_that_has_begun_is_never_undone(make: Make, act: str, when: str
 
 @pytest.mark.parametrize("died", [True, False], ids=["died", "failed"])
 def test_rollback_whose_guest_somebody_started_is_left_to_him(make: Make, died: bool) -> None:
-    kind = Kind(Wish(rollback=True))
+    kind = Kind(RestoreOptions(rollback=True))
     number = acts_of(make, kind).index("zfs rollback")
     case = make(kind)
     if died:
@@ -490,7 +506,7 @@ def test_rollback_whose_guest_somebody_started_is_left_to_him(make: Make, died: 
 
 
 def test_rollback_that_has_not_begun_is_undone_for_who_started_the_guest(make: Make) -> None:
-    case = died_at(make, Kind(Wish(rollback=True)), "save", "after")
+    case = died_at(make, Kind(RestoreOptions(rollback=True)), "save", "after")
     case.guest.start()
     assert case.again()
     assert (case.world.loaded, case.content()) == ([], f"{NOW}+")
@@ -538,7 +554,9 @@ def test_undone_without_its_point(make: Make) -> None:
     case = died_at(make, Kind(), "zfs unmount")
     vault.remove(case.point)
     (task,) = case.scene.tasks()
-    Tasks(case.scene.config.journal_dir).write(msgspec.structs.replace(task, step="undo resume"))
+    Operations(case.scene.config.journal_dir).write(
+        msgspec.structs.replace(task, step="undo resume")
+    )
     assert case.again()
     assert case.world.loaded == [NOW]
     check_one_of_both(case)
@@ -549,7 +567,7 @@ def rebooted(case: Case) -> None:
     case.guest.active = False
     (task,) = case.scene.tasks()
     owner = Process(task.owner.pid, task.owner.started, "a-boot")
-    Tasks(case.scene.config.journal_dir).write(msgspec.structs.replace(task, owner=owner))
+    Operations(case.scene.config.journal_dir).write(msgspec.structs.replace(task, owner=owner))
 
 
 @pytest.mark.parametrize(
@@ -591,8 +609,8 @@ class After(threading.Event):
 @pytest.mark.parametrize(
     ("step", "before"),
     [
-        ("", "former"),
-        ("former", "clone"),
+        ("", "keep"),
+        ("keep", "clone"),
         ("clone", "unpack"),
         ("unpack", "stop"),
         ("stop", None),
@@ -607,7 +625,7 @@ def test_a_signal_undoes_all_until_the_guest_is_stopped(
     memory = case.point.manifest.memory
     assert memory
     image = memory_image.check(case.point.directory / memory.file, memory)
-    where = (case.scene.config, case.scene.host, case.point, Wish(), image, cancelled)
+    where = (case.scene.config, case.scene.host, case.point, RestoreOptions(), image, cancelled)
     if before is None:
         in_place.restore(*where)
         assert case.is_back()
@@ -641,7 +659,7 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
     monkeypatch.setattr(time, "time", lambda: 1700000000.0)
     case = make(Kind())
     case.guest.equipment = AGENT
-    case.point = case.scene.point(moment="with an agent")
+    case.point = case.scene.point(run="with an agent")
 
     monkeypatch.setattr(agent, "_CONNECTED_WITHIN_S", -1)
 
@@ -658,13 +676,15 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
 def test_safety_of_two_pools_after_a_crash_between_them(make: Make) -> None:
     case = died_at(make, Kind(), "zfs take_snapshots")
     (task,) = case.scene.tasks()
-    assert isinstance(task, Restore) and task.safety
+    assert isinstance(task, RestoreOperation) and task.safety_entry
     case.world.add("fast")
     case.world.add("fast/db", NOW)
-    case.world.snap(f"fast/db@{task.safety.moment}")
-    safety = msgspec.structs.replace(task.safety, targets=("fast/db", DATASET))
-    Tasks(case.scene.config.journal_dir).write(msgspec.structs.replace(task, safety=safety))
+    case.world.snap(f"fast/db@{task.safety_entry.run}")
+    safety = msgspec.structs.replace(task.safety_entry, request_datasets=("fast/db", DATASET))
+    Operations(case.scene.config.journal_dir).write(
+        msgspec.structs.replace(task, safety_entry=safety)
+    )
     assert case.again()
     assert case.is_back()
     (point,) = case.points()
-    assert point.manifest.moment == task.safety.moment
+    assert point.manifest.run == task.safety_entry.run

@@ -219,7 +219,7 @@ def test_any_environment_is_a_call_or_refused(role: Role, environment: Environme
         return
     assert call.datasets
     assert call.names
-    assert call.moment
+    assert call.run
     for text in (*call.datasets, *call.names):
         assert text.isascii()
         assert text.isprintable()
@@ -249,7 +249,7 @@ def test_any_environment_is_a_call_or_refused(role: Role, environment: Environme
     ],
 )
 def test_parts_of_a_name(name: str, moment: str, kind: str, spellings: tuple[str, ...]) -> None:
-    assert snapshot_name.moment_of(name) == moment
+    assert snapshot_name.run_of(name) == moment
     assert snapshot_name.type_of(name) == kind
     assert snapshot_name.spellings(name) == spellings
 
@@ -274,7 +274,7 @@ STEMS = st.text("abdst_0123456789:- ", min_size=1).filter(lambda stem: not stem.
 @given(STEMS, st.lists(st.sampled_from(TYPES), min_size=1, unique=True), st.booleans())
 def test_names_taken_together_share_their_moment(stem: str, types: list[str], dst: bool) -> None:
     names = [f"{stem}{'dst' if dst else ''}_{kind}" for kind in types]
-    assert {snapshot_name.moment_of(name) for name in names} == {stem}
+    assert {snapshot_name.run_of(name) for name in names} == {stem}
     assert [snapshot_name.type_of(name) for name in names] == types
 
 
@@ -282,8 +282,8 @@ def test_names_taken_together_share_their_moment(stem: str, types: list[str], ds
 def test_spellings_are_of_one_moment_and_type(name: str) -> None:
     spellings = snapshot_name.spellings(name)
     assert spellings[0] == name
-    assert {snapshot_name.moment_of(spelling) for spelling in spellings} == {
-        snapshot_name.moment_of(name)
+    assert {snapshot_name.run_of(spelling) for spelling in spellings} == {
+        snapshot_name.run_of(name)
     }
     assert {snapshot_name.type_of(spelling) for spelling in spellings} == {
         snapshot_name.type_of(name)

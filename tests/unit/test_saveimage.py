@@ -34,7 +34,7 @@ def test_loadable(tmp_path: Path, kind: int, running: int) -> None:
     path = tmp_path / "memory.img"
     payload = b"QEVM\0\0\0\3" if kind == 0 else b"\x28\xb5\x2f\xfd"
     path.write_bytes(image(kind=kind, running=running, payload=payload))
-    assert save_image.judge(path) == Header(FORMATS[kind], bool(running), len(XML))
+    assert save_image.read_header(path) == Header(FORMATS[kind], bool(running), len(XML))
 
 
 UNLOADABLE = [
@@ -62,7 +62,7 @@ def test_unloadable(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "memory.img"
     path.write_bytes(content)
     with pytest.raises(ImageUnloadable) as caught:
-        save_image.judge(path)
+        save_image.read_header(path)
     assert str(caught.value).startswith(f"{path} ")
     assert says in str(caught.value)
 
@@ -76,7 +76,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_bytes_are_judged(scratch: Path, content: bytes) -> None:
     scratch.write_bytes(content)
     try:
-        header = save_image.judge(scratch)
+        header = save_image.read_header(scratch)
     except ImageUnloadable as error:
         assert str(scratch) in str(error)
     else:
@@ -89,7 +89,7 @@ def test_any_bytes_are_judged(scratch: Path, content: bytes) -> None:
 def test_an_image_cut_short_is_never_loadable(scratch: Path, length: int) -> None:
     scratch.write_bytes(image(payload=b"QEVM")[:length])
     with pytest.raises(ImageUnloadable):
-        save_image.judge(scratch)
+        save_image.read_header(scratch)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_environment(
     settings: Config, put: Callable[..., Path], entry: Callable[..., Entry], tmp_path: Path
 ) -> None:
     path = put(NOTE.format(tmp_path / "noted"))
-    known = entry(names=("a_hourly", "a_daily"))
+    known = entry(snapshot_names=("a_hourly", "a_daily"))
     scripts.run(settings, known, PRE)
     said = f"{path} web {known.uuid} a_hourly,a_daily tank/web\n"
     assert (tmp_path / "noted").read_text() == said

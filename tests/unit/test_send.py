@@ -9,17 +9,17 @@ import pytest
 
 from tests.unit.fakes import UUID, FakeHypervisor
 from zvmsnap.common.errors import SyncoidFailed, ZfsFailed
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import send_status, syncoid, wait_idle
 from zvmsnap.replication.syncoid import Options
 from zvmsnap.virt import host as libvirt_host
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Dataset, Snapshot, Use
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
 Run = Callable[..., tuple[int, str, str]]
@@ -42,8 +42,8 @@ class World:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(zfs, "datasets", lambda: {n: Dataset(n, "volume", False) for n in self.here})
-        patch.setattr(zfs, "branch", self._branch)
-        patch.setattr(zfs, "uses", self._uses)
+        patch.setattr(zfs, "subtree", self._branch)
+        patch.setattr(zfs, "snapshot_usage", self._uses)
         patch.setattr(zfs, "stream_bytes", lambda *_, **__: 1000)
         patch.setattr(zfs, "properties", lambda *_: {"zvmsnap:vault": self.vault})
         patch.setattr(zfs, "create_folder", lambda name, _far: self.there.update({name: []}))
@@ -56,7 +56,7 @@ class World:
     def _telling(self, verb: str) -> Callable[..., None]:
         return lambda *words: self.told.append(" ".join([verb, *map(str, words[:-1])]))
 
-    def _branch(self, root: str, _far: Far) -> Branch:
+    def _branch(self, root: str, _far: RemoteHost) -> Subtree:
         assert root == ROOT
         if self.unreachable:
             raise ZfsFailed("cannot open 'usb/off': dataset does not exist")
@@ -65,11 +65,11 @@ class World:
             for dataset, each in self.there.items()
             for name, guid in each
         ]
-        return Branch(frozenset(self.there), {one.full_name: one for one in found})
+        return Subtree(frozenset(self.there), {one.full_name: one for one in found})
 
-    def _uses(self, names: Sequence[str]) -> list[Use]:
+    def _uses(self, names: Sequence[str]) -> list[SnapshotUsage]:
         return [
-            Use(Snapshot(dataset, name, guid, guid), (), 0)
+            SnapshotUsage(Snapshot(dataset, name, guid, guid), (), 0)
             for dataset in names
             for name, guid in self.here[dataset]
         ]
@@ -97,29 +97,29 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def take(world: World, config: Config, manifest: Build) -> Callable[[int], Point]:
+def take(world: World, config: Config, manifest: Build) -> Callable[[int], RestorePoint]:
     """A moment: snapshots of both datasets, and a point with RAM."""
 
-    def taken(hour: int) -> Point:
+    def taken(hour: int) -> RestorePoint:
         name = f"h{hour}"
         ties = []
         for number, dataset in enumerate((WEB, DATA)):
             world.here[dataset].append((name, hour * 10 + number))
-            ties.append(Tie(dataset, name, hour * 10 + number, 1))
+            ties.append(SnapshotRef(dataset, name, hour * 10 + number, 1))
         directory = config.vault_dir / "web" / name
         directory.mkdir(parents=True)
         (directory / MEMORY).write_bytes(RAM)
         (directory / DOMAIN_XML).write_text("<domain/>")
         sum_ = hashlib.sha256(RAM).hexdigest()
         made = manifest(
-            moment=name,
+            run=name,
             capture=f"{UUID}.0000000{hour}",
-            taken=f"2026-11-20T0{hour}:00:00+00:00",
+            created=f"2026-11-20T0{hour}:00:00+00:00",
             snapshots=tuple(ties),
             disks=tuple(Disk("vda", "file", "raw", "/x", d, "x") for d in (WEB, DATA)),
             memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
         )
-        found = Point(directory, made)
+        found = RestorePoint(directory, made)
         vault.rewrite(found, made)
         return found
 
@@ -137,11 +137,11 @@ def run(
     text = "".join(f'{key} = "{getattr(config, key)}"\n' for key in ("vault", "journal", "locks"))
     conf.write_text(text)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
-    monkeypatch.setattr(libvirt_host, "Hypervisor", FakeHypervisor().connect)
+    monkeypatch.setattr(libvirt_host, "Host", FakeHypervisor().connect)
     return command
 
 
-Take = Callable[[int], Point]
+Take = Callable[[int], RestorePoint]
 
 
 def lying(world: World) -> list[str]:
@@ -205,7 +205,7 @@ def test_receipts_and_status(world: World, take: Take, run: Run, config: Config)
     assert "never sent" in run("status")[1]
     run("send", "web", ROOT)
     (found,) = send_status.read(config.journal_dir)
-    assert (found.newest, found.newest_memory, found.failed) == ("h1", True, "")
+    assert (found.newest, found.newest_has_memory, found.error) == ("h1", True, "")
     assert [(each.newest, each.guid) for each in found.datasets] == [("h1", 10), ("h1", 11)]
     code, out, _ = run("status")
     assert code == 0 and out.splitlines()[1].split()[:3] == ["web", ROOT, "h1"]
@@ -225,7 +225,7 @@ def test_one_dataset_fails(world: World, take: Take, run: Run, config: Config) -
     # What has arrived goes there; its RAM only when all disks have.
     assert lying(world) == files("h1+", "h2")
     (found,) = send_status.read(config.journal_dir)
-    assert (found.newest, found.failed) == ("h1", "out of space")
+    assert (found.newest, found.error) == ("h1", "out of space")
     world.fails_at = ""
     assert run("send", "web", ROOT)[0] == 0
     assert lying(world) == files("h1+", "h2+")

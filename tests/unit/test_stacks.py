@@ -4,7 +4,7 @@ import pytest
 
 from zvmsnap.common.errors import OverlayUnreadable
 from zvmsnap.disks import overlay_chain
-from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.disks.overlay_chain import OverlayChain
 from zvmsnap.disks.qemu_img import Layer
 from zvmsnap.virt import domain_xml
 
@@ -39,47 +39,59 @@ TABLE = [
     pytest.param(domain(BASE), not_read, None, id="on its base"),
     pytest.param(domain(BASE, GOLDEN), not_read, None, id="on its base, on a golden image"),
     pytest.param(domain(""), not_read, None, id="no medium"),
-    pytest.param(domain(TOP, BASE), not_read, Stack("vda", (TOP,), BASE), id="one of ours"),
+    pytest.param(domain(TOP, BASE), not_read, OverlayChain("vda", (TOP,), BASE), id="one of ours"),
     pytest.param(
-        domain(TOP, BASE, GOLDEN), not_read, Stack("vda", (TOP,), BASE), id="never further down"
+        domain(TOP, BASE, GOLDEN),
+        not_read,
+        OverlayChain("vda", (TOP,), BASE),
+        id="never further down",
     ),
     pytest.param(
         domain(TOP, MIDDLE, LOWEST, BASE, GOLDEN),
         not_read,
-        Stack("vda", (TOP, MIDDLE, LOWEST), BASE),
+        OverlayChain("vda", (TOP, MIDDLE, LOWEST), BASE),
         id="three of ours",
     ),
     pytest.param(
         domain(TOP, THEIRS, MIDDLE, BASE),
         not_read,
-        Stack("vda", (TOP,), THEIRS),
+        OverlayChain("vda", (TOP,), THEIRS),
         id="somebody's between two of ours: one at a time",
     ),
     pytest.param(
-        domain(TOP), read_of(BASE, GOLDEN), Stack("vda", (TOP,), BASE), id="off: chain is read"
+        domain(TOP),
+        read_of(BASE, GOLDEN),
+        OverlayChain("vda", (TOP,), BASE),
+        id="off: chain is read",
     ),
     pytest.param(
-        domain(TOP), read_of(MIDDLE, BASE), Stack("vda", (TOP, MIDDLE), BASE), id="off, two of ours"
+        domain(TOP),
+        read_of(MIDDLE, BASE),
+        OverlayChain("vda", (TOP, MIDDLE), BASE),
+        id="off, two of ours",
     ),
     pytest.param(
         domain(TOP),
         unreadable,
-        Stack("vda", (TOP,), problem=f"{TOP}: what it lies on cannot be told: damaged"),
+        OverlayChain("vda", (TOP,), problem=f"{TOP}: what it lies on cannot be told: damaged"),
         id="cannot be told",
     ),
     pytest.param(
-        domain(TOP), read_of(), Stack("vda", (TOP,), problem=f"{TOP} lies on no base"), id="no base"
+        domain(TOP),
+        read_of(),
+        OverlayChain("vda", (TOP,), problem=f"{TOP} lies on no base"),
+        id="no base",
     ),
     pytest.param(
         domain(TOP, MIDDLE),
         not_read,
-        Stack("vda", (TOP, MIDDLE), problem=f"{TOP} lies on no base"),
+        OverlayChain("vda", (TOP, MIDDLE), problem=f"{TOP} lies on no base"),
         id="ours to the bottom",
     ),
     pytest.param(
         domain(THEIRS, TOP, MIDDLE, BASE),
         not_read,
-        Stack(
+        OverlayChain(
             "vda",
             (TOP, MIDDLE),
             problem=f"{THEIRS} lies on it, which somebody else made: end that snapshot first",
@@ -95,7 +107,7 @@ TABLE = [
 def test_of(
     found: domain_xml.Domain,
     read: Callable[[str], tuple[Layer, ...]],
-    expected: Stack | None,
+    expected: OverlayChain | None,
 ) -> None:
     assert overlay_chain.of(found, read) == ({"vda": expected} if expected else {})
     assert expected is None or expected.top == expected.overlays[0]

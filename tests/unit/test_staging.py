@@ -8,7 +8,7 @@ import pytest
 
 from zvmsnap.common.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.disks import staging
-from zvmsnap.disks.staging import CaptureDir, Room
+from zvmsnap.disks.staging import StagingDir, StagingSpace
 from zvmsnap.zfs.mounts import Mount
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -23,16 +23,16 @@ def reachable() -> Iterator[Path]:
 
 
 def test_no_two_captures_have_one_name(tmp_path: Path) -> None:
-    fresh = [CaptureDir.fresh(tmp_path, UUID) for _ in range(50)]
+    fresh = [StagingDir.fresh(tmp_path, UUID) for _ in range(50)]
     assert len({capture.path for capture in fresh}) == 50
     assert list(tmp_path.iterdir()) == []
     for capture in fresh[:3]:
         capture.make()
-    assert staging.captures(tmp_path) == sorted(fresh[:3], key=lambda capture: capture.path)
+    assert staging.staging_dirs(tmp_path) == sorted(fresh[:3], key=lambda capture: capture.path)
 
 
 def test_made_and_removed(tmp_path: Path) -> None:
-    capture = CaptureDir.fresh(tmp_path / "var" / "staging", UUID)
+    capture = StagingDir.fresh(tmp_path / "var" / "staging", UUID)
     capture.remove()
     capture.make()
     capture.make()
@@ -50,7 +50,7 @@ def test_made_and_removed(tmp_path: Path) -> None:
 
 
 def test_a_guests_newest_writes_are_never_removed(tmp_path: Path) -> None:
-    capture = CaptureDir.fresh(tmp_path, UUID)
+    capture = StagingDir.fresh(tmp_path, UUID)
     capture.make()
     capture.memory.touch()
     capture.overlay("vda").write_bytes(b"newest")
@@ -61,7 +61,7 @@ def test_a_guests_newest_writes_are_never_removed(tmp_path: Path) -> None:
 
 
 def test_overlays_are_reachable_and_ram_is_private(tmp_path: Path) -> None:
-    capture = CaptureDir.fresh(tmp_path / "staging", UUID)
+    capture = StagingDir.fresh(tmp_path / "staging", UUID)
     capture.make()
     assert capture.path.stat().st_mode & 0o777 == 0o711
     assert capture.path.parent.stat().st_mode & 0o777 == 0o711
@@ -69,7 +69,7 @@ def test_overlays_are_reachable_and_ram_is_private(tmp_path: Path) -> None:
 
 
 def test_no_captures_where_staging_is_missing(tmp_path: Path) -> None:
-    assert staging.captures(tmp_path / "none") == []
+    assert staging.staging_dirs(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_no_captures_where_staging_is_missing(tmp_path: Path) -> None:
 )
 def test_whose_directory(tmp_path: Path, name: str, ours: bool) -> None:
     (tmp_path / name).mkdir()
-    assert [capture.path.name for capture in staging.captures(tmp_path)] == [name] * ours
+    assert [capture.path.name for capture in staging.staging_dirs(tmp_path)] == [name] * ours
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_room(
 ) -> None:
     answer = SimpleNamespace(f_bavail=free_mib << 8, f_frsize=4096, f_bfree=1 << 40)
     monkeypatch.setattr(os, "statvfs", lambda path: answer)
-    room = Room(tmp_path, 50 << 20)
+    room = StagingSpace(tmp_path, 50 << 20)
     failed = []
     for number, ram_mib in enumerate(rams_mib):
         try:
@@ -193,7 +193,7 @@ def test_room_for_the_next_level_of_a_guest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging, "free_bytes", lambda _path: 100)
-    room = Room(tmp_path, 10)
+    room = StagingSpace(tmp_path, 10)
     room.take("web", 50)
     room.take("web", 90)
     with pytest.raises(NoSpace):
@@ -206,4 +206,4 @@ def test_no_capture_behind_a_symlink_and_none_that_is_a_file(tmp_path: Path) -> 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"{UUID}.00000001").symlink_to(tmp_path / "elsewhere")
     (tmp_path / f"{UUID}.00000002").touch()
-    assert staging.captures(tmp_path) == []
+    assert staging.staging_dirs(tmp_path) == []

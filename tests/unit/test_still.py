@@ -10,10 +10,10 @@ from tests.unit.fakes import UUID, FakeGuest
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainLocked, LibvirtFailed, NotStill
 from zvmsnap.common.process import still_clock_s
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.quiesce import thaw
 from zvmsnap.virt.guest import Pause
 
@@ -33,7 +33,7 @@ def journal(config: Config) -> Entry:
 
 
 def let_go(config: Config, guest: FakeGuest, entry: Entry) -> Entry:
-    thaw.let_go(config, guest, Open(Journal(config.journal_dir), entry), ABOUT)
+    thaw.release_guest(config, guest, EntryWriter(Journal(config.journal_dir), entry), ABOUT)
     return journal(config)
 
 
@@ -95,9 +95,9 @@ TIMEOUT = LibvirtFailed("guest agent is not responding", 86)
 WENT_ON = "it went on before its snapshot was known to be taken"
 EARLY = "its file systems thawed before its snapshot was known"
 SHUT_OFF = "it was shut off while its file systems were frozen"
-PAUSED, QUIESCED, CRASH = Level.PAUSED, Level.QUIESCED, Level.CRASH
+PAUSED, QUIESCED, CRASH = ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED, ConsistencyLevel.CRASH
 
-DUMPED = {"frozen_at_s": 0.0, "still_since_s": 0.0}
+DUMPED = {"disks_frozen_at_s": 0.0, "held_since_s": 0.0}
 
 LET_GO = [
     pytest.param(PAUSED, {}, as_it_was, ["resume"], PAUSED, None, id="paused"),
@@ -113,7 +113,13 @@ LET_GO = [
     pytest.param(QUIESCED, {}, thawed, ["thaw"], CRASH, EARLY, id="quiesced, thawed by itself"),
     pytest.param(QUIESCED, {}, off, [], CRASH, SHUT_OFF, id="quiesced, off"),
     pytest.param(
-        QUIESCED, {"frozen_at_s": 0.0}, thawed, ["thaw"], QUIESCED, None, id="freeze that failed"
+        QUIESCED,
+        {"disks_frozen_at_s": 0.0},
+        thawed,
+        ["thaw"],
+        QUIESCED,
+        None,
+        id="freeze that failed",
     ),
     pytest.param(QUIESCED, {"frozen": False}, thawed, [], QUIESCED, None, id="was thawed before"),
     pytest.param(
@@ -132,7 +138,13 @@ LET_GO = [
         QUIESCED, {}, fails("thaw", TIMEOUT, off), ["thaw"], CRASH, SHUT_OFF, id="off meanwhile"
     ),
     pytest.param(
-        Level.MEMORY, {"paused": True}, wished, [], Level.MEMORY, None, id="memory: leave resumes"
+        ConsistencyLevel.MEMORY,
+        {"paused": True},
+        wished,
+        [],
+        ConsistencyLevel.MEMORY,
+        None,
+        id="memory: leave resumes",
     ),
     pytest.param(CRASH, {}, wished, [], CRASH, None, id="crash"),
 ]
@@ -143,11 +155,11 @@ def test_let_go(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    level: Level,
+    level: ConsistencyLevel,
     said: dict[str, Any],
     change: Change,
     calls: list[str],
-    becomes: Level,
+    becomes: ConsistencyLevel,
     reason: str | None,
 ) -> None:
     known = standing(level, **said)
@@ -159,7 +171,7 @@ def test_let_go(
     if level is PAUSED:
         assert not left.paused
     is_let_go = bool(calls) and becomes is level
-    assert (left.pause_s >= 5) is (is_let_go and known.still_since_s > 0)
+    assert (left.pause_s >= 5) is (is_let_go and known.held_since_s > 0)
     again = let_go(config, guest, left)
     assert (guest.calls, again) == (calls, left)
 
@@ -188,7 +200,7 @@ def test_agent_that_answers_after_a_while(
 def test_agent_that_does_not_answer_is_left_to_the_next_one(
     config: Config, guest: FakeGuest, standing: Standing, tmp_path: Path
 ) -> None:
-    known = standing(QUIESCED, thaw_script=True)
+    known = standing(QUIESCED, thaw_script_due=True)
     config = with_post_thaw(config, tmp_path, "touch ran")
     silent(guest)
     with pytest.raises(NotStill, match=r"cannot be thawed now: .*by hand: virsh domfsthaw web"):
@@ -225,11 +237,16 @@ def with_post_thaw(config: Config, tmp_path: Path, text: str) -> Config:
     ("said", "change", "runs"),
     [
         pytest.param({}, as_it_was, False, id="pre-freeze was not begun"),
-        pytest.param({"thaw_script": True}, as_it_was, True, id="frozen"),
-        pytest.param({"thaw_script": True}, thawed, True, id="thawed by itself"),
-        pytest.param({"thaw_script": True}, off, True, id="off"),
+        pytest.param({"thaw_script_due": True}, as_it_was, True, id="frozen"),
+        pytest.param({"thaw_script_due": True}, thawed, True, id="thawed by itself"),
+        pytest.param({"thaw_script_due": True}, off, True, id="off"),
         pytest.param(
-            {"thaw_script": True, "frozen": False, "frozen_at_s": 0.0, "step": "pre-freeze"},
+            {
+                "thaw_script_due": True,
+                "frozen": False,
+                "disks_frozen_at_s": 0.0,
+                "step": "pre-freeze",
+            },
             thawed,
             True,
             id="pre-freeze failed",
@@ -249,7 +266,7 @@ def test_post_thaw(
     change(guest)
     config = with_post_thaw(config, tmp_path, "echo $ZVMSNAP_UUID >> ran")
     left = let_go(config, guest, known)
-    assert not left.thaw_script
+    assert not left.thaw_script_due
     assert (tmp_path / "ran").exists() is runs
     let_go(config, guest, left)
     if runs:
@@ -265,11 +282,11 @@ def test_post_thaw_that_cannot_be_had_changes_nothing(
     caplog: pytest.LogCaptureFixture,
     there: bool,
 ) -> None:
-    known = standing(QUIESCED, thaw_script=True)
+    known = standing(QUIESCED, thaw_script_due=True)
     if there:
         config = with_post_thaw(config, tmp_path, "echo no database\nexit 4")
     left = let_go(config, guest, known)
-    assert (left.level, left.thaw_script) == (QUIESCED, False)
+    assert (left.level, left.thaw_script_due) == (QUIESCED, False)
     assert ("post-thaw: failed (4): no database" in caplog.text) is there
 
 
@@ -285,7 +302,7 @@ def test_post_thaw_that_cannot_be_had_changes_nothing(
 def test_thaw(
     config: Config, guest: FakeGuest, standing: Standing, change: Change, why: str
 ) -> None:
-    work = Open(Journal(config.journal_dir), standing(QUIESCED))
+    work = EntryWriter(Journal(config.journal_dir), standing(QUIESCED))
     change(guest)
     if why:
         with pytest.raises(NotStill, match=why):
@@ -326,7 +343,7 @@ def test_release(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    level: Level,
+    level: ConsistencyLevel,
     said: dict[str, Any],
     change: Change,
     was: str | None,

@@ -6,11 +6,11 @@ import pytest
 from zvmsnap.common.errors import SendRefused
 from zvmsnap.config.destination import Destination
 from zvmsnap.points.manifest import Disk, Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import send_plan
-from zvmsnap.replication.send_plan import Load, Stream
+from zvmsnap.replication.send_plan import DatasetSend, SendUnit
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Dataset, Snapshot, Use
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
 UUIDS = {
@@ -29,12 +29,12 @@ def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
 
 
 @pytest.fixture
-def points(manifest: Build) -> list[Point]:
-    def build(domain: str, hour: int, *datasets: str) -> Point:
+def points(manifest: Build) -> list[RestorePoint]:
+    def build(domain: str, hour: int, *datasets: str) -> RestorePoint:
         disks = tuple(Disk("vda", "file", "raw", "/x", each, "x") for each in datasets)
         taken = f"2026-11-20T{hour:02}:00:00+00:00"
-        return Point(
-            Path("/v"), manifest(domain=domain, uuid=UUIDS[domain], taken=taken, disks=disks)
+        return RestorePoint(
+            Path("/v"), manifest(domain=domain, uuid=UUIDS[domain], created=taken, disks=disks)
         )
 
     return [
@@ -45,35 +45,39 @@ def points(manifest: Build) -> list[Point]:
     ]
 
 
-WEB = Load("web", UUIDS["web"], ("t/vm/web", "t/vm/web/data"))
-DB = Load("db", UUIDS["db"], ("t/vm/db",))
+WEB = SendUnit("web", UUIDS["web"], ("t/vm/web", "t/vm/web/data"))
+DB = SendUnit("db", UUIDS["db"], ("t/vm/db",))
 
 LOADS = [
     pytest.param(["web"], False, [WEB], id="a guest"),
     pytest.param(["db", "web"], False, [DB, WEB], id="guests"),
     pytest.param([], True, [DB, WEB], id="all guests"),
-    pytest.param(["t/else"], False, [Load("", "", ("t/else",))], id="a dataset of nobody"),
+    pytest.param(["t/else"], False, [SendUnit("", "", ("t/else",))], id="a dataset of nobody"),
     pytest.param(["t/vm/web"], False, [WEB], id="the dataset of a guest"),
-    pytest.param(["t/vm/web/data"], False, [Load("", "", ("t/vm/web/data",))], id="one of its two"),
     pytest.param(
-        ["t/vm"], False, [Load("", "", ("t/vm", "t/vm/db/log")), DB, WEB], id="all below one"
+        ["t/vm/web/data"], False, [SendUnit("", "", ("t/vm/web/data",))], id="one of its two"
+    ),
+    pytest.param(
+        ["t/vm"], False, [SendUnit("", "", ("t/vm", "t/vm/db/log")), DB, WEB], id="all below one"
     ),
 ]
 
 
 @pytest.mark.parametrize(("names", "every", "expected"), LOADS)
-def test_loads(points: list[Point], names: list[str], every: bool, expected: list[Load]) -> None:
-    assert send_plan.loads(points, names, every=every) == expected
+def test_loads(
+    points: list[RestorePoint], names: list[str], every: bool, expected: list[SendUnit]
+) -> None:
+    assert send_plan.send_units(points, names, every=every) == expected
 
 
-def test_no_loads(points: list[Point], there: dict[str, Dataset]) -> None:
+def test_no_loads(points: list[RestorePoint], there: dict[str, Dataset]) -> None:
     with pytest.raises(SendRefused, match="nix: is no guest with points, and no dataset"):
-        send_plan.loads(points, ["nix"], every=False)
+        send_plan.send_units(points, ["nix"], every=False)
     with pytest.raises(SendRefused, match="no guest has a point yet"):
-        send_plan.loads([], [], every=True)
+        send_plan.send_units([], [], every=True)
     del there["t/vm/web/data"]
     with pytest.raises(SendRefused, match="t/vm/web/data is not there any more"):
-        send_plan.loads(points, ["web"], every=False)
+        send_plan.send_units(points, ["web"], every=False)
 
 
 class Here:
@@ -82,8 +86,8 @@ class Here:
     def __init__(self, *snapshots: str) -> None:
         self.own = list(snapshots)
 
-    def uses(self, datasets: Iterable[str]) -> list[Use]:
-        return [Use(found, (), 0) for found in taken("t/vm/web", *self.own)]
+    def snapshot_usage(self, datasets: Iterable[str]) -> list[SnapshotUsage]:
+        return [SnapshotUsage(found, (), 0) for found in taken("t/vm/web", *self.own)]
 
     def stream_bytes(self, newest: str, since: str = "", *, raw: bool = False) -> int:
         return 1000 if not since else 10 if not raw else 7
@@ -94,9 +98,9 @@ def taken(dataset: str, *snapshots: str) -> list[Snapshot]:
     return [Snapshot(dataset, name, int(guid), int(guid)) for name, guid in pairs]
 
 
-def branch(*snapshots: str) -> Branch:
+def branch(*snapshots: str) -> Subtree:
     found = taken("far/t/vm/web", *snapshots)
-    return Branch(frozenset({"far"}), {each.full_name: each for each in found})
+    return Subtree(frozenset({"far"}), {each.full_name: each for each in found})
 
 
 STREAMS = [
@@ -128,12 +132,12 @@ def test_stream(
 
 def stream(
     monkeypatch: pytest.MonkeyPatch, here: list[str], far: list[str], *, raw: bool = False
-) -> Stream:
+) -> DatasetSend:
     stand_in = Here(*here)
-    monkeypatch.setattr(zfs, "uses", stand_in.uses)
+    monkeypatch.setattr(zfs, "snapshot_usage", stand_in.snapshot_usage)
     monkeypatch.setattr(zfs, "stream_bytes", stand_in.stream_bytes)
-    load = Load("web", UUIDS["web"], ("t/vm/web",))
-    (found,) = send_plan.streams(load, branch(*far), NAS, raw=raw)
+    load = SendUnit("web", UUIDS["web"], ("t/vm/web",))
+    (found,) = send_plan.dataset_sends(load, branch(*far), NAS, raw=raw)
     return found
 
 

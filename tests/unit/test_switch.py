@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.fakes import FakePool, PowerCut
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
 from zvmsnap.zfs import dataset_swap
-from zvmsnap.zfs.dataset_swap import Unit
+from zvmsnap.zfs.dataset_swap import SwapTree
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 SANOID = "autosnap"
@@ -29,7 +29,7 @@ def held(*names: str, **special: Dataset) -> dict[str, Dataset]:
     return found | {dataset.name: dataset for dataset in special.values()}
 
 
-def planned(datasets: Mapping[str, Dataset], *wanted: str) -> tuple[Unit, ...]:
+def planned(datasets: Mapping[str, Dataset], *wanted: str) -> tuple[SwapTree, ...]:
     snapshots = {name: Snapshot(name, "s", 100, 1) for name in wanted}
     return dataset_swap.plan(snapshots, datasets, "0a", "now")
 
@@ -80,20 +80,20 @@ def test_plan(
     assert [
         (
             unit.top,
-            [member.path for member in unit.members],
-            [stray.path for stray in unit.strays],
+            [member.path for member in unit.datasets],
+            [stray.path for stray in unit.bystanders],
             list(unit.mounted),
         )
         for unit in found
     ] == units
     for unit in found:
-        assert (unit.fresh, unit.former) == (f"{unit.top}.zvmsnap-0a", f"{unit.top}.before-now")
-        for member in unit.members:
+        assert (unit.fresh, unit.set_aside) == (f"{unit.top}.zvmsnap-0a", f"{unit.top}.before-now")
+        for member in unit.datasets:
             name = unit.top + member.path
             assert member.old_guid == member.origin_guid == datasets[name].guid
             assert member.origin == f"{name}@s"
             assert member.canmount == datasets[name].canmount
-        for stray in unit.strays:
+        for stray in unit.bystanders:
             assert stray.guid == datasets[unit.top + stray.path].guid
 
 
@@ -121,7 +121,7 @@ def test_over_what_is_promoted(origins: dict[str, str], home: str, line: tuple[i
         for guid, name in enumerate(["tank", "tank/w", "tank/x", "tank/y", "tank/g"], 1)
     }
     [unit] = dataset_swap.plan({"tank/w": Snapshot(home, "s", 9, 9)}, datasets, "0a", "now")
-    assert unit.members[0].line == line
+    assert unit.datasets[0].line == line
 
 
 @pytest.mark.parametrize("mounted", [True, False])
@@ -176,7 +176,7 @@ def snapshot(pool: FakePool, name: str, names: tuple[str, ...] = MEMBERS) -> Non
     pool.take_snapshots(names, name)
 
 
-def plan_of(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[Unit, ...]:
+def plan_of(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[SwapTree, ...]:
     """Units for datasets and the guids of the snapshots that they are to hold."""
     by_guid = {found.guid: found for found in pool.all_snapshots().present.values()}
     snapshots = {name: by_guid[guid] for name, guid in wanted.items()}
@@ -187,9 +187,9 @@ def guids(pool: FakePool, name: str, names: tuple[str, ...] = MEMBERS) -> dict[s
     return {each: pool.guid(f"{each}@{name}") for each in names}
 
 
-def bring_back(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[Unit, ...]:
-    units = dataset_swap.prepare(plan_of(pool, wanted, stamp))
-    dataset_swap.switch(units)
+def bring_back(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[SwapTree, ...]:
+    units = dataset_swap.materialize(plan_of(pool, wanted, stamp))
+    dataset_swap.swap(units)
     dataset_swap.promote(units)
     return units
 
@@ -263,17 +263,17 @@ def test_a_former_that_owns_the_history_gets_it_back(pool: FakePool) -> None:
     pool.unmount("tank/own")
     pool.clone("tank/own@s2", "tank/web", {})
     before = pool.state()
-    units = dataset_swap.prepare(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
-    dataset_swap.switch(units)
+    units = dataset_swap.materialize(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
+    dataset_swap.swap(units)
     dataset_swap.promote(units)
     assert pool.history("tank/web") == ["s1", "s2", "s3"]
     dataset_swap.demote(units)
-    dataset_swap.switch_back(units)
+    dataset_swap.swap_back(units)
     dataset_swap.discard(units)
     assert pool.state() == {
         name: before[name] if name != "tank/web" else pool.state()[name] for name in before
     }
-    assert pool.guid("tank/web") == units[0].members[0].old_guid
+    assert pool.guid("tank/web") == units[0].datasets[0].old_guid
     assert pool.datasets()["tank/web"].origin == "tank/own@s2"
 
 
@@ -281,7 +281,7 @@ def test_what_owns_snapshots_is_never_discarded(pool: FakePool) -> None:
     """As when `demote` failed, and all other undos were tried."""
     known = all_guids(pool)
     units = bring_back(pool, guids(pool, "s1"), "x")
-    dataset_swap.switch_back(units)
+    dataset_swap.swap_back(units)
     with pytest.raises(ZfsFailed, match=r"^tank/vol.zvmsnap-nx: is kept, as it owns snapshots of"):
         dataset_swap.discard(units)
     assert all_guids(pool) == known
@@ -293,7 +293,7 @@ def test_what_owns_snapshots_is_never_discarded(pool: FakePool) -> None:
 
 def test_snapshots_of_a_passing_sanoid_are_discarded_with_the_clones(pool: FakePool) -> None:
     before = pool.state()
-    units = dataset_swap.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    units = dataset_swap.materialize(plan_of(pool, guids(pool, "s1"), "x"))
     pool.take_snapshots([name for name in pool.held if "zvmsnap" in name], SANOID)
     dataset_swap.discard(units)
     dataset_swap.discard(units)
@@ -303,47 +303,47 @@ def test_snapshots_of_a_passing_sanoid_are_discarded_with_the_clones(pool: FakeP
 def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> None:
     """Not at the mountpoint of their originals, also when the host comes up meanwhile."""
     mounted = {name for name, held in pool.held.items() if held.mounted}
-    [volume, web] = dataset_swap.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    [volume, web] = dataset_swap.materialize(plan_of(pool, guids(pool, "s1"), "x"))
     pool.reboot()
     assert {name for name, held in pool.held.items() if held.mounted} == mounted
-    assert {member.path for member in web.members} == {"", "/a"}
-    for member in web.members:
+    assert {member.path for member in web.datasets} == {"", "/a"}
+    for member in web.datasets:
         assert pool.held[web.fresh + member.path].own["canmount"] == "noauto"
     assert "canmount" not in pool.held[volume.fresh].own
 
 
 def test_somebody_works_in_a_filesystem(pool: FakePool) -> None:
     before = pool.state()
-    units = dataset_swap.prepare(plan_of(pool, guids(pool, "s1"), "x"))
+    units = dataset_swap.materialize(plan_of(pool, guids(pool, "s1"), "x"))
     pool.busy.add("tank/web")
     with pytest.raises(ZfsFailed, match="tank/web: is busy"):
-        dataset_swap.switch(units)
-    dataset_swap.switch_back(units)
+        dataset_swap.swap(units)
+    dataset_swap.swap_back(units)
     dataset_swap.discard(units)
     assert pool.state() == before
 
 
 @pytest.mark.parametrize("gone", ["clone", "stray", "alien"])
 def test_what_others_do_meanwhile(pool: FakePool, gone: str) -> None:
-    units = dataset_swap.prepare(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
+    units = dataset_swap.materialize(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
     if gone == "clone":
         pool.destroy("tank/web.zvmsnap-nx")
         with pytest.raises(ZfsFailed, match="is gone, so tank/web stays what it is"):
-            dataset_swap.switch(units)
-        assert pool.guid("tank/web") == units[0].members[0].old_guid
+            dataset_swap.swap(units)
+        assert pool.guid("tank/web") == units[0].datasets[0].old_guid
     elif gone == "stray":
         pool.destroy("tank/web/stray/below")
         pool.destroy("tank/web/stray")
-        dataset_swap.switch(units)
-        dataset_swap.switch_back(units)
-        assert pool.guid("tank/web") == units[0].members[0].old_guid
+        dataset_swap.swap(units)
+        dataset_swap.swap_back(units)
+        assert pool.guid("tank/web") == units[0].datasets[0].old_guid
     else:
         for name in ("tank/web/stray/below", "tank/web/stray", "tank/web/a", "tank/web"):
             pool.unmount(name)
         pool.rename("tank/web", "tank/web.before-x")
         pool.add("tank/web")
         alien = pool.state()["tank/web"]
-        for verb in (dataset_swap.switch, dataset_swap.switch_back):
+        for verb in (dataset_swap.swap, dataset_swap.swap_back):
             with pytest.raises(ZfsFailed, match="tank/web: is a dataset that somebody has made"):
                 verb(units)
         assert pool.state()["tank/web"] == alien
@@ -355,7 +355,7 @@ def test_a_filesystem_that_was_mounted_by_hand_is_mounted_again(pool: FakePool) 
     assert pool.held["tank/web"].mounted
     assert pool.held["tank/web"].own["canmount"] == "noauto"
     dataset_swap.demote(units)
-    dataset_swap.switch_back(units)
+    dataset_swap.swap_back(units)
     assert pool.held["tank/web"].mounted
     assert pool.held["tank/web"].content == "now"
 
@@ -429,8 +429,8 @@ def recipes(draw: st.DrawFn) -> Callable[[], World]:
     return build
 
 
-Verb = Callable[[tuple[Unit, ...]], object]
-UNDO: tuple[Verb, ...] = (dataset_swap.discard, dataset_swap.switch_back, dataset_swap.demote)
+Verb = Callable[[tuple[SwapTree, ...]], object]
+UNDO: tuple[Verb, ...] = (dataset_swap.discard, dataset_swap.swap_back, dataset_swap.demote)
 
 
 class Play:
@@ -441,11 +441,11 @@ class Play:
         self.units = plan_of(world.pool, world.wanted, "now")
 
     def forth(self, position: int) -> None:
-        verbs: tuple[Verb, ...] = (self._prepare, dataset_swap.switch, dataset_swap.promote)
+        verbs: tuple[Verb, ...] = (self._prepare, dataset_swap.swap, dataset_swap.promote)
         verbs[position](self.units)
 
-    def _prepare(self, units: tuple[Unit, ...]) -> None:
-        self.units = dataset_swap.prepare(units)
+    def _prepare(self, units: tuple[SwapTree, ...]) -> None:
+        self.units = dataset_swap.materialize(units)
 
     def back(self, position: int) -> None:
         UNDO[position](self.units)

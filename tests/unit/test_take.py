@@ -11,14 +11,14 @@ from tests.unit.fakes import FakeGuest, FakeHypervisor
 from tests.unit.faketake import DB, WEB, Pool, configure, two_guests
 from zvmsnap.capture import take
 from zvmsnap.common.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import thaw
-from zvmsnap.zfs.types import Dataset, Snapshot, Use
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
 
 NAME = "before-upgrade"
 
@@ -45,7 +45,7 @@ def db(host: FakeHypervisor) -> FakeGuest:
     return host.known[1]
 
 
-def both(config: Config, host: FakeHypervisor, hold: str | None = None) -> list[Point]:
+def both(config: Config, host: FakeHypervisor, hold: str | None = None) -> list[RestorePoint]:
     planned = take.plan(host, ["web", "db"], None, NAME)
     return take.take(config, planned, hold, threading.Event())
 
@@ -62,7 +62,7 @@ def test_two_guests_at_one_instant(
 ) -> None:
     found = both(config, host, hold="audit")
     assert sorted(point.name for point in found) == [f"db@{NAME}", f"web@{NAME}"]
-    assert {point.manifest.level for point in found} == {Level.PAUSED}
+    assert {point.manifest.level for point in found} == {ConsistencyLevel.PAUSED}
     assert sorted(pool.present) == [f"{DB}@{NAME}", f"{WEB}@{NAME}"]
     assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
     for point in found:
@@ -111,7 +111,10 @@ def test_interrupted(
 def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHypervisor, db: FakeGuest
                              ) -> None:  # fmt: skip
     db.active = False
-    assert {point.manifest.level for point in both(config, host)} == {Level.PAUSED, Level.OFFLINE}
+    assert {point.manifest.level for point in both(config, host)} == {
+        ConsistencyLevel.PAUSED,
+        ConsistencyLevel.OFFLINE,
+    }
 
 
 REFUSED = [
@@ -165,7 +168,7 @@ def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHy
 def test_one_is_let_go_before_the_snapshots(
     pool: Pool, config: Config, host: FakeHypervisor
 ) -> None:
-    """As its RAM was dumped in a second, and that of the other one took longer than still_max_s."""
+    """As its RAM was dumped in a second, and that of the other one took longer than max_freeze_s."""
     web = host.known[0]
 
     def let_go() -> None:
@@ -235,8 +238,8 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
     run("take", "web", "--name", NAME)
     full_name = f"{WEB}@{NAME}"
     for use, why in (
-        (Use(pool.present[full_name], ("tank/look",), 0), "tank/look depends on it"),
-        (Use(pool.present[full_name], (), 1), "is held"),
+        (SnapshotUsage(pool.present[full_name], ("tank/look",), 0), "tank/look depends on it"),
+        (SnapshotUsage(pool.present[full_name], (), 1), "is held"),
     ):
         pool.uses[full_name] = use
         code, _, err = run("drop", "--yes", f"web@{NAME}")
@@ -250,9 +253,9 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("mode", "level", "still"),
     [
-        pytest.param("memory", Level.PAUSED, True, id="memory: paused together"),
-        pytest.param("quiesced", Level.QUIESCED, True, id="frozen together"),
-        pytest.param("crash", Level.CRASH, False, id="as they are"),
+        pytest.param("memory", ConsistencyLevel.PAUSED, True, id="memory: paused together"),
+        pytest.param("quiesced", ConsistencyLevel.QUIESCED, True, id="frozen together"),
+        pytest.param("crash", ConsistencyLevel.CRASH, False, id="as they are"),
     ],
 )
 @pytest.mark.parametrize("overlay", [False, True])
@@ -263,7 +266,7 @@ def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
     web: FakeGuest,
     db: FakeGuest,
     mode: str,
-    level: Level,
+    level: ConsistencyLevel,
     still: bool,
     overlay: bool,
 ) -> None:
@@ -294,7 +297,7 @@ def test_one_guest_alone_may_be_thawed_at_once(
     pool.when_taken = lambda: frozen.append(web.agent is not None and web.agent.frozen)
     planned = take.plan(host, ["web"], None, NAME, "quiesced")
     (point,) = take.take(config, planned, None, threading.Event())
-    assert (frozen, point.manifest.level) == ([False], Level.QUIESCED)
+    assert (frozen, point.manifest.level) == ([False], ConsistencyLevel.QUIESCED)
     assert_at_rest(config, web)
 
 

@@ -19,13 +19,13 @@ from tests.unit.fakepre import (
 from tests.unit.fakes import FakeZfs
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import Cancelled, ZfsFailed
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.finalize.publish import publish
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import types, zfs
 
 NAME = f"{MOMENT}_hourly"
@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 def manifests(scene: Scene) -> list[Manifest]:
     found = vault.entries(scene.config.vault_dir)
-    return [point.manifest for point in found if isinstance(point, Point)]
+    return [point.manifest for point in found if isinstance(point, RestorePoint)]
 
 
 def take(pools: FakeZfs, name: str = NAME, guid: int = 11) -> None:
@@ -57,7 +57,7 @@ def behind_the_let_go(patch: pytest.MonkeyPatch, happens: Callable[[], None]) ->
     patch.setattr("zvmsnap.finalize.after_snapshot.publish", published)
 
 
-def levels_of(scene: Scene) -> list[Level]:
+def levels_of(scene: Scene) -> list[ConsistencyLevel]:
     return [manifest.level for manifest in manifests(scene)]
 
 
@@ -119,7 +119,7 @@ def test_interrupted_and_put_back_but_zfs_fails(
     scene.when["> frozen"] = scene.cancelled.set
     answers = zfs.snapshots
 
-    def fails(names: Iterable[str]) -> types.Answer:
+    def fails(names: Iterable[str]) -> types.SnapshotListing:
         if guest.calls and guest.calls[-1] == last:
             monkeypatch.setattr(zfs, "snapshots", answers)
             raise ZfsFailed("no answer")
@@ -129,7 +129,7 @@ def test_interrupted_and_put_back_but_zfs_fails(
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
     (left,) = scene.entries()
-    assert left.seen == ()
+    assert left.snapshots_at_release == ()
     take(pools)
     after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
@@ -177,7 +177,7 @@ def test_zfs_does_not_say_what_there_is(
     take(pools)
     answers = zfs.snapshots
 
-    def fails(names: Iterable[str]) -> types.Answer:
+    def fails(names: Iterable[str]) -> types.SnapshotListing:
         monkeypatch.setattr(zfs, "snapshots", answers)
         raise ZfsFailed("no answer")
 
@@ -219,12 +219,14 @@ class Uses:
     """What zfs.uses says: snapshots that are taken of tank/web, one after the other."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._found: list[types.Use] = []
-        patch.setattr(zfs, "uses", lambda _datasets: list(self._found))
+        self._found: list[types.SnapshotUsage] = []
+        patch.setattr(zfs, "snapshot_usage", lambda _datasets: list(self._found))
 
     def take(self, name: str) -> None:
         number = len(self._found) + 1
-        self._found.append(types.Use(types.Snapshot("tank/web", name, number, number), (), 0))
+        self._found.append(
+            types.SnapshotUsage(types.Snapshot("tank/web", name, number, number), (), 0)
+        )
 
 
 UNNAMED = HookCall(Role.PRE, ("tank/web",), ("zvmsnap_x_unnamed",), unnamed=True)
@@ -238,7 +240,7 @@ LEVELS = [
 
 @pytest.mark.parametrize(("mode", "call", "level"), LEVELS)
 def test_where_names_are_not_announced(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: str, call: str, level: Level
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: str, call: str, level: ConsistencyLevel
 ) -> None:
     """Whatever anybody takes while the guest runs is not of the moment."""
     guest = scene.add()
@@ -288,10 +290,10 @@ def test_dataset_that_is_gone_where_no_names_are_announced(
     assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
     del scene.modes["tank/web"]
 
-    def uses(datasets: list[str]) -> list[types.Use]:
+    def snapshot_usage(datasets: list[str]) -> list[types.SnapshotUsage]:
         assert not datasets
         return []
 
-    monkeypatch.setattr(zfs, "uses", uses)
+    monkeypatch.setattr(zfs, "snapshot_usage", snapshot_usage)
     assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
     assert (guest.stands_still, manifests(scene), scene.entries()) == (None, [], [])

@@ -5,7 +5,7 @@ import pytest
 
 from zvmsnap.disks import changes, location
 from zvmsnap.zfs import mounts, zfs
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 FRESH_BYTES = 8192
 TAKEN_S = 1_700_000_000
@@ -45,7 +45,7 @@ def test_written_to(
     monkeypatch.setattr(zfs, "created_s", created_s)
     monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(location, "path_of", lambda _place, _table: str(disk))
-    places = {"vda": Place("tank/web", "a.raw"), "vdb": Place("tank/web/data", "")}
+    places = {"vda": DiskLocation("tank/web", "a.raw"), "vdb": DiskLocation("tank/web/data", "")}
     snapshots = ["tank/web@m_hourly", "tank/web/data@m_hourly"]
     found = changes.written_to(places, snapshots, {"tank/web/data": FRESH_BYTES})
     assert found == expected

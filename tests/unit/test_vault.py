@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.config.settings import Config
 from zvmsnap.points import memory_image, vault
-from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, Memory, Tie
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged, Unfinished
+from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint, UnfinishedPoint
 
 Build = Callable[..., Manifest]
 
@@ -68,14 +68,14 @@ def test_folder_tells_its_name(name: str) -> None:
     assert decoded.decode() == name
 
 
-def put(root: Path, manifest: Manifest) -> Point:
+def put(root: Path, manifest: Manifest) -> RestorePoint:
     return vault.publish(vault.incoming(root, manifest.domain, manifest.capture), manifest)
 
 
 def points(root: Path, moment: str | None = None) -> dict[str, Manifest]:
     found = {}
     for entry in vault.entries(root, moment):
-        assert isinstance(entry, Point), entry
+        assert isinstance(entry, RestorePoint), entry
         found[str(entry.directory.relative_to(root))] = entry.manifest
     return found
 
@@ -84,14 +84,14 @@ def damage(root: Path) -> dict[str, str]:
     return {
         str(entry.directory.relative_to(root)): entry.why
         for entry in vault.entries(root)
-        if isinstance(entry, Damaged)
+        if isinstance(entry, DamagedPoint)
     }
 
 
 def test_published_and_found_again(tmp_path: Path, manifest: Build) -> None:
-    known = manifest(domain="a/b", moment=".hidden", capture="c1")
+    known = manifest(domain="a/b", run=".hidden", capture="c1")
     placed = put(tmp_path, known)
-    assert placed == Point(tmp_path / "a%2Fb" / "%2Ehidden", known)
+    assert placed == RestorePoint(tmp_path / "a%2Fb" / "%2Ehidden", known)
     assert points(tmp_path) == {"a%2Fb/%2Ehidden": known}
     assert vault.published(tmp_path, "a/b", "c1") == placed
     assert vault.published(tmp_path, "a/b", "c2") is None
@@ -104,7 +104,7 @@ def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
     (incoming / MEMORY).write_bytes(b"half")
     assert points(tmp_path) == {}
     assert vault.published(tmp_path, "web", "c1") is None
-    assert vault.unfinished(tmp_path) == [Unfinished(incoming)]
+    assert vault.unfinished(tmp_path) == [UnfinishedPoint(incoming)]
 
 
 def test_private(tmp_path: Path, manifest: Build) -> None:
@@ -114,8 +114,8 @@ def test_private(tmp_path: Path, manifest: Build) -> None:
 
 
 def test_one_moment_published_more_than_once(tmp_path: Path, manifest: Build) -> None:
-    several = [manifest(moment="m", capture=f"c{number}") for number in range(3)]
-    several.append(manifest(moment="m.2", capture="another"))
+    several = [manifest(run="m", capture=f"c{number}") for number in range(3)]
+    several.append(manifest(run="m.2", capture="another"))
     for each in several:
         put(tmp_path, each)
     expected = {
@@ -134,7 +134,7 @@ def test_one_moment_published_more_than_once(tmp_path: Path, manifest: Build) ->
 def test_points_of_one_moment_of_any_guest(tmp_path: Path, manifest: Build) -> None:
     for domain in ("web", "db"):
         for moment in ("m", "mm", "m.x", "n"):
-            put(tmp_path, manifest(domain=domain, moment=moment))
+            put(tmp_path, manifest(domain=domain, run=moment))
     assert sorted(points(tmp_path, "m")) == ["db/m", "web/m"]
 
 
@@ -209,7 +209,7 @@ def test_damage_is_named_and_hides_nothing_else(
     found = damage(root)
     assert list(found) == [damaged]
     assert str(root / damaged) in found[damaged]
-    assert [entry for entry in vault.entries(root) if isinstance(entry, Point)] == [good]
+    assert [entry for entry in vault.entries(root) if isinstance(entry, RestorePoint)] == [good]
     assert vault.published(root, "web", good.manifest.capture) == good
 
 
@@ -237,7 +237,7 @@ def test_unfinished(
 
 
 def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> None:
-    one, other = put(tmp_path, manifest(moment="a")), put(tmp_path, manifest(moment="b"))
+    one, other = put(tmp_path, manifest(run="a")), put(tmp_path, manifest(run="b"))
     vault.remove(one)
     assert points(tmp_path) == {"web/b": other.manifest}
     vault.remove(other)
@@ -245,8 +245,8 @@ def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> 
 
 
 def test_removed_by_two_at_once(tmp_path: Path, manifest: Build) -> None:
-    put(tmp_path, manifest(moment="b"))
-    found = put(tmp_path, manifest(moment="a"))
+    put(tmp_path, manifest(run="b"))
+    found = put(tmp_path, manifest(run="a"))
     vault.remove(found)
     vault.remove(found)
     assert list(points(tmp_path)) == ["web/b"]
@@ -255,7 +255,7 @@ def test_removed_by_two_at_once(tmp_path: Path, manifest: Build) -> None:
 def test_removal_interrupted(
     tmp_path: Path, manifest: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = put(tmp_path, manifest(moment="m"))
+    found = put(tmp_path, manifest(run="m"))
 
     def power_cut(path: Path) -> None:
         raise OSError("power cut")
@@ -265,9 +265,9 @@ def test_removal_interrupted(
         with pytest.raises(OSError, match="power cut"):
             vault.remove(found)
     assert points(tmp_path) == {}
-    assert vault.unfinished(tmp_path) == [Unfinished(tmp_path / "web" / ".removing-m")]
+    assert vault.unfinished(tmp_path) == [UnfinishedPoint(tmp_path / "web" / ".removing-m")]
 
-    again = put(tmp_path, manifest(moment="m"))
+    again = put(tmp_path, manifest(run="m"))
     vault.remove(again)
     assert list(tmp_path.iterdir()) == []
 
@@ -324,7 +324,7 @@ STOWED: Mapping[int | None, tuple[str, str]] = {
 
 @pytest.mark.parametrize("level", STOWED)
 def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.format, memory.image_bytes) == ("raw", len(CONTENT))
     assert unpacked(incoming, memory) == CONTENT
@@ -334,7 +334,7 @@ def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int 
 @pytest.mark.parametrize("level", STOWED)
 @pytest.mark.usefixtures("two_file_systems")
 def test_stowed_across_file_systems(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.image_bytes, unpacked(incoming, memory)) == (len(CONTENT), CONTENT)
     assert image.exists()
@@ -352,24 +352,24 @@ def test_stowing_interrupted_and_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(memory_image, "sync_dir", power_cut)
         with pytest.raises(OSError, match="power cut"):
-            memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
+            memory_image.store_memory(image, incoming, "raw", zstd_level=level)
     half = incoming / STOWED[level][0]
     half.write_bytes(half.read_bytes()[:100] + b"garbage" * len(CONTENT))
-    memory = memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
     assert unpacked(incoming, memory) == CONTENT
 
 
 def test_renamed_before_an_interruption(image: Path, incoming: Path) -> None:
-    first = memory_image.stow_memory(image, incoming, "raw", zstd_level=None)
+    first = memory_image.store_memory(image, incoming, "raw", zstd_level=None)
     assert not image.exists()
     for level in STOWED:
-        assert memory_image.stow_memory(image, incoming, "raw", zstd_level=level) == first
+        assert memory_image.store_memory(image, incoming, "raw", zstd_level=level) == first
 
 
 def test_no_image_at_all(image: Path, incoming: Path) -> None:
     image.unlink()
     with pytest.raises(FileNotFoundError):
-        memory_image.stow_memory(image, incoming, "raw", zstd_level=None)
+        memory_image.store_memory(image, incoming, "raw", zstd_level=None)
     assert list(incoming.iterdir()) == []
 
 
@@ -382,7 +382,7 @@ def test_no_symlink_is_written_through(
     victim.write_text("precious")
     (incoming / STOWED[level][0]).symlink_to(victim)
     with pytest.raises(OSError, match="symbolic links"):
-        memory_image.stow_memory(image, incoming, "raw", zstd_level=level)
+        memory_image.store_memory(image, incoming, "raw", zstd_level=level)
     assert victim.read_text() == "precious"
 
 
@@ -391,17 +391,20 @@ def test_progress_only_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
     monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
-    memory_image.stow_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    memory_image.stow_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
     said = capsys.readouterr().err
     assert "RAM image: 100 % of 1 MiB" in said
     assert said.endswith("\r\x1b[K")
 
 
 def test_a_points_ties_survive_the_vault(tmp_path: Path, manifest: Build) -> None:
-    ties = (Tie("tank/web", "a_hourly", 2**64 - 1, 7), Tie("tank/web", "a_daily", 1, 7))
+    ties = (
+        SnapshotRef("tank/web", "a_hourly", 2**64 - 1, 7),
+        SnapshotRef("tank/web", "a_daily", 1, 7),
+    )
     placed = put(tmp_path, manifest(snapshots=ties))
     assert points(tmp_path)[f"web/{placed.directory.name}"].snapshots == ties
 

@@ -5,20 +5,20 @@ import pytest
 
 from zvmsnap.points import verify_result
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
-from zvmsnap.points.verify_result import BOOTED, READ, Verdict
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.verify_result import BOOTED, READ, VerifyResult
 
 SAYS = b'{"checked":"2026-11-20T03:00Z",'
 TIME, LATER = "2026-11-20T03:00:00+00:00", "2026-11-20T03:00:01+00:00"
 
 
 @pytest.fixture
-def point(tmp_path: Path, manifest: Callable[..., Manifest]) -> Point:
-    return Point(tmp_path, manifest())
+def point(tmp_path: Path, manifest: Callable[..., Manifest]) -> RestorePoint:
+    return RestorePoint(tmp_path, manifest())
 
 
-def said(*, booted: bool = False, why: str = "", at: str = TIME) -> Verdict:
-    return Verdict(checked=at, booted=booted, why=why, output="\x1b[2J\0")
+def said(*, booted: bool = False, why: str = "", at: str = TIME) -> VerifyResult:
+    return VerifyResult(checked=at, booted=booted, why=why, output="\x1b[2J\0")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def said(*, booted: bool = False, why: str = "", at: str = TIME) -> Verdict:
     ],
 )
 def test_what_counts(
-    point: Point, read: Verdict | None, booted: Verdict | None, counts: str
+    point: RestorePoint, read: VerifyResult | None, booted: VerifyResult | None, counts: str
 ) -> None:
     assert verify_result.read(point) is None
     for each in (booted, said(why="before"), read):
@@ -68,11 +68,11 @@ def test_what_counts(
     ],
 )
 @pytest.mark.parametrize("name", [READ, BOOTED])
-def test_what_is_no_verdict(point: Point, content: bytes, name: str) -> None:
+def test_what_is_no_verdict(point: RestorePoint, content: bytes, name: str) -> None:
     (point.directory / name).write_bytes(content)
     assert verify_result.read(point) is None
 
 
-def test_what_is_no_file(point: Point) -> None:
+def test_what_is_no_file(point: RestorePoint) -> None:
     (point.directory / READ).mkdir()
     assert verify_result.read(point) is None

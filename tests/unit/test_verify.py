@@ -12,8 +12,8 @@ from zvmsnap.clone import destroy, verify
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, memory_image, verify_result
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Manifest
-from zvmsnap.points.point import Point
-from zvmsnap.points.verify_result import SCREEN, Verdict
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.verify_result import SCREEN, VerifyResult
 from zvmsnap.virt import agent
 
 AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
@@ -93,7 +93,7 @@ def scene(
     return found
 
 
-def kept(point: Point) -> Verdict:
+def kept(point: RestorePoint) -> VerifyResult:
     found = verify_result.read(point)
     assert found
     return found
@@ -108,31 +108,31 @@ def test_whole(scene: Scene, memory: bool, zstd: bool) -> None:
     assert kept(point) == found
 
 
-def flipped(point: Point) -> None:
+def flipped(point: RestorePoint) -> None:
     path = point.directory / "memory.img"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
-def cut(point: Point) -> None:
+def cut(point: RestorePoint) -> None:
     path = point.directory / "memory.img"
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def without_ram(point: Point) -> None:
+def without_ram(point: RestorePoint) -> None:
     (point.directory / "memory.img").unlink()
 
 
-def a_directory(point: Point) -> None:
+def a_directory(point: RestorePoint) -> None:
     (point.directory / "memory.img").unlink()
     (point.directory / "memory.img").mkdir()
 
 
-def undefined(point: Point) -> None:
+def undefined(point: RestorePoint) -> None:
     (point.directory / PERSISTENT_XML).unlink()
     (point.directory / DOMAIN_XML).unlink()
 
 
-def damaged_xml(point: Point) -> None:
+def damaged_xml(point: RestorePoint) -> None:
     (point.directory / PERSISTENT_XML).write_text("<")
 
 
@@ -147,7 +147,7 @@ def damaged_xml(point: Point) -> None:
         (damaged_xml, "persistent.xml: cannot be read"),
     ],
 )
-def test_damaged(scene: Scene, spoil: Callable[[Point], None], says: str) -> None:
+def test_damaged(scene: Scene, spoil: Callable[[RestorePoint], None], says: str) -> None:
     point = scene.point()
     spoil(point)
     found = verify.verify(point, scene.world.all_snapshots().present)
@@ -297,7 +297,7 @@ def test_damaged_verdict_is_none(scene: Scene, content: bytes) -> None:
 
 def test_verdict_is_kept_over_the_former(scene: Scene) -> None:
     point = scene.point()
-    first = Verdict(checked="2026-11-21T00:00:00+00:00", why="x")
+    first = VerifyResult(checked="2026-11-21T00:00:00+00:00", why="x")
     for found in (first, msgspec.structs.replace(first, why="", booted=True, alive="y")):
         verify_result.keep(point, found)
         assert verify_result.read(point) == found

@@ -10,9 +10,9 @@ import pytest
 
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.zfs import volume, zfs
-from zvmsnap.zfs.types import Answer, Dataset, Snapshot, Use
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
@@ -134,7 +134,7 @@ def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> N
     world.filesystem("tank/web")
     world.snapshot("tank/web@a", guid=2**64 - 1, createtxg=101)
     names = ["tank/web@b", "tank/web@a", "tank/web@a", "old/web@a", "tank/gone@a"]
-    assert zfs.snapshots(names) == Answer(
+    assert zfs.snapshots(names) == SnapshotListing(
         {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)},
         frozenset({"tank"}),
         homeless=frozenset({"old/web@a", "tank/gone@a"}),
@@ -144,7 +144,7 @@ def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> N
 
 
 def test_no_snapshots_asked_for_costs_no_process(world: World) -> None:
-    assert zfs.snapshots([]) == Answer({}, frozenset())
+    assert zfs.snapshots([]) == SnapshotListing({}, frozenset())
     assert world.calls == []
 
 
@@ -213,7 +213,7 @@ def test_all_snapshots(world: World) -> None:
     world.filesystem("old")
     world.snapshot("tank/web@a", guid=1, createtxg=2)
     world.snapshot("tank/My VMs@b c", guid=3, createtxg=4)
-    assert zfs.all_snapshots() == Answer(
+    assert zfs.all_snapshots() == SnapshotListing(
         {
             "tank/web@a": Snapshot("tank/web", "a", 1, 2),
             "tank/My VMs@b c": Snapshot("tank/My VMs", "b c", 3, 4),
@@ -289,17 +289,17 @@ def test_uses(world: World) -> None:
     world.snapshot("tank/My VMs@a b", guid=2**64 - 1, createtxg=4)
     world.snapshot("tank/My VMs@c", guid=5, createtxg=6, clones="tank/x y,tank/z", userrefs="2")
     world.snapshot("tank/v@-", guid=7, createtxg=8, clones="-", userrefs="-")
-    assert zfs.uses(["tank/My VMs", "tank/v"]) == [
-        Use(Snapshot("tank/My VMs", "a b", 2**64 - 1, 4), (), 0),
-        Use(Snapshot("tank/My VMs", "c", 5, 6), ("tank/x y", "tank/z"), 2),
-        Use(Snapshot("tank/v", "-", 7, 8), (), 0),
+    assert zfs.snapshot_usage(["tank/My VMs", "tank/v"]) == [
+        SnapshotUsage(Snapshot("tank/My VMs", "a b", 2**64 - 1, 4), (), 0),
+        SnapshotUsage(Snapshot("tank/My VMs", "c", 5, 6), ("tank/x y", "tank/z"), 2),
+        SnapshotUsage(Snapshot("tank/v", "-", 7, 8), (), 0),
     ]
     [call] = world.calls
     assert call[call.index("-s") + 1] == "createtxg"
     assert call[-2:] == ["tank/My VMs", "tank/v"]
 
 
-@pytest.mark.parametrize("ask", [zfs.uses, zfs.local_properties])
+@pytest.mark.parametrize("ask", [zfs.snapshot_usage, zfs.local_properties])
 def test_nothing_asked_for_is_not_everything(
     world: World, ask: Callable[[Sequence[str]], object]
 ) -> None:
@@ -412,14 +412,14 @@ def test_branch(world: World) -> None:
     world.snapshot("usb/off/a@late", guid=5, createtxg=9)
     world.snapshot("usb/off/a@early", guid=6, createtxg=8)
     world.snapshot("usb/offside@x", guid=7, createtxg=7)
-    found = zfs.branch("usb/off")
+    found = zfs.subtree("usb/off")
     assert found.datasets == {"usb/off", "usb/off/a"}
     assert found.filesystems == {"usb/off"}
     assert [snapshot.name for snapshot in found.of("usb/off/a")] == ["early", "late"]
     assert found.of("usb/none") == []
     assert set(found.snapshots) == {"usb/off/a@late", "usb/off/a@early"}
     with pytest.raises(ZfsFailed, match="usb/none"):
-        zfs.branch("usb/none")
+        zfs.subtree("usb/none")
 
 
 def test_properties(world: World) -> None:
@@ -445,7 +445,7 @@ def test_at_a_destination(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     ssh.write_text(f"#!/bin/sh\nexec {tmp_path}/zfs list -Hp -t filesystem -o name none\n")
     ssh.chmod(0o755)
     with pytest.raises(ZfsFailed, match="me@nas: zfs list failed"):
-        zfs.branch("usb", Far("me@nas", tmp_path / "sockets"))
+        zfs.subtree("usb", RemoteHost("me@nas", tmp_path / "sockets"))
 
 
 def test_snapshots_of_several_pools_are_taken_or_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from zvmsnap.capture import eligibility
-from zvmsnap.capture.one_guest import Part
-from zvmsnap.capture.snapshot_run import Former, Moment
+from zvmsnap.capture.one_guest import GuestCapture
+from zvmsnap.capture.snapshot_run import PreexistingSnapshots, SnapshotRun
 from zvmsnap.common import log
 from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
-from zvmsnap.config.mode import Demand
+from zvmsnap.config.mode import ModeSet
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, staging
-from zvmsnap.disks.staging import Room
-from zvmsnap.finalize.after_snapshot import settle
+from zvmsnap.disks.staging import StagingSpace
+from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.quiesce import watchdog
-from zvmsnap.quiesce.barrier import Gate
+from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
 
 _MIB = 1 << 20
@@ -57,8 +57,8 @@ def begin(
     snapshotted = eligibility.snapshotted_datasets(call.datasets, datasets, takes_recursively)
     covered = eligibility.without_excluded(snapshotted, datasets, call.types)
 
-    def demanded(of: Iterable[str]) -> Demand:
-        return eligibility.demand(of, datasets, call.types, config.default_orders)
+    def demanded(of: Iterable[str]) -> ModeSet:
+        return eligibility.modes_for(of, datasets, call.types, config.default_modes)
 
     return begin_on(covered, snapshotted, demanded, call, config, owner, cancelled, post_within_s)
 
@@ -66,7 +66,7 @@ def begin(
 def begin_on(
     covered: frozenset[str],
     snapshotted: frozenset[str],
-    demanded: Callable[[Iterable[str]], Demand],
+    demanded: Callable[[Iterable[str]], ModeSet],
     call: HookCall,
     config: Config,
     owner: Process,
@@ -80,8 +80,8 @@ def begin_on(
     if not covered:
         return True
     table = mounts.read_table()
-    with Hypervisor(config.uri) as hypervisor:
-        moment = Moment(
+    with Host(config.uri) as hypervisor:
+        moment = SnapshotRun(
             config,
             hypervisor,
             Journal(config.journal_dir),
@@ -100,17 +100,17 @@ def begin_on(
         # Only now, as datasets without guests need no staging at all.
         staging.check_usable(config.staging_dir, snapshotted, table)
         if post_within_s:
-            watchdog.arm(owner, post_within_s)
+            watchdog.start_watchdog(owner, post_within_s)
         return _all_in_parallel(moment, guests) and complete
 
 
-def _concerned(moment: Moment) -> tuple[dict[str, Guest], bool]:
+def _concerned(moment: SnapshotRun) -> tuple[dict[str, Guest], bool]:
     found = {}
     complete = True
-    for guest in moment.hypervisor.guests():
+    for guest in moment.host.guests():
         try:
-            if eligibility.place(
-                location.look(moment.hypervisor, guest, moment.mounts), moment.covered
+            if eligibility.judge_guest(
+                location.locate_disks(moment.host, guest, moment.mounts), moment.covered
             ):
                 found[guest.uuid] = guest
         except DomainGone:
@@ -121,20 +121,20 @@ def _concerned(moment: Moment) -> tuple[dict[str, Guest], bool]:
     return found, complete
 
 
-def _all_in_parallel(moment: Moment, guests: Mapping[str, Guest]) -> bool:
+def _all_in_parallel(moment: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
     former = _former(moment)
-    room = Room(moment.config.staging_dir, moment.config.limits.overlay_room_mib * _MIB)
+    room = StagingSpace(moment.config.staging_dir, moment.config.limits.overlay_room_mib * _MIB)
     taking = threading.Lock()
 
     def reserve(uuid: str, ram_bytes: int) -> None:
         with taking:
             room.take(uuid, ram_bytes)
 
-    gate = Gate(guests)
+    gate = FreezeBarrier(guests)
     # A thread for each guest, as they wait for each other; the gate bounds what works at once.
     with ThreadPoolExecutor(len(guests)) as pool:
         futures: dict[Guest, Future[bool]] = {
-            guest: pool.submit(Part(moment, guest, former, reserve, gate).take)
+            guest: pool.submit(GuestCapture(moment, guest, former, reserve, gate).take)
             for guest in guests.values()
         }
     complete = True
@@ -155,7 +155,7 @@ def _unexpected(error: BaseException) -> BaseException | None:
     return None if isinstance(error, ZvmsnapError | OSError) else error
 
 
-def _put_back(moment: Moment, guests: Mapping[str, Guest]) -> None:
+def _put_back(moment: SnapshotRun, guests: Mapping[str, Guest]) -> None:
     """After an interruption nobody may call post: guests that were done are put back too."""
     for uuid, guest in guests.items():
         entry = moment.journal.read(uuid)
@@ -170,18 +170,20 @@ def _put_back(moment: Moment, guests: Mapping[str, Guest]) -> None:
             ):
                 now = moment.journal.read(uuid)
                 if now and now.capture == entry.capture:
-                    settle(moment.config, moment.hypervisor, guest, now)
+                    finish_interrupted(moment.config, moment.host, guest, now)
         except (ZvmsnapError, OSError) as error:
             moment.about(guest).error("not put back, the next hook tries again: %s", error)
 
 
-def _former(moment: Moment) -> Former:
+def _former(moment: SnapshotRun) -> PreexistingSnapshots:
     if moment.call.unnamed:
-        return Former((), snapshot_match.newest_txg(moment.covered))
+        return PreexistingSnapshots((), snapshot_match.newest_txg(moment.covered))
     wanted = [
         f"{dataset}@{spelling}"
         for dataset in moment.covered
         for name in moment.call.names
         for spelling in spellings(name)
     ]
-    return Former(tuple(snapshot.guid for snapshot in zfs.snapshots(wanted).present.values()))
+    return PreexistingSnapshots(
+        tuple(snapshot.guid for snapshot in zfs.snapshots(wanted).present.values())
+    )

@@ -21,24 +21,24 @@ from dataclasses import dataclass
 
 from zvmsnap.common.errors import ModeInvalid
 from zvmsnap.config import mode
-from zvmsnap.config.level import Level
-from zvmsnap.config.mode import OFF, Demand, Order, parse_mode
-from zvmsnap.disks.location import Seen
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.mode import OFF, Mode, ModeSet, parse_mode
+from zvmsnap.disks.location import GuestDisks
 from zvmsnap.virt import domain_xml
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Dataset
 
 ON = "on"
 
 
 @dataclass(frozen=True)
-class Placement:
+class Eligibility:
     """What a moment can do for one guest; `obstacles` says why a level is out of its reach."""
 
     domain: domain_xml.Domain
     is_off: bool
-    obstacles: Mapping[Level, str]
-    covered: Mapping[str, Place]
+    obstacles: Mapping[ConsistencyLevel, str]
+    covered: Mapping[str, DiskLocation]
     others: tuple[str, ...]
 
     @property
@@ -86,17 +86,17 @@ def mode_of(dataset: Dataset, snapshot_type: str) -> str:
     return dataset.modes.get(snapshot_type, "") or dataset.mode
 
 
-def demand(
+def modes_for(
     covered: Iterable[str],
     datasets: Mapping[str, Dataset],
     types: tuple[str, ...],
     default: Mapping[str, str],
-) -> Demand:
+) -> ModeSet:
     """What is demanded of a guest with disks on these datasets. Raises ModeInvalid.
 
     `default` is the configuration's order for each type, "" for all others.
     """
-    orders: list[Order] = []
+    orders: list[Mode] = []
     for name in sorted(covered):
         for each in types:
             said = mode_of(datasets[name], each) or default.get(each, "") or default[""]
@@ -106,10 +106,10 @@ def demand(
                 orders.append(parse_mode(said))
             except ModeInvalid as error:
                 raise ModeInvalid(f"{name}: zvmsnap:mode {error}; {OFF!r} leaves it out") from error
-    return mode.demand(orders)
+    return mode.mode_set(orders)
 
 
-def place(seen: Seen, covered: frozenset[str]) -> Placement | None:
+def judge_guest(seen: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
     """Decide for one guest by the table above; None if it has no disk on a covered dataset."""
     writable = [disk for disk in seen.domain.disks if disk.writable]
     inside = {
@@ -119,7 +119,7 @@ def place(seen: Seen, covered: frozenset[str]) -> Placement | None:
     }
     if not inside:
         return None
-    return Placement(
+    return Eligibility(
         domain=seen.domain,
         is_off=seen.is_off,
         obstacles=_obstacles(seen, writable, inside),
@@ -129,26 +129,28 @@ def place(seen: Seen, covered: frozenset[str]) -> Placement | None:
 
 
 def _obstacles(
-    seen: Seen, writable: list[domain_xml.Disk], inside: Mapping[str, Place]
-) -> dict[Level, str]:
+    seen: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
+) -> dict[ConsistencyLevel, str]:
     if seen.state != "running":
         why = f"the guest is {seen.state}"
-        return dict.fromkeys((Level.MEMORY, Level.PAUSED, Level.QUIESCED), why)
+        return dict.fromkeys(
+            (ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED), why
+        )
     found = {}
     if seen.domain.agent != "connected":
-        found[Level.QUIESCED] = (
+        found[ConsistencyLevel.QUIESCED] = (
             "its agent is not connected" if seen.domain.agent else "it has no channel for an agent"
         )
     if reason := _why_no_memory(seen, writable, inside):
-        return found | dict.fromkeys((Level.MEMORY, Level.PAUSED), reason)
+        return found | dict.fromkeys((ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED), reason)
     for disk in writable:
         if why_not := domain_xml.why_no_overlay(disk):
-            found[Level.MEMORY] = f"a disk cannot be frozen: {why_not}"
+            found[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
     return found
 
 
 def _why_no_memory(
-    seen: Seen, writable: list[domain_xml.Disk], inside: Mapping[str, Place]
+    seen: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
 ) -> str | None:
     outside = [disk for disk in writable if disk.target not in inside]
     if outside:
@@ -162,6 +164,6 @@ def _why_no_memory(
     return None
 
 
-def _where(seen: Seen, disk: domain_xml.Disk) -> str:
+def _where(seen: GuestDisks, disk: domain_xml.Disk) -> str:
     found = seen.places.get(disk.target)
     return f"on {found.dataset}" if found else disk.source or f"of type {disk.type}"

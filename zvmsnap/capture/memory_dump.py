@@ -81,7 +81,7 @@ class Dumped(Protocol):
     def abort_job(self) -> None: ...
 
 
-class DumpWatch:
+class DumpSupervisor:
     """Accompanies one dump, as a context manager around libvirt's blocking call."""
 
     def __init__(
@@ -111,10 +111,10 @@ class DumpWatch:
             threading.Thread(target=self._watch, name=f"watch {image}", daemon=True),
         ]
 
-    def __enter__(self) -> DumpWatch:
+    def __enter__(self) -> DumpSupervisor:
         self._old_pause_ms = self._guest.migrate_max_downtime_ms()
         self._pause_ms = self._limits.pause_first_ms
-        self._note(allowed_pause_ms=self._old_pause_ms)
+        self._note(original_downtime_ms=self._old_pause_ms)
         self._guest.migrate_set_max_downtime_ms(self._pause_ms)
         for thread in self._threads:
             thread.start()
@@ -128,7 +128,7 @@ class DumpWatch:
             self._resume()
         try:
             self._guest.migrate_set_max_downtime_ms(self._old_pause_ms)
-            self._note(allowed_pause_ms=None)
+            self._note(original_downtime_ms=None)
         except LibvirtFailed as error:
             self._say(
                 f"its allowed pause could not be put back to {self._old_pause_ms} ms: {error}"

@@ -8,28 +8,28 @@ from dataclasses import dataclass
 
 from zvmsnap.common import log
 from zvmsnap.common.process import Process
-from zvmsnap.config.mode import Demand
+from zvmsnap.config.mode import ModeSet
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
 
 @dataclass(frozen=True)
-class Moment:
+class SnapshotRun:
     """What all guests of one call of pre share."""
 
     config: Config
-    hypervisor: Hypervisor
+    host: Host
     journal: Journal
     call: HookCall
     owner: Process
     covered: frozenset[str]
     mounts: list[mounts.Mount]
     cancelled: threading.Event
-    demanded: Callable[[Iterable[str]], Demand]
+    modes_for: Callable[[Iterable[str]], ModeSet]
     post_within_s: float
 
     def about(self, guest: Guest) -> log.Logger:
@@ -38,7 +38,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Former:
+class PreexistingSnapshots:
     """What was there before, and so is not of this moment.
 
     Guids of snapshots that bear the announced names; where none are announced, the txg of each
@@ -46,4 +46,4 @@ class Former:
     """
 
     guids: tuple[int, ...]
-    newest_txg: Mapping[str, int] | None = None
+    newest_txg_before: Mapping[str, int] | None = None

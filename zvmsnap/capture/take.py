@@ -25,25 +25,25 @@ from zvmsnap.common import log, snapshot_name
 from zvmsnap.common.errors import GuestNotFound, LockTimeout, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.common.process import Process
 from zvmsnap.config import mode
-from zvmsnap.config.mode import Demand, Order, parse_mode
+from zvmsnap.config.mode import Mode, ModeSet, parse_mode
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
-from zvmsnap.disks.location import Seen
+from zvmsnap.disks.location import GuestDisks
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.retention import drop
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
 
 _GROUP = "zvmsnap:group"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TakePlan:
     """Which guests, the datasets of all their disks, and the name of the snapshots.
 
     `order` of levels is what was asked for instead of what properties and configuration say.
@@ -53,7 +53,7 @@ class Plan:
     datasets: tuple[str, ...]
     name: str
     uuids: tuple[str, ...]
-    order: Order | None = None
+    order: Mode | None = None
 
 
 def default_name() -> str:
@@ -62,12 +62,12 @@ def default_name() -> str:
 
 
 def plan(
-    hypervisor: Hypervisor,
+    hypervisor: Host,
     domains: Sequence[str],
     group: str | None,
     name: str,
     mode: str | None = None,
-) -> Plan:
+) -> TakePlan:
     """Find the guests and their datasets.
 
     Raises GuestNotFound, ModeInvalid, TakeRefused and ZfsFailed.
@@ -92,27 +92,27 @@ def plan(
     if taken := zfs.snapshots(names).present:
         raise TakeRefused(f"{min(taken)}: exists already; say another --name")
     uuids = tuple(seen.domain.uuid for seen in wanted.values())
-    return Plan(tuple(sorted(wanted)), tuple(sorted(datasets)), name, uuids, order)
+    return TakePlan(tuple(sorted(wanted)), tuple(sorted(datasets)), name, uuids, order)
 
 
 def _named(
-    hypervisor: Hypervisor, domains: Sequence[str], table: list[mounts.Mount]
-) -> dict[str, Seen]:
+    hypervisor: Host, domains: Sequence[str], table: list[mounts.Mount]
+) -> dict[str, GuestDisks]:
     found = {}
     guests = hypervisor.guests()
     for domain in domains:
         guest = next((each for each in guests if domain in (each.name, each.uuid)), None)
         if guest is None:
             raise GuestNotFound(f"{domain}: libvirt has no such guest")
-        found[guest.name] = location.look(hypervisor, guest, table)
+        found[guest.name] = location.locate_disks(hypervisor, guest, table)
     return found
 
 
-def _members(hypervisor: Hypervisor, group: str, table: list[mounts.Mount]) -> dict[str, Seen]:
+def _members(hypervisor: Host, group: str, table: list[mounts.Mount]) -> dict[str, GuestDisks]:
     marked = {name for name, value in zfs.marked(_GROUP, inherited=True).items() if value == group}
     found = {}
     for guest in hypervisor.guests():
-        seen = location.look(hypervisor, guest, table)
+        seen = location.locate_disks(hypervisor, guest, table)
         if _datasets(seen) & marked:
             found[guest.name] = seen
     if not found:
@@ -120,7 +120,7 @@ def _members(hypervisor: Hypervisor, group: str, table: list[mounts.Mount]) -> d
     return found
 
 
-def _datasets(seen: Seen) -> set[str]:
+def _datasets(seen: GuestDisks) -> set[str]:
     return {
         seen.places[disk.target].dataset
         for disk in seen.domain.disks
@@ -128,7 +128,9 @@ def _datasets(seen: Seen) -> set[str]:
     }
 
 
-def take(config: Config, wanted: Plan, hold: str | None, cancelled: threading.Event) -> list[Point]:
+def take(
+    config: Config, wanted: TakePlan, hold: str | None, cancelled: threading.Event
+) -> list[RestorePoint]:
     """Take the moment; returns its points.
 
     Raises TakeFailed with no snapshot left; what could not be put back, the log says.
@@ -170,13 +172,13 @@ def _open(config: Config, owner: Process) -> list[Entry]:
     return [entry for entry in entries if entry.owner == owner]
 
 
-def _points(config: Config, begun: Sequence[Entry]) -> list[Point]:
+def _points(config: Config, begun: Sequence[Entry]) -> list[RestorePoint]:
     captures = {entry.capture for entry in begun}
     points, _ = vault.all_in(config.vault_dir)
     return [point for point in points if point.manifest.capture in captures]
 
 
-def _less(begun: Sequence[Entry], points: Sequence[Point], waiting: Container[str]) -> str:
+def _less(begun: Sequence[Entry], points: Sequence[RestorePoint], waiting: Container[str]) -> str:
     """Who has less than it had when the snapshots were about to be taken, and why."""
     found = {point.manifest.capture: point.manifest for point in points}
     less = []
@@ -196,7 +198,7 @@ def _hold(taken: Sequence[str], tag: str | None) -> str:
         return str(error)
 
 
-def _take_back(config: Config, taken: Sequence[str], points: Sequence[Point]) -> str:
+def _take_back(config: Config, taken: Sequence[str], points: Sequence[RestorePoint]) -> str:
     """Destroy what was taken, and its points; says what cannot be."""
     try:
         if taken:
@@ -207,14 +209,14 @@ def _take_back(config: Config, taken: Sequence[str], points: Sequence[Point]) ->
         return f"; {error}"
 
 
-def _demanded(config: Config, wanted: Plan) -> Callable[[Iterable[str]], Demand]:
+def _demanded(config: Config, wanted: TakePlan) -> Callable[[Iterable[str]], ModeSet]:
     there = zfs.datasets()
 
-    def demanded(of: Iterable[str]) -> Demand:
+    def demanded(of: Iterable[str]) -> ModeSet:
         if wanted.order:
-            found = mode.demand([wanted.order])
+            found = mode.mode_set([wanted.order])
         else:
-            found = eligibility.demand(of, there, (snapshot_name.MANUAL,), config.default_orders)
+            found = eligibility.modes_for(of, there, (snapshot_name.MANUAL,), config.default_modes)
         return found.together() if len(wanted.domains) > 1 else found
 
     return demanded

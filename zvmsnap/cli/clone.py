@@ -48,21 +48,21 @@ def clone(
     from zvmsnap.clone import create, plan
     from zvmsnap.clone.destroy import destroy_clone
     from zvmsnap.common.signals import finish_before_dying
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
     settings = load_settings()
     if bool(name) == destroy:
         raise typer.BadParameter(
             "say NEWNAME for the clone" if not destroy else "say only the clone's name"
         )
-    with Hypervisor(settings.uri) as hypervisor:
+    with Host(settings.uri) as hypervisor:
         if destroy:
             finish_before_dying()
             for dataset in destroy_clone(hypervisor, point):
                 typer.echo(f"destroyed {dataset}")
             return
-        wish = plan.Wish(name, cold=cold, paused=paused, network=network)
+        wish = plan.CloneOptions(name, cold=cold, paused=paused, network=network)
         task = plan.plan(settings, hypervisor, find(settings, point), wish)
         finish_before_dying()
-        create.Cloning(settings, hypervisor, task).run()
+        create.CloneCreation(settings, hypervisor, task).run()
         typer.echo(f"{name}: {hypervisor.guest(task.uuid).state()}, a clone of {task.point}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, MutableMapping
 
 from zvmsnap.config.settings import load_settings
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.selector import LATEST
 
 _SHELL = "_ZVMSNAP_COMPLETE"  # typer's own, as are bash's COMP_WORDS and COMP_CWORD
@@ -21,7 +21,9 @@ def points(incomplete: str) -> list[str]:
     try:
         settings = load_settings()
         vault.check(settings)
-        known = [each for each in vault.entries(settings.vault_dir) if isinstance(each, Point)]
+        known = [
+            each for each in vault.entries(settings.vault_dir) if isinstance(each, RestorePoint)
+        ]
         cut_off = os.environ.get(_CUT_OFF, "")
         return [word.removeprefix(cut_off) for word in words(known, cut_off + incomplete)]
     except Exception:
@@ -29,7 +31,7 @@ def points(incomplete: str) -> list[str]:
         return []
 
 
-def words(known: Iterable[Point], incomplete: str) -> list[str]:
+def words(known: Iterable[RestorePoint], incomplete: str) -> list[str]:
     """Guests first; the names of a guest's points once it is clear which guest is meant.
 
     Never `GUEST@` as the only one: a shell would put a space behind it.
@@ -37,7 +39,7 @@ def words(known: Iterable[Point], incomplete: str) -> list[str]:
     names: dict[str, dict[str, None]] = {}
     for point in known:
         own = names.setdefault(point.manifest.domain, {LATEST: None})
-        own |= dict.fromkeys((point.directory.name, point.manifest.moment))
+        own |= dict.fromkeys((point.directory.name, point.manifest.run))
         own |= dict.fromkeys(tie.name for tie in point.manifest.snapshots)
     guests = [domain for domain in names if f"{domain}@".startswith(incomplete)]
     if len(guests) > 1:

@@ -12,7 +12,7 @@ from zvmsnap.cli import completion
 from zvmsnap.common.errors import ConfirmationMissing, PointNotFound
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.selector import choose
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -43,7 +43,7 @@ def confirm() -> None:
     typer.confirm("Do it?", abort=True)
 
 
-def find(settings: Config, text: str) -> Point:
+def find(settings: Config, text: str) -> RestorePoint:
     """The point that is meant. Raises PointNotFound, which tells of damaged ones too."""
     points, damaged = vault.read(settings)
     try:

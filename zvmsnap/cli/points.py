@@ -14,11 +14,11 @@ from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
 from zvmsnap.config.settings import load_settings
 from zvmsnap.journal import describe
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Tasks
+from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault, verify_result
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import prune
 from zvmsnap.virt import qemu_conf
 from zvmsnap.zfs import zfs
@@ -107,23 +107,23 @@ def prune_points(
             {
                 "dry_run": dry_run,
                 "removed": [point.name for point in found.orphans],
-                "debris": [str(path) for path in found.debris.paths],
+                "debris": [str(path) for path in found.leftovers.paths],
                 "kept_unknown": [point.name for point in found.unknown],
-                "kept_overlays": [str(path) for path in found.debris.overlays],
+                "kept_overlays": [str(path) for path in found.leftovers.overlays],
                 "damaged": [_damage(entry) for entry in found.damaged],
                 "snapshots_without_point": [snapshot.full_name for snapshot in found.pointless],
             }
         )
     else:
         typer.echo("\n".join(render.findings(found, dry_run=dry_run)))
-    raise typer.Exit(EXIT_FAILED if found.damaged or found.debris.overlays else EXIT_OK)
+    raise typer.Exit(EXIT_FAILED if found.damaged or found.leftovers.overlays else EXIT_OK)
 
 
 def _interrupted(domain: str | None) -> list[str]:
     """Moments that are not points yet, or not gone yet: under way, or waiting to be recovered."""
     settings = load_settings()
     entries = Journal(settings.journal_dir).entries()
-    tasks = Tasks(settings.journal_dir).all()
+    tasks = Operations(settings.journal_dir).all()
     known = {entry.capture for entry in entries} | {task.capture for task in tasks}
     found = [
         f"{entry.domain}: {describe.work(entry)} is {describe.progress(entry)}"
@@ -147,7 +147,7 @@ def _liveness() -> Liveness:
     return Liveness(answer.present, answer.pools)
 
 
-def _described(point: Point, liveness: Liveness) -> dict[str, Any]:
+def _described(point: RestorePoint, liveness: Liveness) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(point.manifest),
         "name": point.name,
@@ -159,11 +159,11 @@ def _described(point: Point, liveness: Liveness) -> dict[str, Any]:
     }
 
 
-def _damage(entry: Damaged) -> dict[str, str]:
+def _damage(entry: DamagedPoint) -> dict[str, str]:
     return {"directory": str(entry.directory), "why": entry.why}
 
 
-def _report_and_exit(damaged: list[Damaged]) -> None:
+def _report_and_exit(damaged: list[DamagedPoint]) -> None:
     for entry in damaged:
         log.plain().error("%s", entry.why)
     raise typer.Exit(EXIT_FAILED if damaged else EXIT_OK)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from zvmsnap.common.snapshot_name import type_of
 from zvmsnap.points.liveness import Life, Liveness
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
-    from zvmsnap.points.verify_result import Verdict
+    from zvmsnap.points.verify_result import VerifyResult
     from zvmsnap.recovery.report import Report
-    from zvmsnap.replication.send_status import Receipt
+    from zvmsnap.replication.send_status import SendStatus
     from zvmsnap.retention.prune import Findings
 
 _STATUS_HEADINGS = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
@@ -41,7 +41,7 @@ def age(taken: str, now: datetime) -> str:
 
 
 def table(
-    points: Sequence[Point], liveness: Liveness, verdicts: Mapping[str, Verdict | None]
+    points: Sequence[RestorePoint], liveness: Liveness, verdicts: Mapping[str, VerifyResult | None]
 ) -> list[str]:
     """One line for each point, below headings; `verdicts` by the points' names."""
     now = datetime.now(UTC)
@@ -66,15 +66,15 @@ def sent(run: Mapping[str, Any], *, dry_run: bool) -> list[str]:
     return lines
 
 
-def status(found: Sequence[Receipt], never_sent: Sequence[str]) -> list[str]:
+def status(found: Sequence[SendStatus], never_sent: Sequence[str]) -> list[str]:
     """How old the newest complete point of each guest is at each destination."""
     now = datetime.now(UTC)
     rows = [_STATUS_HEADINGS]
     for receipt in found:
-        old = age(receipt.newest_taken, now) if receipt.newest_taken else "-"
-        ram = "yes" if receipt.newest_memory else "no"
-        tried = age(receipt.tried, now)
-        note = f"FAILED: {receipt.failed}" if receipt.failed else ""
+        old = age(receipt.newest_created, now) if receipt.newest_created else "-"
+        ram = "yes" if receipt.newest_has_memory else "no"
+        tried = age(receipt.last_attempt, now)
+        note = f"FAILED: {receipt.error}" if receipt.error else ""
         newest = receipt.newest or "none"
         rows.append((receipt.domain, receipt.destination, newest, old, ram, tried, note))
     rows += [(guest, "-", "never sent", "-", "-", "-", "") for guest in never_sent]
@@ -91,7 +91,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _row(
-    point: Point, liveness: Liveness, verdict: Verdict | None, now: datetime
+    point: RestorePoint, liveness: Liveness, verdict: VerifyResult | None, now: datetime
 ) -> tuple[str, ...]:
     manifest = point.manifest
     alive = dict.fromkeys(type_of(tie.name) for tie in liveness.alive(manifest))
@@ -102,20 +102,20 @@ def _row(
         ",".join(alive) or "-",
         size(manifest.memory.stored_bytes) if manifest.memory else "-",
         f"{manifest.timing.pause_s:.2f}s" if manifest.timing.pause_s else "-",
-        age(manifest.taken, now),
+        age(manifest.created, now),
         _verified(verdict, now),
         note(manifest, liveness),
     )
 
 
-def _verified(found: Verdict | None, now: datetime) -> str:
+def _verified(found: VerifyResult | None, now: datetime) -> str:
     if found is None:
         return "-"
     what = "FAILED" if not found.good else "booted" if found.booted else "read"
     return f"{what} {age(found.checked, now)} ago"
 
 
-def verdict(found: Verdict) -> str:
+def verdict(found: VerifyResult) -> str:
     """What a verification found, in one line."""
     if not found.good:
         return f"FAILED: {found.why}"
@@ -127,7 +127,7 @@ def verdict(found: Verdict) -> str:
 
 def note(manifest: Manifest, liveness: Liveness) -> str:
     """What one should know before relying on the point; "" if there is nothing."""
-    return "; ".join(filter(None, (_remark(manifest, liveness), manifest.tpm)))
+    return "; ".join(filter(None, (_remark(manifest, liveness), manifest.tpm_warning)))
 
 
 def _remark(manifest: Manifest, liveness: Liveness) -> str:
@@ -154,20 +154,20 @@ def recovery(report: Report, *, dry_run: bool) -> list[str]:
     return lines or ["nothing to recover: every guest is on its own disks"]
 
 
-def details(point: Point, liveness: Liveness) -> list[str]:
+def details(point: RestorePoint, liveness: Liveness) -> list[str]:
     """Everything that one point says of itself."""
     manifest = point.manifest
     lines = [
         f"{point.name}: level {manifest.level}",
         f"  guest      {manifest.domain} ({manifest.uuid})",
-        f"  taken      {manifest.taken}",
+        f"  taken      {manifest.created}",
         f"  directory  {point.directory}",
     ]
     remark = _remark(manifest, liveness)
     if remark:
         lines.append(f"  note       {remark}")
-    if manifest.tpm:
-        lines.append(f"  TPM        {manifest.tpm}")
+    if manifest.tpm_warning:
+        lines.append(f"  TPM        {manifest.tpm_warning}")
     lines.append("  snapshots")
     for tie in manifest.snapshots:
         life = {Life.ALIVE: "", Life.GONE: "  (gone)", Life.UNKNOWN: "  (pool not imported)"}
@@ -202,14 +202,14 @@ def findings(found: Findings, *, dry_run: bool) -> list[str]:
     """What a sweep removed, or would remove, and what it leaves to a person."""
     removes = "would remove" if dry_run else "removed"
     lines = [f"{removes} point {point.name}: its snapshots are gone" for point in found.orphans]
-    lines += [f"{removes} {path}: left by an interrupted run" for path in found.debris.paths]
+    lines += [f"{removes} {path}: left by an interrupted run" for path in found.leftovers.paths]
     lines += [
         f"kept point {point.name}: its pool is not imported, or its snapshots have other names now"
         for point in found.unknown
     ]
     lines += [
         f"kept {path}: an overlay that no journal knows; may hold a guest's writes"
-        for path in found.debris.overlays
+        for path in found.leftovers.overlays
     ]
     lines += [f"damaged: {damaged.why}" for damaged in found.damaged]
     lines += [f"no point for snapshot {snapshot.full_name}" for snapshot in found.pointless]

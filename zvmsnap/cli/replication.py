@@ -16,13 +16,13 @@ from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config, DestinationTable, load_settings
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.replication import send_status
 
 if TYPE_CHECKING:
-    from zvmsnap.replication.send import Outcome
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.replication.send import UnitOutcome
+    from zvmsnap.virt.host import Host
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")]
@@ -63,7 +63,7 @@ def send(
       zvmsnap send                       to every [[destination]] of the configuration
     """
     from zvmsnap.common.signals import cancel_at_once
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
     settings = load_settings()
     if not words:
@@ -81,7 +81,7 @@ def send(
         tables = (DestinationTable(where, tuple(names), memory, raw, bwlimit),)
     cancel_at_once()
     failed = False
-    with Hypervisor(settings.uri) as hypervisor:
+    with Host(settings.uri) as hypervisor:
         said = []
         for table in tables:
             try:
@@ -104,22 +104,22 @@ def send(
 
 
 def _send(
-    settings: Config, hypervisor: Hypervisor, table: DestinationTable, *, dry_run: bool
+    settings: Config, hypervisor: Host, table: DestinationTable, *, dry_run: bool
 ) -> dict[str, Any]:
     from zvmsnap.replication import send
-    from zvmsnap.replication.send_plan import loads
+    from zvmsnap.replication.send_plan import send_units
     from zvmsnap.replication.syncoid import Options
 
     target = destination.parse(table.target)
     points, _ = vault.read(settings)
-    wanted = loads(points, table.guests, every=not table.guests)
+    wanted = send_units(points, table.guests, every=not table.guests)
     options = Options(table.raw, table.bwlimit, table.create_bookmark, table.use_hold)
-    job = send.Sending(settings, hypervisor, target, send.Wish(table.memory, options))
+    job = send.Sending(settings, hypervisor, target, send.SendOptions(table.memory, options))
     outcomes = job.plan(wanted) if dry_run else job.run(wanted)
     return {"destination": target.name, "loads": [_outcome(each) for each in outcomes]}
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: UnitOutcome) -> dict[str, Any]:
     return {
         "domain": outcome.load.domain,
         "datasets": [
@@ -163,15 +163,15 @@ def fetch(
       zvmsnap fetch web@latest backup@nas:pool/offsite
     """
     from zvmsnap.common.signals import cancel_at_once
-    from zvmsnap.replication.fetch import Fetching
+    from zvmsnap.replication.fetch import Fetch
     from zvmsnap.replication.syncoid import Options
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
     settings = load_settings()
     destination.check_rate(bwlimit)
     where = destination.parse(source)
-    with Hypervisor(settings.uri) as hypervisor:
-        job = Fetching(settings, hypervisor, where, Options(bwlimit=bwlimit))
+    with Host(settings.uri) as hypervisor:
+        job = Fetch(settings, hypervisor, where, Options(bwlimit=bwlimit))
         planned = job.plan(point)
         typer.echo("\n".join(planned.lines))
         if dry_run:
@@ -208,20 +208,22 @@ def status(as_json: JsonOption = False) -> None:
         )
     else:
         typer.echo("\n".join(render.status(found, guests)))
-    failed = any(receipt.failed for receipt in found)
+    failed = any(receipt.error for receipt in found)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 
 
-def far_points(settings: Config, where: str) -> tuple[list[Point], list[Damaged], Liveness]:
+def far_points(
+    settings: Config, where: str
+) -> tuple[list[RestorePoint], list[DamagedPoint], Liveness]:
     """The points at a destination, and what of their snapshots is there."""
-    from zvmsnap.common.ssh import Far
+    from zvmsnap.common.ssh import RemoteHost
     from zvmsnap.replication import remote_vault
     from zvmsnap.zfs import zfs
 
     target: Destination = destination.parse(where)
-    far = Far(target.host, settings.locks_dir)
-    branch = zfs.branch(target.root, far)
+    far = RemoteHost(target.host, settings.locks_dir)
+    branch = zfs.subtree(target.root, far)
     place = remote_vault.place_of(target, far)
-    points, damaged = remote_vault.FarVault(settings, target, far, place).read()
+    points, damaged = remote_vault.RemoteVault(settings, target, far, place).read()
     liveness = Liveness(branch.snapshots, frozenset({target.root.partition("/")[0]}))
     return points, damaged, liveness

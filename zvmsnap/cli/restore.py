@@ -8,10 +8,10 @@ import typer
 
 from zvmsnap.cli.options import ColdOption, PausedOption, PointArgument, YesOption, confirm, find
 from zvmsnap.config.settings import Config, load_settings
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
     from zvmsnap.virt.save_image import Header
 
 
@@ -48,13 +48,13 @@ def restore(
     from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.restore import plan
     from zvmsnap.restore.in_place import restore as put_back
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
     settings = load_settings()
     found = find(settings, point)
-    wish = plan.Wish(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
+    wish = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
     image = _image(found, cold=cold)
-    with Hypervisor(settings.uri) as hypervisor:
+    with Host(settings.uri) as hypervisor:
         planned = plan.plan(settings, hypervisor, found, wish, image)
         typer.echo("\n".join(planned.lines))
         if dry_run:
@@ -65,7 +65,7 @@ def restore(
 
 
 def bring_back(
-    settings: Config, hypervisor: Hypervisor, found: Point, *, cold: bool, paused: bool
+    settings: Config, hypervisor: Host, found: RestorePoint, *, cold: bool, paused: bool
 ) -> None:
     """Restore a point that was just fetched: there is nothing of now to be kept."""
     from zvmsnap.common.signals import cancelled_by_signal
@@ -76,11 +76,11 @@ def bring_back(
     image = _image(found, cold=cold)
     # Rolled back, if nothing is newer: there is no former state that would have to live on.
     rollback = not plan.newer(found, zfs.all_snapshots().present)
-    wish = plan.Wish(cold=cold, paused=paused, rollback=rollback, safety=False)
+    wish = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
     put_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
 
 
-def _image(found: Point, *, cold: bool) -> Header | None:
+def _image(found: RestorePoint, *, cold: bool) -> Header | None:
     """The checked RAM image that is to be loaded; None to start from the disks."""
     from zvmsnap.points import memory_image
 

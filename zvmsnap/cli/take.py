@@ -16,7 +16,7 @@ from zvmsnap.common.signals import cancelled_by_signal, finish_before_dying
 from zvmsnap.config.settings import load_settings
 
 if TYPE_CHECKING:
-    from zvmsnap.capture.take import Plan
+    from zvmsnap.capture.take import TakePlan
     from zvmsnap.config.settings import Config
 
 _LOOK_EVERY_S = 0.1
@@ -68,14 +68,14 @@ def take(
     """
     from zvmsnap.capture import take
     from zvmsnap.retention import drop
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
     if bool(domains) == (group is not None):
         raise typer.BadParameter("say DOMAIN..., or --group NAME")
     if keep and name:
         raise typer.BadParameter("--keep counts the names that are made here: not with --name")
     settings = load_settings()
-    with Hypervisor(settings.uri) as hypervisor:
+    with Host(settings.uri) as hypervisor:
         planned = take.plan(hypervisor, domains or [], group, name or take.default_name(), mode)
     points = []
     if not dry_run:
@@ -108,7 +108,7 @@ def take(
 
 
 @contextmanager
-def _told(settings: Config, planned: Plan) -> Iterator[None]:
+def _told(settings: Config, planned: TakePlan) -> Iterator[None]:
     """On a terminal, tell of each step of each guest, as the journal has it."""
     if not sys.stderr.isatty():
         yield
@@ -122,7 +122,7 @@ def _told(settings: Config, planned: Plan) -> Iterator[None]:
         seen: dict[str, str] = {}
         while not over.wait(_LOOK_EVERY_S):
             for entry in journal.entries():
-                if entry.names == (planned.name,) and seen.get(entry.uuid) != entry.step:
+                if entry.snapshot_names == (planned.name,) and seen.get(entry.uuid) != entry.step:
                     seen[entry.uuid] = entry.step
                     typer.echo(f"{entry.domain}: {entry.step}", err=True)
 

@@ -13,8 +13,8 @@ from zvmsnap.cli.options import find
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.zfs import zfs
 
 
@@ -48,13 +48,13 @@ def verify(
     """
     from zvmsnap.clone import verify
     from zvmsnap.common.signals import finish_before_dying
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
     settings = load_settings()
     points, damaged = _chosen(settings, which)
     finish_before_dying()
     if boot or expect_command:
-        with Hypervisor(settings.uri) as hypervisor:
+        with Host(settings.uri) as hypervisor:
             verdicts = {
                 point.name: verify.boot(settings, hypervisor, point, expect_command)
                 for point in points
@@ -74,7 +74,7 @@ def verify(
     raise typer.Exit(EXIT_OK if good else EXIT_FAILED)
 
 
-def _chosen(settings: Config, which: str | None) -> tuple[list[Point], list[Damaged]]:
+def _chosen(settings: Config, which: str | None) -> tuple[list[RestorePoint], list[DamagedPoint]]:
     if which is not None and "@" in which:
         return [find(settings, which)], []
     points, damaged = vault.read(settings)

@@ -16,38 +16,38 @@ from __future__ import annotations
 from pathlib import Path
 
 from zvmsnap.clone import domain_xml as clone_xml
-from zvmsnap.clone.destroy import MARK, destroy_dataset
-from zvmsnap.clone.domain_xml import Cloned, Identity, Network
+from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
+from zvmsnap.clone.domain_xml import CloneXml, Identity, Network
 from zvmsnap.clone.plan import own_nvram
 from zvmsnap.common import log
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
-from zvmsnap.disks.staging import CaptureDir
-from zvmsnap.journal.operation import Begin, Clone, Work
+from zvmsnap.disks.staging import StagingDir
+from zvmsnap.journal.operation import CloneOperation, OperationWriter, StartState
 from zvmsnap.points import definition, memory_image, vault
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import NVRAM, TPM
-from zvmsnap.points.point import Point, read_point
+from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.virt import agent, domain_xml, security_labels, tpm_state
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 _ISOLATED = f"<network><name>{clone_xml.ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
 
-class Cloning:
+class CloneCreation:
     """One clone in the making, or what a crash has left of it."""
 
-    def __init__(self, config: Config, hypervisor: Hypervisor, task: Clone) -> None:
+    def __init__(self, config: Config, hypervisor: Host, task: CloneOperation) -> None:
         self._config = config
         self._hypervisor = hypervisor
-        self._work = Work(config.journal_dir, task)
-        self._capture = CaptureDir(config.staging_dir / task.capture)
+        self._work = OperationWriter(config.journal_dir, task)
+        self._capture = StagingDir(config.staging_dir / task.capture)
         self._log = log.about(task.domain, f"clone of {task.point}")
 
     def run(self) -> None:
@@ -72,7 +72,7 @@ class Cloning:
         self._work.close()
 
     @property
-    def _task(self) -> Clone:
+    def _task(self) -> CloneOperation:
         return self._work.task
 
     def _record(self, step: str) -> None:
@@ -96,7 +96,7 @@ class Cloning:
 
     def _make_datasets(self) -> None:
         for name, origin in self._task.datasets:
-            zfs.clone(origin, name, {MARK: self._task.domain})
+            zfs.clone(origin, name, {CLONE_PROPERTY: self._task.domain})
         there = zfs.datasets()
         for name, _ in self._task.datasets:
             mountpoint = there[name].mountpoint
@@ -105,7 +105,9 @@ class Cloning:
                 zfs.set_property(name, "mountpoint", str(_MOUNTED_AT / name))
 
     def _destroy_datasets(self) -> None:
-        own = {name for name, value in zfs.marked(MARK).items() if value == self._task.domain}
+        own = {
+            name for name, value in zfs.marked(CLONE_PROPERTY).items() if value == self._task.domain
+        }
         for name, _ in reversed(self._task.datasets):
             if name in own:
                 destroy_dataset(name, with_snapshots=True)
@@ -118,7 +120,7 @@ class Cloning:
         for disk in manifest.disks:
             name = new[disk.dataset][0]
             if disk.path:
-                path = location.path_of(Place(name, disk.path), table)
+                path = location.path_of(DiskLocation(name, disk.path), table)
                 security_labels.give_back(path)
             else:
                 volume.wait_device(name, dataset_swap.DEVICE_TIMEOUT_S)
@@ -127,7 +129,7 @@ class Cloning:
         self._work.note(sources=sources)
 
     @property
-    def _point(self) -> Point:
+    def _point(self) -> RestorePoint:
         return read_point(Path(self._task.directory))
 
     @property
@@ -152,7 +154,7 @@ class Cloning:
             vault.drop_loading(self._point, self._task.capture)
         self._capture.remove()
 
-    def _as_clone(self, xml: str) -> Cloned:
+    def _as_clone(self, xml: str) -> CloneXml:
         nvram = domain_xml.parse(xml).nvram
         return clone_xml.as_clone(
             xml,
@@ -210,7 +212,7 @@ class Cloning:
             guest.destroy()
 
     def _resume(self) -> None:
-        if self._task.begin is not Begin.RUNNING:
+        if self._task.start_state is not StartState.RUNNING:
             return
         guest = self._hypervisor.guest(self._task.uuid)
         guest.resume()

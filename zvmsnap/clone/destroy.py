@@ -6,21 +6,21 @@ import time
 
 from zvmsnap.clone import domain_xml as clone_xml
 from zvmsnap.common.errors import CloneImpossible, GuestNotFound, LibvirtFailed, ZfsFailed
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 
-MARK = "zvmsnap:clone"
+CLONE_PROPERTY = "zvmsnap:clone"
 _RELEASED_AFTER_S = 15
 _LOOK_EVERY_S = 0.3
 
 
-def destroy_clone(hypervisor: Hypervisor, name: str, *, with_snapshots: bool = False) -> list[str]:
+def destroy_clone(hypervisor: Host, name: str, *, with_snapshots: bool = False) -> list[str]:
     """Remove a clone: exactly what `clone` made. Returns the datasets that are gone.
 
     Raises GuestNotFound if there is no clone of that name, CloneImpossible, with nothing touched,
     if something that `clone` did not make is in the way.
     """
-    datasets = sorted(each for each, value in zfs.marked(MARK).items() if value == name)
+    datasets = sorted(each for each, value in zfs.marked(CLONE_PROPERTY).items() if value == name)
     guest = next((guest for guest in hypervisor.guests() if guest.name == name), None)
     if guest and clone_xml.cloned_from(guest.xml()) is None:
         raise CloneImpossible(
@@ -45,7 +45,7 @@ def _check_nothing_else(datasets: list[str], *, with_snapshots: bool) -> None:
     for each in zfs.datasets():
         if each not in datasets and any(each.startswith(f"{own}/") for own in datasets):
             raise CloneImpossible(f"{each}: lies below a clone, but is none; move or destroy it")
-    for use in zfs.uses(datasets):
+    for use in zfs.snapshot_usage(datasets):
         full_name = use.snapshot.full_name
         if use.clones:
             raise CloneImpossible(f"{full_name}: {use.clones[0]} depends on it; destroy that first")
@@ -69,7 +69,7 @@ def destroy_dataset(dataset: str, *, with_snapshots: bool) -> None:
             time.sleep(_LOOK_EVERY_S)
 
 
-def _leave_network(hypervisor: Hypervisor) -> None:
+def _leave_network(hypervisor: Host) -> None:
     """The isolated network goes with the last clone that uses it."""
     if not hypervisor.has_network(clone_xml.ISOLATED_NETWORK):
         return

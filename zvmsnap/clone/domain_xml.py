@@ -52,7 +52,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Cloned:
+class CloneXml:
     """A definition, and what an operator should know of it."""
 
     xml: str
@@ -61,7 +61,7 @@ class Cloned:
 
 def as_clone(
     xml: str, clone: Identity, sources: Mapping[str, tuple[str, str, str]], *, cold: bool = False
-) -> Cloned:
+) -> CloneXml:
     """The definition of `clone`; `sources` are its own images, as in domainxml.with_sources.
 
     `cold`: without RAM, so that what cannot exist twice may be left out, with a warning.
@@ -84,7 +84,7 @@ def as_clone(
         _own_files(devices, clone)
         _free_numbers(root, devices)
         _name(root, clone)
-        return Cloned(ET.tostring(root, encoding="unicode"), warnings)
+        return CloneXml(ET.tostring(root, encoding="unicode"), warnings)
     except (domain_xml.ParseError, RecursionError) as error:
         raise _refusal(clone, f"its definition cannot be read: {error}") from error
 

@@ -13,13 +13,13 @@ from zvmsnap.clone.domain_xml import Network
 from zvmsnap.common.errors import CloneImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.staging import CaptureDir
-from zvmsnap.journal.operation import Begin, Clone
+from zvmsnap.disks.staging import StagingDir
+from zvmsnap.journal.operation import CloneOperation, StartState
 from zvmsnap.points import compatibility, locate, memory_image
 from zvmsnap.points.definition import definition_of
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Dataset, Snapshot
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 
 @dataclass(frozen=True)
-class Wish:
+class CloneOptions:
     """What was asked for."""
 
     name: str
@@ -37,7 +37,9 @@ class Wish:
     network: Network = Network.NONE
 
 
-def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Clone:
+def plan(
+    config: Config, hypervisor: Host, point: RestorePoint, wish: CloneOptions
+) -> CloneOperation:
     """Check everything and plan. Raises CloneImpossible, SnapshotMissing, ImageUnloadable."""
     if not _NAME.fullmatch(wish.name):
         raise CloneImpossible(
@@ -78,15 +80,15 @@ def plan(config: Config, hypervisor: Hypervisor, point: Point, wish: Wish) -> Cl
     if reasons:
         raise CloneImpossible(f"{point.name} does not fit this host: {'; '.join(reasons)}")
     own = str(uuid.uuid4())
-    return Clone(
+    return CloneOperation(
         domain=wish.name,
         uuid=own,
         point=point.name,
         directory=str(point.directory),
         owner=Process.of(os.getpid()),
         memory=memory,
-        begin=Begin.PAUSED if wish.paused else Begin.RUNNING,
-        capture=CaptureDir.fresh(config.staging_dir, own).path.name,
+        start_state=StartState.PAUSED if wish.paused else StartState.RUNNING,
+        capture=StagingDir.fresh(config.staging_dir, own).path.name,
         network=wish.network,
         datasets=datasets,
     )

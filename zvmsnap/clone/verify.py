@@ -22,11 +22,11 @@ from zvmsnap.common.errors import LibvirtFailed, VerifyFailed, ZvmsnapError
 from zvmsnap.config.settings import Config
 from zvmsnap.points import locate, memory_image
 from zvmsnap.points.definition import definition_of
-from zvmsnap.points.point import Point
-from zvmsnap.points.verify_result import SCREEN, Verdict, keep
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.verify_result import SCREEN, VerifyResult, keep
 from zvmsnap.virt import agent
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs.types import Snapshot
 
 _LIVES_WITHIN_S = 60
@@ -38,22 +38,22 @@ _LOOK_EVERY_S = 1.0
 _WORKED_S = 0.05
 
 
-def verify(point: Point, present: Mapping[str, Snapshot]) -> Verdict:
+def verify(point: RestorePoint, present: Mapping[str, Snapshot]) -> VerifyResult:
     """Read the point's files and look for its snapshots; the verdict is kept. Raises OSError."""
-    return _kept(point, Verdict(checked=_now(), why="; ".join(_wrong(point, present))))
+    return _kept(point, VerifyResult(checked=_now(), why="; ".join(_wrong(point, present))))
 
 
-def boot(config: Config, hypervisor: Hypervisor, point: Point, expect: str | None) -> Verdict:
+def boot(config: Config, hypervisor: Host, point: RestorePoint, expect: str | None) -> VerifyResult:
     """Start the point as a clone, see whether it lives, and remove it; the verdict is kept.
 
     `expect` is a command that must end with 0 in the guest, run by its agent. Raises OSError.
     """
     name = f"zvmsnap-verify-{secrets.token_hex(4)}"
     begun_s = time.monotonic()
-    verdict = Verdict(checked=_now(), booted=True)
+    verdict = VerifyResult(checked=_now(), booted=True)
     try:
-        task = plan.plan(config, hypervisor, point, plan.Wish(name))
-        create.Cloning(config, hypervisor, task).run()
+        task = plan.plan(config, hypervisor, point, plan.CloneOptions(name))
+        create.CloneCreation(config, hypervisor, task).run()
         to_running_s = time.monotonic() - begun_s
         try:
             verdict = _watched(hypervisor.guest(task.uuid), point, expect, verdict)
@@ -65,7 +65,7 @@ def boot(config: Config, hypervisor: Hypervisor, point: Point, expect: str | Non
     return _kept(point, verdict)
 
 
-def _wrong(point: Point, present: Mapping[str, Snapshot]) -> list[str]:
+def _wrong(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[str]:
     found = []
     memory = point.manifest.memory
     try:
@@ -84,7 +84,9 @@ def _wrong(point: Point, present: Mapping[str, Snapshot]) -> list[str]:
     return found
 
 
-def _watched(guest: Guest, point: Point, expect: str | None, verdict: Verdict) -> Verdict:
+def _watched(
+    guest: Guest, point: RestorePoint, expect: str | None, verdict: VerifyResult
+) -> VerifyResult:
     alive = _lives(guest)
     output = _expected(guest, expect) if expect else ""
     _keep_screen(guest, point.directory)
@@ -141,7 +143,7 @@ def _screen(guest: Guest) -> bytes:
         return b""
 
 
-def _kept(point: Point, verdict: Verdict) -> Verdict:
+def _kept(point: RestorePoint, verdict: VerifyResult) -> VerifyResult:
     keep(point, verdict)
     return verdict
 

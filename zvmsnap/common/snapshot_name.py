@@ -22,7 +22,7 @@ _TYPE = rf"(?:{'|'.join(SANOID_TYPES)})"
 _MOMENT = re.compile(rf"(?P<moment>.+?)(?P<dst>dst)?_(?P<type>{_TYPE})")
 
 
-def moment_of(name: str) -> str:
+def run_of(name: str) -> str:
     """The moment in a snapshot name: `autosnap_2026-11-20_03:00:00` of `..._hourly`.
 
     Names of other shapes are their own moment.

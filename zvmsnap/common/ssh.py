@@ -31,7 +31,7 @@ SSH_OPTIONS = (
 _KEPT_S = 15
 
 
-class Far:
+class RemoteHost:
     """Runs programs at `host` ("" is here); sockets of connections lie in `sockets`."""
 
     def __init__(self, host: str, sockets: Path = Path("/run")) -> None:
@@ -92,7 +92,7 @@ class Far:
         return ["ssh", *(word for option in (*SSH_OPTIONS, *shared) for word in ("-o", option))]
 
 
-HERE = Far("")
+HERE = RemoteHost("")
 
 
 def reason(stderr: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Level(StrEnum):
+class ConsistencyLevel(StrEnum):
     """How coherent a point is, best first."""
 
     MEMORY = "memory"
@@ -17,16 +17,16 @@ class Level(StrEnum):
     @property
     def has_memory(self) -> bool:
         """Is RAM part of it?"""
-        return self in (Level.MEMORY, Level.PAUSED)
+        return self in (ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED)
 
     @property
     def holds_still(self) -> bool:
         """Does the guest stand still, or its file systems, while ZFS takes the snapshot?"""
-        return self in (Level.PAUSED, Level.QUIESCED)
+        return self in (ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED)
 
-    def reaches(self, wanted: Level) -> bool:
+    def reaches(self, wanted: ConsistencyLevel) -> bool:
         """Is it that level, or a better one? What is off is as good as can be."""
-        return self is Level.OFFLINE or RANK.index(self) <= RANK.index(wanted)
+        return self is ConsistencyLevel.OFFLINE or RANK.index(self) <= RANK.index(wanted)
 
 
-RANK = list(Level)
+RANK = list(ConsistencyLevel)

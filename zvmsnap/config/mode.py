@@ -20,45 +20,50 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zvmsnap.common.errors import ModeInvalid
-from zvmsnap.config.level import RANK, Level
+from zvmsnap.config.level import RANK, ConsistencyLevel
 
 OFF = "off"
 _REQUIRED = "required"
-_NAMED = (Level.MEMORY, Level.PAUSED, Level.QUIESCED, Level.CRASH)
+_NAMED = (
+    ConsistencyLevel.MEMORY,
+    ConsistencyLevel.PAUSED,
+    ConsistencyLevel.QUIESCED,
+    ConsistencyLevel.CRASH,
+)
 
 
 @dataclass(frozen=True)
-class Order:
+class Mode:
     """Levels, best first; `required`: none of them is not good enough."""
 
-    levels: tuple[Level, ...]
+    levels: tuple[ConsistencyLevel, ...]
     required: bool = False
 
     @property
-    def least(self) -> Level:
+    def minimum(self) -> ConsistencyLevel:
         """The last resort."""
         return max(self.levels, key=RANK.index)
 
-    def satisfied_by(self, reached: Level) -> bool:
+    def satisfied_by(self, reached: ConsistencyLevel) -> bool:
         """Is that level one of these, or better than the last resort?"""
-        return reached.reaches(self.least)
+        return reached.reaches(self.minimum)
 
 
 @dataclass(frozen=True)
-class Demand:
+class ModeSet:
     """All that is demanded of one guest in one moment: one order for each type of snapshot."""
 
-    orders: tuple[Order, ...]
+    modes: tuple[Mode, ...]
 
     @property
-    def levels(self) -> tuple[Level, ...]:
+    def levels(self) -> tuple[ConsistencyLevel, ...]:
         """Which levels to try, and in which order: the best demanded one is taken once for all.
 
         No order is turned round, and `crash` of one order does not come before `quiesced` of
         another.
         """
-        found: list[Level] = []
-        left = [order.levels for order in self.orders]
+        found: list[ConsistencyLevel] = []
+        left = [order.levels for order in self.modes]
         while firsts := [levels[0] for levels in left if levels]:
             best = min(firsts, key=RANK.index)
             found.append(best)
@@ -66,46 +71,46 @@ class Demand:
         return tuple(found)
 
     @property
-    def least(self) -> Level | None:
+    def minimum(self) -> ConsistencyLevel | None:
         """A point of less than that is not wanted; None if any is."""
         return min(
-            (order.least for order in self.orders if order.required),
+            (order.minimum for order in self.modes if order.required),
             key=RANK.index,
             default=None,
         )
 
-    def satisfied_by(self, reached: Level) -> bool:
+    def satisfied_by(self, reached: ConsistencyLevel) -> bool:
         """Is it what all orders ask for?"""
-        return all(order.satisfied_by(reached) for order in self.orders)
+        return all(order.satisfied_by(reached) for order in self.modes)
 
-    def forbids(self, reached: Level) -> bool:
+    def forbids(self, reached: ConsistencyLevel) -> bool:
         """Is it so little that one order would rather have no point?"""
-        return self.least is not None and not reached.reaches(self.least)
+        return self.minimum is not None and not reached.reaches(self.minimum)
 
-    def together(self) -> Demand:
+    def together(self) -> ModeSet:
         """The same for several guests at one instant.
 
         Each guest's overlays begin at an instant of its own, when its dump ends; guests that
         stand still do so together, until ZFS has snapshotted all of them. So `memory` becomes
         `paused`.
         """
-        return Demand(
+        return ModeSet(
             tuple(
-                Order(
+                Mode(
                     tuple(
                         dict.fromkeys(
-                            Level.PAUSED if level is Level.MEMORY else level
+                            ConsistencyLevel.PAUSED if level is ConsistencyLevel.MEMORY else level
                             for level in order.levels
                         )
                     ),
                     order.required,
                 )
-                for order in self.orders
+                for order in self.modes
             )
         )
 
 
-def parse_mode(text: str) -> Order:
+def parse_mode(text: str) -> Mode:
     """Read `memory,quiesced,crash` or `memory,required`. Raises ModeInvalid."""
     words = [word.strip() for word in text.split(",")]
     required = len(words) > 1 and words[-1] == _REQUIRED
@@ -120,9 +125,9 @@ def parse_mode(text: str) -> Order:
             )
     if len(set(words)) != len(words):
         raise ModeInvalid(f"{text!r}: names a level twice")
-    return Order(tuple(Level(word) for word in words), required)
+    return Mode(tuple(ConsistencyLevel(word) for word in words), required)
 
 
-def demand(orders: Iterable[Order]) -> Demand:
+def mode_set(orders: Iterable[Mode]) -> ModeSet:
     """Put the orders of all types and datasets together."""
-    return Demand(tuple(dict.fromkeys(orders)))
+    return ModeSet(tuple(dict.fromkeys(orders)))

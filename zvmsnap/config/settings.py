@@ -13,7 +13,7 @@ from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ConfigInvalid, DestinationInvalid, ModeInvalid
 from zvmsnap.config import destination
 from zvmsnap.config.destination import MemoryWanted
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import parse_mode
 
 DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
@@ -48,7 +48,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     busy_timeout_s: float = 60
     # A guest that is frozen or paused until ZFS has taken its snapshot is let go after this long,
     # whatever hangs or died; its point is of level crash then.
-    still_max_s: float = 60
+    max_freeze_s: float = 60
     # How long its agent may take to freeze file systems, with the hooks that it runs for that.
     freeze_timeout_s: int = 30
     # How long guest.d/GUEST/pre-freeze and post-thaw may take.
@@ -80,7 +80,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Empty: what the sanoid that called us was told, else /etc/sanoid.
     sanoid_configdir: str = ""
     # What a point must be where no property zvmsnap:mode says so; see levels.
-    mode: str = str(Level.MEMORY)
+    mode: str = str(ConsistencyLevel.MEMORY)
     modes: dict[str, str] = {}
     # Freeze for milliseconds, and take the snapshot of disks under overlays, as for `memory`.
     quiesce_overlay: bool = False
@@ -90,7 +90,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     destination: tuple[DestinationTable, ...] = ()
 
     @property
-    def default_orders(self) -> dict[str, str]:
+    def default_modes(self) -> dict[str, str]:
         """The order of levels for each type of snapshot, "" for all others."""
         return {"": self.mode, **self.modes}
 
@@ -154,7 +154,7 @@ def _check(source: Path, config: Config) -> None:
             raise ConfigInvalid(
                 f"{source}: modes: {each!r} is none of {', '.join(snapshot_name.TYPES)}"
             )
-    for each, mode in config.default_orders.items():
+    for each, mode in config.default_modes.items():
         try:
             parse_mode(mode)
         except ModeInvalid as error:

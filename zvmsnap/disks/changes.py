@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping
 
 from zvmsnap.disks import location
 from zvmsnap.zfs import mounts, zfs
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 # A snapshot's time is told in whole seconds.
 _SAME_SECOND_S = 1
 
 
 def written_to(
-    places: Mapping[str, Place], snapshots: Iterable[str], fresh_bytes: Mapping[str, int]
+    places: Mapping[str, DiskLocation], snapshots: Iterable[str], written_bytes: Mapping[str, int]
 ) -> list[str]:
     """Those of the disks, by target, that were written to since the snapshots of their datasets.
 
-    A volume tells what was written to it; `fresh_bytes` is what it told when it was fresh. In a
+    A volume tells what was written to it; `written_bytes` is what it told when it was fresh. In a
     filesystem labels and the like are written too, so there the file's own time counts.
     Raises ZfsFailed and OSError.
     """
@@ -32,8 +32,8 @@ def written_to(
     for target, place in places.items():
         name = names[place.dataset]
         if not place.path:
-            written_bytes = zfs.written_bytes(place.dataset, name)
-            changed = written_bytes > fresh_bytes.get(place.dataset, 0)
+            now_bytes = zfs.written_bytes(place.dataset, name)
+            changed = now_bytes > written_bytes.get(place.dataset, 0)
         else:
             taken_s = zfs.created_s(f"{place.dataset}@{name}")
             written_s = os.stat(location.path_of(place, table)).st_mtime

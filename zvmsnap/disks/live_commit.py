@@ -15,7 +15,7 @@ from typing import Protocol
 from zvmsnap.common import log
 from zvmsnap.common.errors import BlockJobNotReady, CommitFailed, LibvirtFailed
 from zvmsnap.disks import apparmor
-from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.disks.overlay_chain import OverlayChain
 from zvmsnap.virt import domain_xml
 
 _LOOK_EVERY_S = 0.2
@@ -28,7 +28,7 @@ _DENIED = "Permission denied"
 Leaving = Callable[[str, Callable[[], None]], None]
 
 
-class Committed(Protocol):
+class CommittableGuest(Protocol):
     """What is needed of a guest."""
 
     name: str
@@ -42,8 +42,8 @@ class Committed(Protocol):
 
 
 def to_base(
-    guest: Committed,
-    stacks: Mapping[str, Stack],
+    guest: CommittableGuest,
+    stacks: Mapping[str, OverlayChain],
     timeout_s: float,
     leaving: Leaving = lambda _target, leave: leave(),
     allow: Callable[[str, Iterable[str]], bool] = apparmor.allow_writes,
@@ -68,7 +68,7 @@ def to_base(
     prove(guest, stacks, failures)
 
 
-def check_possible(name: str, stacks: Mapping[str, Stack]) -> None:
+def check_possible(name: str, stacks: Mapping[str, OverlayChain]) -> None:
     """All disks or none: leaving one may take from its owner the means to free another.
 
     Raises CommitFailed with the problem of each stack that has one.
@@ -79,8 +79,8 @@ def check_possible(name: str, stacks: Mapping[str, Stack]) -> None:
 
 
 def _start_all(
-    guest: Committed,
-    stacks: Mapping[str, Stack],
+    guest: CommittableGuest,
+    stacks: Mapping[str, OverlayChain],
     failures: dict[str, str],
     allow: Callable[[str, Iterable[str]], bool],
 ) -> list[str]:
@@ -101,7 +101,7 @@ def _start_all(
 
 
 def _allowed(
-    guest: Committed, bases: list[str], allow: Callable[[str, Iterable[str]], bool]
+    guest: CommittableGuest, bases: list[str], allow: Callable[[str, Iterable[str]], bool]
 ) -> bool:
     try:
         return allow(guest.uuid, bases)
@@ -112,7 +112,7 @@ def _allowed(
 
 
 def _start_each(
-    guest: Committed, stacks: Mapping[str, Stack], failures: dict[str, str]
+    guest: CommittableGuest, stacks: Mapping[str, OverlayChain], failures: dict[str, str]
 ) -> list[str]:
     disks = _disks(guest)
     started = []
@@ -135,7 +135,7 @@ def _start_each(
 
 
 def _await_ready(
-    guest: Committed, target: str, overlay: str, changed: threading.Event, deadline_s: float
+    guest: CommittableGuest, target: str, overlay: str, changed: threading.Event, deadline_s: float
 ) -> bool:
     """True when the disk can be pivoted, False when it is off its overlay, or gone, already."""
     while True:
@@ -154,7 +154,7 @@ def _await_ready(
         changed.wait(_LOOK_EVERY_S)
 
 
-def _pivoting(guest: Committed, target: str, deadline_s: float) -> Callable[[], None]:
+def _pivoting(guest: CommittableGuest, target: str, deadline_s: float) -> Callable[[], None]:
     def pivot() -> None:
         while True:
             try:
@@ -169,7 +169,9 @@ def _pivoting(guest: Committed, target: str, deadline_s: float) -> Callable[[], 
 
 
 def prove(
-    guest: Committed, stacks: Mapping[str, Stack], failures: Mapping[str, str] | None = None
+    guest: CommittableGuest,
+    stacks: Mapping[str, OverlayChain],
+    failures: Mapping[str, str] | None = None,
 ) -> None:
     """Both definitions name the base of every stack. Raises CommitFailed, saying all that is not.
 
@@ -190,7 +192,7 @@ def prove(
         raise CommitFailed(f"{guest.name}: not back on its base: {'; '.join(wrong)}")
 
 
-def _disks(guest: Committed, *, persistent: bool = False) -> dict[str, domain_xml.Disk]:
+def _disks(guest: CommittableGuest, *, persistent: bool = False) -> dict[str, domain_xml.Disk]:
     return {disk.target: disk for disk in domain_xml.parse(guest.xml(persistent=persistent)).disks}
 
 

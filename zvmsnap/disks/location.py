@@ -10,12 +10,12 @@ from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.disks import overlay_chain
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, volume
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 
-def look(hypervisor: Hypervisor, guest: Guest, table: list[mounts.Mount]) -> Seen:
+def locate_disks(hypervisor: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDisks:
     """See one guest as it is: its live XML tells what it writes to. Raises LibvirtFailed."""
     state = guest.state()
     domain = domain_xml.parse(guest.xml())
@@ -28,10 +28,10 @@ def look(hypervisor: Hypervisor, guest: Guest, table: list[mounts.Mount]) -> See
         found = place_of(path, table) if path else None
         if found:
             places[disk.target] = found
-    return Seen(domain, state, places)
+    return GuestDisks(domain, state, places)
 
 
-def path_of(place: Place, table: list[mounts.Mount]) -> str:
+def path_of(place: DiskLocation, table: list[mounts.Mount]) -> str:
     """Where a place can be opened now: a path, or the device of a volume.
 
     Raises ZfsFailed if its filesystem is not mounted.
@@ -47,7 +47,7 @@ def path_of(place: Place, table: list[mounts.Mount]) -> str:
     return os.path.join(mountpoint, place.path)
 
 
-def _path(hypervisor: Hypervisor, disk: domain_xml.Disk) -> str:
+def _path(hypervisor: Host, disk: domain_xml.Disk) -> str:
     if disk.volume:
         try:
             return hypervisor.volume_path(*disk.volume)
@@ -57,23 +57,23 @@ def _path(hypervisor: Hypervisor, disk: domain_xml.Disk) -> str:
     return disk.source
 
 
-def place_of(path: str, table: list[mounts.Mount]) -> Place | None:
+def place_of(path: str, table: list[mounts.Mount]) -> DiskLocation | None:
     """Where a path or device really lies; None if that is not on ZFS."""
     real = os.path.realpath(path)
     if real.startswith("/dev/"):
         dataset = volume.volume_of(real)
-        return Place(dataset, "") if dataset else None
+        return DiskLocation(dataset, "") if dataset else None
     found = mounts.dataset_of_path(real, table)
-    return Place(*found) if found else None
+    return DiskLocation(*found) if found else None
 
 
 @dataclass(frozen=True)
-class Seen:
+class GuestDisks:
     """A domain as it was found: its definition, its state, and the place of each disk by target."""
 
     domain: domain_xml.Domain
     state: str
-    places: Mapping[str, Place]
+    places: Mapping[str, DiskLocation]
 
     @property
     def is_off(self) -> bool:

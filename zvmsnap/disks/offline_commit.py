@@ -15,7 +15,7 @@ from typing import Protocol
 from zvmsnap.common.errors import CommitFailed, OverlayUnreadable
 from zvmsnap.disks import qemu_img
 from zvmsnap.disks.live_commit import Leaving, check_possible
-from zvmsnap.disks.overlay_chain import Stack
+from zvmsnap.disks.overlay_chain import OverlayChain
 from zvmsnap.virt import domain_xml
 
 
@@ -33,7 +33,7 @@ class Defined(Protocol):
 
 def to_base(
     guest: Defined,
-    stacks: Mapping[str, Stack],
+    stacks: Mapping[str, OverlayChain],
     leaving: Leaving,
     step: Callable[[str, Callable[[], None]], None],
 ) -> None:
@@ -50,7 +50,7 @@ def to_base(
     step("redefine", lambda: _redefine_stopped(guest, stacks))
 
 
-def redefine(guest: Defined, stacks: Mapping[str, Stack]) -> None:
+def redefine(guest: Defined, stacks: Mapping[str, OverlayChain]) -> None:
     """Make the persistent definition, and a managed save image, name the bases.
 
     Raises LibvirtFailed and OverlayUnreadable.
@@ -63,18 +63,18 @@ def redefine(guest: Defined, stacks: Mapping[str, Stack]) -> None:
         guest.managed_save_define(domain_xml.with_sources(saved, sources))
 
 
-def _redefine_stopped(guest: Defined, stacks: Mapping[str, Stack]) -> None:
+def _redefine_stopped(guest: Defined, stacks: Mapping[str, OverlayChain]) -> None:
     if guest.is_active():
         raise CommitFailed(f"{guest.name}: was started while its overlays were merged")
     redefine(guest, stacks)
 
 
-def _merge(stack: Stack) -> None:
+def _merge(stack: OverlayChain) -> None:
     for overlay in stack.overlays:
         qemu_img.merge_down(overlay)
 
 
-def _source(stack: Stack) -> tuple[str, str, str]:
+def _source(stack: OverlayChain) -> tuple[str, str, str]:
     layers = {layer.path: layer.format for layer in qemu_img.chain(stack.top)}
     if stack.base not in layers:
         raise OverlayUnreadable(f"{stack.top} lies on {', '.join(layers)}, not on {stack.base}")

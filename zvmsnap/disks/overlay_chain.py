@@ -33,7 +33,7 @@ class Defined(Protocol):
 
 
 @dataclass(frozen=True)
-class Stack:
+class OverlayChain:
     """A disk on overlays of ours, top first; `problem` says why it cannot be brought to `base`."""
 
     target: str
@@ -49,7 +49,7 @@ class Stack:
 
 def of(
     domain: domain_xml.Domain, read: Callable[[str], tuple[qemu_img.Layer, ...]] = qemu_img.chain
-) -> dict[str, Stack]:
+) -> dict[str, OverlayChain]:
     """The stacks of a domain by target, by the table above."""
     found = {}
     for disk in domain.disks:
@@ -59,7 +59,7 @@ def of(
     return found
 
 
-def of_guest(guest: Defined) -> dict[str, Stack]:
+def of_guest(guest: Defined) -> dict[str, OverlayChain]:
     """The stacks that a guest is on, and those on which it would be started next."""
     found = of(domain_xml.parse(guest.xml()))
     if guest.is_active() and guest.is_persistent():
@@ -69,19 +69,19 @@ def of_guest(guest: Defined) -> dict[str, Stack]:
 
 def _of_disk(
     disk: domain_xml.Disk, read: Callable[[str], tuple[qemu_img.Layer, ...]]
-) -> Stack | None:
+) -> OverlayChain | None:
     if not is_overlay(disk.source):
         ours = tuple(path for path in disk.chain if is_overlay(path))
         why = f"{disk.source} lies on it, which somebody else made: end that snapshot first"
-        return Stack(disk.target, ours, problem=why) if ours else None
+        return OverlayChain(disk.target, ours, problem=why) if ours else None
     try:
         chain = disk.chain or tuple(layer.path for layer in read(disk.source)[1:])
     except OverlayUnreadable as error:
-        return Stack(disk.target, (disk.source,), problem=str(error))
+        return OverlayChain(disk.target, (disk.source,), problem=str(error))
     more = tuple(takewhile(is_overlay, chain))
     base = chain[len(more)] if len(chain) > len(more) else ""
     problem = "" if base else f"{disk.source} lies on no base"
-    return Stack(disk.target, (disk.source, *more), base, problem)
+    return OverlayChain(disk.target, (disk.source, *more), base, problem)
 
 
 def images_of(guest: Guest) -> set[str]:

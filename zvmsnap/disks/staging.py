@@ -27,13 +27,13 @@ _OTHERS_OR_GROUP_MAY_PASS = 0o011
 
 
 @dataclass(frozen=True)
-class CaptureDir:
+class StagingDir:
     """The directory of one capture."""
 
     path: Path
 
     @classmethod
-    def fresh(cls, staging: Path, uuid: str) -> CaptureDir:
+    def fresh(cls, staging: Path, uuid: str) -> StagingDir:
         """A name that no capture had before: libvirt overwrites an existing RAM image silently."""
         return cls(staging / f"{uuid}.{secrets.token_hex(4)}")
 
@@ -79,12 +79,12 @@ class CaptureDir:
             shutil.rmtree(self.path)
 
 
-def captures(staging: Path) -> list[CaptureDir]:
+def staging_dirs(staging: Path) -> list[StagingDir]:
     """The captures that lie in staging; what is not named as one is somebody else's."""
     if not staging.is_dir():
         return []
     return [
-        CaptureDir(path)
+        StagingDir(path)
         for path in sorted(staging.iterdir())
         if _CAPTURE.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
     ]
@@ -123,7 +123,7 @@ def free_bytes(staging: Path) -> int:
     return free.f_bavail * free.f_frsize
 
 
-class Room:
+class StagingSpace:
     """The free bytes of staging, handed out guest by guest before anything is touched."""
 
     def __init__(self, staging: Path, overlay_room_bytes: int) -> None:

@@ -24,19 +24,19 @@ from zvmsnap.common.errors import DomainGone, LevelMissed, SnapshotMissing, Zvms
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.publish import publish
-from zvmsnap.finalize.release import leave
+from zvmsnap.finalize.release import release
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.quiesce import thaw
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 
 _PARALLEL_GUESTS = 16
 
@@ -52,7 +52,7 @@ def finish(call: HookCall, config: Config, owner: Process) -> bool:
         log.plain().debug("%s: nothing was begun here", ",".join(call.datasets))
         return True
     with (
-        Hypervisor(config.uri) as hypervisor,
+        Host(config.uri) as hypervisor,
         ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries))) as pool,
     ):
         finishing = [_Finish(config, hypervisor, journal, entry) for entry in entries]
@@ -71,15 +71,15 @@ def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
     a process that still runs: of two sanoids that began in the same second, with the same names,
     the other one has not taken its snapshots yet.
     """
-    if entry.targets != call.datasets:
+    if entry.request_datasets != call.datasets:
         return False
-    announced = {spelling for name in entry.names for spelling in spellings(name)}
+    announced = {spelling for name in entry.snapshot_names for spelling in spellings(name)}
     return entry.owner == owner or (
         bool(announced & set(call.names)) and not entry.owner.is_alive()
     )
 
 
-def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | None) -> None:
+def finish_interrupted(config: Config, hypervisor: Host, guest: Guest, entry: Entry | None) -> None:
     """End what an earlier moment left open for this guest, whose lock the caller holds.
 
     Without a journal entry the overlays' names and the backing chain in the XML are enough; whether
@@ -89,8 +89,8 @@ def settle(config: Config, hypervisor: Hypervisor, guest: Guest, entry: Entry | 
     journal = Journal(config.journal_dir)
     held = thaw.left_still(guest) if journal.lost(guest.uuid) else {}
     if entry:
-        log.about(guest.name, ",".join(entry.targets)).warning(
-            "finishing moment %s, which nobody finished", entry.moment or "of an earlier recovery"
+        log.about(guest.name, ",".join(entry.request_datasets)).warning(
+            "finishing moment %s, which nobody finished", entry.run or "of an earlier recovery"
         )
     else:
         entry = _unknown(config, guest, held)
@@ -115,30 +115,30 @@ def _unknown(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entry
     return msgspec.structs.replace(_nameless(config, guest), **(held or {}))
 
 
-def end(config: Config, hypervisor: Hypervisor, entry: Entry) -> None:
+def end(config: Config, hypervisor: Host, entry: Entry) -> None:
     """Leave and publish, without the lock of the guest, which the caller holds."""
     done = _Finish(config, hypervisor, Journal(config.journal_dir), entry)
     done.leave_locked()
     try:
         done.publish_locked()
     except (SnapshotMissing, LevelMissed) as error:
-        log.about(entry.domain, ",".join(entry.targets)).warning("%s", error)
+        log.about(entry.domain, ",".join(entry.request_datasets)).warning("%s", error)
 
 
 def _nameless(config: Config, guest: Guest) -> Entry:
     return Entry(
         domain=guest.name,
         uuid=guest.uuid,
-        moment="",
-        targets=(),
-        names=(),
-        former_guids=(),
+        run="",
+        request_datasets=(),
+        snapshot_names=(),
+        preexisting_guids=(),
         owner=Process.none(),
-        capture=CaptureDir.fresh(config.staging_dir, guest.uuid).path.name,
-        level=Level.CRASH,
+        capture=StagingDir.fresh(config.staging_dir, guest.uuid).path.name,
+        level=ConsistencyLevel.CRASH,
         reason="the journal was lost",
         disks=(),
-        taken=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
 
@@ -148,15 +148,15 @@ class _Finish:
     def __init__(
         self,
         config: Config,
-        hypervisor: Hypervisor,
+        hypervisor: Host,
         journal: Journal,
         entry: Entry,
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._journal = journal
-        self._work = Open(journal, entry)
-        self._log = log.about(entry.domain, ",".join(entry.targets))
+        self._work = EntryWriter(journal, entry)
+        self._log = log.about(entry.domain, ",".join(entry.request_datasets))
 
     def guarded(self, work: Callable[[], None]) -> bool:
         """Do `work`; False, with the cause in the log, if it failed."""
@@ -184,15 +184,15 @@ class _Finish:
         begun_s = time.monotonic()
         try:
             guest = self._hypervisor.guest(self._work.entry.uuid)
-            leave(self._config, guest, self._work, self._log)
+            release(self._config, guest, self._work, self._log)
         except DomainGone:
             self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
             snapshot_match.note(self._work, self._log)
-            thaw.gone(self._config, self._work, self._log)
+            thaw.note_guest_gone(self._config, self._work, self._log)
         entry = self._work.entry
-        if entry.frozen_at_s and entry.may_be_on_overlay and not entry.overlay_s:
+        if entry.disks_frozen_at_s and entry.may_be_on_overlay and not entry.overlay_s:
             self._work.note(
-                commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.frozen_at_s
+                commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.disks_frozen_at_s
             )
 
     def publish_locked(self) -> None:
@@ -203,9 +203,9 @@ class _Finish:
         """Is this moment still open, or has another hook finished it while we waited?"""
         now = self._journal.read(self._work.entry.uuid)
         if now is None or now.capture != self._work.entry.capture:
-            self._log.warning("moment %s was finished by another hook", self._work.entry.moment)
+            self._log.warning("moment %s was finished by another hook", self._work.entry.run)
             return False
-        self._work = Open(self._journal, now)  # the guard may have let it go meanwhile
+        self._work = EntryWriter(self._journal, now)  # the guard may have let it go meanwhile
         return True
 
     def _lock(self, intent: str) -> AbstractContextManager[None]:

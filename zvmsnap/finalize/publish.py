@@ -12,12 +12,12 @@ from pathlib import Path
 from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.errors import ImageUnloadable, LevelMissed, SnapshotMissing
 from zvmsnap.common.log import Logger
-from zvmsnap.common.snapshot_name import moment_of
-from zvmsnap.config.level import Level
+from zvmsnap.common.snapshot_name import run_of
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import snapshot_match
-from zvmsnap.journal.journal import Open
+from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points import manifest, memory_image, vault
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
@@ -25,18 +25,18 @@ from zvmsnap.points.manifest import (
     NVRAM,
     PERSISTENT_XML,
     TPM,
-    Host,
+    HostDescription,
     Manifest,
     Memory,
-    Tie,
+    SnapshotRef,
     Timing,
 )
 from zvmsnap.virt import domain_xml, save_image
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
 
 
-def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> None:
+def publish(config: Config, hypervisor: Host, work: EntryWriter, log: Logger) -> None:
     """Publish and close.
 
     May be repeated after any interruption. Raises, after closing, SnapshotMissing if ZFS has no
@@ -44,9 +44,9 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
     VaultDamaged, VaultMissing and OSError leave it open, for the next run.
     """
     entry = work.entry
-    directory = CaptureDir(config.staging_dir / entry.capture)
+    directory = StagingDir(config.staging_dir / entry.capture)
     directory.check()
-    if not entry.names:
+    if not entry.snapshot_names:
         _close(work, directory)
         return
     found = snapshot_match.candidates(entry)
@@ -54,12 +54,12 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
     if not own:
         _close(work, directory)
         raise SnapshotMissing(
-            f"none of {', '.join(entry.names)} exists: the RAM image is discarded; "
+            f"none of {', '.join(entry.snapshot_names)} exists: the RAM image is discarded; "
             "what kept sanoid from taking the snapshot stands in its own log"
-            if entry.since_txg is None
+            if entry.newest_txg_before is None
             else "no snapshot was taken since pre: the RAM image is discarded"
         )
-    if entry.given_up:
+    if entry.released_early:
         # A merge writes in an order of its own: what a snapshot sees of it is less than a crash.
         log.error(
             "no point: its overlays were merged before its snapshots were known to be taken. They "
@@ -68,7 +68,7 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
         )
         _close(work, directory)
         return
-    if entry.since_txg is None and (late := set(found) - set(own)):
+    if entry.newest_txg_before is None and (late := set(found) - set(own)):
         log.warning(
             "too late for its point, as it ran on already, or overlays were being merged: %s",
             ", ".join(sorted(tie.full_name for tie in late)),
@@ -81,18 +81,18 @@ def publish(config: Config, hypervisor: Hypervisor, work: Open, log: Logger) -> 
     else:
         incoming = vault.incoming(config.vault_dir, entry.domain, entry.capture)
         if why := _why_less(work, directory, incoming):
-            work.note(level=Level.CRASH, reason=why)
-        if not work.entry.is_enough:
+            work.note(level=ConsistencyLevel.CRASH, reason=why)
+        if not work.entry.reaches_minimum:
             vault.drop_incoming(incoming)
             _close(work, directory)
             raise LevelMissed(
-                f"no point, as less than {entry.least} is not good enough: {work.entry.reason}"
+                f"no point, as less than {entry.minimum_level} is not good enough: {work.entry.reason}"
             )
         _Publication(config, hypervisor, work, directory, own, log).run(incoming)
     _close(work, directory)
 
 
-def _close(work: Open, directory: CaptureDir) -> None:
+def _close(work: EntryWriter, directory: StagingDir) -> None:
     def close() -> None:
         if not directory.overlays():
             directory.remove()
@@ -101,17 +101,20 @@ def _close(work: Open, directory: CaptureDir) -> None:
     work.step("close", close)
 
 
-def _why_less(work: Open, directory: CaptureDir, incoming: Path) -> str | None:
+def _why_less(work: EntryWriter, directory: StagingDir, incoming: Path) -> str | None:
     """Why the point is not of the level that was begun."""
-    if work.entry.seen == () and work.entry.level not in (Level.CRASH, Level.OFFLINE):
+    if work.entry.snapshots_at_release == () and work.entry.level not in (
+        ConsistencyLevel.CRASH,
+        ConsistencyLevel.OFFLINE,
+    ):
         return "it went on before its snapshot was known to be taken"
-    if work.entry.level is Level.QUIESCED and not work.entry.frozen_at_s:
+    if work.entry.level is ConsistencyLevel.QUIESCED and not work.entry.disks_frozen_at_s:
         return "pre was killed before its file systems were frozen"
     return _why_no_memory(work, directory, incoming) if work.entry.level.has_memory else None
 
 
-def _why_no_memory(work: Open, directory: CaptureDir, incoming: Path) -> str | None:
-    if not work.entry.frozen_at_s:
+def _why_no_memory(work: EntryWriter, directory: StagingDir, incoming: Path) -> str | None:
+    if not work.entry.disks_frozen_at_s:
         # The image may be complete, but it is of a later instant than the snapshot.
         return "pre was killed before the disks were frozen"
     image = directory.memory
@@ -119,7 +122,7 @@ def _why_no_memory(work: Open, directory: CaptureDir, incoming: Path) -> str | N
         return f"its RAM image is gone from {image}"
     if not work.entry.memory_format:
         try:
-            work.note(memory_format=save_image.judge(image).format)
+            work.note(memory_format=save_image.read_header(image).format)
         except ImageUnloadable as error:
             return str(error)
     return None
@@ -131,10 +134,10 @@ class _Publication:
     def __init__(
         self,
         config: Config,
-        hypervisor: Hypervisor,
-        work: Open,
-        directory: CaptureDir,
-        own: tuple[Tie, ...],
+        hypervisor: Host,
+        work: EntryWriter,
+        directory: StagingDir,
+        own: tuple[SnapshotRef, ...],
         log: Logger,
     ) -> None:
         self._config = config
@@ -147,7 +150,7 @@ class _Publication:
 
     def run(self, incoming: Path) -> None:
         """stow, publish."""
-        self._work.step("stow", lambda: self._stow(incoming))
+        self._work.step("store", lambda: self._stow(incoming))
         self._work.step("publish", lambda: self._publish(incoming))
 
     def _stow(self, incoming: Path) -> None:
@@ -157,7 +160,7 @@ class _Publication:
                 write_atomic(incoming / name, source.read_bytes())
         if self._work.entry.level.has_memory:
             image_format = self._work.entry.memory_format
-            self._memory = memory_image.stow_memory(
+            self._memory = memory_image.store_memory(
                 self._directory.memory,
                 incoming,
                 image_format,
@@ -186,8 +189,8 @@ class _Publication:
         record = Manifest(
             domain=entry.domain,
             uuid=entry.uuid,
-            moment=entry.moment if entry.since_txg is None else moment_of(self._ties[0].name),
-            taken=entry.taken,
+            run=entry.run if entry.newest_txg_before is None else run_of(self._ties[0].name),
+            created=entry.created,
             capture=entry.capture,
             level=entry.level,
             reason=entry.reason,
@@ -201,7 +204,7 @@ class _Publication:
             timing=Timing(
                 entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s, entry.last_ram_s
             ),
-            tpm=entry.tpm,
+            tpm_warning=entry.tpm_warning,
         )
         published = vault.publish(incoming, record)
         measured = ""
@@ -214,7 +217,7 @@ class _Publication:
             )
         self._log.info("point %s: level %s%s", published.name, record.level, measured)
 
-    def _host(self, definition: Path) -> Host:
+    def _host(self, definition: Path) -> HostDescription:
         try:
             domain = domain_xml.parse(definition.read_text())
         except (domain_xml.ParseError, ValueError) as error:
@@ -222,7 +225,7 @@ class _Publication:
                 "%s is damaged, so what it was made on is not told: %s", definition, error
             )
             domain = domain_xml.parse("<domain/>")
-        return Host(
+        return HostDescription(
             **self._hypervisor.versions(),
             machine=domain.machine,
             arch=domain.arch,

@@ -22,12 +22,12 @@ from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import live_commit, offline_commit, overlay_chain, qemu_img
 from zvmsnap.disks.jobs import wait_idle
-from zvmsnap.disks.overlay_chain import Stack, images_of
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.overlay_chain import OverlayChain, images_of
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Open
-from zvmsnap.quiesce.thaw import let_go
+from zvmsnap.journal.journal import EntryWriter
+from zvmsnap.quiesce.thaw import release_guest
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest, Pause
 
@@ -35,7 +35,7 @@ from zvmsnap.virt.guest import Guest, Pause
 _ATTEMPTS = 3
 
 
-def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+def release(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
     """Bring a guest to its bases. The caller holds its lock. Raises ZvmsnapError and OSError.
 
     May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
@@ -44,36 +44,38 @@ def leave(config: Config, guest: Guest, work: Open, log: Logger) -> None:
     snapshot_match.note(work, log)
     if work.entry.frozen:
         _let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
-    if work.entry.may_be_dumped:
+    if work.entry.dump_may_continue:
         # A dump goes on in libvirt when its caller was killed, and ends on overlays, or paused.
         wait_idle(guest, config.limits.busy_timeout_s)
     _let_go(config, guest, work, log)
     left = _to_base(config, guest, work, log)
     _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
-    if guest.is_active() and work.entry.allowed_pause_ms is not None:
-        guest.migrate_set_max_downtime_ms(work.entry.allowed_pause_ms)
+    if guest.is_active() and work.entry.original_downtime_ms is not None:
+        guest.migrate_set_max_downtime_ms(work.entry.original_downtime_ms)
     work.step("tidy", lambda: _tidy(config, guest, work.entry, left, log))
 
 
-def _let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
-    if not work.entry.is_held:
+def _let_go(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
+    if not work.entry.holds_guest:
         return
     try:
-        work.step("let go", lambda: let_go(config, guest, work, log))
+        work.step("let go", lambda: release_guest(config, guest, work, log))
     except StepFailed as error:
         if isinstance(error.cause, DomainGone):
             raise error.cause from error
         raise
 
 
-def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str, Stack]:
+def _to_base(
+    config: Config, guest: Guest, work: EntryWriter, log: Logger
+) -> dict[str, OverlayChain]:
     """Returns the stacks that were left."""
-    left: dict[str, Stack] = {}
+    left: dict[str, OverlayChain] = {}
     limit_s = config.limits.commit_timeout_s
 
     def leaving(target: str, do: Callable[[], None]) -> None:
-        work.note(merged=(*work.entry.merged, *left[target].overlays))
-        work.step(f"leave {target}", do)
+        work.note(committed_overlays=(*work.entry.committed_overlays, *left[target].overlays))
+        work.step(f"release {target}", do)
 
     for attempt in range(_ATTEMPTS):
         active = guest.is_active()
@@ -81,8 +83,8 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
         if not found:
             break
         left.update(found)
-        if work.entry.seen == ():
-            work.note(given_up=True)
+        if work.entry.snapshots_at_release == ():
+            work.note(released_early=True)
         _forget_merged(work, found)
         try:
             if active:
@@ -96,10 +98,11 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
                 raise
     _mend_persistent(guest, work)
     named = {
-        target: Stack(target, s.overlays) for target, s in overlay_chain.of_guest(guest).items()
+        target: OverlayChain(target, s.overlays)
+        for target, s in overlay_chain.of_guest(guest).items()
     }
     expected = {
-        disk.target: Stack(disk.target, (disk.overlay,))  # wherever else it may be by now
+        disk.target: OverlayChain(disk.target, (disk.overlay,))  # wherever else it may be by now
         for disk in work.entry.disks
         if disk.overlay
     }
@@ -107,14 +110,18 @@ def _to_base(config: Config, guest: Guest, work: Open, log: Logger) -> dict[str,
     return left
 
 
-def _forget_merged(work: Open, found: dict[str, Stack]) -> None:
+def _forget_merged(work: EntryWriter, found: dict[str, OverlayChain]) -> None:
     """Left once, but still or again in use: what was written since then is not merged."""
     on = {overlay for stack in found.values() for overlay in stack.overlays}
-    if on & set(work.entry.merged):
-        work.note(merged=tuple(path for path in work.entry.merged if path not in on))
+    if on & set(work.entry.committed_overlays):
+        work.note(
+            committed_overlays=tuple(
+                path for path in work.entry.committed_overlays if path not in on
+            )
+        )
 
 
-def _mend_persistent(guest: Guest, work: Open) -> None:
+def _mend_persistent(guest: Guest, work: EntryWriter) -> None:
     """The next start must not use an overlay that the running guest has left."""
     if not guest.is_active() or not guest.is_persistent():
         return
@@ -149,12 +156,14 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
         return was_on_overlay
     if pause is Pause.USER:
         return entry.paused
-    return pause is Pause.JOB and entry.may_be_dumped
+    return pause is Pause.JOB and entry.dump_may_continue
 
 
-def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], log: Logger) -> None:
+def _tidy(
+    config: Config, guest: Guest, entry: Entry, left: dict[str, OverlayChain], log: Logger
+) -> None:
     in_use = images_of(guest)
-    directory = CaptureDir(config.staging_dir / entry.capture)
+    directory = StagingDir(config.staging_dir / entry.capture)
     directory.check()
     candidates = {str(path) for path in directory.overlays()}
     candidates |= {overlay for stack in left.values() for overlay in stack.overlays}
@@ -164,7 +173,7 @@ def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], lo
             raise CommitFailed(f"{guest.name}: {overlay} is in use again; kept")
         if not path.exists():
             continue
-        if overlay in entry.merged or qemu_img.holds_nothing(overlay):
+        if overlay in entry.committed_overlays or qemu_img.holds_nothing(overlay):
             path.unlink()
         else:
             # Its guest was brought back to the base by somebody who need not have merged it.
@@ -172,7 +181,7 @@ def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], lo
     for stack in left.values():
         for overlay in stack.overlays:
             _remove_capture_of(Path(overlay), entry)
-    for name in set(guest.snapshot_names()) & set(entry.names):
+    for name in set(guest.snapshot_names()) & set(entry.snapshot_names):
         # Older scripts name libvirt's snapshots as sanoid's; reverting to such a one after our
         # commit would load old RAM over new disks.
         log.warning("forgetting libvirt's snapshot metadata %s", name)
@@ -181,6 +190,6 @@ def _tidy(config: Config, guest: Guest, entry: Entry, left: dict[str, Stack], lo
 
 def _remove_capture_of(overlay: Path, entry: Entry) -> None:
     """A capture that no journal knows has nobody else to remove it."""
-    directory = CaptureDir(overlay.parent)
+    directory = StagingDir(overlay.parent)
     if overlay.parent.name != entry.capture and not directory.overlays():
         directory.remove()

@@ -97,7 +97,7 @@ def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 
     entries = [
         entry
         for entry in journal.entries()
-        if {*entry.targets, *entry.datasets} & set(call.datasets)
+        if {*entry.request_datasets, *entry.datasets} & set(call.datasets)
         and not entry.owner.is_alive()
         and journal.age_s(entry) >= tried_before_s
     ]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zvmsnap.journal.entry import Entry
-    from zvmsnap.journal.operation import Clone, Restore
+    from zvmsnap.journal.operation import CloneOperation, RestoreOperation
 
 
-def task(found: Restore | Clone) -> str:
+def task(found: RestoreOperation | CloneOperation) -> str:
     """What a command of an operator is about, and who will end it."""
-    what = f"{type(found).__name__.lower()} of {found.point}"
+    what = f"{found.kind} of {found.point}"
     if found.owner.is_alive():
         return f"{what} is under way at step {found.step or 'none'} (pid {found.owner.pid})"
     return f"{what} was interrupted at step {found.step or 'none'}: zvmsnap recover ends it"
@@ -19,7 +19,7 @@ def task(found: Restore | Clone) -> str:
 
 def work(entry: Entry) -> str:
     """What an open entry of the journal is for."""
-    return f"moment {entry.moment}" if entry.moment else "a recovery"
+    return f"moment {entry.run}" if entry.run else "a recovery"
 
 
 def progress(entry: Entry) -> str:

@@ -45,7 +45,7 @@ class Journal:
             entry = msgspec.json.decode(path.read_bytes(), type=Entry)
             if entry.uuid != uuid or not entry.capture.startswith(f"{uuid}."):
                 raise msgspec.ValidationError("it is of another guest")
-            if bool(entry.names) != bool(entry.moment):
+            if bool(entry.snapshot_names) != bool(entry.run):
                 raise msgspec.ValidationError("a moment has snapshot names, a recovery has none")
             return entry
         except FileNotFoundError:
@@ -109,7 +109,7 @@ class Journal:
         return self._directory / f"{uuid}.json"
 
 
-class Open:
+class EntryWriter:
     """An entry that is being worked on: each step is written down before it is done."""
 
     def __init__(self, journal: Journal, entry: Entry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from zvmsnap.common.snapshot_name import moment_of, type_or_manual
+from zvmsnap.common.snapshot_name import run_of, type_or_manual
 
 
 class Role(StrEnum):
@@ -30,9 +30,9 @@ class HookCall:
     unnamed: bool = False
 
     @property
-    def moment(self) -> str:
+    def run(self) -> str:
         """The name that all snapshot names of this call share."""
-        return moment_of(self.names[0])
+        return run_of(self.names[0])
 
     @property
     def types(self) -> tuple[str, ...]:

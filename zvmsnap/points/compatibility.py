@@ -8,13 +8,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
-from zvmsnap.points.manifest import Host
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.points.manifest import HostDescription
+from zvmsnap.virt.host import Host
 
 _PASSED_THROUGH = ("host-passthrough", "maximum")
 
 
-def why_not(hypervisor: Hypervisor, xml: str, made_on: Host, *, cold: bool) -> list[str]:
+def why_not(hypervisor: Host, xml: str, made_on: HostDescription, *, cold: bool) -> list[str]:
     """Reasons why a machine of that definition cannot run here; none if it can.
 
     For its RAM (not `cold`) machine type and CPU must be those that it was made on; a newer QEMU
@@ -47,7 +47,7 @@ def _missing_files(root: ET.Element) -> Iterator[str]:
             yield f"{path} is not here ({disk.get('device', 'disk')} {target.get('dev')})"
 
 
-def _missing_networks(root: ET.Element, hypervisor: Hypervisor) -> Iterator[str]:
+def _missing_networks(root: ET.Element, hypervisor: Host) -> Iterator[str]:
     for source in root.findall("devices/interface/source"):
         network, bridge = source.get("network"), source.get("bridge")
         if network and not hypervisor.has_network(network):
@@ -56,7 +56,7 @@ def _missing_networks(root: ET.Element, hypervisor: Hypervisor) -> Iterator[str]
             yield f"the bridge {bridge} is not here"
 
 
-def _no_machine(root: ET.Element, hypervisor: Hypervisor) -> str | None:
+def _no_machine(root: ET.Element, hypervisor: Host) -> str | None:
     why = hypervisor.why_no_machine(*_kind_of(root))
     return f"QEMU here cannot be that machine: {why}" if why else None
 
@@ -71,7 +71,7 @@ def _kind_of(root: ET.Element) -> tuple[str, str, str, str]:
     )
 
 
-def _other_cpu(root: ET.Element, hypervisor: Hypervisor, made_on: Host) -> Iterator[str]:
+def _other_cpu(root: ET.Element, hypervisor: Host, made_on: HostDescription) -> Iterator[str]:
     now = hypervisor.versions()
     if _number(now["qemu"]) < _number(made_on.qemu):
         yield f"its RAM was written by QEMU {made_on.qemu}; {now['qemu']} here is older"

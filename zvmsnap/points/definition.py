@@ -14,18 +14,18 @@ from zvmsnap.common import log
 from zvmsnap.common.atomic_file import private_dir, write_atomic
 from zvmsnap.common.errors import RestoreImpossible, TpmUncapturable
 from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, TPM
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import folder_of
 from zvmsnap.virt import domain_xml, tpm_state
 from zvmsnap.virt.guest import Guest
 from zvmsnap.zfs import mounts
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.zfs.mounts import DiskLocation
 
 FOLDER = ".zvmsnap"
 
 
 def store(
-    guest: Guest, directory: Path, places: Iterable[Place], table: list[mounts.Mount]
+    guest: Guest, directory: Path, places: Iterable[DiskLocation], table: list[mounts.Mount]
 ) -> str | None:
     """Write the files into `directory` and into each mounted dataset of `places`.
 
@@ -90,7 +90,7 @@ def put_firmware(directory: Path, xml: str, uuid: str) -> None:
         tpm_state.put_back(directory / TPM, xml, uuid)
 
 
-def definition_of(point: Point, *, live: bool = False) -> str:
+def definition_of(point: RestorePoint, *, live: bool = False) -> str:
     """The definition that the point's next start uses; or `live`, the one that its RAM is of.
 
     Raises RestoreImpossible.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from zvmsnap.points.manifest import Manifest, Tie
+from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.zfs.types import Snapshot
 
 
@@ -30,15 +30,15 @@ class Liveness:
     imported_pools: frozenset[str]
     homeless: frozenset[str] = frozenset()
 
-    def of(self, tie: Tie) -> Life:
+    def of(self, tie: SnapshotRef) -> Life:
         """A snapshot of the same name but another guid is another snapshot: this one is gone."""
-        imported = (tie.home or tie.dataset).partition("/")[0] in self.imported_pools
+        imported = (tie.current_dataset or tie.dataset).partition("/")[0] in self.imported_pools
         if not imported or tie.full_name in self.homeless:
             return Life.UNKNOWN
         found = self.present.get(tie.full_name)
         return Life.ALIVE if found and found.guid == tie.guid else Life.GONE
 
-    def alive(self, manifest: Manifest) -> list[Tie]:
+    def alive(self, manifest: Manifest) -> list[SnapshotRef]:
         """The ties of a point that still exist."""
         return [tie for tie in manifest.snapshots if self.of(tie) is Life.ALIVE]
 

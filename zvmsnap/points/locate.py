@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from zvmsnap.common.errors import SnapshotMissing
-from zvmsnap.points.manifest import Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs.types import Snapshot
 
 
-def of(point: Point, present: Mapping[str, Snapshot]) -> dict[str, Snapshot]:
+def of(point: RestorePoint, present: Mapping[str, Snapshot]) -> dict[str, Snapshot]:
     """The snapshots to bring the point's disks back from, by the dataset of the disks.
 
     Of several names of the moment the youngest that all datasets have, so that none of the others
@@ -36,18 +36,18 @@ def of(point: Point, present: Mapping[str, Snapshot]) -> dict[str, Snapshot]:
 
 
 def _now(
-    tie: Tie, present: Mapping[str, Snapshot], by_guid: Mapping[int, list[Snapshot]]
+    tie: SnapshotRef, present: Mapping[str, Snapshot], by_guid: Mapping[int, list[Snapshot]]
 ) -> Snapshot | None:
     by_name = present.get(tie.full_name)
     if by_name and by_name.guid == tie.guid:
         return by_name
     # A replica in another pool has the same guid, and is not what the guest runs on there.
-    pool = (tie.home or tie.dataset).partition("/")[0]
+    pool = (tie.current_dataset or tie.dataset).partition("/")[0]
     others = [one for one in by_guid.get(tie.guid, []) if one.dataset.partition("/")[0] == pool]
     return others[0] if len(others) == 1 else None
 
 
-def _missing(point: Point, found: Mapping[str, Mapping[str, Snapshot]]) -> str:
+def _missing(point: RestorePoint, found: Mapping[str, Mapping[str, Snapshot]]) -> str:
     best = max(found.values(), key=len, default={})
     lost = ", ".join(sorted(point.manifest.datasets - best.keys()))
     return (
@@ -60,7 +60,7 @@ def moved(manifest: Manifest, present: Iterable[Snapshot]) -> Manifest | None:
     """The manifest with the present homes of its snapshots; None if nothing has moved."""
     by_guid = {snapshot.guid: snapshot for snapshot in present}
     ties = tuple(
-        Tie.of(by_guid[tie.guid], tie.dataset) if tie.guid in by_guid else tie
+        SnapshotRef.of(by_guid[tie.guid], tie.dataset) if tie.guid in by_guid else tie
         for tie in manifest.snapshots
     )
     return None if ties == manifest.snapshots else manifest.with_snapshots(ties)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.zfs.types import Snapshot
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 DOMAIN_XML = "domain.xml"
 PERSISTENT_XML = "persistent.xml"
@@ -17,7 +17,7 @@ MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
 
 
-class Tie(msgspec.Struct, frozen=True):
+class SnapshotRef(msgspec.Struct, frozen=True):
     """A snapshot that the point belongs to; the guid is what counts.
 
     `dataset` is where it was taken, `home` where a restore has moved it since ("" if none has).
@@ -27,10 +27,10 @@ class Tie(msgspec.Struct, frozen=True):
     name: str
     guid: int
     createtxg: int
-    home: str = ""
+    current_dataset: str = ""
 
     @classmethod
-    def of(cls, snapshot: Snapshot, taken_of: str) -> Tie:
+    def of(cls, snapshot: Snapshot, taken_of: str) -> SnapshotRef:
         """The tie to a snapshot, as it lies now, that was taken of the dataset `taken_of`."""
         home = "" if snapshot.dataset == taken_of else snapshot.dataset
         return cls(taken_of, snapshot.name, snapshot.guid, snapshot.createtxg, home)
@@ -38,7 +38,7 @@ class Tie(msgspec.Struct, frozen=True):
     @property
     def full_name(self) -> str:
         """`dataset@name`, as it is now."""
-        return f"{self.home or self.dataset}@{self.name}"
+        return f"{self.current_dataset or self.dataset}@{self.name}"
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Memory(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Host(msgspec.Struct, frozen=True):
+class HostDescription(msgspec.Struct, frozen=True):
     """Where the RAM image was made; it loads only on what fits."""
 
     libvirt: str
@@ -95,23 +95,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     domain: str
     uuid: str
-    moment: str
-    taken: str
+    run: str
+    created: str
     capture: str
-    level: Level
+    level: ConsistencyLevel
     reason: str | None
-    snapshots: tuple[Tie, ...]
+    snapshots: tuple[SnapshotRef, ...]
     disks: tuple[Disk, ...]
     memory: Memory | None
-    host: Host
+    host: HostDescription
     timing: Timing
-    tpm: str | None = None  # why its state is not coherent with the disks; also None without a TPM
+    tpm_warning: str | None = (
+        None  # why its state is not coherent with the disks; also None without a TPM
+    )
 
     @property
     def datasets(self) -> frozenset[str]:
         """The datasets of the point's disks; a snapshot name is complete if all of them have it."""
         return frozenset(disk.dataset for disk in self.disks)
 
-    def with_snapshots(self, ties: tuple[Tie, ...]) -> Manifest:
+    def with_snapshots(self, ties: tuple[SnapshotRef, ...]) -> Manifest:
         """The same, tied to these."""
         return msgspec.structs.replace(self, snapshots=ties)

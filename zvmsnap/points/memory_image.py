@@ -198,7 +198,7 @@ _CHUNK_BYTES = 4 << 20
 _PROGRESS_EVERY_S = 0.5
 
 
-def stow_memory(
+def store_memory(
     image: Path, directory: Path, image_format: str, *, zstd_level: int | None
 ) -> Memory:
     """Bring a RAM image from staging into an incoming directory; `zstd_level` None: as it is.

@@ -13,7 +13,7 @@ from zvmsnap.points.manifest import MANIFEST, MEMORY, MEMORY_ZSTD, SCHEMA, Manif
 
 
 @dataclass(frozen=True)
-class Point:
+class RestorePoint:
     """A manifest and the directory where it lies."""
 
     directory: Path
@@ -25,17 +25,17 @@ class Point:
         return f"{self.manifest.domain}@{self.directory.name}"
 
     @property
-    def taken(self) -> datetime:
+    def created(self) -> datetime:
         """When it was taken: manifests write it with the offsets of their hosts."""
-        return datetime.fromisoformat(self.manifest.taken)
+        return datetime.fromisoformat(self.manifest.created)
 
     def answers_to(self, name: str) -> bool:
         """Is `name` its moment, or one of its snapshot names?"""
-        names = {self.directory.name, self.manifest.moment}
+        names = {self.directory.name, self.manifest.run}
         return name in names or any(name == tie.name for tie in self.manifest.snapshots)
 
 
-def read_point(directory: Path) -> Point:
+def read_point(directory: Path) -> RestorePoint:
     """Read a point. Raises VaultDamaged with the path and what is wrong with it."""
     path = directory / MANIFEST
     try:
@@ -53,16 +53,16 @@ def read_point(directory: Path) -> Point:
     if not all(
         _may_exist(f"{dataset}@{tie.name}")
         for tie in manifest.snapshots
-        for dataset in (tie.dataset, tie.home or tie.dataset)
+        for dataset in (tie.dataset, tie.current_dataset or tie.dataset)
     ):
         raise VaultDamaged(f"{path}: names a snapshot that ZFS cannot know")
     if not (_is_plain(manifest.uuid) and _is_plain(manifest.capture)):
         raise VaultDamaged(f"{path}: its uuid or capture is none of ours")
-    if not is_time(manifest.taken):
-        raise VaultDamaged(f"{path}: {manifest.taken!r} is no time at which it was taken")
+    if not is_time(manifest.created):
+        raise VaultDamaged(f"{path}: {manifest.created!r} is no time at which it was taken")
     if not manifest.snapshots:
         raise VaultDamaged(f"{path}: names no snapshot")
-    return Point(directory, manifest)
+    return RestorePoint(directory, manifest)
 
 
 def _may_exist(full_name: str) -> bool:

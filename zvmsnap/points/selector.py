@@ -22,7 +22,7 @@ from contextlib import suppress
 from datetime import date, datetime, timedelta
 
 from zvmsnap.common.errors import PointNotFound
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 
 LATEST = "latest"
 
@@ -32,7 +32,7 @@ _FINEST = timedelta(microseconds=1)
 _SPANS = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1), _FINEST)
 
 
-def choose(points: Sequence[Point], text: str) -> Point:
+def choose(points: Sequence[RestorePoint], text: str) -> RestorePoint:
     """The point of `points` that `text` means. Raises PointNotFound with what there is."""
     domain, _, which = text.rpartition("@")
     if not domain or not which:
@@ -57,17 +57,17 @@ def choose(points: Sequence[Point], text: str) -> Point:
             f"{text}: there is no such point; the last of {len(own)} is {own[-1].name}, "
             f"`zvmsnap list {domain}` shows all"
         )
-    before = [point for point in own if point.taken < end]
+    before = [point for point in own if point.created < end]
     if not before:
         first = own[0]
         raise PointNotFound(
             f"{text}: there is no point of then or before; the first is {first.name}, "
-            f"taken {first.taken.astimezone(end.tzinfo).isoformat(timespec='seconds')}"
+            f"taken {first.created.astimezone(end.tzinfo).isoformat(timespec='seconds')}"
         )
     return before[-1]
 
 
-def _named(points: Sequence[Point], text: str, name: str) -> Point | None:
+def _named(points: Sequence[RestorePoint], text: str, name: str) -> RestorePoint | None:
     found = [point for point in points if point.answers_to(name)]
     # A directory's own name is unique, where two points share a snapshot name.
     exact = [point for point in found if point.directory.name == name] or found
@@ -77,8 +77,8 @@ def _named(points: Sequence[Point], text: str, name: str) -> Point | None:
     return exact[0] if exact else None
 
 
-def _order(point: Point) -> tuple[datetime, str]:
-    return point.taken, point.directory.name
+def _order(point: RestorePoint) -> tuple[datetime, str]:
+    return point.created, point.directory.name
 
 
 def _end(text: str) -> datetime | None:

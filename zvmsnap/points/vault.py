@@ -20,7 +20,7 @@ from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
-from zvmsnap.points.point import Point, read_point
+from zvmsnap.points.point import RestorePoint, read_point
 
 MARK = ".zvmsnap-vault"
 _KNOWN_VAULT = "vault.id"
@@ -30,7 +30,7 @@ LOADING = ".loading-"
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedPoint:
     """An entry of the vault that cannot be used, and why."""
 
     directory: Path
@@ -81,14 +81,16 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]:
+def entries(vault: Path, moment: str | None = None) -> Iterator[RestorePoint | DamagedPoint]:
     """All points, or those of one moment of any domain; what cannot be read comes as Damaged."""
     for folder in _listed(vault):
         if folder.is_symlink() or not folder.is_dir():
             if moment is not None:
                 # Nothing of that moment: `zvmsnap list` and `prune` tell of it, no hook must.
                 continue
-            yield Damaged(folder, f"{folder}: is no directory of the vault's own; not followed")
+            yield DamagedPoint(
+                folder, f"{folder}: is no directory of the vault's own; not followed"
+            )
             continue
         for directory in _listed(folder):
             if moment is not None and not _is_moment(directory.name, moment):
@@ -96,29 +98,29 @@ def entries(vault: Path, moment: str | None = None) -> Iterator[Point | Damaged]
             try:
                 yield read_point(directory)
             except VaultDamaged as error:
-                yield Damaged(directory, str(error))
+                yield DamagedPoint(directory, str(error))
 
 
-def read(config: Config) -> tuple[list[Point], list[Damaged]]:
+def read(config: Config) -> tuple[list[RestorePoint], list[DamagedPoint]]:
     """All points, by guest and age, and what cannot be read. Raises VaultMissing."""
     check(config)
     return all_in(config.vault_dir)
 
 
-def all_in(vault: Path) -> tuple[list[Point], list[Damaged]]:
+def all_in(vault: Path) -> tuple[list[RestorePoint], list[DamagedPoint]]:
     """The same of a directory that is laid out as a vault."""
     points, damaged = [], []
     for entry in entries(vault):
-        if isinstance(entry, Damaged):
+        if isinstance(entry, DamagedPoint):
             damaged.append(entry)
         else:
             points.append(entry)
-    points.sort(key=lambda found: (found.manifest.domain, found.manifest.taken))
+    points.sort(key=lambda found: (found.manifest.domain, found.manifest.created))
     return points, damaged
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedPoint:
     """A directory of a point that was being published, loaded or removed."""
 
     directory: Path
@@ -133,10 +135,10 @@ class Unfinished:
         return None
 
 
-def unfinished(vault: Path) -> list[Unfinished]:
+def unfinished(vault: Path) -> list[UnfinishedPoint]:
     """All that is neither a point yet nor gone yet."""
     return [
-        Unfinished(directory)
+        UnfinishedPoint(directory)
         for folder in _listed(vault)
         if folder.is_dir() and not folder.is_symlink()
         for directory in _listed(folder, hidden=True)
@@ -146,7 +148,7 @@ def unfinished(vault: Path) -> list[Unfinished]:
     ]
 
 
-def remove(found: Point) -> None:
+def remove(found: RestorePoint) -> None:
     """Remove a point: it is gone with one rename, its bytes follow."""
     grave = found.directory.with_name(REMOVING + found.directory.name)
     if grave.exists():
@@ -172,17 +174,17 @@ def incoming(vault: Path, domain: str, capture: str) -> Path:
     return private_dir(directory)
 
 
-def loading(found: Point, capture: str) -> Path:
+def loading(found: RestorePoint, capture: str) -> Path:
     """Where a copy of its RAM image may lie while libvirt loads it: beside the point."""
     return private_dir(_loading(found, capture)) / MEMORY
 
 
-def drop_loading(found: Point, capture: str) -> None:
+def drop_loading(found: RestorePoint, capture: str) -> None:
     """Remove that copy."""
     shutil.rmtree(_loading(found, capture), ignore_errors=True)
 
 
-def _loading(found: Point, capture: str) -> Path:
+def _loading(found: RestorePoint, capture: str) -> Path:
     return found.directory.with_name(LOADING + capture)
 
 
@@ -191,7 +193,7 @@ def drop_incoming(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def publish(directory: Path, manifest: Manifest) -> Point:
+def publish(directory: Path, manifest: Manifest) -> RestorePoint:
     """Write the manifest into an incoming directory and let the point appear, once.
 
     A second point of the same moment (clocks set back; datasets snapshotted one by one) gets a
@@ -200,21 +202,21 @@ def publish(directory: Path, manifest: Manifest) -> Point:
     write_atomic(directory / MANIFEST, encoded(manifest))
     number = 1
     while True:
-        name = folder_of(manifest.moment)
+        name = folder_of(manifest.run)
         place = directory.with_name(name if number == 1 else f"{name}.{number}")
         if not os.path.lexists(place):
             os.rename(directory, place)
             sync_dir(place.parent)
-            return Point(place, manifest)
+            return RestorePoint(place, manifest)
         number += 1
 
 
-def rewrite(found: Point, manifest: Manifest) -> None:
+def rewrite(found: RestorePoint, manifest: Manifest) -> None:
     """Replace the manifest of a point. Raises OSError."""
     write_atomic(found.directory / MANIFEST, encoded(manifest))
 
 
-def published(vault: Path, domain: str, capture: str) -> Point | None:
+def published(vault: Path, domain: str, capture: str) -> RestorePoint | None:
     """The point of that capture, if it has been published already."""
     for found in _points_of(vault / folder_of(domain)):
         if found.manifest.capture == capture:
@@ -227,7 +229,7 @@ def encoded(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
 
 
-def _points_of(folder: Path) -> Iterator[Point]:
+def _points_of(folder: Path) -> Iterator[RestorePoint]:
     for directory in _listed(folder):
         try:
             yield read_point(directory)

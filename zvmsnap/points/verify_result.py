@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from zvmsnap.common.atomic_file import write_atomic
-from zvmsnap.points.point import Point, is_time
+from zvmsnap.points.point import RestorePoint, is_time
 
 READ = "verify.json"
 BOOTED = "boot.json"
 SCREEN = "verify.png"
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came out of one verification; `alive` is by what it was seen to live."""
 
     checked: str
@@ -28,7 +28,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return not self.why
 
 
-def read(point: Point) -> Verdict | None:
+def read(point: RestorePoint) -> VerifyResult | None:
     """What counts of what came out last time; None if it was never verified.
 
     | read     | started  | counts                                       |
@@ -45,15 +45,15 @@ def read(point: Point) -> Verdict | None:
     return was_read if spoilt else started
 
 
-def _read(point: Point, name: str) -> Verdict | None:
+def _read(point: RestorePoint, name: str) -> VerifyResult | None:
     try:
-        found = msgspec.json.decode((point.directory / name).read_bytes(), type=Verdict)
+        found = msgspec.json.decode((point.directory / name).read_bytes(), type=VerifyResult)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return found if is_time(found.checked) else None
 
 
-def keep(point: Point, verdict: Verdict) -> None:
+def keep(point: RestorePoint, verdict: VerifyResult) -> None:
     """Write it beside the point. Raises OSError."""
     data = msgspec.json.format(msgspec.json.encode(verdict)) + b"\n"
     write_atomic(point.directory / (BOOTED if verdict.booted else READ), data)

@@ -35,7 +35,7 @@ class Stage(IntEnum):
     DONE = 4
 
 
-class Gate:
+class FreezeBarrier:
     """Where the guests of one moment wait."""
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -17,20 +17,20 @@ from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process, still_clock_s
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.journal import EntryWriter, Journal
 
 if TYPE_CHECKING:
     from zvmsnap.virt.guest import Guest
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
 _LOOK_EVERY_S = 0.5
 
 
 @contextmanager
-def kept(config: Config, owner: Process) -> Iterator[None]:
+def enforce_deadline(config: Config, owner: Process) -> Iterator[None]:
     """Keep the deadline of this owner's guests, until the block ends."""
     over = threading.Event()
-    keeper = _Keeper(config, owner, over)
+    keeper = _DeadlineKeeper(config, owner, over)
     thread = threading.Thread(target=keeper.run, name="deadline", daemon=True)
     thread.start()
     try:
@@ -40,7 +40,7 @@ def kept(config: Config, owner: Process) -> Iterator[None]:
         thread.join()
 
 
-class _Keeper:
+class _DeadlineKeeper:
     def __init__(self, config: Config, owner: Process, over: threading.Event) -> None:
         self._config = config
         self._owner = owner
@@ -62,10 +62,10 @@ class _Keeper:
 
     def _look_while_connected(self) -> None:
         """At all guests at once, as the agent of one may keep its thread waiting."""
-        from zvmsnap.virt.host import Hypervisor
+        from zvmsnap.virt.host import Host
 
         lost = threading.Event()
-        with Hypervisor(self._config.uri) as hypervisor:
+        with Host(self._config.uri) as hypervisor:
             while (entries := self._concerned()) and not lost.is_set():
                 for entry in entries:
                     if entry.capture not in self._looked_at:
@@ -84,11 +84,11 @@ class _Keeper:
         return [
             entry
             for entry in self._journal.entries()
-            if entry.owner == self._owner and (entry.may_stand_still or entry.is_held)
+            if entry.owner == self._owner and (entry.may_hold_guest or entry.holds_guest)
         ]
 
-    def _look(self, hypervisor: Hypervisor, entry: Entry, lost: threading.Event) -> None:
-        about = log.about(entry.domain, ",".join(entry.targets))
+    def _look(self, hypervisor: Host, entry: Entry, lost: threading.Event) -> None:
+        about = log.about(entry.domain, ",".join(entry.request_datasets))
         try:
             self._let_go_in_time(hypervisor.guest(entry.uuid), entry, about)
         except DomainGone:
@@ -106,8 +106,8 @@ class _Keeper:
             about.error("guard: %s", what)
 
     def _let_go_in_time(self, guest: Guest, entry: Entry, about: log.Logger) -> None:
-        since_s = entry.still_since_s or self._seen_still_since(guest, entry)
-        if not since_s or still_clock_s() - since_s < self._config.limits.still_max_s:
+        since_s = entry.held_since_s or self._seen_still_since(guest, entry)
+        if not since_s or still_clock_s() - since_s < self._config.limits.max_freeze_s:
             return
         from zvmsnap.quiesce import thaw
 
@@ -117,7 +117,7 @@ class _Keeper:
                 was,
                 still_clock_s() - since_s,
             )
-        if was or (entry.still_since_s and not thaw.is_busy(guest)):
+        if was or (entry.held_since_s and not thaw.is_busy(guest)):
             self._finish(guest, entry, about)
 
     def _seen_still_since(self, guest: Guest, entry: Entry) -> float:
@@ -131,6 +131,6 @@ class _Keeper:
 
         with self._journal.if_free(self._config.locks_dir, seen, "let go") as entry:
             if entry and guest:
-                thaw.let_go(self._config, guest, Open(self._journal, entry), about)
+                thaw.release_guest(self._config, guest, EntryWriter(self._journal, entry), about)
             elif entry:
-                thaw.gone(self._config, Open(self._journal, entry), about)
+                thaw.note_guest_gone(self._config, EntryWriter(self._journal, entry), about)

@@ -76,6 +76,6 @@ def _environment(entry: Entry) -> dict[str, str]:
     return {
         "ZVMSNAP_DOMAIN": entry.domain,
         "ZVMSNAP_UUID": entry.uuid,
-        "ZVMSNAP_SNAPNAMES": ",".join(entry.names),
+        "ZVMSNAP_SNAPNAMES": ",".join(entry.snapshot_names),
         "ZVMSNAP_DATASETS": ",".join(entry.datasets),
     }

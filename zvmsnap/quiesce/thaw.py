@@ -20,10 +20,10 @@ from typing import Any
 from zvmsnap.common.errors import DomainGone, DomainLocked, LibvirtFailed, NotStill, ScriptFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.common.process import still_clock_s
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Open
+from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.quiesce import scripts
 from zvmsnap.virt import agent, domain_xml
 from zvmsnap.virt.guest import Guest, Pause
@@ -35,28 +35,28 @@ _THAW_AGAIN_S = 1.0
 _BY_US = (Pause.USER, Pause.JOB)
 
 
-def let_go(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+def release_guest(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
     """Follow the table. The caller holds the guest's lock. Raises NotStill and LibvirtFailed."""
-    if work.entry.level is Level.PAUSED and work.entry.paused:
+    if work.entry.level is ConsistencyLevel.PAUSED and work.entry.paused:
         _resume(guest, work)
     if work.entry.frozen:
         _thaw(guest, work)
-    if work.entry.thaw_script:
+    if work.entry.thaw_script_due:
         _after_thaw(config, work, log)
 
 
-def gone(config: Config, work: Open, log: Logger) -> None:
+def note_guest_gone(config: Config, work: EntryWriter, log: Logger) -> None:
     """Of a guest that does not exist any more nobody knows until when it has stood still."""
     entry = work.entry
-    if entry.frozen or (entry.level is Level.PAUSED and entry.paused):
+    if entry.frozen or (entry.level is ConsistencyLevel.PAUSED and entry.paused):
         why = "it is gone, and may have gone on before its snapshot"
-        less = {"level": Level.CRASH, "reason": why} if entry.frozen_at_s else {}
+        less = {"level": ConsistencyLevel.CRASH, "reason": why} if entry.disks_frozen_at_s else {}
         work.note(paused=False, frozen=False, **less)
-    if entry.thaw_script:
+    if entry.thaw_script_due:
         _after_thaw(config, work, log)
 
 
-def thaw(config: Config, guest: Guest, work: Open, log: Logger) -> None:
+def thaw(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
     """Thaw its file systems, which must have been frozen until now; post-thaw follows at once.
 
     Raises NotStill, when they were not or when they cannot be thawed, and LibvirtFailed.
@@ -65,7 +65,7 @@ def thaw(config: Config, guest: Guest, work: Open, log: Logger) -> None:
         work.note(frozen=False)
         raise NotStill(why)
     work.note(frozen=False, pause_s=_still_s(work.entry))
-    if work.entry.thaw_script:
+    if work.entry.thaw_script_due:
         _after_thaw(config, work, log)
 
 
@@ -76,7 +76,12 @@ def release(guest: Guest, entry: Entry) -> str:
     """
     if not guest.is_active():
         return ""
-    if entry.level is Level.PAUSED and entry.paused and _stands(guest) and not is_busy(guest):
+    if (
+        entry.level is ConsistencyLevel.PAUSED
+        and entry.paused
+        and _stands(guest)
+        and not is_busy(guest)
+    ):
         guest.resume()
         return "paused"
     if entry.frozen and agent.is_frozen(guest):
@@ -96,9 +101,9 @@ def left_still(guest: Guest) -> dict[str, Any] | None:
         if is_busy(guest):
             return None
         if guest.pause() is Pause.JOB:
-            return {"level": Level.PAUSED, "paused": True}
+            return {"level": ConsistencyLevel.PAUSED, "paused": True}
         if domain_xml.parse(guest.xml()).agent == "connected" and agent.is_frozen(guest):
-            return {"level": Level.QUIESCED, "frozen": True}
+            return {"level": ConsistencyLevel.QUIESCED, "frozen": True}
         return {}
     except DomainGone:
         raise
@@ -118,24 +123,24 @@ def is_busy(guest: Guest) -> bool:
         return True
 
 
-def _resume(guest: Guest, work: Open) -> None:
+def _resume(guest: Guest, work: EntryWriter) -> None:
     stood = guest.is_active() and _stands(guest)
     if stood:
         guest.resume()
-    if work.entry.frozen_at_s and not stood:
+    if work.entry.disks_frozen_at_s and not stood:
         work.note(
             paused=False,
-            level=Level.CRASH,
+            level=ConsistencyLevel.CRASH,
             reason="it went on before its snapshot was known to be taken",
         )
     else:
         work.note(paused=False, pause_s=_still_s(work.entry))
 
 
-def _thaw(guest: Guest, work: Open) -> None:
+def _thaw(guest: Guest, work: EntryWriter) -> None:
     why = _thawed(guest)
-    if why and work.entry.frozen_at_s:
-        work.note(frozen=False, level=Level.CRASH, reason=why)
+    if why and work.entry.disks_frozen_at_s:
+        work.note(frozen=False, level=ConsistencyLevel.CRASH, reason=why)
     else:
         work.note(frozen=False, pause_s=_still_s(work.entry))
 
@@ -165,13 +170,13 @@ def _thawed(guest: Guest) -> str:
 
 
 def _still_s(entry: Entry) -> float:
-    return still_clock_s() - entry.still_since_s if entry.still_since_s else 0.0
+    return still_clock_s() - entry.held_since_s if entry.held_since_s else 0.0
 
 
-def _after_thaw(config: Config, work: Open, log: Logger) -> None:
+def _after_thaw(config: Config, work: EntryWriter, log: Logger) -> None:
     try:
         if scripts.exists(config, work.entry, scripts.POST_THAW):
             scripts.run(config, work.entry, scripts.POST_THAW)
     except ScriptFailed as error:
         log.error("%s", error)
-    work.note(thaw_script=False)
+    work.note(thaw_script_due=False)

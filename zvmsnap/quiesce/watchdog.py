@@ -21,7 +21,7 @@ _STARTING_POLL_S = 0.05
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
 
 
-def arm(owner: Process, post_within_s: float = math.inf) -> None:
+def start_watchdog(owner: Process, post_within_s: float = math.inf) -> None:
     """Start the guard of this run of sanoid; a second one ends at once. Never raises.
 
     `post_within_s` as in callers.
@@ -50,11 +50,11 @@ def arm(owner: Process, post_within_s: float = math.inf) -> None:
         log.plain().warning("no guard for this moment, the next hook would recover: %s", error)
 
 
-def ensure(config: Config, owner: Process, post_within_s: float) -> None:
+def require_watchdog(config: Config, owner: Process, post_within_s: float) -> None:
     """Return when the guard watches. Raises NotStill if it does not come."""
     deadline_s = time.monotonic() + _STARTING_LIMIT_S
     if not is_held(config.locks_dir, unit_name(owner)):
-        arm(owner, post_within_s)
+        start_watchdog(owner, post_within_s)
     while not is_held(config.locks_dir, unit_name(owner)):
         if time.monotonic() > deadline_s:
             raise NotStill("no guard is there that would let it go again, whatever happens to us")

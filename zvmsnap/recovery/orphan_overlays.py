@@ -10,7 +10,7 @@ from zvmsnap.common.errors import DomainGone, VaultMissing, ZvmsnapError
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import qemu_img
 from zvmsnap.disks.overlay_chain import images_of
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.points import vault
 from zvmsnap.recovery.report import Report
 from zvmsnap.retention import leftovers
@@ -56,7 +56,7 @@ def _judge_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:
             report.removed.append(str(overlay))
             if not dry_run:
                 overlay.unlink()
-                directory = CaptureDir(overlay.parent)
+                directory = StagingDir(overlay.parent)
                 if not directory.overlays():
                     directory.remove()
             return

@@ -19,22 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zvmsnap.clone.create import Cloning
+from zvmsnap.clone.create import CloneCreation
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone, GuestNotFound, LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
-from zvmsnap.finalize.after_snapshot import end, settle
+from zvmsnap.finalize.after_snapshot import end, finish_interrupted
 from zvmsnap.journal import describe
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Clone, Restore, Tasks
+from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.recovery.orphan_overlays import clear
 from zvmsnap.recovery.report import Outcome, Report, Result
-from zvmsnap.restore.in_place import Restoring
+from zvmsnap.restore.in_place import InPlaceRestore
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 
 
 def recover(config: Config, domain: str | None = None, *, dry_run: bool = False) -> Report:
@@ -44,7 +44,7 @@ def recover(config: Config, domain: str | None = None, *, dry_run: bool = False)
     """
     journal = Journal(config.journal_dir)
     report = Report()
-    with Hypervisor(config.uri) as hypervisor:
+    with Host(config.uri) as hypervisor:
         ended = _tasks(config, hypervisor, domain, report, dry_run=dry_run)
         guests = {guest.uuid: guest for guest in hypervisor.guests()}
         entries = {entry.uuid: entry for entry in journal.entries()}
@@ -63,28 +63,28 @@ def recover(config: Config, domain: str | None = None, *, dry_run: bool = False)
 def each(config: Config, entries: Iterable[Entry]) -> bool:
     """Finish these moments; True if all could be. Raises HypervisorUnreachable."""
     complete = True
-    with Hypervisor(config.uri) as hypervisor:
+    with Host(config.uri) as hypervisor:
         for entry in entries:
             guest = hypervisor.find(entry.uuid)
             outcome = _one(config, hypervisor, guest, entry, dry_run=False)
             if outcome and outcome.result is Result.FAILED:
                 complete = False
-                log.about(entry.domain, ",".join(entry.targets)).error("%s", outcome.why)
+                log.about(entry.domain, ",".join(entry.request_datasets)).error("%s", outcome.why)
     return complete
 
 
 def _tasks(
-    config: Config, hypervisor: Hypervisor, domain: str | None, report: Report, *, dry_run: bool
+    config: Config, hypervisor: Host, domain: str | None, report: Report, *, dry_run: bool
 ) -> bool:
     """End restores and clones that were interrupted; True if there were any of that guest."""
-    found = [t for t in Tasks(config.journal_dir).all() if domain in (None, t.domain, t.uuid)]
+    found = [t for t in Operations(config.journal_dir).all() if domain in (None, t.domain, t.uuid)]
     for task in found:
         report.outcomes.append(_task(config, hypervisor, task, dry_run=dry_run))
     return bool(found)
 
 
 def _task(
-    config: Config, hypervisor: Hypervisor, task: Restore | Clone, *, dry_run: bool
+    config: Config, hypervisor: Host, task: RestoreOperation | CloneOperation, *, dry_run: bool
 ) -> Outcome:
     def outcome(result: Result, why: str = "") -> Outcome:
         return Outcome(task.domain, task.uuid, (describe.task(task),), result, why)
@@ -97,13 +97,13 @@ def _task(
         intent = f"recover {task.domain}"
         with lock(config.locks_dir, task.uuid, intent, config.limits.lock_timeout_s):
             # Somebody else may have ended it, or begun another, while we waited.
-            now = Tasks(config.journal_dir).read(task.uuid)
+            now = Operations(config.journal_dir).read(task.uuid)
             if now and now.owner.is_alive():
                 return outcome(Result.UNDER_WAY, f"pid {now.owner.pid}")
-            if isinstance(now, Restore):
-                Restoring(config, hypervisor, now).go_on()
+            if isinstance(now, RestoreOperation):
+                InPlaceRestore(config, hypervisor, now).go_on()
             elif now:
-                Cloning(config, hypervisor, now).discard()
+                CloneCreation(config, hypervisor, now).discard()
         return outcome(Result.RECOVERED)
     except (ZvmsnapError, OSError) as error:
         return outcome(Result.FAILED, str(error))
@@ -122,7 +122,7 @@ def _wanted(guests: dict[str, Guest], entries: dict[str, Entry], domain: str | N
 
 def _one(
     config: Config,
-    hypervisor: Hypervisor,
+    hypervisor: Host,
     guest: Guest | None,
     entry: Entry | None,
     *,
@@ -151,7 +151,7 @@ def _one(
             if entry and entry.owner.is_alive():
                 return outcome(Result.UNDER_WAY, f"sanoid has pid {entry.owner.pid}")
             if guest:
-                settle(config, hypervisor, guest, entry)
+                finish_interrupted(config, hypervisor, guest, entry)
             elif entry:
                 end(config, hypervisor, entry)
         if guest and Journal(config.journal_dir).lost(uuid):

@@ -11,7 +11,7 @@ its control group: a timeout of the service must not kill it too. It looks once 
 | is dead | some               | any                     | recovers their guests, then again      |
 | is dead | none               | any                     | goes                                   |
 
-Beside that, always: who stands still for longer than limits.still_max_s is let go (deadline). For
+Beside that, always: who stands still for longer than limits.max_freeze_s is let go (deadline). For
 a caller that is no sanoid, whose death means nothing, that is all it does. systemd starts a guard
 that is killed again.
 """
@@ -29,7 +29,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import free_bytes
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
+from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.quiesce.watchdog import unit_name
 
 _LOOK_EVERY_S = 1.0
@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
         settings = load_settings()
         with lock(settings.locks_dir, unit_name(owner), "guard", _ANOTHER_IS_THERE_S):
             try:
-                with deadline.kept(settings, owner):
+                with deadline.enforce_deadline(settings, owner):
                     if post_within_s:
                         return 0 if watch(settings, owner, post_within_s) else 1
                     wait_for_still(settings, owner)
@@ -90,7 +90,7 @@ def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bo
                 if not _recovered(config, entries):
                     failures += 1
                 if failures == _ATTEMPTS:
-                    if not any(entry.is_held for entry in entries):
+                    if not any(entry.holds_guest for entry in entries):
                         return False
                     failures -= 1  # nobody else may ever come who lets it go
             elif overdue := _overdue(config, journal, entries, post_within_s):
@@ -109,11 +109,11 @@ def _overdue(
 ) -> list[Entry]:
     """Of moments on none of whose guests anybody works, nor has for so long."""
     busy = {
-        (entry.targets, entry.moment)
+        (entry.request_datasets, entry.run)
         for entry in entries
         if journal.age_s(entry) <= post_within_s or is_held(config.locks_dir, entry.uuid)
     }
-    return [entry for entry in entries if (entry.targets, entry.moment) not in busy]
+    return [entry for entry in entries if (entry.request_datasets, entry.run) not in busy]
 
 
 def wait_for_still(config: Config, owner: Process) -> None:
@@ -122,7 +122,8 @@ def wait_for_still(config: Config, owner: Process) -> None:
     while True:
         try:
             if not owner.is_alive() and not any(
-                entry.is_held or (entry.may_stand_still and is_held(config.locks_dir, entry.uuid))
+                entry.holds_guest
+                or (entry.may_hold_guest and is_held(config.locks_dir, entry.uuid))
                 for entry in journal.entries()
                 if entry.owner == owner
             ):
@@ -145,15 +146,15 @@ def _recovered(config: Config, entries: list[Entry]) -> bool:
 def _finish_overdue(config: Config, journal: Journal, seen: Entry, post_within_s: float) -> None:
     """Post does not come any more, though its caller lives."""
     from zvmsnap.finalize.after_snapshot import end
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
-    about = log.about(seen.domain, ",".join(seen.targets))
+    about = log.about(seen.domain, ",".join(seen.request_datasets))
     try:
-        with journal.if_free(config.locks_dir, seen, f"finish {seen.moment}") as entry:
+        with journal.if_free(config.locks_dir, seen, f"finish {seen.run}") as entry:
             if entry and journal.age_s(entry) > post_within_s:
                 journal.tried(entry)
-                about.warning("post was not called: finishing moment %s", entry.moment)
-                with Hypervisor(config.uri) as hypervisor:
+                about.warning("post was not called: finishing moment %s", entry.run)
+                with Host(config.uri) as hypervisor:
                     end(config, hypervisor, entry)
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
@@ -162,25 +163,25 @@ def _finish_overdue(config: Config, journal: Journal, seen: Entry, post_within_s
 def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
     """Merge the overlays of one moment, before the guest pauses for want of room."""
     from zvmsnap.disks import overlay_chain
-    from zvmsnap.finalize.release import leave
+    from zvmsnap.finalize.release import release
     from zvmsnap.journal import snapshot_match
-    from zvmsnap.virt.host import Hypervisor
+    from zvmsnap.virt.host import Host
 
-    about = log.about(seen.domain, ",".join(seen.targets))
+    about = log.about(seen.domain, ",".join(seen.request_datasets))
     try:
         # Not while a hook works on it: pre has reserved its room, post is merging already.
-        with journal.if_free(config.locks_dir, seen, f"give up {seen.moment}") as entry:
+        with journal.if_free(config.locks_dir, seen, f"give up {seen.run}") as entry:
             if not entry:
                 return
-            with Hypervisor(config.uri) as hypervisor:
+            with Host(config.uri) as hypervisor:
                 guest = hypervisor.guest(entry.uuid)
                 if not overlay_chain.of_guest(guest):
                     return
                 about.warning("staging %s is nearly full: merging overlays now", config.staging)
-                work = Open(journal, entry)
+                work = EntryWriter(journal, entry)
                 snapshot_match.note(work, about)
-                work.note(given_up=not snapshot_match.is_whole(work.entry))
-                leave(config, guest, work, about)
+                work.note(released_early=not snapshot_match.is_whole(work.entry))
+                release(config, guest, work, about)
     except (ZvmsnapError, OSError) as error:
         about.error("guard: %s", error)
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from zvmsnap.common.errors import SendRefused
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Snapshot
+from zvmsnap.zfs.types import Snapshot, Subtree
 
 
-def plan(diverged: Iterable[str], common: Mapping[str, Snapshot], branch: Branch) -> list[str]:
+def plan(diverged: Iterable[str], common: Mapping[str, Snapshot], branch: Subtree) -> list[str]:
     """The datasets there that are renamed, for these that have diverged. Pure.
 
     `common` is what both sides have, by dataset there, of all that is sent. Raises SendRefused.
@@ -40,7 +40,11 @@ def plan(diverged: Iterable[str], common: Mapping[str, Snapshot], branch: Branch
 
 
 def set_aside(
-    tops: Iterable[str], common: Mapping[str, Snapshot], branch: Branch, stamp: str, far: Far
+    tops: Iterable[str],
+    common: Mapping[str, Snapshot],
+    branch: Subtree,
+    stamp: str,
+    far: RemoteHost,
 ) -> None:
     """Do it, there. Raises ZfsFailed."""
     for top in tops:

@@ -21,23 +21,23 @@ from zvmsnap.common import log
 from zvmsnap.common.atomic_file import private_dir, sync_dir, write_atomic
 from zvmsnap.common.errors import FetchRefused, ImageUnloadable
 from zvmsnap.common.lockfile import lock
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, definition, locate, memory_image, selector, vault
-from zvmsnap.points.manifest import Manifest, Tie
-from zvmsnap.points.point import Point
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import remote_vault, syncoid
-from zvmsnap.replication.remote_vault import FarVault
+from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import Options
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Snapshot
 
 _FOLDER = "fetches"
 
 
-class Begun(msgspec.Struct, frozen=True):
+class UnfinishedFetch(msgspec.Struct, frozen=True):
     """A fetch that was begun: its datasets were not there before."""
 
     source: str
@@ -46,29 +46,29 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Plan:
+class FetchPlan:
     """The point as it lies there, and the snapshots there by dataset here."""
 
-    point: Point
+    point: RestorePoint
     snapshots: Mapping[str, Snapshot]
     lines: tuple[str, ...]
 
 
-class Fetching:
+class Fetch:
     """One point from one source."""
 
     def __init__(
-        self, config: Config, hypervisor: Hypervisor, source: Destination, options: Options
+        self, config: Config, hypervisor: Host, source: Destination, options: Options
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._source = source
         self._options = options
-        self._far = Far(source.host, config.locks_dir)
+        self._far = RemoteHost(source.host, config.locks_dir)
         place = remote_vault.place_of(source, self._far)
-        self._vault = FarVault(config, source, self._far, place)
+        self._vault = RemoteVault(config, source, self._far, place)
 
-    def plan(self, text: str) -> Plan:
+    def plan(self, text: str) -> FetchPlan:
         """Find the point, and see that nothing here is in its way. Nothing is touched.
 
         Raises PointNotFound, SnapshotMissing and FetchRefused.
@@ -76,11 +76,11 @@ class Fetching:
         syncoid.check(self._options)
         there, _ = self._vault.read()
         found = selector.choose(there, text)
-        snapshots = locate.of(found, zfs.branch(self._source.root, self._far).snapshots)
+        snapshots = locate.of(found, zfs.subtree(self._source.root, self._far).snapshots)
         self._check_free(found, snapshots)
-        return Plan(found, snapshots, tuple(self._lines(found, snapshots)))
+        return FetchPlan(found, snapshots, tuple(self._lines(found, snapshots)))
 
-    def run(self, plan: Plan) -> Point:
+    def run(self, plan: FetchPlan) -> RestorePoint:
         """Bring everything here; returns the point in the vault here.
 
         Raises FetchRefused, SyncoidFailed, FarFailed, ImageUnloadable, VaultMissing.
@@ -94,7 +94,7 @@ class Fetching:
             known = vault.published(vault_dir, manifest.domain, manifest.capture)
             directory = vault.incoming(vault_dir, manifest.domain, manifest.capture)
             self._vault.get_small(plan.point, directory)
-            self._check_fits(Point(directory, manifest))
+            self._check_fits(RestorePoint(directory, manifest))
             self._begin(plan)
             for dataset, snapshot in sorted(plan.snapshots.items()):
                 self._receive(dataset, snapshot)
@@ -117,7 +117,7 @@ class Fetching:
                 (directory / memory.file).unlink(missing_ok=True)
                 raise
 
-    def _check_free(self, found: Point, snapshots: Mapping[str, Snapshot]) -> None:
+    def _check_free(self, found: RestorePoint, snapshots: Mapping[str, Snapshot]) -> None:
         manifest = found.manifest
         for guest in self._hypervisor.guests():
             if guest.uuid == manifest.uuid and guest.is_active():
@@ -141,14 +141,14 @@ class Fetching:
                     "zvmsnap restore a point of it"
                 )
 
-    def _check_fits(self, found: Point) -> None:
+    def _check_fits(self, found: RestorePoint) -> None:
         memory = found.manifest.memory is not None
         xml = definition.definition_of(found, live=memory)
         reasons = compatibility.why_not(self._hypervisor, xml, found.manifest.host, cold=not memory)
         if reasons:
             raise FetchRefused(f"{found.name} does not fit this host: {'; '.join(reasons)}")
 
-    def _lines(self, found: Point, snapshots: Mapping[str, Snapshot]) -> list[str]:
+    def _lines(self, found: RestorePoint, snapshots: Mapping[str, Snapshot]) -> list[str]:
         memory = found.manifest.memory
         return [
             f"fetch {found.name} from {self._source.name}:",
@@ -176,19 +176,21 @@ class Fetching:
         if own.type == "filesystem" and not own.mounted:
             zfs.mount(dataset)
 
-    def _own(self, plan: Plan) -> dict[int, Snapshot]:
-        return {use.snapshot.guid: use.snapshot for use in zfs.uses(sorted(plan.snapshots))}
+    def _own(self, plan: FetchPlan) -> dict[int, Snapshot]:
+        return {
+            use.snapshot.guid: use.snapshot for use in zfs.snapshot_usage(sorted(plan.snapshots))
+        }
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin(self, plan: FetchPlan) -> None:
         path = self._path(plan.point.manifest.uuid)
         private_dir(path.parent)
-        begun = Begun(self._source.name, plan.point.name, tuple(sorted(plan.snapshots)))
+        begun = UnfinishedFetch(self._source.name, plan.point.name, tuple(sorted(plan.snapshots)))
         write_atomic(path, msgspec.json.format(msgspec.json.encode(begun)))
         sync_dir(path.parent)
 
-    def _begun(self, uuid: str) -> Begun | None:
+    def _begun(self, uuid: str) -> UnfinishedFetch | None:
         try:
-            return msgspec.json.decode(self._path(uuid).read_bytes(), type=Begun)
+            return msgspec.json.decode(self._path(uuid).read_bytes(), type=UnfinishedFetch)
         except FileNotFoundError:
             return None
         except msgspec.DecodeError as error:
@@ -201,6 +203,6 @@ class Fetching:
 def _as_here(manifest: Manifest, own: Mapping[int, Snapshot]) -> Manifest:
     """Tied to the snapshots that have come, under the names of the datasets here."""
     ties = tuple(
-        Tie.of(own[tie.guid], tie.dataset) for tie in manifest.snapshots if tie.guid in own
+        SnapshotRef.of(own[tie.guid], tie.dataset) for tie in manifest.snapshots if tie.guid in own
     )
     return manifest.with_snapshots(ties)

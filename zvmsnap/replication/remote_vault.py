@@ -15,14 +15,14 @@ from pathlib import Path, PurePosixPath
 
 from zvmsnap.common.atomic_file import private_dir, write_atomic
 from zvmsnap.common.errors import FarFailed, VaultMissing
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault, verify_result
 from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, NVRAM, PERSISTENT_XML, TPM
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import REMOVING, Damaged, folder_of
-from zvmsnap.replication.transfer import Parcel
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import REMOVING, DamagedPoint, folder_of
+from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import zfs
 
 WHERE = "zvmsnap:vault"
@@ -37,7 +37,7 @@ _SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
 _CANNOT_WRITE = "no vault can be made there: zfs set {where}=/DIRECTORY {root}, owned by the user"
 
 
-def place_of(destination: Destination, far: Far) -> str:
+def place_of(destination: Destination, far: RemoteHost) -> str:
     """The directory of the vault there. Raises VaultMissing and ZfsFailed."""
     said = zfs.properties(destination.root, (WHERE, "mountpoint", "mounted"), far)
     place = said[WHERE]
@@ -53,10 +53,12 @@ def place_of(destination: Destination, far: Far) -> str:
     return place
 
 
-class FarVault:
+class RemoteVault:
     """The vault at `place` of a destination."""
 
-    def __init__(self, config: Config, destination: Destination, far: Far, place: str) -> None:
+    def __init__(
+        self, config: Config, destination: Destination, far: RemoteHost, place: str
+    ) -> None:
         self._far = far
         self.place = PurePosixPath(place)
         self._mirror = config.journal_dir / "mirrors" / folder_of(destination.name)
@@ -64,7 +66,7 @@ class FarVault:
         self._own = config.vault_dir / vault.MARK
         self._destination = destination
 
-    def read(self) -> tuple[list[Point], list[Damaged]]:
+    def read(self) -> tuple[list[RestorePoint], list[DamagedPoint]]:
         """All points there, as their manifests say; none where there is no vault yet.
 
         Raises VaultMissing if it is not the one of before.
@@ -94,7 +96,7 @@ class FarVault:
         private_dir(self._known.parent)
         write_atomic(self._known, self._mark().encode())
 
-    def put(self, parcel: Parcel, *, bwlimit: str) -> int:
+    def put(self, parcel: PointTransfer, *, bwlimit: str) -> int:
         """Bring a point there; RAM goes on where an interrupted run has left it.
 
         Returns bytes sent. Raises FarFailed and DestinationUnreachable.
@@ -121,7 +123,7 @@ class FarVault:
         self._publish(incoming, folder / parcel.name, list(sums))
         return sent_bytes
 
-    def remove(self, point: Point) -> None:
+    def remove(self, point: RestorePoint) -> None:
         """Remove a point there: gone with one rename, its bytes follow. Raises FarFailed."""
         place = self._of(point)
         grave = place.with_name(f"{REMOVING}{place.name}")
@@ -150,7 +152,7 @@ class FarVault:
         if paths:
             self._far.run("rm", "-rf", "--", *paths)
 
-    def get_small(self, point: Point, directory: Path) -> None:
+    def get_small(self, point: RestorePoint, directory: Path) -> None:
         """Bring definition, NVRAM and TPM of a point there into a directory here.
 
         Raises FarFailed and DestinationUnreachable.
@@ -159,7 +161,7 @@ class FarVault:
         there = f"{self._at(self._of(point))}/"
         self._rsync("-r", "--checksum", *filters, "--exclude=*", there, f"{directory}/")
 
-    def get_memory(self, point: Point, directory: Path) -> None:
+    def get_memory(self, point: RestorePoint, directory: Path) -> None:
         """Bring its RAM image, if it has one, going on where an interrupted run has left it.
 
         Raises FarFailed and DestinationUnreachable.
@@ -168,7 +170,7 @@ class FarVault:
             there = self._at(self._of(point) / memory.file)
             self._rsync("--append-verify", there, f"{directory}/")
 
-    def _of(self, point: Point) -> PurePosixPath:
+    def _of(self, point: RestorePoint) -> PurePosixPath:
         return self.place / point.directory.parent.name / point.directory.name
 
     def _check(self) -> None:

@@ -22,25 +22,25 @@ from pathlib import PurePosixPath
 from zvmsnap.common import log
 from zvmsnap.common.errors import Cancelled, SendRefused, ZvmsnapError
 from zvmsnap.common.lockfile import lock
-from zvmsnap.common.ssh import Far
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import folder_of
 from zvmsnap.replication import divergence, remote_vault, send_status, syncoid, transfer, wait_idle
-from zvmsnap.replication.remote_vault import FarVault
-from zvmsnap.replication.send_plan import Load, Stream, diverged, streams
-from zvmsnap.replication.send_status import Receipt, Sent
+from zvmsnap.replication.remote_vault import RemoteVault
+from zvmsnap.replication.send_plan import DatasetSend, SendUnit, dataset_sends, diverged
+from zvmsnap.replication.send_status import SendStatus, SentDataset
 from zvmsnap.replication.syncoid import Options
-from zvmsnap.replication.transfer import Parcel
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.replication.transfer import PointTransfer
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Snapshot
+from zvmsnap.zfs.types import Snapshot, Subtree
 
 
 @dataclass(frozen=True)
-class Wish:
+class SendOptions:
     """What was asked for."""
 
     memory: MemoryWanted = MemoryWanted.LATEST
@@ -48,13 +48,13 @@ class Wish:
 
 
 @dataclass
-class Outcome:
+class UnitOutcome:
     """What became of one load; `failed` says why not all went well."""
 
-    load: Load
-    streams: list[Stream] = field(default_factory=list)
+    load: SendUnit
+    streams: list[DatasetSend] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    points: list[Parcel] = field(default_factory=list)
+    points: list[PointTransfer] = field(default_factory=list)
     points_bytes: int = 0
     failed: str = ""
 
@@ -67,21 +67,21 @@ class Sending:
     """
 
     def __init__(
-        self, config: Config, hypervisor: Hypervisor, destination: Destination, wish: Wish
+        self, config: Config, hypervisor: Host, destination: Destination, wish: SendOptions
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._destination = destination
         self._wish = wish
-        self._far = Far(destination.host, config.locks_dir)
+        self._far = RemoteHost(destination.host, config.locks_dir)
         self._log = log.about(destination.name, "send")
 
-    def plan(self, wanted: Sequence[Load]) -> list[Outcome]:
+    def plan(self, wanted: Sequence[SendUnit]) -> list[UnitOutcome]:
         """What would be sent."""
         syncoid.check(self._wish.options)
-        branch = zfs.branch(self._destination.root, self._far)
+        branch = zfs.subtree(self._destination.root, self._far)
         there, _ = self._vault().read()
-        outcomes = [Outcome(load, self._streams(load, branch)) for load in wanted]
+        outcomes = [UnitOutcome(load, self._streams(load, branch)) for load in wanted]
         for outcome in outcomes:
             divergence.plan(*diverged(outcome.streams), branch)
         arriving = {
@@ -92,19 +92,19 @@ class Sending:
             for stream in outcome.streams
             for each in stream.arriving
         }
-        afterwards = Branch(branch.datasets, {**branch.snapshots, **arriving})
+        afterwards = Subtree(branch.datasets, {**branch.snapshots, **arriving})
         here, _ = vault.read(self._config)
         self._choose(outcomes, here, there, afterwards)
         return outcomes
 
-    def run(self, wanted: Sequence[Load]) -> list[Outcome]:
+    def run(self, wanted: Sequence[SendUnit]) -> list[UnitOutcome]:
         """Send everything; what went wrong stands in each outcome."""
         syncoid.check(self._wish.options)
         name = f"send-{folder_of(self._destination.name)}"
         timeout_s = self._config.limits.lock_timeout_s
         with lock(self._config.locks_dir, name, f"send to {self._destination.name}", timeout_s):
             try:
-                return self._run([Outcome(load) for load in wanted])
+                return self._run([UnitOutcome(load) for load in wanted])
             except ZvmsnapError as error:
                 journal = self._config.journal_dir
                 for load in wanted:
@@ -114,13 +114,13 @@ class Sending:
                         )
                 raise
 
-    def _run(self, outcomes: list[Outcome]) -> list[Outcome]:
-        branch = zfs.branch(self._destination.root, self._far)
+    def _run(self, outcomes: list[UnitOutcome]) -> list[UnitOutcome]:
+        branch = zfs.subtree(self._destination.root, self._far)
         far_vault = self._vault()
         far_vault.claim()
         for outcome in outcomes:
             self._guarded(outcome, self._send_datasets, branch)
-        branch = zfs.branch(self._destination.root, self._far)
+        branch = zfs.subtree(self._destination.root, self._far)
         for outcome in outcomes:
             self._guarded(outcome, self._check_arrived, branch)
         self._send_points(far_vault, outcomes, branch)
@@ -132,12 +132,12 @@ class Sending:
             self._log.info("point %s is gone with its last snapshot there", point.name)
         return outcomes
 
-    def _vault(self) -> FarVault:
+    def _vault(self) -> RemoteVault:
         place = remote_vault.place_of(self._destination, self._far)
-        return FarVault(self._config, self._destination, self._far, place)
+        return RemoteVault(self._config, self._destination, self._far, place)
 
     def _guarded(
-        self, outcome: Outcome, act: Callable[[Outcome, Branch], None], branch: Branch
+        self, outcome: UnitOutcome, act: Callable[[UnitOutcome, Subtree], None], branch: Subtree
     ) -> None:
         if outcome.failed:
             return
@@ -148,15 +148,15 @@ class Sending:
         except ZvmsnapError as error:
             self._fail(outcome, error)
 
-    def _fail(self, outcome: Outcome, error: Exception) -> None:
+    def _fail(self, outcome: UnitOutcome, error: Exception) -> None:
         outcome.failed = str(error)
         name = outcome.load.domain or outcome.load.datasets[0]
         log.about(name, self._destination.name).error("%s", error)
 
-    def _streams(self, load: Load, branch: Branch) -> list[Stream]:
-        return streams(load, branch, self._destination, raw=self._wish.options.raw)
+    def _streams(self, load: SendUnit, branch: Subtree) -> list[DatasetSend]:
+        return dataset_sends(load, branch, self._destination, raw=self._wish.options.raw)
 
-    def _send_datasets(self, outcome: Outcome, branch: Branch) -> None:
+    def _send_datasets(self, outcome: UnitOutcome, branch: Subtree) -> None:
         outcome.streams = self._streams(outcome.load, branch)
         self._set_aside(outcome, branch)
         guests = wait_idle.guests_on(self._hypervisor, outcome.load.datasets)
@@ -175,7 +175,7 @@ class Sending:
             )
             outcome.seconds[stream.dataset] = time.monotonic() - begun_s
 
-    def _set_aside(self, outcome: Outcome, branch: Branch) -> None:
+    def _set_aside(self, outcome: UnitOutcome, branch: Subtree) -> None:
         elsewhere, common = diverged(outcome.streams)
         tops = divergence.plan(elsewhere, common, branch)
         if tops:
@@ -187,7 +187,7 @@ class Sending:
                 )
             divergence.set_aside(tops, common, branch, stamp, self._far)
 
-    def _make_folders(self, target: str, branch: Branch) -> None:
+    def _make_folders(self, target: str, branch: Subtree) -> None:
         """The datasets between the root and the target that nobody sends."""
         missing = [
             str(parent)
@@ -196,12 +196,12 @@ class Sending:
         ]
         if not missing:
             return
-        now = zfs.branch(self._destination.root, self._far)
+        now = zfs.subtree(self._destination.root, self._far)
         for name in missing:
             if name not in now.datasets:
                 zfs.create_folder(name, self._far)
 
-    def _check_arrived(self, outcome: Outcome, branch: Branch) -> None:
+    def _check_arrived(self, outcome: UnitOutcome, branch: Subtree) -> None:
         """syncoid also ends well when a property has it leave a dataset out."""
         for stream in outcome.streams:
             if not any(s.guid == stream.newest.guid for s in branch.of(stream.target)):
@@ -211,7 +211,7 @@ class Sending:
                 )
 
     def _send_points(
-        self, far_vault: FarVault, outcomes: Sequence[Outcome], branch: Branch
+        self, far_vault: RemoteVault, outcomes: Sequence[UnitOutcome], branch: Subtree
     ) -> None:
         here, _ = vault.read(self._config)
         there, damaged = far_vault.read()
@@ -233,10 +233,10 @@ class Sending:
 
     def _choose(
         self,
-        outcomes: Iterable[Outcome],
-        here: Sequence[Point],
-        there: Sequence[Point],
-        branch: Branch,
+        outcomes: Iterable[UnitOutcome],
+        here: Sequence[RestorePoint],
+        there: Sequence[RestorePoint],
+        branch: Subtree,
     ) -> None:
         for outcome in outcomes:
             mine = [point for point in here if point.manifest.uuid == outcome.load.uuid]
@@ -244,12 +244,14 @@ class Sending:
                 mine, there, self._destination, branch, self._wish.memory
             )
 
-    def _put(self, far_vault: FarVault, outcome: Outcome, each: Parcel) -> None:
+    def _put(self, far_vault: RemoteVault, outcome: UnitOutcome, each: PointTransfer) -> None:
         outcome.points_bytes += far_vault.put(each, bwlimit=self._wish.options.bwlimit)
         outcome.points.append(each)
         self._log.info("point %s is there", each.point.name)
 
-    def _keep_receipt(self, outcome: Outcome, there: Sequence[Point], branch: Branch) -> None:
+    def _keep_receipt(
+        self, outcome: UnitOutcome, there: Sequence[RestorePoint], branch: Subtree
+    ) -> None:
         load = outcome.load
         if not load.uuid:
             return
@@ -259,25 +261,25 @@ class Sending:
         send_status.keep(
             self._config.journal_dir,
             self._destination,
-            Receipt(
+            SendStatus(
                 destination=self._destination.name,
                 domain=load.domain,
                 uuid=load.uuid,
-                tried=datetime.now(UTC).isoformat(timespec="seconds"),
-                failed=outcome.failed,
+                last_attempt=datetime.now(UTC).isoformat(timespec="seconds"),
+                error=outcome.failed,
                 seconds=round(sum(outcome.seconds.values()), 2),
                 datasets=tuple(_sent(stream, outcome) for stream in outcome.streams),
                 points=tuple(each.point.name for each in outcome.points),
                 points_bytes=outcome.points_bytes,
                 newest=newest[1] if newest else "",
-                newest_taken=manifest.taken if manifest else "",
-                newest_memory=bool(manifest and manifest.memory),
+                newest_created=manifest.created if manifest else "",
+                newest_has_memory=bool(manifest and manifest.memory),
             ),
         )
 
 
-def _sent(stream: Stream, outcome: Outcome) -> Sent:
-    return Sent(
+def _sent(stream: DatasetSend, outcome: UnitOutcome) -> SentDataset:
+    return SentDataset(
         dataset=stream.dataset,
         target=stream.target,
         newest=stream.newest.name,
@@ -287,6 +289,6 @@ def _sent(stream: Stream, outcome: Outcome) -> Sent:
     )
 
 
-def _amount(stream: Stream) -> str:
+def _amount(stream: DatasetSend) -> str:
     what = f"since {stream.since.partition('@')[2]}" if stream.since else "all of it"
     return f"{what}, {stream.size_bytes} bytes"

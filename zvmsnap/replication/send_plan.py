@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from zvmsnap.common.errors import SendRefused
 from zvmsnap.config.destination import Destination
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Branch, Dataset, Snapshot
+from zvmsnap.zfs.types import Dataset, Snapshot, Subtree
 
 
 @dataclass(frozen=True)
-class Load:
+class SendUnit:
     """A guest and its datasets, parents first; or datasets of no guest, with no uuid."""
 
     domain: str
@@ -23,7 +23,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Stream:
+class DatasetSend:
     """What is to be sent of one dataset; `since` is the snapshot both have, "" for all of it."""
 
     dataset: str
@@ -42,14 +42,16 @@ class Stream:
         return self.since == self.newest.full_name
 
 
-def loads(points: Sequence[Point], names: Sequence[str], *, every: bool) -> list[Load]:
+def send_units(
+    points: Sequence[RestorePoint], names: Sequence[str], *, every: bool
+) -> list[SendUnit]:
     """What is meant by these names of guests and datasets; `every` guest that has points.
 
     Raises SendRefused.
     """
     there = zfs.datasets()
     guests = {point.manifest.domain for point in points}
-    found: list[Load] = []
+    found: list[SendUnit] = []
     for name in sorted(guests) if every else names:
         if name in guests:
             found.append(_of_guest([p for p in points if p.manifest.domain == name], there))
@@ -66,16 +68,16 @@ def loads(points: Sequence[Point], names: Sequence[str], *, every: bool) -> list
     return found
 
 
-def _of_guest(points: Sequence[Point], there: Mapping[str, Dataset]) -> Load:
-    newest = max(points, key=lambda point: point.taken).manifest
+def _of_guest(points: Sequence[RestorePoint], there: Mapping[str, Dataset]) -> SendUnit:
+    newest = max(points, key=lambda point: point.created).manifest
     datasets = {dataset for point in points for dataset in point.manifest.datasets}
     missing = sorted(newest.datasets - there.keys())
     if missing:
         raise SendRefused(f"{newest.domain}: {missing[0]} is not there any more; was it renamed?")
-    return Load(newest.domain, newest.uuid, tuple(sorted(datasets & there.keys())))
+    return SendUnit(newest.domain, newest.uuid, tuple(sorted(datasets & there.keys())))
 
 
-def _of_datasets(points: Sequence[Point], datasets: set[str]) -> Iterator[Load]:
+def _of_datasets(points: Sequence[RestorePoint], datasets: set[str]) -> Iterator[SendUnit]:
     """The guests whose disks all lie there, and what is left."""
     left = set(datasets)
     mine: dict[tuple[str, str], set[str]] = {}
@@ -87,19 +89,21 @@ def _of_datasets(points: Sequence[Point], datasets: set[str]) -> Iterator[Load]:
         left -= own
     # First, as what lies between belongs to nobody, and holds the others.
     if left:
-        yield Load("", "", tuple(sorted(left)))
+        yield SendUnit("", "", tuple(sorted(left)))
     for (domain, uuid), own in sorted(mine.items()):
-        yield Load(domain, uuid, tuple(sorted(own)))
+        yield SendUnit(domain, uuid, tuple(sorted(own)))
 
 
-def streams(load: Load, branch: Branch, destination: Destination, *, raw: bool) -> list[Stream]:
+def dataset_sends(
+    load: SendUnit, branch: Subtree, destination: Destination, *, raw: bool
+) -> list[DatasetSend]:
     """What is to be sent of a load, by what is here now and, as `branch` says, there.
 
     Raises SendRefused and ZfsFailed.
     """
     here = zfs.datasets()
     own: dict[str, list[Snapshot]] = {dataset: [] for dataset in load.datasets}
-    for use in zfs.uses(load.datasets):
+    for use in zfs.snapshot_usage(load.datasets):
         own[use.snapshot.dataset].append(use.snapshot)
     return [
         _stream(here[dataset], snapshots, branch, destination, raw=raw or here[dataset].encrypted)
@@ -112,18 +116,18 @@ def streams(load: Load, branch: Branch, destination: Destination, *, raw: bool) 
 def _stream(
     dataset: Dataset,
     snapshots: Sequence[Snapshot],
-    branch: Branch,
+    branch: Subtree,
     destination: Destination,
     *,
     raw: bool,
-) -> Stream:
+) -> DatasetSend:
     if not snapshots:
         raise SendRefused(f"{dataset.name}: has no snapshot yet")
     target = destination.of(dataset.name)
     there = {snapshot.guid: snapshot for snapshot in branch.of(target)}
     newest = snapshots[-1]
     common = next((each for each in reversed(snapshots) if each.guid in there), None)
-    stream = Stream(
+    stream = DatasetSend(
         dataset=dataset.name,
         target=target,
         newest=newest,
@@ -137,7 +141,7 @@ def _stream(
     return dataclasses.replace(stream, size_bytes=_size_bytes(stream))
 
 
-def _size_bytes(stream: Stream) -> int:
+def _size_bytes(stream: DatasetSend) -> int:
     if not stream.arriving:
         return 0
     newest = stream.newest.full_name
@@ -151,7 +155,7 @@ def _size_bytes(stream: Stream) -> int:
     return first_bytes + zfs.stream_bytes(newest, oldest, raw=stream.raw)
 
 
-def diverged(found: Iterable[Stream]) -> tuple[list[str], dict[str, Snapshot]]:
+def diverged(found: Iterable[DatasetSend]) -> tuple[list[str], dict[str, Snapshot]]:
     """Targets that went another way, and what both sides have of all of them."""
     every = list(found)
     return (

@@ -16,11 +16,11 @@ from zvmsnap.config.destination import Destination
 from zvmsnap.points.point import is_time
 from zvmsnap.points.vault import folder_of
 
-SCHEMA = 1
-_FOLDER = "receipts"
+SCHEMA = 2
+_FOLDER = "send-status"
 
 
-class Sent(msgspec.Struct, frozen=True, kw_only=True):
+class SentDataset(msgspec.Struct, frozen=True, kw_only=True):
     """A dataset: the newest snapshot that both sides have, and what this run has sent of it.
 
     `stream_bytes` is what ZFS estimated before, without compression on the way.
@@ -34,7 +34,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+class SendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One guest at one destination, after a send; `newest` is its last complete point there.
 
     `tried` and `failed` are of the last run, whatever came of it.
@@ -44,18 +44,18 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     domain: str
     uuid: str
-    tried: str
-    failed: str = ""
+    last_attempt: str
+    error: str = ""
     seconds: float = 0.0
-    datasets: tuple[Sent, ...] = ()
+    datasets: tuple[SentDataset, ...] = ()
     points: tuple[str, ...] = ()
     points_bytes: int = 0
     newest: str = ""
-    newest_taken: str = ""
-    newest_memory: bool = False
+    newest_created: str = ""
+    newest_has_memory: bool = False
 
 
-def keep(journal: Path, destination: Destination, receipt: Receipt) -> None:
+def keep(journal: Path, destination: Destination, receipt: SendStatus) -> None:
     """Write it down, in place of the former one. Raises OSError."""
     directory = private_dir(journal / _FOLDER / folder_of(destination.name))
     data = msgspec.json.format(msgspec.json.encode(receipt)) + b"\n"
@@ -71,18 +71,18 @@ def keep_failure(journal: Path, destination: Destination, domain: str, uuid: str
             for receipt in read(journal)
             if (receipt.destination, receipt.uuid) == (destination.name, uuid)
         ),
-        Receipt(destination=destination.name, domain=domain, uuid=uuid, tried=now),
+        SendStatus(destination=destination.name, domain=domain, uuid=uuid, last_attempt=now),
     )
-    keep(journal, destination, msgspec.structs.replace(former, tried=now, failed=why))
+    keep(journal, destination, msgspec.structs.replace(former, last_attempt=now, error=why))
 
 
-def read(journal: Path) -> list[Receipt]:
+def read(journal: Path) -> list[SendStatus]:
     """All receipts, by guest and destination; what cannot be read is told of, and left out."""
     found = []
     for path in sorted((journal / _FOLDER).glob("*/*.json")):
         try:
-            receipt = msgspec.json.decode(path.read_bytes(), type=Receipt)
-            if not all(is_time(t) for t in (receipt.tried, receipt.newest_taken) if t):
+            receipt = msgspec.json.decode(path.read_bytes(), type=SendStatus)
+            if not all(is_time(t) for t in (receipt.last_attempt, receipt.newest_created) if t):
                 raise msgspec.ValidationError("a time in it is none")
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.plain().warning("%s: cannot be read: %s; remove it, and send again", path, error)

@@ -21,19 +21,19 @@ from dataclasses import dataclass
 import msgspec
 
 from zvmsnap.config.destination import Destination, MemoryWanted
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.manifest import Manifest, Tie
-from zvmsnap.points.point import Point
-from zvmsnap.zfs.types import Branch, Snapshot
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.zfs.types import Snapshot, Subtree
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PointTransfer:
     """A point that goes to `name` in the vault there, with that manifest."""
 
-    point: Point
+    point: RestorePoint
     name: str
     manifest: Manifest
     with_memory: bool
@@ -46,19 +46,19 @@ class Parcel:
 
 
 def parcels(
-    here: Sequence[Point],
-    there: Sequence[Point],
+    here: Sequence[RestorePoint],
+    there: Sequence[RestorePoint],
     destination: Destination,
-    branch: Branch,
+    branch: Subtree,
     wanted: MemoryWanted,
-) -> list[Parcel]:
+) -> list[PointTransfer]:
     """The points that go, oldest first. `branch` is what has arrived below the root there."""
     arrived = {snapshot.guid: snapshot for snapshot in branch.snapshots.values()}
     known = {_key(point): point for point in there}
     taken = {(point.directory.parent.name, point.directory.name) for point in there}
     latest = _latest(here, arrived)
     found = []
-    for point in sorted(here, key=lambda each: each.taken):
+    for point in sorted(here, key=lambda each: each.created):
         manifest = _as_there(point.manifest, destination, arrived)
         if not any(tie.guid in arrived for tie in manifest.snapshots):
             continue
@@ -71,15 +71,17 @@ def parcels(
         if former is None:
             name = _free(point, taken)
             taken.add((point.directory.parent.name, name))
-            found.append(Parcel(point, name, manifest, manifest.memory is not None))
+            found.append(PointTransfer(point, name, manifest, manifest.memory is not None))
         elif manifest.memory and not former.manifest.memory:
-            found.append(Parcel(point, former.directory.name, manifest, with_memory=True))
+            found.append(PointTransfer(point, former.directory.name, manifest, with_memory=True))
         elif moved := locate.moved(former.manifest, arrived.values()):
-            found.append(Parcel(point, former.directory.name, moved, with_memory=False))
+            found.append(PointTransfer(point, former.directory.name, moved, with_memory=False))
     return found
 
 
-def gone(there: Iterable[Point], destination: Destination, branch: Branch) -> list[Point]:
+def gone(
+    there: Iterable[RestorePoint], destination: Destination, branch: Subtree
+) -> list[RestorePoint]:
     """Points there whose snapshots all lay below the root, and were all destroyed."""
     pools = frozenset({destination.root.partition("/")[0]})
     liveness = Liveness(branch.snapshots, pools)
@@ -89,22 +91,22 @@ def gone(there: Iterable[Point], destination: Destination, branch: Branch) -> li
         for point in there
         if liveness.orphaned(point.manifest)
         and all(
-            tie.guid not in guids and destination.holds(tie.home or tie.dataset)
+            tie.guid not in guids and destination.holds(tie.current_dataset or tie.dataset)
             for tie in point.manifest.snapshots
         )
     ]
 
 
 def newest_complete(
-    points: Iterable[Point], uuid: str, guids: Iterable[int]
-) -> tuple[Point, str] | None:
+    points: Iterable[RestorePoint], uuid: str, guids: Iterable[int]
+) -> tuple[RestorePoint, str] | None:
     """The last point of a guest of which a snapshot of each disk's dataset is among `guids`.
 
     With the snapshot name.
     """
     there = frozenset(guids)
     own = sorted(
-        (point for point in points if point.manifest.uuid == uuid), key=lambda each: each.taken
+        (point for point in points if point.manifest.uuid == uuid), key=lambda each: each.created
     )
     for point in reversed(own):
         name = complete_name(point.manifest, there)
@@ -124,13 +126,15 @@ def complete_name(manifest: Manifest, guids: frozenset[int]) -> str:
 
 def without_memory(manifest: Manifest, why: str) -> Manifest:
     """The same of its disks alone."""
-    level = Level.CRASH if manifest.level.has_memory else manifest.level
+    level = ConsistencyLevel.CRASH if manifest.level.has_memory else manifest.level
     return msgspec.structs.replace(
         manifest, memory=None, level=level, reason=manifest.reason or why
     )
 
 
-def _latest(here: Sequence[Point], arrived: dict[int, Snapshot]) -> dict[str, tuple[str, str]]:
+def _latest(
+    here: Sequence[RestorePoint], arrived: dict[int, Snapshot]
+) -> dict[str, tuple[str, str]]:
     with_memory = [point for point in here if point.manifest.memory]
     uuids = {point.manifest.uuid for point in with_memory}
     found = {}
@@ -146,13 +150,13 @@ def _as_there(
     ties = []
     for tie in manifest.snapshots:
         now = arrived.get(tie.guid)
-        home = now.dataset if now else destination.of(tie.home or tie.dataset)
+        home = now.dataset if now else destination.of(tie.current_dataset or tie.dataset)
         txg = now.createtxg if now else tie.createtxg
-        ties.append(Tie(tie.dataset, tie.name, tie.guid, txg, home))
+        ties.append(SnapshotRef(tie.dataset, tie.name, tie.guid, txg, home))
     return manifest.with_snapshots(tuple(ties))
 
 
-def _free(point: Point, taken: set[tuple[str, str]]) -> str:
+def _free(point: RestorePoint, taken: set[tuple[str, str]]) -> str:
     """Its own name, or with a number behind it if another capture has that there."""
     folder, name = point.directory.parent.name, point.directory.name
     number = 1
@@ -162,5 +166,5 @@ def _free(point: Point, taken: set[tuple[str, str]]) -> str:
     return name
 
 
-def _key(point: Point) -> tuple[str, str]:
+def _key(point: RestorePoint) -> tuple[str, str]:
     return point.manifest.uuid, point.manifest.capture

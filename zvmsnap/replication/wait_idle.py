@@ -17,21 +17,21 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, overlay_chain
 from zvmsnap.journal import describe
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Tasks
+from zvmsnap.journal.operation import Operations
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
 _LOOK_EVERY_S = 1.0
 
 
-def guests_on(hypervisor: Hypervisor, datasets: Iterable[str]) -> list[Guest]:
+def guests_on(hypervisor: Host, datasets: Iterable[str]) -> list[Guest]:
     """The guests with a disk on one of these datasets. Raises LibvirtFailed."""
     wanted, table = frozenset(datasets), mounts.read_table()
     found = []
     for guest in hypervisor.guests():
         try:
-            places = location.look(hypervisor, guest, table).places.values()
+            places = location.locate_disks(hypervisor, guest, table).places.values()
         except DomainGone:
             continue
         if any(place.dataset in wanted for place in places):
@@ -56,8 +56,8 @@ def _why_not(config: Config, guest: Guest) -> str:
     with lock(config.locks_dir, guest.uuid, "send its disks", config.limits.lock_timeout_s):
         entry = Journal(config.journal_dir).read(guest.uuid)
         if entry and entry.owner.is_alive():
-            return f"its moment {entry.moment} is under way"
-        if task := Tasks(config.journal_dir).read(guest.uuid):
+            return f"its moment {entry.run} is under way"
+        if task := Operations(config.journal_dir).read(guest.uuid):
             return describe.task(task)
         with suppress(DomainGone):
             if ours := overlay_chain.of_guest(guest):

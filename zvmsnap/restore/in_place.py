@@ -49,31 +49,31 @@ from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
 from zvmsnap.disks.jobs import wait_idle
-from zvmsnap.finalize.after_snapshot import settle
+from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Restore, Tasks, Work
-from zvmsnap.points.point import Point
-from zvmsnap.restore.plan import Wish, plan
+from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.restore.plan import RestoreOptions, plan
 from zvmsnap.restore.relocate import retie
-from zvmsnap.restore.replaced_guest import Former
-from zvmsnap.restore.restored_guest import Then
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.restore.replaced_guest import ReplacedGuest
+from zvmsnap.restore.restored_guest import RestoredGuest
+from zvmsnap.virt.host import Host
 from zvmsnap.virt.save_image import Header
 from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
 
-_UNTOUCHED = ("", "former", "clone", "unpack")
-_BEFORE_SWITCH = ("stop", "safety", "switch", "rollback")
+_UNTOUCHED = ("", "keep", "clone", "unpack")
+_BEFORE_SWITCH = ("stop", "safety", "swap", "rollback")
 
 # What is undone after one of these rests on it: RAM of now destroys the disks of then, and a clone
 # that is still promoted holds the dataset's whole history.
-_UNDONE_FIRST = ("load", "promote", "switch", "stop")
+_UNDONE_FIRST = ("load", "promote", "swap", "stop")
 
 
 def restore(
     config: Config,
-    hypervisor: Hypervisor,
-    point: Point,
-    wish: Wish,
+    hypervisor: Host,
+    point: RestorePoint,
+    wish: RestoreOptions,
     image: Header | None,
     cancelled: threading.Event,
 ) -> None:
@@ -84,7 +84,7 @@ def restore(
     uuid = point.manifest.uuid
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, uuid, f"restore {point.name}", timeout_s):
-        if Tasks(config.journal_dir).read(uuid):
+        if Operations(config.journal_dir).read(uuid):
             raise RestoreImpossible(
                 f"{point.manifest.domain}: another restore of it was interrupted: zvmsnap recover "
                 f"{point.manifest.domain} ends it"
@@ -93,46 +93,46 @@ def restore(
         planned = plan(config, hypervisor, point, wish, image)
         if planned.task.was_active:
             staging.check_usable(config.staging_dir, planned.datasets, mounts.read_table())
-        Restoring(config, hypervisor, planned.task, cancelled).run()
+        InPlaceRestore(config, hypervisor, planned.task, cancelled).run()
 
 
-def _end_moment(config: Config, hypervisor: Hypervisor, point: Point) -> None:
+def _end_moment(config: Config, hypervisor: Host, point: RestorePoint) -> None:
     """No dataset is touched whose guest is on an overlay."""
     manifest = point.manifest
     entry = Journal(config.journal_dir).read(manifest.uuid)
     if entry and entry.owner.is_alive():
         raise DomainBusy(
-            f"{manifest.domain}: moment {entry.moment} is under way (sanoid has pid "
+            f"{manifest.domain}: moment {entry.run} is under way (sanoid has pid "
             f"{entry.owner.pid}); try again when it is over"
         )
     try:
-        settle(config, hypervisor, hypervisor.guest(manifest.uuid), entry)
+        finish_interrupted(config, hypervisor, hypervisor.guest(manifest.uuid), entry)
     except DomainGone:
         return
 
 
-class Restoring:
+class InPlaceRestore:
     """One restore, as planned or as a crash has left it. The caller holds the guest's lock."""
 
     def __init__(
         self,
         config: Config,
-        hypervisor: Hypervisor,
-        task: Restore,
+        hypervisor: Host,
+        task: RestoreOperation,
         cancelled: threading.Event | None = None,
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
-        self._work = Work(config.journal_dir, task)
-        self._former = Former(config, hypervisor, self._work)
-        self._then = Then(hypervisor, self._work, self._former)
+        self._work = OperationWriter(config.journal_dir, task)
+        self._former = ReplacedGuest(config, hypervisor, self._work)
+        self._then = RestoredGuest(hypervisor, self._work, self._former)
         self._cancelled = cancelled or threading.Event()
         self._not_undone: list[str] = []
         self._after_crash = False
         self._log = log.about(task.domain, "restore")
 
     @property
-    def _task(self) -> Restore:
+    def _operation(self) -> RestoreOperation:
         return self._work.task
 
     def run(self) -> None:
@@ -146,16 +146,20 @@ class Restoring:
         if guest and guest.is_active():
             # A save or load whose caller was killed goes on in libvirt.
             wait_idle(guest, self._config.limits.busy_timeout_s)
-        step = self._task.step
-        if step.startswith("undo ") and self._task.no_return and not self._former.is_active():
+        step = self._operation.step
+        if (
+            step.startswith("undo ")
+            and self._operation.rollback_begun
+            and not self._former.is_active()
+        ):
             self._log.warning("disks were rolled back already: going on with that")
             self._run("rollback")
         elif step.startswith("undo "):
             self._take_back(step.removeprefix("undo "))
         elif step in _UNTOUCHED or not self._may_go_on(step):
-            self._take_back(step or "former")
+            self._take_back(step or "keep")
         else:
-            self._log.warning("going on with the restore of %s at %s", self._task.point, step)
+            self._log.warning("going on with the restore of %s at %s", self._operation.point, step)
             self._run(step)
 
     def _run(self, begin_with: str | None) -> None:
@@ -170,7 +174,7 @@ class Restoring:
         except StepFailed as error:
             if error.not_undone:
                 raise RestoreFailed(
-                    f"{error}. zvmsnap recover {self._task.domain} tries again"
+                    f"{error}. zvmsnap recover {self._operation.domain} tries again"
                 ) from error
             self._work.close()
             raise RestoreFailed(f"{error}. {self._what_is()}") from error
@@ -185,42 +189,48 @@ class Restoring:
             )
         except StepFailed as error:
             raise RestoreFailed(
-                f"{self._task.domain} is back, but not all is done: {error}. zvmsnap recover "
-                f"{self._task.domain} ends it"
+                f"{self._operation.domain} is back, but not all is done: {error}. zvmsnap recover "
+                f"{self._operation.domain} ends it"
             ) from error
-        self._log.info("%s is back: %s", self._task.point, self._state())
+        self._log.info("%s is back: %s", self._operation.point, self._state())
 
     def _take_back(self, step: str) -> None:
-        self._log.warning("undoing the restore of %s, which died at %s", self._task.point, step)
+        self._log.warning(
+            "undoing the restore of %s, which died at %s", self._operation.point, step
+        )
         left = take_back(self._steps(), step, self._record)
         if left:
-            raise RestoreFailed(f"{self._task.domain}: could not be undone: {'; '.join(left)}")
+            raise RestoreFailed(f"{self._operation.domain}: could not be undone: {'; '.join(left)}")
         self._work.close()
         self._log.info("%s", self._what_is())
 
     def _may_go_on(self, step: str) -> bool:
         active = self._former.is_active()
         if step == "stop":
-            return not active and (not self._task.save or self._former.saved())
+            return not active and (not self._operation.saves_memory or self._former.saved())
         return not (active and step in _BEFORE_SWITCH and not all(self._switched()))
 
     def _switched(self) -> list[bool]:
         """Which of the tops hold the disks of then; of a rollback, whether it has begun."""
-        if not self._task.units:
-            return [self._task.no_return]
+        if not self._operation.swap_trees:
+            return [self._operation.rollback_begun]
         there = zfs.datasets()
         return [
-            unit.top in there and there[unit.top].guid == unit.members[0].new_guid
-            for unit in self._task.units
+            unit.top in there and there[unit.top].guid == unit.datasets[0].new_guid
+            for unit in self._operation.swap_trees
         ]
 
     def _what_is(self) -> str:
-        begun = "Disks were rolled back already" if self._task.no_return else "All is as it was"
+        begun = (
+            "Disks were rolled back already"
+            if self._operation.rollback_begun
+            else "All is as it was"
+        )
         return f"{begun}: {self._state()}"
 
     def _state(self) -> str:
         guest = self._former.guest()
-        return f"{self._task.domain} is {guest.state() if guest else 'not defined'}"
+        return f"{self._operation.domain} is {guest.state() if guest else 'not defined'}"
 
     def _record(self, step: str) -> None:
         if self._cancelled.is_set() and step in (*_UNTOUCHED, "stop"):
@@ -228,23 +238,25 @@ class Restoring:
         self._work.note(step=step)
 
     def _steps(self) -> list[Step]:
-        task = self._task
-        steps = [Step("former", self._former.keep, self._former.forget)]
-        if task.units:
-            steps.append(Step("clone", self._clone, lambda: dataset_swap.discard(self._task.units)))
+        task = self._operation
+        steps = [Step("keep", self._former.keep, self._former.forget)]
+        if task.swap_trees:
+            steps.append(
+                Step("clone", self._clone, lambda: dataset_swap.discard(self._operation.swap_trees))
+            )
         if task.memory:
             steps.append(Step("unpack", self._then.unpack))
         if task.was_active:
             steps.append(Step("stop", self._former.stop, self._former.bring_back))
-        if task.safety:
+        if task.safety_entry:
             steps.append(Step("safety", self._former.take_safety, self._former.drop_safety))
-        if task.units:
+        if task.swap_trees:
             steps += [
-                Step("switch", self._switch, self._switch_back),
+                Step("swap", self._switch, self._switch_back),
                 Step(
                     "promote",
-                    lambda: dataset_swap.promote(self._task.units),
-                    lambda: dataset_swap.demote(self._task.units),
+                    lambda: dataset_swap.promote(self._operation.swap_trees),
+                    lambda: dataset_swap.demote(self._operation.swap_trees),
                 ),
             ]
         else:
@@ -265,7 +277,7 @@ class Restoring:
         def guarded() -> None:
             for name in self._not_undone:
                 # Only from what `former` has kept can the others be undone later.
-                if name in _UNDONE_FIRST or step.name == "former":
+                if name in _UNDONE_FIRST or step.name == "keep":
                     raise RestoreFailed(f"waits for {name}")
             try:
                 undo()
@@ -276,35 +288,35 @@ class Restoring:
         return Step(step.name, step.do, guarded)
 
     def _clone(self) -> None:
-        units = dataset_swap.prepare(self._task.units)
-        fresh_bytes = {
+        units = dataset_swap.materialize(self._operation.swap_trees)
+        written_bytes = {
             unit.top + member.path: zfs.written_bytes(unit.fresh + member.path)
             for unit in units
-            for member in unit.members
+            for member in unit.datasets
         }
-        self._work.note(units=units, fresh_bytes=fresh_bytes)
+        self._work.note(swap_trees=units, written_bytes=written_bytes)
 
     def _switch(self) -> None:
         if self._former.is_active():
-            raise RestoreFailed(f"{self._task.domain} was started meanwhile")
-        dataset_swap.switch(self._task.units)
+            raise RestoreFailed(f"{self._operation.domain} was started meanwhile")
+        dataset_swap.swap(self._operation.swap_trees)
 
     def _switch_back(self) -> None:
         if self._former.is_active() and any(self._switched()):
             raise RestoreFailed(
-                f"{self._task.domain} was started meanwhile, on disks of then: shut it off first"
+                f"{self._operation.domain} was started meanwhile, on disks of then: shut it off first"
             )
-        dataset_swap.switch_back(self._task.units)
+        dataset_swap.swap_back(self._operation.swap_trees)
 
     def _roll_back(self) -> None:
         if self._former.is_active():
-            raise RestoreFailed(f"{self._task.domain} was started meanwhile")
-        self._work.note(no_return=True)
-        for snapshot in self._task.rollback:
+            raise RestoreFailed(f"{self._operation.domain} was started meanwhile")
+        self._work.note(rollback_begun=True)
+        for snapshot in self._operation.rollback:
             zfs.rollback(snapshot)
-        datasets = [snapshot.partition("@")[0] for snapshot in self._task.rollback]
-        fresh_bytes = {dataset: zfs.written_bytes(dataset) for dataset in datasets}
-        self._work.note(fresh_bytes=fresh_bytes)
+        datasets = [snapshot.partition("@")[0] for snapshot in self._operation.rollback]
+        written_bytes = {dataset: zfs.written_bytes(dataset) for dataset in datasets}
+        self._work.note(written_bytes=written_bytes)
         for dataset in datasets:
             if zfs.datasets()[dataset].type == "volume":
                 volume.wait_device(dataset, dataset_swap.DEVICE_TIMEOUT_S)
@@ -316,9 +328,9 @@ class Restoring:
         """Nothing of this is undone, all of it may be repeated."""
         steps = [
             Step("clock", self._then.set_clock),
-            Step("points", lambda: retie(self._config, self._task.units)),
+            Step("points", lambda: retie(self._config, self._operation.swap_trees)),
         ]
-        if self._task.safety:
+        if self._operation.safety_entry:
             steps.append(Step("publish", self._former.publish))
         return [*steps, Step("close", self._close)]
 

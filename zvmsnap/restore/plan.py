@@ -19,28 +19,28 @@ from datetime import UTC, datetime
 
 from zvmsnap.common.errors import DomainGone, RestoreImpossible
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
-from zvmsnap.disks.location import Seen
-from zvmsnap.disks.staging import CaptureDir
+from zvmsnap.disks.location import GuestDisks
+from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Disk, Entry
-from zvmsnap.journal.operation import Begin, Restore, Source
+from zvmsnap.journal.operation import RestoreOperation, Source, StartState
 from zvmsnap.points import compatibility, locate
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import entries
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.virt.save_image import Header
 from zvmsnap.zfs import dataset_swap, mounts, zfs
-from zvmsnap.zfs.mounts import Mount, Place
+from zvmsnap.zfs.mounts import DiskLocation, Mount
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 
 @dataclass(frozen=True)
-class Wish:
+class RestoreOptions:
     """What was asked for."""
 
     cold: bool = False
@@ -50,10 +50,10 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RestorePlan:
     """The task, the datasets that it changes, and in words what it will do."""
 
-    task: Restore
+    task: RestoreOperation
     datasets: frozenset[str]
     lines: tuple[str, ...]
 
@@ -69,8 +69,12 @@ class _Host:
 
 
 def plan(
-    config: Config, hypervisor: Hypervisor, point: Point, wish: Wish, image: Header | None
-) -> Plan:
+    config: Config,
+    hypervisor: Host,
+    point: RestorePoint,
+    wish: RestoreOptions,
+    image: Header | None,
+) -> RestorePlan:
     """Check everything and plan; `image` is what loadable.check said, None without RAM.
 
     Raises RestoreImpossible and SnapshotMissing.
@@ -93,35 +97,37 @@ def plan(
     stamp = f"{now.astimezone():%Y%m%dT%H%M%S}"
     units = () if wish.rollback else dataset_swap.plan(wanted, host.datasets, number, stamp)
     for unit in units:
-        if unit.former in host.datasets:
-            raise RestoreImpossible(f"{unit.former}: exists already; try again in a second")
-    seen = location.look(hypervisor, guest, host.mounts) if guest else None
-    capture = CaptureDir.fresh(config.staging_dir, manifest.uuid).path.name
+        if unit.set_aside in host.datasets:
+            raise RestoreImpossible(f"{unit.set_aside}: exists already; try again in a second")
+    seen = location.locate_disks(hypervisor, guest, host.mounts) if guest else None
+    capture = StagingDir.fresh(config.staging_dir, manifest.uuid).path.name
     was_active = guest.is_active() if guest else False
     save = was_active and wish.safety
-    task = Restore(
+    task = RestoreOperation(
         domain=manifest.domain,
         uuid=manifest.uuid,
         point=point.name,
         directory=str(point.directory),
         owner=Process.of(os.getpid()),
         sources=sources,
-        places={disk.target: (names[disk.dataset], disk.path) for disk in manifest.disks},
+        restored_disks={disk.target: (names[disk.dataset], disk.path) for disk in manifest.disks},
         memory=memory,
-        begin=_begin(manifest, wish, image),
+        start_state=_begin(manifest, wish, image),
         capture=capture,
-        units=units,
+        swap_trees=units,
         rollback=tuple(s.full_name for s in wanted.values()) if wish.rollback else (),
-        existed=guest is not None and guest.is_persistent(),
+        guest_existed=guest is not None and guest.is_persistent(),
         was_active=was_active,
         was_paused=guest is not None and guest.pause() is not None,
-        save=save,
-        safety=_safety(seen, wanted, capture, now) if wish.safety and not wish.rollback else None,
+        saves_memory=save,
+        safety_entry=_safety(seen, wanted, capture, now)
+        if wish.safety and not wish.rollback
+        else None,
     )
-    return Plan(task, frozenset(wanted), tuple(_lines(task, config, wanted)))
+    return RestorePlan(task, frozenset(wanted), tuple(_lines(task, config, wanted)))
 
 
-def newer(point: Point, present: Mapping[str, Snapshot]) -> list[Snapshot]:
+def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot]:
     """The snapshots of the point's datasets that are newer than its own. Raises SnapshotMissing."""
     own = {snapshot.dataset: snapshot for snapshot in locate.of(point, present).values()}
     return [
@@ -184,7 +190,7 @@ def _sources(manifest: Manifest, names: Mapping[str, str], host: _Host) -> dict[
     """The disks whose paths of then do not lead to their datasets of now."""
     found = {}
     for disk in manifest.disks:
-        place = Place(names[disk.dataset], disk.path)
+        place = DiskLocation(names[disk.dataset], disk.path)
         if location.place_of(disk.source, host.mounts) == place and not _is_numbered(disk.source):
             continue
         if disk.type == "volume" and place.dataset == disk.dataset:
@@ -199,7 +205,7 @@ def _is_numbered(source: str) -> bool:
     return source.startswith("/dev/zd")
 
 
-def _check_fits(hypervisor: Hypervisor, point: Point, *, memory: bool) -> None:
+def _check_fits(hypervisor: Host, point: RestorePoint, *, memory: bool) -> None:
     definition_of(point)
     xml = definition_of(point, live=memory)
     reasons = compatibility.why_not(hypervisor, xml, point.manifest.host, cold=not memory)
@@ -208,15 +214,13 @@ def _check_fits(hypervisor: Hypervisor, point: Point, *, memory: bool) -> None:
         raise RestoreImpossible(f"{point.name} does not fit this host: {'; '.join(reasons)}{hint}")
 
 
-def _check_others(
-    hypervisor: Hypervisor, host: _Host, uuid: str, wanted: Mapping[str, Snapshot]
-) -> None:
+def _check_others(hypervisor: Host, host: _Host, uuid: str, wanted: Mapping[str, Snapshot]) -> None:
     """Nobody else's disk may travel in time."""
     for other in host.guests:
         if other.uuid == uuid:
             continue
         try:
-            seen = location.look(hypervisor, other, host.mounts)
+            seen = location.locate_disks(hypervisor, other, host.mounts)
         except DomainGone:
             continue
         for target, place in seen.places.items():
@@ -232,18 +236,18 @@ def _check_others(
                 )
 
 
-def _begin(manifest: Manifest, wish: Wish, image: Header | None) -> Begin:
-    if manifest.level is Level.OFFLINE and not wish.cold and not image:
-        return Begin.OFF
+def _begin(manifest: Manifest, wish: RestoreOptions, image: Header | None) -> StartState:
+    if manifest.level is ConsistencyLevel.OFFLINE and not wish.cold and not image:
+        return StartState.OFF
     # That of level paused was written while the guest stood still for the snapshot.
-    ran = image is None or image.was_running or manifest.level is Level.PAUSED
+    ran = image is None or image.was_running or manifest.level is ConsistencyLevel.PAUSED
     if wish.paused or not ran:
-        return Begin.PAUSED
-    return Begin.RUNNING
+        return StartState.PAUSED
+    return StartState.RUNNING
 
 
 def _safety(
-    seen: Seen | None, wanted: Mapping[str, Snapshot], capture: str, now: datetime
+    seen: GuestDisks | None, wanted: Mapping[str, Snapshot], capture: str, now: datetime
 ) -> Entry | None:
     """The moment of what is there now; its RAM is of the instant at which the guest stops."""
     if seen is None:
@@ -256,51 +260,51 @@ def _safety(
     outside = [d.target for d in seen.domain.disks if d.writable and d.target not in places]
     by_target = {disk.target: disk for disk in seen.domain.disks}
     if seen.is_off:
-        level, reason = Level.OFFLINE, f"the guest was {seen.state}"
+        level, reason = ConsistencyLevel.OFFLINE, f"the guest was {seen.state}"
     elif outside:
-        level, reason = Level.CRASH, f"not all disks are on ZFS: {', '.join(outside)}"
+        level, reason = ConsistencyLevel.CRASH, f"not all disks are on ZFS: {', '.join(outside)}"
     else:
-        level, reason = Level.MEMORY, None
+        level, reason = ConsistencyLevel.MEMORY, None
     name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"
     return Entry(
         domain=seen.domain.name,
         uuid=seen.domain.uuid,
-        moment=name,
-        targets=tuple(sorted({*wanted, *(place.dataset for place in places.values())})),
-        names=(name,),
-        former_guids=(),
+        run=name,
+        request_datasets=tuple(sorted({*wanted, *(place.dataset for place in places.values())})),
+        snapshot_names=(name,),
+        preexisting_guids=(),
         owner=Process.none(),
         capture=capture,
         level=level,
         reason=reason,
         disks=tuple(Disk.of(by_target[target], place) for target, place in places.items()),
-        taken=now.isoformat(timespec="milliseconds"),
+        created=now.isoformat(timespec="milliseconds"),
     )
 
 
 _MEANING = {
-    (True, Begin.RUNNING): "goes on from its RAM",
-    (True, Begin.PAUSED): "has its RAM of then, and stands still",
-    (False, Begin.RUNNING): "boots from its disks of then",
-    (False, Begin.PAUSED): "is started from its disks of then, and stands still",
-    (False, Begin.OFF): "stays off, as it was then",
+    (True, StartState.RUNNING): "goes on from its RAM",
+    (True, StartState.PAUSED): "has its RAM of then, and stands still",
+    (False, StartState.RUNNING): "boots from its disks of then",
+    (False, StartState.PAUSED): "is started from its disks of then, and stands still",
+    (False, StartState.OFF): "stays off, as it was then",
 }
 
 
-def _lines(task: Restore, config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
+def _lines(task: RestoreOperation, config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
     yield f"restore {task.point}:"
     if task.was_active:
         yield f"  {task.domain} is stopped" + (
-            ", its RAM and disks of now are kept" if task.safety else ""
+            ", its RAM and disks of now are kept" if task.safety_entry else ""
         )
-    if task.safety:
-        yield f"  what is there now becomes the point {task.domain}@{task.safety.moment}"
+    if task.safety_entry:
+        yield f"  what is there now becomes the point {task.domain}@{task.safety_entry.run}"
     else:
         yield "  what is there now is NOT kept as a point"
-    for unit in task.units:
-        for member in unit.members:
+    for unit in task.swap_trees:
+        for member in unit.datasets:
             yield f"  {unit.top}{member.path} holds {member.origin} again"
-        yield f"  what it holds now, and newer snapshots, are called {unit.former} then"
+        yield f"  what it holds now, and newer snapshots, are called {unit.set_aside} then"
     for name, snapshot in wanted.items():
         if task.rollback:
             yield f"  {name} is rolled back to {snapshot.full_name}"
@@ -308,7 +312,7 @@ def _lines(task: Restore, config: Config, wanted: Mapping[str, Snapshot]) -> Ite
         yield from _destroyed(config, wanted)
     for target, (_, path, _) in task.sources.items():
         yield f"  disk {target} lies at {path} now"
-    yield f"  {task.domain} {_MEANING[task.memory, task.begin]}"
+    yield f"  {task.domain} {_MEANING[task.memory, task.start_state]}"
 
 
 def _destroyed(config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
@@ -320,7 +324,7 @@ def _destroyed(config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
                 f"{snapshot.full_name} is no snapshot of {name} any more: restore without "
                 "--rollback"
             )
-    for use in zfs.uses(list(wanted)):
+    for use in zfs.snapshot_usage(list(wanted)):
         snapshot = use.snapshot
         if snapshot.createtxg <= wanted[snapshot.dataset].createtxg:
             continue
@@ -332,5 +336,7 @@ def _destroyed(config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
         doomed.add(snapshot.guid)
         yield f"  DESTROYS snapshot {snapshot.full_name}"
     for entry in entries(config.vault_dir):
-        if isinstance(entry, Point) and doomed & {tie.guid for tie in entry.manifest.snapshots}:
+        if isinstance(entry, RestorePoint) and doomed & {
+            tie.guid for tie in entry.manifest.snapshots
+        }:
             yield f"  DESTROYS point {entry.name}"

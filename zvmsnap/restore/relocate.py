@@ -8,12 +8,12 @@ from contextlib import suppress
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.points import locate, vault
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.dataset_swap import Unit
+from zvmsnap.zfs.dataset_swap import SwapTree
 
 
-def retie(config: Config, units: Iterable[Unit]) -> None:
+def retie(config: Config, units: Iterable[SwapTree]) -> None:
     """Write into all points where the snapshots of these units are now.
 
     Raises ZfsFailed, LockTimeout and OSError; may be repeated.
@@ -21,16 +21,18 @@ def retie(config: Config, units: Iterable[Unit]) -> None:
     names = [
         side + member.path
         for unit in units
-        for side in (unit.top, unit.former)
-        for member in unit.members
+        for side in (unit.top, unit.set_aside)
+        for member in unit.datasets
     ]
     if not names:
         return
     there = zfs.datasets()
-    present = [use.snapshot for use in zfs.uses([name for name in names if name in there])]
+    present = [
+        use.snapshot for use in zfs.snapshot_usage([name for name in names if name in there])
+    ]
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, "vault", "tell points of a restore", timeout_s):
         for found in vault.entries(config.vault_dir):
-            if isinstance(found, Point) and (new := locate.moved(found.manifest, present)):
+            if isinstance(found, RestorePoint) and (new := locate.moved(found.manifest, present)):
                 with suppress(FileNotFoundError):
                     vault.rewrite(found, new)

@@ -11,31 +11,33 @@ from zvmsnap.common import log
 from zvmsnap.common.atomic_file import sync_dir
 from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissing
 from zvmsnap.common.process import Process
-from zvmsnap.config.level import Level
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.jobs import wait_idle
-from zvmsnap.disks.staging import CaptureDir, Room
+from zvmsnap.disks.staging import StagingDir, StagingSpace
 from zvmsnap.finalize.publish import publish
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.journal import Journal, Open
-from zvmsnap.journal.operation import Restore, Work
+from zvmsnap.journal.journal import EntryWriter, Journal
+from zvmsnap.journal.operation import OperationWriter, RestoreOperation
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 
 
-class Former:
+class ReplacedGuest:
     """The guest of now, and what is kept of it in staging until the restore is over."""
 
-    def __init__(self, config: Config, hypervisor: Hypervisor, work: Work[Restore]) -> None:
+    def __init__(
+        self, config: Config, hypervisor: Host, work: OperationWriter[RestoreOperation]
+    ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._work = work
         self._log = log.about(work.task.domain, "restore")
-        self.kept = CaptureDir(config.staging_dir / work.task.capture)
+        self.kept = StagingDir(config.staging_dir / work.task.capture)
 
     def guest(self) -> Guest | None:
         """The guest, now or then; None if it is not defined."""
@@ -53,9 +55,9 @@ class Former:
         if guest is None:
             return
         definition.store(guest, self.kept.point, (), [])
-        if self._work.task.save:
+        if self._work.task.saves_memory:
             ram_bytes = domain_xml.parse(guest.xml()).memory_kib << 10
-            Room(self._config.staging_dir, 0).take(guest.uuid, ram_bytes)
+            StagingSpace(self._config.staging_dir, 0).take(guest.uuid, ram_bytes)
 
     def forget(self) -> None:
         """Remove that again. Raises RestoreFailed if its RAM is nowhere else."""
@@ -77,7 +79,7 @@ class Former:
         if guest is None or not guest.is_active():
             return
         wait_idle(guest, self._config.limits.busy_timeout_s)
-        if self._work.task.save:
+        if self._work.task.saves_memory:
             self.kept.memory.unlink(missing_ok=True)
             guest.save(str(self.kept.memory))
         else:
@@ -91,7 +93,7 @@ class Former:
         """
         task = self._work.task
         if not self.is_active():
-            if task.no_return:
+            if task.rollback_begun:
                 raise RestoreFailed(
                     f"{task.domain} is off, and disks of it were rolled back already"
                 )
@@ -119,7 +121,7 @@ class Former:
     def define(self) -> None:
         """Its definition, NVRAM and TPM state of now again."""
         task = self._work.task
-        if task.existed:
+        if task.guest_existed:
             xml = (self.kept.point / PERSISTENT_XML).read_text()
             self._hypervisor.define(xml)
             definition.put_firmware(self.kept.point, xml, task.uuid)
@@ -133,16 +135,16 @@ class Former:
         if self._work.task.was_active:
             self._note_memory()
         done = {found.dataset for found in zfs.snapshots(self._snapshots()).present.values()}
-        missing = [dataset for dataset in self._safety.targets if dataset not in done]
-        zfs.take_snapshots(missing, self._safety.moment)
+        missing = [dataset for dataset in self._safety.request_datasets if dataset not in done]
+        zfs.take_snapshots(missing, self._safety.run)
 
     def _note_memory(self) -> None:
-        changes: dict[str, Any] = {"frozen_at_s": time.time()}
+        changes: dict[str, Any] = {"disks_frozen_at_s": time.time()}
         try:
-            changes["memory_format"] = save_image.judge(self.kept.memory).format
+            changes["memory_format"] = save_image.read_header(self.kept.memory).format
         except ImageUnloadable as error:
-            changes |= {"level": Level.CRASH, "reason": str(error)}
-        self._work.note(safety=msgspec.structs.replace(self._safety, **changes))
+            changes |= {"level": ConsistencyLevel.CRASH, "reason": str(error)}
+        self._work.note(safety_entry=msgspec.structs.replace(self._safety, **changes))
 
     def drop_safety(self) -> None:
         """Destroy these snapshots again."""
@@ -152,21 +154,21 @@ class Former:
     def publish(self) -> None:
         """The safety point goes into the vault, with what is kept in staging."""
         moved = {
-            unit.top + member.path: unit.former + member.path
-            for unit in self._work.task.units
-            for member in unit.members
+            unit.top + member.path: unit.set_aside + member.path
+            for unit in self._work.task.swap_trees
+            for member in unit.datasets
         }
-        safety = msgspec.structs.replace(self._safety, moved=moved)
+        safety = msgspec.structs.replace(self._safety, relocated_datasets=moved)
         journal = Journal(self._config.journal_dir)
         try:
-            publish(self._config, self._hypervisor, Open(journal, safety), self._log)
+            publish(self._config, self._hypervisor, EntryWriter(journal, safety), self._log)
         except SnapshotMissing as error:
             self._log.warning("no safety point: %s", error)
 
     @property
     def _safety(self) -> Entry:
-        assert self._work.task.safety
-        return self._work.task.safety
+        assert self._work.task.safety_entry
+        return self._work.task.safety_entry
 
     def _snapshots(self) -> list[str]:
-        return [f"{dataset}@{self._safety.moment}" for dataset in self._safety.targets]
+        return [f"{dataset}@{self._safety.run}" for dataset in self._safety.request_datasets]

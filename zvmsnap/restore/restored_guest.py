@@ -9,34 +9,36 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process
 from zvmsnap.disks import changes
-from zvmsnap.journal.operation import Begin, Restore, Work
+from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartState
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
-from zvmsnap.points.point import Point, read_point
-from zvmsnap.restore.replaced_guest import Former
+from zvmsnap.points.point import RestorePoint, read_point
+from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.virt import agent, domain_xml, save_image, security_labels
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.host import Hypervisor
-from zvmsnap.zfs.mounts import Place
+from zvmsnap.virt.host import Host
+from zvmsnap.zfs.mounts import DiskLocation
 
 _UNPACKED = "loading.img"
 
 
-class Then:
+class RestoredGuest:
     """What a point tells of its guest, brought to life. Every verb may be repeated."""
 
-    def __init__(self, hypervisor: Hypervisor, work: Work[Restore], former: Former) -> None:
+    def __init__(
+        self, hypervisor: Host, work: OperationWriter[RestoreOperation], former: ReplacedGuest
+    ) -> None:
         self._hypervisor = hypervisor
         self._work = work
         self._former = former
         self._log = log.about(work.task.domain, "restore")
 
     @property
-    def _task(self) -> Restore:
+    def _task(self) -> RestoreOperation:
         return self._work.task
 
     @cached_property
-    def _point(self) -> Point:
+    def _point(self) -> RestorePoint:
         return read_point(Path(self._task.directory))
 
     def unpack(self) -> None:
@@ -73,7 +75,7 @@ class Then:
             # By us, before a crash, or by somebody: who stands still may have run since.
             self._log.warning("was started meanwhile, so its RAM is not loaded")
         elif not self._task.memory:
-            if self._task.begin is not Begin.OFF:
+            if self._task.start_state is not StartState.OFF:
                 self._guest().create(paused=True)
         elif after_crash and (used := self._used()):
             self._log.warning("its RAM is not loaded, as %s went on without it", ", ".join(used))
@@ -91,12 +93,14 @@ class Then:
         """The disks of then that somebody has used since they were put back."""
         put_back = [
             f"{unit.top}{member.path}@{member.origin.partition('@')[2]}"
-            for unit in self._task.units
-            for member in unit.members
+            for unit in self._task.swap_trees
+            for member in unit.datasets
         ]
-        places = {target: Place(*place) for target, place in self._task.places.items()}
+        places = {
+            target: DiskLocation(*place) for target, place in self._task.restored_disks.items()
+        }
         snapshots = [*put_back, *self._task.rollback]
-        return changes.written_to(places, snapshots, self._task.fresh_bytes)
+        return changes.written_to(places, snapshots, self._task.written_bytes)
 
     def unload(self) -> None:
         """It is gone again."""
@@ -105,19 +109,19 @@ class Then:
 
     def resume(self) -> None:
         """It goes on, if it is to."""
-        if self._task.begin is Begin.OFF:
+        if self._task.start_state is StartState.OFF:
             return
         guest = self._guest()
         if not guest.is_active():
             # It ran, and then the host went down: it boots, as it would have anyway.
             if self._task.owner.boot != Process.of(self._task.owner.pid).boot:
                 guest.create()
-        elif self._task.begin is Begin.RUNNING and guest.state() == "paused":
+        elif self._task.start_state is StartState.RUNNING and guest.state() == "paused":
             guest.resume()
 
     def set_clock(self) -> None:
         """Its agent, if it has one, is told the time."""
-        if self._task.begin is not Begin.RUNNING or not self._task.memory:
+        if self._task.start_state is not StartState.RUNNING or not self._task.memory:
             return
         try:
             agent.try_clock(self._guest(), self._log)

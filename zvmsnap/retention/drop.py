@@ -14,14 +14,14 @@ from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
-from zvmsnap.points.point import Point
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import zfs
 
 _SANOIDS = "autosnap_"
 _TAKEN = re.compile(r"zvmsnap_.+_manual")
 
 
-def snapshots(config: Config, points: Sequence[Point]) -> list[str]:
+def snapshots(config: Config, points: Sequence[RestorePoint]) -> list[str]:
     """The snapshots that go with these points, as they are called now.
 
     Raises DropRefused and ZfsFailed.
@@ -29,7 +29,7 @@ def snapshots(config: Config, points: Sequence[Point]) -> list[str]:
     return _snapshots(config, points, vault.read(config)[0], _there())
 
 
-def drop(config: Config, points: Sequence[Point], names: Sequence[str]) -> None:
+def drop(config: Config, points: Sequence[RestorePoint], names: Sequence[str]) -> None:
     """Destroy the snapshots, and remove the points. Raises ZfsFailed and LockTimeout.
 
     Interrupted in between, `zvmsnap prune` removes the points, as their snapshots are gone.
@@ -50,11 +50,11 @@ def surplus(config: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = 
     Raises VaultMissing.
     """
     points = vault.read(config)[0]
-    old = _old([each for each in points if _TAKEN.fullmatch(each.manifest.moment)], keep)
-    moments: dict[str, list[Point]] = {}
+    old = _old([each for each in points if _TAKEN.fullmatch(each.manifest.run)], keep)
+    moments: dict[str, list[RestorePoint]] = {}
     for point in old:
         if point.manifest.uuid in uuids:
-            moments.setdefault(point.manifest.moment, []).append(point)
+            moments.setdefault(point.manifest.run, []).append(point)
     dropped: list[str] = []
     there: Liveness | None = None
     for own in moments.values():
@@ -71,20 +71,22 @@ def surplus(config: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = 
     return dropped
 
 
-def _old(points: Sequence[Point], keep: int) -> list[Point]:
+def _old(points: Sequence[RestorePoint], keep: int) -> list[RestorePoint]:
     """All but the newest `keep` of each guest, the oldest first."""
     newer: Counter[str] = Counter()
     old = []
-    for point in sorted(points, key=lambda point: point.taken, reverse=True):
+    for point in sorted(points, key=lambda point: point.created, reverse=True):
         if newer[point.manifest.uuid] >= keep:
             old.append(point)
         newer[point.manifest.uuid] += 1
     return old[::-1]
 
 
-def _of_the_same_snapshots(points: Sequence[Point], others: Sequence[Point]) -> list[Point]:
+def _of_the_same_snapshots(
+    points: Sequence[RestorePoint], others: Sequence[RestorePoint]
+) -> list[RestorePoint]:
     """Guests that share a dataset with those who are taken get points, too; and so on."""
-    found: list[Point] = []
+    found: list[RestorePoint] = []
     guids: set[int] = set()
     more = list(points)
     while more:
@@ -104,7 +106,10 @@ def _there() -> Liveness:
 
 
 def _snapshots(
-    config: Config, points: Sequence[Point], everybodys: Sequence[Point], there: Liveness
+    config: Config,
+    points: Sequence[RestorePoint],
+    everybodys: Sequence[RestorePoint],
+    there: Liveness,
 ) -> list[str]:
     names: set[str] = set()
     for found in points:
@@ -118,11 +123,11 @@ def _snapshots(
     _no_other_needs(names, points, everybodys, there)
     datasets = {name.partition("@")[0] for name in names}
     for entry in Journal(config.journal_dir).entries():
-        if not datasets & {entry.moved.get(each, each) for each in entry.datasets}:
+        if not datasets & {entry.relocated_datasets.get(each, each) for each in entry.datasets}:
             continue
         if shared := names & {tie.full_name for tie in snapshot_match.of(entry)}:
             raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
-    for use in zfs.uses(sorted(datasets)):
+    for use in zfs.snapshot_usage(sorted(datasets)):
         full_name = use.snapshot.full_name
         if full_name not in names:
             continue
@@ -134,7 +139,10 @@ def _snapshots(
 
 
 def _no_other_needs(
-    names: set[str], points: Sequence[Point], everybodys: Sequence[Point], there: Liveness
+    names: set[str],
+    points: Sequence[RestorePoint],
+    everybodys: Sequence[RestorePoint],
+    there: Liveness,
 ) -> None:
     """Guests may share a dataset, and so the snapshot. Raises DropRefused."""
     going = {point.directory for point in points}

@@ -10,8 +10,8 @@ from zvmsnap.config.settings import Config
 from zvmsnap.journal.request import HookCall
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.zfs import types, zfs
 
 LOCK = "vault"
@@ -26,8 +26,8 @@ def forget(call: HookCall, config: Config) -> bool:
     destroyed = {f"{dataset}@{name}" for dataset in call.datasets for name in call.names}
     points, damaged = [], []
     for name in call.names:
-        for found in vault.entries(config.vault_dir, snapshot_name.moment_of(name)):
-            if isinstance(found, Damaged):
+        for found in vault.entries(config.vault_dir, snapshot_name.run_of(name)):
+            if isinstance(found, DamagedPoint):
                 damaged.append(found)
             elif destroyed & {tie.full_name for tie in found.manifest.snapshots}:
                 points.append(found)
@@ -43,7 +43,7 @@ def forget(call: HookCall, config: Config) -> bool:
     return not damaged
 
 
-def remove(point: Point) -> None:
+def remove(point: RestorePoint) -> None:
     """Remove a point whose last snapshot is gone."""
     vault.remove(point)
     log.about(point.manifest.domain, ",".join(sorted(point.manifest.datasets))).info(
@@ -51,6 +51,6 @@ def remove(point: Point) -> None:
     )
 
 
-def asked_by_name(points: Iterable[Point]) -> types.Answer:
+def asked_by_name(points: Iterable[RestorePoint]) -> types.SnapshotListing:
     """Ask ZFS for the snapshots of these points alone."""
     return zfs.snapshots(tie.full_name for point in points for tie in point.manifest.snapshots)

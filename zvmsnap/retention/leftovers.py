@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.staging import captures
+from zvmsnap.disks.staging import staging_dirs
 from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Tasks
+from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault
 
 
 @dataclass(frozen=True)
-class Debris:
+class Leftovers:
     """`paths` may go. `overlays` are of no journal: they may hold a guest's writes."""
 
     paths: list[Path] = field(default_factory=list)
@@ -29,15 +29,15 @@ class Debris:
                 shutil.rmtree(path)
 
 
-def find(config: Config) -> Debris:
+def find(config: Config) -> Leftovers:
     """Look through staging and vault. Raises OSError."""
     # The journal last: what appears in staging or vault has its entry already, so what was seen
     # there and has none is nobody's.
-    staged = captures(config.staging_dir)
+    staged = staging_dirs(config.staging_dir)
     unfinished = vault.unfinished(config.vault_dir)
     open_captures = {entry.capture for entry in Journal(config.journal_dir).entries()}
-    open_captures |= {task.capture for task in Tasks(config.journal_dir).all()}
-    found = Debris()
+    open_captures |= {task.capture for task in Operations(config.journal_dir).all()}
+    found = Leftovers()
     for left in unfinished:
         if left.capture not in open_captures:
             found.paths.append(left.directory)

@@ -13,11 +13,11 @@ from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
-from zvmsnap.points.point import Point
-from zvmsnap.points.vault import Damaged
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import leftovers
 from zvmsnap.retention.forget import LOCK, asked_by_name, remove
-from zvmsnap.retention.leftovers import Debris
+from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.zfs import types, zfs
 
 
@@ -25,20 +25,20 @@ from zvmsnap.zfs import types, zfs
 class Findings:
     """What `zvmsnap prune` removes, and what it only reports."""
 
-    debris: Debris
-    orphans: list[Point] = field(default_factory=list)
-    unknown: list[Point] = field(default_factory=list)
-    damaged: list[Damaged] = field(default_factory=list)
+    leftovers: Leftovers
+    orphans: list[RestorePoint] = field(default_factory=list)
+    unknown: list[RestorePoint] = field(default_factory=list)
+    damaged: list[DamagedPoint] = field(default_factory=list)
     pointless: list[types.Snapshot] = field(default_factory=list)
 
 
 def find(config: Config) -> Findings:
     """Compare the vault, staging and the journal with ZFS, which is listed once for everything."""
     vault.check(config)
-    found = Findings(debris=leftovers.find(config))
+    found = Findings(leftovers=leftovers.find(config))
     points = []
     for entry in vault.entries(config.vault_dir):
-        if isinstance(entry, Damaged):
+        if isinstance(entry, DamagedPoint):
             found.damaged.append(entry)
         else:
             points.append(entry)
@@ -74,9 +74,9 @@ def sweep(config: Config) -> Findings:
         found = find(config)
         for point in found.orphans:
             remove(point)
-        found.debris.remove()
+        found.leftovers.remove()
     return found
 
 
-def _liveness(answer: types.Answer) -> Liveness:
+def _liveness(answer: types.SnapshotListing) -> Liveness:
     return Liveness(answer.present, answer.pools)

@@ -18,7 +18,7 @@ from zvmsnap.virt.libvirt_error import translated
 _loop_started = threading.Lock()
 
 
-class Hypervisor:
+class Host:
     """A connection to libvirt with a running event loop; a context manager."""
 
     def __init__(self, uri: str) -> None:
@@ -32,7 +32,7 @@ class Hypervisor:
                 f"{uri}: {error.get_error_message()}; is libvirt running?"
             ) from error
 
-    def __enter__(self) -> Hypervisor:
+    def __enter__(self) -> Host:
         return self
 
     def __exit__(self, *_exception: object) -> None:

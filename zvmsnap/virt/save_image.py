@@ -86,7 +86,7 @@ class Head:
         return self._data[self._cookie_offset :].partition(b"\0")[0] + b"\0"
 
 
-def judge(path: Path) -> Header:
+def read_header(path: Path) -> Header:
     """The header of an image that libvirt can load. Raises ImageUnloadable with the reason."""
     with path.open("rb") as file:
         return read_head(file, str(path)).header

@@ -30,7 +30,7 @@ DEVICE_TIMEOUT_S = 30
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
 
-class Member(msgspec.Struct, frozen=True):
+class SwapDataset(msgspec.Struct, frozen=True):
     """A dataset of a unit: `path` below the top ("" for the top itself), and what it is to hold.
 
     `below` are the datasets that the one of `origin` is a clone of, from clone to clone down to the
@@ -51,27 +51,27 @@ class Member(msgspec.Struct, frozen=True):
         return (self.origin_guid, *self.below)
 
 
-class Stray(msgspec.Struct, frozen=True):
+class Bystander(msgspec.Struct, frozen=True):
     """A dataset below a member that is none itself: it keeps its name."""
 
     path: str
     guid: int
 
 
-class Unit(msgspec.Struct, frozen=True):
+class SwapTree(msgspec.Struct, frozen=True):
     """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
 
     top: _Name
     fresh: _Name
-    former: _Name
-    members: tuple[Member, ...]
-    strays: tuple[Stray, ...]
+    set_aside: _Name
+    datasets: tuple[SwapDataset, ...]
+    bystanders: tuple[Bystander, ...]
     mounted: tuple[str, ...]
 
 
 def plan(
     wanted: Mapping[str, Snapshot], datasets: Mapping[str, Dataset], number: str, stamp: str
-) -> tuple[Unit, ...]:
+) -> tuple[SwapTree, ...]:
     """Units that let each dataset of `wanted` hold its snapshot. Pure.
 
     Raises RestoreImpossible for what cannot be switched so.
@@ -91,13 +91,13 @@ def plan(
                 "do again: zvmsnap clone, or --rollback"
             )
         units.append(
-            Unit(
+            SwapTree(
                 top=top,
                 fresh=f"{top}.zvmsnap-{number}",
-                former=f"{top}.before-{stamp}",
-                members=tuple(_member(top, name, wanted[name], datasets) for name in inside),
-                strays=tuple(
-                    Stray(name.removeprefix(top), datasets[name].guid)
+                set_aside=f"{top}.before-{stamp}",
+                datasets=tuple(_member(top, name, wanted[name], datasets) for name in inside),
+                bystanders=tuple(
+                    Bystander(name.removeprefix(top), datasets[name].guid)
                     for name in below
                     if name not in inside and _parent(name) in inside
                 ),
@@ -116,8 +116,8 @@ def _connected(top: str, wanted: Iterable[str]) -> list[str]:
     return found
 
 
-def _member(top: str, name: str, origin: Snapshot, datasets: Mapping[str, Dataset]) -> Member:
-    return Member(
+def _member(top: str, name: str, origin: Snapshot, datasets: Mapping[str, Dataset]) -> SwapDataset:
+    return SwapDataset(
         path=name.removeprefix(top),
         old_guid=datasets[name].guid,
         canmount=datasets[name].canmount,
@@ -138,15 +138,15 @@ def _below(dataset: Dataset, old_guid: int, datasets: Mapping[str, Dataset]) -> 
     return tuple(found)
 
 
-def prepare(units: Iterable[Unit]) -> tuple[Unit, ...]:
+def materialize(units: Iterable[SwapTree]) -> tuple[SwapTree, ...]:
     """Make the clones; the units with their guids. Raises ZfsFailed."""
     return tuple(_prepare(unit) for unit in units)
 
 
-def _prepare(unit: Unit) -> Unit:
+def _prepare(unit: SwapTree) -> SwapTree:
     there = zfs.datasets()
-    settings = zfs.local_properties([unit.top + member.path for member in unit.members])
-    for member in unit.members:
+    settings = zfs.local_properties([unit.top + member.path for member in unit.datasets])
+    for member in unit.datasets:
         name = unit.fresh + member.path
         if name in there:
             continue
@@ -158,21 +158,21 @@ def _prepare(unit: Unit) -> Unit:
     there = zfs.datasets()
     return msgspec.structs.replace(
         unit,
-        members=tuple(
+        datasets=tuple(
             msgspec.structs.replace(member, new_guid=there[unit.fresh + member.path].guid)
-            for member in unit.members
+            for member in unit.datasets
         ),
     )
 
 
-def discard(units: Iterable[Unit]) -> None:
+def discard(units: Iterable[SwapTree]) -> None:
     """Destroy the clones that `prepare` made.
 
     Raises ZfsFailed, also for one that still owns the snapshots that `promote` gave it.
     """
     there = zfs.datasets()
     for unit in units:
-        for member in reversed(unit.members):
+        for member in reversed(unit.datasets):
             name = unit.fresh + member.path
             if name not in there:
                 continue
@@ -183,29 +183,29 @@ def discard(units: Iterable[Unit]) -> None:
             zfs.destroy(name, with_snapshots=True)
 
 
-def switch(units: Iterable[Unit]) -> None:
+def swap(units: Iterable[SwapTree]) -> None:
     """Let the names hold the clones. Raises ZfsFailed, as when somebody works in a filesystem."""
     every = tuple(units)
     for unit in every:
-        top = unit.members[0]
-        _exchange(unit, top.old_guid, top.new_guid, aside=unit.former, instead=unit.fresh)
+        top = unit.datasets[0]
+        _exchange(unit, top.old_guid, top.new_guid, aside=unit.set_aside, instead=unit.fresh)
     for unit in every:
-        _mount(unit, aside=unit.former)
+        _mount(unit, aside=unit.set_aside)
 
 
-def switch_back(units: Iterable[Unit]) -> None:
+def swap_back(units: Iterable[SwapTree]) -> None:
     """Let the names hold what they held. Raises ZfsFailed."""
-    prepared = [unit for unit in units if unit.members[0].new_guid]
+    prepared = [unit for unit in units if unit.datasets[0].new_guid]
     for unit in reversed(prepared):
-        top = unit.members[0]
+        top = unit.datasets[0]
         # Without both names it is away with the unit above it, which comes next.
-        if {unit.top, unit.former} & zfs.datasets().keys():
-            _exchange(unit, top.new_guid, top.old_guid, aside=unit.fresh, instead=unit.former)
+        if {unit.top, unit.set_aside} & zfs.datasets().keys():
+            _exchange(unit, top.new_guid, top.old_guid, aside=unit.fresh, instead=unit.set_aside)
     for unit in prepared:
         _mount(unit, aside=unit.fresh)
 
 
-def _exchange(unit: Unit, leaving: int, coming: int, *, aside: str, instead: str) -> None:
+def _exchange(unit: SwapTree, leaving: int, coming: int, *, aside: str, instead: str) -> None:
     """One dataset (guids) goes from the top to `aside`; the other comes there from `instead`."""
     there = zfs.datasets()
     leaves = unit.top in there and there[unit.top].guid == leaving
@@ -223,7 +223,7 @@ def _exchange(unit: Unit, leaving: int, coming: int, *, aside: str, instead: str
         zfs.rename(instead, unit.top)
         there = zfs.datasets()
     by_guid = {dataset.guid: name for name, dataset in there.items()}
-    for stray in unit.strays:
+    for stray in unit.bystanders:
         name = by_guid.get(stray.guid)
         if name == aside + stray.path:
             zfs.rename(name, unit.top + stray.path)
@@ -242,10 +242,10 @@ def _unmount(mounted: Iterable[Dataset]) -> None:
         zfs.unmount(dataset.name)
 
 
-def _mount(unit: Unit, *, aside: str) -> None:
+def _mount(unit: SwapTree, *, aside: str) -> None:
     """What was mounted at the top is mounted again, and nothing aside when the host comes up."""
     there = zfs.datasets()
-    for member in unit.members:
+    for member in unit.datasets:
         if aside + member.path in there:
             _set_canmount(aside + member.path, member, "noauto")
         _set_canmount(unit.top + member.path, member, member.canmount)
@@ -253,33 +253,33 @@ def _mount(unit: Unit, *, aside: str) -> None:
     for dataset in sorted(found, key=_mountpoint):
         if not dataset.mounted:
             zfs.mount(dataset.name)
-    for member in unit.members:
+    for member in unit.datasets:
         name = unit.top + member.path
         if there[name].type == _VOLUME:
             volume.wait_device(name, DEVICE_TIMEOUT_S)
 
 
-def _set_canmount(name: str, member: Member, value: str) -> None:
+def _set_canmount(name: str, member: SwapDataset, value: str) -> None:
     if member.canmount:
         zfs.set_property(name, "canmount", value)
 
 
-def promote(units: Iterable[Unit]) -> None:
+def promote(units: Iterable[SwapTree]) -> None:
     """Let the new datasets own the snapshots up to theirs. Raises ZfsFailed."""
     for member in _members(units):
         for guid in member.line:
             _promote(member.new_guid, over=guid)
 
 
-def demote(units: Iterable[Unit]) -> None:
+def demote(units: Iterable[SwapTree]) -> None:
     """Give the snapshots back to whom they belonged. Raises ZfsFailed."""
     for member in reversed(_members(units)):
         for guid in reversed(member.line):
             _promote(guid, over=member.new_guid)
 
 
-def _members(units: Iterable[Unit]) -> list[Member]:
-    return [member for unit in units for member in unit.members]
+def _members(units: Iterable[SwapTree]) -> list[SwapDataset]:
+    return [member for unit in units for member in unit.datasets]
 
 
 def _promote(guid: int, over: int) -> None:

@@ -83,7 +83,7 @@ def _unescape(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class DiskLocation:
     """Where a disk really lies: dataset and path in it ("" for a volume)."""
 
     dataset: str

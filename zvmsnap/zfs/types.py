@@ -47,7 +47,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SnapshotListing:
     """What ZFS said of snapshots: `dataset@name` to what exists, and which pools are imported.
 
     Absence from a pool that is not imported proves nothing. `homeless` are names asked for whose
@@ -60,7 +60,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Branch:
+class Subtree:
     """All that lies below a dataset: datasets, and snapshots by `dataset@name`."""
 
     datasets: frozenset[str]
@@ -80,7 +80,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Use:
+class SnapshotUsage:
     """A snapshot, with what keeps it from being destroyed: clones of it, and holds on it."""
 
     snapshot: Snapshot

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import FarFailed, ZfsFailed
-from zvmsnap.common.ssh import HERE, Far, reason
-from zvmsnap.zfs.types import Answer, Branch, Dataset, Snapshot, Use
+from zvmsnap.common.ssh import HERE, RemoteHost, reason
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
 
 # Fixed when a dataset is made, inherited from an origin, or of its keys: `zfs clone` refuses them.
 _OF_THE_DATA = {
@@ -58,7 +58,7 @@ def datasets() -> dict[str, Dataset]:
     return found
 
 
-def snapshots(names: Iterable[str]) -> Answer:
+def snapshots(names: Iterable[str]) -> SnapshotListing:
     """Which of the snapshots `dataset@name` exist, in one process. Raises ZfsFailed.
 
     `zfs list` also fails when only some names are missing. So the pools are asked for in the
@@ -86,29 +86,29 @@ def snapshots(names: Iterable[str]) -> Answer:
         if _pool(name) in pools:
             _check_gone(name)
     homeless = frozenset(name for name in missing if _dataset(name) not in datasets)
-    return Answer(present, pools, homeless)
+    return SnapshotListing(present, pools, homeless)
 
 
-def all_snapshots() -> Answer:
+def all_snapshots() -> SnapshotListing:
     """All snapshots of all imported pools. Raises ZfsFailed."""
     pools = frozenset(line[0] for line in _list("-d", "0", "-t", "filesystem", "-o", "name"))
     found = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
-    return Answer({snapshot.full_name: snapshot for snapshot in found}, pools)
+    return SnapshotListing({snapshot.full_name: snapshot for snapshot in found}, pools)
 
 
-def branch(root: str, far: Far = HERE) -> Branch:
+def subtree(root: str, far: RemoteHost = HERE) -> Subtree:
     """What lies below `root`, with itself, here or at a destination. Raises ZfsFailed."""
     kinds = "filesystem,volume,snapshot"
     lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, far=far)
     found = [_snapshot(line) for line in lines if "@" in line[0]]
-    return Branch(
+    return Subtree(
         frozenset(line[0] for line in lines if "@" not in line[0]),
         {snapshot.full_name: snapshot for snapshot in found},
         frozenset(line[0] for line in lines if line[3] == "filesystem"),
     )
 
 
-def properties(name: str, names: Sequence[str], far: Far = HERE) -> dict[str, str]:
+def properties(name: str, names: Sequence[str], far: RemoteHost = HERE) -> dict[str, str]:
     """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
     said = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, far=far)
     return {line[0]: _value(line[1]) for line in _lines(said, columns=2)}
@@ -119,7 +119,7 @@ def create(name: str) -> None:
     _zfs("create", name)
 
 
-def create_folder(name: str, far: Far = HERE) -> None:
+def create_folder(name: str, far: RemoteHost = HERE) -> None:
     """Make a filesystem that only holds others, and is never mounted. Raises ZfsFailed."""
     _zfs("create", "-u", "-o", "canmount=off", name, far=far)
 
@@ -134,14 +134,14 @@ def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
     return sum(int(line.split("\t")[1]) for line in said.splitlines() if line.startswith("size\t"))
 
 
-def uses(datasets: Sequence[str]) -> list[Use]:
+def snapshot_usage(datasets: Sequence[str]) -> list[SnapshotUsage]:
     """The own snapshots of these datasets, oldest first. Raises ZfsFailed."""
     if not datasets:
         return []  # zfs takes no names for all there are
     columns = f"{_SNAPSHOT_COLUMNS},clones,userrefs"
     lines = _list("-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns, *datasets)
     return [
-        Use(
+        SnapshotUsage(
             _snapshot(line),
             tuple(clone for clone in _value(line[3]).split(",") if clone),
             int(_value(line[4]) or 0),
@@ -219,13 +219,13 @@ def created_s(snapshot: str) -> int:
     return int(_zfs("get", "-Hpo", "value", "creation", snapshot))
 
 
-def clone(origin: str, name: str, properties: Mapping[str, str], far: Far = HERE) -> None:
+def clone(origin: str, name: str, properties: Mapping[str, str], far: RemoteHost = HERE) -> None:
     """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
     settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
     _zfs("clone", *settings, origin, name, far=far)
 
 
-def promote(name: str, far: Far = HERE) -> None:
+def promote(name: str, far: RemoteHost = HERE) -> None:
     """Turn clone and origin round: its snapshots up to the origin become its own.
 
     Raises ZfsFailed.
@@ -233,7 +233,7 @@ def promote(name: str, far: Far = HERE) -> None:
     _zfs("promote", name, far=far)
 
 
-def rename(name: str, new_name: str, far: Far = HERE) -> None:
+def rename(name: str, new_name: str, far: RemoteHost = HERE) -> None:
     """Rename a dataset, with all below it. Raises ZfsFailed."""
     _zfs("rename", name, new_name, far=far)
 
@@ -266,7 +266,7 @@ def rollback(snapshot: str) -> None:
 def destroy(name: str, *, with_snapshots: bool = False) -> None:
     """Destroy a dataset or a snapshot, but nothing below it and no clone. Raises ZfsFailed."""
     if with_snapshots:
-        for use in uses([name]):
+        for use in snapshot_usage([name]):
             _zfs("destroy", use.snapshot.full_name)
     _zfs("destroy", name)
 
@@ -291,12 +291,12 @@ def _dataset(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _list(*arguments: str, partial: bool = False, far: Far = HERE) -> list[list[str]]:
+def _list(*arguments: str, partial: bool = False, far: RemoteHost = HERE) -> list[list[str]]:
     said = _zfs("list", "-Hp", *arguments, partial=partial, far=far)
     return _lines(said, 1 + arguments[arguments.index("-o") + 1].count(","))
 
 
-def _zfs(verb: str, *arguments: str, partial: bool = False, far: Far = HERE) -> str:
+def _zfs(verb: str, *arguments: str, partial: bool = False, far: RemoteHost = HERE) -> str:
     try:
         done = far.process(["zfs", verb, *arguments])
     except FarFailed as error:
