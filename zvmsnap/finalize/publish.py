@@ -86,7 +86,8 @@ def publish(config: Config, hypervisor: Host, work: EntryWriter, log: Logger) ->
             vault.drop_incoming(incoming)
             _close(work, directory)
             raise LevelMissed(
-                f"no point, as less than {entry.minimum_level} is not good enough: {work.entry.reason}"
+                f"no point, as less than {entry.minimum_level} is not good enough: "
+                f"{work.entry.reason}"
             )
         _Publication(config, hypervisor, work, directory, own, log).run(incoming)
     _close(work, directory)

@@ -45,9 +45,9 @@ class Disk(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One guest's part in a moment that is not finished.
 
-    `names` are the announced snapshot names; `preexisting_guids` are snapshots that had one of these
-    names before, and so are not of this moment. `capture` is the directory in staging. Without
-    names it is no moment, but the recovery of a guest of which no journal knew.
+    `snapshot_names` are announced by the caller; `preexisting_guids` are of snapshots that had one
+    of these names before, so they are not of this run. `capture` is the directory in staging.
+    Without snapshot names it is no run, but the recovery of a guest of which no journal knew.
     """
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA

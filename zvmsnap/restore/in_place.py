@@ -304,7 +304,8 @@ class InPlaceRestore:
     def _switch_back(self) -> None:
         if self._former.is_active() and any(self._switched()):
             raise RestoreFailed(
-                f"{self._operation.domain} was started meanwhile, on disks of then: shut it off first"
+                f"{self._operation.domain} was started meanwhile, on the restored disks: "
+                "shut it off first"
             )
         dataset_swap.swap_back(self._operation.swap_trees)
 
