@@ -15,6 +15,7 @@ import pytest
 from tests.fakes import libvirt_module  # noqa: F401 - before all that imports libvirt
 from tests.fakes.agent import FakeAgent
 from tests.fakes.capture_scene import Scene
+from tests.fakes.clock import TestClock
 from tests.fakes.seams import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
 from zvmsnap.capture import all_guests
 from zvmsnap.cli import main
@@ -117,6 +118,14 @@ def umask_of_a_service() -> Iterator[None]:
     old = os.umask(0o022)
     yield
     os.umask(old)
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[TestClock]:
+    """Nobody really waits: see TestClock."""
+    clock = TestClock()
+    with waiting.clocked_by(clock):
+        yield clock
 
 
 @pytest.fixture(autouse=True)
