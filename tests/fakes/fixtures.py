@@ -19,6 +19,7 @@ from tests.fakes.clock import TestClock
 from tests.fakes.seams import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
 from zvmsnap.capture import all_guests
 from zvmsnap.cli import main
+from zvmsnap.common import waiting
 from zvmsnap.common.process import Process, still_clock_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
