@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.agent import FakeAgent
 from tests.fakes.seams import UUID, DumpedGuest, FakeHypervisor, make_base
 from zvmsnap.capture import all_guests
-from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotStill
+from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotHeld
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
@@ -133,7 +133,7 @@ class Scene:
         assert (owner, post_within_s) == (OWNER, self._post_within_s)
         self._say("", "guard")
         if not self.has_guard:
-            raise NotStill("no guard is there")
+            raise NotHeld("no guard is there")
 
     def _written(self, journal: Journal, entry: Entry) -> None:
         self._write(journal, entry)

@@ -20,7 +20,7 @@ from tests.fakes.seams import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base
 from zvmsnap.capture import all_guests
 from zvmsnap.cli import main
 from zvmsnap.common import waiting
-from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
@@ -229,7 +229,7 @@ def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> C
             guest.agent.freeze()
             said = {"frozen": True}
         disk = EntryDisk("vda", "file", "raw", guest.live["vda"], "tank/web", "vda.raw")
-        since = {"disks_frozen_at_s": 1.0, "held_since_s": still_clock_s() - 5}
+        since = {"disks_frozen_at_s": 1.0, "held_since_s": uptime_s() - 5}
         known = {"level": level, "disks": (disk,), "step": "frozen", **said, **since}
         built = entry(uuid=guest.uuid, **{**known, **changes})
         Journal(config.journal_dir).write(built)

@@ -14,7 +14,7 @@ from tests.fakes.seams import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
 from tests.fakes.take_scene import configure
 from zvmsnap.common import lockfile, log
 from zvmsnap.common.errors import Cancelled
-from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.finalize import after_snapshot
@@ -206,7 +206,7 @@ def test_deadline_outlives_a_host_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=still_clock_s() - 61)
+    standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=uptime_s() - 61)
     start = threading.Thread.start
     failed: list[int] = []
 

@@ -34,12 +34,12 @@ from zvmsnap.common.errors import (
     DomainBusy,
     DumpAborted,
     ModeInvalid,
+    NotHeld,
     NotReached,
-    NotStill,
     ZvmsnapError,
 )
 from zvmsnap.common.lockfile import lock
-from zvmsnap.common.process import still_clock_s
+from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step, StepFailed
 from zvmsnap.common.steps import run as run_steps
 from zvmsnap.config import mode
@@ -381,7 +381,7 @@ class GuestCapture:
             with watch:
                 self._guest.snapshot_create(xml)
             now_s = time.monotonic()
-            since_s = still_clock_s() - (now_s - clock.stopped_at_s()) if stays_paused else 0.0
+            since_s = uptime_s() - (now_s - clock.stopped_at_s()) if stays_paused else 0.0
             work.note(
                 # One that came an instant after the dump, and could not be ended, is for leave.
                 paused=stays_paused or (work.entry.paused and bool(self._guest.pause())),
@@ -403,13 +403,13 @@ class GuestCapture:
 
     def _pre_freeze(self, work: EntryWriter) -> None:
         self._enter(Stage.SCRIPT)
-        work.note(thaw_script_due=True, held_since_s=still_clock_s())
+        work.note(thaw_script_due=True, held_since_s=uptime_s())
         scripts.run(self._moment.config, work.entry, scripts.PRE_FREEZE)
 
     def _freeze(self, placed: Eligibility, work: EntryWriter) -> None:
-        work.note(frozen=True, held_since_s=still_clock_s())
+        work.note(frozen=True, held_since_s=uptime_s())
         if not agent.freeze(self._guest, self._moment.config.limits.freeze_timeout_s):
-            raise NotStill("its agent found no file system to freeze")
+            raise NotHeld("its agent found no file system to freeze")
         work.note(disks_frozen_at_s=time.time(), newest_txg_before=self._since_now(placed))
 
     def _overlay(self, placed: Eligibility, work: EntryWriter) -> None:
@@ -421,4 +421,4 @@ class GuestCapture:
     def _still(self, work: EntryWriter) -> None:
         """Hours may have passed since the freeze, as far as we know: were we stopped meanwhile?"""
         if work.entry.frozen and not agent.is_frozen(self._guest):
-            raise NotStill("its file systems thawed before the snapshot could be taken")
+            raise NotHeld("its file systems thawed before the snapshot could be taken")

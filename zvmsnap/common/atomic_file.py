@@ -30,9 +30,9 @@ def _make(path: Path, mode: int) -> Path:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, durably, readable by its directory's owner alone. Raises OSError.
+    """Replace `path` by `data`, durably, readable by the owner of its directory alone.
 
-    That is root; but for a vault to which somebody sends points, who must go on reading them.
+    That is root, or the user as whom points are sent to this vault. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(
@@ -54,10 +54,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_durably(path: Path) -> None:
-    """Remove `path`, and what killed writers of it have left beside it. Raises OSError."""
+    """Remove `path`, and temporary files of writers that were killed. Raises OSError."""
     if path.exists():
-        for left in (path, *path.parent.glob(f".{path.name}.*.tmp")):
-            left.unlink(missing_ok=True)
+        for file in (path, *path.parent.glob(f".{path.name}.*.tmp")):
+            file.unlink(missing_ok=True)
         sync_dir(path.parent)
 
 

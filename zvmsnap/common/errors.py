@@ -30,7 +30,7 @@ class ConfigInvalid(ZvmsnapError):
 
 
 class ModeInvalid(ZvmsnapError):
-    """That is no order of levels."""
+    """That is no mode: no list of levels."""
 
     exit_code = EXIT_USAGE
 
@@ -54,7 +54,7 @@ class DestinationInvalid(ZvmsnapError):
 
 
 class ConfirmationMissing(ZvmsnapError):
-    """There is no terminal on which one could be asked."""
+    """A confirmation is needed, and no terminal can ask for it."""
 
     exit_code = EXIT_USAGE
 
@@ -68,7 +68,7 @@ class NoSpace(ZvmsnapError):
 
 
 class LockTimeout(ZvmsnapError):
-    """Somebody else held a lock until our deadline."""
+    """Another process held a lock until the timeout."""
 
 
 class Cancelled(ZvmsnapError):
@@ -76,7 +76,7 @@ class Cancelled(ZvmsnapError):
 
 
 class ZfsFailed(ZvmsnapError):
-    """OpenZFS refused or could not be asked; nothing may be concluded from silence."""
+    """OpenZFS refused, or could not be asked: then nothing may be concluded."""
 
 
 class HypervisorUnreachable(ZvmsnapError):
@@ -111,11 +111,11 @@ class DumpAborted(LibvirtFailed):
 
 
 class NotReached(ZvmsnapError):
-    """A level of coherence cannot be had of this guest now."""
+    """A level cannot be reached with this guest now."""
 
 
-class NotStill(ZvmsnapError):
-    """The guest, or its file systems, could not be made to stand still, or did not stay so."""
+class NotHeld(ZvmsnapError):
+    """The guest could not be paused or its file systems frozen, or they did not stay so."""
 
 
 class ScriptFailed(ZvmsnapError):
@@ -123,7 +123,7 @@ class ScriptFailed(ZvmsnapError):
 
 
 class AgentSilent(LibvirtFailed):
-    """A guest's agent does not answer, and has not got what it was asked for."""
+    """A guest's agent does not answer, and did not receive the request."""
 
 
 class DomainBusy(ZvmsnapError):
@@ -131,11 +131,11 @@ class DomainBusy(ZvmsnapError):
 
 
 class CommitFailed(ZvmsnapError):
-    """An overlay could not be brought back into its base; the guest still writes to it."""
+    """An overlay could not be merged into its base; the guest still writes to it."""
 
 
 class OverlayUnreadable(ZvmsnapError):
-    """What an overlay lies on cannot be told; it is kept, and nothing is concluded."""
+    """The image below an overlay cannot be read; the overlay is kept."""
 
 
 class QemuImgFailed(ZvmsnapError):
@@ -143,72 +143,76 @@ class QemuImgFailed(ZvmsnapError):
 
 
 class ImageUnloadable(ZvmsnapError):
-    """A memory image is incomplete or of a kind that libvirt cannot load."""
+    """A RAM image is incomplete, or of a kind that libvirt cannot load."""
 
 
 class TpmUncapturable(ZvmsnapError):
-    """The state of a guest's TPM cannot be captured, or has no TPM to be put back into."""
+    """The state of a guest's TPM cannot be captured, or the guest has no TPM to restore it to."""
 
 
 class CloneImpossible(ZvmsnapError):
-    """The machine has something that cannot exist twice on a host."""
+    """The guest has something that cannot exist twice on a host."""
 
 
 class VaultDamaged(ZvmsnapError):
-    """An entry of the vault cannot be read, or lies where it must not."""
+    """A point in the vault cannot be read, or is reached through a symlink."""
 
 
 class VaultMissing(ZvmsnapError):
-    """The vault is not the one that was used so far: its file system is not mounted?"""
+    """The vault is not the one that was used so far: maybe its file system is not mounted."""
+
+
+class WorkOfOtherVersion(ZvmsnapError):
+    """A journal file has another schema: only the version that wrote it can finish its work."""
 
 
 class SnapshotMissing(ZvmsnapError):
-    """ZFS has none of the snapshots that the moment was taken for."""
+    """ZFS has none of the snapshots of the run, or not all that a point needs."""
 
 
 class LevelMissed(ZvmsnapError):
-    """A point would be of less than the level that is required, so there is none."""
+    """No point is made, as it would be of less than the required level."""
 
 
 class RestoreImpossible(ZvmsnapError):
-    """A point cannot be brought back as it was asked for; nothing was touched."""
+    """A point cannot be restored as requested; nothing was touched."""
 
 
 class VerifyFailed(ZvmsnapError):
-    """A machine that was started from a point does not live."""
+    """A guest that was started from a point does not live."""
 
 
 class RestoreFailed(ZvmsnapError):
-    """Bringing a point back failed on the way; says what is there now."""
+    """A restore failed on the way; the message says in which state the guest is."""
 
 
 class DestinationUnreachable(ZvmsnapError):
     """ssh could not connect, or the connection was cut."""
 
 
-class FarFailed(ZvmsnapError):
+class RemoteFailed(ZvmsnapError):
     """A program on the machine of a destination failed."""
 
 
 class SyncoidFailed(ZvmsnapError):
-    """syncoid is not there, is too old, or could not send a dataset."""
+    """syncoid is not installed, is too old, or could not send a dataset."""
 
 
 class TakeRefused(ZvmsnapError):
-    """A moment cannot be taken as it was asked for; nothing was touched."""
+    """A run cannot be taken as requested; nothing was touched."""
 
 
 class TakeFailed(ZvmsnapError):
-    """A moment was not taken: no snapshot of it stays, and all guests are on their own disks."""
+    """A run failed: none of its snapshots is kept, and all guests are on their own disks."""
 
 
 class DropRefused(ZvmsnapError):
-    """A point cannot be dropped: it is not ours to drop, or something depends on it."""
+    """A point cannot be dropped: its snapshots are sanoid's, or something depends on them."""
 
 
 class SendRefused(ZvmsnapError):
-    """What was asked for cannot be sent as it is now; nothing was."""
+    """A point cannot be sent now; nothing was sent."""
 
 
 class FetchRefused(ZvmsnapError):
-    """A point cannot be fetched over what is here; nothing was touched."""
+    """A point cannot be fetched over what this host has; nothing was touched."""

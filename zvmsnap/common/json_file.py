@@ -42,7 +42,7 @@ class OtherSchema(Unreadable):
     """Another version of zvmsnap has written it, which alone knows what it says."""
 
     def __init__(self, path: Path, schema: int) -> None:
-        super().__init__(path, f"schema {schema} is not one that this version reads")
+        super().__init__(path, f"schema {schema} is not one this version reads")
         self.schema = schema
 
 

@@ -17,7 +17,7 @@ _POLL_S = 0.05
 
 @contextmanager
 def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[None]:
-    """Hold the lock `name`, saying in its file what for. Raises LockTimeout naming the holder.
+    """Hold the lock `name`; its file says what for. Raises LockTimeout, which names the holder.
 
     The file stays: removing it would let two processes lock two files of the same name.
     """
@@ -35,13 +35,13 @@ def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[
 
 
 def is_held(directory: Path, name: str) -> bool:
-    """Does somebody hold that lock now?"""
+    """Does any process hold that lock now?"""
     try:
         descriptor = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:
-        # Shared: others who only look are no holders.
+        # Shared: others who only look do not count as holders.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
@@ -51,13 +51,14 @@ def is_held(directory: Path, name: str) -> bool:
 
 
 def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+    # Real time, in tests too: whoever holds the lock works on in real time.
+    deadline_s = time.monotonic() + timeout_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline_s:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "unknown"
                 raise LockTimeout(
                     f"waited {timeout_s:g} s for {path} to {intent}; it is held to {holder}"

@@ -1,4 +1,4 @@
-"""Log lines for people: to stderr, with guest and dataset named, no time under systemd."""
+"""Log lines for people: to stderr, with guest and dataset, without time under systemd."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _root = logging.getLogger("zvmsnap")
 def setup(verbosity: int = 0) -> None:
     """Send log lines to stderr; `verbosity` -1 errors and warnings only, 0 normal, 1 debug.
 
-    The journal and a terminal have their own clock, so times are written only into mail and files.
+    Times are written into mail and files only: the journal and a terminal have their own.
     """
-    clocked = "JOURNAL_STREAM" in os.environ or sys.stderr.isatty()
+    has_clock = "JOURNAL_STREAM" in os.environ or sys.stderr.isatty()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         logging.Formatter(
             "zvmsnap: %(levelname)s%(message)s"
-            if clocked
+            if has_clock
             else "%(asctime)s zvmsnap: %(levelname)s%(message)s",
             datefmt="%Y-%m-%dT%H:%M:%S%z",
         )
@@ -49,10 +49,10 @@ Logger = logging.LoggerAdapter[logging.Logger]
 
 
 def about(domain: str, dataset: str) -> Logger:
-    """A logger whose lines begin with the guest and the dataset they speak of."""
+    """A logger whose lines begin with the guest and the dataset that they are about."""
     return _About(_root, {"about": f"{domain} ({dataset})"})
 
 
 def plain() -> logging.Logger:
-    """The logger for lines that speak of no guest."""
+    """The logger for lines that are about no guest."""
     return _root

@@ -30,8 +30,8 @@ class Process(msgspec.Struct, frozen=True):
         return self.started != 0 and Process.of(self.pid) == self
 
 
-def still_clock_s() -> float:
-    """Seconds that pass for all processes alike, whatever clocks are set to; since the boot."""
+def uptime_s() -> float:
+    """Seconds since boot: the same for all processes, whatever clocks are set to."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -15,7 +15,7 @@ _INIT = 1
 
 
 def finish_before_dying() -> None:
-    """What merges or removes ends what it began, whatever asks it to stop."""
+    """Only note signals that ask to stop: whoever merges or removes finishes first."""
 
     def note(number: int, _frame: FrameType | None) -> None:
         log.plain().warning("%s: finishing first", signal.Signals(number).name)
@@ -25,7 +25,7 @@ def finish_before_dying() -> None:
 
 
 def cancelled_by_signal() -> threading.Event:
-    """An event that is set when we are asked to stop."""
+    """An event that is set by a signal that asks to stop."""
     cancelled = threading.Event()
 
     def cancel(number: int, _frame: FrameType | None) -> None:
@@ -38,7 +38,7 @@ def cancelled_by_signal() -> threading.Event:
 
 
 def cancel_at_once() -> None:
-    """What may be interrupted anywhere ends as soon as it is asked to, with Cancelled."""
+    """Raise Cancelled at once on a signal: for work that may be interrupted anywhere."""
 
     def cancel(number: int, _frame: FrameType | None) -> None:
         raise Cancelled(f"{signal.Signals(number).name}: interrupted; the next run goes on with it")
@@ -48,9 +48,9 @@ def cancel_at_once() -> None:
 
 
 def cancelled_with_parent(parent: int) -> threading.Event:
-    """An event that is set when we are asked to stop, or when sanoid dies under us.
+    """An event that is set by a signal that asks to stop, or when sanoid dies.
 
-    sanoid's own script_timeout kills sanoid and not the hook, which would then leave guests on
+    sanoid's own script_timeout kills sanoid and not the hook, which would go on to put guests on
     overlays for a post that never comes. Raises Cancelled if sanoid is dead already.
     """
     cancelled = threading.Event()
@@ -66,7 +66,7 @@ def cancelled_with_parent(parent: int) -> threading.Event:
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # It may have died before the kernel knew that we want to be told.
+    # It may have died before this request reached the kernel.
     if os.getppid() != parent or parent == _INIT:
         raise Cancelled("sanoid is dead already; nothing was touched")
     return cancelled

@@ -1,7 +1,7 @@
-"""Programs on the machine of a destination: over ssh, or here if it is this one.
+"""Programs on the machine of a destination: over ssh, or directly if it is this one.
 
-ssh never asks anything (BatchMode), and gives up on a connection that is cut. What it takes to the
-other side passes a shell there, so every word is quoted; here there is no shell.
+ssh never asks anything (BatchMode), and gives up on a connection that is cut. The remote command
+passes through a shell, so every word is quoted; on this machine no shell is used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 from zvmsnap.common.atomic_file import private_dir
-from zvmsnap.common.errors import DestinationUnreachable, FarFailed
+from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed
 
 _SSH_FAILED = 255
 
@@ -27,12 +27,12 @@ SSH_OPTIONS = (
     "ServerAliveCountMax=4",
 )
 
-# One connection for all that is asked in a run; syncoid keeps its own.
-_KEPT_S = 15
+# One connection for all commands of a run; syncoid has its own.
+_PERSIST_S = 15
 
 
 class RemoteHost:
-    """Runs programs at `host` ("" is here); sockets of connections lie in `sockets`."""
+    """Runs programs on `host` ("" is this one); ssh keeps its sockets in `sockets`."""
 
     def __init__(self, host: str, sockets: Path = Path("/run")) -> None:
         self.host = host
@@ -41,26 +41,32 @@ class RemoteHost:
     def process(self, words: Sequence[str], given: bytes = b"") -> CompletedProcess[bytes]:
         """Run a program and wait for it, `given` on its standard input.
 
-        Raises DestinationUnreachable, and FarFailed if there is no such program.
+        Raises DestinationUnreachable, and RemoteFailed if the program does not exist.
         """
         command = [*self.ssh(), self.host, shlex.join(words)] if self.host else list(words)
         try:
             done = subprocess.run(command, input=given, capture_output=True, check=False)
         except OSError as error:
-            raise FarFailed(f"{command[0]} cannot be run: {error.strerror}") from error
+            raise RemoteFailed(f"{command[0]} cannot be run: {error.strerror}") from error
         if self.host and done.returncode == _SSH_FAILED:
             raise DestinationUnreachable(f"{self.host}: {reason(done.stderr)}")
         return done
 
     def run(self, *words: str, given: bytes = b"") -> str:
-        """What a program says. Raises DestinationUnreachable, and FarFailed with its last words."""
+        """The output of a program.
+
+        Raises DestinationUnreachable, and RemoteFailed with the last line of its errors.
+        """
         done = self.process(words, given)
         if done.returncode:
-            raise FarFailed(f"{self.where}{words[0]} failed: {reason(done.stderr)}")
+            raise RemoteFailed(f"{self.where}{words[0]} failed: {reason(done.stderr)}")
         return done.stdout.decode(errors="surrogateescape")
 
     def rsync(self, *words: str) -> str:
-        """Copy with rsync, whose `HOST:PATH` no shell reads there. Raises FarFailed."""
+        """Copy with rsync; no shell reads its `HOST:PATH`.
+
+        Raises DestinationUnreachable and RemoteFailed.
+        """
         through = ["-e", shlex.join(self.ssh())] if self.host else []
         try:
             done = subprocess.run(
@@ -70,11 +76,12 @@ class RemoteHost:
                 check=False,
             )
         except OSError as error:
-            raise FarFailed(f"rsync cannot be run ({error.strerror}): apt install rsync") from error
+            why = f"rsync cannot be run ({error.strerror}): apt install rsync"
+            raise RemoteFailed(why) from error
         if self.host and done.returncode in _RSYNC_CUT:
             raise DestinationUnreachable(f"{self.host}: {_first(done.stderr)}")
         if done.returncode:
-            raise FarFailed(f"{self.where}rsync failed: {_first(done.stderr)}")
+            raise RemoteFailed(f"{self.where}rsync failed: {_first(done.stderr)}")
         return done.stdout.decode(errors="surrogateescape")
 
     @property
@@ -87,7 +94,7 @@ class RemoteHost:
         shared = (
             "ControlMaster=auto",
             f"ControlPath={private_dir(self._sockets)}/ssh-%C",
-            f"ControlPersist={_KEPT_S}",
+            f"ControlPersist={_PERSIST_S}",
         )
         return ["ssh", *(word for option in (*SSH_OPTIONS, *shared) for word in ("-o", option))]
 
@@ -96,12 +103,12 @@ HERE = RemoteHost("")
 
 
 def reason(stderr: bytes) -> str:
-    """The last thing that was said, without the frames of ssh's warnings."""
+    """The last line, without the frames of ssh's warnings."""
     lines = [line.strip(" @\r") for line in stderr.decode(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "no reason given")
 
 
 def _first(stderr: bytes) -> str:
-    """rsync tells the cause first, and what became of it last."""
+    """The first line: rsync tells the cause first, and the consequence last."""
     lines = stderr.decode(errors="replace").splitlines()
     return next((line.strip() for line in lines if line.strip()), "no reason given")

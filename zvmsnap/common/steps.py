@@ -1,6 +1,6 @@
 """Steps: each changes one thing of the outside world, is written down first, and can be undone.
 
-A step that raises is undone too: its `undo` must cope with "not begun", "half done" and "done".
+A step that raises is undone too: its `undo` must work after "not begun", "half done" and "done".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STOP_BEFORE = "ZVMSNAP_TEST_STOP_BEFORE"
 
 @dataclass(frozen=True)
 class Step:
-    """One named change; `undo` is None where nothing outside is left behind."""
+    """One named change; `undo` is None if it leaves nothing outside."""
 
     name: str
     do: Callable[[], None]
@@ -28,7 +28,7 @@ class Step:
 
 
 class StepFailed(ZvmsnapError):
-    """What went wrong first, in which step, and what could not be undone afterwards."""
+    """The first error, in which step, and what could not be undone after it."""
 
     def __init__(self, step: str, cause: BaseException, not_undone: Sequence[str]) -> None:
         message = f"{step}: {cause}"
@@ -46,8 +46,8 @@ def run(
     """Do `steps` in order; `record(name)` writes each down before it begins.
 
     `begin_with` names the step at which an interrupted run goes on. On any failure undoes in
-    reverse, the failing step first, and raises StepFailed. All undos are tried, also when one
-    fails. Raises ZvmsnapError, with nothing done, if there is no such step.
+    reverse order, the failing step first, and raises StepFailed. All undos are tried, also after
+    one has failed. Raises ZvmsnapError, with nothing done, if no step has that name.
     """
     first = _position(steps, begin_with) if begin_with else 0
     for position, step in enumerate(steps[first:], first):
@@ -61,9 +61,9 @@ def run(
 
 
 def take_back(steps: Sequence[Step], last: str, record: Callable[[str], None]) -> list[str]:
-    """Undo an interrupted run, from step `last` back; returns what could not be undone.
+    """Undo interrupted steps, from step `last` back; returns what could not be undone.
 
-    Raises ZvmsnapError if there is no such step.
+    Raises ZvmsnapError if no step has that name.
     """
     return _undo(steps[: _position(steps, last) + 1], record)
 
@@ -85,8 +85,8 @@ def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
     for step in reversed(done):
         if step.undo is None:
             continue
-        # A journal that cannot be written (a full disk?) is no reason not to put the guest back.
-        # What could not be undone stays written down: it is where the next try begins.
+        # The guest is put back though the journal cannot be written (a full disk?). The first step
+        # that could not be undone stays written down: the next attempt begins there.
         with suppress(Exception):
             if not not_undone:
                 record(f"undo {step.name}")

@@ -1,7 +1,7 @@
-"""One way to wait: ask, sleep, ask again, until it is so or the time is up.
+"""One way to wait: check, sleep, check again, until it is so or the time is up.
 
-All waiting goes through one clock, so that tests can put theirs in its place: nothing that they
-assert then depends on how busy the machine is.
+All waiting goes through one clock, which tests replace: what they assert does not depend on how
+busy the machine is.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _clock = Clock()
 def clocked_by(clock: Clock) -> Iterator[None]:
     """Wait by another clock: for tests."""
     global _clock
-    before, _clock = _clock, clock
+    own, _clock = _clock, clock
     try:
         yield
     finally:
-        _clock = before
+        _clock = own
 
 
 def now_s() -> float:
@@ -69,8 +69,8 @@ def wait_until(
 ) -> Answer:
     """Call `check` every `poll_s` seconds until its answer is true; return its last answer.
 
-    That is a false one when `timeout_s` is over, or when `cancelled` is set. It is asked at
-    least once, and once more when the time is up.
+    The last answer is a false one if `timeout_s` is over, or `cancelled` is set. `check` is called
+    at least once, and once more when the time is up.
     """
     deadline_s = now_s() + timeout_s
     while True:

@@ -10,19 +10,17 @@ AppArmor's helper reads image headers in unusual directories only of files named
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from zvmsnap.common import capture_name
 from zvmsnap.common.atomic_file import passable_dir, private_dir
 from zvmsnap.common.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.points.manifest import MEMORY
 from zvmsnap.zfs import mounts
 
 _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
-_CAPTURE = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[0-9a-f]{8}")
 _OTHERS_OR_GROUP_MAY_PASS = 0o011
 
 
@@ -35,7 +33,7 @@ class StagingDir:
     @classmethod
     def fresh(cls, staging: Path, uuid: str) -> StagingDir:
         """A name that no capture had before: libvirt overwrites an existing RAM image silently."""
-        return cls(staging / f"{uuid}.{secrets.token_hex(4)}")
+        return cls(staging / capture_name.fresh(uuid))
 
     @property
     def point(self) -> Path:
@@ -86,14 +84,14 @@ def staging_dirs(staging: Path) -> list[StagingDir]:
     return [
         StagingDir(path)
         for path in sorted(staging.iterdir())
-        if _CAPTURE.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if capture_name.is_capture(path.name) and path.is_dir() and not path.is_symlink()
     ]
 
 
 def is_overlay(path: str) -> bool:
     """Is that the path of an overlay of ours? Its own name and its directory's must be."""
     where = Path(path)
-    return where.name.endswith(_OVERLAY_SUFFIX) and bool(_CAPTURE.fullmatch(where.parent.name))
+    return where.name.endswith(_OVERLAY_SUFFIX) and capture_name.is_capture(where.parent.name)
 
 
 def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.Mount]) -> None:

@@ -77,7 +77,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     )
     paused: bool = False  # by us: to end its dump, or until its snapshot is taken
     frozen: bool = False  # its file systems, by us
-    held_since_s: float = 0.0  # `still_clock_s` when it was about to be frozen, or was paused
+    held_since_s: float = 0.0  # `uptime_s` when it was about to be frozen, or was paused
     thaw_script_due: bool = False  # pre-freeze was begun, so post-thaw must run
     original_downtime_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = (
         None  # what QEMU allowed itself before we changed it

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
-from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
@@ -107,7 +107,7 @@ class _DeadlineKeeper:
 
     def _let_go_in_time(self, guest: Guest, entry: Entry, about: log.Logger) -> None:
         since_s = entry.held_since_s or self._seen_still_since(guest, entry)
-        if not since_s or still_clock_s() - since_s < self._config.limits.max_freeze_s:
+        if not since_s or uptime_s() - since_s < self._config.limits.max_freeze_s:
             return
         from zvmsnap.quiesce import thaw
 
@@ -115,7 +115,7 @@ class _DeadlineKeeper:
             about.error(
                 "%s for %.0f s: let go, as nobody did. No point of it will be of that level",
                 was,
-                still_clock_s() - since_s,
+                uptime_s() - since_s,
             )
         if was or (entry.held_since_s and not thaw.is_busy(guest)):
             self._finish(guest, entry, about)
@@ -124,7 +124,7 @@ class _DeadlineKeeper:
         if not entry.paused or not guest.pause():
             self._seen_s.pop(entry.capture, None)
             return 0.0
-        return self._seen_s.setdefault(entry.capture, still_clock_s())
+        return self._seen_s.setdefault(entry.capture, uptime_s())
 
     def _finish(self, guest: Guest | None, seen: Entry, about: log.Logger) -> None:
         from zvmsnap.quiesce import thaw

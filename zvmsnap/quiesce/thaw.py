@@ -17,9 +17,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from zvmsnap.common.errors import DomainGone, DomainLocked, LibvirtFailed, NotStill, ScriptFailed
+from zvmsnap.common.errors import DomainGone, DomainLocked, LibvirtFailed, NotHeld, ScriptFailed
 from zvmsnap.common.log import Logger
-from zvmsnap.common.process import still_clock_s
+from zvmsnap.common.process import uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
@@ -36,7 +36,7 @@ _BY_US = (Pause.USER, Pause.JOB)
 
 
 def release_guest(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
-    """Follow the table. The caller holds the guest's lock. Raises NotStill and LibvirtFailed."""
+    """Follow the table. The caller holds the guest's lock. Raises NotHeld and LibvirtFailed."""
     if work.entry.level is ConsistencyLevel.PAUSED and work.entry.paused:
         _resume(guest, work)
     if work.entry.frozen:
@@ -59,11 +59,11 @@ def note_guest_gone(config: Config, work: EntryWriter, log: Logger) -> None:
 def thaw(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
     """Thaw its file systems, which must have been frozen until now; post-thaw follows at once.
 
-    Raises NotStill, when they were not or when they cannot be thawed, and LibvirtFailed.
+    Raises NotHeld, when they were not or when they cannot be thawed, and LibvirtFailed.
     """
     if why := _thawed(guest):
         work.note(frozen=False)
-        raise NotStill(why)
+        raise NotHeld(why)
     work.note(frozen=False, pause_s=_still_s(work.entry))
     if work.entry.thaw_script_due:
         _after_thaw(config, work, log)
@@ -148,7 +148,7 @@ def _thaw(guest: Guest, work: EntryWriter) -> None:
 def _thawed(guest: Guest) -> str:
     """Thaw; returns why what was frozen is not as it was left, "" if it is.
 
-    Raises NotStill if it cannot be thawed now.
+    Raises NotHeld if it cannot be thawed now.
     """
     still = False
     for attempt in range(_THAW_ATTEMPTS):
@@ -161,7 +161,7 @@ def _thawed(guest: Guest) -> str:
             return "" if still else "its file systems thawed before its snapshot was known"
         except LibvirtFailed as error:
             if attempt == _THAW_ATTEMPTS - 1:
-                raise NotStill(
+                raise NotHeld(
                     f"its file systems may be frozen, and cannot be thawed now: {error}; it is "
                     f"tried again; by hand: virsh domfsthaw {guest.name}"
                 ) from error
@@ -170,7 +170,7 @@ def _thawed(guest: Guest) -> str:
 
 
 def _still_s(entry: Entry) -> float:
-    return still_clock_s() - entry.held_since_s if entry.held_since_s else 0.0
+    return uptime_s() - entry.held_since_s if entry.held_since_s else 0.0
 
 
 def _after_thaw(config: Config, work: EntryWriter, log: Logger) -> None:

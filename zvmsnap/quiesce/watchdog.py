@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import NotStill
+from zvmsnap.common.errors import NotHeld
 from zvmsnap.common.lockfile import is_held
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
@@ -51,13 +51,13 @@ def start_watchdog(owner: Process, post_within_s: float = math.inf) -> None:
 
 
 def require_watchdog(config: Config, owner: Process, post_within_s: float) -> None:
-    """Return when the guard watches. Raises NotStill if it does not come."""
+    """Return when the guard watches. Raises NotHeld if it does not come."""
     deadline_s = time.monotonic() + _STARTING_LIMIT_S
     if not is_held(config.locks_dir, unit_name(owner)):
         start_watchdog(owner, post_within_s)
     while not is_held(config.locks_dir, unit_name(owner)):
         if time.monotonic() > deadline_s:
-            raise NotStill("no guard is there that would let it go again, whatever happens to us")
+            raise NotHeld("no guard is there that would let it go again, whatever happens to us")
         time.sleep(_STARTING_POLL_S)
 
 

@@ -83,7 +83,7 @@ class Fetch:
     def run(self, plan: FetchPlan) -> RestorePoint:
         """Bring everything here; returns the point in the vault here.
 
-        Raises FetchRefused, SyncoidFailed, FarFailed, ImageUnloadable, VaultMissing.
+        Raises FetchRefused, SyncoidFailed, RemoteFailed, ImageUnloadable, VaultMissing.
         """
         manifest = plan.point.manifest
         timeout_s = self._config.limits.lock_timeout_s

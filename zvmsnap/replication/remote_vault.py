@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from zvmsnap.common.atomic_file import private_dir, write_atomic
-from zvmsnap.common.errors import FarFailed, VaultMissing
+from zvmsnap.common.errors import RemoteFailed, VaultMissing
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
@@ -83,23 +83,23 @@ class RemoteVault:
         return vault.all_in(self._mirror)
 
     def claim(self) -> None:
-        """Make the vault, if it is the first time. Raises VaultMissing and FarFailed."""
+        """Make the vault, if it is the first time. Raises VaultMissing and RemoteFailed."""
         self._check()
         mark = self.place / vault.MARK
         try:
             self._far.run("mkdir", "-p", "-m", "700", "--", str(self.place))
             if not self._mark():
                 self._far.run("tee", "--", str(mark), given=secrets.token_hex(16).encode())
-        except FarFailed as error:
+        except RemoteFailed as error:
             hint = _CANNOT_WRITE.format(where=WHERE, root=self._destination.root)
-            raise FarFailed(f"{error}; {hint}") from error
+            raise RemoteFailed(f"{error}; {hint}") from error
         private_dir(self._known.parent)
         write_atomic(self._known, self._mark().encode())
 
     def put(self, parcel: PointTransfer, *, bwlimit: str) -> int:
         """Bring a point there; RAM goes on where an interrupted run has left it.
 
-        Returns bytes sent. Raises FarFailed and DestinationUnreachable.
+        Returns bytes sent. Raises RemoteFailed and DestinationUnreachable.
         """
         point, manifest = parcel.point, parcel.manifest
         folder = self.place / folder_of(manifest.domain)
@@ -124,7 +124,7 @@ class RemoteVault:
         return sent_bytes
 
     def remove(self, point: RestorePoint) -> None:
-        """Remove a point there: gone with one rename, its bytes follow. Raises FarFailed."""
+        """Remove a point there: gone with one rename, its bytes follow. Raises RemoteFailed."""
         place = self._of(point)
         grave = place.with_name(f"{REMOVING}{place.name}")
         self._far.run("rm", "-rf", "--", str(grave))
@@ -135,7 +135,7 @@ class RemoteVault:
     def clear(self, uuids: Iterable[str], captures: Iterable[str]) -> None:
         """Remove half-removed points, and half-copied ones of these guests that are gone here.
 
-        Raises FarFailed.
+        Raises RemoteFailed.
         """
         said = self._far.run(
             "find", str(self.place), "-mindepth", "2", "-maxdepth", "2", "-type", "d",
@@ -155,7 +155,7 @@ class RemoteVault:
     def get_small(self, point: RestorePoint, directory: Path) -> None:
         """Bring definition, NVRAM and TPM of a point there into a directory here.
 
-        Raises FarFailed and DestinationUnreachable.
+        Raises RemoteFailed and DestinationUnreachable.
         """
         filters = [f"--include={name}" for name in _SMALL]
         there = f"{self._at(self._of(point))}/"
@@ -164,7 +164,7 @@ class RemoteVault:
     def get_memory(self, point: RestorePoint, directory: Path) -> None:
         """Bring its RAM image, if it has one, going on where an interrupted run has left it.
 
-        Raises FarFailed and DestinationUnreachable.
+        Raises RemoteFailed and DestinationUnreachable.
         """
         if memory := point.manifest.memory:
             there = self._at(self._of(point) / memory.file)
@@ -210,7 +210,7 @@ class RemoteVault:
         wrong = [path for path, digest in paths.items() if there.get(path) != digest]
         if wrong:
             self._far.run("rm", "-f", "--", *wrong)
-            raise FarFailed(
+            raise RemoteFailed(
                 f"{self._far.where}{wrong[0]}: arrived with another checksum, and was removed "
                 "there: send again; zvmsnap verify tells whether it is good here"
             )

@@ -62,8 +62,8 @@ class UnitOutcome:
 class Sending:
     """One run to one destination.
 
-    What concerns all guests is raised: DestinationUnreachable, VaultMissing, FarFailed, ZfsFailed,
-    SyncoidFailed and LockTimeout; the receipts tell of it too.
+    What concerns all guests is raised: DestinationUnreachable, VaultMissing, RemoteFailed,
+    ZfsFailed, SyncoidFailed and LockTimeout; the receipts tell of it too.
     """
 
     def __init__(

@@ -15,19 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated
 
 import msgspec
 
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
+from zvmsnap.common.snapshot_name import FullName
 from zvmsnap.zfs import volume, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 _VOLUME = "volume"
 DEVICE_TIMEOUT_S = 30
-
-# All become words of command lines: nothing in them may be taken for something else.
-_Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
 
 class SwapDataset(msgspec.Struct, frozen=True):
@@ -40,7 +37,7 @@ class SwapDataset(msgspec.Struct, frozen=True):
     path: str
     old_guid: int
     canmount: str
-    origin: _Name
+    origin: FullName
     origin_guid: int
     new_guid: int = 0
     below: tuple[int, ...] = ()
@@ -61,9 +58,9 @@ class Bystander(msgspec.Struct, frozen=True):
 class SwapTree(msgspec.Struct, frozen=True):
     """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
 
-    top: _Name
-    fresh: _Name
-    set_aside: _Name
+    top: FullName
+    fresh: FullName
+    set_aside: FullName
     datasets: tuple[SwapDataset, ...]
     bystanders: tuple[Bystander, ...]
     mounted: tuple[str, ...]

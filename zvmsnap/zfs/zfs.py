@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import FarFailed, ZfsFailed
+from zvmsnap.common.errors import RemoteFailed, ZfsFailed
 from zvmsnap.common.ssh import HERE, RemoteHost, reason
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
 
@@ -299,7 +299,7 @@ def _list(*arguments: str, partial: bool = False, far: RemoteHost = HERE) -> lis
 def _zfs(verb: str, *arguments: str, partial: bool = False, far: RemoteHost = HERE) -> str:
     try:
         done = far.process(["zfs", verb, *arguments])
-    except FarFailed as error:
+    except RemoteFailed as error:
         raise ZfsFailed(f"{error}; is zfsutils-linux there?") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):

@@ -48,7 +48,7 @@ def test_other_schema_is_told_by_its_number(path: Path, content: bytes) -> None:
     with pytest.raises(OtherSchema) as caught:
         json_file.read(path, Note, 2)
     assert (caught.value.path, caught.value.schema) == (path, 3)
-    assert str(caught.value) == f"{path}: schema 3 is not one that this version reads"
+    assert str(caught.value) == f"{path}: schema 3 is not one this version reads"
 
 
 @pytest.mark.parametrize(

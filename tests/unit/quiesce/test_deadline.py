@@ -11,7 +11,7 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.seams import OTHER, UUID, DumpedGuest, FakeGuest, FakeHypervisor, make_base
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.lockfile import lock
-from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.journal.entry import Entry
@@ -44,7 +44,7 @@ def db(tmp_path: Path, config: Config, entry: Standing, host: FakeHypervisor) ->
 
 
 def since(seconds: float) -> float:
-    return still_clock_s() - seconds
+    return uptime_s() - seconds
 
 
 def due() -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_not_before(
     known = standing(level, owner=OWNER, held_since_s=since(0))
     with deadline.enforce_deadline(within(config, 0.3), OWNER):
         until(lambda: not is_still(guest))
-    assert still_clock_s() - known.held_since_s >= 0.3
+    assert uptime_s() - known.held_since_s >= 0.3
 
 
 @pytest.mark.parametrize(

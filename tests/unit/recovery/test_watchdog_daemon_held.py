@@ -14,9 +14,9 @@ import pytest
 
 from tests.fakes.seams import FakeGuest, FakeHypervisor, FakeZfs
 from zvmsnap.common.atomic_file import private_dir
-from zvmsnap.common.errors import NotStill
+from zvmsnap.common.errors import NotHeld
 from zvmsnap.common.lockfile import is_held, lock
-from zvmsnap.common.process import Process, still_clock_s
+from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs
@@ -97,7 +97,7 @@ def test_a_guard_that_takes_its_time(
 def test_no_guard_comes(config: Config, armed: Armed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "_STARTING_LIMIT_S", 0.05)
     armed.comes = False
-    with pytest.raises(NotStill, match="no guard is there"):
+    with pytest.raises(NotHeld, match="no guard is there"):
         watchdog.require_watchdog(config, DEAD, math.inf)
     assert armed.calls == [(DEAD, math.inf)]
 
@@ -168,7 +168,7 @@ def test_sanoid_is_dead(
 
 
 def due() -> dict[str, Any]:
-    return {"owner": DEAD, "held_since_s": still_clock_s() - 61}
+    return {"owner": DEAD, "held_since_s": uptime_s() - 61}
 
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.common.atomic_file import private_dir
-from zvmsnap.common.errors import DestinationUnreachable, FarFailed, VaultMissing
+from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed, VaultMissing
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
@@ -139,7 +139,7 @@ def test_what_a_power_cut_has_spoilt_is_sent_anew(there: RemoteVault, web: Resto
     arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
     (arriving / MEMORY).write_bytes(bytes(len(RAM)))
-    with pytest.raises(FarFailed, match="another checksum"):
+    with pytest.raises(RemoteFailed, match="another checksum"):
         there.put(parcel(web), bwlimit="")
     assert there.read() == ([], [])
     there.put(parcel(web), bwlimit="")
@@ -184,7 +184,7 @@ def test_not_the_vault_of_before(there: RemoteVault, web: RestorePoint) -> None:
 def test_cannot_be_made(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = str(tmp_path / "file/vault")
-    with pytest.raises(FarFailed, match="zfs set zvmsnap:vault="):
+    with pytest.raises(RemoteFailed, match="zfs set zvmsnap:vault="):
         RemoteVault(config, Destination("", "far/off"), RemoteHost(""), place).claim()
 
 
