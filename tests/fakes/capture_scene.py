@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
-from tests.fakes.seams import UUID, DumpedGuest, FakeHypervisor, make_base
+from tests.fakes.guest import UUID, DumpedGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import make_base
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotHeld
 from zvmsnap.common.process import Process

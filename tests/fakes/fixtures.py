@@ -16,7 +16,10 @@ from tests.fakes import libvirt_module  # noqa: F401 - before all that imports l
 from tests.fakes.agent import FakeAgent
 from tests.fakes.capture_scene import Scene
 from tests.fakes.clock import TestClock
-from tests.fakes.seams import RAM, FakeGuest, FakeHypervisor, FakeZfs, make_base, write
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import RAM, make_base, write
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.capture import all_guests
 from zvmsnap.cli import main
 from zvmsnap.common import waiting

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from tests.fakes.seams import UUID, FakeGuest, FakeHypervisor, libvirt_image
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import libvirt_image
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import OTHER, UUID, DumpedGuest, FakeHypervisor, make_base
+from tests.fakes.guest import OTHER, UUID, DumpedGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import make_base
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config

@@ -24,7 +24,9 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.seams import UUID, FakeGuest, FakeHypervisor, FakeZfs
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.capture import all_guests
 from zvmsnap.cli import points
 from zvmsnap.common import signals

@@ -16,7 +16,7 @@ from tests.fakes.capture_scene import (
     failing,
     thaws_under_the_overlay,
 )
-from tests.fakes.seams import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import Cancelled, ZfsFailed
 from zvmsnap.config.level import ConsistencyLevel

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from tests.fakes.capture_scene import MOMENT, OWNER, Scene, agent_of, failing
-from tests.fakes.seams import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs
+from tests.fakes.guest import OTHER, UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
 from tests.fakes.take_scene import configure
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common import lockfile, log
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.common.process import Process, uptime_s

@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
-from tests.fakes.seams import OTHER, DumpedGuest, FakeHypervisor, make_base
+from tests.fakes.guest import OTHER, DumpedGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import make_base
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
 from zvmsnap.capture import take
 from zvmsnap.common.errors import ZfsFailed

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import DumpedGuest, FakeHypervisor, FakeZfs, make_base
+from tests.fakes.guest import DumpedGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import make_base
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.capture import all_guests
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel

@@ -21,7 +21,7 @@ from tests.fakes.capture_scene import (
     no_freeze,
     shareable,
 )
-from tests.fakes.seams import OTHER, UUID
+from tests.fakes.guest import OTHER, UUID
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel

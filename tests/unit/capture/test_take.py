@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
-from tests.fakes.seams import FakeGuest, FakeHypervisor
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHypervisor
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
 from zvmsnap.capture import take
 from zvmsnap.common.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed

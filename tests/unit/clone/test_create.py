@@ -4,8 +4,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.fakes.guest import OTHER
 from tests.fakes.restore_scene import DATASET, NAME, THEN, Killed, Machine, Scene, set_scene
-from tests.fakes.seams import OTHER
 from zvmsnap.clone import create, destroy, plan
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.destroy import destroy_clone

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.fakes.guest import FakeGuest
 from tests.fakes.restore_scene import DATASET, Host, Machine, Scene, set_scene
-from tests.fakes.seams import FakeGuest
 from zvmsnap.clone import destroy, verify
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, memory_image, verify_result

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import UUID, FakeGuest, holds, make_base, write
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.images import holds, make_base, write
 from zvmsnap.common.errors import CommitFailed, OverlayUnreadable, QemuImgFailed, ZvmsnapError
 from zvmsnap.disks import offline_commit, overlay_chain
 from zvmsnap.disks.overlay_chain import OverlayChain

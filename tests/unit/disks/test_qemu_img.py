@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import SIZE, holds, make_base, make_overlay, run_qemu_img, write
+from tests.fakes.images import SIZE, holds, make_base, make_overlay, run_qemu_img, write
 from zvmsnap.common.errors import OverlayUnreadable, QemuImgFailed, ZvmsnapError
 from zvmsnap.disks import qemu_img
 from zvmsnap.disks.qemu_img import Layer

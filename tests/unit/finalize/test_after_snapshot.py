@@ -6,7 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.fakes.seams import OTHER, UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
+from tests.fakes.guest import OTHER, UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import holds
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process

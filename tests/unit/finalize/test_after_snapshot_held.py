@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes.seams import FakeGuest, FakeHypervisor, FakeZfs
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config

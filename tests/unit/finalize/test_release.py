@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes.seams import UUID, FakeGuest, holds, make_base, write
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.images import holds, make_base, write
 from zvmsnap.common import log
 from zvmsnap.common.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import zvmsnap
-from tests.fakes.seams import FakeGuest, FakeHypervisor, FakeZfs
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import FakeGuest, make_base
+from tests.fakes.guest import FakeGuest
+from tests.fakes.images import make_base
 from zvmsnap.points import definition
 from zvmsnap.virt import tpm_state
 from zvmsnap.zfs import mounts

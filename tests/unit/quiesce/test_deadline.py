@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
-from tests.fakes.seams import OTHER, UUID, DumpedGuest, FakeGuest, FakeHypervisor, make_base
+from tests.fakes.guest import OTHER, UUID, DumpedGuest, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import make_base
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process, uptime_s

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
-from tests.fakes.seams import UUID, FakeGuest
+from tests.fakes.guest import UUID, FakeGuest
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainLocked, LibvirtFailed, NotHeld
 from zvmsnap.common.process import uptime_s

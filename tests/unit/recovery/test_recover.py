@@ -6,18 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.fakes.guest import OTHER, UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import holds, make_base, make_overlay, write
 from tests.fakes.restore_scene import NOW, THEN, Killed, Scene, set_scene
-from tests.fakes.seams import (
-    OTHER,
-    UUID,
-    FakeGuest,
-    FakeHypervisor,
-    FakeZfs,
-    holds,
-    make_base,
-    make_overlay,
-    write,
-)
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.clone import create, destroy, plan
 from zvmsnap.common.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
 from zvmsnap.common.lockfile import lock

@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes.seams import UUID, FakeGuest, FakeHypervisor, FakeZfs, holds
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import holds
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.seams import FakeGuest, FakeHypervisor, FakeZfs
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import NotHeld
 from zvmsnap.common.lockfile import is_held, lock

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import OTHER, UUID, FakeGuest, FakeHypervisor, libvirt_image
+from tests.fakes.guest import OTHER, UUID, FakeGuest
+from tests.fakes.host import FakeHypervisor
+from tests.fakes.images import libvirt_image
 from zvmsnap.common.errors import FetchRefused, PointNotFound, SyncoidFailed, ZvmsnapError
 from zvmsnap.common.ssh import HERE
 from zvmsnap.config.destination import Destination

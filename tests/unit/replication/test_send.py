@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.seams import UUID, FakeHypervisor
+from tests.fakes.guest import UUID
+from tests.fakes.host import FakeHypervisor
 from zvmsnap.common.errors import SyncoidFailed, ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.settings import Config
@@ -313,7 +314,7 @@ def test_list_remote(world: World, take: Take, run: Run) -> None:
 def test_a_guest_that_stays_on_its_overlay(
     world: World, take: Take, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tests.fakes.seams import FakeGuest
+    from tests.fakes.guest import FakeGuest
 
     take(1)
     conf = tmp_path / "config.toml"

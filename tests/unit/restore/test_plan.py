@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.guest import OTHER
 from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene, set_scene
-from tests.fakes.seams import OTHER
 from zvmsnap.common.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.seams import FakeGuest
+from tests.fakes.guest import FakeGuest
 from zvmsnap.common import log
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
 from zvmsnap.virt import agent

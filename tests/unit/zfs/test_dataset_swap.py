@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.seams import FakePool, PowerCut
+from tests.fakes.zfs_pool import FakePool, PowerCut
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
 from zvmsnap.zfs import dataset_swap
 from zvmsnap.zfs.dataset_swap import SwapTree
