@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import UUID, DumpedGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotHeld
@@ -44,7 +44,7 @@ class Scene:
     """
 
     def __init__(
-        self, root: Path, config: Config, host: FakeHypervisor, patch: pytest.MonkeyPatch
+        self, root: Path, config: Config, host: FakeHost, patch: pytest.MonkeyPatch
     ) -> None:
         self.root = root
         self.config = msgspec.structs.replace(config, guest_scripts=str(root / "guest.d"))

@@ -17,17 +17,15 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.capture_scene import Scene
 from tests.fakes.clock import TestClock
 from tests.fakes.guest import FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import RAM, make_base, write
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.capture import all_guests
 from zvmsnap.cli import main
 from zvmsnap.common import waiting
 from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Disk as EntryDisk
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -40,8 +38,6 @@ from zvmsnap.points.manifest import (
     SnapshotRef,
     Timing,
 )
-from zvmsnap.recovery import recover
-from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import zfs
 
@@ -148,11 +144,10 @@ def guest(tmp_path: Path) -> FakeGuest:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHypervisor:
-    """A hypervisor with that guest, in place of libvirt."""
-    known = FakeHypervisor(guest)
-    for room in (all_guests, after_snapshot, recover, libvirt_host):
-        monkeypatch.setattr(room, "Host", known.connect)
+def host(monkeypatch: pytest.MonkeyPatch, guest: FakeGuest) -> FakeHost:
+    """A host with that guest, in place of libvirt."""
+    known = FakeHost(guest)
+    known.install(monkeypatch)
     return known
 
 
@@ -245,7 +240,7 @@ def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> C
 def scene(
     tmp_path: Path,
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:

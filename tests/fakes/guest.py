@@ -159,7 +159,7 @@ class FakeGuest(Guest):
         self.exists = self.kept
 
     def load(self, image: Path, xml: str | None, *, paused: bool) -> None:
-        """As the hypervisor does it."""
+        """As libvirt does it."""
         self._does("load")
         if self.active:
             raise LibvirtFailed(f"{self.name}: loading: domain is already active", 55)

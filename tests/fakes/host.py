@@ -3,14 +3,20 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.guest import FakeGuest
+from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import DomainGone, HypervisorUnreachable
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.recovery import recover
 from zvmsnap.virt import domain_xml, save_image
+from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 
 
-class FakeHypervisor(Host):
+class FakeHost(Host):
     """A host with these guests."""
 
     def __init__(self, *guests: FakeGuest) -> None:
@@ -20,7 +26,12 @@ class FakeHypervisor(Host):
         self.no_machine: str | None = None
         self.any_cpu = True
 
-    def connect(self, uri: str) -> "FakeHypervisor":
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Let everybody who connects to libvirt get this host."""
+        for module in (all_guests, after_snapshot, recover, libvirt_host):
+            patch.setattr(module, "Host", self.connect)
+
+    def connect(self, uri: str) -> "FakeHost":
         """In place of the class itself."""
         if not self.reachable:
             raise HypervisorUnreachable(f"{uri}: no")

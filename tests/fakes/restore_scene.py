@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from tests.fakes.guest import UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.config.level import ConsistencyLevel
@@ -402,8 +402,8 @@ class Machine(FakeGuest):
             super().define(xml)
 
 
-class Host(FakeHypervisor):
-    """A hypervisor of such machines."""
+class MachineHost(FakeHost):
+    """A host of such machines."""
 
     def __init__(self, world: World, *guests: FakeGuest) -> None:
         super().__init__(*guests)
@@ -434,7 +434,7 @@ class Scene:
         world.add("tank", properties={"canmount": "off"})
         self.held = world.add(DATASET, THEN, kind)
         self.guest = Machine(world, vda=Path(world.disk_of(DATASET)))
-        self.host = Host(world, self.guest)
+        self.host = MachineHost(world, self.guest)
         self.snapshot = world.snap(f"{DATASET}@{NAME}")
         self.trace: list[str] = []
         self.held.content = NOW

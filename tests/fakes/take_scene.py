@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.guest import OTHER, UUID, DumpedGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
-from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs, staging
-from zvmsnap.finalize import after_snapshot
 from zvmsnap.quiesce import watchdog
-from zvmsnap.virt import host as libvirt_host
 from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
 
@@ -76,14 +73,13 @@ class Pool:
         del self.present[name]
 
 
-def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHypervisor:
+def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHost:
     """web and db, in place of libvirt."""
-    found = FakeHypervisor(
+    found = FakeHost(
         DumpedGuest("web", UUID, vda=make_base(root / WEB / "a.raw")),
         DumpedGuest("db", OTHER, vda=make_base(root / DB / "a.raw")),
     )
-    for room in (all_guests, after_snapshot, libvirt_host):
-        patch.setattr(room, "Host", found.connect)
+    found.install(patch)
     patch.setattr(watchdog, "start_watchdog", lambda *_: None)
     patch.setattr(watchdog, "require_watchdog", lambda *_, **__: None)
     patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)

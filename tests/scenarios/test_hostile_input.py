@@ -25,22 +25,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.guest import UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.capture import all_guests
 from zvmsnap.cli import points
 from zvmsnap.common import signals
 from zvmsnap.common.errors import QemuImgFailed, ZvmsnapError
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs, qemu_img
-from zvmsnap.finalize import after_snapshot
 from zvmsnap.hooks import main
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.recovery import recover
 from zvmsnap.retention import prune
-from zvmsnap.virt import host as libvirt_host
 from zvmsnap.zfs import mounts, types, zfs
 
 T = "autosnap_2026-11-20_03:00:00"
@@ -117,7 +114,7 @@ class World:
     root: Path
     config: Config
     canary: Path
-    host: FakeHypervisor
+    host: FakeHost
     untouched: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
 
     def reset(self) -> None:
@@ -209,7 +206,7 @@ def world(memory: Path) -> Iterator[World]:
     keys = {key: str(root / "ours" / key) for key in OURS}
     (root / "ours").mkdir()
     (root / "config.toml").write_text("".join(f"{key} = '{keys[key]}'\n" for key in OURS))
-    made = World(root, Config(**keys), canary, FakeHypervisor())  # type: ignore[arg-type]
+    made = World(root, Config(**keys), canary, FakeHost())  # type: ignore[arg-type]
     made.reset()
     made.untouched = made.outside()
     known = AnyZfs()
@@ -221,8 +218,7 @@ def world(memory: Path) -> Iterator[World]:
         raise QemuImgFailed("no")
 
     with pytest.MonkeyPatch.context() as patch:
-        for room in (all_guests, after_snapshot, recover, libvirt_host):
-            patch.setattr(room, "Host", made.host.connect)
+        made.host.install(patch)
         patch.setattr(zfs, "snapshots", known.snapshots)
         patch.setattr(zfs, "all_snapshots", lambda: types.SnapshotListing({}, frozenset({"tank"})))
         patch.setattr(zfs, "datasets", lambda: {"tank/web": types.Dataset("tank/web", "fs", False)})

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.capture_scene import MOMENT, OWNER, Scene, agent_of, failing
 from tests.fakes.guest import OTHER, UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import configure
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common import lockfile, log
@@ -78,7 +78,7 @@ def test_the_guard_lets_go_what_post_is_about_to(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,7 +87,7 @@ def test_the_guard_lets_go_what_post_is_about_to(
     pools.present = {f"tank/web@{NAME}": 11}
     known = standing(ConsistencyLevel.PAUSED)
 
-    def connect(uri: str) -> FakeHypervisor:
+    def connect(uri: str) -> FakeHost:
         guest.resume()
         thaw.release_guest(
             config,
@@ -109,7 +109,7 @@ def test_guard_outlives_a_host_without_descriptors(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -140,7 +140,7 @@ def test_guard_outlives_a_host_without_threads(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -150,7 +150,7 @@ def test_guard_outlives_a_host_without_threads(
     standing(ConsistencyLevel.PAUSED, owner=OWNER)
     failed: list[int] = []
 
-    def connect(uri: str) -> FakeHypervisor:
+    def connect(uri: str) -> FakeHost:
         if not failed:
             failed.append(1)
             raise RuntimeError("can't start new thread")
@@ -184,7 +184,7 @@ def test_guard_goes_when_its_guest_is_gone(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
@@ -204,7 +204,7 @@ def test_deadline_outlives_a_host_without_threads(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
@@ -234,7 +234,7 @@ def test_guard_does_not_go_while_somebody_is_frozen(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -312,7 +312,7 @@ def test_pre_that_died_behind_pre_freeze(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -346,7 +346,7 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     level: ConsistencyLevel,
 ) -> None:
@@ -364,7 +364,7 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
 
 
 def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
-    config: Config, guest: FakeGuest, standing: Standing, host: FakeHypervisor, pools: FakeZfs
+    config: Config, guest: FakeGuest, standing: Standing, host: FakeHost, pools: FakeZfs
 ) -> None:
     standing(ConsistencyLevel.QUIESCED)
     guest.on_overlay("vda", config.staging_dir / f"{UUID}.00000001" / "vda.zvmsnap.qcow2")
@@ -375,7 +375,7 @@ def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
 
 
 def test_journal_that_was_damaged_while_libvirt_dumps(
-    config: Config, guest: FakeGuest, standing: Standing, host: FakeHypervisor, pools: FakeZfs
+    config: Config, guest: FakeGuest, standing: Standing, host: FakeHost, pools: FakeZfs
 ) -> None:
     standing(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import OTHER, DumpedGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
 from zvmsnap.capture import take
@@ -36,7 +36,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 @pytest.fixture
-def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHypervisor:
+def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     return two_guests(tmp_path, config, monkeypatch)
 
 
@@ -45,7 +45,7 @@ def run(
     tmp_path: Path,
     config: Config,
     pool: Pool,
-    host: FakeHypervisor,
+    host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
     command: Run,
 ) -> Run:
@@ -54,7 +54,7 @@ def run(
 
 
 @pytest.fixture
-def run_shared(run: Run, host: FakeHypervisor, tmp_path: Path) -> Run:
+def run_shared(run: Run, host: FakeHost, tmp_path: Path) -> Run:
     """Both guests have their disks on one dataset."""
     host.known[1] = DumpedGuest("db", OTHER, vda=make_base(tmp_path / WEB / "b.raw"))
     return run

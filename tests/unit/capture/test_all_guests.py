@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.guest import DumpedGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.capture import all_guests
@@ -35,7 +35,7 @@ def guest(tmp_path: Path) -> DumpedGuest:
 def begin(
     tmp_path: Path,
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], tuple[bool, Entry]]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
 from zvmsnap.capture import take
 from zvmsnap.common.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
@@ -32,21 +32,21 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 @pytest.fixture
-def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHypervisor:
+def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     return two_guests(tmp_path, config, monkeypatch)
 
 
 @pytest.fixture
-def web(host: FakeHypervisor) -> FakeGuest:
+def web(host: FakeHost) -> FakeGuest:
     return host.known[0]
 
 
 @pytest.fixture
-def db(host: FakeHypervisor) -> FakeGuest:
+def db(host: FakeHost) -> FakeGuest:
     return host.known[1]
 
 
-def both(config: Config, host: FakeHypervisor, hold: str | None = None) -> list[RestorePoint]:
+def both(config: Config, host: FakeHost, hold: str | None = None) -> list[RestorePoint]:
     planned = take.plan(host, ["web", "db"], None, NAME)
     return take.take(config, planned, hold, threading.Event())
 
@@ -59,7 +59,7 @@ def assert_at_rest(config: Config, *guests: FakeGuest) -> None:
 
 
 def test_two_guests_at_one_instant(
-    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
 ) -> None:
     found = both(config, host, hold="audit")
     assert sorted(point.name for point in found) == [f"db@{NAME}", f"web@{NAME}"]
@@ -72,7 +72,7 @@ def test_two_guests_at_one_instant(
 
 
 def test_one_guest_fails_and_none_has_a_part(
-    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
 ) -> None:
     def fail() -> None:
         raise ZfsFailed("no")
@@ -87,7 +87,7 @@ def test_one_guest_fails_and_none_has_a_part(
 
 
 def test_a_snapshot_fails_and_none_stays(
-    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
 ) -> None:
     pool.fails_after = 1
     with pytest.raises(TakeFailed, match="out of space"):
@@ -98,7 +98,7 @@ def test_a_snapshot_fails_and_none_stays(
 
 
 def test_interrupted(
-    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest, db: FakeGuest
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
 ) -> None:
     cancelled = threading.Event()
     web.at["snapshot"] = cancelled.set
@@ -109,7 +109,7 @@ def test_interrupted(
     assert_at_rest(config, web, db)
 
 
-def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHypervisor, db: FakeGuest
+def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHost, db: FakeGuest
                              ) -> None:  # fmt: skip
     db.active = False
     assert {point.manifest.level for point in both(config, host)} == {
@@ -128,7 +128,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("domains", "name", "kind", "why"), REFUSED)
 def test_refused(
-    pool: Pool, host: FakeHypervisor, domains: list[str], name: str, kind: type, why: str
+    pool: Pool, host: FakeHost, domains: list[str], name: str, kind: type, why: str
 ) -> None:
     pool.present[f"{WEB}@there"] = Snapshot(WEB, "there", 1, 1)
     pool.datasets[DB] = Dataset(DB, "filesystem", False, mode="off")
@@ -137,7 +137,7 @@ def test_refused(
 
 
 def test_snapshots_of_another_take_stay(
-    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest
 ) -> None:
     """Two of them in one second make up the same name."""
     wanted = take.plan(host, ["web", "db"], None, NAME)
@@ -158,7 +158,7 @@ def vault_is_away(config: Config) -> None:
 
 
 @pytest.mark.usefixtures("vault_is_away")
-def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHypervisor) -> None:
+def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHost) -> None:
     wanted = take.plan(host, ["web", "db"], None, NAME)
     with pytest.raises(TakeFailed, match="its snapshots are there"):
         take.take(config, wanted, "audit", threading.Event())
@@ -166,9 +166,7 @@ def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHy
     assert len(pool.present) == len(Journal(config.journal_dir).entries()) == 2
 
 
-def test_one_is_let_go_before_the_snapshots(
-    pool: Pool, config: Config, host: FakeHypervisor
-) -> None:
+def test_one_is_let_go_before_the_snapshots(pool: Pool, config: Config, host: FakeHost) -> None:
     """Its RAM was dumped in a second; that of the other one took longer than max_freeze_s."""
     web = host.known[0]
 
@@ -185,7 +183,7 @@ def test_one_is_let_go_before_the_snapshots(
     assert Journal(config.journal_dir).entries() == []
 
 
-def test_group(pool: Pool, host: FakeHypervisor) -> None:
+def test_group(pool: Pool, host: FakeHost) -> None:
     pool.groups = {WEB: "shop", DB: "else"}
     assert take.plan(host, [], "shop", NAME).domains == ("web",)
     pool.groups[DB] = "shop"
@@ -196,7 +194,7 @@ def test_group(pool: Pool, host: FakeHypervisor) -> None:
 
 @pytest.fixture
 def run(
-    host: FakeHypervisor,
+    host: FakeHost,
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -263,7 +261,7 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
 def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
     pool: Pool,
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     web: FakeGuest,
     db: FakeGuest,
     mode: str,
@@ -290,7 +288,7 @@ def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
 
 
 def test_one_guest_alone_may_be_thawed_at_once(
-    pool: Pool, config: Config, host: FakeHypervisor, web: FakeGuest
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest
 ) -> None:
     config = msgspec.structs.replace(config, quiesce_overlay=True)
     web.agent = FakeAgent()

@@ -10,7 +10,7 @@ import pytest
 
 import zvmsnap
 from tests.fakes.guest import FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.cli import main
 from zvmsnap.common.errors import LibvirtFailed
@@ -170,9 +170,7 @@ def test_exit_codes_of_the_real_command(arguments: list[str], code: int) -> None
 
 
 @pytest.fixture
-def seams(
-    host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeHypervisor]:
+def seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
     pools.present = {f"tank/web@{NAME}": 11}
     monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(zfs, "snapshots", pools.snapshots)
@@ -183,9 +181,7 @@ def seams(
         signal.signal(number, handler)
 
 
-def test_recover(
-    run: Run, seams: FakeHypervisor, guest: FakeGuest, staged: Callable[..., Entry]
-) -> None:
+def test_recover(run: Run, seams: FakeHost, guest: FakeGuest, staged: Callable[..., Entry]) -> None:
     overlay = staged().disks[0].overlay
     moment = NAME.removesuffix("_hourly")
     found = f"  moment {moment} is open at step frozen\n  vda is on {overlay}\n"
@@ -200,7 +196,7 @@ def test_recover(
 
 
 def test_recover_as_json(
-    run: Run, seams: FakeHypervisor, guest: FakeGuest, staged: Callable[..., Entry]
+    run: Run, seams: FakeHost, guest: FakeGuest, staged: Callable[..., Entry]
 ) -> None:
     known = staged()
     guest.snapshots = ["by hand"]
@@ -215,7 +211,7 @@ def test_recover_as_json(
 
 
 def test_recover_exits_1_when_something_is_left_to_a_person(
-    run: Run, seams: FakeHypervisor, guest: FakeGuest, staged: Callable[..., Entry]
+    run: Run, seams: FakeHost, guest: FakeGuest, staged: Callable[..., Entry]
 ) -> None:
     overlay = staged().disks[0].overlay
 
@@ -232,7 +228,7 @@ def test_recover_exits_1_when_something_is_left_to_a_person(
     assert (code, f"{overlay}: kept" in problem) == (1, True)
 
 
-def test_recover_of_nobody_and_without_libvirt(run: Run, seams: FakeHypervisor) -> None:
+def test_recover_of_nobody_and_without_libvirt(run: Run, seams: FakeHost) -> None:
     code, out, err = run("recover", "nobody")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "nobody: libvirt has no such guest" in err
@@ -289,7 +285,7 @@ def test_a_vault_that_is_not_mounted_is_refused(
 @pytest.mark.parametrize("command", [["list"], ["prune"], ["recover"], ["show", "web@x"]])
 @pytest.mark.parametrize("directory", ["vault", "journal", "staging", "locks"])
 def test_a_file_in_place_of_a_directory_is_one_line(
-    run: Run, seams: FakeHypervisor, tmp_path: Path, command: list[str], directory: str
+    run: Run, seams: FakeHost, tmp_path: Path, command: list[str], directory: str
 ) -> None:
     (tmp_path / directory).write_text("foreign")
     code, _, err = run(*command)

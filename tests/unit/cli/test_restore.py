@@ -14,7 +14,6 @@ from zvmsnap.config.settings import Config
 from zvmsnap.journal.operation import CloneOperation, Operations, StartState
 from zvmsnap.points import compatibility
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.virt import host as libvirt_host
 
 Run = Callable[..., tuple[int, str, str]]
 WEB = f"web@{NAME}"
@@ -32,7 +31,7 @@ def scene(
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    monkeypatch.setattr(libvirt_host, "Host", found.host.connect)
+    found.host.install(monkeypatch)
     return found
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import FakeGuest
-from tests.fakes.restore_scene import DATASET, Host, Machine, Scene, set_scene
+from tests.fakes.restore_scene import DATASET, Machine, MachineHost, Scene, set_scene
 from zvmsnap.clone import destroy, verify
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, memory_image, verify_result
@@ -62,7 +62,7 @@ class Started(Machine):
         )
 
 
-class Clones(Host):
+class Clones(MachineHost):
     """Its clones live by what `lives_by` says."""
 
     lives_by = ""

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import OTHER, UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import holds
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
@@ -32,7 +32,7 @@ Stage = Callable[..., Entry]
 
 
 @pytest.fixture(autouse=True)
-def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {FULL: 11}
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(mounts, "read_table", list)
@@ -111,12 +111,12 @@ def test_belongs(entry: Stage, owner: Process, call: HookCall, belongs: bool) ->
     assert after_snapshot.belongs(entry(owner=owner), call, OWNER) is belongs
 
 
-def test_nothing_was_begun_here(config: Config, host: FakeHypervisor) -> None:
+def test_nothing_was_begun_here(config: Config, host: FakeHost) -> None:
     host.reachable = False
     assert after_snapshot.finish(CALL, config, OWNER)
 
 
-def test_no_hypervisor(config: Config, host: FakeHypervisor, staged: Stage) -> None:
+def test_no_hypervisor(config: Config, host: FakeHost, staged: Stage) -> None:
     known = staged()
     host.reachable = False
     with pytest.raises(HypervisorUnreachable):
@@ -310,7 +310,7 @@ def test_guest_that_does_not_exist_any_more_keeps_its_overlay(
 
 
 def test_one_guest_that_fails_keeps_no_other(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage, entry: Stage
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, entry: Stage
 ) -> None:
     other = FakeGuest("db", OTHER, vda=Path(guest.live["vda"]))
     host.known.append(other)
@@ -348,7 +348,7 @@ def test_guest_whose_lock_is_held(config: Config, guest: FakeGuest, staged: Stag
 
 
 def test_settle_without_a_journal(
-    config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
+    config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
     after_snapshot.finish_interrupted(config, host, guest, None)
@@ -357,7 +357,7 @@ def test_settle_without_a_journal(
 
 
 def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
-    config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
+    config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
     guest.live["vda"] = guest.below[guest.live["vda"]]
@@ -366,16 +366,14 @@ def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
     assert Journal(config.journal_dir).entries() == []
 
 
-def test_settle_where_nothing_is_open(
-    config: Config, host: FakeHypervisor, guest: FakeGuest
-) -> None:
+def test_settle_where_nothing_is_open(config: Config, host: FakeHost, guest: FakeGuest) -> None:
     after_snapshot.finish_interrupted(config, host, guest, None)
     assert guest.calls == []
     assert not config.journal_dir.exists()
 
 
 def test_settle_that_fails_without_a_journal_has_one_afterwards(
-    config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
+    config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
     fail_to_commit(guest)
@@ -389,7 +387,7 @@ def test_settle_that_fails_without_a_journal_has_one_afterwards(
 
 
 def test_settle_publishes_what_nobody_finished(
-    config: Config, host: FakeHypervisor, guest: FakeGuest, staged: Stage
+    config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     after_snapshot.finish_interrupted(config, host, guest, staged())
     assert is_done(config, guest)
@@ -397,7 +395,7 @@ def test_settle_publishes_what_nobody_finished(
 
 
 def test_settle_where_the_snapshot_was_never_taken_is_no_failure(
-    config: Config, host: FakeHypervisor, guest: FakeGuest, pools: FakeZfs, staged: Stage
+    config: Config, host: FakeHost, guest: FakeGuest, pools: FakeZfs, staged: Stage
 ) -> None:
     pools.present = {}
     after_snapshot.finish_interrupted(config, host, guest, staged())

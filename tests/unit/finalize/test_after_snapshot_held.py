@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
@@ -34,7 +34,7 @@ BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
 
 
 @pytest.fixture(autouse=True)
-def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
@@ -157,7 +157,7 @@ def test_less_than_was_begun(
 @pytest.mark.parametrize("by_post", [True, False])
 def test_less_than_is_required_is_no_point(
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     guest: FakeGuest,
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
@@ -269,7 +269,7 @@ def test_guest_that_does_not_exist_any_more(
 @BOTH
 def test_settle_of_what_nobody_finished(
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     guest: FakeGuest,
     standing: Standing,
     level: ConsistencyLevel,

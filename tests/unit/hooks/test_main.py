@@ -10,7 +10,7 @@ import pytest
 
 import zvmsnap
 from tests.fakes.guest import FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.process import Process
@@ -210,7 +210,7 @@ Stage = Callable[..., Entry]
 @pytest.fixture
 def hook(
     settings: Mapping[str, str],
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., int]]:
@@ -284,11 +284,11 @@ def test_abandoned_moments(
     assert guest.live["vda"].endswith("vda.raw") is finished
 
 
-def unreachable(host: FakeHypervisor, guest: FakeGuest) -> None:
+def unreachable(host: FakeHost, guest: FakeGuest) -> None:
     host.reachable = False
 
 
-def not_committed(host: FakeHypervisor, guest: FakeGuest) -> None:
+def not_committed(host: FakeHost, guest: FakeGuest) -> None:
     def fail() -> None:
         guest.at["commit vda"] = fail
         raise LibvirtFailed("no commit", 38)
@@ -296,7 +296,7 @@ def not_committed(host: FakeHypervisor, guest: FakeGuest) -> None:
     guest.at["commit vda"] = fail
 
 
-def busy(host: FakeHypervisor, guest: FakeGuest) -> None:
+def busy(host: FakeHost, guest: FakeGuest) -> None:
     guest.job = True
 
 
@@ -304,13 +304,13 @@ def busy(host: FakeHypervisor, guest: FakeGuest) -> None:
 def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
     hook: Callable[..., int],
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     guest: FakeGuest,
     pools: FakeZfs,
     staged: Stage,
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
-    fault: Callable[[FakeHypervisor, FakeGuest], None],
+    fault: Callable[[FakeHost, FakeGuest], None],
 ) -> None:
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     built = manifest(snapshots=(SnapshotRef("tank/web", f"{T}_daily", 5, 5),))
@@ -334,11 +334,11 @@ def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
 def test_post_that_cannot_finish_what_others_left_says_so(
     hook: Callable[..., int],
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     guest: FakeGuest,
     staged: Stage,
     caplog: pytest.LogCaptureFixture,
-    fault: Callable[[FakeHypervisor, FakeGuest], None],
+    fault: Callable[[FakeHost, FakeGuest], None],
 ) -> None:
     staged()
     fault(host, guest)

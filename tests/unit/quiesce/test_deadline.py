@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import OTHER, UUID, DumpedGuest, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.lockfile import lock
@@ -28,13 +28,13 @@ BOTH = pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLev
 
 
 @pytest.fixture(autouse=True)
-def _quick(host: FakeHypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
 
 
 @pytest.fixture
-def db(tmp_path: Path, config: Config, entry: Standing, host: FakeHypervisor) -> DumpedGuest:
+def db(tmp_path: Path, config: Config, entry: Standing, host: FakeHost) -> DumpedGuest:
     """Another guest of the same owner, which stands still since long."""
     other = DumpedGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
     other.stands_still = Pause.JOB
@@ -201,7 +201,7 @@ def test_short_pauses_of_a_dump_are_not_added_up(
 
 def test_no_hypervisor_as_yet(
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     guest: FakeGuest,
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
@@ -217,7 +217,7 @@ def test_no_hypervisor_as_yet(
 
 def test_a_connection_that_broke_is_made_anew(
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     guest: FakeGuest,
     standing: Standing,
     monkeypatch: pytest.MonkeyPatch,
@@ -226,7 +226,7 @@ def test_a_connection_that_broke_is_made_anew(
     connections: list[int] = []
     look_up, connect = host.guest, host.connect
 
-    def connected(uri: str) -> FakeHypervisor:
+    def connected(uri: str) -> FakeHost:
         connections.append(len(connections))
         return connect(uri)
 
@@ -309,7 +309,7 @@ def test_another_moment_that_began_meanwhile_is_none_of_its_business(
 
 
 def test_nobody_is_asked_where_nobody_may_stand_still(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, entry: Standing
+    config: Config, guest: FakeGuest, host: FakeHost, entry: Standing
 ) -> None:
     host.reachable = False
     guest.agent = FakeAgent()

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import OTHER, UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, make_base, make_overlay, write
 from tests.fakes.restore_scene import NOW, THEN, Killed, Scene, set_scene
 from tests.fakes.zfs_pool import FakeZfs
@@ -36,7 +36,7 @@ DEAD = Process(4711, 815, "a-boot")
 
 
 @pytest.fixture(autouse=True)
-def _seams(host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(mounts, "read_table", list)
@@ -161,7 +161,7 @@ def test_what_is_found_is_said(config: Config, guest: FakeGuest, staged: Stage) 
 
 @pytest.mark.parametrize("gone", ["destroyed", "never there"])
 def test_guest_that_is_gone_keeps_its_overlay(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage, gone: str
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, gone: str
 ) -> None:
     known = staged()
     if gone == "destroyed":
@@ -181,7 +181,7 @@ def test_guest_that_is_gone_keeps_its_overlay(
 
 
 def test_failure_is_said_and_keeps_nobody_else(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage, tmp_path: Path
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, tmp_path: Path
 ) -> None:
     known = staged()
     other = FakeGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
@@ -275,7 +275,7 @@ def test_guests_without_snapshots_are_no_failure(
 
 
 def test_one_guest_by_name_or_uuid(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage, tmp_path: Path
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, tmp_path: Path
 ) -> None:
     staged()
     other = FakeGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
@@ -291,14 +291,14 @@ def test_one_guest_by_name_or_uuid(
 
 
 def test_guest_that_only_the_journal_knows_has_a_name(
-    config: Config, host: FakeHypervisor, staged: Stage
+    config: Config, host: FakeHost, staged: Stage
 ) -> None:
     staged()
     host.known.clear()
     assert [each.domain for each in recover.recover(config, "web").outcomes] == ["web"]
 
 
-def test_no_hypervisor(config: Config, host: FakeHypervisor, staged: Stage) -> None:
+def test_no_hypervisor(config: Config, host: FakeHost, staged: Stage) -> None:
     known = staged()
     host.reachable = False
     with pytest.raises(HypervisorUnreachable):
@@ -373,9 +373,7 @@ def test_vault_that_is_not_mounted_is_a_problem_and_nothing_is_cleared(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_each(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage, there: bool
-) -> None:
+def test_each(config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, there: bool) -> None:
     known = staged()
     if not there:
         host.known.clear()
@@ -422,7 +420,7 @@ def scene(
     monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    monkeypatch.setattr(recover, "Host", found.host.connect)
+    found.host.install(monkeypatch)
     return found
 
 

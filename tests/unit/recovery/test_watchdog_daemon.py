@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import holds
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import LibvirtFailed, ZvmsnapError
@@ -55,9 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture(autouse=True)
-def _seams(
-    clock: Clock, host: FakeHypervisor, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _seams(clock: Clock, host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
@@ -138,7 +136,7 @@ def test_moments_of_another_sanoid_are_none_of_its_business(
 
 
 def test_tries_again_farther_and_farther_apart(
-    config: Config, host: FakeHypervisor, clock: Clock, staged: Stage
+    config: Config, host: FakeHost, clock: Clock, staged: Stage
 ) -> None:
     staged(owner=DEAD)
     host.reachable = False
@@ -152,9 +150,7 @@ def test_tries_again_farther_and_farther_apart(
     assert entries(config) == []
 
 
-def test_gives_up_in_the_end(
-    config: Config, host: FakeHypervisor, clock: Clock, staged: Stage
-) -> None:
+def test_gives_up_in_the_end(config: Config, host: FakeHost, clock: Clock, staged: Stage) -> None:
     known = staged(owner=DEAD)
     host.reachable = False
     assert not watchdog_daemon.watch(config, DEAD)
@@ -367,7 +363,7 @@ def test_second_guard_ends_at_once(
 
 
 def test_guard_that_gave_up_says_so(
-    settings: None, config: Config, host: FakeHypervisor, staged: Stage
+    settings: None, config: Config, host: FakeHost, staged: Stage
 ) -> None:
     staged(owner=DEAD)
     host.reachable = False

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.guest import FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import NotHeld
@@ -37,7 +37,7 @@ Standing = Callable[..., Entry]
 
 @pytest.fixture(autouse=True)
 def _seams(
-    host: FakeHypervisor,
+    host: FakeHost,
     pools: FakeZfs,
     config: Config,
     tmp_path: Path,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.guest import OTHER, UUID, FakeGuest
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
 from zvmsnap.common.errors import FetchRefused, PointNotFound, SyncoidFailed, ZvmsnapError
 from zvmsnap.common.ssh import HERE
@@ -111,7 +111,7 @@ def world(
 
 
 def fetching(config: Config, *guests: FakeGuest) -> Fetch:
-    return Fetch(config, FakeHypervisor(*guests), USB, Options())
+    return Fetch(config, FakeHost(*guests), USB, Options())
 
 
 def fetch(config: Config) -> RestorePoint:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.guest import UUID
-from tests.fakes.host import FakeHypervisor
+from tests.fakes.host import FakeHost
 from zvmsnap.common.errors import SyncoidFailed, ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.settings import Config
@@ -18,7 +18,6 @@ from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, 
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import send_status, syncoid, wait_idle
 from zvmsnap.replication.syncoid import Options
-from zvmsnap.virt import host as libvirt_host
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
 
@@ -138,7 +137,7 @@ def run(
     text = "".join(f'{key} = "{getattr(config, key)}"\n' for key in ("vault", "journal", "locks"))
     conf.write_text(text)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(conf))
-    monkeypatch.setattr(libvirt_host, "Host", FakeHypervisor().connect)
+    FakeHost().install(monkeypatch)
     return command
 
 
