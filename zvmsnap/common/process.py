@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+INIT = 1
+
 
 class Process(msgspec.Struct, frozen=True):
     """A process that cannot be mistaken for a later one of the same number."""
@@ -35,10 +37,25 @@ def uptime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def parent_of(pid: int) -> int:
+    """The parent of that process; init if there is no such process, or it cannot be read."""
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return INIT
+    return int(fields[1]) if fields else INIT
+
+
 def _started(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on; none if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    # The command's name may hold any byte but NUL; fields count from behind the last parenthesis.
-    return int(stat.rpartition(b")")[2].split()[19])
+        return []
+    # The command's name may hold any byte but NUL, so fields count from the last parenthesis on.
+    return stat.rpartition(b")")[2].split()

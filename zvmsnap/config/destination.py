@@ -1,7 +1,7 @@
 """Where points and their datasets are sent: `[USER@HOST:]POOL/PATH`. Pure.
 
-A dataset keeps its whole name below the root: tank/vm/web goes to POOL/PATH/tank/vm/web, so that no
-two of a host ever meet there, and everyone sees where it came from.
+A dataset keeps its whole name below this root: tank/vm/web is sent to POOL/PATH/tank/vm/web. So no
+two datasets of a host get one name, and everyone sees where a dataset came from.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from enum import StrEnum
 
 from zvmsnap.common.errors import DestinationInvalid
 
-# syncoid hands host names to a shell as they are: there is nothing in ours that one would read.
+# syncoid hands host names to a shell without quotes, so they hold nothing that a shell would read.
 _USER = r"[A-Za-z_][A-Za-z0-9._-]*"
 _HOST = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
-# No colon in the pool, which would be taken for the end of a host.
+# No colon in the name of the pool: it would be read as the end of a host's name.
 _DATASET = r"[A-Za-z][A-Za-z0-9_. -]*(?:/[A-Za-z0-9_.:-][A-Za-z0-9_.: -]*)*"
 
-# As both mbuffer and rsync read it.
+# What both mbuffer and rsync can read.
 _RATE = re.compile(r"[1-9][0-9]*[kMG]?")
 _WHOLE = re.compile(rf"(?:(?P<host>(?:{_USER}@)?{_HOST}):)?(?P<root>{_DATASET})")
 
 
 class MemoryWanted(StrEnum):
-    """Whose RAM goes to a destination."""
+    """Of which points the RAM is sent: of the latest of each guest, of all, or of none."""
 
     LATEST = "latest"
     ALL = "all"
@@ -34,43 +34,46 @@ class MemoryWanted(StrEnum):
 
 @dataclass(frozen=True)
 class Destination:
-    """`host` as ssh knows it, with the user if one is named; "" is this machine."""
+    """A machine and the dataset below which it stores what is sent.
+
+    `host` as ssh knows it, with the user if one is named; "" is this machine.
+    """
 
     host: str
     root: str
 
     @property
     def name(self) -> str:
-        """As it is written on the command line."""
+        """The destination as one writes it on the command line."""
         return self.at(self.root)
 
     def at(self, dataset: str) -> str:
-        """A dataset there, as syncoid names it."""
+        """A dataset on that machine, as syncoid names it."""
         return f"{self.host}:{dataset}" if self.host else dataset
 
     def of(self, dataset: str) -> str:
-        """The dataset there that one from here is sent to."""
+        """The dataset to which a dataset of this machine is sent."""
         return f"{self.root}/{dataset}"
 
     def holds(self, dataset: str) -> bool:
-        """Does a dataset there lie below the root?"""
+        """Is a dataset of that machine below the root?"""
         return dataset.startswith(f"{self.root}/")
 
 
 def parse(text: str) -> Destination:
     """Read `[USER@HOST:]POOL/PATH`. Raises DestinationInvalid."""
-    found = _WHOLE.fullmatch(text)
-    if not found or text.endswith(" "):
+    match = _WHOLE.fullmatch(text)
+    if not match or text.endswith(" "):
         raise DestinationInvalid(
-            f"{text!r}: is no destination: say [USER@HOST:]POOL/PATH; IPv6 addresses, ports and "
-            "keys belong into ~/.ssh/config, under a name of its own"
+            f"{text!r}: is no destination: say [USER@HOST:]POOL/PATH; for an IPv6 address, a port "
+            "or a key, define a host in ~/.ssh/config"
         )
-    return Destination(found["host"] or "", found["root"])
+    return Destination(match["host"] or "", match["root"])
 
 
 def check_rate(text: str) -> None:
-    """Is that bytes per second, or nothing? Raises DestinationInvalid."""
+    """Raises DestinationInvalid unless the text is a number of bytes per second, or empty."""
     if text and not _RATE.fullmatch(text):
         raise DestinationInvalid(
-            f"{text!r}: is no bandwidth: say bytes per second, with k, M or G behind, as in 50M"
+            f"{text!r}: is no bandwidth: say bytes per second, as in 50M (k, M or G)"
         )

@@ -1,4 +1,4 @@
-"""The levels of a restore point, best first."""
+"""How coherent a restore point can be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class ConsistencyLevel(StrEnum):
-    """How coherent a point is, best first."""
+    """The levels, best first."""
 
     MEMORY = "memory"
     PAUSED = "paused"
@@ -16,16 +16,16 @@ class ConsistencyLevel(StrEnum):
 
     @property
     def has_memory(self) -> bool:
-        """Is RAM part of it?"""
+        """Does a point of this level have RAM?"""
         return self in (ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED)
 
     @property
-    def holds_still(self) -> bool:
-        """Does the guest stand still, or its file systems, while ZFS takes the snapshot?"""
+    def holds_guest(self) -> bool:
+        """Is the guest paused, or are its file systems frozen, while ZFS takes the snapshot?"""
         return self in (ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED)
 
     def reaches(self, wanted: ConsistencyLevel) -> bool:
-        """Is it that level, or a better one? What is off is as good as can be."""
+        """Is this the wanted level, or a better one? `offline` always is: it loses nothing."""
         return self is ConsistencyLevel.OFFLINE or RANK.index(self) <= RANK.index(wanted)
 
 

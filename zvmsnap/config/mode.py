@@ -1,17 +1,17 @@
-"""What a point must be: levels of coherence, and the orders of them that administrators demand.
+"""Modes: the levels that a restore point may have, as administrators ask for them.
 
 | level    | how                                                                  |
 |----------|----------------------------------------------------------------------|
 | memory   | RAM is dumped live, writes go to overlays, which are merged          |
-| paused   | RAM is dumped live; the guest stands still until ZFS has snapshotted |
+| paused   | RAM is dumped live; the guest is paused until ZFS has snapshotted    |
 | quiesced | its agent freezes the file systems until ZFS has snapshotted         |
-| crash    | its disks as after a power cut, its definition, firmware             |
+| crash    | its disks as after a power cut, its definition, its firmware         |
 | offline  | the guest is off                                                     |
 
-An order names levels, best first: `memory,quiesced,crash`. The first one that can be reached is
-taken. When none can be, the point is of level crash, and the hook fails if something went wrong,
-but not if such a guest cannot have more (a disk elsewhere, no agent). If the last word is
-`required`, the hook fails either way, and there is no point.
+A mode lists levels, best first: `memory,quiesced,crash`. The first level that the guest can reach
+is taken. If it reaches none, the point is of level crash. In this case the hook fails if something
+went wrong, but not if such a guest cannot have more (a disk elsewhere, no agent). If the last word
+is `required`, the hook fails in both cases, and no point is made.
 """
 
 from __future__ import annotations
@@ -34,80 +34,77 @@ _NAMED = (
 
 @dataclass(frozen=True)
 class Mode:
-    """Levels, best first; `required`: none of them is not good enough."""
+    """Levels, best first; `required`: no point is made of less."""
 
     levels: tuple[ConsistencyLevel, ...]
     required: bool = False
 
     @property
     def minimum(self) -> ConsistencyLevel:
-        """The last resort."""
+        """The lowest of the levels."""
         return max(self.levels, key=RANK.index)
 
     def satisfied_by(self, reached: ConsistencyLevel) -> bool:
-        """Is that level one of these, or better than the last resort?"""
+        """Is that level at least the lowest of these?"""
         return reached.reaches(self.minimum)
 
 
 @dataclass(frozen=True)
 class ModeSet:
-    """All that is demanded of one guest in one moment: one order for each type of snapshot."""
+    """The modes of one guest in one run: one for each type of snapshot (hourly, daily)."""
 
     modes: tuple[Mode, ...]
 
     @property
     def levels(self) -> tuple[ConsistencyLevel, ...]:
-        """Which levels to try, and in which order: the best demanded one is taken once for all.
+        """The levels to try, in this sequence. The first that is reached serves all modes.
 
-        No order is turned round, and `crash` of one order does not come before `quiesced` of
-        another.
+        The sequence within each mode is kept, and `crash` of one mode does not come before
+        `quiesced` of another.
         """
-        found: list[ConsistencyLevel] = []
-        left = [order.levels for order in self.modes]
-        while firsts := [levels[0] for levels in left if levels]:
+        merged: list[ConsistencyLevel] = []
+        remaining = [mode.levels for mode in self.modes]
+        while firsts := [levels[0] for levels in remaining if levels]:
             best = min(firsts, key=RANK.index)
-            found.append(best)
-            left = [tuple(level for level in levels if level is not best) for levels in left]
-        return tuple(found)
+            merged.append(best)
+            remaining = [
+                tuple(level for level in levels if level is not best) for levels in remaining
+            ]
+        return tuple(merged)
 
     @property
     def minimum(self) -> ConsistencyLevel | None:
-        """A point of less than that is not wanted; None if any is."""
+        """No point is made of less than this level; None if any will do."""
         return min(
-            (order.minimum for order in self.modes if order.required),
+            (mode.minimum for mode in self.modes if mode.required),
             key=RANK.index,
             default=None,
         )
 
     def satisfied_by(self, reached: ConsistencyLevel) -> bool:
-        """Is it what all orders ask for?"""
-        return all(order.satisfied_by(reached) for order in self.modes)
+        """Does that level satisfy all modes?"""
+        return all(mode.satisfied_by(reached) for mode in self.modes)
 
     def forbids(self, reached: ConsistencyLevel) -> bool:
-        """Is it so little that one order would rather have no point?"""
+        """Is that level less than one that is required?"""
         return self.minimum is not None and not reached.reaches(self.minimum)
 
     def together(self) -> ModeSet:
-        """The same for several guests at one instant.
+        """The same for several guests at one instant: with `paused` in place of `memory`.
 
-        Each guest's overlays begin at an instant of its own, when its dump ends; guests that
-        stand still do so together, until ZFS has snapshotted all of them. So `memory` becomes
-        `paused`.
+        With `memory`, the overlays of each guest begin when its own dump ends. Paused guests are
+        paused together, until ZFS has snapshotted the disks of all of them.
         """
         return ModeSet(
-            tuple(
-                Mode(
-                    tuple(
-                        dict.fromkeys(
-                            ConsistencyLevel.PAUSED if level is ConsistencyLevel.MEMORY else level
-                            for level in order.levels
-                        )
-                    ),
-                    order.required,
-                )
-                for order in self.modes
-            )
+            tuple(Mode(_without_memory(mode.levels), mode.required) for mode in self.modes)
         )
+
+
+def _without_memory(levels: Iterable[ConsistencyLevel]) -> tuple[ConsistencyLevel, ...]:
+    replaced = (
+        ConsistencyLevel.PAUSED if level is ConsistencyLevel.MEMORY else level for level in levels
+    )
+    return tuple(dict.fromkeys(replaced))
 
 
 def parse_mode(text: str) -> Mode:
@@ -121,13 +118,13 @@ def parse_mode(text: str) -> Mode:
         if word not in named:
             raise ModeInvalid(
                 f"{text!r}: {word!r} is no level; say {', '.join(named)}, best first, "
-                f"{_REQUIRED!r} last if nothing less will do"
+                f"and {_REQUIRED!r} last if nothing less will do"
             )
     if len(set(words)) != len(words):
         raise ModeInvalid(f"{text!r}: names a level twice")
     return Mode(tuple(ConsistencyLevel(word) for word in words), required)
 
 
-def mode_set(orders: Iterable[Mode]) -> ModeSet:
-    """Put the orders of all types and datasets together."""
-    return ModeSet(tuple(dict.fromkeys(orders)))
+def mode_set(modes: Iterable[Mode]) -> ModeSet:
+    """The modes of all types and datasets, each once."""
+    return ModeSet(tuple(dict.fromkeys(modes)))

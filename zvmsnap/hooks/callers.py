@@ -1,14 +1,14 @@
-"""Who calls the hooks, and what that means: sanoid, zrepl, zfs_autobackup.
+"""Who calls the hooks: sanoid, zrepl or zfs_autobackup, and when each of them calls post.
 
-| caller         | says what is snapshotted | names of snapshots | post is called                  |
-|----------------|--------------------------|--------------------|---------------------------------|
-| sanoid         | SANOID_... (sanoid)      | told               | until it dies                   |
-| zrepl          | ZREPL_..., one dataset   | told               | after a pre that exited with 0, |
-|                |                          |                    | soon; else never, and it lives  |
-| zfs_autobackup | arguments, whole trees   | not told           | until it dies                   |
+| caller         | datasets are in        | snapshot names | calls post                          |
+|----------------|------------------------|----------------|-------------------------------------|
+| sanoid         | SANOID_... variables   | announced      | always, unless it dies              |
+| zrepl          | ZREPL_..., one dataset | announced      | soon, if pre exited with 0; if not, |
+|                |                        |                | never, but it lives on              |
+| zfs_autobackup | arguments, whole trees | not announced  | always, unless it dies              |
 
-zrepl kills what takes longer than the `timeout` of the hook (30 s by default). So its pre must not
-fail once a guest waits for post, and the guard does not wait for its post for ever.
+zrepl kills a hook that takes longer than its `timeout` (30 s by default). So pre must not fail
+once a guest waits for post, and the watchdog does not wait for zrepl's post without end.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap.common.errors import HookEnvironmentInvalid
+from zvmsnap.common.process import INIT, parent_of
 from zvmsnap.hooks import sanoid, zfs_autobackup, zrepl
 from zvmsnap.journal.request import HookCall, Role
-
-_INIT = 1
 
 
 @dataclass(frozen=True)
 class Caller:
     """A process that calls the hooks.
 
-    `post_within_s`: when it lives, and has not called post for so long, it will not. 0 if its
-    death means nothing, as of a shell.
+    `post_within_s`: if it has not called post after so many seconds, it never will, though it
+    lives. 0 if its death means nothing, as that of a shell.
     """
 
     pid: int
@@ -41,9 +40,9 @@ class Caller:
 
 
 def hook_call(words: Sequence[str], environment: Mapping[str, str]) -> HookCall | None:
-    """What the caller says; `words` are role and datasets. None: it only rehearses.
+    """Read arguments (a role, and maybe datasets) and environment as a call of a hook.
 
-    Raises HookEnvironmentInvalid.
+    None if the caller only rehearses. Raises HookEnvironmentInvalid.
     """
     if "ZREPL_HOOKTYPE" in environment:
         return zrepl.hook_call(environment)
@@ -52,27 +51,27 @@ def hook_call(words: Sequence[str], environment: Mapping[str, str]) -> HookCall 
     return sanoid.hook_call(_role(words), environment)
 
 
-def above(call: HookCall, environment: Mapping[str, str]) -> Caller:
-    """Who called us, directly or through a script."""
+def find_caller(call: HookCall, environment: Mapping[str, str]) -> Caller:
+    """Find the caller among the parents of this process: scripts may be between."""
     if "ZREPL_HOOKTYPE" in environment:
-        return _find(zrepl.is_zrepl, zrepl.POST_WITHIN_S, post_only_after_success=True)
+        return _search(zrepl.is_zrepl, zrepl.POST_WITHIN_S, post_only_after_success=True)
     if call.unnamed:
-        return _find(zfs_autobackup.is_autobackup, math.inf)
-    return _find(sanoid.is_sanoid, math.inf)
+        return _search(zfs_autobackup.is_autobackup, math.inf)
+    return _search(sanoid.is_sanoid, math.inf)
 
 
-def _find(
-    is_it: Callable[[Sequence[str]], bool],
+def _search(
+    is_caller: Callable[[Sequence[str]], bool],
     post_within_s: float,
     *,
     post_only_after_success: bool = False,
 ) -> Caller:
     pid = os.getppid()
-    while pid > _INIT:
-        line = _command_line(pid)
-        if is_it(line):
-            return Caller(pid, line, post_within_s, post_only_after_success)
-        pid = _parent_of(pid)
+    while pid > INIT:
+        command_line = _command_line(pid)
+        if is_caller(command_line):
+            return Caller(pid, command_line, post_within_s, post_only_after_success)
+        pid = parent_of(pid)
     return Caller(os.getppid(), (), 0.0, post_only_after_success)
 
 
@@ -85,14 +84,6 @@ def _role(words: Sequence[str]) -> Role:
         raise HookEnvironmentInvalid(
             f"usage: zvmsnap hook {roles}, not {' '.join(words) or 'nothing'!r}"
         ) from None
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return _INIT
-    return int(stat.rpartition(b")")[2].split()[1])
 
 
 def _command_line(pid: int) -> tuple[str, ...]:

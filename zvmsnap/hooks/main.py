@@ -1,7 +1,7 @@
-"""The three hooks that sanoid calls: `zvmsnap hook pre|post|prune`; also for others (callers).
+"""The three hooks: `zvmsnap hook pre|post|prune`. sanoid calls them, or another of callers.
 
-Kept light: sanoid calls prune once for each destroyed snapshot, so each hook imports its own room
-only when it is entered, and neither typer nor libvirt before they are needed.
+sanoid calls prune once for each destroyed snapshot. So each hook imports only the packages that it
+needs, and libvirt only when there is work for it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
+from zvmsnap.common.process import Process
 from zvmsnap.common.signals import cancelled_with_parent, finish_before_dying
 from zvmsnap.hooks import callers, sanoid
 from zvmsnap.hooks.callers import Caller
 from zvmsnap.journal.request import HookCall, Role
 
 if TYPE_CHECKING:
-    from zvmsnap.common.process import Process
     from zvmsnap.config.settings import Config
 
-_TRY_AGAIN_S = 300
+# sanoid calls prune for one snapshot after the other: what failed now would fail again.
+_RETRY_AFTER_S = 300
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Run the hook that `arguments` name: a role, or what callers says; returns the exit code."""
+    """Run the hook that arguments and environment name; returns the exit code."""
     try:
         call = callers.hook_call(arguments, environment)
         if call is None:
@@ -48,36 +49,47 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -
 
 
 def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
+    """Run the hook; False if something failed, which is logged by then."""
     from zvmsnap.config.settings import load_settings
 
     settings = load_settings()
     if call.role is Role.PRUNE:
-        finish_before_dying()
-        from zvmsnap.retention.forget import forget
-
-        # sanoid calls prune for one snapshot after the other: what failed now would fail again.
-        complete = _finish_abandoned(call, settings, tried_before_s=_TRY_AGAIN_S)
-        return forget(call, settings) and complete
-    from zvmsnap.common.process import Process
-
+        return _prune(call, settings)
     parent = os.getppid()
-    caller = callers.above(call, environment)
-    owner = Process.of(caller.pid)
+    caller = callers.find_caller(call, environment)
     if call.role is Role.POST:
-        finish_before_dying()
-        from zvmsnap.finalize.after_snapshot import finish
+        return _post(call, settings, caller)
+    return _pre(call, settings, caller, parent)
 
-        complete = finish(call, settings, owner)
-        return _finish_abandoned(call, settings) and complete
+
+def _pre(call: HookCall, settings: Config, caller: Caller, parent: int) -> bool:
+    owner = Process.of(caller.pid)
     cancelled = cancelled_with_parent(parent)
     from zvmsnap.capture.all_guests import begin
 
     takes_recursively = _recursion(call, settings.sanoid_configdir, caller)
     complete = begin(call, settings, owner, takes_recursively, cancelled, caller.post_within_s)
     if not complete and caller.post_only_after_success and _waits_for_post(settings, owner):
-        log.plain().warning("exits with 0 all the same: else nobody would call post")
+        log.plain().warning("exits with 0 all the same: else zrepl would not call post")
         return True
     return complete
+
+
+def _post(call: HookCall, settings: Config, caller: Caller) -> bool:
+    owner = Process.of(caller.pid)
+    finish_before_dying()
+    from zvmsnap.finalize.after_snapshot import finish
+
+    complete = finish(call, settings, owner)
+    return _finish_abandoned(call, settings) and complete
+
+
+def _prune(call: HookCall, settings: Config) -> bool:
+    finish_before_dying()
+    from zvmsnap.retention.forget import forget
+
+    complete = _finish_abandoned(call, settings, untried_for_s=_RETRY_AFTER_S)
+    return forget(call, settings) and complete
 
 
 def _waits_for_post(settings: Config, owner: Process) -> bool:
@@ -86,10 +98,11 @@ def _waits_for_post(settings: Config, owner: Process) -> bool:
     return any(entry.owner == owner for entry in Journal(settings.journal_dir).entries())
 
 
-def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 0) -> bool:
-    """Finish moments of these datasets whose sanoid is dead; pre does so for each guest itself.
+def _finish_abandoned(call: HookCall, settings: Config, untried_for_s: float = 0) -> bool:
+    """Finish the runs of these datasets whose owner is dead; pre does this for each guest itself.
 
-    True if all could be; what could not keeps nobody from the hook's own work.
+    Only entries on which nobody has worked for `untried_for_s`. False if one cannot be finished;
+    this is logged, and the hook goes on with its own work.
     """
     from zvmsnap.journal.journal import Journal
 
@@ -99,7 +112,7 @@ def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 
         for entry in journal.entries()
         if {*entry.request_datasets, *entry.datasets} & set(call.datasets)
         and not entry.owner.is_alive()
-        and journal.age_s(entry) >= tried_before_s
+        and journal.age_s(entry) >= untried_for_s
     ]
     if not entries:
         return True
@@ -110,11 +123,12 @@ def _finish_abandoned(call: HookCall, settings: Config, tried_before_s: float = 
     try:
         return recover.each(settings, entries)
     except (ZvmsnapError, OSError) as error:
-        log.plain().error("abandoned moments are not finished: %s", error)
+        log.plain().error("interrupted runs are not finished: %s", error)
         return False
 
 
 def _recursion(call: HookCall, configured: str, caller: Caller) -> dict[str, bool]:
+    """For each dataset: is it snapshotted with all below it? Raises ConfigInvalid."""
     if call.unnamed:
         return dict.fromkeys(call.datasets, True)
     configdir = (

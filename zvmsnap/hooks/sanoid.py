@@ -1,12 +1,12 @@
-"""What sanoid says: its environment as a HookCall, and what its sanoid.conf adds.
+"""Reads sanoid's environment as a HookCall, and sanoid.conf for what the environment lacks.
 
 Facts from sanoid's source, 2.0.0 to 2.3.0 and master:
 
 * SANOID_TARGETS/SANOID_SNAPNAMES exist since 2.1.0 in pre and post; the singular ones always.
 * SANOID_SNAPNAME is bare, except in post since 2.1.0, where it is `dataset@name` (sanoid #798).
 * If a name exists already (clocks set back), `dst` is put before the type *after* the environment
-  was made (since 2.0.3), so the names that were really taken may differ from the announced ones.
-* No variable tells whether `zfs snapshot -r` is used: only the section in sanoid.conf does.
+  was made (since 2.0.3), so the snapshots may have other names than the announced ones.
+* No variable says whether `zfs snapshot -r` is used: only the section in sanoid.conf does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def hook_call(role: Role, environment: Mapping[str, str]) -> HookCall:
     names = [
         _bare(name, datasets) for name in _words(environment, "SANOID_SNAPNAMES", "SANOID_SNAPNAME")
     ]
-    # post's full name is the only one that tells of a `dst` put in after the fact.
+    # Of all names only post's full one has the `dst` that was put in afterwards.
     if role is Role.POST and "SANOID_SNAPNAME" in environment:
         names.append(_bare(environment["SANOID_SNAPNAME"], datasets))
     for dataset in datasets:
@@ -69,7 +69,7 @@ def _bare(name: str, datasets: list[str]) -> str:
 
 
 def is_sanoid(command_line: Sequence[str]) -> bool:
-    """Is that the command line of a sanoid (a Perl script, so its name comes second)?"""
+    """Is this the command line of sanoid? It is a Perl script, so its name comes second."""
     return any(os.path.basename(word) == "sanoid" for word in command_line[:3])
 
 
@@ -89,7 +89,7 @@ def takes_recursively(conf: Path, dataset: str) -> bool:
     )
     try:
         lines = conf.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-        # Blanks before a key mean nothing to sanoid; here they would make it part of the last one.
+        # Blanks before a key mean nothing to sanoid, but would continue the last value here.
         parser.read_string("\n".join(line.strip() for line in lines))
     except FileNotFoundError:
         return False
@@ -101,7 +101,7 @@ def takes_recursively(conf: Path, dataset: str) -> bool:
 
 
 def configdir_of(command_line: tuple[str, ...]) -> Path | None:
-    """The --configdir in the command line of the sanoid that called us, if it has one."""
+    """The --configdir in sanoid's command line, if it has one."""
     for position, word in enumerate(command_line):
         option, equals, value = word.partition("=")
         # Getopt::Long takes one or two dashes and any unambiguous beginning.

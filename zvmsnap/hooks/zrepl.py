@@ -1,4 +1,4 @@
-"""What zrepl says when it calls a hook."""
+"""Reads how zrepl calls a hook."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from zvmsnap.journal.request import HookCall, Role
 
 _ROLES = {"pre_snapshot": Role.PRE, "post_snapshot": Role.POST}
 
-# Between its pre and its post there is one `zfs snapshot`, of one dataset.
+# Between pre and post zrepl runs one `zfs snapshot`, of one dataset.
 POST_WITHIN_S = 120.0
 
 
 def hook_call(environment: Mapping[str, str]) -> HookCall | None:
-    """The call that zrepl's environment describes; None: it only rehearses.
-
-    Raises HookEnvironmentInvalid.
-    """
+    """Read zrepl's environment; None if it only rehearses. Raises HookEnvironmentInvalid."""
     role = _ROLES.get(environment["ZREPL_HOOKTYPE"])
     dataset, name = environment.get("ZREPL_FS", ""), environment.get("ZREPL_SNAPNAME", "")
     if role is None:
@@ -27,11 +24,11 @@ def hook_call(environment: Mapping[str, str]) -> HookCall | None:
         raise HookEnvironmentInvalid(f"ZREPL_HOOKTYPE {kind!r} is none of {', '.join(_ROLES)}")
     snapshot_name.check_dataset("ZREPL_FS", dataset)
     snapshot_name.check_name("ZREPL_SNAPNAME", name)
-    return (
-        None if environment.get("ZREPL_DRYRUN") == "true" else HookCall(role, (dataset,), (name,))
-    )
+    if environment.get("ZREPL_DRYRUN") == "true":
+        return None
+    return HookCall(role, (dataset,), (name,))
 
 
-def is_zrepl(line: Sequence[str]) -> bool:
-    """Is that the command line of a zrepl?"""
-    return bool(line) and os.path.basename(line[0]) == "zrepl"
+def is_zrepl(command_line: Sequence[str]) -> bool:
+    """Is this the command line of zrepl?"""
+    return bool(command_line) and os.path.basename(command_line[0]) == "zrepl"

@@ -113,7 +113,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     def may_hold_guest(self) -> bool:
         """May it, or its file systems, stand still because of us, or come to do so?"""
         is_let_go = self.disks_frozen_at_s and not self.paused
-        return self.frozen or (self.level.holds_still and not is_let_go)
+        return self.frozen or (self.level.holds_guest and not is_let_go)
 
     @property
     def holds_guest(self) -> bool:

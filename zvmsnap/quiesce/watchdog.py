@@ -26,7 +26,7 @@ def start_watchdog(owner: Process, post_within_s: float = math.inf) -> None:
 
     `post_within_s` as in callers.
     """
-    command = [sys.executable, "-m", "zvmsnap", "guard", *_words(owner), f"{post_within_s:g}"]
+    command = [sys.executable, "-m", "zvmsnap", "watchdog", *_words(owner), f"{post_within_s:g}"]
     systemd_run = shutil.which("systemd-run") if Path("/run/systemd/system").is_dir() else None
     try:
         if systemd_run:
@@ -63,7 +63,7 @@ def require_watchdog(config: Config, owner: Process, post_within_s: float) -> No
 
 def unit_name(owner: Process) -> str:
     """The systemd unit of the watchdog for that process."""
-    return f"guard-{owner.pid}-{owner.started}"
+    return f"watchdog-{owner.pid}-{owner.started}"
 
 
 def _words(owner: Process) -> list[str]:
@@ -79,7 +79,7 @@ def _unit(owner: Process) -> list[str]:
         # Who kills all that is ours kills this too: guests may stand still.
         "--property=Restart=on-abnormal",
         f"--unit=zvmsnap-{unit_name(owner)}",
-        f"--description=zvmsnap guard of sanoid (pid {owner.pid})",
+        f"--description=zvmsnap watchdog of sanoid (pid {owner.pid})",
         f"--working-directory={_PACKAGE_PARENT}",
         *([f"--setenv=ZVMSNAP_CONFIG={named}"] if named else []),
     ]

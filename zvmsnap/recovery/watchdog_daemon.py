@@ -43,7 +43,7 @@ _ANOTHER_IS_THERE_S = 0.5
 
 
 def main(words: Sequence[str]) -> int:
-    """`zvmsnap guard PID STARTED BOOT POST_WITHIN_S`; returns the exit code."""
+    """`zvmsnap watchdog PID STARTED BOOT POST_WITHIN_S`; returns the exit code."""
     from zvmsnap.config.settings import load_settings
     from zvmsnap.quiesce import deadline
 
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
         owner = Process(int(pid), int(started), boot)
     except ValueError:
         log.plain().error(
-            "usage: zvmsnap guard PID STARTED BOOT POST_WITHIN_S; the pre hook starts it"
+            "usage: zvmsnap watchdog PID STARTED BOOT POST_WITHIN_S; the pre hook starts it"
         )
         return HookEnvironmentInvalid.exit_code
     try:

@@ -51,8 +51,8 @@ def test_steps_of_each_level(
     with_overlay = level is MEMORY or "> overlay" in trace
     assert entry.frozen is (level is QUIESCED and not with_overlay)
     assert (guest.live["vda"] == entry.disks[0].overlay) is with_overlay
-    assert bool(entry.disks_frozen_at_s) is (level.has_memory or level.holds_still)
-    assert bool(entry.held_since_s) is level.holds_still
+    assert bool(entry.disks_frozen_at_s) is (level.has_memory or level.holds_guest)
+    assert bool(entry.held_since_s) is level.holds_guest
     assert bool(entry.pause_s) is with_overlay
     assert bool(entry.memory_format) is level.has_memory
     assert entry.minimum_level == (None if level is ConsistencyLevel.OFFLINE else level)

@@ -20,10 +20,10 @@ GOOD = [
 
 @pytest.mark.parametrize(("text", "expected"), GOOD)
 def test_parse(text: str, expected: Destination) -> None:
-    found = destination.parse(text)
-    assert found == expected
-    assert found.name == text
-    assert found.at(found.of("tank/vm")) == f"{text}/tank/vm"
+    parsed = destination.parse(text)
+    assert parsed == expected
+    assert parsed.name == text
+    assert parsed.at(parsed.of("tank/vm")) == f"{text}/tank/vm"
 
 
 @pytest.mark.parametrize(
@@ -41,19 +41,19 @@ def test_no_destination(text: str) -> None:
 
 @given(st.text(max_size=40))
 def test_nothing_for_a_shell_gets_through(text: str) -> None:
-    """Host names go to syncoid's shell as they are."""
+    """syncoid hands host names to a shell without quotes."""
     try:
-        found = destination.parse(text)
+        parsed = destination.parse(text)
     except DestinationInvalid:
         return
-    assert re.fullmatch(r"[A-Za-z0-9@._-]*", found.host) and not found.host.startswith("-")
-    assert re.fullmatch(r"[A-Za-z0-9_.: /-]+", found.root) and not found.root.startswith("-")
+    assert re.fullmatch(r"[A-Za-z0-9@._-]*", parsed.host) and not parsed.host.startswith("-")
+    assert re.fullmatch(r"[A-Za-z0-9_.: /-]+", parsed.root) and not parsed.root.startswith("-")
 
 
-def test_what_lies_below() -> None:
-    there = Destination("", "usb/offsite")
-    assert there.holds("usb/offsite/tank")
-    assert not there.holds("usb/offsite") and not there.holds("usb/offsite2/tank")
+def test_datasets_below_the_root() -> None:
+    usb = Destination("", "usb/offsite")
+    assert usb.holds("usb/offsite/tank")
+    assert not usb.holds("usb/offsite") and not usb.holds("usb/offsite2/tank")
 
 
 def test_rate() -> None:

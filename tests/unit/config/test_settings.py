@@ -17,13 +17,13 @@ def test_the_example_holds_every_key_with_its_default() -> None:
     assert tomllib.loads(EXAMPLE.read_text()) | {"destination": ()} == msgspec.to_builtins(Config())
 
 
-def test_so_does_its_destination_which_is_commented_out() -> None:
+def test_the_destination_in_the_example_is_commented_out() -> None:
     text = EXAMPLE.read_text()
     table = re.sub(r"^#(?![ #\n])", "", text[text.index("#[[") :], flags=re.M)
-    (said,) = tomllib.loads(table)["destination"]
+    (parsed,) = tomllib.loads(table)["destination"]
     given = {"target": "offsite@nas:backup/offsite", "guests": ["web"]}
     defaults = msgspec.to_builtins(DestinationTable("x"))
-    assert said == defaults | given
+    assert parsed == defaults | given
 
 
 def test_the_example_is_valid() -> None:
@@ -38,7 +38,7 @@ def test_some_keys(tmp_path: Path) -> None:
     )
 
 
-def test_orders(tmp_path: Path) -> None:
+def test_modes(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     modes = "[modes]\ndaily = 'memory,required'\nmanual = 'crash'"
     path.write_text(f"mode = 'quiesced,crash'\n{modes}")
@@ -97,7 +97,9 @@ REFUSED = [
     pytest.param("[modes]\ndayly = 'crash'", "modes: 'dayly' is none of frequ", id="no type"),
     pytest.param("[modes]\n'' = 'crash'", "modes: '' is none of frequently", id="empty type"),
     pytest.param("[modes]\ndaily = 3", "$.modes", id="number for a mode"),
-    pytest.param("[limits]\nmax_freeze_s = 0", "max_freeze_s must be more", id="no time to stand"),
+    pytest.param(
+        "[limits]\nmax_freeze_s = 0", "max_freeze_s must be more", id="no time to be frozen"
+    ),
     pytest.param("[limits]\nfreeze_timeout_s = 1.5", "freeze_timeout_s", id="libvirt's seconds"),
     pytest.param("uri = 'a'\nvault = \n", "line 2", id="no TOML"),
     pytest.param("vault = '/a'\nvault = '/b'\n", "line 2", id="twice"),

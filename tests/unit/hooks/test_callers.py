@@ -21,14 +21,14 @@ ZREPL = {
 
 
 class Processes:
-    """A table of processes: number to parent and command line. Ours has the parent 9."""
+    """A table of processes: pid to parent and command line. The hook has the parent 9."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]]
     ) -> None:
         self._table = table
         monkeypatch.setattr(os, "getppid", lambda: 9)
-        monkeypatch.setattr(callers, "_parent_of", lambda pid: table[pid][0] if pid in table else 1)
+        monkeypatch.setattr(callers, "parent_of", lambda pid: table[pid][0] if pid in table else 1)
         monkeypatch.setattr(callers, "_command_line", self._command_line)
 
     def _command_line(self, pid: int) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ class Processes:
 
 
 @pytest.mark.parametrize(
-    ("table", "found"),
+    ("table", "pid"),
     [
         pytest.param({9: (1, "/usr/bin/perl /usr/sbin/sanoid --cron")}, 9, id="sanoid itself"),
         pytest.param(
@@ -59,12 +59,12 @@ class Processes:
         pytest.param({9: (8, "sh")}, None, id="its parent is dead"),
     ],
 )
-def test_sanoid_above(
-    monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]], found: int | None
+def test_sanoid_is_found(
+    monkeypatch: pytest.MonkeyPatch, table: Mapping[int, tuple[int, str]], pid: int | None
 ) -> None:
     Processes(monkeypatch, table)
-    caller = callers.above(SANOID, {})
-    assert (caller.pid, caller.post_within_s) == ((found, math.inf) if found else (9, 0))
+    caller = callers.find_caller(SANOID, {})
+    assert (caller.pid, caller.post_within_s) == ((pid, math.inf) if pid else (9, 0))
     assert not caller.post_only_after_success
 
 
@@ -81,7 +81,7 @@ def test_sanoid_above(
         pytest.param(SANOID, "bash", ZREPL, 0, id="its environment by hand"),
     ],
 )
-def test_others_above(
+def test_others_are_found(
     monkeypatch: pytest.MonkeyPatch,
     call: HookCall,
     line: str,
@@ -89,12 +89,12 @@ def test_others_above(
     within_s: float,
 ) -> None:
     Processes(monkeypatch, {9: (8, "sh -c hook"), 8: (1, line)})
-    caller = callers.above(call, environment)
+    caller = callers.find_caller(call, environment)
     assert (caller.pid, caller.post_within_s) == (8 if within_s else 9, within_s)
     assert caller.post_only_after_success is bool(environment)
 
 
-def test_sanoid_above_in_the_real_table(tmp_path: Path) -> None:
+def test_sanoid_is_found_among_real_processes(tmp_path: Path) -> None:
     program = tmp_path / "sanoid"
     program.write_text(
         "import os, subprocess, sys\n"
@@ -103,20 +103,19 @@ def test_sanoid_above_in_the_real_table(tmp_path: Path) -> None:
     )
     child = (
         f"{sys.executable} -c 'from zvmsnap.hooks import callers, sanoid; "
-        'c = sanoid.HookCall(sanoid.Role.PRE, ("a",), ("b",)); print(callers.above(c, {}).pid)\''
+        'c = sanoid.HookCall(sanoid.Role.PRE, ("a",), ("b",)); '
+        "print(callers.find_caller(c, {}).pid)'"
     )
     done = subprocess.run(
         [sys.executable, program, child], check=True, capture_output=True, text=True
     )
-    sanoid, above = done.stdout.split()
-    assert sanoid == above
-    assert callers.above(SANOID, {}).pid == os.getppid()
-    assert callers._parent_of(os.getpid()) == os.getppid()
-    assert callers._parent_of(2**22 + 1) == 1
+    sanoid, caller = done.stdout.split()
+    assert sanoid == caller
+    assert callers.find_caller(SANOID, {}).pid == os.getppid()
     assert callers._command_line(2**22 + 1) == ()
 
 
-def test_zrepl_says_what_it_snapshots() -> None:
+def test_the_environment_of_zrepl() -> None:
     name = ZREPL["ZREPL_SNAPNAME"]
     assert callers.hook_call([], ZREPL) == HookCall(Role.PRE, ("tank/a b",), (name,))
     post = callers.hook_call([], ZREPL | {"ZREPL_HOOKTYPE": "post_snapshot"})
@@ -126,7 +125,7 @@ def test_zrepl_says_what_it_snapshots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "says"),
     [
         ({"ZREPL_HOOKTYPE": "pre_reboot"}, "ZREPL_HOOKTYPE 'pre_reboot' is none of pre_snapshot"),
         ({"ZREPL_FS": ""}, "ZREPL_FS ''"),
@@ -134,13 +133,13 @@ def test_zrepl_says_what_it_snapshots() -> None:
         ({"ZREPL_SNAPNAME": "a@b"}, "ZREPL_SNAPNAME 'a@b'"),
     ],
 )
-def test_what_zrepl_never_says(changes: dict[str, str], why: str) -> None:
+def test_no_environment_of_zrepl(changes: dict[str, str], says: str) -> None:
     with pytest.raises(HookEnvironmentInvalid) as error:
         callers.hook_call([], ZREPL | changes)
-    assert why in str(error.value)
+    assert says in str(error.value)
 
 
-def test_arguments() -> None:
+def test_arguments_of_zfs_autobackup() -> None:
     call = callers.hook_call(["post", "tank/a", "other/b c", "tank/a"], {})
     assert call is not None
     assert (call.role, call.datasets, call.unnamed) == (Role.POST, ("tank/a", "other/b c"), True)
@@ -148,6 +147,6 @@ def test_arguments() -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["x"], ["x", "tank/a"], ["pre", "-r"], ["pre", ""]])
-def test_usage(words: list[str]) -> None:
+def test_wrong_arguments(words: list[str]) -> None:
     with pytest.raises(HookEnvironmentInvalid):
         callers.hook_call(words, {})

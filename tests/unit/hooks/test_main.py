@@ -14,8 +14,8 @@ from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.process import Process
+from zvmsnap.common.signals import STOP_SIGNALS
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs
 from zvmsnap.hooks import callers, main
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -29,7 +29,7 @@ ENVIRONMENT = {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": "autosnap_x_hourl
 
 @pytest.fixture
 def settings(tmp_path: Path, config: Config) -> Mapping[str, str]:
-    """An environment that leads every hook to directories of the test."""
+    """An environment in which every hook uses the directories of the test."""
     path = tmp_path / "config.toml"
     path.write_text(
         f"staging = '{config.staging}'\nvault = '{config.vault}'\n"
@@ -92,7 +92,7 @@ def test_wrong_environment(
         pytest.param("vault = '/dev/null'\n", 1, "Not a directory: '/dev/null'", id="vault"),
     ],
 )
-def test_one_line_for_what_is_wrong(
+def test_errors_are_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -128,79 +128,11 @@ def test_executables_that_sanoid_conf_names(program: str, role: str) -> None:
         pytest.param(("-m", "zvmsnap", "hook", "prune"), id="command"),
     ],
 )
-def test_prune_with_nothing_to_forget(
+def test_prune_with_no_point_to_remove(
     settings: Mapping[str, str], command: tuple[str | Path, ...]
 ) -> None:
     done = call(command, {**settings, **ENVIRONMENT})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-ORPHAN = """\
-from zvmsnap.common import signals
-from zvmsnap.common.errors import Cancelled
-try:
-    signals.cancelled_with_parent(1)
-except Cancelled as error:
-    print(error)
-"""
-
-
-def test_pre_begins_nothing_when_sanoid_is_dead_already() -> None:
-    done = call(("-c", ORPHAN), {})
-    assert done.stdout == "sanoid is dead already; nothing was touched\n"
-
-
-SANOID = """\
-import os, subprocess, sys
-hook = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
-hook.stdout.readline()
-os._exit(0)
-"""
-HOOK = """\
-import os
-from zvmsnap.common import log, signals
-log.setup()
-cancelled = signals.cancelled_with_parent(os.getppid())
-assert not cancelled.is_set()
-os.write(1, b"ready\\n")
-print("cancelled" if cancelled.wait(20) else "still waiting", file=__import__("sys").stderr)
-"""
-
-
-def test_pre_is_cancelled_when_sanoid_dies_under_it() -> None:
-    done = call(("-c", SANOID, HOOK), {})
-    assert "error: sanoid died (script_timeout?): putting every guest back" in done.stderr
-    assert done.stderr.endswith("cancelled\n")
-
-
-SIGNALLED = """\
-import os, signal, sys
-from zvmsnap.common import log, signals
-log.setup()
-{setup}
-os.kill(os.getpid(), signal.{name})
-print({state})
-"""
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-@pytest.mark.parametrize(
-    ("setup", "state", "says"),
-    [
-        pytest.param(
-            "event = signals.cancelled_with_parent(os.getppid())",
-            "event.is_set()",
-            "error: {}: putting every guest back",
-            id="pre",
-        ),
-        pytest.param("signals.finish_before_dying()", "True", "warning: {}: finishing", id="post"),
-    ],
-)
-def test_signals_do_not_end_a_hook_half_way(name: str, setup: str, state: str, says: str) -> None:
-    code = SIGNALLED.format(setup=setup, name=name, state=state)
-    done = call(("-c", code), {})
-    assert (done.returncode, done.stdout) == (0, "True\n")
-    assert says.format(name) in done.stderr
 
 
 T = "autosnap_2026-11-20_03:00:00"
@@ -214,29 +146,26 @@ def hook(
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., int]]:
-    """Calls a hook for the moment of `staged`; whoever called it is no sanoid."""
+    """Calls a hook for the run of `staged`; the caller is no sanoid."""
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setenv("ZVMSNAP_CONFIG", settings["ZVMSNAP_CONFIG"])
     monkeypatch.setattr(mounts, "read_table", list)
-    monkeypatch.setattr(callers, "_parent_of", lambda _pid: 1)
+    monkeypatch.setattr(callers, "parent_of", lambda _pid: 1)
 
     def run(role: str, dataset: str = "tank/web", name: str = f"{T}_daily") -> int:
         return main.run([role], {"SANOID_TARGET": dataset, "SANOID_SNAPNAME": name})
 
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-def old(config: Config, entry: Entry, seconds: float) -> None:
-    """Let it seem that nobody has worked on it for so long."""
+def age(config: Config, entry: Entry, seconds: float) -> None:
+    """Make the entry look as if nobody has worked on it for so long."""
     path = config.journal_dir / f"{entry.uuid}.json"
-    then = path.stat().st_mtime - seconds
-    os.utime(path, (then, then))
+    changed_s = path.stat().st_mtime - seconds
+    os.utime(path, (changed_s, changed_s))
 
 
 @pytest.mark.parametrize(
@@ -254,16 +183,16 @@ def old(config: Config, entry: Entry, seconds: float) -> None:
             {"request_datasets": ("tank",)},
             "tank/web",
             True,
-            id="its disk is on the dataset",
+            id="a disk of its guest is on the dataset",
         ),
         pytest.param(
-            "post", 0, {"request_datasets": ("tank",)}, "tank", True, id="it was for the parent"
+            "post", 0, {"request_datasets": ("tank",)}, "tank", True, id="it was of the parent"
         ),
         pytest.param("post", 999, {"owner": None}, "tank/web", False, id="post, sanoid runs"),
         pytest.param("prune", 999, {"owner": None}, "tank/web", False, id="prune, sanoid runs"),
     ],
 )
-def test_abandoned_moments(
+def test_runs_whose_owner_is_dead(
     hook: Callable[..., int],
     config: Config,
     guest: FakeGuest,
@@ -275,10 +204,10 @@ def test_abandoned_moments(
     finished: bool,
 ) -> None:
     if "owner" in changes:
-        # Not ourselves: whoever is called by the same sanoid may end its moment.
+        # For post not this process: a hook that the same owner calls may end its run.
         changes = {"owner": Process.of(os.getppid() if role == "prune" else 1)}
     known = staged(**changes)
-    old(config, known, age_s)
+    age(config, known, age_s)
     assert hook(role, dataset) == 0
     assert (Journal(config.journal_dir).entries() == []) is finished
     assert guest.live["vda"].endswith("vda.raw") is finished
@@ -301,7 +230,7 @@ def busy(host: FakeHost, guest: FakeGuest) -> None:
 
 
 @pytest.mark.parametrize("fault", [unreachable, not_committed, busy])
-def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
+def test_points_are_removed_though_a_run_cannot_be_finished(
     hook: Callable[..., int],
     config: Config,
     host: FakeHost,
@@ -312,18 +241,17 @@ def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[FakeHost, FakeGuest], None],
 ) -> None:
-    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     built = manifest(snapshots=(SnapshotRef("tank/web", f"{T}_daily", 5, 5),))
     vault.publish(vault.incoming(config.vault_dir, "web", built.capture), built)
     with open(os.environ["ZVMSNAP_CONFIG"], "a") as file:
         file.write("[limits]\nbusy_timeout_s = 0.01\n")
     known = staged()
-    old(config, known, 999)
+    age(config, known, 999)
     fault(host, guest)
     assert hook("prune") == 1
     assert list(vault.entries(config.vault_dir)) == []
     assert len(Journal(config.journal_dir).entries()) == 1
-    # sanoid calls it for one snapshot after the other: it is not tried for each of them again.
+    # sanoid calls prune for one snapshot after the other; the run is not tried each time.
     tried = list(guest.calls)
     assert hook("prune") == 0
     assert guest.calls == tried
@@ -331,7 +259,7 @@ def test_what_cannot_be_finished_does_not_keep_points_from_being_forgotten(
 
 
 @pytest.mark.parametrize("fault", [unreachable, not_committed])
-def test_post_that_cannot_finish_what_others_left_says_so(
+def test_post_logs_that_an_interrupted_run_cannot_be_finished(
     hook: Callable[..., int],
     config: Config,
     host: FakeHost,
@@ -355,7 +283,7 @@ print(sorted(heavy & set(sys.modules)))
 """
 
 
-def test_prune_is_light_also_while_a_moment_is_under_way(
+def test_prune_imports_little_also_while_a_run_is_under_way(
     settings: Mapping[str, str], config: Config, entry: Callable[..., Entry]
 ) -> None:
     Journal(config.journal_dir).write(entry(owner=Process.of(os.getpid())))

@@ -342,23 +342,23 @@ WORDS = ["4711", "815", "a-boot", "inf"]
 @pytest.mark.parametrize("words", [[], ["1"], ["x", "1", "b"], [*WORDS, "more"]])
 def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert watchdog_daemon.main(words) == 2
-    assert "usage: zvmsnap guard PID STARTED BOOT" in capsys.readouterr().err
+    assert "usage: zvmsnap watchdog PID STARTED BOOT" in capsys.readouterr().err
 
 
 def test_main(settings: None, config: Config, guest: FakeGuest, staged: Stage) -> None:
     staged(owner=DEAD)
     assert watchdog_daemon.main(WORDS) == 0
     assert entries(config) == []
-    assert not list(config.locks_dir.glob("guard-*"))
+    assert not list(config.locks_dir.glob("watchdog-*"))
 
 
 def test_second_guard_ends_at_once(
     settings: None, config: Config, guest: FakeGuest, staged: Stage
 ) -> None:
     known = staged(owner=DEAD)
-    with lock(config.locks_dir, "guard-4711-815", "guard", 1):
+    with lock(config.locks_dir, "watchdog-4711-815", "guard", 1):
         assert watchdog_daemon.main(WORDS) == 0
-        assert (config.locks_dir / "guard-4711-815.lock").exists()
+        assert (config.locks_dir / "watchdog-4711-815.lock").exists()
     assert entries(config) == [known]
 
 
@@ -412,10 +412,10 @@ def test_arm(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
     monkeypatch.setenv("ZVMSNAP_CONFIG", "/etc/other.toml")
     watchdog.start_watchdog(DEAD)
     ((command,), (named,)) = started.commands, started.named
-    assert command[-7:] == ["-m", "zvmsnap", "guard", *WORDS]
+    assert command[-7:] == ["-m", "zvmsnap", "watchdog", *WORDS]
     if systemd:
         assert command[0] == "/bin/systemd-run"
-        assert "--unit=zvmsnap-guard-4711-815" in command
+        assert "--unit=zvmsnap-watchdog-4711-815" in command
         assert "--setenv=ZVMSNAP_CONFIG=/etc/other.toml" in command
     else:
         # Whatever kills sanoid's process group must not kill it.

@@ -31,7 +31,7 @@ from zvmsnap.zfs import mounts
 
 DEAD = Process(4711, 815, "a-boot")
 WORDS = ["4711", "815", "a-boot"]
-NAME = "guard-4711-815"
+NAME = "watchdog-4711-815"
 Standing = Callable[..., Entry]
 
 
@@ -113,7 +113,7 @@ def test_the_lock_of_a_guard_that_was_killed_is_no_guard(config: Config, armed: 
 
 
 def test_nor_is_the_guard_of_another(config: Config, armed: Armed) -> None:
-    with lock(config.locks_dir, "guard-4711-816", "guard", 0):
+    with lock(config.locks_dir, "watchdog-4711-816", "guard", 0):
         watchdog.require_watchdog(config, DEAD, math.inf)
     assert len(armed.calls) == 1
 
@@ -183,7 +183,7 @@ def test_a_script_that_called_pre_is_dead(
     assert set(guest.calls) == {"resume" if level is ConsistencyLevel.PAUSED else "thaw"}
     (left,) = Journal(config.journal_dir).entries()
     assert (left.capture, left.level) == (known.capture, ConsistencyLevel.CRASH)
-    assert not list(config.locks_dir.glob("guard-*"))
+    assert not list(config.locks_dir.glob("watchdog-*"))
 
 
 @pytest.mark.parametrize(
