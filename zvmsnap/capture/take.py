@@ -203,7 +203,7 @@ def _take_back(config: Config, taken: Sequence[str], points: Sequence[RestorePoi
     try:
         if taken:
             log.plain().warning("destroying again: %s", ", ".join(taken))
-            drop.drop(config, points, taken)
+            drop.destroy(config, points, taken)
         return ""
     except (ZfsFailed, LockTimeout) as error:
         return f"; {error}"

@@ -162,4 +162,4 @@ def drop(
     if not yes:
         options.confirm()
     finish_before_dying()
-    drop.drop(settings, found, names)
+    drop.destroy(settings, found, names)
