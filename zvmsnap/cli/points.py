@@ -41,7 +41,7 @@ def list_points(
     """
     settings = load_settings()
     if remote:
-        points, damaged, liveness = replication.far_points(settings, remote)
+        points, damaged, liveness = replication.remote_points(settings, remote)
         interrupted = []
     else:
         points, damaged = vault.read(settings)

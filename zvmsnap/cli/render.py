@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zvmsnap.common.snapshot_name import type_of
 from zvmsnap.points.liveness import Life, Liveness
@@ -14,6 +14,7 @@ from zvmsnap.points.point import RestorePoint
 if TYPE_CHECKING:
     from zvmsnap.points.verify_result import VerifyResult
     from zvmsnap.recovery.report import Report
+    from zvmsnap.replication.send_report import DatasetReport, SendReport
     from zvmsnap.replication.send_status import SendStatus
     from zvmsnap.retention.prune import Findings
 
@@ -49,21 +50,24 @@ def table(
     return columns([_HEADINGS, *rows])
 
 
-def sent(run: Mapping[str, Any], *, dry_run: bool) -> list[str]:
-    """What a run of send has sent, or would send; as `zvmsnap send --json` tells it."""
-    lines = [f"{'would send' if dry_run else 'sent'} to {run['destination']}:"]
-    for load in run["loads"]:
-        for stream in load["datasets"]:
-            since = f"since {stream['since']}" if stream["since"] else "all of it"
-            there = stream["since"] == stream["newest"]
-            what = "is there" if there else f"{since}, {size(stream['stream_bytes'])}"
-            lines.append(f"  {stream['dataset']}@{stream['newest']}: {what}")
-        for point in load["points"]:
-            ram = f"RAM {size(point['memory_bytes'])}" if point["memory_bytes"] else "without RAM"
-            lines.append(f"  point {point['name']}: {ram}")
-        if load["failed"]:
-            lines.append(f"  FAILED: {load['failed']}")
+def sent(report: SendReport, *, dry_run: bool) -> list[str]:
+    """What was sent to one destination, or would be sent."""
+    lines = [f"{'would send' if dry_run else 'sent'} to {report.destination}:"]
+    for unit in report.units:
+        lines += [f"  {each.dataset}@{each.newest}: {_amount(each)}" for each in unit.datasets]
+        for point in unit.points:
+            ram = f"RAM {size(point.memory_bytes)}" if point.memory_bytes else "without RAM"
+            lines.append(f"  point {point.name}: {ram}")
+        if unit.error:
+            lines.append(f"  FAILED: {unit.error}")
     return lines
+
+
+def _amount(dataset: DatasetReport) -> str:
+    if dataset.since == dataset.newest:
+        return "has arrived already"
+    since = f"since {dataset.since}" if dataset.since else "all of it"
+    return f"{since}, {size(dataset.stream_bytes)}"
 
 
 def status(found: Sequence[SendStatus], never_sent: Sequence[str]) -> list[str]:
