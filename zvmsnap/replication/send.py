@@ -68,8 +68,8 @@ class UnitOutcome:
 class Sender:
     """Sends to one destination.
 
-    What concerns all guests is raised: DestinationUnreachable, VaultMissing, RemoteFailed, ZfsFailed,
-    SyncoidFailed and LockTimeout; the send status of each guest has it too.
+    What concerns all guests is raised: DestinationUnreachable, VaultMissing, RemoteFailed,
+    ZfsFailed, SyncoidFailed and LockTimeout; the send status of each guest has it too.
     """
 
     def __init__(

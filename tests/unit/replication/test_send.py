@@ -199,6 +199,7 @@ def test_dry_run(world: World, take: Take, run: Run) -> None:
     ((unit,),) = [each["units"] for each in printed["sent"]]
     assert [each["target"] for each in unit["datasets"]] == [f"{ROOT}/{WEB}", f"{ROOT}/{DATA}"]
     assert unit["points"] == [{"name": "web@h1", "memory_bytes": len(RAM)}]
+    assert (unit["domain"], unit["error"]) == ("web", "")
     assert "would send" in run("send", "-n", "web", ROOT)[1]
 
 

@@ -72,7 +72,7 @@ def test_another_schema_is_kept_and_named(tmp_path: Path, caplog: pytest.LogCapt
     ):
         caplog.clear()
         assert not act()
-        assert f"{path}: schema 3 is not one that this version reads; it was kept" in caplog.text
+        assert f"{path}: schema 3 is not one this version reads; it was kept" in caplog.text
         assert path.read_bytes() == b'{"schema": 3}'
 
 
