@@ -27,7 +27,7 @@ from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.points.vault import folder_of
+from zvmsnap.points.vault import DamagedPoint, folder_of
 from zvmsnap.replication import divergence, send_plan, send_status, syncoid, transfer, wait_idle
 from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.send_plan import DatasetSend, SendUnit
@@ -86,13 +86,14 @@ class Sender:
         """What would be sent. Changes nothing."""
         syncoid.check(self._options.syncoid)
         subtree = self._subtree()
-        remote_points, _ = self._vault().read()
+        remote_points, damaged = self._vault().read()
         outcomes = [UnitOutcome(unit, self._dataset_sends(unit, subtree)) for unit in units]
         for outcome in outcomes:
             divergence.plan(*send_plan.diverged(outcome.sends), subtree)
         sends = [send for outcome in outcomes for send in outcome.sends]
         local_points, _ = vault.read(self._settings)
-        self._plan_transfers(outcomes, local_points, remote_points, send_plan.after(subtree, sends))
+        subtree = send_plan.after(subtree, sends)
+        self._plan_transfers(outcomes, local_points, remote_points, damaged, subtree)
         return self._report(outcomes)
 
     def send(self, units: Sequence[SendUnit]) -> SendReport:
@@ -222,7 +223,7 @@ class Sender:
             self._log.warning("%s", entry.why)
         uuids = [outcome.unit.uuid for outcome in outcomes if outcome.unit.uuid]
         remote_vault.clear(uuids, {point.manifest.capture for point in local_points})
-        self._plan_transfers(outcomes, local_points, remote_points, subtree)
+        self._plan_transfers(outcomes, local_points, remote_points, damaged, subtree)
         for outcome in outcomes:
             planned, outcome.transfers = outcome.transfers, []
             try:
@@ -239,12 +240,13 @@ class Sender:
         outcomes: Iterable[UnitOutcome],
         local_points: Sequence[RestorePoint],
         remote_points: Sequence[RestorePoint],
+        damaged: Sequence[DamagedPoint],
         subtree: Subtree,
     ) -> None:
         for outcome in outcomes:
             own = [point for point in local_points if point.manifest.uuid == outcome.unit.uuid]
             outcome.transfers = transfer.plan(
-                own, remote_points, self._destination, subtree, self._options.memory
+                own, remote_points, self._destination, subtree, self._options.memory, damaged
             )
 
     def _send_point(

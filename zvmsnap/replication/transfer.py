@@ -27,6 +27,7 @@ from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.zfs.types import Snapshot, Subtree
 
 
@@ -52,11 +53,17 @@ def plan(
     destination: Destination,
     subtree: Subtree,
     wanted: MemoryWanted,
+    damaged: Iterable[DamagedPoint] = (),
 ) -> list[PointTransfer]:
-    """The points to send, oldest first. `subtree` is what has arrived at the destination."""
+    """The points to send, oldest first. `subtree` is what has arrived at the destination.
+
+    `damaged` are points at the destination that cannot be read, or are of another version: they
+    are not overwritten.
+    """
     arrived = {snapshot.guid: snapshot for snapshot in subtree.snapshots.values()}
     known = {_key(point): point for point in remote}
-    taken_names = {(point.directory.parent.name, point.directory.name) for point in remote}
+    directories = [point.directory for point in remote] + [each.directory for each in damaged]
+    taken_names = {(directory.parent.name, directory.name) for directory in directories}
     latest = _latest(local, arrived)
     transfers = []
     for point in sorted(local, key=lambda each: each.created):

@@ -8,6 +8,7 @@ from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.manifest import Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.replication import transfer
 from zvmsnap.zfs.types import Snapshot, Subtree
 
@@ -148,6 +149,13 @@ def test_a_name_that_another_point_has(
     one = point(1)
     known = [at_destination(one, capture=capture, uuid=uuid)]
     transfers = transfer.plan([one], known, NAS, subtree("p/a@h1=10"), MemoryWanted.ALL)
+    assert summary(transfers) == [("h1.2", True)]
+
+
+def test_a_name_that_an_unreadable_point_has(point: Callable[..., RestorePoint]) -> None:
+    """It may be of another version: it is not overwritten."""
+    damaged = [DamagedPoint(Path("/mirror/web/h1"), "schema 3")]
+    transfers = transfer.plan([point(1)], [], NAS, subtree("p/a@h1=10"), MemoryWanted.ALL, damaged)
     assert summary(transfers) == [("h1.2", True)]
 
 
