@@ -76,6 +76,19 @@ def test_another_schema_is_kept_and_named(tmp_path: Path, caplog: pytest.LogCapt
         assert path.read_bytes() == b'{"schema": 3}'
 
 
+def test_schema_2_is_read_and_written(tmp_path: Path) -> None:
+    """A file of the first version: every later version must read it."""
+    kept = Path(__file__).with_name("schemas") / "send-status-2.json"
+    path = tmp_path / "send-status" / "a" / "b.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(kept.read_bytes())
+    (status,) = send_status.read_all(tmp_path)
+    assert (status.schema, status.newest_has_memory, status.datasets[0].seconds) == (2, True, 21.42)
+    send_status.write(tmp_path / "again", status)
+    (written,) = tmp_path.glob("again/send-status/*/*.json")
+    assert written.read_bytes() == kept.read_bytes()
+
+
 def test_a_damaged_status_is_replaced(tmp_path: Path) -> None:
     send_status.write(tmp_path, GOOD)
     next(tmp_path.glob("send-status/*/*.json")).write_bytes(b"{")
