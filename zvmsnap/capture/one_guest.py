@@ -48,10 +48,10 @@ class Level(Protocol):
         """Why the guest cannot have this level now, through no failure; "" if it may."""
 
     def capture(self, attempt: Attempt, /) -> None:
-        """Capture the guest. Raises a ZvmsnapError, with everything undone."""
+        """Capture the guest. Raises ZvmsnapError; what could not be undone is in the journal."""
 
 
-_LEVELS: Mapping[ConsistencyLevel, Level] = {
+LEVELS: Mapping[ConsistencyLevel, Level] = {
     ConsistencyLevel.MEMORY: memory_level,
     ConsistencyLevel.PAUSED: memory_level,
     ConsistencyLevel.QUIESCED: quiesced_level,
@@ -166,7 +166,7 @@ class _LevelChoice:
 
     def _reaches(self, level: ConsistencyLevel) -> bool:
         obstacle = self._eligible.obstacles.get(level)
-        obstacle = obstacle or _LEVELS[level].obstacle(self._attempt(level))
+        obstacle = obstacle or LEVELS[level].obstacle(self._attempt(level))
         if obstacle:
             self._missed.append(obstacle)
             return False
@@ -180,7 +180,7 @@ class _LevelChoice:
             return False
 
     def _capture_at(self, level: ConsistencyLevel) -> None:
-        _LEVELS[level].capture(self._attempt(level))
+        LEVELS[level].capture(self._attempt(level))
 
     def _attempt(self, level: ConsistencyLevel) -> Attempt:
         return Attempt(

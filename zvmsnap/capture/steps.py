@@ -87,15 +87,13 @@ class Attempt:
         return EntryWriter(self.run.journal, entry)
 
     def newest_txg_now(self) -> dict[str, int] | None:
-        """As `newest_txg_before`: what anybody has snapshotted until now saw the guest run."""
+        """`newest_txg_before` of an entry whose disks are frozen just now.
+
+        What anybody has snapshotted until now saw the guest run. None: snapshots have names.
+        """
         if self.shared.preexisting.newest_txg_before is None:
             return None
         return snapshot_match.newest_txg(self.eligibility.datasets)
-
-    def _newest_txg_before(self) -> dict[str, int] | None:
-        newest = self.shared.preexisting.newest_txg_before
-        datasets = self.eligibility.datasets
-        return None if newest is None else {each: newest.get(each, 0) for each in datasets}
 
     def preparation(self, writer: EntryWriter) -> list[Step]:
         """The first steps of each level: the staging directory, and what is stored in it."""
@@ -143,3 +141,8 @@ class Attempt:
             if not error.not_undone:
                 writer.close()
             raise
+
+    def _newest_txg_before(self) -> dict[str, int] | None:
+        newest = self.shared.preexisting.newest_txg_before
+        datasets = self.eligibility.datasets
+        return None if newest is None else {each: newest.get(each, 0) for each in datasets}

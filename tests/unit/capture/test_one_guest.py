@@ -28,7 +28,12 @@ from tests.fakes.capture_scene import (
     thaws_under_the_overlay,
     too_busy,
 )
+from zvmsnap.capture import one_guest
 from zvmsnap.config.level import ConsistencyLevel
+
+
+def test_every_level_can_be_reached() -> None:
+    assert set(one_guest.LEVELS) == set(ConsistencyLevel)
 
 
 @pytest.mark.parametrize(
