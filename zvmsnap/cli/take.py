@@ -80,7 +80,7 @@ def take(
     points = []
     if not dry_run:
         with _told(settings, planned):
-            points = take.take(settings, planned, hold, cancelled_by_signal())
+            points = take.execute(settings, planned, hold, cancelled_by_signal())
     dropped = []
     if keep:
         finish_before_dying()

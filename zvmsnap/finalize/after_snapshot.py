@@ -87,7 +87,7 @@ def finish_interrupted(config: Config, hypervisor: Host, guest: Guest, entry: En
     Raises CommitFailed and others if it cannot be ended; nothing is lost then.
     """
     journal = Journal(config.journal_dir)
-    held = thaw.left_still(guest) if journal.lost(guest.uuid) else {}
+    held = thaw.held_fields(guest) if journal.lost(guest.uuid) else {}
     if entry:
         log.about(guest.name, ",".join(entry.request_datasets)).warning(
             "finishing moment %s, which nobody finished", entry.run or "of an earlier recovery"

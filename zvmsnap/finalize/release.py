@@ -27,7 +27,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
-from zvmsnap.quiesce.thaw import release_guest
+from zvmsnap.quiesce.thaw import resume_or_thaw
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest, Pause
 
@@ -59,7 +59,7 @@ def _let_go(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> Non
     if not work.entry.holds_guest:
         return
     try:
-        work.step("let go", lambda: release_guest(config, guest, work, log))
+        work.step("let go", lambda: resume_or_thaw(config, guest, work, log))
     except StepFailed as error:
         if isinstance(error.cause, DomainGone):
             raise error.cause from error
