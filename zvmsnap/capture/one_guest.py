@@ -35,6 +35,7 @@ from zvmsnap.config.mode import ModeSet, mode_set, parse_mode
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
+from zvmsnap.journal import other_versions
 from zvmsnap.journal.operation import Operations
 from zvmsnap.virt.guest import Guest
 
@@ -74,6 +75,7 @@ class GuestCapture:
         Raises what kept it from any level.
         """
         try:
+            other_versions.refuse(self._run.config.journal_dir, self._guest.uuid)
             if Operations(self._run.config.journal_dir).read(self._guest.uuid):
                 raise DomainBusy("a restore of it is under way, or interrupted: zvmsnap recover")
             with self._locked():
@@ -90,7 +92,7 @@ class GuestCapture:
         """Hold the guest's lock, with no run of it open; that of another sanoid is waited for.
 
         A snapshot that is taken while that one merges its overlays would have half of their
-        writes. Raises LockTimeout, DomainBusy and Cancelled.
+        writes. Raises LockTimeout, DomainBusy, WorkOfOtherVersion and Cancelled.
         """
         config, request = self._run.config, self._run.request
         limit_s = config.limits.lock_timeout_s

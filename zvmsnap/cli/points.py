@@ -143,8 +143,7 @@ def _interrupted(domain: str | None) -> list[str]:
 
 
 def _liveness() -> Liveness:
-    answer = zfs.all_snapshots()
-    return Liveness(answer.present, answer.pools)
+    return Liveness.by(zfs.all_snapshots())
 
 
 def _described(point: RestorePoint, liveness: Liveness) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Fetcher:
         remote_points, _ = self._remote_vault.read()
         point = selector.choose(remote_points, text)
         subtree = zfs.subtree(self._source.root, self._remote)
-        snapshots = locate.of(point, subtree.snapshots)
+        snapshots = locate.snapshots_of(point, subtree.snapshots)
         self._check_free(point, snapshots)
         return FetchPlan(point, snapshots, tuple(self._lines(point, snapshots)))
 
@@ -153,9 +153,7 @@ class Fetcher:
     def _check_fits(self, point: RestorePoint) -> None:
         memory = point.manifest.memory is not None
         xml = definition.definition_of(point, live=memory)
-        reasons = compatibility.why_not(self._host, xml, point.manifest.host, cold=not memory)
-        if reasons:
-            raise FetchRefused(f"{point.name} does not fit this host: {'; '.join(reasons)}")
+        compatibility.require_fit(self._host, point, xml, FetchRefused, cold=not memory)
 
     def _lines(self, point: RestorePoint, snapshots: Mapping[str, Snapshot]) -> list[str]:
         memory = point.manifest.memory

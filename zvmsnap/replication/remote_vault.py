@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from zvmsnap.common import json_file
 from zvmsnap.common.atomic_file import private_dir, write_atomic
 from zvmsnap.common.errors import RemoteFailed, VaultMissing
 from zvmsnap.common.ssh import RemoteHost
@@ -121,7 +122,7 @@ class RemoteVault:
             sent_bytes += self._send([image], incoming, bwlimit, "--append-verify")
         with tempfile.TemporaryDirectory() as temporary:
             manifest_file = Path(temporary) / MANIFEST
-            write_atomic(manifest_file, vault.encoded(manifest))
+            write_atomic(manifest_file, json_file.encoded(manifest))
             files = (point.directory / name for name in _SMALL)
             small = [manifest_file, *(path for path in files if path.exists())]
             sums |= {path.name: _sha256(path) for path in small}

@@ -24,7 +24,7 @@ import msgspec
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points import locate
-from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
@@ -100,7 +100,7 @@ def _update(
     name = at_destination.directory.name
     if manifest.memory and not at_destination.manifest.memory:
         return PointTransfer(point, name, manifest, with_memory=True)
-    if moved := locate.moved(at_destination.manifest, arrived.values()):
+    if moved := locate.relocated(at_destination.manifest, arrived.values()):
         return PointTransfer(point, name, moved, with_memory=False)
     return None
 
@@ -143,11 +143,8 @@ def newest_complete(
 
 def complete_name(manifest: Manifest, guids: frozenset[int]) -> str:
     """A snapshot name of a point that all its datasets have, by guid; "" if there is none."""
-    by_name: dict[str, set[str]] = {}
-    for ref in manifest.snapshots:
-        if ref.guid in guids:
-            by_name.setdefault(ref.name, set()).add(ref.dataset)
-    return next((n for n, datasets in by_name.items() if datasets >= manifest.datasets), "")
+    refs = [ref for ref in manifest.snapshots if ref.guid in guids]
+    return next(iter(complete_names(refs, manifest.datasets)), "")
 
 
 def without_memory(manifest: Manifest, reason: str) -> Manifest:

@@ -107,8 +107,7 @@ def _sharing_snapshots(
 
 
 def _liveness() -> Liveness:
-    listing = zfs.all_snapshots()
-    return Liveness(listing.present, listing.pools)
+    return Liveness.by(zfs.all_snapshots())
 
 
 def _droppable(

@@ -35,8 +35,7 @@ def forget(call: HookCall, settings: Config) -> bool:
         log.plain().warning("%s", each.why)
     if points:
         with lock(settings.locks_dir, LOCK, "prune points", settings.limits.lock_timeout_s):
-            listing = list_snapshots(points)
-            liveness = Liveness(listing.present, listing.pools, listing.homeless)
+            liveness = Liveness.by(list_snapshots(points), only_names=True)
             for point in points:
                 if liveness.orphaned(point.manifest):
                     remove(point)

@@ -7,8 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zvmsnap.common import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import staging_dirs
+from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault
@@ -30,19 +32,26 @@ class Leftovers:
 
 
 def find(settings: Config) -> Leftovers:
-    """Look through staging and vault. Raises OSError."""
+    """Look through staging and vault. Raises OSError and Unreadable."""
     # The journal last: an entry is written before anything appears in staging or vault. So what was
     # seen in them and has no entry belongs to nobody.
     captures = staging_dirs(settings.staging_dir)
     unfinished_points = vault.unfinished(settings.vault_dir)
     open_captures = {entry.capture for entry in Journal(settings.journal_dir).entries()}
     open_captures |= {operation.capture for operation in Operations(settings.journal_dir).all()}
+    others = other_versions.guests(settings.journal_dir)
+
+    def is_open(capture: str | None) -> bool:
+        return capture is not None and (
+            capture in open_captures or capture_name.uuid_of(capture) in others
+        )
+
     leftovers = Leftovers()
     for unfinished in unfinished_points:
-        if unfinished.capture not in open_captures:
+        if not is_open(unfinished.capture):
             leftovers.paths.append(unfinished.directory)
     for capture in captures:
-        if capture.path.name in open_captures:
+        if is_open(capture.path.name):
             continue
         overlays = capture.overlays()
         leftovers.overlays.extend(overlays)

@@ -57,12 +57,12 @@ def _without_snapshots(
     points: Sequence[RestorePoint], listing: types.SnapshotListing
 ) -> tuple[list[RestorePoint], list[RestorePoint]]:
     """Points without any snapshot, and points of whose snapshots too little is known."""
-    listed = _liveness(listing)
+    listed = Liveness.by(listing)
     guids = {snapshot.guid for snapshot in listing.present.values()}
     # A pool that is exported during the listing would make orphans of all its points. So ask once
     # more for the snapshots of points that seem to have none.
     suspects = [point for point in points if listed.orphaned(point.manifest)]
-    asked_again = _liveness(list_snapshots(suspects))
+    asked_again = Liveness.by(list_snapshots(suspects))
     orphans, unknown = [], []
     for point in points:
         refs = point.manifest.snapshots
@@ -98,7 +98,3 @@ def sweep(settings: Config) -> Findings:
             remove(point)
         findings.leftovers.remove()
     return findings
-
-
-def _liveness(listing: types.SnapshotListing) -> Liveness:
-    return Liveness(listing.present, listing.pools)

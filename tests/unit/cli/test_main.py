@@ -184,7 +184,7 @@ def seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> It
 def test_recover(run: Run, seams: FakeHost, guest: FakeGuest, staged: Callable[..., Entry]) -> None:
     overlay = staged().disks[0].overlay
     moment = NAME.removesuffix("_hourly")
-    found = f"  moment {moment} is open at step frozen\n  vda is on {overlay}\n"
+    found = f"  run {moment} is open at step frozen\n  vda is on {overlay}\n"
     assert run("recover", "--dry-run")[:2] == (0, f"web: needs recovery\n{found}")
     assert guest.calls == []
     code, out, err = run("recover")
@@ -253,11 +253,11 @@ def test_list_tells_of_what_is_interrupted(
     gone.mkdir()
     moment = NAME.removesuffix("_hourly")
     web = [
-        f"web: moment {moment} is interrupted at step store: zvmsnap recover ends it",
+        f"web: run {moment} is interrupted at step store (publishing): zvmsnap recover ends it",
         f"{gone}: its removal was interrupted; zvmsnap recover ends it",
     ]
-    db = f"db: moment {moment} is under way at step none (sanoid has pid {os.getpid()})"
-    mail = "mail: a recovery is interrupted at step none: zvmsnap recover ends it"
+    db = f"db: run {moment} is under way at step none (preparing; sanoid has pid {os.getpid()})"
+    mail = "mail: a recovery is interrupted at step none (on overlays): zvmsnap recover ends it"
     odd = f"{stray}: its publishing was interrupted; zvmsnap recover ends it"
 
     code, out, _ = run("list")

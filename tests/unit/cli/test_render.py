@@ -282,20 +282,20 @@ def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Man
     [
         pytest.param(
             {"step": "dump", "owner": Process.of(os.getpid())},
-            "moment autosnap_2026-11-20_03:00:00",
-            f"under way at step dump (sanoid has pid {os.getpid()})",
+            "run autosnap_2026-11-20_03:00:00",
+            f"under way at step dump (dumping; sanoid has pid {os.getpid()})",
             id="under way",
         ),
         pytest.param(
             {"step": "store"},
-            "moment autosnap_2026-11-20_03:00:00",
-            "interrupted at step store: zvmsnap recover ends it",
+            "run autosnap_2026-11-20_03:00:00",
+            "interrupted at step store (publishing): zvmsnap recover ends it",
             id="interrupted",
         ),
         pytest.param(
             {"snapshot_names": (), "run": ""},
             "a recovery",
-            "interrupted at step none: zvmsnap recover ends it",
+            "interrupted at step none (on overlays): zvmsnap recover ends it",
             id="a recovery without a step",
         ),
     ],
@@ -313,7 +313,7 @@ def test_recovery_says_what_was_found_done_and_left() -> None:
     report = Report(
         outcomes=[
             Outcome("web", "u1", ("vda is on /o",), Result.FAILED, "no answer"),
-            Outcome("db", "u2", ("moment m is open at step dump",), Result.RECOVERED),
+            Outcome("db", "u2", ("run m is open at step dump",), Result.RECOVERED),
         ],
         removed=["/s/x"],
         problems=["/o: kept; see to it"],
@@ -323,7 +323,7 @@ def test_recovery_says_what_was_found_done_and_left() -> None:
         "web: failed: no answer",
         "  vda is on /o",
         "db: recovered",
-        "  moment m is open at step dump",
+        "  run m is open at step dump",
         "removed /s/x: left by an interrupted run",
         "/o: kept; see to it",
         "db: libvirt's snapshot s was made by somebody else; not touched",

@@ -102,18 +102,18 @@ def test_who_is_asked_may_say_no(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["restore", "--yes", "web@nothing"], 2, "there is no such point"),
+        (["restore", "--yes", "web@nothing"], 2, "no such point; the last of"),
         (["restore", "--yes", "nobody@latest"], 2, "nobody has no point"),
         (["restore"], 2, "Missing argument"),
         (["clone", WEB], 2, "say NEWNAME for the clone"),
         (["clone", "--destroy", "w2", "w3"], 2, "say only the clone's name"),
-        (["clone", "web@nothing", "w2"], 2, "there is no such point"),
+        (["clone", "web@nothing", "w2"], 2, "no such point; the last of"),
         (["clone", WEB, "web"], 1, "web: there is a guest of that name already"),
         (["clone", WEB, "a/b"], 1, "no name for a clone"),
         (["clone", "--network", "all", WEB, "w2"], 2, "Invalid value"),
         (["clone", "--destroy", "w2"], 2, "w2: there is no clone of that name"),
         (["clone", "--destroy", "web"], 1, "this guest is no clone that zvmsnap made"),
-        (["verify", "web@nothing"], 2, "there is no such point"),
+        (["verify", "web@nothing"], 2, "no such point; the last of"),
         (["verify", "nobody"], 2, "nobody: has no point"),
     ],
 )

@@ -80,7 +80,7 @@ def test_of(
     manifest: Build, ties: Mapping[str, int], there: Mapping[str, int], found: Mapping[str, str]
 ) -> None:
     point = RestorePoint(Path("/v/web/m"), tied(manifest, ties, *found))
-    answer = locate.of(point, present(there))
+    answer = locate.snapshots_of(point, present(there))
     assert {dataset: each.full_name for dataset, each in answer.items()} == found
     assert list(answer) == sorted(found)
 
@@ -90,7 +90,7 @@ def test_where_a_restore_has_moved_it(manifest: Build) -> None:
         Path("/v/web/m"), tied(manifest, {"p/a@h": 1}, "p/a", guid1="p/a.before-x")
     )
     there = present({"p/a.before-x@h": 1, "p/copy@h": 1, "p/a@h": 2})
-    assert locate.of(point, there)["p/a"].full_name == "p/a.before-x@h"
+    assert locate.snapshots_of(point, there)["p/a"].full_name == "p/a.before-x@h"
 
 
 MISSING = [
@@ -116,7 +116,7 @@ def test_missing(
     datasets = {full_name.partition("@")[0] for full_name in ties}
     point = RestorePoint(Path("/v/web/m"), tied(manifest, ties, *datasets))
     with pytest.raises(SnapshotMissing) as caught:
-        locate.of(point, present(there))
+        locate.snapshots_of(point, present(there))
     assert str(caught.value).startswith(f"web@m: no snapshot of it is left for {lost}: ")
 
 
@@ -132,7 +132,7 @@ def test_missing(
 )
 def test_moved(manifest: Build, there: list[tuple[str, int]], homes: list[str] | None) -> None:
     known = tied(manifest, {"p/a@h": 1, "p/b@h": 2}, "p/a", "p/b")
-    new = locate.moved(known, [snapshot(*each) for each in there])
+    new = locate.relocated(known, [snapshot(*each) for each in there])
     assert (new and [tie.current_dataset for tie in new.snapshots]) == homes
     if new:
         assert [tie.dataset for tie in new.snapshots] == ["p/a", "p/b"]
@@ -147,9 +147,9 @@ def test_there_and_back(manifest: Build, homes: dict[int, str]) -> None:
         snapshot(f"{dataset}@{names[guid].partition('@')[2]}", guid)
         for guid, dataset in homes.items()
     ]
-    there = locate.moved(known, away) or known
+    there = locate.relocated(known, away) or known
     assert {tie.guid: tie.current_dataset or tie.dataset for tie in there.snapshots} == {
         guid: homes.get(guid, name.partition("@")[0]) for guid, name in names.items()
     }
-    back = locate.moved(there, [snapshot(name, guid) for guid, name in names.items()]) or there
+    back = locate.relocated(there, [snapshot(name, guid) for guid, name in names.items()]) or there
     assert back == known

@@ -92,11 +92,11 @@ def test_choose(points: list[RestorePoint], text: str, name: str) -> None:
         ),
         pytest.param(
             "web@2026-11-20T08:29",
-            f"no point of then or before; the first is web@{THREE}, taken "
+            f"no point is as old as that; the first is web@{THREE}, taken "
             "2026-11-20T08:30:00+05:30",
             id="before the first",
         ),
-        pytest.param("web@2026-11-19", "no point of then or before", id="the day before"),
+        pytest.param("web@2026-11-19", "no point is as old as that", id="the day before"),
         pytest.param("web@0001-01-01T00:00", "no such point", id="not in local time"),
         pytest.param("web@9999-12-31", "no such point", id="the end of the calendar"),
         pytest.param("web@2026-13-01", "no such point", id="no time"),

@@ -324,7 +324,7 @@ STOWED: Mapping[int | None, tuple[str, str]] = {
 
 @pytest.mark.parametrize("level", STOWED)
 def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.format, memory.image_bytes) == ("raw", len(CONTENT))
     assert unpacked(incoming, memory) == CONTENT
@@ -334,7 +334,7 @@ def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int 
 @pytest.mark.parametrize("level", STOWED)
 @pytest.mark.usefixtures("two_file_systems")
 def test_stowed_across_file_systems(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.image_bytes, unpacked(incoming, memory)) == (len(CONTENT), CONTENT)
     assert image.exists()
@@ -352,24 +352,24 @@ def test_stowing_interrupted_and_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(memory_image, "sync_dir", power_cut)
         with pytest.raises(OSError, match="power cut"):
-            memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+            memory_image.store(image, incoming, "raw", zstd_level=level)
     half = incoming / STOWED[level][0]
     half.write_bytes(half.read_bytes()[:100] + b"garbage" * len(CONTENT))
-    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
     assert unpacked(incoming, memory) == CONTENT
 
 
 def test_renamed_before_an_interruption(image: Path, incoming: Path) -> None:
-    first = memory_image.store_memory(image, incoming, "raw", zstd_level=None)
+    first = memory_image.store(image, incoming, "raw", zstd_level=None)
     assert not image.exists()
     for level in STOWED:
-        assert memory_image.store_memory(image, incoming, "raw", zstd_level=level) == first
+        assert memory_image.store(image, incoming, "raw", zstd_level=level) == first
 
 
 def test_no_image_at_all(image: Path, incoming: Path) -> None:
     image.unlink()
     with pytest.raises(FileNotFoundError):
-        memory_image.store_memory(image, incoming, "raw", zstd_level=None)
+        memory_image.store(image, incoming, "raw", zstd_level=None)
     assert list(incoming.iterdir()) == []
 
 
@@ -382,7 +382,7 @@ def test_no_symlink_is_written_through(
     victim.write_text("precious")
     (incoming / STOWED[level][0]).symlink_to(victim)
     with pytest.raises(OSError, match="symbolic links"):
-        memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+        memory_image.store(image, incoming, "raw", zstd_level=level)
     assert victim.read_text() == "precious"
 
 
@@ -391,10 +391,10 @@ def test_progress_only_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
     monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
-    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.store(image, incoming, "raw", zstd_level=3)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.store(image, incoming, "raw", zstd_level=3)
     said = capsys.readouterr().err
     assert "RAM image: 100 % of 1 MiB" in said
     assert said.endswith("\r\x1b[K")
