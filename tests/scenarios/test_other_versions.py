@@ -12,8 +12,11 @@ import msgspec
 import pytest
 
 from tests.fakes.capture_scene import Scene
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.images import holds, write
 from tests.fakes.restore_scene import set_scene
-from tests.fakes.seams import UUID, FakeGuest, FakeHypervisor, FakeZfs, holds, write
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import WorkOfOtherVersion
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
@@ -63,7 +66,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("running", [True, False], ids=["runs", "off"])
 def test_recover_brings_the_guest_back_and_leaves_the_rest(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage, running: bool
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, running: bool
 ) -> None:
     known = staged()
     path, data = age(config)
@@ -88,7 +91,7 @@ def test_recover_brings_the_guest_back_and_leaves_the_rest(
 
 
 def test_whose_run_is_under_way_is_not_touched(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, staged: Stage
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage
 ) -> None:
     staged()
     age(config, Process.of(os.getpid()))
@@ -102,7 +105,7 @@ def test_whose_run_is_under_way_is_not_touched(
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_guest_that_is_held_is_released(
-    config: Config, guest: FakeGuest, host: FakeHypervisor, standing: Stage, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, host: FakeHost, standing: Stage, level: ConsistencyLevel
 ) -> None:
     standing(level)
     path, data = age(config)
@@ -114,7 +117,7 @@ def test_guest_that_is_held_is_released(
 
 
 def test_guest_that_is_gone_and_operations_are_left_to_a_person(
-    config: Config, host: FakeHypervisor
+    config: Config, host: FakeHost
 ) -> None:
     operation, _ = age(config, folder="operations")
     host.known.clear()
@@ -202,7 +205,7 @@ def test_prune_keeps_all_captures_of_such_a_guest(config: Config, folder: str) -
 
 def test_points_of_another_version_are_told_and_stay(
     config: Config,
-    host: FakeHypervisor,
+    host: FakeHost,
     manifest: Callable[..., Manifest],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
