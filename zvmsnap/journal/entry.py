@@ -174,12 +174,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return self.minimum_level is None or self.level.reaches(self.minimum_level)
 
     @property
+    def is_paused_for_snapshot(self) -> bool:
+        """Is the guest paused until its snapshot is taken, not just to end a dump?"""
+        return self.paused and self.level is ConsistencyLevel.PAUSED
+
+    @property
     def is_held(self) -> bool:
         """Is the guest paused, or are its file systems frozen, for the snapshot?
 
         The states held and freezing, and any later one in which this was not noted to be over.
         """
-        return self.frozen or (self.paused and self.level is ConsistencyLevel.PAUSED)
+        return self.frozen or self.is_paused_for_snapshot
 
     @property
     def holds_guest(self) -> bool:

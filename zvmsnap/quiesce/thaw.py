@@ -38,7 +38,7 @@ _PAUSED_BY_ZVMSNAP = (Pause.USER, Pause.JOB)
 
 def resume_or_thaw(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:
     """Follow the table. The caller holds the guest's lock. Raises NotHeld and LibvirtFailed."""
-    if writer.entry.level is ConsistencyLevel.PAUSED and writer.entry.paused:
+    if writer.entry.is_paused_for_snapshot:
         _resume(guest, writer)
     if writer.entry.frozen:
         _thaw(guest, writer)
@@ -54,12 +54,7 @@ def resume_or_thaw_unlocked(guest: Guest, entry: Entry) -> str:
     """
     if not guest.is_active():
         return ""
-    if (
-        entry.level is ConsistencyLevel.PAUSED
-        and entry.paused
-        and _is_paused_by_zvmsnap(guest)
-        and not is_busy(guest)
-    ):
+    if entry.is_paused_for_snapshot and _is_paused_by_zvmsnap(guest) and not is_busy(guest):
         guest.resume()
         return "paused"
     if entry.frozen and agent.is_frozen(guest):
@@ -71,7 +66,7 @@ def resume_or_thaw_unlocked(guest: Guest, entry: Entry) -> str:
 def note_guest_gone(config: Config, writer: EntryWriter, log: Logger) -> None:
     """Note that nobody knows until when a guest was held, as it does not exist any more."""
     entry = writer.entry
-    if entry.frozen or (entry.level is ConsistencyLevel.PAUSED and entry.paused):
+    if entry.is_held:
         why = "it is gone, and may have gone on before its snapshot"
         less = {"level": ConsistencyLevel.CRASH, "reason": why} if entry.disks_frozen_at_s else {}
         writer.note(paused=False, frozen=False, **less)
