@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
+from tests.fakes.clock import until
 from tests.fakes.guest import OTHER, UUID, DumpedGuest, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
@@ -64,13 +65,6 @@ def within(config: Config, limit_s: float) -> Config:
 
 def is_held(guest: FakeGuest) -> bool:
     return bool(guest.stands_still or (guest.agent and guest.agent.frozen))
-
-
-def until(reached: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline_s, "never"
-        time.sleep(0.002)
 
 
 @pytest.fixture
