@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -147,7 +148,7 @@ def test_new_capture_is_refused(
         write(guest.on_overlay("vda", capture.overlay("vda")), 7)
     assert not scene.pre()
     assert guest.live["vda"].endswith("vda.raw")
-    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+    assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
         f"web (tank/web): no point: {path}: {TOLD}: finish it with the version of zvmsnap that "
         "wrote it (zvmsnap recover), or move the file away"
     ]

@@ -129,6 +129,8 @@ class GuestFiles(Generic[Content]):
 
     def of_other_version(self, uuid: str) -> OtherVersionsFile | None:
         """The file of that guest, if it is of another schema. Raises Unreadable."""
+        if not self._directory.is_dir():
+            return None
         try:
             self._read(uuid)
         except OtherSchema as error:
