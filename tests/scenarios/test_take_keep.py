@@ -286,7 +286,7 @@ def test_what_was_not_taken_makes_nothing_surplus(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--keep", "1", "--name", "x"], "--keep counts the names that are made here"),
+        (["--keep", "1", "--name", "x"], "--keep counts points with default names"),
         (["--keep", "0"], "--keep"),
         (["--keep", "x"], "--keep"),
     ],
