@@ -110,7 +110,7 @@ class Scene:
         assert [path.name for path in self.config.staging_dir.iterdir()] == kept
         for guest in self.host.known:
             own = but if but and but.uuid == guest.uuid else None
-            assert bool(guest.stands_still) is bool(own and own.paused)
+            assert bool(guest.paused_because) is bool(own and own.paused)
             frozen = guest.agent is not None and guest.agent.frozen
             assert frozen is bool(own and own.frozen)
             on_overlay = own and own.may_be_on_overlay

@@ -221,7 +221,7 @@ def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> C
         said: dict[str, Any] = {}
         if level is ConsistencyLevel.PAUSED:
             capture.memory.write_bytes(RAM)
-            guest.stands_still = Pause.JOB
+            guest.paused_because = Pause.JOB
             said = {"paused": True, "memory_format": "raw"}
         elif level is ConsistencyLevel.QUIESCED:
             guest.agent.freeze()

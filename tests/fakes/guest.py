@@ -36,11 +36,11 @@ class FakeGuest(Guest):
         self.persistent = dict(self.live)
         self.below: dict[str, str] = {}
         self.active = True
-        self.kept = True
+        self.is_defined = True
         self.exists = True
         self.job = False
         self.mirrors: dict[str, str] = {}
-        self.stands_still: Pause | None = None
+        self.paused_because: Pause | None = None
         self.allowed_ms = 300
         self.snapshots: list[str] = []
         self.saved = ""
@@ -117,26 +117,26 @@ class FakeGuest(Guest):
 
     def is_persistent(self) -> bool:
         self._called("is_persistent")
-        return self.kept
+        return self.is_defined
 
     def state(self) -> str:
         if not self.active:
             return "shut off"
-        return "paused" if self.stands_still else "running"
+        return "paused" if self.paused_because else "running"
 
-    def pause(self) -> Pause | None:
-        self._called("pause")
-        return self.stands_still if self.active else None
+    def pause_reason(self) -> Pause | None:
+        self._called("pause_reason")
+        return self.paused_because if self.active else None
 
     def resume(self) -> None:
         self._does("resume")
-        self.stands_still = None
+        self.paused_because = None
         self.runs()
 
     def define(self, xml: str) -> None:
         self._does("define")
         self.persistent = self.learn(xml)
-        self.kept = True
+        self.is_defined = True
 
     def create(self, *, paused: bool = False) -> None:
         self._does("create paused" if paused else "create")
@@ -149,14 +149,14 @@ class FakeGuest(Guest):
         if not self.active:
             raise LibvirtFailed(f"{self.name}: stopping: domain is not running", 55)
         self.shut_off()
-        self.exists = self.kept
+        self.exists = self.is_defined
 
     def save(self, image: str) -> None:
         self._does("save")
-        running = self.stands_still is None
+        running = self.paused_because is None
         Path(image).write_bytes(libvirt_image(self.xml(), self.ram(), running=running))
         self.shut_off()
-        self.exists = self.kept
+        self.exists = self.is_defined
 
     def load(self, image: Path, xml: str | None, *, paused: bool) -> None:
         """As libvirt does it."""
@@ -168,9 +168,9 @@ class FakeGuest(Guest):
             ram = file.read()
         self.live = self.learn(xml or head.xml)
         self.active = True
-        self.stands_still = Pause.USER if paused or not head.header.was_running else None
+        self.paused_because = Pause.USER if paused or not head.header.was_running else None
         self.loads(ram)
-        if not self.stands_still:
+        if not self.paused_because:
             self.runs()
 
     def pull_plugs(self) -> None:
@@ -178,7 +178,7 @@ class FakeGuest(Guest):
 
     def undefine(self) -> None:
         self._does("undefine")
-        self.kept = False
+        self.is_defined = False
         self.exists = self.active
 
     def ram(self) -> bytes:
@@ -218,7 +218,7 @@ class FakeGuest(Guest):
         return self._agent().thaw()
 
     def _agent(self) -> FakeAgent:
-        if not self.agent or not self.active or self.stands_still or not self.agent.answering:
+        if not self.agent or not self.active or self.paused_because or not self.agent.answering:
             raise LibvirtFailed(f"{self.name}: asking its agent: not connected", 86)
         return self.agent
 
@@ -274,7 +274,7 @@ class FakeGuest(Guest):
     def shut_off(self) -> None:
         """Its process ends; what it ran on is what its next start uses."""
         self.active = False
-        self.stands_still = None
+        self.paused_because = None
         self.mirrors.clear()
         if self.agent:
             self.agent.frozen = False
@@ -283,7 +283,7 @@ class FakeGuest(Guest):
         """Somebody starts it."""
         self.active = True
         self.live = dict(self.persistent)
-        self.stands_still = Pause.USER if paused else None
+        self.paused_because = Pause.USER if paused else None
         if not paused:
             self.runs()
 
@@ -326,7 +326,7 @@ class DumpedGuest(FakeGuest):
         if memory is not None:
             Path(memory.get("file", "")).write_bytes(self.dumped)
         if root.find("disks/disk[@snapshot='manual']") is not None:
-            self.stands_still = Pause.JOB
+            self.paused_because = Pause.JOB
         for disk in root.findall("disks/disk[@snapshot='external']"):
             source = disk.find("source")
             assert source is not None

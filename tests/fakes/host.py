@@ -70,7 +70,7 @@ class FakeHost(Host):
         guest = next((one for one in self.known if one.uuid == seen.uuid and one.exists), None)
         if guest is None:
             guest = self.new_guest(seen.name, seen.uuid)
-            guest.active = guest.kept = False
+            guest.active = guest.is_defined = False
         return guest
 
     def new_guest(self, name: str, uuid: str) -> FakeGuest:

@@ -479,7 +479,7 @@ class Scene:
         built = self._manifest(**{**known, **changes})
         return vault.publish(directory, built)
 
-    def tasks(self) -> list[RestoreOperation | CloneOperation]:
+    def operations(self) -> list[RestoreOperation | CloneOperation]:
         return Operations(self.config.journal_dir).all()
 
     def staged(self) -> list[str]:

@@ -104,7 +104,7 @@ def test_killed_behind_its_undoing(
     monkeypatch.setattr(all_guests, "_put_back", die)
     with pytest.raises(Killed):
         scene.pre()
-    assert guest.stands_still is None and not agent_of(guest).frozen
+    assert guest.paused_because is None and not agent_of(guest).frozen
     take(pools)
     after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
@@ -163,7 +163,7 @@ def test_snapshot_that_appears_behind_the_let_go(
     behind_the_let_go(monkeypatch, lambda: take(pools))
     after_snapshot.end(scene.config, scene.host, entry)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
 @ALL
@@ -183,7 +183,7 @@ def test_zfs_does_not_say_what_there_is(
 
     monkeypatch.setattr(zfs, "snapshots", fails)
     after_snapshot.finish(POST, scene.config, OWNER)
-    assert guest.stands_still is None and not agent_of(guest).frozen
+    assert guest.paused_because is None and not agent_of(guest).frozen
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
@@ -296,4 +296,4 @@ def test_dataset_that_is_gone_where_no_names_are_announced(
 
     monkeypatch.setattr(zfs, "snapshot_usage", snapshot_usage)
     assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
-    assert (guest.stands_still, manifests(scene), scene.entries()) == (None, [], [])
+    assert (guest.paused_because, manifests(scene), scene.entries()) == (None, [], [])

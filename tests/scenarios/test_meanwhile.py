@@ -64,13 +64,13 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
         capture_of_another = f"{UUID}.0000beef"
         newer.append(msgspec.structs.replace(old, capture=capture_of_another, owner=NOBODY, **said))
         Journal(scene.config.journal_dir).write(newer[0])
-        guest.stands_still = Pause.JOB
+        guest.paused_because = Pause.JOB
         return lockfile.lock(*arguments)
 
     monkeypatch.setattr("zvmsnap.capture.all_guests.lock", lock)
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
-    assert guest.stands_still
+    assert guest.paused_because
     assert scene.entries() == newer
 
 
@@ -95,13 +95,13 @@ def test_the_guard_lets_go_what_post_is_about_to(
             EntryWriter(Journal(config.journal_dir), known),
             log.about("web", "tank/web"),
         )
-        guest.stands_still = Pause.USER
+        guest.paused_because = Pause.USER
         return host
 
     monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
     after_snapshot.finish(POST, config, OWNER)
     assert levels_of(config) == [ConsistencyLevel.CRASH]
-    assert guest.stands_still is Pause.USER
+    assert guest.paused_because is Pause.USER
 
 
 @pytest.mark.parametrize("post_within_s", ["inf", "0"])
@@ -132,7 +132,7 @@ def test_guard_outlives_a_host_without_descriptors(
 
     monkeypatch.setattr(Journal, "entries", fail)
     code = watchdog_daemon.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, post_within_s])
-    assert (code, guest.stands_still, failed) == (0, None, [1])
+    assert (code, guest.paused_because, failed) == (0, None, [1])
 
 
 def test_guard_outlives_a_host_without_threads(
@@ -157,7 +157,7 @@ def test_guard_outlives_a_host_without_threads(
 
     monkeypatch.setattr("zvmsnap.recovery.recover.Host", connect)
     assert watchdog_daemon.watch(config, OWNER)
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
 def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_deadline_outlives_a_host_without_threads(
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: guest.stands_still is None)
+        until(lambda: guest.paused_because is None)
 
 
 def until(is_so: Callable[[], bool], within_s: float = 10.0) -> None:
@@ -289,11 +289,11 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     dump = guest.snapshot_create
 
     def suspend() -> None:
-        guest.stands_still = Pause.USER
+        guest.paused_because = Pause.USER
 
     def create(xml: str, *, disk_only: bool = False) -> None:
         dump(xml, disk_only=disk_only)
-        until(lambda: bool(guest.stands_still))
+        until(lambda: bool(guest.paused_because))
         time.sleep(0.05)
 
     monkeypatch.setattr(guest, "suspend", suspend, raising=False)
@@ -302,7 +302,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     scene.pre()
     pools.present[f"tank/web@{NAME}"] = 11
     after_snapshot.finish(POST, scene.config, OWNER)
-    assert (scene.entries(), guest.stands_still) == ([], None)
+    assert (scene.entries(), guest.paused_because) == ([], None)
 
 
 def test_pre_that_died_behind_pre_freeze(
@@ -353,7 +353,7 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
     assert needed.found == ("its journal could not be read",)
     recovered = recover.recover(config)
     assert recovered.complete
-    assert guest.agent and not (guest.stands_still or guest.agent.frozen)
+    assert guest.agent and not (guest.paused_because or guest.agent.frozen)
     assert [outcome.result for outcome in recovered.outcomes] == [report.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
     assert recover.recover(config).outcomes == []
@@ -375,11 +375,11 @@ def test_journal_that_was_damaged_while_libvirt_dumps(
 ) -> None:
     standing(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
-    guest.stands_still, guest.job = None, True
+    guest.paused_because, guest.job = None, True
     assert not recover.recover(config).complete
-    guest.stands_still, guest.job = Pause.JOB, False
+    guest.paused_because, guest.job = Pause.JOB, False
     assert recover.recover(config).complete
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
 def test_what_was_set_aside_keeps_nobody_from_its_points(scene: Scene) -> None:

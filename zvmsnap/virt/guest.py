@@ -75,7 +75,7 @@ class Guest:
         with self._doing("asking for its state"):
             return _STATES.get(self._domain.state()[0], "in an unknown state")
 
-    def pause(self) -> Pause | None:
+    def pause_reason(self) -> Pause | None:
         """Why it stands still, None if it does not."""
         with self._doing("asking for its state"):
             state, reason = self._domain.state()[:2]

@@ -56,7 +56,7 @@ class SnapshotListing:
 
     present: Mapping[str, Snapshot]
     pools: frozenset[str]
-    homeless: frozenset[str] = frozenset()
+    without_dataset: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def all_snapshots() -> SnapshotListing:
     return SnapshotListing({snapshot.full_name: snapshot for snapshot in found}, pools)
 
 
-def subtree(root: str, far: RemoteHost = HERE) -> Subtree:
+def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
     """What lies below `root`, with itself, here or at a destination. Raises ZfsFailed."""
     kinds = "filesystem,volume,snapshot"
-    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, far=far)
+    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, remote=remote)
     found = [_snapshot(line) for line in lines if "@" in line[0]]
     return Subtree(
         frozenset(line[0] for line in lines if "@" not in line[0]),
@@ -108,9 +108,9 @@ def subtree(root: str, far: RemoteHost = HERE) -> Subtree:
     )
 
 
-def properties(name: str, names: Sequence[str], far: RemoteHost = HERE) -> dict[str, str]:
+def properties(name: str, names: Sequence[str], remote: RemoteHost = HERE) -> dict[str, str]:
     """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
-    said = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, far=far)
+    said = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, remote=remote)
     return {line[0]: _value(line[1]) for line in _lines(said, columns=2)}
 
 
@@ -119,9 +119,9 @@ def create(name: str) -> None:
     _zfs("create", name)
 
 
-def create_folder(name: str, far: RemoteHost = HERE) -> None:
+def create_folder(name: str, remote: RemoteHost = HERE) -> None:
     """Make a filesystem that only holds others, and is never mounted. Raises ZfsFailed."""
-    _zfs("create", "-u", "-o", "canmount=off", name, far=far)
+    _zfs("create", "-u", "-o", "canmount=off", name, remote=remote)
 
 
 def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
@@ -219,23 +219,23 @@ def created_s(snapshot: str) -> int:
     return int(_zfs("get", "-Hpo", "value", "creation", snapshot))
 
 
-def clone(origin: str, name: str, properties: Mapping[str, str], far: RemoteHost = HERE) -> None:
+def clone(origin: str, name: str, properties: Mapping[str, str], remote: RemoteHost = HERE) -> None:
     """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
     settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
-    _zfs("clone", *settings, origin, name, far=far)
+    _zfs("clone", *settings, origin, name, remote=remote)
 
 
-def promote(name: str, far: RemoteHost = HERE) -> None:
+def promote(name: str, remote: RemoteHost = HERE) -> None:
     """Turn clone and origin round: its snapshots up to the origin become its own.
 
     Raises ZfsFailed.
     """
-    _zfs("promote", name, far=far)
+    _zfs("promote", name, remote=remote)
 
 
-def rename(name: str, new_name: str, far: RemoteHost = HERE) -> None:
+def rename(name: str, new_name: str, remote: RemoteHost = HERE) -> None:
     """Rename a dataset, with all below it. Raises ZfsFailed."""
-    _zfs("rename", name, new_name, far=far)
+    _zfs("rename", name, new_name, remote=remote)
 
 
 def set_property(name: str, user_property: str, value: str) -> None:
@@ -291,19 +291,21 @@ def _dataset(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _list(*arguments: str, partial: bool = False, far: RemoteHost = HERE) -> list[list[str]]:
-    said = _zfs("list", "-Hp", *arguments, partial=partial, far=far)
+def _list(*arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> list[list[str]]:
+    said = _zfs("list", "-Hp", *arguments, partial=partial, remote=remote)
     return _lines(said, 1 + arguments[arguments.index("-o") + 1].count(","))
 
 
-def _zfs(verb: str, *arguments: str, partial: bool = False, far: RemoteHost = HERE) -> str:
+def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> str:
     try:
-        done = far.process(["zfs", verb, *arguments])
+        done = remote.process(["zfs", verb, *arguments])
     except RemoteFailed as error:
         raise ZfsFailed(f"{error}; is zfsutils-linux there?") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):
-        raise ZfsFailed(f"{far.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}")
+        raise ZfsFailed(
+            f"{remote.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}"
+        )
     return _text(done.stdout)
 
 

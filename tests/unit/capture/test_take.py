@@ -277,7 +277,7 @@ def test_several_guests_are_held_at_the_instant_of_the_snapshots(
         for guest in (web, db):
             assert guest.agent
             assert guest.live["vda"].endswith("/a.raw")
-            held.append(bool(guest.stands_still) or guest.agent.frozen)
+            held.append(bool(guest.paused_because) or guest.agent.frozen)
 
     pool.when_taken = look
     planned = take.plan(host, ["web", "db"], None, NAME, f"{mode},required")

@@ -65,7 +65,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(run: Run, scene: Scene
         code, out, _ = run("restore", "--dry-run", *options, WEB)
         assert (code, len(out.splitlines()) > 2) == (0, True)
     assert run("restore", "-n", "--paused", WEB)[1].splitlines()[-1].endswith("stands still")
-    assert (scene.world.acts, scene.tasks(), scene.staged()) == ([], [], [])
+    assert (scene.world.acts, scene.operations(), scene.staged()) == ([], [], [])
     assert scene.guest.calls == []
 
 

@@ -49,7 +49,7 @@ def nothing_left(scene: Scene) -> bool:
     return (
         list(scene.world.held) == ["tank", DATASET]
         and [guest.name for guest in scene.host.guests()] == ["web"]
-        and (scene.tasks(), scene.staged()) == ([], [])
+        and (scene.operations(), scene.staged()) == ([], [])
         and not any(name.startswith(vault.LOADING) for name in vaulted)
     )
 
@@ -123,7 +123,7 @@ def test_trouble_at_each_act_leaves_nothing(scene: Scene, when: str, dies: bool)
         with pytest.raises(Killed if dies else RestoreFailed):
             make(scene, point)
         scene.world.spare()
-        for task in scene.tasks():
+        for task in scene.operations():
             assert dies, act
             assert isinstance(task, CloneOperation)
             CloneCreation(scene.config, scene.host, task).discard()
@@ -147,7 +147,7 @@ def test_what_could_not_be_undone_is_tried_again(scene: Scene, when: str) -> Non
     assert {"destroy", "undefine", "zfs destroy"} <= set(undoing)
     for number, act in enumerate(undoing, resume + 1):
         fail(number)
-        for task in scene.tasks():
+        for task in scene.operations():
             assert isinstance(task, CloneOperation)
             CloneCreation(scene.config, scene.host, task).discard()
         assert nothing_left(scene), act
@@ -210,7 +210,7 @@ def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], sa
         make(scene, point)
     assert says in str(caught.value)
     assert scene.world.shape() == before
-    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert (scene.operations(), scene.staged()) == ([], [])
 
 
 def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

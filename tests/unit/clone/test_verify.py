@@ -206,7 +206,7 @@ def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) 
 def check_gone(scene: Scene, before: object) -> None:
     assert scene.world.shape() == before
     assert [guest.name for guest in scene.host.guests()] == ["web"]
-    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert (scene.operations(), scene.staged()) == ([], [])
     assert scene.guest.calls == []
 
 

@@ -453,7 +453,7 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
             work()
     scene.world.spare()
     if not alive:
-        (task,) = scene.tasks()
+        (task,) = scene.operations()
         Operations(scene.config.journal_dir).write(msgspec.structs.replace(task, owner=DEAD))
     return "w2" if what == "clone" else "web"
 
@@ -470,7 +470,7 @@ INTERRUPTED = [
 @pytest.mark.parametrize(("what", "act", "content"), INTERRUPTED)
 def test_interrupted_task(scene: Scene, what: str, act: str, content: str, named: bool) -> None:
     name = interrupted(scene, what, act)
-    (task,) = scene.tasks()
+    (task,) = scene.operations()
     before, shape = tree(scene.config), scene.world.shape()
 
     dry = recover.recover(scene.config, name if named else None, dry_run=True)
@@ -488,7 +488,7 @@ def test_interrupted_task(scene: Scene, what: str, act: str, content: str, named
     assert (report.complete, report.removed) == (True, [])
     assert scene.world.held["tank/web"].content.rstrip("+") == content
     assert [guest.name for guest in scene.host.guests()] == ["web"]
-    assert (scene.tasks(), scene.staged(), scene.world.torn) == ([], [], [])
+    assert (scene.operations(), scene.staged(), scene.world.torn) == ([], [], [])
     assert recover.recover(scene.config).outcomes == []
 
 
@@ -514,7 +514,7 @@ def test_task_that_cannot_be_ended_is_a_failure_and_stays(scene: Scene) -> None:
     assert outcome.result is Result.FAILED
     assert "could not be undone" in outcome.why
     scene.world.spare()
-    assert len(scene.tasks()) == 1
+    assert len(scene.operations()) == 1
     assert recover.recover(scene.config).complete
     assert scene.world.torn == []
 
@@ -524,7 +524,7 @@ def test_task_that_somebody_ended_while_the_lock_was_waited_for(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     interrupted(scene, "restore", "save")
-    (task,) = scene.tasks()
+    (task,) = scene.operations()
     fresh = None if then == "ended" else msgspec.structs.replace(task, owner=own())
     monkeypatch.setattr(Operations, "read", lambda tasks, uuid: fresh)
     monkeypatch.setattr(Operations, "all", lambda tasks: [task])

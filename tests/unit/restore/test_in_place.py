@@ -61,10 +61,10 @@ class Case:
         self.point = scene.point(memory=kind.memory, zstd=kind.zstd, level=level)
         if kind.guest in ("off", "undefined", "transient"):
             self.guest.active = kind.guest == "transient"
-            self.guest.kept = kind.guest == "off"
+            self.guest.is_defined = kind.guest == "off"
             self.guest.exists = kind.guest != "undefined"
         if kind.guest == "paused":
-            self.guest.stands_still = Pause.USER
+            self.guest.paused_because = Pause.USER
         self.before = self.world.shape()
         self.world.acts.clear()
 
@@ -83,7 +83,7 @@ class Case:
     def again(self) -> bool:
         """Go on in a new process; False if there was nothing to do, or it failed."""
         self.world.spare()
-        tasks = self.scene.tasks()
+        tasks = self.scene.operations()
         for task in tasks:
             assert isinstance(task, RestoreOperation)
             try:
@@ -102,7 +102,7 @@ class Case:
     def check_clean(self) -> None:
         """Nothing is left of the work, and no RAM met disks that it does not fit."""
         assert self.world.torn == []
-        assert self.scene.tasks() == []
+        assert self.scene.operations() == []
         assert self.scene.staged() == []
         assert not any(".zvmsnap-" in name for name in self.world.held)
         assert Journal(self.scene.config.journal_dir).entries() == []
@@ -318,7 +318,7 @@ def test_failure_of_each_act_is_undone(make: Make, kind: Kind, when: str) -> Non
             case.run()
             # Of what is only told of: a clock, a vanished point.
             assert case.is_back(), act
-        if case.scene.tasks():
+        if case.scene.operations():
             # A rollback that may have begun, or what comes after all was done.
             assert case.kind.wish.rollback or case.is_back(), act
             assert case.again(), act
@@ -335,7 +335,7 @@ def test_death_at_each_act_is_recovered(make: Make, kind: Kind, when: str) -> No
         # What comes after all was done tells of any end of it.
         with pytest.raises((Killed, RestoreFailed)):
             case.run()
-        begun = bool(case.scene.tasks())
+        begun = bool(case.scene.operations())
         assert case.again() is begun, act
         check_one_of_both(case)
         outcomes.add(case.is_back())
@@ -377,7 +377,7 @@ def test_trouble_while_it_is_undone(make: Make, kind: Kind, when: str, dies: boo
         # Nothing was done on top of what could not be undone.
         assert case.world.torn == [], acts[number]
         assert {NAME} <= {each.name for each in case.world.kept}
-        if case.scene.tasks():
+        if case.scene.operations():
             assert case.again(), acts[number]
         check_one_of_both(case)
         # Before that was written down, it had died at `load`.
@@ -405,7 +405,7 @@ def start(case: Case) -> None:
 
 def start_and_suspend(case: Case) -> None:
     case.guest.start()
-    case.guest.stands_still = Pause.USER
+    case.guest.paused_because = Pause.USER
 
 
 @pytest.mark.parametrize("somebody", [start, start_and_suspend])
@@ -454,7 +454,7 @@ def test_guest_that_was_started_and_shut_off_keeps_its_disks(
 @pytest.mark.parametrize("volume", [True, False], ids=["volume", "filesystem"])
 def test_disks_are_not_switched_back_under_a_guest(make: Make, volume: bool) -> None:
     case = died_at(make, Kind(volume=volume), "zfs promote")
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     Operations(case.scene.config.journal_dir).write(msgspec.structs.replace(task, step="undo swap"))
     case.guest.start()
     before = case.world.shape()
@@ -551,7 +551,7 @@ def test_former_ram_is_gone_for_good_before_its_guest_runs(
 def test_undone_without_its_point(make: Make) -> None:
     case = died_at(make, Kind(), "zfs unmount")
     vault.remove(case.point)
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     Operations(case.scene.config.journal_dir).write(
         msgspec.structs.replace(task, step="undo resume")
     )
@@ -563,7 +563,7 @@ def test_undone_without_its_point(make: Make) -> None:
 def rebooted(case: Case) -> None:
     """The host went down: nothing runs, and the task is of another boot."""
     case.guest.active = False
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     owner = Process(task.owner.pid, task.owner.started, "a-boot")
     Operations(case.scene.config.journal_dir).write(msgspec.structs.replace(task, owner=owner))
 
@@ -673,7 +673,7 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
 
 def test_safety_of_two_pools_after_a_crash_between_them(make: Make) -> None:
     case = died_at(make, Kind(), "zfs take_snapshots")
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     assert isinstance(task, RestoreOperation) and task.safety_entry
     case.world.add("fast")
     case.world.add("fast/db", NOW)

@@ -345,7 +345,7 @@ def test_lines(scene: Scene) -> None:
         "  web is stopped, its RAM and disks of now are kept",
         f"  what is there now becomes the point web@{safety.run}",
         f"  tank/web holds tank/web@{NAME} again",
-        f"  what it holds now, and newer snapshots, are called {unit.set_aside} then",
+        f"  what it holds now, and newer snapshots, are called {unit.replaced_top} then",
         "  web goes on from its RAM",
     )
     scene.guest.exists = False

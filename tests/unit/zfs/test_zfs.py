@@ -137,7 +137,7 @@ def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> N
     assert zfs.snapshots(names) == SnapshotListing(
         {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)},
         frozenset({"tank"}),
-        homeless=frozenset({"old/web@a", "tank/gone@a"}),
+        without_dataset=frozenset({"old/web@a", "tank/gone@a"}),
     )
     assert gone == ["tank/gone@a", "tank/web@b"]
     assert len(world.calls) == 1
