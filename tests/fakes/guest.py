@@ -289,12 +289,12 @@ class FakeGuest(Guest):
 
 
 class PausedClock(PauseClock):
-    """What libvirt's events told of one pause."""
+    """The clock of one pause, without events."""
 
-    def seconds(self) -> float:
+    def total_s(self) -> float:
         return 0.1
 
-    def stopped_at_s(self) -> float:
+    def paused_since_s(self) -> float:
         return time.monotonic()
 
 
