@@ -110,7 +110,7 @@ class Host:
             return str(storage_pool.storageVolLookupByName(volume).path())
 
     def versions(self) -> dict[str, str]:
-        """Versions of libvirt and QEMU, and the host's CPU: a RAM image fits only the same or similar."""
+        """Versions of libvirt and QEMU, and the host's CPU: for a RAM image they must fit."""
         with translated("asking for versions"):
             libvirt_version = self._connection.getLibVersion()
             qemu_version = self._connection.getVersion()

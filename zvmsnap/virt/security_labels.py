@@ -1,8 +1,8 @@
 """The notes of libvirt on an image that was in use when it was snapshotted.
 
 libvirt keeps the owner of an image that it lends to QEMU in extended attributes, with a count of
-users. A snapshot, and so a clone or a rollback, has the same notes: a guest of another user or label
-is refused as "already in use", and the file is never given back to its owner.
+users. A snapshot, and so a clone or a rollback, has the same notes: a guest of another user or
+label is refused as "already in use", and the file is never given back to its owner.
 """
 
 from __future__ import annotations

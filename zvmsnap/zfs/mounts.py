@@ -54,7 +54,7 @@ def dataset_of_path(path: str, table: Sequence[Mount]) -> tuple[str, str] | None
 
 
 def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:
-    """Where a whole filesystem can be seen; None if it is not mounted, or another mount hides it."""
+    """Where a whole filesystem can be seen; None if it is not mounted, or hidden."""
     for mount in table:
         if mount.dataset == dataset and dataset_of_path(mount.mountpoint, table) == (dataset, "."):
             return mount.mountpoint

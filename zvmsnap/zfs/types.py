@@ -11,9 +11,9 @@ from functools import cached_property
 class Dataset:
     """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset.
 
-    `modes` has the values of zvmsnap:mode:TYPE, where set. Its guid outlives renames. `origin` is the
-    snapshot that it is a clone of, "" if none. `mountpoint` is the property: `none` and `legacy`
-    are no paths, "" for a volume.
+    `modes` has the values of zvmsnap:mode:TYPE, where set. The guid outlives renames. `origin` is
+    the snapshot of which it is a clone, "" if none. `mountpoint` is the property: `none` and
+    `legacy` are no paths, "" for a volume.
     """
 
     name: str

@@ -28,7 +28,7 @@ def wait_device(volume: str, timeout_s: float) -> None:
 def volume_of(device: str) -> str | None:
     """The volume behind a block device such as /dev/zvol/..., /dev/zd16 or a partition of one.
 
-    The device itself is asked: links and naming rules of udev may be wrong. None if it is no volume.
+    The device itself is asked: symlinks and names may be wrong. None if it is no volume.
     """
     real = os.path.realpath(device)
     name = os.path.basename(real)
