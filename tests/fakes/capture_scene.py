@@ -32,7 +32,7 @@ MEMORY, PAUSED, QUIESCED, CRASH = (
     ConsistencyLevel.QUIESCED,
     ConsistencyLevel.CRASH,
 )
-MOMENT = "autosnap_2026-11-20_03:00:00"
+RUN = "autosnap_2026-11-20_03:00:00"
 OWNER = Process(4711, 815, "a-boot")
 
 
@@ -74,7 +74,7 @@ class Scene:
     def pre(self, *types: str, post_within_s: float = 0) -> bool:
         """Run it for snapshots of these types."""
         self._post_within_s = post_within_s
-        names = tuple(f"{MOMENT}_{each}" for each in types or ("hourly",))
+        names = tuple(f"{RUN}_{each}" for each in types or ("hourly",))
         call = HookCall(Role.PRE, tuple(self.modes), names)
         return all_guests.begin(call, self.config, OWNER, {}, self.cancelled, post_within_s)
 

@@ -1,7 +1,7 @@
-"""Guests, faked: what libvirt shows of them and does with them, over real images.
+"""Guests, faked: as libvirt shows them, over real images.
 
-Subclasses of the real one, so that a verb that a test did not expect fails, and mypy sees to
-it that the signatures stay the same.
+Subclasses of the real one: a verb that a test did not expect fails, and mypy checks that the
+signatures stay the same.
 """
 
 import threading
@@ -24,9 +24,9 @@ OTHER = "c0ffee00-0000-4000-8000-000000000002"
 
 
 class FakeGuest(Guest):
-    """A domain whose commits and merges are done by qemu-img, at once and really.
+    """A domain whose disks qemu-img really commits, at once.
 
-    `at` holds what happens before the call of that name, as libvirt or somebody else would do.
+    `at` has what happens before the call of that name: what libvirt or somebody else does.
     """
 
     def __init__(self, name: str = "web", uuid: str = UUID, **disks: Path) -> None:
@@ -46,7 +46,7 @@ class FakeGuest(Guest):
         self.saved = ""
         self.calls: list[str] = []
         self.at: dict[str, Callable[[], None]] = {}
-        # Of its definition what `xml_of` does not make up itself: metadata, other devices.
+        # Parts of its definition that `xml_of` does not make itself.
         self.metadata = ""
         self.equipment = ""
         self.worked_s = 0.0
@@ -103,7 +103,7 @@ class FakeGuest(Guest):
         )
 
     def learn(self, xml: str) -> dict[str, str]:
-        """Be what a definition says; returns its disks."""
+        """Take over a definition; returns its disks."""
         root = ET.fromstring(xml)
         metadata = root.find("metadata")
         self.metadata = "" if metadata is None else ET.tostring(metadata, encoding="unicode")
@@ -182,14 +182,14 @@ class FakeGuest(Guest):
         self.exists = self.active
 
     def ram(self) -> bytes:
-        """What its RAM image says beyond its head."""
+        """Its RAM, as in an image after the head."""
         return b"RAM"
 
     def loads(self, ram: bytes) -> None:
-        """Its RAM has become what an image says."""
+        """Its RAM was loaded from an image."""
 
     def runs(self) -> None:
-        """Its CPUs begin to work."""
+        """Its CPUs begin to run."""
 
     def cpu_time_s(self) -> float:
         self._called("cpu_time_s")
@@ -272,7 +272,7 @@ class FakeGuest(Guest):
         self.snapshots.remove(name)
 
     def shut_off(self) -> None:
-        """Its process ends; what it ran on is what its next start uses."""
+        """Its process ends."""
         self.active = False
         self.paused_because = None
         self.mirrors.clear()

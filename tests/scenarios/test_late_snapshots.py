@@ -7,10 +7,10 @@ import pytest
 from tests.fakes.capture_scene import (
     CRASH,
     MEMORY,
-    MOMENT,
     OWNER,
     PAUSED,
     QUIESCED,
+    RUN,
     Scene,
     agent_of,
     failing,
@@ -28,7 +28,7 @@ from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import types, zfs
 
-NAME = f"{MOMENT}_hourly"
+NAME = f"{RUN}_hourly"
 LATER = "zrepl_20261120_040000_000"
 POST = HookCall(Role.POST, ("tank/web",), (NAME,))
 ALL = pytest.mark.parametrize("mode", ["memory", "paused", "quiesced"])

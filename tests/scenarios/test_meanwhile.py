@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes.capture_scene import MOMENT, OWNER, Scene, agent_of, failing
+from tests.fakes.capture_scene import OWNER, RUN, Scene, agent_of, failing
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import configure
@@ -31,7 +31,7 @@ from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import mounts
 
-NAME = f"{MOMENT}_hourly"
+NAME = f"{RUN}_hourly"
 POST = HookCall(Role.POST, ("tank/web",), (NAME,))
 NOBODY = Process(1, 1, "b")
 Standing = Callable[..., Entry]

@@ -117,7 +117,7 @@ def test_keep_leaves_what_cannot_go(run: Run, pool: Pool, monkeypatch: pytest.Mo
     for _ in range(3):
         run("take", "web")
     held = f"{WEB}@{names[0]}"
-    pool.uses[held] = SnapshotUsage(pool.present[held], (), 1)
+    pool.usage[held] = SnapshotUsage(pool.present[held], (), 1)
     code, out, err = run("take", "web", "--keep", "1")
     assert code == 0
     assert out.splitlines()[1:] == [f"dropped web@{name}" for name in names[1:3]]

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.capture_scene import (
     CRASH,
     MEMORY,
-    MOMENT,
+    RUN,
     OWNER,
     PAUSED,
     QUIESCED,
@@ -234,7 +234,7 @@ def test_a_run_of_another_sanoid_is_waited_for(
     done = scene.trace[:]
     assert not scene.pre()
     assert (scene.trace, agent_of(guest).frozen) == (done, True)
-    assert f"run {MOMENT} of tank/web is under way (sanoid has pid {OWNER.pid})" in caplog.text
+    assert f"run {RUN} of tank/web is under way (sanoid has pid {OWNER.pid})" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_restore(run: Run, scene: Scene) -> None:
     code, out, err = run("restore", "--yes", WEB)
     assert (code, out.splitlines()[0]) == (0, f"restore {point.name}:")
     assert "web@" in err.splitlines()[-1] and err.endswith(" is back: web is running\n")
-    assert scene.world.loaded == ["then"]
+    assert scene.world.loaded == ["old"]
 
 
 def test_dry_run_says_what_would_be_done_and_does_nothing(run: Run, scene: Scene) -> None:
