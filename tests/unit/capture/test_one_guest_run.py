@@ -9,10 +9,10 @@ import pytest
 from tests.fakes.capture_scene import (
     CRASH,
     MEMORY,
-    RUN,
     OWNER,
     PAUSED,
     QUIESCED,
+    RUN,
     Fault,
     Scene,
     agent_of,
