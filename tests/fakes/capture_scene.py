@@ -1,4 +1,4 @@
-"""pre, run for guests with a disk each on a dataset of their own; what it does, in order."""
+"""The pre hook, run for guests with a disk each on a dataset of their own, and its trace."""
 
 import threading
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class Scene:
         host.known.clear()
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(mounts, "read_table", lambda: self._table)
-        # QEMU's user, who must pass through to the overlays, is no subject here.
+        # Whether QEMU's user has access to the overlays is no subject here.
         patch.setattr(staging, "check_usable", lambda *_: None)
         patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "start watchdog"))
         patch.setattr(watchdog, "require_watchdog", self._require)
@@ -91,7 +91,7 @@ class Scene:
         return guest
 
     def script(self, name: str, text: str) -> None:
-        """Put an administrator's program there; it runs in `root`."""
+        """Install an administrator's program; it runs in `root`."""
         path = self.root / "guest.d" / "web" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\ncd {self.root}\n{text}\n")
@@ -105,9 +105,9 @@ class Scene:
         self.config = msgspec.structs.replace(self.config, **keys)
 
     def assert_at_rest(self, but: Entry | None = None) -> None:
-        """No guest is held or on an overlay, but for what this entry says."""
-        kept = [but.capture] if but else []
-        assert [path.name for path in self.config.staging_dir.iterdir()] == kept
+        """No guest is held or on an overlay, but the one of this entry."""
+        captures = [but.capture] if but else []
+        assert [path.name for path in self.config.staging_dir.iterdir()] == captures
         for guest in self.host.known:
             own = but if but and but.uuid == guest.uuid else None
             assert bool(guest.paused_because) is bool(own and own.paused)
@@ -123,10 +123,10 @@ class Scene:
                 name,
                 "filesystem",
                 compressed=False,
-                mode=said.get("", ""),
-                modes={kind: mode for kind, mode in said.items() if kind},
+                mode=own.get("", ""),
+                modes={kind: mode for kind, mode in own.items() if kind},
             )
-            for name, said in self.modes.items()
+            for name, own in self.modes.items()
         }
 
     def _require(self, config: Config, owner: Process, post_within_s: float) -> None:
@@ -147,7 +147,7 @@ class Scene:
 
 
 class Calls(list[str]):
-    """Calls of a guest, which are told of."""
+    """Calls of a guest, reported as they come."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Calls(list[str]):
 
 
 def failing(why: str, kind: type[LibvirtFailed] = LibvirtFailed) -> Callable[[], None]:
-    """What fails, in place of what a guest does."""
+    """A call that fails, in place of what a guest does."""
 
     def fail() -> None:
         raise kind(why)

@@ -1,4 +1,4 @@
-"""What others do meanwhile: another hook, the guard, an administrator, a host without resources."""
+"""What others do meanwhile: another hook, the watchdog, an administrator, a host without resources."""
 
 import threading
 import time
@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.fakes.capture_scene import OWNER, RUN, Scene, agent_of, failing
+from tests.fakes.clock import until
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import configure
@@ -42,11 +43,11 @@ def entries(config: Config) -> list[Entry]:
 
 
 def levels_of(config: Config) -> list[ConsistencyLevel]:
-    found = vault.entries(config.vault_dir)
-    return [point.manifest.level for point in found if isinstance(point, RestorePoint)]
+    entries = vault.entries(config.vault_dir)
+    return [point.manifest.level for point in entries if isinstance(point, RestorePoint)]
 
 
-def test_who_is_put_back_has_a_part_in_another_moment_by_now(
+def test_a_guest_of_an_undone_run_has_begun_another_run(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = scene.add()
@@ -74,7 +75,7 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
     assert scene.entries() == newer
 
 
-def test_the_guard_lets_go_what_post_is_about_to(
+def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -105,7 +106,7 @@ def test_the_guard_lets_go_what_post_is_about_to(
 
 
 @pytest.mark.parametrize("post_within_s", ["inf", "0"])
-def test_guard_outlives_a_host_without_descriptors(
+def test_watchdog_outlives_a_host_without_descriptors(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -135,7 +136,7 @@ def test_guard_outlives_a_host_without_descriptors(
     assert (code, guest.paused_because, failed) == (0, None, [1])
 
 
-def test_guard_outlives_a_host_without_threads(
+def test_watchdog_outlives_a_host_without_threads(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -179,7 +180,7 @@ def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.Mo
     assert started == ["libvirt-events"] * 2
 
 
-def test_guard_goes_when_its_guest_is_gone(
+def test_watchdog_goes_when_its_guest_is_gone(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -220,14 +221,7 @@ def test_deadline_outlives_a_host_without_threads(
         until(lambda: guest.paused_because is None)
 
 
-def until(is_so: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
-def test_guard_does_not_go_while_somebody_is_frozen(
+def test_watchdog_does_not_go_while_a_guest_is_frozen(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -282,7 +276,7 @@ def test_post_is_not_overdue_while_pre_works_for_another_guest(
 def test_pause_that_could_not_be_ended_is_ended_by_post(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours, which came an instant after the dump."""
+    """zvmsnap paused the guest, just after the dump had ended."""
     guest = scene.add()
     scene.modes["tank/web"] = {"": "memory"}
     scene.change(limits=Limits(dump_raise_pause_after_s=0.001, dump_pause_after_s=0.002))
@@ -305,7 +299,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     assert (scene.entries(), guest.paused_because) == ([], None)
 
 
-def test_pre_that_died_behind_pre_freeze(
+def test_pre_that_died_after_pre_freeze(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -313,7 +307,7 @@ def test_pre_that_died_behind_pre_freeze(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
+    """The pre hook of a script that does not call post: post-thaw runs, and the watchdog ends."""
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     config = msgspec.structs.replace(
         config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")
@@ -338,7 +332,7 @@ def test_pre_that_died_behind_pre_freeze(
 
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
-def test_journal_that_was_damaged_while_a_guest_stands_still(
+def test_journal_that_was_damaged_while_a_guest_is_held(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -382,8 +376,8 @@ def test_journal_that_was_damaged_while_libvirt_dumps(
     assert guest.paused_because is None
 
 
-def test_what_was_set_aside_keeps_nobody_from_its_points(scene: Scene) -> None:
-    """Though the agent, which is asked whether its guest is frozen, does not answer."""
+def test_a_damaged_entry_keeps_no_guest_from_its_points(scene: Scene) -> None:
+    """Though the agent does not answer whether the guest is frozen."""
     guest = scene.add()
     scene.config.journal_dir.mkdir()
     (scene.config.journal_dir / f"{UUID}.damaged").write_text("{")
