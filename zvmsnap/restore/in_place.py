@@ -244,7 +244,11 @@ class InPlaceRestore:
         steps = [Step("keep", self._former.keep, self._former.forget)]
         if task.swap_trees:
             steps.append(
-                Step("clone", self._clone, lambda: dataset_swap.discard(self._operation.swap_trees))
+                Step(
+                    "clone",
+                    self._clone,
+                    lambda: dataset_swap.destroy_clones(self._operation.swap_trees),
+                )
             )
         if task.memory:
             steps.append(Step("unpack", self._then.unpack))
@@ -290,9 +294,9 @@ class InPlaceRestore:
         return Step(step.name, step.do, guarded)
 
     def _clone(self) -> None:
-        units = dataset_swap.materialize(self._operation.swap_trees)
+        units = dataset_swap.make_clones(self._operation.swap_trees)
         written_bytes = {
-            unit.top + member.path: zfs.written_bytes(unit.fresh + member.path)
+            unit.top + member.path: zfs.written_bytes(unit.clone_top + member.path)
             for unit in units
             for member in unit.datasets
         }

@@ -97,8 +97,8 @@ def plan(
     stamp = f"{now.astimezone():%Y%m%dT%H%M%S}"
     units = () if wish.rollback else dataset_swap.plan(wanted, host.datasets, number, stamp)
     for unit in units:
-        if unit.set_aside in host.datasets:
-            raise RestoreImpossible(f"{unit.set_aside}: exists already; try again in a second")
+        if unit.replaced_top in host.datasets:
+            raise RestoreImpossible(f"{unit.replaced_top}: exists already; try again in a second")
     seen = location.locate_disks(hypervisor, guest, host.mounts) if guest else None
     capture = StagingDir.fresh(config.staging_dir, manifest.uuid).path.name
     was_active = guest.is_active() if guest else False
@@ -118,7 +118,7 @@ def plan(
         rollback=tuple(s.full_name for s in wanted.values()) if wish.rollback else (),
         guest_existed=guest is not None and guest.is_persistent(),
         was_active=was_active,
-        was_paused=guest is not None and guest.pause() is not None,
+        was_paused=guest is not None and guest.pause_reason() is not None,
         saves_memory=save,
         safety_entry=_safety(seen, wanted, capture, now)
         if wish.safety and not wish.rollback
@@ -302,7 +302,7 @@ def _lines(task: RestoreOperation, config: Config, wanted: Mapping[str, Snapshot
     for unit in task.swap_trees:
         for member in unit.datasets:
             yield f"  {unit.top}{member.path} holds {member.origin} again"
-        yield f"  what it holds now, and newer snapshots, are called {unit.set_aside} then"
+        yield f"  what it holds now, and newer snapshots, are called {unit.replaced_top} then"
     for name, snapshot in wanted.items():
         if task.rollback:
             yield f"  {name} is rolled back to {snapshot.full_name}"

@@ -21,7 +21,7 @@ def retie(config: Config, units: Iterable[SwapTree]) -> None:
     names = [
         side + member.path
         for unit in units
-        for side in (unit.top, unit.set_aside)
+        for side in (unit.top, unit.replaced_top)
         for member in unit.datasets
     ]
     if not names:

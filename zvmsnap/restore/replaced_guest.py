@@ -104,7 +104,7 @@ class ReplacedGuest:
         self.kept.memory.unlink(missing_ok=True)
         sync_dir(self.kept.point)
         guest = self._hypervisor.guest(task.uuid)
-        if guest.pause() and not task.was_paused:
+        if guest.pause_reason() and not task.was_paused:
             guest.resume()
 
     def _start(self) -> None:
@@ -154,7 +154,7 @@ class ReplacedGuest:
     def publish(self) -> None:
         """The safety point goes into the vault, with what is kept in staging."""
         moved = {
-            unit.top + member.path: unit.set_aside + member.path
+            unit.top + member.path: unit.replaced_top + member.path
             for unit in self._work.task.swap_trees
             for member in unit.datasets
         }

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import OTHER
-from tests.fakes.restore_scene import DATASET, NAME, THEN, Killed, Machine, Scene, set_scene
+from tests.fakes.restore_scene import DATASET, NAME, OLD, Killed, Machine, Scene, set_scene
 from zvmsnap.clone import create, destroy, plan
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.destroy import destroy_clone
@@ -47,9 +47,9 @@ def nothing_left(scene: Scene) -> bool:
     """But what was there before."""
     vaulted = {path.name for path in (scene.config.vault_dir / "web").iterdir()}
     return (
-        list(scene.world.held) == ["tank", DATASET]
+        list(scene.world.pool) == ["tank", DATASET]
         and [guest.name for guest in scene.host.guests()] == ["web"]
-        and (scene.tasks(), scene.staged()) == ([], [])
+        and (scene.operations(), scene.staged()) == ([], [])
         and not any(name.startswith(vault.LOADING) for name in vaulted)
     )
 
@@ -85,18 +85,18 @@ def test_clone(
 ) -> None:
     point = scene.point(memory=memory, zstd=zstd)
     stored = {path.name: path.read_bytes() for path in point.directory.iterdir()}
-    before = scene.world.shape()
+    before = scene.world.summary()
     task = make(scene, point, wish)
     assert scene.trace == steps
     guest = scene.find(task.uuid)
     assert guest and (guest.name, guest.state()) == ("w2", state)
     assert cloned_from(guest.xml()) == point.name
-    assert scene.world.held["tank/w2"].content == (THEN if state == "paused" else f"{THEN}+")
-    assert scene.world.held["tank/w2"].properties == {destroy.CLONE_PROPERTY: "w2"}
-    assert scene.world.loaded == ([THEN] if "image" in steps else [])
-    assert scene.world.torn == []
+    assert scene.world.pool["tank/w2"].content == (OLD if state == "paused" else f"{OLD}+")
+    assert scene.world.pool["tank/w2"].properties == {destroy.CLONE_PROPERTY: "w2"}
+    assert scene.world.loaded == ([OLD] if "image" in steps else [])
+    assert scene.world.mismatches == []
     # Nothing of the original has changed; nor of the point.
-    assert {name: scene.world.shape()[name] for name in before} == before
+    assert {name: scene.world.summary()[name] for name in before} == before
     assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == stored
     assert scene.guest.calls == []
     assert destroy_clone(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
@@ -122,8 +122,8 @@ def test_trouble_at_each_act_leaves_nothing(scene: Scene, when: str, dies: bool)
             scene.world.errors = {(number, when)}
         with pytest.raises(Killed if dies else RestoreFailed):
             make(scene, point)
-        scene.world.spare()
-        for task in scene.tasks():
+        scene.world.disarm()
+        for task in scene.operations():
             assert dies, act
             assert isinstance(task, CloneOperation)
             CloneCreation(scene.config, scene.host, task).discard()
@@ -138,16 +138,16 @@ def test_what_could_not_be_undone_is_tried_again(scene: Scene, when: str) -> Non
     def fail(number: int | None) -> None:
         scene.world.acts.clear()
         scene.world.errors = {(resume, "before")} | ({(number, when)} if number else set())
-        with pytest.raises(RestoreFailed, match="w2 was not made: resume: resume: struck"):
+        with pytest.raises(RestoreFailed, match="w2 was not made: resume: resume: failed here"):
             make(scene, point)
-        scene.world.spare()
+        scene.world.disarm()
 
     fail(None)
     undoing = scene.world.acts[resume + 1 :]
     assert {"destroy", "undefine", "zfs destroy"} <= set(undoing)
     for number, act in enumerate(undoing, resume + 1):
         fail(number)
-        for task in scene.tasks():
+        for task in scene.operations():
             assert isinstance(task, CloneOperation)
             CloneCreation(scene.config, scene.host, task).discard()
         assert nothing_left(scene), act
@@ -159,9 +159,11 @@ def test_discard_that_fails_says_what_is_left(scene: Scene) -> None:
     task = make(scene, point)
     work = CloneCreation(scene.config, scene.host, msgspec.structs.replace(task, step="load"))
     scene.world.errors = {(number, "before") for number in range(200)}
-    with pytest.raises(RestoreFailed, match="w2: could not be removed: load: destroy: struck; "):
+    with pytest.raises(
+        RestoreFailed, match="w2: could not be removed: load: destroy: failed here; "
+    ):
         work.discard()
-    scene.world.spare()
+    scene.world.disarm()
     work.discard()
     assert nothing_left(scene)
 
@@ -184,11 +186,11 @@ def damaged(scene: Scene, point: RestorePoint) -> None:
 
 
 def pruned(scene: Scene, point: RestorePoint) -> None:
-    scene.world.kept.clear()
+    scene.world.pool_snapshots.clear()
 
 
 def locked(scene: Scene, point: RestorePoint) -> None:
-    scene.world.held[DATASET].locked = True
+    scene.world.pool[DATASET].locked = True
 
 
 @pytest.mark.parametrize(
@@ -205,12 +207,12 @@ def locked(scene: Scene, point: RestorePoint) -> None:
 def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], says: str) -> None:
     point = scene.point()
     spoil(scene, point)
-    before = scene.world.shape()
+    before = scene.world.summary()
     with pytest.raises(ZvmsnapError) as caught:
         make(scene, point)
     assert says in str(caught.value)
-    assert scene.world.shape() == before
-    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert scene.world.summary() == before
+    assert (scene.operations(), scene.staged()) == ([], [])
 
 
 def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +291,7 @@ def test_unmounted_origin_is_mounted_where_it_can_be_reached(scene: Scene, tmp_p
     inherited = scene.world._mountpoint
 
     def mountpoint(name: str) -> str:
-        own = scene.world.held[name].properties.get("mountpoint", "none")
+        own = scene.world.pool[name].properties.get("mountpoint", "none")
         return own if name == "tank/w2" else inherited(name)
 
     scene.world._mountpoint = mountpoint  # type: ignore[method-assign]
@@ -320,7 +322,7 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
         "vdb": scene.world.disk_of("tank/w2/db"),
     }
     assert destroy_clone(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
-    assert list(scene.world.held) == ["tank", DATASET, "tank/web/db"]
+    assert list(scene.world.pool) == ["tank", DATASET, "tank/web/db"]
 
 
 def test_isolated_network_lives_as_long_as_its_clones(scene: Scene) -> None:
@@ -373,7 +375,7 @@ def test_destroy_refuses_what_clone_did_not_make(
 ) -> None:
     make(scene, scene.point())
     change(scene)
-    before, calls = scene.world.shape(), len(scene.world.acts)
+    before, calls = scene.world.summary(), len(scene.world.acts)
     if with_snapshots and change is foreign_snapshot:
         # As verify destroys: a sanoid may have come by.
         assert destroy_clone(scene.host, "w2", with_snapshots=True) == ["tank/w2"]
@@ -381,7 +383,7 @@ def test_destroy_refuses_what_clone_did_not_make(
         return
     with pytest.raises(CloneImpossible, match=f"^{says}"):
         destroy_clone(scene.host, "w2", with_snapshots=with_snapshots)
-    assert (scene.world.shape(), len(scene.world.acts)) == (before, calls)
+    assert (scene.world.summary(), len(scene.world.acts)) == (before, calls)
 
 
 def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
@@ -390,7 +392,7 @@ def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
     make(scene, point, CloneOptions("w3"))
     scene.world.add("tank/w2x")
     assert destroy_clone(scene.host, "w2") == ["tank/w2"]
-    assert list(scene.world.held) == ["tank", DATASET, "tank/w3", "tank/w2x"]
+    assert list(scene.world.pool) == ["tank", DATASET, "tank/w3", "tank/w2x"]
     assert [guest.name for guest in scene.host.guests()] == ["web", "w3"]
     for name in ("w2", "web", "nobody", ""):
         with pytest.raises((GuestNotFound, CloneImpossible)):

@@ -14,7 +14,6 @@ from zvmsnap.points import compatibility, memory_image, verify_result
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import SCREEN, VerifyResult
-from zvmsnap.virt import agent
 
 AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 BLACK, WHITE = b"P6 1 1 255\n\0\0\0", b"P6 1 1 255\n\xff\xff\xff"
@@ -87,7 +86,6 @@ def scene(
     monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.02)
     monkeypatch.setattr(verify, "_AGENT_WITHIN_S", 0.005)
     monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(agent, "_LOOK_EVERY_S", 0.001)
     found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
     found.host = Clones(found.world, found.guest)
     return found
@@ -194,7 +192,7 @@ def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) 
     point = scene.point()
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = lives_by
-    before = scene.world.shape()
+    before = scene.world.summary()
     found = verify.boot(scene.config, scene.host, point, None)
     assert (found.good, found.booted) == (good, True)
     assert says in (found.alive if good else found.why)
@@ -204,9 +202,9 @@ def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) 
 
 
 def check_gone(scene: Scene, before: object) -> None:
-    assert scene.world.shape() == before
+    assert scene.world.summary() == before
     assert [guest.name for guest in scene.host.guests()] == ["web"]
-    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert (scene.operations(), scene.staged()) == ([], [])
     assert scene.guest.calls == []
 
 
@@ -216,7 +214,7 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
     point = scene.point()
     assert isinstance(scene.host, Clones)
     scene.host.lives_by, scene.host.exit_code = "agent", exit_code
-    before = scene.world.shape()
+    before = scene.world.summary()
     found = verify.boot(scene.config, scene.host, point, "true")
     assert found.good is (exit_code == 0)
     if exit_code:
@@ -231,7 +229,7 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
 def test_expected_command_without_an_agent(scene: Scene) -> None:
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
-    before = scene.world.shape()
+    before = scene.world.summary()
     found = verify.boot(scene.config, scene.host, scene.point(), "true")
     assert "not connected" in found.why
     check_gone(scene, before)
@@ -241,7 +239,7 @@ def test_each_act_that_fails_is_a_verdict_and_leaves_no_clone(scene: Scene) -> N
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
     point = scene.point()
-    before = scene.world.shape()
+    before = scene.world.summary()
     scene.world.acts.clear()
     assert verify.boot(scene.config, scene.host, point, None).good
     acts = scene.world.acts[:]
@@ -251,7 +249,7 @@ def test_each_act_that_fails_is_a_verdict_and_leaves_no_clone(scene: Scene) -> N
         if act.startswith("write"):
             continue
         found = verify.boot(scene.config, scene.host, point, None)
-        assert "struck" in found.why, act
+        assert "failed here" in found.why, act
         assert kept(point) == found
         check_gone(scene, before)
 
@@ -260,12 +258,12 @@ def test_clone_that_a_sanoid_has_snapshotted_goes_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(guest: object) -> str:
-        (name,) = (name for name in scene.world.held if name not in ("tank", DATASET))
+        (name,) = (name for name in scene.world.pool if name not in ("tank", DATASET))
         scene.world.snap(f"{name}@autosnap")
         return "seen"
 
     monkeypatch.setattr(verify, "_lives", look)
-    before = scene.world.shape()
+    before = scene.world.summary()
     assert verify.boot(scene.config, scene.host, scene.point(), None).alive == "seen"
     check_gone(scene, before)
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes.restore_scene import DATASET, NAME, NOW, THEN, Killed, Scene, set_scene
+from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Killed, Scene, set_scene
 from zvmsnap.common import atomic_file
 from zvmsnap.common.errors import DomainBusy, LibvirtFailed, RestoreFailed, RestoreImpossible
 from zvmsnap.common.process import Process
@@ -27,7 +27,6 @@ from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.restore import in_place, plan, replaced_guest
 from zvmsnap.restore.in_place import InPlaceRestore
 from zvmsnap.restore.plan import RestoreOptions
-from zvmsnap.virt import agent
 from zvmsnap.virt.guest import Pause
 
 ALL = ["keep", "clone", "unpack", "stop", "safety", "swap", "promote"]
@@ -61,11 +60,11 @@ class Case:
         self.point = scene.point(memory=kind.memory, zstd=kind.zstd, level=level)
         if kind.guest in ("off", "undefined", "transient"):
             self.guest.active = kind.guest == "transient"
-            self.guest.kept = kind.guest == "off"
+            self.guest.is_defined = kind.guest == "off"
             self.guest.exists = kind.guest != "undefined"
         if kind.guest == "paused":
-            self.guest.stands_still = Pause.USER
-        self.before = self.world.shape()
+            self.guest.paused_because = Pause.USER
+        self.before = self.world.summary()
         self.world.acts.clear()
 
     def run(self) -> None:
@@ -82,8 +81,8 @@ class Case:
 
     def again(self) -> bool:
         """Go on in a new process; False if there was nothing to do, or it failed."""
-        self.world.spare()
-        tasks = self.scene.tasks()
+        self.world.disarm()
+        tasks = self.scene.operations()
         for task in tasks:
             assert isinstance(task, RestoreOperation)
             try:
@@ -93,23 +92,23 @@ class Case:
         return bool(tasks)
 
     def content(self) -> str:
-        return self.world.held[DATASET].content
+        return self.world.pool[DATASET].content
 
     def is_back(self) -> bool:
         """Is the point there?"""
-        return self.content().startswith(THEN)
+        return self.content().startswith(OLD)
 
     def check_clean(self) -> None:
         """Nothing is left of the work, and no RAM met disks that it does not fit."""
-        assert self.world.torn == []
-        assert self.scene.tasks() == []
+        assert self.world.mismatches == []
+        assert self.scene.operations() == []
         assert self.scene.staged() == []
-        assert not any(".zvmsnap-" in name for name in self.world.held)
+        assert not any(".zvmsnap-" in name for name in self.world.pool)
         assert Journal(self.scene.config.journal_dir).entries() == []
 
     def check_former(self) -> None:
         """All is as it was, but for what the guest has written since."""
-        shape = self.world.shape()
+        shape = self.world.summary()
         assert shape.keys() == self.before.keys()
         for name, (content, *rest) in shape.items():
             assert content.rstrip("+") == self.before[name][0]
@@ -217,13 +216,13 @@ def test_trace(make: Make, kind: Kind, trace: list[str], state: str) -> None:
     assert case.scene.trace == [*trace[:-1], *publish, trace[-1]]
     guest = case.scene.find()
     assert guest and guest.state() == state
-    assert case.content() == (f"{THEN}+" if state == "running" else THEN)
+    assert case.content() == (f"{OLD}+" if state == "running" else OLD)
     case.check_clean()
-    loads = [THEN] if kind.memory and not kind.wish.cold else []
+    loads = [OLD] if kind.memory and not kind.wish.cold else []
     assert case.world.loaded == loads
     # History stays with the name; what was there, and RAM that fits it, with the safety point.
-    assert case.world.shape()[DATASET][3] == [NAME]
-    aside = [name for name in case.world.held if ".before-" in name]
+    assert case.world.summary()[DATASET][3] == [NAME]
+    aside = [name for name in case.world.pool if ".before-" in name]
     assert len(aside) == (0 if kind.wish.rollback else 1)
     kept = kind.wish.safety and not kind.wish.rollback and kind.guest != "undefined"
     assert len(case.points()) == kept
@@ -233,11 +232,11 @@ def test_trace(make: Make, kind: Kind, trace: list[str], state: str) -> None:
             level,
             aside[0],
         )
-        assert case.world.shape()[aside[0]][3] == [point.manifest.run]
+        assert case.world.summary()[aside[0]][3] == [point.manifest.run]
         memory = point.manifest.memory
         assert bool(memory) is (kind.guest != "off")
         if memory:
-            assert NOW.encode() in (point.directory / memory.file).read_bytes()
+            assert NEW.encode() in (point.directory / memory.file).read_bytes()
 
 
 class Later(datetime):
@@ -265,8 +264,8 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
         image,
         threading.Event(),
     )
-    assert case.world.torn == []
-    assert case.content() == f"{NOW}+"
+    assert case.world.mismatches == []
+    assert case.content() == f"{NEW}+"
     for point in (case.point, safety):
         for tie in read_point(point.directory).manifest.snapshots:
             assert case.world.all_snapshots().present[tie.full_name].guid == tie.guid
@@ -297,7 +296,7 @@ def check_one_of_both(case: Case) -> None:
     guest = case.scene.find()
     if case.is_back():
         assert guest and guest.state() == "running"
-        assert case.world.shape()[DATASET][3] == [NAME]
+        assert case.world.summary()[DATASET][3] == [NAME]
         return
     case.check_former()
     assert case.points() == []
@@ -306,7 +305,7 @@ def check_one_of_both(case: Case) -> None:
         return
     state = {"off": "shut off", "paused": "paused"}.get(case.kind.guest, "running")
     assert guest and guest.state() == state
-    assert case.world.loaded.count(NOW) <= 1
+    assert case.world.loaded.count(NEW) <= 1
 
 
 @pytest.mark.parametrize(("kind", "when"), EXHAUSTED)
@@ -318,7 +317,7 @@ def test_failure_of_each_act_is_undone(make: Make, kind: Kind, when: str) -> Non
             case.run()
             # Of what is only told of: a clock, a vanished point.
             assert case.is_back(), act
-        if case.scene.tasks():
+        if case.scene.operations():
             # A rollback that may have begun, or what comes after all was done.
             assert case.kind.wish.rollback or case.is_back(), act
             assert case.again(), act
@@ -335,7 +334,7 @@ def test_death_at_each_act_is_recovered(make: Make, kind: Kind, when: str) -> No
         # What comes after all was done tells of any end of it.
         with pytest.raises((Killed, RestoreFailed)):
             case.run()
-        begun = bool(case.scene.tasks())
+        begun = bool(case.scene.operations())
         assert case.again() is begun, act
         check_one_of_both(case)
         outcomes.add(case.is_back())
@@ -375,9 +374,9 @@ def test_trouble_while_it_is_undone(make: Make, kind: Kind, when: str, dies: boo
         with pytest.raises(Killed if dies else RestoreFailed):
             case.run()
         # Nothing was done on top of what could not be undone.
-        assert case.world.torn == [], acts[number]
-        assert {NAME} <= {each.name for each in case.world.kept}
-        if case.scene.tasks():
+        assert case.world.mismatches == [], acts[number]
+        assert {NAME} <= {each.name for each in case.world.pool_snapshots}
+        if case.scene.operations():
             assert case.again(), acts[number]
         check_one_of_both(case)
         # Before that was written down, it had died at `load`.
@@ -394,7 +393,7 @@ def died_at(make: Make, kind: Kind, act: str, when: str = "before") -> Case:
     case.world.death = (number, when)
     with pytest.raises(Killed):
         case.run()
-    case.world.spare()
+    case.world.disarm()
     return case
 
 
@@ -405,20 +404,20 @@ def start(case: Case) -> None:
 
 def start_and_suspend(case: Case) -> None:
     case.guest.start()
-    case.guest.stands_still = Pause.USER
+    case.guest.paused_because = Pause.USER
 
 
 @pytest.mark.parametrize("somebody", [start, start_and_suspend])
 @pytest.mark.parametrize(
     ("act", "when", "content"),
     [
-        pytest.param("save", "after", NOW, id="stop"),
-        pytest.param("zfs take_snapshots", "after", NOW, id="safety"),
-        pytest.param("zfs unmount", "before", NOW, id="switch, not done"),
-        pytest.param("zfs promote", "before", THEN, id="switched"),
-        pytest.param("zfs promote", "after", THEN, id="promoted"),
-        pytest.param("define", "before", THEN, id="definition"),
-        pytest.param("load", "before", THEN, id="load"),
+        pytest.param("save", "after", NEW, id="stop"),
+        pytest.param("zfs take_snapshots", "after", NEW, id="safety"),
+        pytest.param("zfs unmount", "before", NEW, id="switch, not done"),
+        pytest.param("zfs promote", "before", OLD, id="switched"),
+        pytest.param("zfs promote", "after", OLD, id="promoted"),
+        pytest.param("define", "before", OLD, id="definition"),
+        pytest.param("load", "before", OLD, id="load"),
     ],
 )
 def test_guest_that_somebody_started_keeps_its_disks_and_no_ram_is_loaded(
@@ -431,7 +430,7 @@ def test_guest_that_somebody_started_keeps_its_disks_and_no_ram_is_loaded(
     assert case.content().startswith(f"{content}+")
     assert case.guest.state() == "running"
     case.check_clean()
-    if content == NOW:
+    if content == NEW:
         case.check_former()
 
 
@@ -446,7 +445,7 @@ def test_guest_that_was_started_and_shut_off_keeps_its_disks(
     case.guest.shut_off()
     assert case.again()
     assert case.world.loaded == []
-    assert case.content() == f"{THEN}+"
+    assert case.content() == f"{OLD}+"
     assert case.guest.state() == "shut off"
     case.check_clean()
 
@@ -454,15 +453,15 @@ def test_guest_that_was_started_and_shut_off_keeps_its_disks(
 @pytest.mark.parametrize("volume", [True, False], ids=["volume", "filesystem"])
 def test_disks_are_not_switched_back_under_a_guest(make: Make, volume: bool) -> None:
     case = died_at(make, Kind(volume=volume), "zfs promote")
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     Operations(case.scene.config.journal_dir).write(msgspec.structs.replace(task, step="undo swap"))
     case.guest.start()
-    before = case.world.shape()
+    before = case.world.summary()
     assert not case.again()
-    assert case.world.shape() == before
+    assert case.world.summary() == before
     case.guest.shut_off()
     assert case.again()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     check_one_of_both(case)
 
 
@@ -481,7 +480,7 @@ def test_rollback_that_has_begun_is_never_undone(make: Make, act: str, when: str
     with pytest.raises(RestoreImpossible, match="zvmsnap recover web ends it"):
         case.run()
     assert case.again()
-    assert (case.world.loaded, case.content()) == ([THEN], f"{THEN}+")
+    assert (case.world.loaded, case.content()) == ([OLD], f"{OLD}+")
     case.check_clean()
 
 
@@ -496,10 +495,10 @@ def test_rollback_whose_guest_somebody_started_is_left_to_him(make: Make, died: 
         case.world.errors = {(number, "after")}
     with pytest.raises(Killed if died else RestoreFailed):
         case.run()
-    case.world.spare()
+    case.world.disarm()
     case.guest.start()
     case.again()
-    assert (case.world.loaded, case.content()) == ([], f"{THEN}+")
+    assert (case.world.loaded, case.content()) == ([], f"{OLD}+")
     case.check_clean()
 
 
@@ -507,7 +506,7 @@ def test_rollback_that_has_not_begun_is_undone_for_who_started_the_guest(make: M
     case = died_at(make, Kind(RestoreOptions(rollback=True)), "save", "after")
     case.guest.start()
     assert case.again()
-    assert (case.world.loaded, case.content()) == ([], f"{NOW}+")
+    assert (case.world.loaded, case.content()) == ([], f"{NEW}+")
     case.check_clean()
 
 
@@ -519,13 +518,13 @@ def test_former_ram_is_loaded_once(make: Make, when: str) -> None:
     case.world.death = (len(acts) - 1 - acts[::-1].index("resume"), when)
     with pytest.raises(Killed):
         case.run()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     if when == "before":
         assert case.guest.state() == "paused"
     else:
         case.guest.shut_off()
     assert case.again()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     assert case.guest.state() == "running"
     case.check_clean()
 
@@ -551,19 +550,19 @@ def test_former_ram_is_gone_for_good_before_its_guest_runs(
 def test_undone_without_its_point(make: Make) -> None:
     case = died_at(make, Kind(), "zfs unmount")
     vault.remove(case.point)
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     Operations(case.scene.config.journal_dir).write(
         msgspec.structs.replace(task, step="undo resume")
     )
     assert case.again()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     check_one_of_both(case)
 
 
 def rebooted(case: Case) -> None:
     """The host went down: nothing runs, and the task is of another boot."""
     case.guest.active = False
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     owner = Process(task.owner.pid, task.owner.started, "a-boot")
     Operations(case.scene.config.journal_dir).write(msgspec.structs.replace(task, owner=owner))
 
@@ -571,12 +570,12 @@ def rebooted(case: Case) -> None:
 @pytest.mark.parametrize(
     ("act", "when", "state", "content", "loaded"),
     [
-        pytest.param("zfs clone", "after", "shut off", NOW, [], id="clone"),
-        pytest.param("save", "before", "shut off", NOW, [], id="RAM not saved"),
-        pytest.param("save", "after", "running", f"{THEN}+", [THEN], id="RAM saved"),
-        pytest.param("load", "after", "running", f"{THEN}+", [THEN, THEN], id="loaded"),
-        pytest.param("resume", "before", "running", f"{THEN}+", [THEN], id="before it went on"),
-        pytest.param("resume", "after", "running", f"{THEN}++", [THEN], id="it went on"),
+        pytest.param("zfs clone", "after", "shut off", NEW, [], id="clone"),
+        pytest.param("save", "before", "shut off", NEW, [], id="RAM not saved"),
+        pytest.param("save", "after", "running", f"{OLD}+", [OLD], id="RAM saved"),
+        pytest.param("load", "after", "running", f"{OLD}+", [OLD, OLD], id="loaded"),
+        pytest.param("resume", "before", "running", f"{OLD}+", [OLD], id="before it went on"),
+        pytest.param("resume", "after", "running", f"{OLD}++", [OLD], id="it went on"),
     ],
 )
 def test_host_went_down(
@@ -659,13 +658,11 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
     case.guest.equipment = AGENT
     case.point = case.scene.point(run="with an agent")
 
-    monkeypatch.setattr(agent, "_CONNECTED_WITHIN_S", -1)
-
-    def fail() -> None:
+    def fail(now_s: float) -> None:
         raise LibvirtFailed("no agent", 86)
 
     if fails:
-        case.guest.at["set_time"] = fail
+        monkeypatch.setattr(case.guest, "set_time", fail)
     case.run()
     assert case.guest.clock_s == (0.0 if fails else 1700000000.0)
     assert case.is_back()
@@ -673,10 +670,10 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
 
 def test_safety_of_two_pools_after_a_crash_between_them(make: Make) -> None:
     case = died_at(make, Kind(), "zfs take_snapshots")
-    (task,) = case.scene.tasks()
+    (task,) = case.scene.operations()
     assert isinstance(task, RestoreOperation) and task.safety_entry
     case.world.add("fast")
-    case.world.add("fast/db", NOW)
+    case.world.add("fast/db", NEW)
     case.world.snap(f"fast/db@{task.safety_entry.run}")
     safety = msgspec.structs.replace(task.safety_entry, request_datasets=("fast/db", DATASET))
     Operations(case.scene.config.journal_dir).write(

@@ -83,7 +83,7 @@ def cloned(scene: Scene, point: RestorePoint) -> None:
 
 def held(scene: Scene, point: RestorePoint) -> None:
     scene.world.snap(f"{DATASET}@later")
-    scene.world.kept[-1].holds = 1
+    scene.world.pool_snapshots[-1].holds = 1
 
 
 def moved(scene: Scene, point: RestorePoint) -> None:
@@ -109,11 +109,11 @@ def no_text(scene: Scene, point: RestorePoint) -> None:
 
 
 def pruned(scene: Scene, point: RestorePoint) -> None:
-    scene.world.kept.clear()
+    scene.world.pool_snapshots.clear()
 
 
 def locked(scene: Scene, point: RestorePoint) -> None:
-    scene.world.held[DATASET].locked = True
+    scene.world.pool[DATASET].locked = True
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_refusals(
     point = scene.point()
     assert plan_of(scene, point, wish)
     spoil(scene, point)
-    acts, shape = len(scene.world.acts), scene.world.shape()
+    acts, shape = len(scene.world.acts), scene.world.summary()
     with pytest.raises((RestoreImpossible, SnapshotMissing)) as caught:
         plan_of(scene, point, wish)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert (len(scene.world.acts), scene.world.shape()) == (acts, shape)
+    assert (len(scene.world.acts), scene.world.summary()) == (acts, shape)
 
 
 def off_below(scene: Scene) -> None:
@@ -196,7 +196,7 @@ def elsewhere(scene: Scene) -> None:
 
 def older(scene: Scene) -> None:
     # Only what is newer is in the way of a rollback.
-    scene.world.kept[0].holds = 1
+    scene.world.pool_snapshots[0].holds = 1
 
 
 @pytest.mark.parametrize("wish", [RestoreOptions(), ROLLBACK])
@@ -345,7 +345,7 @@ def test_lines(scene: Scene) -> None:
         "  web is stopped, its RAM and disks of now are kept",
         f"  what is there now becomes the point web@{safety.run}",
         f"  tank/web holds tank/web@{NAME} again",
-        f"  what it holds now, and newer snapshots, are called {unit.set_aside} then",
+        f"  what it holds now, and newer snapshots, are called {unit.replaced_top} then",
         "  web goes on from its RAM",
     )
     scene.guest.exists = False
