@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from tests.fakes.capture_scene import MOMENT, OWNER, Scene, agent_of, failing
+from tests.fakes.clock import ScriptedClock
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import configure
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.common import lockfile, log
+from zvmsnap.common import lockfile, log, waiting
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
@@ -67,7 +68,7 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
         guest.stands_still = Pause.JOB
         return lockfile.lock(*arguments)
 
-    monkeypatch.setattr("zvmsnap.capture.all_guests.lock", lock)
+    monkeypatch.setattr("zvmsnap.journal.journal.lock", lock)
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
     assert guest.stands_still
@@ -99,7 +100,7 @@ def test_the_guard_lets_go_what_post_is_about_to(
         return host
 
     monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
-    after_snapshot.finish(POST, config, OWNER)
+    after_snapshot.finish_run(POST, config, OWNER)
     assert levels_of(config) == [ConsistencyLevel.CRASH]
     assert guest.stands_still is Pause.USER
 
@@ -115,7 +116,6 @@ def test_guard_outlives_a_host_without_descriptors(
     tmp_path: Path,
     post_within_s: str,
 ) -> None:
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(mounts, "read_table", list)
     configure(tmp_path, config, monkeypatch)
     with (tmp_path / "config.toml").open("a") as file:
@@ -144,7 +144,6 @@ def test_guard_outlives_a_host_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """libvirt's events have a thread of their own."""
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(mounts, "read_table", list)
     standing(ConsistencyLevel.PAUSED, owner=OWNER)
     failed: list[int] = []
@@ -186,12 +185,11 @@ def test_guard_goes_when_its_guest_is_gone(
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=1.0)
     guest.exists = False
     with deadline.enforce_deadline(config, OWNER):
         waiting = threading.Thread(
-            target=watchdog_daemon.wait_for_still, args=(config, OWNER), daemon=True
+            target=watchdog_daemon.wait_until_none_held, args=(config, OWNER), daemon=True
         )
         waiting.start()
         waiting.join(10)
@@ -242,21 +240,12 @@ def test_guard_does_not_go_while_somebody_is_frozen(
     agent = guest.agent
     assert agent
     agent.answering = False
-    slept: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        agent.answering = len(slept) > watchdog_daemon._ATTEMPTS + 2
-        assert len(slept) < 30
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    assert watchdog_daemon.watch(config, OWNER)
+    clock = ScriptedClock()
+    clock.after[10] = lambda: setattr(agent, "answering", True)
+    with waiting.clocked_by(clock):
+        assert watchdog_daemon.watch(config, OWNER)
     assert not agent.frozen
-    assert (
-        max(slept)
-        == slept[-1]
-        == watchdog_daemon._LOOK_EVERY_S * 2 ** (watchdog_daemon._ATTEMPTS - 1)
-    )
+    assert clock.slept == [2, 4, 8, 16, 32, 64, *[128] * 5]
 
 
 def test_post_is_not_overdue_while_pre_works_for_another_guest(
@@ -264,7 +253,6 @@ def test_post_is_not_overdue_while_pre_works_for_another_guest(
 ) -> None:
     for name, uuid in (("web", UUID), ("db", OTHER)):
         scene.add(name, uuid)
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.01)
     over: list[int] = []
     monkeypatch.setattr(Process, "is_alive", lambda _process: not over)
     scene.host.known[1].at["snapshot"] = lambda: time.sleep(0.8)
@@ -301,7 +289,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     guest.at["resume"] = failing("cannot acquire state change lock")
     scene.pre()
     pools.present[f"tank/web@{NAME}"] = 11
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert (scene.entries(), guest.stands_still) == ([], None)
 
 
@@ -314,7 +302,6 @@ def test_pre_that_died_behind_pre_freeze(
     tmp_path: Path,
 ) -> None:
     """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     config = msgspec.structs.replace(
         config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")
     )
@@ -332,7 +319,7 @@ def test_pre_that_died_behind_pre_freeze(
     assert guest.agent
     guest.agent.thaw()
     with deadline.enforce_deadline(config, OWNER):
-        watchdog_daemon.wait_for_still(config, OWNER)
+        watchdog_daemon.wait_until_none_held(config, OWNER)
     assert not entries(config)[0].thaw_script_due
     assert (tmp_path / "ran").read_text() == "ran\n"
 
@@ -348,15 +335,15 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
 ) -> None:
     standing(level)
     (config.journal_dir / f"{UUID}.json").write_text("{")
-    (needed,) = recover.recover(config, dry_run=True).outcomes
+    (needed,) = recover.recover_guests(config, dry_run=True).outcomes
     assert needed.result is report.Result.NEEDED
-    assert needed.found == ("its journal could not be read",)
-    recovered = recover.recover(config)
+    assert needed.findings == ("its journal entry could not be read",)
+    recovered = recover.recover_guests(config)
     assert recovered.complete
     assert guest.agent and not (guest.stands_still or guest.agent.frozen)
     assert [outcome.result for outcome in recovered.outcomes] == [report.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
-    assert recover.recover(config).outcomes == []
+    assert recover.recover_guests(config).outcomes == []
 
 
 def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
@@ -365,7 +352,7 @@ def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
     standing(ConsistencyLevel.QUIESCED)
     guest.on_overlay("vda", config.staging_dir / f"{UUID}.00000001" / "vda.zvmsnap.qcow2")
     (config.journal_dir / f"{UUID}.json").write_text("{")
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
     assert guest.agent and not guest.agent.frozen
     assert guest.live["vda"].endswith("vda.raw")
 
@@ -376,9 +363,9 @@ def test_journal_that_was_damaged_while_libvirt_dumps(
     standing(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     guest.stands_still, guest.job = None, True
-    assert not recover.recover(config).complete
+    assert not recover.recover_guests(config).complete
     guest.stands_still, guest.job = Pause.JOB, False
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
     assert guest.stands_still is None
 
 
