@@ -191,12 +191,14 @@ def _sources(manifest: Manifest, names: Mapping[str, str], host: _Host) -> dict[
     found = {}
     for disk in manifest.disks:
         place = DiskLocation(names[disk.dataset], disk.path)
-        if location.place_of(disk.source, host.mounts) == place and not _is_numbered(disk.source):
+        if location.locate_path(disk.source, host.mounts) == place and not _is_numbered(
+            disk.source
+        ):
             continue
         if disk.type == "volume" and place.dataset == disk.dataset:
             continue
         kind = "file" if disk.path else "block"
-        found[disk.target] = (kind, location.path_of(place, host.mounts), disk.format)
+        found[disk.target] = (kind, location.current_path(place, host.mounts), disk.format)
     return found
 
 
@@ -221,7 +223,7 @@ def _check_others(hypervisor: Host, host: _Host, uuid: str, wanted: Mapping[str,
             seen = location.locate_disks(hypervisor, other, host.mounts)
         except DomainGone:
             continue
-        for target, place in seen.places.items():
+        for target, place in seen.locations.items():
             if place.dataset in wanted:
                 raise RestoreImpossible(
                     f"{place.dataset} also holds {target} of {other.name}, which would be put "
@@ -251,9 +253,9 @@ def _safety(
     if seen is None:
         return None
     places = {
-        disk.target: seen.places[disk.target]
+        disk.target: seen.locations[disk.target]
         for disk in seen.domain.disks
-        if disk.writable and disk.target in seen.places
+        if disk.writable and disk.target in seen.locations
     }
     outside = [d.target for d in seen.domain.disks if d.writable and d.target not in places]
     by_target = {disk.target: disk for disk in seen.domain.disks}

@@ -57,7 +57,7 @@ class ReplacedGuest:
         definition.store(guest, self.kept.point, (), [])
         if self._work.task.saves_memory:
             ram_bytes = domain_xml.parse(guest.xml()).memory_kib << 10
-            StagingSpace(self._config.staging_dir, 0).take(guest.uuid, ram_bytes)
+            StagingSpace(self._config.staging_dir, 0).reserve(guest.uuid, ram_bytes)
 
     def forget(self) -> None:
         """Remove that again. Raises RestoreFailed if its RAM is nowhere else."""
