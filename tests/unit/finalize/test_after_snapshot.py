@@ -250,7 +250,7 @@ def full(*_arguments: object, **_named: object) -> None:
 
 
 def no_store(patch: pytest.MonkeyPatch, config: Config) -> None:
-    patch.setattr(memory_image, "store_memory", full)
+    patch.setattr(memory_image, "store", full)
 
 
 def no_publish(patch: pytest.MonkeyPatch, config: Config) -> None:
@@ -268,7 +268,7 @@ def no_close(patch: pytest.MonkeyPatch, config: Config) -> None:
 def not_mounted(patch: pytest.MonkeyPatch, config: Config) -> None:
     vault.claim(config)
     mark = config.vault_dir / vault.MARK
-    patch.setattr(vault, "_read", lambda path: b"" if path == mark else path.read_bytes())
+    patch.setattr(vault, "_read_mark", lambda path: b"" if path == mark else path.read_bytes())
 
 
 @pytest.mark.parametrize("fault", [no_store, no_publish, no_removal, no_close, not_mounted])
