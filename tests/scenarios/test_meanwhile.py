@@ -1,4 +1,4 @@
-"""What others do meanwhile: another hook, the watchdog, an administrator, a host without resources."""
+"""What others do meanwhile: a hook, the watchdog, an administrator, a host without resources."""
 
 import threading
 import time
