@@ -10,7 +10,7 @@ import scenario
 from back import zvmsnap
 
 from labkit import guests, linux
-from labkit.api import CODE_DIR, Lab
+from labkit.api import Lab
 from labkit.domains import Disk
 
 TOP = "tank/vm/debian"
@@ -27,13 +27,11 @@ def prepared(lab: Lab) -> None:
     """The Linux guest runs, and sanoid knows of it."""
 
     def make(lab: Lab) -> None:
-        lab.sync()
-        lab.run(f"python3 -m compileall -q {CODE_DIR}")
         scenario.write_sanoid_conf(lab, scenario.section(TOP))
         scenario.configure(lab)
         lab.run(f"zfs set snapdev=visible {TOP}")
 
-    scenario.stage(lab, "levels", lambda lab: lab.reset("linux"), make)
+    scenario.stage(lab, "levels", lambda lab: scenario.with_code(lab, "linux"), make)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import scenario
 from back import zvmsnap
 
 from labkit import linux
-from labkit.api import CODE_DIR, Lab
+from labkit.api import Lab
 
 # Asks on a bridge who has the guest's address; prints one line for each that answers.
 ARP = """
@@ -36,13 +36,11 @@ while (left := end - time.monotonic()) > 0:
 @pytest.fixture
 def lab(lab_session: Lab) -> Lab:
     def make(lab: Lab) -> None:
-        lab.sync()
-        lab.run(f"python3 -m compileall -q {CODE_DIR}")
         scenario.configure(lab)
         lab.put("/root/arp.py", ARP)
         zvmsnap(lab, "take", linux.NAME)
 
-    scenario.stage(lab_session, "linux-taken", lambda lab: lab.reset("linux"), make)
+    scenario.stage(lab_session, "linux-taken", lambda lab: scenario.with_code(lab, "linux"), make)
     return lab_session
 
 

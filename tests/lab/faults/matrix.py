@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 PRE = ("staging", "definition", "dump", "dump under way", "judge", "frozen")
@@ -105,16 +104,14 @@ _FEW = (
 )
 
 
-def select(wanted: str, passed: Sequence[str]) -> list[Cell]:
-    """`all`, `few`, `missing` (those not `passed`), or parts of ids with commas between."""
+def select(wanted: str) -> list[Cell]:
+    """`all`, `few`, or parts of ids with commas between."""
     existing = cells()
     match wanted:
         case "all":
             return existing
         case "few":
             return [cell for cell in existing if cell.id in _FEW]
-        case "missing":
-            return [cell for cell in existing if cell.id not in passed]
         case _:
             parts = wanted.split(",")
             return [cell for cell in existing if any(part in cell.id for part in parts)]

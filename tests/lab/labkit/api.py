@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
-from labkit import guests, hostlock, machine, progress, recipes, settings, states
+from labkit import guests, hostlock, machine, progress, recipes, settings, states, version
 from labkit import image as images
 from labkit.errors import LabError
 from labkit.instance import Instance
@@ -114,15 +114,38 @@ class Lab:
 
     def sync(self) -> None:
         """Copy the checkout's code into the lab, to /opt/zvmsnap."""
-        wanted = ["zvmsnap", "hooks", "systemd", "pyproject.toml", "*.md", "LICENSE*", "*.example"]
-        found = [path for pattern in wanted for path in settings.CHECKOUT_DIR.glob(pattern)]
-        sources = [f"{settings.CHECKOUT_DIR}/./{path.name}" for path in found]
+        sources = [f"{settings.CHECKOUT_DIR}/./{path.name}" for path in version.product()]
         if (settings.LAB_DIR / "inside").exists():
             sources.append(f"{settings.LAB_DIR}/./inside")
         if sources:
             self.shell.rsync(sources, f"{CODE_DIR}/")
 
     # -- making states
+
+    def stage(self, name: str, make: Callable[[], None]) -> None:
+        """Run the lab from a stage, which `make` leads this lab to, the first time.
+
+        A stage is a state with the checkout's code in it. All labs have it together, until it is
+        of older code; who wants one that another makes just now waits for it.
+        """
+        image = images.image()
+        path = states.stage(image, name, version.all_of_it())
+        marks = [hostlock.in_use(each) for each in (image.key, path.parent.name, path.name)]
+        try:
+            if not path.exists():
+                with hostlock.exclusive(f"make-{path.name}"):
+                    if not path.exists():
+                        make()
+                        with progress.step(f"saving stage {name}"):
+                            self._shell = None
+                            path.parent.mkdir(exist_ok=True)
+                            self.instance.save(path)
+            with progress.step(f"loading stage {name}"):
+                self._shell = None
+                self.instance.reset(image, State(path))
+        finally:
+            for mark in marks:
+                os.close(mark)
 
     @contextmanager
     def _found(self, image: images.Image, name: str) -> Iterator[State]:

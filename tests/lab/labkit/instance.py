@@ -149,6 +149,8 @@ class Instance:
 
     def state_path(self, image: Image, name: str) -> Path:
         """Where a state of that full name lies: with the image, or with this instance."""
+        if "@" in name:
+            return states.stage_of(image, name)
         return (self.directory / "states" if "~" in name else image.states) / name
 
     def _state(self, image: Image, name: str) -> State | None:
@@ -161,7 +163,9 @@ class Instance:
             (self.directory / log).unlink(missing_ok=True)
 
     def _start(self, image: Image, state: State | None, *, load: bool) -> None:
-        used = [image.directory.name, *(state.lineage() if state else [])]
+        lineage = state.lineage() if state else []
+        stages = {states.stage_of(image, name).parent.name for name in lineage if "@" in name}
+        used = [image.directory.name, *lineage, *stages]
         marks = [hostlock.in_use(name) for name in used]
         try:
             process, port = machine.start(

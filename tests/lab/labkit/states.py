@@ -133,6 +133,32 @@ class OwnStates:
                 shutil.rmtree(state.directory)
 
 
+def stage(image: Image, name: str, code: str) -> Path:
+    """Where the stage `name` of that code lies: a state that all instances share."""
+    return _stages(image, code) / f"{name}@{code}"
+
+
+def stage_of(image: Image, full_name: str) -> Path:
+    """Where the stage of that full name lies, which is unique in the image."""
+    return _stages(image, full_name.partition("@")[2]) / full_name
+
+
+def forget_stages(image: Image, *, but_of: str = "") -> None:
+    """Remove the stages of all other code that nobody uses now."""
+    for path in image.directory.glob("stages-*"):
+        if path != _stages(image, but_of):
+            hostlock.remove_unused(path)
+
+
+def stages_in_use(image: Image, code: str) -> int:
+    """Mark all stages of that code as in use, as long as the descriptor is open."""
+    return hostlock.in_use(_stages(image, code).name)
+
+
+def _stages(image: Image, code: str) -> Path:
+    return image.directory / f"stages-{code}"
+
+
 def _lineage(state: State | None) -> list[str]:
     return state.lineage() if state else []
 
