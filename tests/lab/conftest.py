@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = [item for item in items
               if (whole or not item.get_closest_marker("whole")) and item.nodeid not in passed]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-    items[:] = _in_turns(wanted) if config.getoption("numprocesses", None) else wanted
+    items[:] = _in_turns(wanted) if _is_worker(config) else wanted
 
 
 def _in_turns(items: list[pytest.Item]) -> list[pytest.Item]:
