@@ -26,6 +26,7 @@ class Lab:
         """Take the instance of that name, else the one ZVMSNAP_LAB_INSTANCE names."""
         self.instance = Instance(name or settings.instance_name())
         self._shell: Shell | None = None
+        self._kept: dict[str, int] = {}
 
     # -- coming and going
 
@@ -140,9 +141,14 @@ class Lab:
                             self._shell = None
                             path.parent.mkdir(exist_ok=True)
                             self.instance.save(path)
+            state = State(path)
+            # What it lies on must be there for the next time, too.
+            for below in state.lineage():
+                if below not in self._kept:
+                    self._kept[below] = hostlock.in_use(below)
             with progress.step(f"loading stage {name}"):
                 self._shell = None
-                self.instance.reset(image, State(path))
+                self.instance.reset(image, state)
         finally:
             for mark in marks:
                 os.close(mark)
