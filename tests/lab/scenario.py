@@ -71,12 +71,7 @@ def stage(lab: Lab, name: str, parent: Callable[[Lab], None], make: Callable[[La
 
 def with_code(lab: Lab, state: str) -> None:
     """That state, with the checkout's code in it."""
-
-    def make(lab: Lab) -> None:
-        lab.sync()
-        lab.run(f"python3 -m compileall -q {CODE_DIR}")
-
-    stage(lab, f"{state}-with-code", lambda lab: lab.reset(state), make)
+    stage(lab, f"{state}-with-code", lambda lab: lab.reset(state), Lab.carry_code)
 
 
 def configured(lab: Lab) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
-from labkit import guests, hostlock, machine, progress, recipes, settings, states, version
+from labkit import agent, guests, hostlock, machine, progress, recipes, settings, states, version
 from labkit import image as images
 from labkit.errors import LabError
 from labkit.instance import Instance
@@ -100,14 +100,11 @@ class Lab:
 
     def put(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
         """Write a file, and the directories above it."""
-        self.run(f"install -D -m {mode:o} /dev/stdin {quote(path)}", stdin=content)
+        self.shell.write(path, content.encode() if isinstance(content, str) else content, mode)
 
     def get(self, path: str) -> bytes:
         """Read a file."""
-        done = self.shell.run_bytes(f"cat {quote(path)}")
-        if done.returncode != 0:
-            raise LabError(done.stderr.decode(errors="replace"))
-        return done.stdout
+        return self.shell.read(path)
 
     def set_clock(self, iso: str) -> None:
         """Set the lab's time, which otherwise is the state's: ISO 8601, UTC unless it says."""
@@ -122,6 +119,12 @@ class Lab:
             self.shell.rsync(sources, f"{CODE_DIR}/")
 
     # -- making states
+
+    def carry_code(self) -> None:
+        """Make it ready to be the first stage of all: with the checkout's code, and the agent."""
+        self.sync()
+        self.run(f"python3 -m compileall -q {CODE_DIR}")
+        agent.install(self, images.image())
 
     def stage(self, name: str, make: Callable[[], None]) -> None:
         """Run the lab from a stage, which `make` leads this lab to, the first time.

@@ -114,7 +114,7 @@ def start(directory: Path, image: Image, *, stream: Path | None, inherit: Sequen
     """
     for left_over in ("qmp", "ssh"):
         (directory / left_over).unlink(missing_ok=True)
-    ssh_port = _free_port()
+    ssh_port = free_port()
     arguments = _arguments(image, directory.name, ssh_port)
     if stream is not None:
         arguments += ["-incoming", f"exec:cat {shlex.quote(str(stream))}"]
@@ -125,7 +125,8 @@ def start(directory: Path, image: Image, *, stream: Path | None, inherit: Sequen
     return Process.of(process.pid), ssh_port
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
