@@ -119,7 +119,7 @@ class _Recorder:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """All has passed: nobody needs the stages any more. Else they are for the next run."""
         if exitstatus == pytest.ExitCode.OK and not os.environ.get("ZVMSNAP_LAB_KEEP"):
-            states.forget_stages(image.image())
+            states.forget_stages(image.image(), but_of_now=False)
 
 
 @pytest.fixture(scope="session")
@@ -130,9 +130,8 @@ def lab_session() -> Iterator[Lab]:
         lab.down()
         own = lab.instance.own_states
         not_ours = set(own.names())
-        code = version.all_of_it()
-        in_use = states.stages_in_use(image.image(), code)
-        states.forget_stages(image.image(), but_of=code)
+        in_use = states.stages_in_use(image.image())
+        states.forget_stages(image.image(), but_of_now=True)
         try:
             yield lab
         finally:

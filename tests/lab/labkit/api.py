@@ -133,7 +133,7 @@ class Lab:
         of older code; who wants one that another makes just now waits for it.
         """
         image = images.image()
-        path = states.stage(image, name, version.all_of_it())
+        path = states.stage(image, name)
         marks = [hostlock.in_use(each) for each in (image.key, path.parent.name, path.name)]
         try:
             if not path.exists():

@@ -84,7 +84,7 @@ def _arguments(image: Image, name: str, ssh_port: int) -> list[str]:
     arguments = [
         accel.QEMU, "-name", f"zvmsnap-lab-{name}", "-nodefaults", "-no-user-config",
         "-display", "none", "-no-reboot", "-machine", "q35", *accel.arguments(image),
-        "-smp", str(settings.CPUS), "-m", str(settings.MEMORY_MIB),
+        "-m", str(settings.MEMORY_MIB),
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", KERNEL_COMMAND_LINE,
         "-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console",

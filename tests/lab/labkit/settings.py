@@ -8,7 +8,6 @@ from pathlib import Path
 LAB_DIR = Path(__file__).resolve().parent.parent
 CHECKOUT_DIR = LAB_DIR.parent.parent
 
-CPUS = 2
 MEMORY_MIB = 3072
 ROOT_DISK_MIB = 6 * 1024
 POOL_DISK_MIB = 8 * 1024
