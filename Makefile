@@ -21,11 +21,11 @@ demo: needs
 test: lint unit lab-test
 
 unit: $(VENV)/ready
-	$(PYTEST) tests/unit
+	$(PYTEST)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check zvmsnap hooks tests/unit
+	$(VENV)/bin/ruff format --check zvmsnap hooks tests/unit tests/scenarios tests/fakes
 	$(VENV)/bin/mypy
 
 lab-test: $(VENV)/ready

@@ -1,20 +1,25 @@
-"""The `zvmsnap` command: hooks go straight to their room, everything else to the CLI."""
+"""The `zvmsnap` command: runs a hook, the watchdog, or a command of the operator.
+
+`zvmsnap watchdog` is for the pre hook alone (quiesce/watchdog.py), so no help names it.
+"""
+
+from __future__ import annotations
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; exits with the codes that the README documents."""
-    # sanoid calls hooks thousands of times: they must not pay for typer's import.
+    """Run the command line; exits with the codes of common/errors.py."""
+    # sanoid calls hooks thousands of times, so they do not import typer.
     if sys.argv[1:2] == ["hook"] and sys.argv[2:3] not in (["-h"], ["--help"]):
-        from zvmsnap.hooks import main as hook
+        from zvmsnap.hooks.main import main as hook
 
         sys.exit(hook(sys.argv[2:]))
-    if sys.argv[1:2] == ["guard"]:
-        from zvmsnap.guard import main as guard
+    if sys.argv[1:2] == ["watchdog"]:
+        from zvmsnap.recovery.watchdog_daemon import main as watchdog
 
-        sys.exit(guard(sys.argv[2:]))
-    from zvmsnap.cli import main as cli
+        sys.exit(watchdog(sys.argv[2:]))
+    from zvmsnap.cli.main import main as cli
 
     cli()
 

@@ -114,7 +114,7 @@ def _kill_and_recover(lab: Lab) -> None:
     lab.run(f"cp /root/sanoid.conf {conf}")
     lab.run(f"until ! ls {JOURNAL}/*.json 2> /dev/null; do sleep 1; done")
     _show("virsh domblklist web; zvmsnap recover; zvmsnap list")
-    _show("journalctl --no-pager -q -o cat -u 'zvmsnap-guard-*' | grep web")
+    _show("journalctl --no-pager -q -o cat -u 'zvmsnap-watchdog-*' | grep web")
 
 
 def _prune(lab: Lab, types: str) -> None:

@@ -25,7 +25,7 @@ DESTINATION = f"{USER}@{HOST}:{ROOT}"
 CONFIG = "/etc/zvmsnap/far.toml"
 ADDRESS = "10.77.0.2"
 
-# The first commands of the README's recipe: what is installed, and what is made there.
+# The first commands of the recipe in docs/how-to: what is installed, and what is made there.
 ON_THE_OTHER_SIDE = 9
 
 _SSHD = f"""\
@@ -46,7 +46,7 @@ Unmanaged=yes
 
 
 def built(lab: Lab) -> None:
-    """The guest `web` has its first point; the second host is there, as the README makes it."""
+    """The guest `web` has its first point; the second host is there, as docs/how-to makes it."""
 
     def make(lab: Lab) -> None:
         lab.run(

@@ -1,15 +1,19 @@
-"""The README's recipes, so that they can be followed word for word."""
+"""The recipes of the documents, so that they can be followed word for word."""
 
 from __future__ import annotations
 
-from labkit import settings
+import re
+from pathlib import Path
 
-_README = settings.CHECKOUT_DIR / "README.md"
+_HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to"
+_SHELL = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
 
 
 def commands(recipe: str) -> list[str]:
-    """The commands of the recipe whose bold title begins so, in their order."""
-    _, found, rest = _README.read_text().partition(f"\n**{recipe}")
-    assert found, f"the README has no recipe {recipe!r}"
-    body = rest.partition("\n**")[0].partition("\n## ")[0]
-    return [line.removeprefix("    ") for line in body.splitlines() if line.startswith("    ")]
+    """The commands of the section with that title in docs/how-to, in their order."""
+    for page in sorted(_HOW_TO.glob("*.md")):
+        _, title, rest = page.read_text().partition(f"\n## {recipe}\n")
+        if title:
+            section = rest.partition("\n## ")[0]
+            return [line for block in _SHELL.findall(section) for line in block.splitlines()]
+    raise AssertionError(f"docs/how-to has no recipe {recipe!r}")

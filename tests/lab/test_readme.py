@@ -1,4 +1,4 @@
-"""The README's recipes, followed word for word: its own commands, on a terminal, answered yes."""
+"""The recipes of docs/how-to, word for word: their commands, on a terminal, answered yes."""
 
 from __future__ import annotations
 

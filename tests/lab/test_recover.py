@@ -12,7 +12,7 @@ from labkit import guests
 from labkit.api import Completed, Lab
 
 STOPPED = "until grep -qs '^State:.T' /proc/$(pgrep -x {hook})/status; do sleep 0.1; done"
-KILL_GUARD = "systemctl stop 'zvmsnap-guard-*'"  # one that is killed is started again
+KILL_GUARD = "systemctl stop 'zvmsnap-watchdog-*'"  # one that is killed is started again
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def wait_merged(lab: Lab) -> None:
     scenario.wait_until(
         "the guard to merge", lambda: scenario.disks(lab, "web") == WEB.disks, timeout_s=120
     )
-    said = lab.run("journalctl --no-pager -u 'zvmsnap-guard-*'").stdout
+    said = lab.run("journalctl --no-pager -u 'zvmsnap-watchdog-*'").stdout
     assert "nearly full: merging overlays now" in said
 
 

@@ -173,7 +173,7 @@ def journal_entries() -> list[str]:
 
 
 def guards() -> list[str]:
-    return [path.name for path in Path("/sys/fs/cgroup/system.slice").glob("zvmsnap-guard-*")]
+    return [path.name for path in Path("/sys/fs/cgroup/system.slice").glob("zvmsnap-watchdog-*")]
 
 
 def held_locks() -> list[str]:
@@ -524,7 +524,7 @@ def hurt(fault: str, route: str, story: Story) -> None:
     armed = story["before"]["armed"]
     do, heal = FAULTS[fault]
     if route != "guard":
-        run("systemctl", "stop", "zvmsnap-guard*")  # one that is killed is started again
+        run("systemctl", "stop", "zvmsnap-watchdog*")  # one that is killed is started again
         wait("the guard's end", lambda: not guards(), 30)
     mark(story, "ready")
     do(armed)

@@ -82,7 +82,7 @@ def base(lab: Lab) -> None:
         scenario.assert_on_base(lab, "web", scenario.WEB.disks)
         (point,) = scenario.points(lab)
         assert point.manifest["level"] == "memory"
-        lab.run("while systemctl list-units --no-legend 'zvmsnap-guard-*' | grep -q .; "
+        lab.run("while systemctl list-units --no-legend 'zvmsnap-watchdog-*' | grep -q .; "
                 "do sleep 0.2; done")
         scenario.pass_hours(lab, 1)
 

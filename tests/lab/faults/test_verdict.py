@@ -108,7 +108,7 @@ def put(*path: str | int, to: object) -> Callable[[Story], None]:
         put("rest", "journal", to=["u.json"]),
         put("rest", "metadata", to=["s"]),
         put("rest", "held", to=["u.lock"]),
-        put("rest", "guards", to=["zvmsnap-guard-1.service"]),
+        put("rest", "guards", to=["zvmsnap-watchdog-1.service"]),
         put("rest", "processes", to=["post-snapshot"]),
         put("rest", "vault", to=["web", "web/.incoming-1"]),
         put("end", "live", to=definition(OVERLAY)),

@@ -1,0 +1,32 @@
+"""A clock for tests: what is waited for passes at once, for the thread that waits alone."""
+
+import threading
+import time
+
+from zvmsnap.common.waiting import Clock
+
+_REALLY_S = 0.001
+
+
+class TestClock(Clock):
+    """A sleep lasts a millisecond, and counts as long as was asked for.
+
+    So a deadline is over after as many looks as on a host, however busy this machine is. Each
+    thread has a time of its own: it passes by its own sleeps alone.
+    """
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def now_s(self) -> float:
+        return getattr(self._own, "slept_s", 0.0)
+
+    def sleep(self, seconds: float) -> None:
+        self._own.slept_s = self.now_s() + seconds
+        time.sleep(min(seconds, _REALLY_S))
+
+    def wait(self, event: threading.Event | threading.Condition, timeout_s: float) -> bool:
+        self._own.slept_s = self.now_s() + timeout_s
+        return event.wait(min(timeout_s, _REALLY_S))

@@ -1,0 +1,333 @@
+"""Guests, faked: what libvirt shows of them and does with them, over real images.
+
+Subclasses of the real one, so that a verb that a test did not expect fails, and mypy sees to
+it that the signatures stay the same.
+"""
+
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from tests.fakes.agent import FakeAgent
+from tests.fakes.images import RAM, libvirt_image, make_overlay, run_qemu_img
+from zvmsnap.common.errors import DomainGone, LibvirtFailed
+from zvmsnap.virt import domain_xml, save_image
+from zvmsnap.virt.downtime import PauseClock
+from zvmsnap.virt.guest import Guest, Pause
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+OTHER = "c0ffee00-0000-4000-8000-000000000002"
+
+
+class FakeGuest(Guest):
+    """A domain whose commits and merges are done by qemu-img, at once and really.
+
+    `at` holds what happens before the call of that name, as libvirt or somebody else would do.
+    """
+
+    def __init__(self, name: str = "web", uuid: str = UUID, **disks: Path) -> None:
+        self.name = name
+        self.uuid = uuid
+        self.live = {target: str(path) for target, path in disks.items()}
+        self.persistent = dict(self.live)
+        self.below: dict[str, str] = {}
+        self.active = True
+        self.kept = True
+        self.exists = True
+        self.job = False
+        self.mirrors: dict[str, str] = {}
+        self.stands_still: Pause | None = None
+        self.allowed_ms = 300
+        self.snapshots: list[str] = []
+        self.saved = ""
+        self.calls: list[str] = []
+        self.at: dict[str, Callable[[], None]] = {}
+        # Of its definition what `xml_of` does not make up itself: metadata, other devices.
+        self.metadata = ""
+        self.equipment = ""
+        self.worked_s = 0.0
+        self.picture = b""
+        self.agent: FakeAgent | None = None
+        self.asked: list[str] = []
+        self.clock_s = 0.0
+
+    def on_overlay(self, target: str, overlay: Path, below: Path | None = None) -> Path:
+        """Put a disk under an overlay, as libvirt's snapshot does."""
+        base = below or Path(self.live[target])
+        make_overlay(overlay, base, "raw" if base.suffix == ".raw" else "qcow2")
+        self.below[str(overlay)] = str(base)
+        self.live[target] = str(overlay)
+        self.persistent[target] = str(overlay)
+        return overlay
+
+    def _called(self, call: str) -> None:
+        if not self.exists:
+            raise DomainGone(f"{self.name}: {call}: no such domain", 42)
+        self.at.pop(call, lambda: None)()
+        if not self.exists:
+            raise DomainGone(f"{self.name}: {call}: no such domain", 42)
+
+    def _does(self, call: str) -> None:
+        self.calls.append(call)
+        self._called(call)
+
+    def xml(self, *, persistent: bool = False, secure: bool = False) -> str:
+        self._called("xml")
+        live = self.active and not persistent
+        return self.xml_of(self.live if live else self.persistent, live=live)
+
+    def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
+        """The definition with these sources; libvirt shows chains and jobs of live ones alone."""
+        disks = []
+        for target, source in sources.items():
+            chain, path = [], source
+            while live and (path := self.below.get(path, "")):
+                chain.append(f"<backingStore type='file'><source file={quoteattr(path)}/>")
+            below = "".join(chain) + "</backingStore>" * len(chain)
+            mirror = self.mirrors.get(target, "") if live else ""
+            kind, attribute = ("block", "dev") if source.startswith("/dev/") else ("file", "file")
+            disks.append(
+                f"<disk type='{kind}' device='disk'><driver name='qemu' type='qcow2'/>"
+                f"<source {attribute}={quoteattr(source)}/>{below}{mirror}"
+                f"<target dev='{target}'/></disk>"
+            )
+        if live and self.agent:
+            disks.append(self.agent.channel)
+        return (
+            f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid>{self.metadata}"
+            f"<memory>1024</memory><devices>{''.join(disks)}{self.equipment}</devices></domain>"
+        )
+
+    def learn(self, xml: str) -> dict[str, str]:
+        """Be what a definition says; returns its disks."""
+        root = ET.fromstring(xml)
+        metadata = root.find("metadata")
+        self.metadata = "" if metadata is None else ET.tostring(metadata, encoding="unicode")
+        others = (one for one in root.findall("devices/*") if one.tag != "disk")
+        self.equipment = "".join(ET.tostring(one, encoding="unicode") for one in others)
+        return {disk.target: disk.source for disk in domain_xml.parse(xml).disks}
+
+    def is_active(self) -> bool:
+        self._called("is_active")
+        return self.active
+
+    def is_persistent(self) -> bool:
+        self._called("is_persistent")
+        return self.kept
+
+    def state(self) -> str:
+        if not self.active:
+            return "shut off"
+        return "paused" if self.stands_still else "running"
+
+    def pause(self) -> Pause | None:
+        self._called("pause")
+        return self.stands_still if self.active else None
+
+    def resume(self) -> None:
+        self._does("resume")
+        self.stands_still = None
+        self.runs()
+
+    def define(self, xml: str) -> None:
+        self._does("define")
+        self.persistent = self.learn(xml)
+        self.kept = True
+
+    def create(self, *, paused: bool = False) -> None:
+        self._does("create paused" if paused else "create")
+        if self.active:
+            raise LibvirtFailed(f"{self.name}: starting: domain is already running", 55)
+        self.start(paused=paused)
+
+    def destroy(self) -> None:
+        self._does("destroy")
+        if not self.active:
+            raise LibvirtFailed(f"{self.name}: stopping: domain is not running", 55)
+        self.shut_off()
+        self.exists = self.kept
+
+    def save(self, image: str) -> None:
+        self._does("save")
+        running = self.stands_still is None
+        Path(image).write_bytes(libvirt_image(self.xml(), self.ram(), running=running))
+        self.shut_off()
+        self.exists = self.kept
+
+    def load(self, image: Path, xml: str | None, *, paused: bool) -> None:
+        """As libvirt does it."""
+        self._does("load")
+        if self.active:
+            raise LibvirtFailed(f"{self.name}: loading: domain is already active", 55)
+        with image.open("rb") as file:
+            head = save_image.read_head(file, str(image))
+            ram = file.read()
+        self.live = self.learn(xml or head.xml)
+        self.active = True
+        self.stands_still = Pause.USER if paused or not head.header.was_running else None
+        self.loads(ram)
+        if not self.stands_still:
+            self.runs()
+
+    def pull_plugs(self) -> None:
+        self._does("pull plugs")
+
+    def undefine(self) -> None:
+        self._does("undefine")
+        self.kept = False
+        self.exists = self.active
+
+    def ram(self) -> bytes:
+        """What its RAM image says beyond its head."""
+        return b"RAM"
+
+    def loads(self, ram: bytes) -> None:
+        """Its RAM has become what an image says."""
+
+    def runs(self) -> None:
+        """Its CPUs begin to work."""
+
+    def cpu_time_s(self) -> float:
+        self._called("cpu_time_s")
+        return self.worked_s
+
+    def screenshot(self) -> bytes:
+        self._called("screenshot")
+        if not self.picture:
+            raise LibvirtFailed(f"{self.name}: taking a screenshot: no screen", 84)
+        return self.picture
+
+    def agent_set_timeout(self, timeout_s: int) -> None:
+        self._called("agent_set_timeout")
+
+    def agent_command(self, command: str, timeout_s: int) -> str:
+        self.asked.append(command)
+        self._called("agent_command")
+        return self._agent().answer(command)
+
+    def fs_freeze(self) -> int:
+        self._does("freeze")
+        return self._agent().freeze()
+
+    def fs_thaw(self) -> int:
+        self._does("thaw")
+        return self._agent().thaw()
+
+    def _agent(self) -> FakeAgent:
+        if not self.agent or not self.active or self.stands_still or not self.agent.answering:
+            raise LibvirtFailed(f"{self.name}: asking its agent: not connected", 86)
+        return self.agent
+
+    def set_time(self, now_s: float) -> None:
+        self._does("set_time")
+        self.clock_s = now_s
+
+    def managed_save_xml(self) -> str | None:
+        return self.saved or None
+
+    def managed_save_define(self, xml: str) -> None:
+        self._does("define saved")
+        self.saved = xml
+
+    def has_job(self) -> bool:
+        self._called("has_job")
+        return self.job
+
+    def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
+        self._does(f"allow {pause_ms}")
+        self.allowed_ms = pause_ms
+
+    def block_commit(self, target: str, base: str) -> None:
+        self._does(f"commit {target}")
+        if not self.active:
+            raise LibvirtFailed(f"{self.name}: commit of {target}: domain is not running", 55)
+        if base not in self.below.values():
+            raise LibvirtFailed(f"{self.name}: commit of {target}: {base} is not below it", 8)
+        self.mirrors[target] = "<mirror type='file' job='active-commit' ready='yes'/>"
+
+    def block_job_pivot(self, target: str) -> None:
+        self._does(f"pivot {target}")
+        if not self.active:
+            raise LibvirtFailed(f"{self.name}: pivot of {target}: domain is not running", 55)
+        while below := self.below.get(self.live[target]):
+            run_qemu_img("commit", "-q", "-d", "-f", "qcow2", self.live[target])
+            self.live[target] = below
+        self.persistent[target] = self.live[target]
+        del self.mirrors[target]
+
+    @contextmanager
+    def block_job_events(self) -> Iterator[threading.Event]:
+        yield threading.Event()
+
+    def snapshot_names(self) -> list[str]:
+        self._called("snapshot_names")
+        return self.snapshots
+
+    def snapshot_delete_metadata(self, name: str) -> None:
+        self._does(f"forget {name}")
+        self.snapshots.remove(name)
+
+    def shut_off(self) -> None:
+        """Its process ends; what it ran on is what its next start uses."""
+        self.active = False
+        self.stands_still = None
+        self.mirrors.clear()
+        if self.agent:
+            self.agent.frozen = False
+
+    def start(self, *, paused: bool = False) -> None:
+        """Somebody starts it."""
+        self.active = True
+        self.live = dict(self.persistent)
+        self.stands_still = Pause.USER if paused else None
+        if not paused:
+            self.runs()
+
+
+class PausedClock(PauseClock):
+    """What libvirt's events told of one pause."""
+
+    def seconds(self) -> float:
+        return 0.1
+
+    def stopped_at_s(self) -> float:
+        return time.monotonic()
+
+
+class DumpedGuest(FakeGuest):
+    """A guest whose RAM can be dumped."""
+
+    tpm = ""
+    dumped = RAM
+
+    def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
+        return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")
+
+    def migrate_max_downtime_ms(self) -> int:
+        return self.allowed_ms
+
+    def abort_job(self) -> None:
+        self._called("abort_job")
+        raise LibvirtFailed(f"{self.name}: aborting its dump: no job is active", 55)
+
+    @contextmanager
+    def pauses(self) -> Iterator[PauseClock]:
+        yield PausedClock()
+
+    def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
+        self._does("disk snapshot" if disk_only else "snapshot")
+        root = ET.fromstring(xml)
+        memory = root.find("memory")
+        assert (memory is None) is disk_only
+        if memory is not None:
+            Path(memory.get("file", "")).write_bytes(self.dumped)
+        if root.find("disks/disk[@snapshot='manual']") is not None:
+            self.stands_still = Pause.JOB
+        for disk in root.findall("disks/disk[@snapshot='external']"):
+            source = disk.find("source")
+            assert source is not None
+            self.on_overlay(disk.get("name", ""), Path(source.get("file", "")))

@@ -1,0 +1,520 @@
+"""A host whose disks remember what was written to them, so that RAM over other disks is noticed.
+
+ZFS is a small world in memory, in place of the verbs of zvmsnap.zfs; its machines are FakeGuests.
+Each change of the outside world is an act: it may be struck by an error or by death, before it is
+done or after.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from tests.fakes.guest import UUID, FakeGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.images import libvirt_image
+from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import changes, location, staging
+from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.virt.guest import Guest
+from zvmsnap.zfs import mounts, types, volume, zfs
+from zvmsnap.zfs.mounts import DiskLocation
+
+NAME = "autosnap_2026-11-20_03:00:00_hourly"
+DATASET = "tank/web"
+THEN, NOW = "then", "now"
+_write = Operations.write
+
+
+class Killed(BaseException):
+    """Nothing of ours is done any more."""
+
+
+@dataclass
+class Held:
+    """A dataset: what lies in it, and the guid of the snapshot that it is a clone of."""
+
+    guid: int
+    type: str
+    content: str
+    origin: int = 0
+    mounted: bool = False
+    locked: bool = False
+    properties: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Kept:
+    """A snapshot."""
+
+    home: int
+    name: str
+    guid: int
+    content: str
+    holds: int = 0
+
+
+class World:
+    """The pools, and what strikes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.held: dict[str, Held] = {}
+        self.kept: list[Kept] = []
+        self.machines: list[Machine] = []
+        self.torn: list[str] = []
+        self.loaded: list[str] = []
+        self.acts: list[str] = []
+        # What befalls the act of that number, before or after it is done.
+        self.errors: set[tuple[int, str]] = set()
+        self.death: tuple[int, str] | None = None
+        self.dead = False
+        self._guid = 0
+
+    # -- what the tests say and ask
+
+    def add(self, name: str, content: str = "", kind: str = "filesystem", **more: Any) -> Held:
+        held = self.held[name] = Held(self._next(), kind, content, **more)
+        if kind == "filesystem" and held.properties.get("canmount", "on") == "on":
+            self._mount(name)
+        return held
+
+    def snap(self, full_name: str, content: str | None = None) -> types.Snapshot:
+        dataset, _, name = full_name.partition("@")
+        held = self.held[dataset]
+        self.kept.append(Kept(held.guid, name, self._next(), content or held.content))
+        return self._snapshot(self.kept[-1])
+
+    def disk_of(self, dataset: str) -> str:
+        if self.held[dataset].type == "volume":
+            return f"/dev/zvol/{dataset}"
+        return str(self.root / dataset / "vda.raw")
+
+    def of_path(self, path: str) -> Held:
+        place = location.place_of(path, mounts.read_table())
+        assert place, path
+        return self.held[place.dataset]
+
+    def shape(self) -> dict[str, tuple[str, str, bool, list[str]]]:
+        """Each dataset: what is in it, what it is a clone of, whether it is mounted, snapshots."""
+        return {
+            name: (
+                held.content,
+                self._origin(held),
+                held.mounted,
+                [each.name for each in self.kept if each.home == held.guid],
+            )
+            for name, held in self.held.items()
+        }
+
+    def spare(self) -> None:
+        """Nothing strikes any more."""
+        self.dead, self.death = False, None
+        self.errors = set()
+
+    @contextmanager
+    def act(self, name: str) -> Iterator[None]:
+        if self.dead:
+            raise Killed
+        number = len(self.acts)
+        self.acts.append(name)
+        self._struck(number, "before", name)
+        yield
+        self._struck(number, "after", name)
+
+    def _struck(self, number: int, when: str, name: str) -> None:
+        if self.death == (number, when):
+            self.dead = True
+            raise Killed
+        if (number, when) not in self.errors:
+            return
+        if name.startswith("write"):
+            raise OSError(28, "No space left on device")
+        raise (ZfsFailed if name.startswith("zfs") else LibvirtFailed)(f"{name}: struck")
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for verb in ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked"):
+            patch.setattr(zfs, verb, getattr(self, verb))
+        patch.setattr(mounts, "read_table", self.mounts)
+        patch.setattr(zfs, "local_properties", self.local_properties)
+        patch.setattr(volume, "volume_of", self.volume_of)
+        patch.setattr(changes, "written_to", self.written_to)
+        patch.setattr(zfs, "written_bytes", lambda dataset: len(self.held[dataset].content))
+        for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
+            patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
+        for verb in ("mount", "unmount", "rollback"):
+            patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
+
+    def _acting(self, verb: str, do: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **options: Any) -> None:
+            with self.act(f"zfs {verb}"):
+                do(*arguments, **options)
+
+        return call
+
+    # -- the verbs of zvmsnap.zfs
+
+    def datasets(self) -> dict[str, types.Dataset]:
+        return {
+            name: types.Dataset(
+                name,
+                held.type,
+                compressed=False,
+                guid=held.guid,
+                origin=self._origin(held),
+                mounted=held.mounted,
+                mountpoint=self._mountpoint(name) if held.type == "filesystem" else "",
+                canmount=held.properties.get("canmount", "on") if held.type == "filesystem" else "",
+                locked=held.locked,
+            )
+            for name, held in self.held.items()
+        }
+
+    def all_snapshots(self) -> types.SnapshotListing:
+        found = [self._snapshot(each) for each in self.kept]
+        pools = frozenset(name.partition("/")[0] for name in self.held)
+        return types.SnapshotListing({each.full_name: each for each in found}, pools)
+
+    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
+        answer = self.all_snapshots()
+        wanted = set(names)
+        found = {name: one for name, one in answer.present.items() if name in wanted}
+        return types.SnapshotListing(found, answer.pools)
+
+    def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
+        homes = {self.held[name].guid for name in datasets}
+        return [
+            types.SnapshotUsage(
+                self._snapshot(each),
+                tuple(name for name, held in self.held.items() if held.origin == each.guid),
+                each.holds,
+            )
+            for each in self.kept
+            if each.home in homes
+        ]
+
+    def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+        return {name: dict(self.held[name].properties) for name in datasets}
+
+    def marked(self, user_property: str) -> dict[str, str]:
+        return {
+            name: held.properties[user_property]
+            for name, held in self.held.items()
+            if user_property in held.properties
+        }
+
+    def written_to(
+        self,
+        places: Mapping[str, DiskLocation],
+        snapshots: Iterable[str],
+        _fresh: Mapping[str, int],
+    ) -> list[str]:
+        """As untouched.written_to, of disks that are words here."""
+        names = dict(snapshot.split("@", 1) for snapshot in snapshots)
+        return [
+            target
+            for target, place in places.items()
+            if self.held[place.dataset].content
+            != self._kept(f"{place.dataset}@{names[place.dataset]}").content
+        ]
+
+    def mounts(self) -> list[mounts.Mount]:
+        table = [mounts.Mount(1, 0, "/", "/", "")]
+        for number, name in enumerate(sorted(self.held), 2):
+            if not self.held[name].mounted:
+                continue
+            point = self._mountpoint(name)
+            above = max(
+                (m for m in table if point.startswith(f"{m.mountpoint.rstrip('/')}/")),
+                key=lambda mount: len(mount.mountpoint),
+            )
+            table.append(mounts.Mount(number, above.number, "/", point, name))
+        return table
+
+    def volume_of(self, device: str) -> str | None:
+        name = device.removeprefix("/dev/zvol/")
+        return name if name in self.held and self.held[name].type == "volume" else None
+
+    def take_snapshots(self, datasets: Iterable[str], name: str) -> None:
+        for dataset in datasets:
+            if any(e.home == self.held[dataset].guid and e.name == name for e in self.kept):
+                raise ZfsFailed(f"{dataset}@{name}: exists")
+            self.snap(f"{dataset}@{name}")
+
+    def clone(self, origin: str, name: str, properties: Mapping[str, str]) -> None:
+        if name in self.held or name.rpartition("/")[0] not in self.held:
+            raise ZfsFailed(f"{name}: exists, or its parent does not")
+        kept = self._kept(origin)
+        source = next(held for held in self.held.values() if held.guid == kept.home)
+        self.add(name, kept.content, source.type, origin=kept.guid, properties=dict(properties))
+
+    def promote(self, name: str) -> None:
+        held = self.held[name]
+        origin = next(each for each in self.kept if each.guid == held.origin)
+        other = next(each for each in self.held.values() if each.guid == origin.home)
+        for each in self.kept:
+            if each.home == other.guid and each.guid <= origin.guid:
+                each.home = held.guid
+        held.origin, other.origin = other.origin, origin.guid
+
+    def rename(self, name: str, new_name: str) -> None:
+        if new_name in self.held:
+            raise ZfsFailed(f"{new_name}: exists")
+        for each in [one for one in self.held if one == name or one.startswith(f"{name}/")]:
+            self.held[new_name + each.removeprefix(name)] = self.held.pop(each)
+
+    def set_property(self, name: str, user_property: str, value: str) -> None:
+        self.held[name].properties[user_property] = value
+        if user_property == "mountpoint":
+            self._mount(name)
+
+    def mount(self, name: str) -> None:
+        self._mount(name)
+
+    def unmount(self, name: str) -> None:
+        for machine in self.machines:
+            paths = machine.live.values() if machine.active else ()
+            if any(path.startswith(f"{self._mountpoint(name)}/") for path in paths):
+                raise ZfsFailed(f"{name}: busy")
+        self.held[name].mounted = False
+
+    def rollback(self, snapshot: str) -> None:
+        kept = self._kept(snapshot)
+        held = next(each for each in self.held.values() if each.guid == kept.home)
+        newer = [e for e in self.kept if e.home == held.guid and e.guid > kept.guid]
+        if {each.guid for each in newer} & {each.origin for each in self.held.values()}:
+            raise ZfsFailed(f"{snapshot}: a newer one has clones")
+        self.kept = [each for each in self.kept if each not in newer]
+        held.content = kept.content
+
+    def destroy(self, name: str, *, with_snapshots: bool = False) -> None:
+        if "@" in name:
+            kept = self._kept(name)
+            if any(each.origin == kept.guid for each in self.held.values()):
+                raise ZfsFailed(f"{name}: has clones")
+            self.kept.remove(kept)
+            return
+        if with_snapshots:
+            for use in self.snapshot_usage([name]):
+                self.destroy(use.snapshot.full_name)
+        if any(each.startswith(f"{name}/") for each in self.held) or self.snapshot_usage([name]):
+            raise ZfsFailed(f"{name}: has children")
+        del self.held[name]
+
+    # -- inside
+
+    def _next(self) -> int:
+        self._guid += 1
+        return self._guid
+
+    def _mountpoint(self, name: str) -> str:
+        return self.held[name].properties.get("mountpoint") or str(self.root / name)
+
+    def _mount(self, name: str) -> None:
+        point = Path(self._mountpoint(name))
+        if not point.is_absolute():
+            # none, legacy
+            return
+        self.held[name].mounted = True
+        point.mkdir(parents=True, exist_ok=True)
+        (point / "vda.raw").touch()
+
+    def _kept(self, full_name: str) -> Kept:
+        for each in self.kept:
+            if self._snapshot(each).full_name == full_name:
+                return each
+        raise ZfsFailed(f"{full_name}: does not exist")
+
+    def _snapshot(self, kept: Kept) -> types.Snapshot:
+        home = next(name for name, held in self.held.items() if held.guid == kept.home)
+        return types.Snapshot(home, kept.name, kept.guid, kept.guid)
+
+    def _origin(self, held: Held) -> str:
+        found = (each for each in self.kept if held.origin and each.guid == held.origin)
+        return next((self._snapshot(each).full_name for each in found), "")
+
+
+class Machine(FakeGuest):
+    """A guest that writes to its disks as soon as it runs, and whose RAM fits those of its time."""
+
+    def __init__(self, world: World, name: str = "web", uuid: str = UUID, **disks: Path) -> None:
+        super().__init__(name, uuid, **disks)
+        self.world = world
+        world.machines.append(self)
+
+    def ram(self) -> bytes:
+        return fitting({target: self.world.of_path(path).content for target, path in self._at()})
+
+    def loads(self, ram: bytes) -> None:
+        fits: dict[str, str] = json.loads(ram)
+        self.world.loaded.append(",".join(fits.values()))
+        for target, path in self._at():
+            if self.world.of_path(path).content != fits[target]:
+                self.world.torn.append(
+                    f"RAM of {fits[target]} over {self.world.of_path(path).content}"
+                )
+
+    def runs(self) -> None:
+        for _, path in self._at():
+            self.world.of_path(path).content += "+"
+
+    def _at(self) -> list[tuple[str, str]]:
+        return sorted(self.live.items())
+
+    def resume(self) -> None:
+        with self.world.act("resume"):
+            super().resume()
+
+    def create(self, *, paused: bool = False) -> None:
+        with self.world.act("create"):
+            super().create(paused=paused)
+
+    def destroy(self) -> None:
+        with self.world.act("destroy"):
+            super().destroy()
+
+    def save(self, image: str) -> None:
+        with self.world.act("save"):
+            super().save(image)
+
+    def load(self, image: Path, xml: str | None, *, paused: bool) -> None:
+        with self.world.act("load"):
+            super().load(image, xml, paused=paused)
+
+    def undefine(self) -> None:
+        with self.world.act("undefine"):
+            super().undefine()
+
+    def define(self, xml: str) -> None:
+        with self.world.act("define"):
+            super().define(xml)
+
+
+class MachineHost(FakeHost):
+    """A host of such machines."""
+
+    def __init__(self, world: World, *guests: FakeGuest) -> None:
+        super().__init__(*guests)
+        self.world = world
+
+    def new_guest(self, name: str, uuid: str) -> FakeGuest:
+        return Machine(self.world, name, uuid)
+
+
+def fitting(contents: Mapping[str, str]) -> bytes:
+    """RAM that fits these disks."""
+    return json.dumps(contents).encode()
+
+
+class Scene:
+    """A guest `web` on tank/web, whose disk holds "now"; and a point of when it held "then"."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        manifest: Callable[..., Manifest],
+        kind: str = "filesystem",
+    ) -> None:
+        self.config = config
+        self.world = world
+        self._manifest = manifest
+        world.add("tank", properties={"canmount": "off"})
+        self.held = world.add(DATASET, THEN, kind)
+        self.guest = Machine(world, vda=Path(world.disk_of(DATASET)))
+        self.host = MachineHost(world, self.guest)
+        self.snapshot = world.snap(f"{DATASET}@{NAME}")
+        self.trace: list[str] = []
+        self.held.content = NOW
+
+    def point(
+        self,
+        *,
+        memory: bool = True,
+        zstd: bool = False,
+        running: bool = True,
+        persistent: bool = True,
+        **changes: Any,
+    ) -> RestorePoint:
+        """The point, published."""
+        capture = f"{UUID}.0000000a"
+        directory = vault.incoming(self.config.vault_dir, "web", capture)
+        xml = self.guest.xml_of(self.guest.live)
+        (directory / DOMAIN_XML).write_text(xml)
+        if persistent:
+            (directory / PERSISTENT_XML).write_text(xml)
+        data = libvirt_image(xml, fitting(dict.fromkeys(self.guest.live, THEN)), running=running)
+        stored = zstandard.compress(data) if zstd else data
+        file = "memory.img.zst" if zstd else "memory.img"
+        if memory:
+            (directory / file).write_bytes(stored)
+        place = location.place_of(self.guest.live["vda"], mounts.read_table())
+        assert place
+        digest = hashlib.sha256(stored).hexdigest()
+        packed = "zstd" if zstd else "none"
+        own = self.snapshot
+        known = {
+            "capture": capture,
+            "level": ConsistencyLevel.MEMORY if memory else ConsistencyLevel.CRASH,
+            "snapshots": (SnapshotRef(DATASET, NAME, own.guid, own.createtxg),),
+            "disks": (
+                Disk("vda", "file", "qcow2", self.guest.live["vda"], place.dataset, place.path),
+            ),
+            "memory": Memory(file, "raw", packed, len(data), len(stored), digest)
+            if memory
+            else None,
+        }
+        built = self._manifest(**{**known, **changes})
+        return vault.publish(directory, built)
+
+    def tasks(self) -> list[RestoreOperation | CloneOperation]:
+        return Operations(self.config.journal_dir).all()
+
+    def staged(self) -> list[str]:
+        directory = self.config.staging_dir
+        return sorted(os.listdir(directory)) if directory.exists() else []
+
+    def find(self, uuid: str = UUID) -> Guest | None:
+        return next((guest for guest in self.host.guests() if guest.uuid == uuid), None)
+
+
+def watch(scene: Scene, patch: pytest.MonkeyPatch) -> None:
+    """Keep the trace of steps, and let a write of the task be struck as any other act."""
+
+    def noted(tasks: Operations, task: RestoreOperation | CloneOperation) -> None:
+        with scene.world.act(f"write {task.step}"):
+            _write(tasks, task)
+        if scene.trace[-1:] != [task.step]:
+            scene.trace.append(task.step)
+
+    patch.setattr(Operations, "write", noted)
+    # QEMU's user, who must pass through to what lies there, is no subject here.
+    patch.setattr(staging, "check_usable", lambda *_arguments: None)
+    scene.config.staging_dir.mkdir(parents=True)
+
+
+def set_scene(
+    config: Config,
+    root: Path,
+    manifest: Callable[..., Manifest],
+    patch: pytest.MonkeyPatch,
+    kind: str = "filesystem",
+) -> Scene:
+    """A scene that is watched, in place of ZFS and libvirt."""
+    world = World(root)
+    world.install(patch)
+    scene = Scene(config, world, manifest, kind)
+    watch(scene, patch)
+    return scene

@@ -1,0 +1,97 @@
+"""A host with two guests, web and db, on datasets of their own; and what ZFS has of these."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.guest import OTHER, UUID, DumpedGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.images import make_base
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs, staging
+from zvmsnap.quiesce import watchdog
+from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
+
+WEB, DB = "tank/web", "tank/db"
+
+
+class Pool:
+    """Two datasets, and the snapshots that are taken of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.datasets = {name: Dataset(name, "filesystem", False) for name in (WEB, DB)}
+        self.table = [mounts.Mount(1, 0, "/", "/", "")]
+        for number, name in enumerate(self.datasets, 2):
+            self.table.append(mounts.Mount(number, 1, "/", f"{root}/{name}", name))
+        self.present: dict[str, Snapshot] = {}
+        self.groups: dict[str, str] = {}
+        self.fails_after = 99
+        self.uses: dict[str, SnapshotUsage] = {}
+        self.told: list[str] = []
+        self._guids = itertools.count(10)
+        self.when_taken: Callable[[], None] = lambda: None
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(zfs, "datasets", lambda: self.datasets)
+        patch.setattr(mounts, "read_table", lambda: self.table)
+        patch.setattr(zfs, "snapshots", lambda names: self._answer(set(names)))
+        patch.setattr(zfs, "all_snapshots", lambda: self._answer(set(self.present)))
+        patch.setattr(zfs, "snapshot_usage", self._uses)
+        patch.setattr(zfs, "marked", self._marked)
+        patch.setattr(zfs, "take_snapshots", self._take)
+        patch.setattr(zfs, "destroy", self._destroy)
+        patch.setattr(zfs, "hold", lambda names, tag: self.told.append(f"hold {tag} {names}"))
+
+    def _marked(self, user_property: str, *, inherited: bool = False) -> Mapping[str, str]:
+        assert user_property == "zvmsnap:group" and inherited
+        return self.groups
+
+    def _answer(self, names: set[str]) -> SnapshotListing:
+        found = {name: self.present[name] for name in names & self.present.keys()}
+        return SnapshotListing(found, frozenset({"tank"}))
+
+    def _uses(self, datasets: list[str]) -> list[SnapshotUsage]:
+        return [
+            self.uses.get(each.full_name, SnapshotUsage(each, (), 0))
+            for each in self.present.values()
+            if each.dataset in datasets
+        ]
+
+    def _take(self, datasets: tuple[str, ...], name: str) -> None:
+        self.when_taken()
+        if len(datasets) > self.fails_after:
+            raise ZfsFailed("out of space")
+        for dataset in datasets:
+            self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, next(self._guids), 1)
+
+    def _destroy(self, name: str) -> None:
+        self.told.append(f"destroy {name}")
+        del self.present[name]
+
+
+def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHost:
+    """web and db, in place of libvirt."""
+    found = FakeHost(
+        DumpedGuest("web", UUID, vda=make_base(root / WEB / "a.raw")),
+        DumpedGuest("db", OTHER, vda=make_base(root / DB / "a.raw")),
+    )
+    found.install(patch)
+    patch.setattr(watchdog, "start_watchdog", lambda *_: None)
+    patch.setattr(watchdog, "require_watchdog", lambda *_, **__: None)
+    patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    # QEMU's user, who must pass through to the overlays, is no subject here.
+    patch.setattr(staging, "check_usable", lambda *_: None)
+    config.staging_dir.mkdir(exist_ok=True)
+    return found
+
+
+def configure(root: Path, config: Config, patch: pytest.MonkeyPatch) -> None:
+    """Let commands find that configuration."""
+    path = root / "config.toml"
+    keys = ("staging", "vault", "journal", "locks")
+    path.write_text("".join(f'{key} = "{getattr(config, key)}"\n' for key in keys))
+    patch.setenv("ZVMSNAP_CONFIG", str(path))

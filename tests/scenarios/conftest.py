@@ -1,0 +1,3 @@
+"""Fixtures of all tests that need no lab."""
+
+from tests.fakes.fixtures import *  # noqa: F403

@@ -1,0 +1,160 @@
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.guest import DumpedGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.images import make_base
+from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.capture import all_guests
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import staging
+from zvmsnap.disks.staging import StagingDir
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.operation import CloneOperation, Operations, StartState
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.virt import qemu_conf, tpm_state
+from zvmsnap.zfs import mounts, types, zfs
+
+DATASET = types.Dataset("tank/web", "filesystem", compressed=False)
+CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> DumpedGuest:
+    return DumpedGuest(vda=make_base(tmp_path / "tank" / "vda.raw"))
+
+
+@pytest.fixture
+def begin(
+    tmp_path: Path,
+    config: Config,
+    host: FakeHost,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], tuple[bool, Entry]]:
+    """Runs pre for tank/web, where the guest's disk lies; returns what the journal then says."""
+    monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
+    table = [
+        mounts.Mount(1, 0, "/", "/", ""),
+        mounts.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),
+    ]
+    monkeypatch.setattr(mounts, "read_table", lambda: table)
+    # QEMU's user, who must pass through to the overlays, is no subject here.
+    monkeypatch.setattr(staging, "check_usable", lambda *_arguments: None)
+
+    def run() -> tuple[bool, Entry]:
+        config.staging_dir.mkdir(exist_ok=True)
+        complete = all_guests.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
+        (entry,) = Journal(config.journal_dir).entries()
+        return complete, entry
+
+    return run
+
+
+def test_with_memory(begin: Callable[[], tuple[bool, Entry]], guest: DumpedGuest) -> None:
+    complete, entry = begin()
+    assert (complete, entry.level, entry.reason) == (True, ConsistencyLevel.MEMORY, None)
+    assert (entry.step, entry.memory_format) == ("frozen", "raw")
+    assert guest.live["vda"] == entry.disks[0].overlay
+
+
+def test_no_dump_that_could_not_be_loaded(
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
+    complete, entry = begin()
+    assert (complete, entry.level) == (False, ConsistencyLevel.CRASH)
+    assert entry.reason == "qemu.conf says sparse"
+    assert guest.calls == []
+    assert not entry.may_be_on_overlay
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == ["web (tank/web): not of level memory: qemu.conf says sparse"]
+
+
+EMULATED = "<tpm><backend type='emulator' version='2.0'/></tpm>"
+PASSED_THROUGH = "<tpm><backend type='passthrough'/></tpm>"
+CHANGED = "the TPM's state changed while RAM was written"
+NOT_OURS = "the state of a TPM of type 'passthrough' cannot be captured"
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "running", "why"),
+    [
+        pytest.param("", False, True, None, id="none"),
+        pytest.param(EMULATED, False, True, None, id="as it was"),
+        pytest.param(EMULATED, True, True, CHANGED, id="changed"),
+        pytest.param("", True, True, None, id="changed, but of nobody"),
+        pytest.param(PASSED_THROUGH, False, True, NOT_OURS, id="passed through"),
+        pytest.param(PASSED_THROUGH, False, False, NOT_OURS, id="passed through, off"),
+        pytest.param(EMULATED, False, False, None, id="off"),
+    ],
+)
+def test_tpm(
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    changes: bool,
+    running: bool,
+    why: str | None,
+) -> None:
+    monkeypatch.setattr(tpm_state, "SWTPM", tmp_path / "swtpm")
+    state = tmp_path / "swtpm" / guest.uuid / "tpm2" / "tpm2-00.permall"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"before")
+    guest.tpm = device
+    guest.active = running
+
+    def change() -> None:
+        state.write_bytes(b"after" if changes else b"before")
+
+    guest.at["snapshot"] = change
+    complete, entry = begin()
+    assert (complete, entry.level) == (
+        True,
+        ConsistencyLevel.MEMORY if running else ConsistencyLevel.OFFLINE,
+    )
+    assert entry.tpm_warning == why
+    stored = StagingDir(tmp_path / "staging" / entry.capture).point / "tpm.tar"
+    assert stored.exists() is (device == EMULATED)
+
+
+def test_guest_that_is_being_restored_gets_no_point_and_says_why(
+    begin: Callable[[], tuple[bool, Entry]],
+    config: Config,
+    guest: DumpedGuest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = CloneOperation(
+        domain="web",
+        uuid=guest.uuid,
+        point="web@m",
+        directory="/v/web/m",
+        owner=Process.none(),
+        memory=True,
+        start_state=StartState.RUNNING,
+        capture=f"{guest.uuid}.00000001",
+        network="none",
+    )
+    Operations(config.journal_dir).write(task)
+    config.staging_dir.mkdir()
+    owner = Process.none()
+    assert not all_guests.begin(CALL, config, owner, {}, threading.Event(), 0)
+    assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
+    assert list(config.staging_dir.iterdir()) == []
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    why = "a restore of it is under way, or interrupted: zvmsnap recover"
+    assert errors == [f"web (tank/web): no point: {why}"]
+    Operations(config.journal_dir).close(guest.uuid)
+    assert begin()[0]

@@ -1,0 +1,344 @@
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.fakes.agent import FakeAgent
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
+from zvmsnap.capture import take
+from zvmsnap.common.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.quiesce import thaw
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
+
+NAME = "before-upgrade"
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    found = Pool(tmp_path)
+    found.install(monkeypatch)
+    return found
+
+
+@pytest.fixture
+def host(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+    return two_guests(tmp_path, config, monkeypatch)
+
+
+@pytest.fixture
+def web(host: FakeHost) -> FakeGuest:
+    return host.known[0]
+
+
+@pytest.fixture
+def db(host: FakeHost) -> FakeGuest:
+    return host.known[1]
+
+
+def both(config: Config, host: FakeHost, hold: str | None = None) -> list[RestorePoint]:
+    planned = take.plan(host, ["web", "db"], None, NAME)
+    return take.take(config, planned, hold, threading.Event())
+
+
+def assert_at_rest(config: Config, *guests: FakeGuest) -> None:
+    assert Journal(config.journal_dir).entries() == []
+    assert list(config.staging_dir.iterdir()) == []
+    for guest in guests:
+        assert guest.live["vda"].endswith("/a.raw")
+
+
+def test_two_guests_at_one_instant(
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
+) -> None:
+    found = both(config, host, hold="audit")
+    assert sorted(point.name for point in found) == [f"db@{NAME}", f"web@{NAME}"]
+    assert {point.manifest.level for point in found} == {ConsistencyLevel.PAUSED}
+    assert sorted(pool.present) == [f"{DB}@{NAME}", f"{WEB}@{NAME}"]
+    assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
+    for point in found:
+        assert Liveness(pool.present, frozenset({"tank"})).complete_names(point.manifest) == [NAME]
+    assert_at_rest(config, web, db)
+
+
+def test_one_guest_fails_and_none_has_a_part(
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
+) -> None:
+    def fail() -> None:
+        raise ZfsFailed("no")
+
+    db.at["snapshot"] = fail
+    with pytest.raises(TakeFailed, match="not every guest got what its disks allow"):
+        both(config, host)
+    assert pool.present == {} and vault.read(config) == ([], [])
+    assert_at_rest(config, web, db)
+    # Nothing is in the way of the next one.
+    assert len(both(config, host)) == 2
+
+
+def test_a_snapshot_fails_and_none_stays(
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
+) -> None:
+    pool.fails_after = 1
+    with pytest.raises(TakeFailed, match="out of space"):
+        both(config, host)
+    assert pool.present == {}
+    assert vault.read(config) == ([], [])
+    assert_at_rest(config, web, db)
+
+
+def test_interrupted(
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
+) -> None:
+    cancelled = threading.Event()
+    web.at["snapshot"] = cancelled.set
+    planned = take.plan(host, ["web", "db"], None, NAME)
+    with pytest.raises(Exception, match="interrupted"):
+        take.take(config, planned, None, cancelled)
+    assert pool.present == {}
+    assert_at_rest(config, web, db)
+
+
+def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHost, db: FakeGuest
+                             ) -> None:  # fmt: skip
+    db.active = False
+    assert {point.manifest.level for point in both(config, host)} == {
+        ConsistencyLevel.PAUSED,
+        ConsistencyLevel.OFFLINE,
+    }
+
+
+REFUSED = [
+    pytest.param(["nix"], NAME, GuestNotFound, "nix: libvirt has no such guest", id="no guest"),
+    pytest.param(["web"], "a/b", TakeRefused, "is no name of a snapshot", id="no name"),
+    pytest.param(["web"], "there", TakeRefused, "tank/web@there: exists", id="name is taken"),
+    pytest.param(["db"], NAME, TakeRefused, "db: has no disk on ZFS, or all", id="left out"),
+]
+
+
+@pytest.mark.parametrize(("domains", "name", "kind", "why"), REFUSED)
+def test_refused(
+    pool: Pool, host: FakeHost, domains: list[str], name: str, kind: type, why: str
+) -> None:
+    pool.present[f"{WEB}@there"] = Snapshot(WEB, "there", 1, 1)
+    pool.datasets[DB] = Dataset(DB, "filesystem", False, mode="off")
+    with pytest.raises(kind, match=why):
+        take.plan(host, domains, None, name)
+
+
+def test_snapshots_of_another_take_stay(
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest
+) -> None:
+    """Two of them in one second make up the same name."""
+    wanted = take.plan(host, ["web", "db"], None, NAME)
+    pool.present[f"{WEB}@{NAME}"] = Snapshot(WEB, NAME, 99, 1)
+    web.at["snapshot"] = lambda: (_ for _ in ()).throw(LibvirtFailed("no dump"))
+    with pytest.raises(TakeFailed, match="not every guest"):
+        take.take(config, wanted, None, threading.Event())
+    pool.fails_after = 0
+    with pytest.raises(TakeFailed, match="out of space"):
+        take.take(config, wanted, None, threading.Event())
+    assert f"{WEB}@{NAME}" in pool.present
+
+
+@pytest.fixture
+def vault_is_away(config: Config) -> None:
+    vault.claim(config)
+    (config.vault_dir / vault.MARK).unlink()
+
+
+@pytest.mark.usefixtures("vault_is_away")
+def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHost) -> None:
+    wanted = take.plan(host, ["web", "db"], None, NAME)
+    with pytest.raises(TakeFailed, match="its snapshots are there"):
+        take.take(config, wanted, "audit", threading.Event())
+    assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
+    assert len(pool.present) == len(Journal(config.journal_dir).entries()) == 2
+
+
+def test_one_is_let_go_before_the_snapshots(pool: Pool, config: Config, host: FakeHost) -> None:
+    """Its RAM was dumped in a second; that of the other one took longer than max_freeze_s."""
+    web = host.known[0]
+
+    def let_go() -> None:
+        for entry in Journal(config.journal_dir).entries():
+            if entry.uuid == web.uuid:
+                assert thaw.release(web, entry) == "paused"
+
+    pool.when_taken = let_go
+    wanted = take.plan(host, ["web", "db"], None, NAME, "paused")
+    with pytest.raises(TakeFailed, match="web: it went on before its snapshot"):
+        take.take(config, wanted, None, threading.Event())
+    assert (pool.present, vault.read(config)[0]) == ({}, [])
+    assert Journal(config.journal_dir).entries() == []
+
+
+def test_group(pool: Pool, host: FakeHost) -> None:
+    pool.groups = {WEB: "shop", DB: "else"}
+    assert take.plan(host, [], "shop", NAME).domains == ("web",)
+    pool.groups[DB] = "shop"
+    assert take.plan(host, [], "shop", NAME).domains == ("db", "web")
+    with pytest.raises(TakeRefused, match="zvmsnap:group=nix"):
+        take.plan(host, [], "nix", NAME)
+
+
+@pytest.fixture
+def run(
+    host: FakeHost,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., tuple[int, str, str]],
+) -> Callable[..., tuple[int, str, str]]:
+    configure(tmp_path, config, monkeypatch)
+    return command
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_commands(run: Run, pool: Pool) -> None:
+    code, out, _ = run("take", "--dry-run", "web", "--name", NAME)
+    assert (code, out) == (0, f"would take {NAME} of web:\n  {WEB}\n")
+    assert pool.present == {}
+    code, out, _ = run("take", "--json", "web", "--name", NAME)
+    assert code == 0
+    assert json.loads(out)["points"] == [{"name": f"web@{NAME}", "level": "memory"}]
+    assert run("take", "db")[1].startswith("db@zvmsnap_2")
+    assert run("take")[0] == 2 and run("take", "--group", "x", "web")[0] == 2
+
+    code, out, _ = run("drop", "--dry-run", f"web@{NAME}")
+    assert (code, out) == (0, f"drop web@{NAME}:\n  destroy {WEB}@{NAME}\n")
+    assert run("drop", f"web@{NAME}")[0] == 2  # nobody to ask
+    assert run("drop", "--yes", f"web@{NAME}")[0] == 0
+    assert f"{WEB}@{NAME}" not in pool.present
+    assert run("list", "web")[1] == "no points of web\n"
+
+
+def test_says_what_it_took(run: Run, pool: Pool) -> None:
+    assert run("take", "db", "--name", "x")[0] == 0
+    # Not what an earlier one of that name took.
+    assert run("take", "web", "--name", "x")[1] == "web@x: memory\n"
+    # Of which sanoid would say that daily is its type.
+    assert run("take", "web", "--name", "before_daily")[1] == "web@before: memory\n"
+
+
+def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
+    run("take", "web", "--name", NAME)
+    full_name = f"{WEB}@{NAME}"
+    for use, why in (
+        (SnapshotUsage(pool.present[full_name], ("tank/look",), 0), "tank/look depends on it"),
+        (SnapshotUsage(pool.present[full_name], (), 1), "is held"),
+    ):
+        pool.uses[full_name] = use
+        code, _, err = run("drop", "--yes", f"web@{NAME}")
+        assert code == 1 and why in err
+    run("take", "web", "--name", "autosnap_2026-11-20_03:00:00_hourly")
+    code, _, err = run("drop", "--yes", "web@autosnap_2026-11-20_03:00:00_hourly")
+    assert code == 1 and "is sanoid's" in err
+    assert len(pool.present) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "level", "still"),
+    [
+        pytest.param("memory", ConsistencyLevel.PAUSED, True, id="memory: paused together"),
+        pytest.param("quiesced", ConsistencyLevel.QUIESCED, True, id="frozen together"),
+        pytest.param("crash", ConsistencyLevel.CRASH, False, id="as they are"),
+    ],
+)
+@pytest.mark.parametrize("overlay", [False, True])
+def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
+    pool: Pool,
+    config: Config,
+    host: FakeHost,
+    web: FakeGuest,
+    db: FakeGuest,
+    mode: str,
+    level: ConsistencyLevel,
+    still: bool,
+    overlay: bool,
+) -> None:
+    config = msgspec.structs.replace(config, quiesce_overlay=overlay)
+    web.agent, db.agent = FakeAgent(), FakeAgent()
+    seen: list[bool] = []
+
+    def look() -> None:
+        for guest in (web, db):
+            assert guest.agent
+            assert guest.live["vda"].endswith("/a.raw")
+            seen.append(bool(guest.stands_still) or guest.agent.frozen)
+
+    pool.when_taken = look
+    planned = take.plan(host, ["web", "db"], None, NAME, f"{mode},required")
+    found = take.take(config, planned, None, threading.Event())
+    assert seen == [still, still]
+    assert [point.manifest.level for point in found] == [level, level]
+    assert_at_rest(config, web, db)
+
+
+def test_one_guest_alone_may_be_thawed_at_once(
+    pool: Pool, config: Config, host: FakeHost, web: FakeGuest
+) -> None:
+    config = msgspec.structs.replace(config, quiesce_overlay=True)
+    web.agent = FakeAgent()
+    frozen: list[bool] = []
+    pool.when_taken = lambda: frozen.append(web.agent is not None and web.agent.frozen)
+    planned = take.plan(host, ["web"], None, NAME, "quiesced")
+    (point,) = take.take(config, planned, None, threading.Event())
+    assert (frozen, point.manifest.level) == ([False], ConsistencyLevel.QUIESCED)
+    assert_at_rest(config, web)
+
+
+MODES = [
+    pytest.param([], {}, "", 0, "memory", id="the default"),
+    pytest.param([], {"manual": "crash"}, "", 0, "crash", id="the property of snapshots by hand"),
+    pytest.param([], {"daily": "crash"}, "", 0, "memory", id="the property of others"),
+    pytest.param(["--mode", "crash"], {}, "", 0, "crash", id="as it was asked for"),
+    pytest.param(["--mode", "paused"], {"manual": "crash"}, "", 0, "paused", id="instead of that"),
+    pytest.param(["--mode", "quiesced,crash"], {}, "", 0, "crash", id="the second"),
+    pytest.param(["--mode", "quiesced,required"], {}, "no point, as less", 1, "", id="required"),
+    pytest.param([], {"manual": "ram"}, "until that is mended: memory", 1, "", id="no such level"),
+    pytest.param(["--mode", "ram"], {}, "'ram': 'ram' is no level", 2, "", id="nor one to ask for"),
+    pytest.param(["--mode", "off"], {}, "'off': 'off' is no level", 2, "", id="off"),
+    pytest.param([], {"manual": "off"}, "all are left out (zvmsnap:mode)", 1, "", id="left out"),
+    pytest.param(
+        ["--mode", "crash"],
+        {"manual": "off"},
+        "all are left out",
+        1,
+        "",
+        id="left out all the same",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "modes", "says", "exit_code", "level"), MODES)
+def test_mode(
+    run: Run,
+    pool: Pool,
+    config: Config,
+    web: FakeGuest,
+    options: list[str],
+    modes: dict[str, str],
+    says: str,
+    exit_code: int,
+    level: str,
+) -> None:
+    pool.datasets[WEB] = Dataset(WEB, "filesystem", False, modes=modes)
+    code, out, err = run("take", "web", "--name", NAME, *options)
+    assert code == exit_code
+    assert says in err
+    assert out == (f"web@{NAME}: {level}\n" if level else "")
+    assert list(pool.present) == ([f"{WEB}@{NAME}"] if level else [])
+    assert_at_rest(config, web)

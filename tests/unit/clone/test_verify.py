@@ -1,0 +1,303 @@
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.fakes.guest import FakeGuest
+from tests.fakes.restore_scene import DATASET, Machine, MachineHost, Scene, set_scene
+from zvmsnap.clone import destroy, verify
+from zvmsnap.config.settings import Config
+from zvmsnap.points import compatibility, memory_image, verify_result
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Manifest
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.verify_result import SCREEN, VerifyResult
+from zvmsnap.virt import agent
+
+AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+BLACK, WHITE = b"P6 1 1 255\n\0\0\0", b"P6 1 1 255\n\xff\xff\xff"
+
+
+class Started(Machine):
+    """A clone that lives as the test says."""
+
+    lives_by = ""
+    exit_code = 0
+
+    def is_active(self) -> bool:
+        if self.lives_by == "dies" and "resume" in self.calls and self.active:
+            self.shut_off()
+        return super().is_active()
+
+    def cpu_time_s(self) -> float:
+        if self.lives_by == "cpu":
+            self.worked_s += 1
+        return super().cpu_time_s()
+
+    def screenshot(self) -> bytes:
+        if self.lives_by == "screen":
+            self.picture = WHITE if self.picture == BLACK else BLACK
+        return super().screenshot()
+
+    def agent_command(self, command: str, timeout_s: int) -> str:
+        if self.lives_by != "agent":
+            return super().agent_command(command, timeout_s)
+        question = json.loads(command)
+        self.asked.append(question["execute"])
+        said = base64.b64encode(b"what it said\n").decode()
+        return json.dumps(
+            {
+                "return": {
+                    "guest-ping": {},
+                    "guest-exec": {"pid": 7},
+                    "guest-exec-status": {
+                        "exited": True,
+                        "exitcode": self.exit_code,
+                        "out-data": said,
+                    },
+                }[question["execute"]]
+            }
+        )
+
+
+class Clones(MachineHost):
+    """Its clones live by what `lives_by` says."""
+
+    lives_by = ""
+    exit_code = 0
+
+    def new_guest(self, name: str, uuid: str) -> FakeGuest:
+        made = Started(self.world, name, uuid)
+        made.lives_by, made.exit_code = self.lives_by, self.exit_code
+        self.made = made
+        return made
+
+
+@pytest.fixture
+def scene(
+    config: Config,
+    tmp_path: Path,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.02)
+    monkeypatch.setattr(verify, "_AGENT_WITHIN_S", 0.005)
+    monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(agent, "_LOOK_EVERY_S", 0.001)
+    found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
+    found.host = Clones(found.world, found.guest)
+    return found
+
+
+def kept(point: RestorePoint) -> VerifyResult:
+    found = verify_result.read(point)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("zstd", [True, False])
+def test_whole(scene: Scene, memory: bool, zstd: bool) -> None:
+    point = scene.point(memory=memory, zstd=zstd)
+    found = verify.verify(point, scene.world.all_snapshots().present)
+    assert (found.good, found.why, found.booted) == (True, "", False)
+    assert kept(point) == found
+
+
+def flipped(point: RestorePoint) -> None:
+    path = point.directory / "memory.img"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def cut(point: RestorePoint) -> None:
+    path = point.directory / "memory.img"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def without_ram(point: RestorePoint) -> None:
+    (point.directory / "memory.img").unlink()
+
+
+def a_directory(point: RestorePoint) -> None:
+    (point.directory / "memory.img").unlink()
+    (point.directory / "memory.img").mkdir()
+
+
+def undefined(point: RestorePoint) -> None:
+    (point.directory / PERSISTENT_XML).unlink()
+    (point.directory / DOMAIN_XML).unlink()
+
+
+def damaged_xml(point: RestorePoint) -> None:
+    (point.directory / PERSISTENT_XML).write_text("<")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (flipped, "does not match its checksum"),
+        (cut, "bytes long, not"),
+        (without_ram, "cannot be opened"),
+        (a_directory, "is no regular file"),
+        (undefined, "its definition is gone"),
+        (damaged_xml, "persistent.xml: cannot be read"),
+    ],
+)
+def test_damaged(scene: Scene, spoil: Callable[[RestorePoint], None], says: str) -> None:
+    point = scene.point()
+    spoil(point)
+    found = verify.verify(point, scene.world.all_snapshots().present)
+    assert not found.good
+    assert says in found.why
+    assert kept(point) == found
+
+
+def test_ram_that_cannot_be_read_is_a_verdict(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(memory_image, "check", fail)
+    found = verify.verify(scene.point(), scene.world.all_snapshots().present)
+    assert "Input/output error" in found.why
+
+
+def test_all_that_is_wrong_is_said_at_once(scene: Scene) -> None:
+    point = scene.point()
+    without_ram(point)
+    undefined(point)
+    found = verify.verify(point, {})
+    assert "its definition is gone" in found.why
+    assert "cannot be opened" in found.why
+    assert "no snapshot of it is left" in found.why
+
+
+@pytest.mark.parametrize(
+    ("lives_by", "devices", "good", "says"),
+    [
+        pytest.param("agent", AGENT, True, "its agent answers", id="agent"),
+        pytest.param("agent", "", False, "did nothing", id="agent, but no channel"),
+        pytest.param("cpu", "", True, "its CPU works", id="CPU"),
+        pytest.param("cpu", AGENT, True, "its CPU works", id="CPU, after its agent kept silent"),
+        pytest.param("screen", "", True, "its screen changes", id="screen"),
+        pytest.param("", "", False, "did nothing for 0.02 s: no agent, no CPU time", id="nothing"),
+        pytest.param("dies", "", False, "was started, but is off now", id="dies"),
+    ],
+)
+def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) -> None:
+    scene.guest.equipment = devices
+    point = scene.point()
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = lives_by
+    before = scene.world.shape()
+    found = verify.boot(scene.config, scene.host, point, None)
+    assert (found.good, found.booted) == (good, True)
+    assert says in (found.alive if good else found.why)
+    assert kept(point) == found
+    assert (point.directory / SCREEN).exists() is (lives_by == "screen")
+    check_gone(scene, before)
+
+
+def check_gone(scene: Scene, before: object) -> None:
+    assert scene.world.shape() == before
+    assert [guest.name for guest in scene.host.guests()] == ["web"]
+    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert scene.guest.calls == []
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_expected_command(scene: Scene, exit_code: int) -> None:
+    scene.guest.equipment = AGENT
+    point = scene.point()
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by, scene.host.exit_code = "agent", exit_code
+    before = scene.world.shape()
+    found = verify.boot(scene.config, scene.host, point, "true")
+    assert found.good is (exit_code == 0)
+    if exit_code:
+        assert found.why == "'true' in its clone ended with 3: what it said\n"
+    else:
+        assert found.output == "what it said\n"
+    assert kept(point) == found
+    assert "guest-exec" in scene.host.made.asked
+    check_gone(scene, before)
+
+
+def test_expected_command_without_an_agent(scene: Scene) -> None:
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "cpu"
+    before = scene.world.shape()
+    found = verify.boot(scene.config, scene.host, scene.point(), "true")
+    assert "not connected" in found.why
+    check_gone(scene, before)
+
+
+def test_each_act_that_fails_is_a_verdict_and_leaves_no_clone(scene: Scene) -> None:
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "cpu"
+    point = scene.point()
+    before = scene.world.shape()
+    scene.world.acts.clear()
+    assert verify.boot(scene.config, scene.host, point, None).good
+    acts = scene.world.acts[:]
+    for number, act in enumerate(acts[: acts.index("resume") + 1]):
+        scene.world.acts.clear()
+        scene.world.errors = {(number, "before")}
+        if act.startswith("write"):
+            continue
+        found = verify.boot(scene.config, scene.host, point, None)
+        assert "struck" in found.why, act
+        assert kept(point) == found
+        check_gone(scene, before)
+
+
+def test_clone_that_a_sanoid_has_snapshotted_goes_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(guest: object) -> str:
+        (name,) = (name for name in scene.world.held if name not in ("tank", DATASET))
+        scene.world.snap(f"{name}@autosnap")
+        return "seen"
+
+    monkeypatch.setattr(verify, "_lives", look)
+    before = scene.world.shape()
+    assert verify.boot(scene.config, scene.host, scene.point(), None).alive == "seen"
+    check_gone(scene, before)
+
+
+@pytest.mark.parametrize("name", ["web", "the web server (old)", "w" * 200, "a@b"])
+def test_guests_of_any_name_are_started(scene: Scene, name: str) -> None:
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "cpu"
+    assert verify.boot(scene.config, scene.host, scene.point(domain=name), None).good
+
+
+def test_point_that_fits_nowhere(scene: Scene) -> None:
+    scene.host.no_machine = "no such machine"
+    point = scene.point()
+    found = verify.boot(scene.config, scene.host, point, None)
+    assert "no such machine" in found.why
+    assert (found.booted, kept(point)) == (True, found)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"checked": 1}', b"\xff", b'{"checked": "x", "why": null}']
+)
+def test_damaged_verdict_is_none(scene: Scene, content: bytes) -> None:
+    point = scene.point()
+    assert verify_result.read(point) is None
+    (point.directory / verify_result.READ).write_bytes(content)
+    assert verify_result.read(point) is None
+
+
+def test_verdict_is_kept_over_the_former(scene: Scene) -> None:
+    point = scene.point()
+    first = VerifyResult(checked="2026-11-21T00:00:00+00:00", why="x")
+    for found in (first, msgspec.structs.replace(first, why="", booted=True, alive="y")):
+        verify_result.keep(point, found)
+        assert verify_result.read(point) == found

@@ -1,0 +1,114 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zvmsnap
+
+ROOT = Path(zvmsnap.__file__).parents[1]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", *arguments],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+ORPHAN = """\
+from zvmsnap.common import signals
+from zvmsnap.common.errors import Cancelled
+try:
+    signals.cancelled_with_parent(1)
+except Cancelled as error:
+    print(error)
+"""
+
+
+def test_a_parent_that_is_dead_already() -> None:
+    done = call(ORPHAN)
+    assert done.stdout == "sanoid is dead already; nothing was touched\n"
+
+
+SANOID = """\
+import os, subprocess, sys
+hook = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+hook.stdout.readline()
+os._exit(0)
+"""
+HOOK = """\
+import os
+from zvmsnap.common import log, signals
+log.setup()
+cancelled = signals.cancelled_with_parent(os.getppid())
+assert not cancelled.is_set()
+os.write(1, b"ready\\n")
+print("cancelled" if cancelled.wait(20) else "still waiting", file=__import__("sys").stderr)
+"""
+
+
+def test_cancelled_when_the_parent_dies() -> None:
+    done = call(SANOID, HOOK)
+    assert "error: sanoid died (script_timeout?): putting every guest back" in done.stderr
+    assert done.stderr.endswith("cancelled\n")
+
+
+SIGNALLED = """\
+import os, signal, sys
+from zvmsnap.common import log, signals
+log.setup()
+{setup}
+os.kill(os.getpid(), signal.{name})
+print({state})
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(
+    ("setup", "state", "says"),
+    [
+        pytest.param(
+            "event = signals.cancelled_with_parent(os.getppid())",
+            "event.is_set()",
+            "error: {}: putting every guest back",
+            id="cancelled_with_parent",
+        ),
+        pytest.param(
+            "event = signals.cancelled_by_signal()",
+            "event.is_set()",
+            "warning: {}: undoing or finishing first",
+            id="cancelled_by_signal",
+        ),
+        pytest.param(
+            "signals.finish_before_dying()",
+            "True",
+            "warning: {}: finishing first",
+            id="finish_before_dying",
+        ),
+    ],
+)
+def test_signals_do_not_end_the_process(name: str, setup: str, state: str, says: str) -> None:
+    code = SIGNALLED.format(setup=setup, name=name, state=state)
+    done = call(code)
+    assert (done.returncode, done.stdout) == (0, "True\n")
+    assert says.format(name) in done.stderr
+
+
+AT_ONCE = """\
+import os, signal
+from zvmsnap.common import signals
+from zvmsnap.common.errors import Cancelled
+signals.cancel_at_once()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except Cancelled as error:
+    print(error)
+"""
+
+
+def test_cancel_at_once() -> None:
+    assert call(AT_ONCE).stdout == "SIGTERM: interrupted; the next run goes on with it\n"

@@ -1,0 +1,313 @@
+"""finish of guests that stand still, or whose file systems do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import jobs
+from zvmsnap.finalize import after_snapshot
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.quiesce import thaw
+from zvmsnap.virt.guest import Pause
+from zvmsnap.zfs import mounts
+
+T = "autosnap_2026-11-20_03:00:00"
+OWNER = Process(4711, 815, "a-boot")
+CALL = HookCall(Role.POST, ("tank/web",), (f"{T}_hourly",))
+Standing = Callable[..., Entry]
+PAUSED, QUIESCED, CRASH = ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED, ConsistencyLevel.CRASH
+BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
+
+
+@pytest.fixture(autouse=True)
+def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools.present = {f"tank/web@{T}_hourly": 11}
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
+    monkeypatch.setattr(mounts, "read_table", list)
+
+
+def points(config: Config) -> list[Manifest]:
+    found = list(vault.entries(config.vault_dir))
+    return [point.manifest for point in found if isinstance(point, RestorePoint)]
+
+
+def assert_done(config: Config, guest: FakeGuest) -> None:
+    """It goes on, and neither journal nor staging knows of the moment."""
+    assert guest.stands_still is None
+    assert guest.agent and not guest.agent.frozen
+    assert Journal(config.journal_dir).entries() == []
+    assert list(config.staging_dir.iterdir()) == []
+
+
+@BOTH
+def test_a_whole_moment(
+    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+) -> None:
+    standing(level)
+    assert after_snapshot.finish(CALL, config, OWNER)
+    assert_done(config, guest)
+    assert guest.calls == ["resume" if level is PAUSED else "thaw"]
+    (manifest,) = points(config)
+    assert (manifest.level, manifest.reason) == (level, None)
+    assert (manifest.memory is not None) is (level is PAUSED)
+    assert 5 <= manifest.timing.pause_s < 500
+
+
+def runs(guest: FakeGuest) -> None:
+    guest.stands_still = None
+
+
+def thaws(guest: FakeGuest) -> None:
+    assert guest.agent
+    guest.agent.thaw()
+
+
+def is_shut_off(guest: FakeGuest) -> None:
+    guest.shut_off()
+
+
+def is_dumped_still(guest: FakeGuest) -> None:
+    """Until it is looked at for the third time."""
+    guest.job, guest.stands_still = True, None
+
+    def look() -> None:
+        guest.at["has_job"] = ends
+
+    def ends() -> None:
+        guest.job, guest.stands_still = False, Pause.JOB
+
+    guest.at["has_job"] = look
+
+
+def nothing(guest: FakeGuest) -> None:
+    pass
+
+
+NOT_FROZEN = {"disks_frozen_at_s": 0.0, "held_since_s": 0.0}
+
+LESS = [
+    pytest.param(PAUSED, {}, runs, "it went on before its snapshot", id="resumed by somebody"),
+    pytest.param(PAUSED, {}, is_shut_off, "it went on before its snapshot", id="paused, off"),
+    pytest.param(
+        PAUSED, NOT_FROZEN, nothing, "pre was killed before the disks were frozen", id="dead hook"
+    ),
+    pytest.param(
+        PAUSED,
+        NOT_FROZEN,
+        is_dumped_still,
+        "pre was killed before the disks were frozen",
+        id="a dump that goes on",
+    ),
+    pytest.param(PAUSED, {"memory_format": ""}, nothing, None, id="paused, not judged yet"),
+    pytest.param(QUIESCED, {}, thaws, "thawed before its snapshot was known", id="thaws by itself"),
+    pytest.param(QUIESCED, {}, is_shut_off, "it was shut off while", id="quiesced, off"),
+    pytest.param(
+        QUIESCED,
+        {"disks_frozen_at_s": 0.0},
+        nothing,
+        "pre was killed before its file systems were frozen",
+        id="dead in the freeze",
+    ),
+    pytest.param(
+        QUIESCED,
+        {"frozen": False, **NOT_FROZEN},
+        thaws,
+        "pre was killed before its file systems were frozen",
+        id="dead before the freeze",
+    ),
+]
+
+
+@pytest.mark.parametrize(("level", "said", "change", "reason"), LESS)
+def test_less_than_was_begun(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    level: ConsistencyLevel,
+    said: dict[str, Any],
+    change: Callable[[FakeGuest], None],
+    reason: str | None,
+) -> None:
+    standing(level, **said)
+    change(guest)
+    assert after_snapshot.finish(CALL, config, OWNER)
+    assert_done(config, guest)
+    (manifest,) = points(config)
+    assert manifest.level is (CRASH if reason else level)
+    assert (reason or "") in (manifest.reason or "")
+    assert (manifest.memory is not None) is (reason is None)
+
+
+@pytest.mark.parametrize(("level", "said", "change", "reason"), LESS)
+@pytest.mark.parametrize("by_post", [True, False])
+def test_less_than_is_required_is_no_point(
+    config: Config,
+    host: FakeHost,
+    guest: FakeGuest,
+    standing: Standing,
+    caplog: pytest.LogCaptureFixture,
+    level: ConsistencyLevel,
+    said: dict[str, Any],
+    change: Callable[[FakeGuest], None],
+    reason: str | None,
+    by_post: bool,
+) -> None:
+    entry = standing(level, minimum_level=level, **said)
+    change(guest)
+    if by_post:
+        assert after_snapshot.finish(CALL, config, OWNER) is (reason is None)
+    else:
+        after_snapshot.end(config, host, entry)
+    assert_done(config, guest)
+    assert [manifest.level for manifest in points(config)] == ([] if reason else [level])
+    assert [path.name for path in (config.vault_dir / "web").iterdir() if path.name[0] == "."] == []
+    assert (f"no point, as less than {level} is not good enough: " in caplog.text) is bool(reason)
+    assert (reason or "") in caplog.text
+
+
+@BOTH
+def test_more_than_is_required(
+    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+) -> None:
+    standing(level, minimum_level=QUIESCED)
+    assert after_snapshot.finish(CALL, config, OWNER)
+    assert [manifest.level for manifest in points(config)] == [level]
+
+
+def test_agent_that_does_not_answer_keeps_the_moment_open(
+    config: Config, guest: FakeGuest, standing: Standing, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = standing(QUIESCED)
+    assert guest.agent
+    guest.agent.answering = False
+    assert not after_snapshot.finish(CALL, config, OWNER)
+    assert Journal(config.journal_dir).entries() == [
+        msgspec.structs.replace(known, step="let go", snapshots_at_release=(11,))
+    ]
+    assert points(config) == []
+    assert "by hand: virsh domfsthaw web" in caplog.text
+    guest.agent.answering = True
+    assert after_snapshot.finish(CALL, config, OWNER)
+    assert_done(config, guest)
+    assert [manifest.level for manifest in points(config)] == [QUIESCED]
+
+
+@BOTH
+def test_let_go_and_only_then_not_published(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    monkeypatch: pytest.MonkeyPatch,
+    level: ConsistencyLevel,
+) -> None:
+    standing(level)
+
+    def full(*_arguments: object) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vault, "publish", full)
+        assert not after_snapshot.finish(CALL, config, OWNER)
+    (left,) = Journal(config.journal_dir).entries()
+    assert not (left.paused or left.frozen)
+    # That it runs now says nothing of the time until its snapshot.
+    assert after_snapshot.finish(CALL, config, OWNER)
+    assert_done(config, guest)
+    assert [manifest.level for manifest in points(config)] == [level]
+    assert len(guest.calls) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@BOTH
+def test_guest_that_does_not_exist_any_more(
+    config: Config,
+    guest: FakeGuest,
+    standing: Standing,
+    tmp_path: Path,
+    level: ConsistencyLevel,
+    when: str,
+) -> None:
+    """Nobody knows until when it stood still; what pre-freeze has begun ends all the same."""
+    path = tmp_path / "guest.d" / "web" / "post-thaw"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
+    path.chmod(0o755)
+    config = msgspec.structs.replace(config, guest_scripts=str(tmp_path / "guest.d"))
+    standing(level, thaw_script_due=level is QUIESCED)
+
+    def vanish() -> None:
+        guest.exists = False
+
+    if when == "before":
+        vanish()
+    else:
+        guest.at["resume" if level is PAUSED else "thaw"] = vanish
+    assert after_snapshot.finish(CALL, config, OWNER)
+    assert Journal(config.journal_dir).entries() == []
+    (manifest,) = points(config)
+    assert (manifest.level, manifest.memory) == (CRASH, None)
+    assert manifest.reason == "it is gone, and may have gone on before its snapshot"
+    if level is QUIESCED:
+        assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+@BOTH
+def test_settle_of_what_nobody_finished(
+    config: Config,
+    host: FakeHost,
+    guest: FakeGuest,
+    standing: Standing,
+    level: ConsistencyLevel,
+) -> None:
+    after_snapshot.finish_interrupted(config, host, guest, standing(level, owner=Process.none()))
+    assert_done(config, guest)
+    assert [manifest.level for manifest in points(config)] == [level]
+
+
+@BOTH
+def test_without_a_snapshot_there_is_no_point(
+    config: Config, guest: FakeGuest, pools: FakeZfs, standing: Standing, level: ConsistencyLevel
+) -> None:
+    pools.present = {}
+    standing(level)
+    assert not after_snapshot.finish(CALL, config, OWNER)
+    assert_done(config, guest)
+    assert points(config) == []
+
+
+def test_several_names_are_one_point(
+    config: Config, guest: FakeGuest, pools: FakeZfs, standing: Standing
+) -> None:
+    names = (f"{T}_hourly", f"{T}_daily")
+    pools.present = {f"tank/web@{name}": number for number, name in enumerate(names)}
+    standing(QUIESCED, snapshot_names=names, preexisting_guids=())
+    assert after_snapshot.finish(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
+    (manifest,) = points(config)
+    assert sorted(tie.name for tie in manifest.snapshots) == sorted(names)
+
+
+def test_times_of_a_guest_that_was_on_no_overlay(
+    config: Config, guest: FakeGuest, standing: Standing, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "zvmsnap")
+    standing(PAUSED, dump_s=3.5)
+    assert after_snapshot.finish(CALL, config, OWNER)
+    (manifest,) = points(config)
+    assert manifest.timing.dump_s == 3.5
+    assert (manifest.timing.overlay_s, manifest.timing.commit_s) == (0, 0)
+    assert f"MiB of RAM stored, paused for {manifest.timing.pause_s:.2f} s" in caplog.text

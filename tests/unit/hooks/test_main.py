@@ -1,0 +1,291 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zvmsnap
+from tests.fakes.guest import FakeGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.common.errors import LibvirtFailed
+from zvmsnap.common.process import Process
+from zvmsnap.common.signals import STOP_SIGNALS
+from zvmsnap.config.settings import Config
+from zvmsnap.hooks import callers, main
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.zfs import mounts
+
+ROOT = Path(zvmsnap.__file__).parents[1]
+ENVIRONMENT = {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": "autosnap_x_hourly"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, config: Config) -> Mapping[str, str]:
+    """An environment in which every hook uses the directories of the test."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f"staging = '{config.staging}'\nvault = '{config.vault}'\n"
+        f"journal = '{config.journal}'\nlocks = '{config.locks}'\nuri = 'test:///none'\n"
+    )
+    return {"ZVMSNAP_CONFIG": str(path), "PATH": str(tmp_path)}
+
+
+def call(
+    command: tuple[str | Path, ...], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        env={"PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+USAGE = [
+    pytest.param((), "usage: zvmsnap hook pre|post|prune, not 'nothing'", id="none"),
+    pytest.param(("snapshot",), "not 'snapshot'", id="no such role"),
+    pytest.param(("PRE",), "not 'PRE'", id="capitals"),
+    pytest.param(("",), "not ", id="empty"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), USAGE)
+def test_wrong_role(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(arguments, ENVIRONMENT) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "zvmsnap: error: usage: " in line
+    assert says in line
+
+
+@pytest.mark.parametrize("role", ["pre", "post", "prune"])
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        pytest.param({}, "SANOID_TARGET is not set", id="by hand"),
+        pytest.param(ENVIRONMENT | {"SANOID_TARGET": "../x"}, "'../x' is not a name", id="absurd"),
+    ],
+)
+def test_wrong_environment(
+    role: str, environment: Mapping[str, str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([role], environment) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "zvmsnap: error: SANOID_TARGET" in line
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        pytest.param("vualt = '/v'\n", 2, "unknown field `vualt`", id="configuration"),
+        pytest.param("vault = '/dev/null'\n", 1, "Not a directory: '/dev/null'", id="vault"),
+    ],
+)
+def test_errors_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    code: int,
+    says: str,
+) -> None:
+    (tmp_path / "config.toml").write_text(content)
+    monkeypatch.setenv("ZVMSNAP_CONFIG", str(tmp_path / "config.toml"))
+    assert main.main(["prune"], ENVIRONMENT) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("program", "role"), [("pre-snapshot", "pre"), ("post-snapshot", "post"), ("pruning", "prune")]
+)
+def test_executables_that_sanoid_conf_names(program: str, role: str) -> None:
+    path = ROOT / "hooks" / program
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/python3\n")
+    assert f"/opt/zvmsnap/hooks/{program}\n" in (ROOT / "sanoid.conf.example").read_text()
+    done = call((path,), {"PATH": os.environ["PATH"]})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "SANOID_TARGET is not set" in done.stderr
+    assert f'main(["{role}"' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param((ROOT / "hooks" / "pruning",), id="executable"),
+        pytest.param(("-m", "zvmsnap", "hook", "prune"), id="command"),
+    ],
+)
+def test_prune_with_no_point_to_remove(
+    settings: Mapping[str, str], command: tuple[str | Path, ...]
+) -> None:
+    done = call(command, {**settings, **ENVIRONMENT})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+T = "autosnap_2026-11-20_03:00:00"
+Stage = Callable[..., Entry]
+
+
+@pytest.fixture
+def hook(
+    settings: Mapping[str, str],
+    host: FakeHost,
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., int]]:
+    """Calls a hook for the run of `staged`; the caller is no sanoid."""
+    pools.present = {f"tank/web@{T}_hourly": 11}
+    monkeypatch.setenv("ZVMSNAP_CONFIG", settings["ZVMSNAP_CONFIG"])
+    monkeypatch.setattr(mounts, "read_table", list)
+    monkeypatch.setattr(callers, "parent_of", lambda _pid: 1)
+
+    def run(role: str, dataset: str = "tank/web", name: str = f"{T}_daily") -> int:
+        return main.run([role], {"SANOID_TARGET": dataset, "SANOID_SNAPNAME": name})
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def age(config: Config, entry: Entry, seconds: float) -> None:
+    """Make the entry look as if nobody has worked on it for so long."""
+    path = config.journal_dir / f"{entry.uuid}.json"
+    changed_s = path.stat().st_mtime - seconds
+    os.utime(path, (changed_s, changed_s))
+
+
+@pytest.mark.parametrize(
+    ("role", "age_s", "changes", "dataset", "finished"),
+    [
+        pytest.param("post", 0, {}, "tank/web", True, id="post, at once"),
+        pytest.param("post", -9999, {}, "tank/web", True, id="post, clocks set back"),
+        pytest.param("prune", 301, {}, "tank/web", True, id="prune, not tried for long"),
+        pytest.param("prune", 290, {}, "tank/web", False, id="prune, tried lately"),
+        pytest.param("post", 999, {}, "tank/db", False, id="post of another dataset"),
+        pytest.param("prune", 999, {}, "tank/db", False, id="prune of another dataset"),
+        pytest.param(
+            "post",
+            0,
+            {"request_datasets": ("tank",)},
+            "tank/web",
+            True,
+            id="a disk of its guest is on the dataset",
+        ),
+        pytest.param(
+            "post", 0, {"request_datasets": ("tank",)}, "tank", True, id="it was of the parent"
+        ),
+        pytest.param("post", 999, {"owner": None}, "tank/web", False, id="post, sanoid runs"),
+        pytest.param("prune", 999, {"owner": None}, "tank/web", False, id="prune, sanoid runs"),
+    ],
+)
+def test_runs_whose_owner_is_dead(
+    hook: Callable[..., int],
+    config: Config,
+    guest: FakeGuest,
+    staged: Stage,
+    role: str,
+    age_s: float,
+    changes: dict[str, Any],
+    dataset: str,
+    finished: bool,
+) -> None:
+    if "owner" in changes:
+        # For post not this process: a hook that the same owner calls may end its run.
+        changes = {"owner": Process.of(os.getppid() if role == "prune" else 1)}
+    known = staged(**changes)
+    age(config, known, age_s)
+    assert hook(role, dataset) == 0
+    assert (Journal(config.journal_dir).entries() == []) is finished
+    assert guest.live["vda"].endswith("vda.raw") is finished
+
+
+def unreachable(host: FakeHost, guest: FakeGuest) -> None:
+    host.reachable = False
+
+
+def not_committed(host: FakeHost, guest: FakeGuest) -> None:
+    def fail() -> None:
+        guest.at["commit vda"] = fail
+        raise LibvirtFailed("no commit", 38)
+
+    guest.at["commit vda"] = fail
+
+
+def busy(host: FakeHost, guest: FakeGuest) -> None:
+    guest.job = True
+
+
+@pytest.mark.parametrize("fault", [unreachable, not_committed, busy])
+def test_points_are_removed_though_a_run_cannot_be_finished(
+    hook: Callable[..., int],
+    config: Config,
+    host: FakeHost,
+    guest: FakeGuest,
+    pools: FakeZfs,
+    staged: Stage,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[FakeHost, FakeGuest], None],
+) -> None:
+    built = manifest(snapshots=(SnapshotRef("tank/web", f"{T}_daily", 5, 5),))
+    vault.publish(vault.incoming(config.vault_dir, "web", built.capture), built)
+    with open(os.environ["ZVMSNAP_CONFIG"], "a") as file:
+        file.write("[limits]\nbusy_timeout_s = 0.01\n")
+    known = staged()
+    age(config, known, 999)
+    fault(host, guest)
+    assert hook("prune") == 1
+    assert list(vault.entries(config.vault_dir)) == []
+    assert len(Journal(config.journal_dir).entries()) == 1
+    # sanoid calls prune for one snapshot after the other; the run is not tried each time.
+    tried = list(guest.calls)
+    assert hook("prune") == 0
+    assert guest.calls == tried
+    assert Journal(config.journal_dir).age_s(known) < 290
+
+
+@pytest.mark.parametrize("fault", [unreachable, not_committed])
+def test_post_logs_that_an_interrupted_run_cannot_be_finished(
+    hook: Callable[..., int],
+    config: Config,
+    host: FakeHost,
+    guest: FakeGuest,
+    staged: Stage,
+    caplog: pytest.LogCaptureFixture,
+    fault: Callable[[FakeHost, FakeGuest], None],
+) -> None:
+    staged()
+    fault(host, guest)
+    assert hook("post") == 1
+    assert "error" in {record.levelname.lower().strip(": ") for record in caplog.records}
+
+
+HEAVY = """\
+import sys
+from zvmsnap.hooks import main as hooks
+code = hooks.main(sys.argv[1:])
+heavy = {"libvirt", "typer", "zvmsnap.virt.host", "zvmsnap.recovery.recover"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_prune_imports_little_also_while_a_run_is_under_way(
+    settings: Mapping[str, str], config: Config, entry: Callable[..., Entry]
+) -> None:
+    Journal(config.journal_dir).write(entry(owner=Process.of(os.getpid())))
+    done = call(("-c", HEAVY, "prune"), {**settings, **ENVIRONMENT})
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,281 @@
+import errno
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import zstandard
+
+from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.points import memory_image
+from zvmsnap.points.manifest import Memory
+from zvmsnap.virt import save_image
+
+OLD, SHORT = "<domain><name>web</name></domain>", "<domain/>"
+LONG = f"<domain><name>{'web2' * 2000}</name></domain>"
+COOKIE = b"<cookie/>\0"
+ROOM_BYTES = 1000
+# More than one chunk, and not of whole pages.
+RAM = b"QEVM" + bytes(range(256)) * 20_000 + b"end"
+
+
+def image(payload: bytes = RAM, magic: bytes = b"LibvirtQemudSave") -> bytes:
+    xml = OLD.encode() + b"\0"
+    data = xml + COOKIE + bytes(ROOM_BYTES)
+    return magic + struct.pack("=19I", 2, len(data), 1, 0, len(xml), *[0] * 14) + data + payload
+
+
+Stow = Callable[..., tuple[Path, Memory]]
+
+
+@pytest.fixture
+def stow(tmp_path: Path) -> Stow:
+    """Brings an image into a point, as a capture does."""
+
+    def bring(compression: str, content: bytes | None = None) -> tuple[Path, Memory]:
+        dump = tmp_path / "dump"
+        dump.write_bytes(image() if content is None else content)
+        point = tmp_path / "point"
+        point.mkdir()
+        level = 1 if compression == "zstd" else None
+        memory = memory_image.store_memory(dump, point, "raw", zstd_level=level)
+        assert memory.compression == compression
+        return point / memory.file, memory
+
+    return bring
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "memory.img"
+
+
+def assert_nothing_left(target: Path) -> None:
+    assert list(target.parent.iterdir()) == []
+
+
+def payload(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return save_image.read_head(file, str(path)).opening + file.read()
+
+
+BOTH = pytest.mark.parametrize("compression", ["none", "zstd"])
+
+
+@BOTH
+def test_whole(stow: Stow, compression: str) -> None:
+    stored, memory = stow(compression)
+    assert memory_image.check(stored, memory) == save_image.Header(
+        "raw", True, len(image()) - 92 - len(RAM)
+    )
+    assert memory_image.xml_of(stored, memory) == OLD
+
+
+def test_plain_and_unchanged_is_loaded_where_it_lies(stow: Stow, target: Path) -> None:
+    stored, memory = stow("none")
+    assert memory_image.prepare(stored, memory, target, xml=None) == stored
+    assert_nothing_left(target)
+
+
+def test_unpacked(stow: Stow, target: Path) -> None:
+    stored, memory = stow("zstd")
+    assert memory_image.prepare(stored, memory, target, xml=None) == target
+    assert target.read_bytes() == image()
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("xml", [SHORT, LONG], ids=["fits", "head grows"])
+@pytest.mark.parametrize("shares", [True, False], ids=["in the kernel", "through us"])
+@BOTH
+def test_with_another_definition(
+    stow: Stow,
+    target: Path,
+    compression: str,
+    shares: bool,
+    xml: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: int) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not shares:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    stored, memory = stow(compression)
+    before = stored.read_bytes()
+    assert memory_image.prepare(stored, memory, target, xml=xml) == target
+    assert save_image.xml_of(target) == xml
+    assert payload(target) == RAM
+    assert (target.stat().st_size == len(image())) == (xml == SHORT)
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert stored.read_bytes() == before
+
+
+def test_a_copy_goes_on_where_the_kernel_stopped(
+    stow: Stow, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.copy_file_range
+    calls: list[int] = []
+
+    def once(source: int, to: int, count: int, start: int, place: int) -> int:
+        calls.append(start)
+        if len(calls) > 1:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(source, to, 5000, start, place)
+
+    monkeypatch.setattr(os, "copy_file_range", once)
+    stored, memory = stow("none")
+    memory_image.prepare(stored, memory, target, xml=LONG)
+    assert calls == [len(image()) - len(RAM), len(image()) - len(RAM) + 5000]
+    assert payload(target) == RAM
+
+
+def test_a_full_file_system_leaves_nothing(
+    stow: Stow, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    stored, memory = stow("none")
+    with pytest.raises(OSError, match="No space left"):
+        memory_image.prepare(stored, memory, target, xml=SHORT)
+    assert_nothing_left(target)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_what_lies_at_the_target_stays(
+    stow: Stow, target: Path, compression: str, kind: str
+) -> None:
+    other = target.with_name("other")
+    other.write_bytes(b"precious")
+    if kind == "file":
+        target.write_bytes(b"precious")
+    else:
+        target.symlink_to(other)
+    stored, memory = stow(compression)
+    with pytest.raises(FileExistsError):
+        memory_image.prepare(stored, memory, target, xml=SHORT)
+    assert target.read_bytes() == other.read_bytes() == b"precious"
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def unlinked(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+DAMAGE = [
+    pytest.param(lambda path: path.unlink(), "cannot be opened", id="gone"),
+    pytest.param(lambda path: os.truncate(path, 500), "is 500 bytes long", id="cut"),
+    pytest.param(lambda path: path.write_bytes(b""), "is 0 bytes long", id="empty"),
+    pytest.param(
+        lambda path: path.symlink_to(path.rename(path.with_name("moved"))),
+        "cannot be opened",
+        id="symlink",
+    ),
+    pytest.param(lambda path: os.mkfifo(unlinked(path)), "is no regular file", id="named pipe"),
+    pytest.param(lambda path: unlinked(path).mkdir(), "is no regular file", id="directory"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("damage", "says"), DAMAGE)
+def test_damaged(
+    stow: Stow, target: Path, compression: str, damage: Callable[[Path], object], says: str
+) -> None:
+    stored, memory = stow(compression)
+    damage(stored)
+    for use in (
+        lambda: memory_image.check(stored, memory),
+        lambda: memory_image.xml_of(stored, memory),
+        lambda: memory_image.prepare(stored, memory, target, xml=None),
+        lambda: memory_image.prepare(stored, memory, target, xml=SHORT),
+    ):
+        with pytest.raises(ImageUnloadable, match=f"^{stored} {says}"):
+            use()
+    assert_nothing_left(target)
+
+
+@BOTH
+def test_a_flipped_bit_is_found(stow: Stow, compression: str) -> None:
+    stored, memory = stow(compression)
+    for at in range(0, memory.stored_bytes, memory.stored_bytes // 20):
+        flip(stored, at)
+        with pytest.raises(ImageUnloadable, match=f"^{stored} does not match its checksum"):
+            memory_image.check(stored, memory)
+        flip(stored, at)
+    memory_image.check(stored, memory)
+
+
+def test_a_flipped_bit_is_found_while_unpacking(stow: Stow, target: Path) -> None:
+    stored, memory = stow("zstd")
+    for at in range(0, memory.stored_bytes, memory.stored_bytes // 50):
+        flip(stored, at)
+        with pytest.raises(ImageUnloadable, match=f"^{stored} "):
+            memory_image.prepare(stored, memory, target, xml=SHORT)
+        assert_nothing_left(target)
+        flip(stored, at)
+    memory_image.prepare(stored, memory, target, xml=SHORT)
+
+
+def resealed(stored: Path, memory: Memory, content: bytes) -> Memory:
+    """The manifest of other content: whoever damages the one can damage the other too."""
+    stored.write_bytes(content)
+    return msgspec.structs.replace(
+        memory, stored_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
+PACK = zstandard.ZstdCompressor().compress
+
+SEALED = [
+    pytest.param("none", b"", "is only 0 bytes long", id="empty"),
+    pytest.param("none", image(magic=b"LibvirtQemudPart"), "is incomplete", id="partial"),
+    pytest.param("none", PACK(image()), "is only|is no memory image", id="packed, said plain"),
+    pytest.param("zstd", image(), "cannot be unpacked: it is damaged", id="plain, said packed"),
+    pytest.param("zstd", b"", "is only 0 bytes long", id="packed nothing"),
+    pytest.param("zstd", PACK(b"QFI\xfb" * 99), "is no memory image", id="packed something else"),
+    pytest.param("zstd", PACK(image(b"RAM")), "has no QEMU stream", id="packed without QEMU"),
+    pytest.param("lzma", image(), "is compressed by 'lzma'", id="compressed otherwise"),
+]
+
+
+@pytest.mark.parametrize(("compression", "content", "says"), SEALED)
+def test_unloadable_though_as_the_manifest_says(
+    stow: Stow, target: Path, compression: str, content: bytes, says: str
+) -> None:
+    stored, memory = stow("none")
+    memory = msgspec.structs.replace(resealed(stored, memory, content), compression=compression)
+    with pytest.raises(ImageUnloadable, match=f"^{stored} ({says})"):
+        memory_image.check(stored, memory)
+    with pytest.raises(ImageUnloadable, match=f"^{stored} ({says})"):
+        memory_image.prepare(stored, memory, target, xml=SHORT)
+    assert_nothing_left(target)
+
+
+@pytest.mark.parametrize("content", [image() + b"x", image()[:-1], image(b"QEVM" * (8 << 20))])
+def test_unpacks_to_another_length(stow: Stow, target: Path, content: bytes) -> None:
+    stored, memory = stow("zstd")
+    memory = resealed(stored, memory, PACK(content))
+    with pytest.raises(ImageUnloadable, match=f"^{stored} does not unpack to the length"):
+        memory_image.prepare(stored, memory, target, xml=None)
+    assert_nothing_left(target)
+
+
+def test_bytes_behind_the_packed_image_are_damage(stow: Stow, target: Path) -> None:
+    stored, memory = stow("zstd")
+    stored.write_bytes(stored.read_bytes() + b"x")
+    longer = msgspec.structs.replace(memory, stored_bytes=memory.stored_bytes + 1)
+    with pytest.raises(ImageUnloadable, match="it is damaged"):
+        memory_image.prepare(stored, longer, target, xml=None)
+    assert_nothing_left(target)

@@ -1,0 +1,495 @@
+import hashlib
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zvmsnap.common.errors import VaultDamaged, VaultMissing
+from zvmsnap.config.settings import Config
+from zvmsnap.points import memory_image, vault
+from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint, UnfinishedPoint
+
+Build = Callable[..., Manifest]
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        pytest.param("web", "web", id="plain"),
+        pytest.param("autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_03:00:00", id="moment"),
+        pytest.param("My VM é", "My VM é", id="blanks and letters"),
+        pytest.param("../../etc", "%2E.%2F..%2Fetc", id="path"),
+        pytest.param(".", "%2E", id="dot"),
+        pytest.param("..", "%2E.", id="dots"),
+        pytest.param("%2E", "%252E", id="looks quoted"),
+        pytest.param("a\nb\0", "a%0Ab%00", id="control characters"),
+        pytest.param(".incoming-x", "%2Eincoming-x", id="one of our own"),
+    ],
+)
+def test_folder_of(name: str, folder: str) -> None:
+    assert vault.folder_of(name) == folder
+
+
+@given(NAMES)
+def test_folder_is_one_visible_component(name: str) -> None:
+    folder = vault.folder_of(name)
+    assert "/" not in folder
+    assert "\0" not in folder
+    assert folder not in ("", ".", "..")
+    assert not folder.startswith(".")
+    inside = os.path.normpath(os.path.join("/vault", folder))
+    assert inside == f"/vault/{folder}"
+
+
+QUOTABLE = st.text("./%2EFab\n", min_size=1)
+
+
+@given(QUOTABLE, QUOTABLE)
+def test_folders_of_two_names_are_two(one: str, other: str) -> None:
+    assert (vault.folder_of(one) == vault.folder_of(other)) == (one == other)
+
+
+@given(NAMES)
+def test_folder_tells_its_name(name: str) -> None:
+    encoded = vault.folder_of(name).encode()
+    head, *rest = encoded.split(b"%")
+    decoded = head + b"".join(bytes([int(part[:2], 16)]) + part[2:] for part in rest)
+    assert decoded.decode() == name
+
+
+def put(root: Path, manifest: Manifest) -> RestorePoint:
+    return vault.publish(vault.incoming(root, manifest.domain, manifest.capture), manifest)
+
+
+def points(root: Path, moment: str | None = None) -> dict[str, Manifest]:
+    found = {}
+    for entry in vault.entries(root, moment):
+        assert isinstance(entry, RestorePoint), entry
+        found[str(entry.directory.relative_to(root))] = entry.manifest
+    return found
+
+
+def damage(root: Path) -> dict[str, str]:
+    return {
+        str(entry.directory.relative_to(root)): entry.why
+        for entry in vault.entries(root)
+        if isinstance(entry, DamagedPoint)
+    }
+
+
+def test_published_and_found_again(tmp_path: Path, manifest: Build) -> None:
+    known = manifest(domain="a/b", run=".hidden", capture="c1")
+    placed = put(tmp_path, known)
+    assert placed == RestorePoint(tmp_path / "a%2Fb" / "%2Ehidden", known)
+    assert points(tmp_path) == {"a%2Fb/%2Ehidden": known}
+    assert vault.published(tmp_path, "a/b", "c1") == placed
+    assert vault.published(tmp_path, "a/b", "c2") is None
+    assert vault.published(tmp_path, "other", "c1") is None
+    assert vault.unfinished(tmp_path) == []
+
+
+def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
+    incoming = vault.incoming(tmp_path, "web", "c1")
+    (incoming / MEMORY).write_bytes(b"half")
+    assert points(tmp_path) == {}
+    assert vault.published(tmp_path, "web", "c1") is None
+    assert vault.unfinished(tmp_path) == [UnfinishedPoint(incoming)]
+
+
+def test_private(tmp_path: Path, manifest: Build) -> None:
+    placed = put(tmp_path / "vault", manifest())
+    for path in (tmp_path / "vault", placed.directory, placed.directory / MANIFEST):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_one_moment_published_more_than_once(tmp_path: Path, manifest: Build) -> None:
+    several = [manifest(run="m", capture=f"c{number}") for number in range(3)]
+    several.append(manifest(run="m.2", capture="another"))
+    for each in several:
+        put(tmp_path, each)
+    expected = {
+        "web/m": several[0],
+        "web/m.2": several[1],
+        "web/m.3": several[2],
+        "web/m.2.2": several[3],
+    }
+    assert points(tmp_path) == expected
+    assert points(tmp_path, "m") == {
+        name: expected[name] for name in ("web/m", "web/m.2", "web/m.3")
+    }
+    assert points(tmp_path, "m.2") == {name: expected[name] for name in ("web/m.2", "web/m.2.2")}
+
+
+def test_points_of_one_moment_of_any_guest(tmp_path: Path, manifest: Build) -> None:
+    for domain in ("web", "db"):
+        for moment in ("m", "mm", "m.x", "n"):
+            put(tmp_path, manifest(domain=domain, run=moment))
+    assert sorted(points(tmp_path, "m")) == ["db/m", "web/m"]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
+def test_no_vault_yet(tmp_path: Path, there: bool) -> None:
+    root = tmp_path / "vault"
+    if there:
+        root.mkdir()
+    assert list(vault.entries(root)) == []
+    assert vault.unfinished(root) == []
+    assert vault.published(root, "web", "c1") is None
+
+
+def foreign_file(root: Path, at: Path, elsewhere: Path) -> str:
+    (root / "README").write_text("foreign")
+    return "README"
+
+
+def foreign_directory(root: Path, at: Path, elsewhere: Path) -> str:
+    (root / "web" / "notes").mkdir()
+    return "web/notes"
+
+
+def file_beside_points(root: Path, at: Path, elsewhere: Path) -> str:
+    (root / "web" / "notes.txt").write_text("foreign")
+    return "web/notes.txt"
+
+
+def guest_is_a_symlink(root: Path, at: Path, elsewhere: Path) -> str:
+    shutil.copytree(root / "web", elsewhere)
+    (root / "linked").symlink_to(elsewhere)
+    return "linked"
+
+
+def moment_is_a_symlink(root: Path, at: Path, elsewhere: Path) -> str:
+    shutil.copytree(at, elsewhere)
+    (root / "web" / "linked").symlink_to(elsewhere)
+    return "web/linked"
+
+
+def manifest_is_a_symlink(root: Path, at: Path, elsewhere: Path) -> str:
+    shutil.copytree(at, root / "web" / "linked")
+    (root / "web" / "linked" / MANIFEST).rename(elsewhere)
+    (root / "web" / "linked" / MANIFEST).symlink_to(elsewhere)
+    return "web/linked"
+
+
+def manifest_is_broken(root: Path, at: Path, elsewhere: Path) -> str:
+    shutil.copytree(at, root / "web" / "broken")
+    (root / "web" / "broken" / MANIFEST).write_bytes(b"{")
+    return "web/broken"
+
+
+@pytest.mark.parametrize(
+    "deface",
+    [
+        foreign_file,
+        foreign_directory,
+        file_beside_points,
+        guest_is_a_symlink,
+        moment_is_a_symlink,
+        manifest_is_a_symlink,
+        manifest_is_broken,
+    ],
+)
+def test_damage_is_named_and_hides_nothing_else(
+    tmp_path: Path, manifest: Build, deface: Callable[[Path, Path, Path], str]
+) -> None:
+    root = tmp_path / "vault"
+    good = put(root, manifest())
+    damaged = deface(root, good.directory, tmp_path / "elsewhere")
+    found = damage(root)
+    assert list(found) == [damaged]
+    assert str(root / damaged) in found[damaged]
+    assert [entry for entry in vault.entries(root) if isinstance(entry, RestorePoint)] == [good]
+    assert vault.published(root, "web", good.manifest.capture) == good
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        pytest.param(
+            (".incoming-a", ".removing-b"), {".incoming-a": "a", ".removing-b": None}, id="ours"
+        ),
+        pytest.param((".zfs", ".trash", "incoming-x"), {}, id="not ours"),
+    ],
+)
+def test_unfinished(
+    tmp_path: Path, names: tuple[str, ...], expected: Mapping[str, str | None]
+) -> None:
+    for name in names:
+        (tmp_path / "web" / name).mkdir(parents=True)
+    (tmp_path / "web" / ".incoming-file").write_text("no directory")
+    (tmp_path / "web" / ".removing-link").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "web")
+    (tmp_path / "file").write_text("foreign")
+    found = vault.unfinished(tmp_path)
+    assert [left.directory for left in found] == [tmp_path / "web" / name for name in expected]
+    assert [left.capture for left in found] == list(expected.values())
+
+
+def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> None:
+    one, other = put(tmp_path, manifest(run="a")), put(tmp_path, manifest(run="b"))
+    vault.remove(one)
+    assert points(tmp_path) == {"web/b": other.manifest}
+    vault.remove(other)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removed_by_two_at_once(tmp_path: Path, manifest: Build) -> None:
+    put(tmp_path, manifest(run="b"))
+    found = put(tmp_path, manifest(run="a"))
+    vault.remove(found)
+    vault.remove(found)
+    assert list(points(tmp_path)) == ["web/b"]
+
+
+def test_removal_interrupted(
+    tmp_path: Path, manifest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = put(tmp_path, manifest(run="m"))
+
+    def power_cut(path: Path) -> None:
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            vault.remove(found)
+    assert points(tmp_path) == {}
+    assert vault.unfinished(tmp_path) == [UnfinishedPoint(tmp_path / "web" / ".removing-m")]
+
+    again = put(tmp_path, manifest(run="m"))
+    vault.remove(again)
+    assert list(tmp_path.iterdir()) == []
+
+
+CONTENT = b"LibvirtQemudSave" + bytes(range(256)) * 5000
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "staged.img"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    return vault.incoming(tmp_path / "vault", "web", "c1")
+
+
+def unpacked(directory: Path, memory: Memory) -> bytes:
+    stored = (directory / memory.file).read_bytes()
+    assert hashlib.sha256(stored).hexdigest() == memory.sha256
+    assert len(stored) == memory.stored_bytes
+    if memory.compression == "none":
+        return stored
+    return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(stored)).read()
+
+
+@pytest.fixture
+def two_file_systems(monkeypatch: pytest.MonkeyPatch, incoming: Path, image: Path) -> None:
+    """Makes a rename from staging into the vault impossible, as between two file systems."""
+    real_stat, real_rename = Path.stat, os.rename
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = real_stat(path, follow_symlinks=follow_symlinks)
+        if path != image:
+            return found
+        return os.stat_result([*found[:2], found.st_dev + 1, *found[3:10]])
+
+    def rename(source: Path, target: Path) -> None:
+        assert Path(source) != image, "Invalid cross-device link"
+        real_rename(source, target)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(os, "rename", rename)
+
+
+STOWED: Mapping[int | None, tuple[str, str]] = {
+    None: ("memory.img", "none"),
+    1: ("memory.img.zst", "zstd"),
+    19: ("memory.img.zst", "zstd"),
+}
+
+
+@pytest.mark.parametrize("level", STOWED)
+def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int | None) -> None:
+    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    assert (memory.file, memory.compression) == STOWED[level]
+    assert (memory.format, memory.image_bytes) == ("raw", len(CONTENT))
+    assert unpacked(incoming, memory) == CONTENT
+    assert image.exists() == (level is not None)
+
+
+@pytest.mark.parametrize("level", STOWED)
+@pytest.mark.usefixtures("two_file_systems")
+def test_stowed_across_file_systems(image: Path, incoming: Path, level: int | None) -> None:
+    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    assert (memory.file, memory.compression) == STOWED[level]
+    assert (memory.image_bytes, unpacked(incoming, memory)) == (len(CONTENT), CONTENT)
+    assert image.exists()
+    assert (incoming / memory.file).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("level", STOWED)
+@pytest.mark.usefixtures("two_file_systems")
+def test_stowing_interrupted_and_repeated(
+    image: Path, incoming: Path, level: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(directory: Path) -> None:
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_image, "sync_dir", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    half = incoming / STOWED[level][0]
+    half.write_bytes(half.read_bytes()[:100] + b"garbage" * len(CONTENT))
+    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    assert unpacked(incoming, memory) == CONTENT
+
+
+def test_renamed_before_an_interruption(image: Path, incoming: Path) -> None:
+    first = memory_image.store_memory(image, incoming, "raw", zstd_level=None)
+    assert not image.exists()
+    for level in STOWED:
+        assert memory_image.store_memory(image, incoming, "raw", zstd_level=level) == first
+
+
+def test_no_image_at_all(image: Path, incoming: Path) -> None:
+    image.unlink()
+    with pytest.raises(FileNotFoundError):
+        memory_image.store_memory(image, incoming, "raw", zstd_level=None)
+    assert list(incoming.iterdir()) == []
+
+
+@pytest.mark.parametrize("level", [None, 1])
+@pytest.mark.usefixtures("two_file_systems")
+def test_no_symlink_is_written_through(
+    tmp_path: Path, image: Path, incoming: Path, level: int | None
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (incoming / STOWED[level][0]).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    assert victim.read_text() == "precious"
+
+
+def test_progress_only_on_a_terminal(
+    image: Path, incoming: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
+    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
+    said = capsys.readouterr().err
+    assert "RAM image: 100 % of 1 MiB" in said
+    assert said.endswith("\r\x1b[K")
+
+
+def test_a_points_ties_survive_the_vault(tmp_path: Path, manifest: Build) -> None:
+    ties = (
+        SnapshotRef("tank/web", "a_hourly", 2**64 - 1, 7),
+        SnapshotRef("tank/web", "a_daily", 1, 7),
+    )
+    placed = put(tmp_path, manifest(snapshots=ties))
+    assert points(tmp_path)[f"web/{placed.directory.name}"].snapshots == ties
+
+
+def test_the_first_vault_is_taken_for_the_one(config: Config) -> None:
+    vault.check(config)
+    assert not config.journal_dir.exists() and not config.vault_dir.exists()
+    vault.claim(config)
+    marks = [config.vault_dir / ".zvmsnap-vault", config.journal_dir / "vault.id"]
+    known = {path.read_bytes() for path in marks}
+    assert len(known) == 1 and len(known.pop()) == 32
+    vault.claim(config)
+    vault.check(config)
+    assert list(vault.entries(config.vault_dir)) == []
+    assert vault.unfinished(config.vault_dir) == []
+
+
+def unmounted(config: Config) -> None:
+    config.vault_dir.rename(config.vault_dir.with_name("disk"))
+    config.vault_dir.mkdir()
+
+
+def mountpoint_gone(config: Config) -> None:
+    config.vault_dir.rename(config.vault_dir.with_name("disk"))
+
+
+def another_vault(config: Config) -> None:
+    (config.vault_dir / ".zvmsnap-vault").write_bytes(b"0" * 32)
+
+
+def mark_cut_short(config: Config) -> None:
+    (config.vault_dir / ".zvmsnap-vault").write_bytes(b"")
+
+
+def mark_removed(config: Config) -> None:
+    (config.vault_dir / ".zvmsnap-vault").unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [unmounted, mountpoint_gone, another_vault, mark_cut_short, mark_removed]
+)
+def test_another_vault_is_refused_and_nothing_written(
+    config: Config, change: Callable[[Config], None]
+) -> None:
+    vault.claim(config)
+    change(config)
+    root = config.vault_dir.parent
+    before = sorted(root.rglob("*"))
+    for ask in (vault.check, vault.claim):
+        with pytest.raises(VaultMissing, match=r"mounted\? .* remove .*/vault.id$"):
+            ask(config)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_vault_that_was_moved_on_purpose(config: Config) -> None:
+    vault.claim(config)
+    unmounted(config)
+    (config.journal_dir / "vault.id").unlink()
+    vault.claim(config)
+    vault.check(config)
+
+
+def test_lost_journal_adopts_the_vault(config: Config) -> None:
+    vault.claim(config)
+    (config.journal_dir / "vault.id").unlink()
+    mark = (config.vault_dir / ".zvmsnap-vault").read_bytes()
+    vault.claim(config)
+    assert (config.vault_dir / ".zvmsnap-vault").read_bytes() == mark
+    vault.check(config)
+
+
+def test_mounted_again_it_is_the_one(config: Config) -> None:
+    vault.claim(config)
+    unmounted(config)
+    config.vault_dir.rmdir()
+    config.vault_dir.with_name("disk").rename(config.vault_dir)
+    vault.check(config)
+
+
+@pytest.mark.parametrize("linked", ["web", "web/.incoming-c1"])
+def test_incoming_is_never_led_out_of_the_vault(tmp_path: Path, linked: str) -> None:
+    root, elsewhere = tmp_path / "vault", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / linked).parent.mkdir(parents=True)
+    (root / linked).symlink_to(elsewhere)
+    with pytest.raises(VaultDamaged, match="is a symlink; not followed"):
+        vault.incoming(root, "web", "c1")
+    assert list(elsewhere.iterdir()) == []

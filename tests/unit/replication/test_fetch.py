@@ -1,0 +1,216 @@
+"""A point comes home: rsync and both vaults are real, ZFS and syncoid are a table in memory."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.guest import OTHER, UUID, FakeGuest
+from tests.fakes.host import FakeHost
+from tests.fakes.images import libvirt_image
+from zvmsnap.common.errors import FetchRefused, PointNotFound, SyncoidFailed, ZvmsnapError
+from zvmsnap.common.ssh import HERE
+from zvmsnap.config.destination import Destination
+from zvmsnap.config.settings import Config
+from zvmsnap.points import compatibility, vault
+from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.replication import syncoid
+from zvmsnap.replication.fetch import Fetch
+from zvmsnap.replication.remote_vault import RemoteVault
+from zvmsnap.replication.syncoid import Options
+from zvmsnap.replication.transfer import PointTransfer
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
+
+Build = Callable[..., Manifest]
+USB = Destination("", "usb/off")
+XML = "<domain type='kvm'><name>web</name><memory>1</memory></domain>"
+RAM = libvirt_image(XML)
+NAMES = ("tank/web", "tank/web/data")
+
+
+class World:
+    """Datasets and snapshots by name, and what syncoid was told."""
+
+    def __init__(self, vault_there: Path) -> None:
+        self.here: dict[str, Dataset] = {"tank": Dataset("tank", "filesystem", False)}
+        self.snapshots: dict[str, Snapshot] = {}
+        self.there = {f"usb/off/{name}": Snapshot(f"usb/off/{name}", "s", n, n)
+                      for n, name in enumerate(NAMES, 1)}  # fmt: skip
+        self.properties = {"zvmsnap:vault": str(vault_there), "encryption": "off"}
+        self.sent: list[str] = []
+        self.fails_at = ""
+        self.locked = False
+        self.mounted: list[str] = []
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(zfs, "datasets", lambda: dict(self.here))
+        patch.setattr(zfs, "subtree", lambda *_: self._branch())
+        patch.setattr(zfs, "properties", lambda *_: {"mountpoint": "", "mounted": "no"}
+                      | self.properties)  # fmt: skip
+        patch.setattr(zfs, "create", self._create)
+        patch.setattr(zfs, "mount", self.mounted.append)
+        patch.setattr(zfs, "snapshot_usage", self._uses)
+        patch.setattr(syncoid, "check", lambda _options: None)
+        patch.setattr(syncoid, "run", self._syncoid)
+        patch.setattr(compatibility, "why_not", lambda *_, **__: [])
+
+    def _branch(self) -> Subtree:
+        return Subtree(
+            frozenset(self.there), {each.full_name: each for each in self.there.values()}
+        )
+
+    def _create(self, name: str) -> None:
+        self.here[name] = Dataset(name, "filesystem", False)
+
+    def _uses(self, names: Sequence[str]) -> list[SnapshotUsage]:
+        return [SnapshotUsage(self.snapshots[name], (), 0) for name in names]
+
+    def _syncoid(self, source: str, target: str, options: Options, *, readonly: bool) -> None:
+        self.sent.append(f"{source} {target}{' raw' if options.raw else ''}")
+        assert not readonly
+        self.here[target] = Dataset(target, "filesystem", False, locked=self.locked)
+        if target == self.fails_at:
+            raise SyncoidFailed("cut")
+        there = self.there[source]
+        self.snapshots[target] = Snapshot(target, there.name, there.guid, 77)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    own = tmp_path / "own"
+    return Config(vault=f"{own}/vault", journal=f"{own}/journal", locks=f"{own}/locks")
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, config: Config, manifest: Build, monkeypatch: pytest.MonkeyPatch
+) -> World:
+    """A point lies in the vault there."""
+    made = World(tmp_path / "there")
+    made.install(monkeypatch)
+    directory = tmp_path / "elsewhere"
+    directory.mkdir()
+    (directory / MEMORY).write_bytes(RAM)
+    (directory / DOMAIN_XML).write_text(XML)
+    sum_ = hashlib.sha256(RAM).hexdigest()
+    ours = manifest(
+        memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
+        disks=tuple(Disk("vda", "file", "raw", "/x", name, "x") for name in NAMES),
+        snapshots=tuple(SnapshotRef(d, "s", n, n, f"usb/off/{d}") for n, d in enumerate(NAMES, 1)),
+    )
+    there = RemoteVault(config, USB, HERE, str(tmp_path / "there"))
+    there.claim()
+    there.put(
+        PointTransfer(RestorePoint(directory, ours), "h1", ours, with_memory=True), bwlimit=""
+    )
+    return made
+
+
+def fetching(config: Config, *guests: FakeGuest) -> Fetch:
+    return Fetch(config, FakeHost(*guests), USB, Options())
+
+
+def fetch(config: Config) -> RestorePoint:
+    job = fetching(config)
+    return job.run(job.plan("web@latest"))
+
+
+def test_a_host_that_has_nothing(world: World, config: Config) -> None:
+    found = fetch(config)
+    assert world.sent == [f"usb/off/{name} {name}" for name in NAMES]
+    assert world.mounted == list(NAMES)
+    (known,), damaged = vault.read(config)
+    assert known == found and damaged == []
+    assert [tie.full_name for tie in found.manifest.snapshots] == ["tank/web@s", "tank/web/data@s"]
+    assert {tie.createtxg for tie in found.manifest.snapshots} == {77}
+    assert (found.directory / MEMORY).read_bytes() == RAM
+    assert sorted(os.listdir(found.directory)) == ["domain.xml", "manifest.json", "memory.img"]
+    assert vault.unfinished(config.vault_dir) == []
+
+
+def test_interrupted_it_goes_on(world: World, config: Config) -> None:
+    world.fails_at = NAMES[1]
+    with pytest.raises(SyncoidFailed):
+        fetch(config)
+    assert vault.read(config) == ([], [])
+    world.fails_at = ""
+    assert fetch(config).manifest.memory
+    # It is done: what is here now is not taken for half a fetch.
+    with pytest.raises(FetchRefused, match="tank/web: is here already"):
+        fetch(config)
+
+
+def test_a_key_that_is_not_here(world: World, config: Config) -> None:
+    world.locked, world.properties["encryption"] = True, "aes-256-gcm"
+    with pytest.raises(FetchRefused, match="zfs load-key tank/web, then the same command"):
+        fetch(config)
+    assert world.sent == ["usb/off/tank/web tank/web raw"] and world.mounted == []
+    world.locked = False
+    fetch(config)
+
+
+def test_a_spoilt_image_is_not_published(world: World, config: Config, tmp_path: Path) -> None:
+    image = tmp_path / "there/web/h1/memory.img"
+    good = image.read_bytes()
+    image.write_bytes(good[:-1] + b"x")
+    with pytest.raises(ZvmsnapError, match="checksum"):
+        fetch(config)
+    assert vault.read(config) == ([], [])
+    image.write_bytes(good)
+    fetch(config)
+
+
+def refused(world: World, config: Config, *guests: FakeGuest) -> str:
+    with pytest.raises(ZvmsnapError) as caught:
+        fetching(config, *guests).plan("web@latest")
+    assert world.sent == []
+    return str(caught.value)
+
+
+def test_the_guest_runs_here(world: World, config: Config) -> None:
+    assert "web: runs here" in refused(world, config, FakeGuest("web", UUID))
+
+
+@pytest.mark.parametrize(("name", "uuid"), [("web", OTHER), ("www", UUID)])
+def test_another_guest_has_its_name(world: World, config: Config, name: str, uuid: str) -> None:
+    guest = FakeGuest(name, uuid)
+    guest.active = False
+    assert "only its name, or only its UUID" in refused(world, config, guest)
+
+
+def test_a_dataset_is_here(world: World, config: Config) -> None:
+    world.here["tank/web/data"] = Dataset("tank/web/data", "volume", False)
+    assert "tank/web/data: is here already" in refused(world, config)
+
+
+def test_no_such_pool(world: World, config: Config) -> None:
+    del world.here["tank"]
+    assert "there is no pool tank here" in refused(world, config)
+
+
+def test_begun_from_elsewhere(world: World, config: Config) -> None:
+    world.fails_at = NAMES[0]
+    with pytest.raises(SyncoidFailed):
+        fetch(config)
+    world.sent.clear()
+    begun = next((config.journal_dir / "fetches").iterdir())
+    begun.write_text(begun.read_text().replace("usb/off", "other/off"))
+    assert "tank/web: is here already" in refused(world, config)
+    begun.write_text("{")
+    assert "remove it" in refused(world, config)
+
+
+def test_no_such_point(world: World, config: Config) -> None:
+    with pytest.raises(PointNotFound):
+        fetching(config).plan("db@latest")
+
+
+def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "why_not", lambda *_, **__: ["no such machine"])
+    with pytest.raises(FetchRefused, match="does not fit this host: no such machine"):
+        fetch(config)
+    assert world.sent == []

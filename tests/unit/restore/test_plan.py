@@ -1,0 +1,380 @@
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.guest import OTHER
+from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene, set_scene
+from zvmsnap.common.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Config
+from zvmsnap.journal.operation import StartState
+from zvmsnap.points import memory_image, vault
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.restore import plan
+from zvmsnap.restore.plan import RestoreOptions, RestorePlan
+
+SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
+ROLLBACK = RestoreOptions(rollback=True)
+
+
+@pytest.fixture(params=["filesystem"])
+def scene(
+    config: Config,
+    tmp_path: Path,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Scene:
+    return set_scene(config, tmp_path / "pools", manifest, monkeypatch, request.param)
+
+
+on_volume = pytest.mark.parametrize("scene", ["volume"], indirect=True)
+
+
+def plan_of(scene: Scene, point: RestorePoint, wish: RestoreOptions | None = None) -> RestorePlan:
+    wish = wish or RestoreOptions()
+    memory = None if wish.cold else point.manifest.memory
+    image = memory_image.check(point.directory / memory.file, memory) if memory else None
+    return plan.plan(scene.config, scene.host, point, wish, image)
+
+
+def another(scene: Scene, name: str = "db", dataset: str = DATASET) -> Machine:
+    disk = str(Path(scene.world.disk_of(dataset)).with_name("other.raw"))
+    found = Machine(scene.world, name, OTHER, vda=Path(disk))
+    scene.host.known.append(found)
+    return found
+
+
+def named_as_it_was(scene: Scene, point: RestorePoint) -> None:
+    scene.guest.exists = False
+    scene.world.add("tank/x")
+    another(scene, "web", "tank/x")
+
+
+def renamed(scene: Scene, point: RestorePoint) -> None:
+    scene.guest.name = "www"
+
+
+def saved(scene: Scene, point: RestorePoint) -> None:
+    scene.guest.saved = "<domain/>"
+
+
+def shared(scene: Scene, point: RestorePoint) -> None:
+    another(scene).active = False
+
+
+def below(scene: Scene, point: RestorePoint) -> None:
+    scene.world.add(f"{DATASET}/db")
+    another(scene, dataset=f"{DATASET}/db")
+
+
+def no_machine(scene: Scene, point: RestorePoint) -> None:
+    scene.host.no_machine = "unsupported machine type"
+
+
+def cloned(scene: Scene, point: RestorePoint) -> None:
+    scene.world.snap(f"{DATASET}@later")
+    scene.world.clone(f"{DATASET}@later", "tank/copy", {})
+
+
+def held(scene: Scene, point: RestorePoint) -> None:
+    scene.world.snap(f"{DATASET}@later")
+    scene.world.kept[-1].holds = 1
+
+
+def moved(scene: Scene, point: RestorePoint) -> None:
+    scene.world.clone(f"{DATASET}@{NAME}", "tank/copy", {})
+    scene.world.promote("tank/copy")
+
+
+def taken(scene: Scene, point: RestorePoint) -> None:
+    scene.world.add(f"{DATASET}.before-20261121T120000")
+
+
+def undefined(scene: Scene, point: RestorePoint) -> None:
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        (point.directory / name).unlink()
+
+
+def unreadable(scene: Scene, point: RestorePoint) -> None:
+    (point.directory / PERSISTENT_XML).write_text("<domain>")
+
+
+def no_text(scene: Scene, point: RestorePoint) -> None:
+    (point.directory / PERSISTENT_XML).write_bytes(b"<domain>\xff")
+
+
+def pruned(scene: Scene, point: RestorePoint) -> None:
+    scene.world.kept.clear()
+
+
+def locked(scene: Scene, point: RestorePoint) -> None:
+    scene.world.held[DATASET].locked = True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wish", "says"),
+    [
+        pytest.param(
+            locked, RestoreOptions(), "tank/web: its key is not loaded: zfs load-key tank/web"
+        ),
+        pytest.param(locked, ROLLBACK, "tank/web: its key is not loaded: zfs load-key tank/web"),
+        pytest.param(
+            named_as_it_was,
+            RestoreOptions(),
+            f"web: another guest has this name now (UUID {OTHER})",
+        ),
+        pytest.param(
+            renamed, RestoreOptions(), "the guest is called www now: virsh domrename www web"
+        ),
+        pytest.param(saved, RestoreOptions(), "virsh managedsave-remove web"),
+        pytest.param(shared, RestoreOptions(), "tank/web also holds vda of db"),
+        pytest.param(shared, ROLLBACK, "tank/web also holds vda of db"),
+        pytest.param(below, RestoreOptions(), "db runs on tank/web/db, which is below"),
+        pytest.param(
+            no_machine, RestoreOptions(), "unsupported machine type; --cold boots from the disks"
+        ),
+        pytest.param(
+            no_machine, RestoreOptions(cold=True), "QEMU here cannot be that machine: unsupported"
+        ),
+        pytest.param(cloned, ROLLBACK, "tank/web@later is newer, and has the clone tank/copy"),
+        pytest.param(held, ROLLBACK, "tank/web@later is newer, and is held"),
+        pytest.param(moved, ROLLBACK, f"tank/copy@{NAME} is no snapshot of tank/web any more"),
+        pytest.param(taken, RestoreOptions(), "tank/web.before-20261121T120000: exists already"),
+        pytest.param(undefined, RestoreOptions(), "its definition is gone from"),
+        pytest.param(unreadable, RestoreOptions(), "persistent.xml: cannot be read"),
+        pytest.param(no_text, RestoreOptions(), "persistent.xml: cannot be read"),
+        pytest.param(pruned, RestoreOptions(), "no snapshot of it is left for tank/web"),
+    ],
+)
+def test_refusals(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Scene, RestorePoint], None],
+    wish: RestoreOptions,
+    says: str,
+) -> None:
+    class Frozen(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return SECOND
+
+    monkeypatch.setattr(plan, "datetime", Frozen)
+    point = scene.point()
+    assert plan_of(scene, point, wish)
+    spoil(scene, point)
+    acts, shape = len(scene.world.acts), scene.world.shape()
+    with pytest.raises((RestoreImpossible, SnapshotMissing)) as caught:
+        plan_of(scene, point, wish)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (len(scene.world.acts), scene.world.shape()) == (acts, shape)
+
+
+def off_below(scene: Scene) -> None:
+    scene.world.add(f"{DATASET}/db")
+    another(scene, dataset=f"{DATASET}/db").active = False
+
+
+def vanishing(scene: Scene) -> None:
+    found = another(scene)
+
+    def go() -> None:
+        found.exists = False
+
+    found.at["xml"] = go
+
+
+def elsewhere(scene: Scene) -> None:
+    scene.world.add("tank/db")
+    another(scene, dataset="tank/db")
+
+
+def older(scene: Scene) -> None:
+    # Only what is newer is in the way of a rollback.
+    scene.world.kept[0].holds = 1
+
+
+@pytest.mark.parametrize("wish", [RestoreOptions(), ROLLBACK])
+@pytest.mark.parametrize("change", [off_below, vanishing, elsewhere, older])
+def test_what_is_not_in_the_way(
+    scene: Scene, change: Callable[[Scene], None], wish: RestoreOptions
+) -> None:
+    point = scene.point()
+    change(scene)
+    assert plan_of(scene, point, wish).datasets == {DATASET}
+
+
+def test_disk_of_a_renamed_dataset_gets_its_new_path(scene: Scene) -> None:
+    point = scene.point()
+    assert plan_of(scene, point).task.sources == {}
+    scene.guest.active = scene.guest.exists = False
+    scene.world.unmount(DATASET)
+    scene.world.rename(DATASET, "tank/old")
+    scene.world.mount("tank/old")
+    planned = plan_of(scene, point)
+    path = scene.world.disk_of("tank/old")
+    assert planned.task.sources == {"vda": ("file", path, "qcow2")}
+    assert planned.datasets == {"tank/old"}
+    assert f"  disk vda lies at {path} now" in planned.lines
+    scene.world.unmount("tank/old")
+    with pytest.raises(ZvmsnapError, match="tank/old: is not mounted"):
+        plan_of(scene, point)
+
+
+@on_volume
+@pytest.mark.parametrize(
+    ("source", "kind", "sources"),
+    [
+        ("/dev/zvol/tank/web", "block", {}),
+        ("/dev/zd16", "block", {"vda": ("block", "/dev/zvol/tank/web", "raw")}),
+        ("", "volume", {}),
+    ],
+)
+def test_disk_on_a_volume(
+    scene: Scene, source: str, kind: str, sources: dict[str, tuple[str, str, str]]
+) -> None:
+    disk = Disk("vda", kind, "raw", source, DATASET, "")
+    point = scene.point(disks=(disk,))
+    of_path = scene.world.volume_of
+
+    def volume_of(device: str) -> str | None:
+        return DATASET if device == "/dev/zd16" else of_path(device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zvmsnap.zfs.volume.volume_of", volume_of)
+        assert plan_of(scene, point).task.sources == sources
+
+
+@pytest.mark.parametrize(
+    ("wish", "memory", "running", "level", "begin"),
+    [
+        (RestoreOptions(), True, True, ConsistencyLevel.MEMORY, StartState.RUNNING),
+        (RestoreOptions(), True, False, ConsistencyLevel.MEMORY, StartState.PAUSED),
+        (RestoreOptions(paused=True), True, True, ConsistencyLevel.MEMORY, StartState.PAUSED),
+        (RestoreOptions(cold=True), True, False, ConsistencyLevel.MEMORY, StartState.RUNNING),
+        (
+            RestoreOptions(cold=True, paused=True),
+            True,
+            True,
+            ConsistencyLevel.MEMORY,
+            StartState.PAUSED,
+        ),
+        # Its RAM was written while it stood still for the snapshot.
+        (RestoreOptions(), True, False, ConsistencyLevel.PAUSED, StartState.RUNNING),
+        (RestoreOptions(paused=True), True, False, ConsistencyLevel.PAUSED, StartState.PAUSED),
+        (RestoreOptions(cold=True), True, False, ConsistencyLevel.PAUSED, StartState.RUNNING),
+        (RestoreOptions(), False, True, ConsistencyLevel.CRASH, StartState.RUNNING),
+        (RestoreOptions(), False, True, ConsistencyLevel.QUIESCED, StartState.RUNNING),
+        (RestoreOptions(paused=True), False, True, ConsistencyLevel.QUIESCED, StartState.PAUSED),
+        (RestoreOptions(), False, True, ConsistencyLevel.OFFLINE, StartState.OFF),
+        (RestoreOptions(paused=True), False, True, ConsistencyLevel.OFFLINE, StartState.OFF),
+        (RestoreOptions(cold=True), False, True, ConsistencyLevel.OFFLINE, StartState.RUNNING),
+        # A manifest that contradicts itself.
+        (RestoreOptions(), True, True, ConsistencyLevel.OFFLINE, StartState.RUNNING),
+    ],
+)
+def test_what_the_guest_does_in_the_end(
+    scene: Scene,
+    wish: RestoreOptions,
+    memory: bool,
+    running: bool,
+    level: ConsistencyLevel,
+    begin: StartState,
+) -> None:
+    point = scene.point(memory=memory, running=running, level=level)
+    task = plan_of(scene, point, wish).task
+    assert (task.start_state, task.memory) == (begin, memory and not wish.cold)
+
+
+def shut_off(scene: Scene) -> None:
+    scene.guest.active = False
+
+
+def disk_outside(scene: Scene) -> None:
+    scene.guest.live["vdb"] = scene.guest.persistent["vdb"] = "/elsewhere/b.qcow2"
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "reason"),
+    [
+        (lambda scene: None, ConsistencyLevel.MEMORY, None),
+        (shut_off, ConsistencyLevel.OFFLINE, "the guest was shut off"),
+        (disk_outside, ConsistencyLevel.CRASH, "not all disks are on ZFS: vdb"),
+    ],
+)
+def test_safety(
+    scene: Scene, change: Callable[[Scene], None], level: ConsistencyLevel, reason: str | None
+) -> None:
+    point = scene.point()
+    change(scene)
+    task = plan_of(scene, point).task
+    assert task.safety_entry
+    assert (task.safety_entry.level, task.safety_entry.reason) == (level, reason)
+    assert task.safety_entry.request_datasets == (DATASET,)
+    assert [disk.target for disk in task.safety_entry.disks] == ["vda"]
+    assert task.saves_memory is task.was_active is scene.guest.active
+    assert task.safety_entry.capture == task.capture
+    assert plan_of(scene, point, RestoreOptions(safety=False)).task.safety_entry is None
+    rollback = plan_of(scene, point, ROLLBACK).task
+    assert (rollback.safety_entry, rollback.swap_trees) == (None, ())
+    assert rollback.saves_memory is scene.guest.active
+    assert rollback.rollback == (f"{DATASET}@{NAME}",)
+
+
+def test_safety_holds_all_datasets_of_the_guest(scene: Scene) -> None:
+    point = scene.point()
+    scene.world.add("tank/more")
+    scene.guest.live["vdb"] = scene.world.disk_of("tank/more")
+    task = plan_of(scene, point).task
+    assert task.safety_entry and task.safety_entry.request_datasets == ("tank/more", DATASET)
+    assert [unit.top for unit in task.swap_trees] == [DATASET]
+
+
+def test_lines(scene: Scene) -> None:
+    point = scene.point()
+    planned = plan_of(scene, point)
+    (unit,), safety = planned.task.swap_trees, planned.task.safety_entry
+    assert safety
+    assert planned.lines == (
+        f"restore {point.name}:",
+        "  web is stopped, its RAM and disks of now are kept",
+        f"  what is there now becomes the point web@{safety.run}",
+        f"  tank/web holds tank/web@{NAME} again",
+        f"  what it holds now, and newer snapshots, are called {unit.set_aside} then",
+        "  web goes on from its RAM",
+    )
+    scene.guest.exists = False
+    assert plan_of(scene, point, RestoreOptions(cold=True)).lines[1:] == (
+        "  what is there now is NOT kept as a point",
+        f"  tank/web holds tank/web@{NAME} again",
+        plan_of(scene, point).lines[3],
+        "  web boots from its disks of then",
+    )
+
+
+def test_lines_of_a_rollback_name_all_that_it_destroys(
+    scene: Scene, manifest: Callable[..., Manifest]
+) -> None:
+    point = scene.point()
+    later = scene.world.snap(f"{DATASET}@later")
+    directory = vault.incoming(scene.config.vault_dir, "web", "c9")
+    doomed = vault.publish(
+        directory,
+        manifest(
+            run="later", snapshots=(SnapshotRef(DATASET, "later", later.guid, later.createtxg),)
+        ),
+    )
+    assert plan_of(scene, point, ROLLBACK).lines == (
+        f"restore {point.name}:",
+        "  web is stopped",
+        "  what is there now is NOT kept as a point",
+        f"  tank/web is rolled back to tank/web@{NAME}",
+        "  DESTROYS snapshot tank/web@later",
+        f"  DESTROYS point {doomed.name}",
+        "  web goes on from its RAM",
+    )

@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from zvmsnap.virt import security_labels
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that may have notes; trusted.* only root may set, so user.* stands in for it."""
+    monkeypatch.setattr(security_labels, "_PREFIX", "user.libvirt.security.")
+    path = tmp_path / "a b.qcow2"
+    path.write_bytes(b"data")
+    try:
+        os.setxattr(path, "user.foreign", b"stays")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    return path
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """To whom files were given."""
+    calls: list[tuple[str, int, int]] = []
+    real = os.chown
+
+    def chown(path: str, uid: int, gid: int) -> None:
+        real(path, -1 if uid < 2**31 else uid, -1)  # numbers that no owner can have are refused
+        calls.append((path, uid, gid))
+
+    monkeypatch.setattr(os, "chown", chown)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("notes", "owner"),
+    [
+        pytest.param({}, None, id="never used"),
+        pytest.param({"dac": b"+64055:+108", "ref_dac": b"1"}, (64055, 108), id="in use"),
+        pytest.param({"dac": b"+0:+0\0", "timestamp_dac": b"5"}, (0, 0), id="with an end"),
+        pytest.param({"selinux": b"system_u:object_r:x"}, None, id="only a label"),
+        pytest.param({"dac": b"root:root"}, None, id="names"),
+        pytest.param({"dac": b""}, None, id="empty"),
+        pytest.param({"dac": b"+1:+2 and more"}, None, id="more"),
+        pytest.param({"dac": b"+-1:+0"}, None, id="negative"),
+        pytest.param({"dac": b"+99999999999999999999:+0"}, None, id="no number of anybody"),
+    ],
+)
+def test_give_back(
+    image: Path,
+    given: list[tuple[str, int, int]],
+    notes: dict[str, bytes],
+    owner: tuple[int, int] | None,
+) -> None:
+    for name, value in notes.items():
+        os.setxattr(image, f"user.libvirt.security.{name}", value)
+    security_labels.give_back(str(image))
+    assert given == ([(str(image), *owner)] if owner else [])
+    assert os.listxattr(image) == ["user.foreign"]
+    assert image.read_bytes() == b"data"
+
+
+def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        security_labels.give_back(str(tmp_path / "gone"))

@@ -1,0 +1,471 @@
+import dataclasses
+import json
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.ssh import RemoteHost
+from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
+def test_no_volume(device: str) -> None:
+    assert volume.volume_of(device) is None
+
+
+FAKE_ZFS = f"""\
+#!{sys.executable} -SE
+import json, os, re, signal, sys
+world = json.load(open(os.path.join(os.path.dirname(sys.argv[0]), "world.json")))
+with open(os.path.join(os.path.dirname(sys.argv[0]), "calls"), "a") as calls:
+    calls.write(json.dumps(sys.argv[1:]) + "\\n")
+if "exit" in world:
+    print(world["says"], file=sys.stderr)
+    if world["exit"] < 0:
+        os.kill(os.getpid(), -world["exit"])
+    sys.exit(world["exit"])
+sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
+words, options = iter(sys.argv[1:]), {{}}
+verb = next(words)
+if verb in ("get", "send"):
+    sys.stdout.buffer.write(bytes.fromhex(world["got"]))
+if verb != "list":
+    sys.exit(0)
+names = []
+for word in words:
+    if word in ("-t", "-o", "-d", "-s"):
+        options[word] = next(words)
+    elif not word.startswith("-"):
+        names.append(word)
+status = 0
+for name in names or [n for n in world["rows"] if names or not options.get("-d") or "/" not in n]:
+    row = world["rows"].get(name)
+    if row and "-r" in sys.argv:
+        for below, row in world["rows"].items():
+            if re.match(re.escape(name) + "([/@]|$)", below):
+                print("\\t".join(row[column] for column in options["-o"].split(",")))
+        continue
+    if options.get("-d") == "1":
+        for below, row in world["rows"].items():
+            if below.startswith(name + "@"):
+                print("\\t".join(row[column] for column in options["-o"].split(",")))
+        continue
+    if row is None:
+        print(f"cannot open '{{name}}': dataset does not exist", file=sys.stderr)
+        status = 1
+    elif row["type"] in options["-t"].split(","):
+        print("\\t".join(row[column] for column in options["-o"].split(",")))
+sys.exit(status)
+"""
+
+
+class World:
+    """What the fake `zfs` on the PATH knows; it counts its calls."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._rows: dict[str, dict[str, str]] = {}
+        program = directory / "zfs"
+        program.write_text(FAKE_ZFS)
+        program.chmod(stat.S_IRWXU)
+        self._write({})
+
+    def _write(self, world: dict[str, object]) -> None:
+        (self._directory / "world.json").write_text(json.dumps({"rows": self._rows, **world}))
+
+    def filesystem(self, name: str, **properties: str) -> None:
+        defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
+        defaults |= {"origin": "-", "mounted": "-", "canmount": "-", "mountpoint": "-"}
+        defaults |= {"encryption": "off", "keystatus": "-"}
+        defaults |= {f"zvmsnap:mode:{each}": "-" for each in snapshot_name.TYPES}
+        row = {"name": name, "type": "filesystem", "guid": "1", "createtxg": "1"}
+        self._rows[name] = row | defaults | properties
+        self._write({})
+
+    def snapshot(
+        self, name: str, guid: int, createtxg: int, clones: str = "", userrefs: str = "0"
+    ) -> None:
+        self._rows[name] = {
+            "name": name,
+            "type": "snapshot",
+            "guid": str(guid),
+            "createtxg": str(createtxg),
+            "clones": clones,
+            "userrefs": userrefs,
+        }
+        self._write({})
+
+    def gets(self, said: bytes) -> None:
+        """What `zfs get` and `zfs send -nP` say from now on."""
+        self._write({"got": said.hex()})
+
+    def fails(self, code: int, says: str) -> None:
+        self._write({"exit": code, "says": says})
+
+    @property
+    def calls(self) -> list[list[str]]:
+        path = self._directory / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return World(tmp_path)
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names for which libzfs_core was asked, to which it says `no such snapshot`."""
+    asked: list[str] = []
+    monkeypatch.setattr(zfs, "_check_gone", asked.append)
+    return asked
+
+
+def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> None:
+    world.filesystem("tank")
+    world.filesystem("tank/web")
+    world.snapshot("tank/web@a", guid=2**64 - 1, createtxg=101)
+    names = ["tank/web@b", "tank/web@a", "tank/web@a", "old/web@a", "tank/gone@a"]
+    assert zfs.snapshots(names) == SnapshotListing(
+        {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)},
+        frozenset({"tank"}),
+        homeless=frozenset({"old/web@a", "tank/gone@a"}),
+    )
+    assert gone == ["tank/gone@a", "tank/web@b"]
+    assert len(world.calls) == 1
+
+
+def test_no_snapshots_asked_for_costs_no_process(world: World) -> None:
+    assert zfs.snapshots([]) == SnapshotListing({}, frozenset())
+    assert world.calls == []
+
+
+def test_pool_without_an_answer_vouches_for_nothing(world: World, gone: list[str]) -> None:
+    assert zfs.snapshots(["tank/web@a"]).pools == frozenset()
+    assert gone == []
+
+
+def test_many_snapshots_cost_few_processes(world: World, gone: list[str]) -> None:
+    world.filesystem("tank")
+    names = [f"tank@{number}" for number in range(1200)]
+    world.snapshot("tank@1199", guid=5, createtxg=6)
+    answer = zfs.snapshots(names)
+    assert list(answer.present) == ["tank@1199"]
+    assert sorted(gone) == sorted(names[:-1])
+    assert len(world.calls) == 3
+
+
+def test_what_cannot_be_proven_gone_is_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsure(name: str) -> None:
+        raise ZfsFailed(f"{name}: cannot be asked for")
+
+    monkeypatch.setattr(zfs, "_check_gone", unsure)
+    world.filesystem("tank")
+    with pytest.raises(ZfsFailed, match="tank@a: cannot be asked for"):
+        zfs.snapshots(["tank@a"])
+
+
+QUESTIONS: list[Callable[[], object]] = [
+    lambda: zfs.snapshots(["tank@a"]),
+    zfs.all_snapshots,
+    zfs.datasets,
+]
+QUESTION_IDS = ["snapshots", "all_snapshots", "datasets"]
+
+
+@pytest.mark.parametrize("ask", QUESTIONS, ids=QUESTION_IDS)
+@pytest.mark.parametrize("code", [2, 127, -9], ids=["usage", "no library", "killed"])
+def test_failure_is_never_silence(world: World, ask: Callable[[], object], code: int) -> None:
+    world.fails(code, "first line\nThe ZFS modules are not loaded.")
+    with pytest.raises(ZfsFailed, match=rf"\({code}\): The ZFS modules are not loaded\.$"):
+        ask()
+
+
+@pytest.mark.parametrize("ask", QUESTIONS[1:], ids=QUESTION_IDS[1:])
+def test_listing_everything_must_succeed(world: World, ask: Callable[[], object]) -> None:
+    world.fails(1, "")
+    with pytest.raises(ZfsFailed, match="no reason given"):
+        ask()
+
+
+@pytest.mark.parametrize("ask", QUESTIONS, ids=QUESTION_IDS)
+def test_no_zfs_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ZfsFailed, match="cannot be run"):
+        ask()
+
+
+def test_all_snapshots(world: World) -> None:
+    world.filesystem("tank")
+    world.filesystem("tank/web")
+    world.filesystem("old")
+    world.snapshot("tank/web@a", guid=1, createtxg=2)
+    world.snapshot("tank/My VMs@b c", guid=3, createtxg=4)
+    assert zfs.all_snapshots() == SnapshotListing(
+        {
+            "tank/web@a": Snapshot("tank/web", "a", 1, 2),
+            "tank/My VMs@b c": Snapshot("tank/My VMs", "b c", 3, 4),
+        },
+        frozenset({"tank", "old"}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        pytest.param({}, Dataset("tank", "filesystem", False), id="nothing set"),
+        pytest.param(
+            {"compression": "zstd-3"}, Dataset("tank", "filesystem", True), id="compressed"
+        ),
+        pytest.param(
+            {"zvmsnap:mode": "off", "zvmsnap:recursive": "on"},
+            Dataset("tank", "filesystem", False, "off", "on"),
+            id="our properties",
+        ),
+        pytest.param(
+            {"zvmsnap:mode:hourly": "crash", "zvmsnap:mode:manual": "paused"},
+            Dataset(*("tank", "filesystem", False), modes={"hourly": "crash", "manual": "paused"}),
+            id="levels of types",
+        ),
+        pytest.param({"type": "volume"}, Dataset("tank", "volume", False), id="volume"),
+        pytest.param(
+            {"origin": "old/My VMs@a b", "mounted": "yes", "canmount": "noauto"},
+            Dataset(
+                *("tank", "filesystem", False, "", ""),
+                origin="old/My VMs@a b",
+                mounted=True,
+                canmount="noauto",
+            ),
+            id="clone",
+        ),
+        pytest.param(
+            {"encryption": "aes-256-gcm", "keystatus": "unavailable"},
+            Dataset("tank", "filesystem", False, encrypted=True, locked=True),
+            id="locked",
+        ),
+        pytest.param(
+            {"encryption": "aes-256-gcm", "keystatus": "available"},
+            Dataset("tank", "filesystem", False, encrypted=True),
+            id="encrypted, with its key",
+        ),
+        *(
+            pytest.param(
+                {"mounted": "no", "mountpoint": mountpoint},
+                Dataset("tank", "filesystem", False, mountpoint=mountpoint),
+                id=f"mountpoint {mountpoint!r}",
+            )
+            for mountpoint in ("/a b", "none", "/a\tb\t", "/\x85\x0b\x1c\u2028\r", "/caf\udce9")
+        ),
+    ],
+)
+def test_datasets(world: World, properties: dict[str, str], expected: Dataset) -> None:
+    world.filesystem("tank", **properties)
+    assert zfs.datasets() == {"tank": dataclasses.replace(expected, guid=1)}
+
+
+def test_snapshots_knows_its_full_name() -> None:
+    assert Snapshot("tank/web", "a b", 1, 2).full_name == "tank/web@a b"
+
+
+def test_a_line_break_in_a_mountpoint(world: World) -> None:
+    world.filesystem("tank", mountpoint="/a\nb")
+    with pytest.raises(ZfsFailed, match="a property holds a line break, near 'b'"):
+        zfs.datasets()
+
+
+def test_uses(world: World) -> None:
+    world.snapshot("tank/My VMs@a b", guid=2**64 - 1, createtxg=4)
+    world.snapshot("tank/My VMs@c", guid=5, createtxg=6, clones="tank/x y,tank/z", userrefs="2")
+    world.snapshot("tank/v@-", guid=7, createtxg=8, clones="-", userrefs="-")
+    assert zfs.snapshot_usage(["tank/My VMs", "tank/v"]) == [
+        SnapshotUsage(Snapshot("tank/My VMs", "a b", 2**64 - 1, 4), (), 0),
+        SnapshotUsage(Snapshot("tank/My VMs", "c", 5, 6), ("tank/x y", "tank/z"), 2),
+        SnapshotUsage(Snapshot("tank/v", "-", 7, 8), (), 0),
+    ]
+    [call] = world.calls
+    assert call[call.index("-s") + 1] == "createtxg"
+    assert call[-2:] == ["tank/My VMs", "tank/v"]
+
+
+@pytest.mark.parametrize("ask", [zfs.snapshot_usage, zfs.local_properties])
+def test_nothing_asked_for_is_not_everything(
+    world: World, ask: Callable[[Sequence[str]], object]
+) -> None:
+    assert not ask([])
+    assert world.calls == []
+
+
+def test_local_properties(world: World) -> None:
+    world.gets(
+        b"tank/My VMs\tmountpoint\t/srv/My VMs\n"
+        b"tank/My VMs\tcom.x:note\ttab\there, caf\xe9 and \xc2\x85 and \r\n"
+        b"tank/v\tvolsize\t1048576\n"
+        b"tank/v\tvolblocksize\t8192\n"
+        b"tank/v\tkeylocation\tprompt\n"
+        b"tank/v\trefreservation\t1048576\n"
+    )
+    assert zfs.local_properties(["tank/My VMs", "tank/v", "tank/plain"]) == {
+        "tank/My VMs": {
+            "mountpoint": "/srv/My VMs",
+            "com.x:note": "tab\there, caf\udce9 and \x85 and \r",
+        },
+        "tank/v": {"refreservation": "1048576"},
+        "tank/plain": {},
+    }
+    [call] = world.calls
+    assert call[call.index("-s") + 1] == "local,received"
+    assert call[-4:] == ["all", "tank/My VMs", "tank/v", "tank/plain"]
+
+
+def test_a_line_break_in_a_property(world: World) -> None:
+    world.gets(b"tank\tcom.x:note\ttwo\nlines\n")
+    with pytest.raises(ZfsFailed, match="line break, near 'lines'"):
+        zfs.local_properties(["tank"])
+
+
+def test_marked(world: World) -> None:
+    world.gets(b"tank/My VMs\tweb 2\ntank/b\ta\tb\n")
+    assert zfs.marked("zvmsnap:clone") == {"tank/My VMs": "web 2", "tank/b": "a\tb"}
+    [call] = world.calls
+    assert call[call.index("-s") + 1] == "local"
+    assert call[-1] == "zvmsnap:clone"
+    world.gets(b"")
+    assert zfs.marked("zvmsnap:clone") == {}
+
+
+VERBS: list[tuple[Callable[[], object], list[list[str]]]] = [
+    (
+        lambda: zfs.clone("a b@c d", "e f", {"mountpoint": "/x y", "u:v": "-o caf\udce9; $(x)"}),
+        [["clone", "-o", "mountpoint=/x y", "-o", "u:v=-o caf\udce9; $(x)", "a b@c d", "e f"]],
+    ),
+    (lambda: zfs.clone("a@b", "c", {}), [["clone", "a@b", "c"]]),
+    (lambda: zfs.promote("a b"), [["promote", "a b"]]),
+    (lambda: zfs.rename("a b", "c d"), [["rename", "a b", "c d"]]),
+    (lambda: zfs.set_property("a b", "u:v", "x=y z"), [["set", "u:v=x=y z", "a b"]]),
+    (lambda: zfs.inherit("a b", "u:v"), [["inherit", "u:v", "a b"]]),
+    (lambda: zfs.mount("a b"), [["mount", "a b"]]),
+    (lambda: zfs.unmount("a b"), [["unmount", "a b"]]),
+    (lambda: zfs.rollback("a b@c d"), [["rollback", "-r", "a b@c d"]]),
+    (lambda: zfs.destroy("a b@c d"), [["destroy", "a b@c d"]]),
+]
+VERB_IDS = [calls[0][0] for _, calls in VERBS]
+
+
+@pytest.mark.parametrize(("do", "calls"), VERBS, ids=VERB_IDS)
+def test_verbs(world: World, do: Callable[[], object], calls: list[list[str]]) -> None:
+    do()
+    assert world.calls == calls
+
+
+@pytest.mark.parametrize("do", [do for do, _ in VERBS], ids=VERB_IDS)
+def test_verbs_that_fail(world: World, do: Callable[[], object]) -> None:
+    world.fails(1, "usage:\n  zfs ...\ncannot do it: dataset is busy")
+    with pytest.raises(ZfsFailed) as caught:
+        do()
+    assert str(caught.value).endswith("failed (1): cannot do it: dataset is busy")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_destroyed_with_its_own_snapshots_and_nothing_below(world: World) -> None:
+    world.snapshot("tank/My VMs@a b", guid=1, createtxg=1)
+    world.snapshot("tank/My VMs/below@c", guid=2, createtxg=2)
+    zfs.destroy("tank/My VMs", with_snapshots=True)
+    assert [call for call in world.calls if call[0] == "destroy"] == [
+        ["destroy", "tank/My VMs@a b"],
+        ["destroy", "tank/My VMs"],
+    ]
+
+
+def test_a_device_that_never_comes() -> None:
+    assert volume.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
+    with pytest.raises(ZfsFailed, match=r"^/dev/zvol/no/such\+one: did not appear within 0.01 s"):
+        volume.wait_device("no/such one", 0.01)
+
+
+def test_another_volumes_device_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = iter(["tank/former", None, "tank/v"])
+    monkeypatch.setattr(volume, "volume_of", lambda device: next(behind))
+    monkeypatch.setattr(volume, "_LOOK_EVERY_S", 0)
+    volume.wait_device("tank/v", 60)
+    assert list(behind) == []
+
+
+def test_branch(world: World) -> None:
+    for name, kind in (
+        ("usb/off", "filesystem"),
+        ("usb/off/a", "volume"),
+        ("usb/offside", "volume"),
+    ):
+        world.filesystem(name, type=kind)
+    world.snapshot("usb/off/a@late", guid=5, createtxg=9)
+    world.snapshot("usb/off/a@early", guid=6, createtxg=8)
+    world.snapshot("usb/offside@x", guid=7, createtxg=7)
+    found = zfs.subtree("usb/off")
+    assert found.datasets == {"usb/off", "usb/off/a"}
+    assert found.filesystems == {"usb/off"}
+    assert [snapshot.name for snapshot in found.of("usb/off/a")] == ["early", "late"]
+    assert found.of("usb/none") == []
+    assert set(found.snapshots) == {"usb/off/a@late", "usb/off/a@early"}
+    with pytest.raises(ZfsFailed, match="usb/none"):
+        zfs.subtree("usb/none")
+
+
+def test_properties(world: World) -> None:
+    world.gets(b"zvmsnap:vault\t/a b\nmounted\t-\n")
+    assert zfs.properties("usb", ("zvmsnap:vault", "mounted")) == {
+        "zvmsnap:vault": "/a b",
+        "mounted": "",
+    }
+    assert world.calls == [["get", "-Hp", "-o", "property,value", "zvmsnap:vault,mounted", "usb"]]
+
+
+def test_stream_bytes(world: World) -> None:
+    """As OpenZFS 2.3 says it."""
+    world.gets(b"full\tt/a@1\t1000\nsize\t1000\n")
+    assert zfs.stream_bytes("t/a@1") == 1000
+    world.gets(b"incremental\t1\tt/a@2\t600\nincremental\t2\tt/a@3\t24\nsize\t624\n")
+    assert zfs.stream_bytes("t/a@3", "t/a@1", raw=True) == 624
+    assert world.calls == [["send", "-nP", "t/a@1"], ["send", "-nPw", "-I", "t/a@1", "t/a@3"]]
+
+
+def test_at_a_destination(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\nexec {tmp_path}/zfs list -Hp -t filesystem -o name none\n")
+    ssh.chmod(0o755)
+    with pytest.raises(ZfsFailed, match="me@nas: zfs list failed"):
+        zfs.subtree("usb", RemoteHost("me@nas", tmp_path / "sockets"))
+
+
+def test_snapshots_of_several_pools_are_taken_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ZFSError(Exception):
+        pass
+
+    there: set[str] = set()
+
+    def lzc_snapshot(names: list[bytes]) -> None:
+        if names[0].startswith(b"full/"):
+            raise ZFSError("out of space")
+        there.update(name.decode() for name in names)
+
+    core, exceptions = ModuleType("libzfs_core"), ModuleType("libzfs_core.exceptions")
+    vars(core)["lzc_snapshot"], vars(exceptions)["ZFSError"] = lzc_snapshot, ZFSError
+    monkeypatch.setitem(sys.modules, "libzfs_core", core)
+    monkeypatch.setitem(sys.modules, "libzfs_core.exceptions", exceptions)
+    monkeypatch.setattr(zfs, "destroy", there.remove)
+    zfs.take_snapshots(["tank/db", "fast/web"], "a")
+    assert there == {"tank/db@a", "fast/web@a"}
+    with pytest.raises(ZfsFailed, match="full/x@b: cannot be taken: out of space"):
+        zfs.take_snapshots(["tank/db", "fast/web", "full/x"], "b")
+    assert there == {"tank/db@a", "fast/web@a"}

@@ -1,0 +1,115 @@
+"""The commands of an operator. How anything works is known elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import zvmsnap
+from zvmsnap.cli import clone, completion, points, recover, replication, restore, take, verify
+from zvmsnap.common import log
+from zvmsnap.common.errors import EXIT_FAILED, ZvmsnapError
+from zvmsnap.journal.request import Role
+
+# Plain help: rich would be imported by every command for the sake of boxes.
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main() -> None:
+    """Run the command line; exits 0, 1 for a failure, 2 for usage or configuration."""
+    log.setup()
+    completion.join_words_of_bash(os.environ)
+    try:
+        app()
+    except ZvmsnapError as error:
+        log.plain().error("%s", error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        log.plain().error("%s", error)
+        sys.exit(EXIT_FAILED)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zvmsnap {zvmsnap.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="Configuration file.", show_default=False)
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Points in time of running KVM guests on ZFS, taken by sanoid's hooks.
+
+    \b
+    Examples:
+      zvmsnap list                 all points
+      zvmsnap list web             those of one guest
+      zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
+      zvmsnap restore web@latest   bring it back, in place
+      zvmsnap clone web@latest w2  a second machine from it, beside the first
+      zvmsnap verify --boot web    prove that its points live
+      zvmsnap take web db          both, now, at one instant
+      zvmsnap send web backup@nas:pool/offsite
+      zvmsnap prune --dry-run      what has lost its snapshots
+      zvmsnap recover              bring guests back from overlays, whatever died
+
+    \b
+    Exit codes: 0 done, 1 something failed, 2 usage, configuration or environment.
+    """
+    if config_file:
+        os.environ["ZVMSNAP_CONFIG"] = str(config_file)
+    log.setup(1 if verbose else -1 if quiet else 0)
+
+
+app.command("list")(points.list_points)
+app.command("show")(points.show)
+app.command("prune")(points.prune_points)
+app.command("recover")(recover.recover_guests)
+app.command("restore")(restore.restore)
+app.command("clone")(clone.clone)
+app.command("verify")(verify.verify)
+app.command("take")(take.take)
+app.command("drop")(take.drop)
+app.command("send")(replication.send)
+app.command("fetch")(replication.fetch)
+app.command("status")(replication.status)
+
+
+@app.command()
+def hook(
+    role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")],
+    datasets: Annotated[
+        list[str] | None, typer.Argument(help="What is snapshotted, where no variable says so.")
+    ] = None,
+) -> None:
+    """Run as a hook of sanoid or zrepl, who say the rest through variables, or of zfs_autobackup.
+
+    \b
+    In sanoid.conf:
+      pre_snapshot_script = /usr/local/bin/zvmsnap hook pre
+      post_snapshot_script = /usr/local/bin/zvmsnap hook post
+      pruning_script = /usr/local/bin/zvmsnap hook prune
+    """
+    from zvmsnap.hooks.main import run
+
+    raise typer.Exit(run([role, *(datasets or [])]))

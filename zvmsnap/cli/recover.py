@@ -1,0 +1,41 @@
+"""`zvmsnap recover`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from zvmsnap.cli import render
+from zvmsnap.cli.options import JsonOption, print_json
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
+from zvmsnap.config.settings import load_settings
+
+
+def recover_guests(
+    domain: Annotated[str | None, typer.Argument(help="Only this guest, by name or UUID.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring every guest that is on one of our overlays back to its own disks.
+
+    Ends whatever a run of sanoid, a hook or the whole machine left half done when it died. Guests
+    that are off are not started. What cannot be proven is kept, and said; then the exit code is 1.
+
+    \b
+    Example:
+      zvmsnap recover --dry-run
+    """
+    from zvmsnap.common.signals import finish_before_dying
+    from zvmsnap.recovery.recover import recover
+
+    finish_before_dying()
+    report = recover(load_settings(), domain, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, **dataclasses.asdict(report)})
+    else:
+        typer.echo("\n".join(render.recovery(report, dry_run=dry_run)))
+    raise typer.Exit(EXIT_OK if report.complete else EXIT_FAILED)

@@ -1,0 +1,218 @@
+"""One exception class per cause that an operator can act on.
+
+Every message is one line: what happened, where, and what to do about it.
+Exit codes: 1 something failed, 2 usage, configuration or environment.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class ZvmsnapError(Exception):
+    """Base of all errors that are reported as one line instead of a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class HookEnvironmentInvalid(ZvmsnapError):
+    """The hook was not called as sanoid calls it."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigInvalid(ZvmsnapError):
+    """The configuration file is missing, unreadable or has an unknown or wrong key."""
+
+    exit_code = EXIT_USAGE
+
+
+class ModeInvalid(ZvmsnapError):
+    """That is no mode: no list of levels."""
+
+    exit_code = EXIT_USAGE
+
+
+class PointNotFound(ZvmsnapError):
+    """No point, or more than one, answers to that name."""
+
+    exit_code = EXIT_USAGE
+
+
+class GuestNotFound(ZvmsnapError):
+    """No guest answers to that name or UUID."""
+
+    exit_code = EXIT_USAGE
+
+
+class DestinationInvalid(ZvmsnapError):
+    """That is no name of a destination."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfirmationMissing(ZvmsnapError):
+    """A confirmation is needed, and no terminal can ask for it."""
+
+    exit_code = EXIT_USAGE
+
+
+class StagingUnusable(ZvmsnapError):
+    """Staging cannot be used: it would be snapshotted itself, or QEMU cannot reach it."""
+
+
+class NoSpace(ZvmsnapError):
+    """The RAM image and the overlay would not fit into staging."""
+
+
+class LockTimeout(ZvmsnapError):
+    """Another process held a lock until the timeout."""
+
+
+class Cancelled(ZvmsnapError):
+    """A signal, or sanoid's death, ended the hook before it was done."""
+
+
+class ZfsFailed(ZvmsnapError):
+    """OpenZFS refused, or could not be asked: then nothing may be concluded."""
+
+
+class HypervisorUnreachable(ZvmsnapError):
+    """No connection to libvirt."""
+
+
+class LibvirtFailed(ZvmsnapError):
+    """A libvirt call failed for a cause without a class of its own.
+
+    `code` is libvirt's error number (VIR_ERR_...).
+    """
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DomainGone(LibvirtFailed):
+    """The domain does not exist any more, or stopped running meanwhile."""
+
+
+class DomainLocked(LibvirtFailed):
+    """Another call keeps libvirt from answering for this domain (VIR_ERR_OPERATION_TIMEOUT)."""
+
+
+class BlockJobNotReady(LibvirtFailed):
+    """The block job exists but cannot be pivoted yet (VIR_ERR_BLOCK_COPY_ACTIVE)."""
+
+
+class DumpAborted(LibvirtFailed):
+    """The memory dump was aborted (VIR_ERR_OPERATION_ABORTED)."""
+
+
+class NotReached(ZvmsnapError):
+    """A level cannot be reached with this guest now."""
+
+
+class NotHeld(ZvmsnapError):
+    """The guest could not be paused or its file systems frozen, or they did not stay so."""
+
+
+class ScriptFailed(ZvmsnapError):
+    """An administrator's pre-freeze or post-thaw failed, or took too long."""
+
+
+class AgentSilent(LibvirtFailed):
+    """A guest's agent does not answer, and did not receive the request."""
+
+
+class DomainBusy(ZvmsnapError):
+    """The domain has a job, a block job or an overlay that must end first."""
+
+
+class CommitFailed(ZvmsnapError):
+    """An overlay could not be merged into its base; the guest still writes to it."""
+
+
+class OverlayUnreadable(ZvmsnapError):
+    """The image below an overlay cannot be read; the overlay is kept."""
+
+
+class QemuImgFailed(ZvmsnapError):
+    """qemu-img refused, or could not be run."""
+
+
+class ImageUnloadable(ZvmsnapError):
+    """A RAM image is incomplete, or of a kind that libvirt cannot load."""
+
+
+class TpmUncapturable(ZvmsnapError):
+    """The state of a guest's TPM cannot be captured, or the guest has no TPM to restore it to."""
+
+
+class CloneImpossible(ZvmsnapError):
+    """The guest has something that cannot exist twice on a host."""
+
+
+class VaultDamaged(ZvmsnapError):
+    """A point in the vault cannot be read, or is reached through a symlink."""
+
+
+class VaultMissing(ZvmsnapError):
+    """The vault is not the one that was used so far: maybe its file system is not mounted."""
+
+
+class WorkOfOtherVersion(ZvmsnapError):
+    """A journal file has another schema: only the version that wrote it can finish its work."""
+
+
+class SnapshotMissing(ZvmsnapError):
+    """ZFS has none of the snapshots of the run, or not all that a point needs."""
+
+
+class LevelMissed(ZvmsnapError):
+    """No point is made, as it would be of less than the required level."""
+
+
+class RestoreImpossible(ZvmsnapError):
+    """A point cannot be restored as requested; nothing was touched."""
+
+
+class VerifyFailed(ZvmsnapError):
+    """A guest that was started from a point does not live."""
+
+
+class RestoreFailed(ZvmsnapError):
+    """A restore failed on the way; the message says in which state the guest is."""
+
+
+class DestinationUnreachable(ZvmsnapError):
+    """ssh could not connect, or the connection was cut."""
+
+
+class RemoteFailed(ZvmsnapError):
+    """A program on the machine of a destination failed."""
+
+
+class SyncoidFailed(ZvmsnapError):
+    """syncoid is not installed, is too old, or could not send a dataset."""
+
+
+class TakeRefused(ZvmsnapError):
+    """A run cannot be taken as requested; nothing was touched."""
+
+
+class TakeFailed(ZvmsnapError):
+    """A run failed: none of its snapshots is kept, and all guests are on their own disks."""
+
+
+class DropRefused(ZvmsnapError):
+    """A point cannot be dropped: its snapshots are sanoid's, or something depends on them."""
+
+
+class SendRefused(ZvmsnapError):
+    """A point cannot be sent now; nothing was sent."""
+
+
+class FetchRefused(ZvmsnapError):
+    """A point cannot be fetched over what this host has; nothing was touched."""

@@ -1,0 +1,92 @@
+"""Our JSON files: each says its schema, which is read before anything else of it is.
+
+| what is wrong                              | raised              | the file may be         |
+|--------------------------------------------|---------------------|-------------------------|
+| there is no such file                      | FileNotFoundError   |                         |
+| it cannot be read now (permissions, disk)  | Unreadable          | as it should be         |
+| it has another schema                      | OtherSchema         | of another version      |
+| anything else                              | Damaged             | moved out of the way    |
+
+Who catches Unreadable catches all but the first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from zvmsnap.common.atomic_file import write_atomic
+from zvmsnap.common.errors import ZvmsnapError
+
+Content = TypeVar("Content")
+
+
+class Unreadable(ZvmsnapError):
+    """A file of ours cannot be read: `path`, and why."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
+
+
+class Damaged(Unreadable):
+    """It was read, and is not what this version, or any other, has written."""
+
+
+class OtherSchema(Unreadable):
+    """Another version of zvmsnap has written it, which alone knows what it says."""
+
+    def __init__(self, path: Path, schema: int) -> None:
+        super().__init__(path, f"schema {schema} is not one this version reads")
+        self.schema = schema
+
+
+class _Header(msgspec.Struct):
+    schema: int
+
+
+@overload
+def read(
+    path: Path, kind: type[Content], schema: int, *, follow_symlinks: bool = True
+) -> Content: ...
+@overload
+def read(path: Path, kind: Any, schema: int, *, follow_symlinks: bool = True) -> Any: ...
+def read(path: Path, kind: Any, schema: int, *, follow_symlinks: bool = True) -> Any:
+    """What the file says, as a `kind`. Raises as in the table above."""
+    try:
+        data = _bytes(path, follow_symlinks=follow_symlinks)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        is_link = error.errno == errno.ELOOP
+        why = "is a symlink; not followed" if is_link else error.strerror or str(error)
+        raise Unreadable(path, why) from error
+    try:
+        written_as = msgspec.json.decode(data, type=_Header).schema
+        if written_as != schema:
+            raise OtherSchema(path, written_as)
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(path, str(error)) from error
+
+
+def encoded(content: msgspec.Struct) -> bytes:
+    """A struct as it stands in its file."""
+    return msgspec.json.format(msgspec.json.encode(content)) + b"\n"
+
+
+def write(path: Path, content: msgspec.Struct) -> None:
+    """Write the file, or replace it, durably. Raises OSError."""
+    write_atomic(path, encoded(content))
+
+
+def _bytes(path: Path, *, follow_symlinks: bool) -> bytes:
+    # O_NONBLOCK: a pipe that somebody put there does not make us wait.
+    flags = os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
+    with open(path, "rb", opener=lambda name, given: os.open(name, given | flags)) as file:
+        return file.read()

@@ -1,0 +1,66 @@
+"""Locks named by intent; the kernel releases them when their holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zvmsnap.common.atomic_file import PRIVATE_FILE, private_dir
+from zvmsnap.common.errors import LockTimeout
+
+_POLL_S = 0.05
+
+
+@contextmanager
+def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[None]:
+    """Hold the lock `name`; its file says what for. Raises LockTimeout, which names the holder.
+
+    The file stays: removing it would let two processes lock two files of the same name.
+    """
+    path = private_dir(directory) / f"{name}.lock"
+    # O_CLOEXEC: a child that outlives us must not keep it (as sanoid's own cron lock leaks).
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, PRIVATE_FILE)
+    try:
+        _acquire(descriptor, path, intent, timeout_s)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{intent} (pid {os.getpid()})".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(directory: Path, name: str) -> bool:
+    """Does any process hold that lock now?"""
+    try:
+        descriptor = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared: others who only look do not count as holders.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None:
+    # Real time, in tests too: whoever holds the lock works on in real time.
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "unknown"
+                raise LockTimeout(
+                    f"waited {timeout_s:g} s for {path} to {intent}; it is held to {holder}"
+                ) from None
+            time.sleep(_POLL_S)

@@ -1,0 +1,58 @@
+"""Log lines for people: to stderr, with guest and dataset, without time under systemd."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+_root = logging.getLogger("zvmsnap")
+
+
+def setup(verbosity: int = 0) -> None:
+    """Send log lines to stderr; `verbosity` -1 errors and warnings only, 0 normal, 1 debug.
+
+    Times are written into mail and files only: the journal and a terminal have their own.
+    """
+    has_clock = "JOURNAL_STREAM" in os.environ or sys.stderr.isatty()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter(
+            "zvmsnap: %(levelname)s%(message)s"
+            if has_clock
+            else "%(asctime)s zvmsnap: %(levelname)s%(message)s",
+            datefmt="%Y-%m-%dT%H:%M:%S%z",
+        )
+    )
+    for level, word in (
+        (logging.DEBUG, "debug: "),
+        (logging.INFO, ""),
+        (logging.WARNING, "warning: "),
+        (logging.ERROR, "error: "),
+    ):
+        logging.addLevelName(level, word)
+    _root.handlers[:] = [handler]
+    levels = {-1: logging.WARNING, 0: logging.INFO}
+    _root.setLevel(levels.get(verbosity, logging.DEBUG))
+
+
+class _About(logging.LoggerAdapter[logging.Logger]):
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        return f"{self.extra['about'] if self.extra else ''}: {msg}", kwargs
+
+
+Logger = logging.LoggerAdapter[logging.Logger]
+
+
+def about(domain: str, dataset: str) -> Logger:
+    """A logger whose lines begin with the guest and the dataset that they are about."""
+    return _About(_root, {"about": f"{domain} ({dataset})"})
+
+
+def plain() -> logging.Logger:
+    """The logger for lines that are about no guest."""
+    return _root

@@ -1,0 +1,72 @@
+"""What a hook or command does when it is asked to stop: finish, undo, or end at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from zvmsnap.common import log
+from zvmsnap.common.errors import Cancelled
+from zvmsnap.common.process import INIT
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def finish_before_dying() -> None:
+    """Ignore requests to stop, but log them: for what merges or removes."""
+    _handle_stop(lambda name: log.plain().warning("%s: finishing first", name))
+
+
+def cancelled_by_signal() -> threading.Event:
+    """An event that is set when this process is asked to stop."""
+    cancelled = threading.Event()
+
+    def cancel(name: str) -> None:
+        log.plain().warning("%s: undoing or finishing first", name)
+        cancelled.set()
+
+    _handle_stop(cancel)
+    return cancelled
+
+
+def cancel_at_once() -> None:
+    """Raise Cancelled as soon as this process is asked to stop: for what may end anywhere."""
+
+    def cancel(name: str) -> None:
+        raise Cancelled(f"{name}: interrupted; the next run goes on with it")
+
+    _handle_stop(cancel)
+
+
+def cancelled_with_parent(parent: int) -> threading.Event:
+    """An event that is set when this process is asked to stop, or when its parent dies.
+
+    sanoid's script_timeout kills sanoid but not the hook. Without this the hook would leave guests
+    on overlays for a post that never comes. Raises Cancelled if the parent is dead already.
+    """
+    cancelled = threading.Event()
+
+    def cancel(name: str) -> None:
+        dead = os.getppid() != parent
+        cause = "sanoid died (script_timeout?)" if dead else name
+        log.plain().error("%s: putting every guest back", cause)
+        cancelled.set()
+
+    _handle_stop(cancel)
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # The parent may have died before the kernel knew that this process wants to be told.
+    if os.getppid() != parent or parent == INIT:
+        raise Cancelled("sanoid is dead already; nothing was touched")
+    return cancelled
+
+
+def _handle_stop(handle: Callable[[str], None]) -> None:
+    """Call `handle` with the name of each signal that asks this process to stop."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _frame: handle(signal.Signals(number).name))

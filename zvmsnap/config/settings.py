@@ -1,0 +1,185 @@
+"""Reads config.toml: every key has a default, and an unknown key is refused by its name.
+
+config.toml.example and docs/reference/configuration.md describe every key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import ConfigInvalid, DestinationInvalid, ModeInvalid
+from zvmsnap.config import destination
+from zvmsnap.config.destination import MemoryWanted
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.mode import parse_mode
+
+DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
+
+
+class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How RAM images are stored in the vault."""
+
+    compression: Literal["auto", "none", "zstd"] = "auto"
+    zstd_level: Annotated[int, msgspec.Meta(ge=1, le=22)] = 3
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Times and sizes that bound the work for each guest."""
+
+    # How long QEMU may pause the guest for the last of its RAM: at first, and at most.
+    pause_first_ms: int = 30
+    pause_max_ms: int = 1000
+    # Seconds since the dump began. After the first the allowed pause is doubled, up to
+    # pause_max_ms; after the second the guest is paused until its RAM is written; after the third
+    # the dump is aborted and undone, and the point has no RAM.
+    dump_raise_pause_after_s: float = 20
+    dump_pause_after_s: float = 60
+    dump_abort_after_s: float = 300
+    # The guest is also paused when the image has grown to this many times its RAM.
+    dump_max_ram_ratio: float = 1.5
+    # What must be free in staging beside the RAM image, for the writes of the guest until post.
+    overlay_room_mib: int = 1024
+    # If staging has less than this left, the overlays are merged at once, and no point is made.
+    staging_reserve_mib: int = 256
+    # How long to wait for another job on the guest (migration, backup, save).
+    busy_timeout_s: float = 60
+    # After this long a guest that is paused or frozen for a snapshot is resumed or thawed,
+    # whatever hangs or died, and its point is of level crash.
+    max_freeze_s: float = 60
+    # How long the agent may take to freeze the file systems, with the hooks that it runs for that.
+    freeze_timeout_s: int = 30
+    # How long guest.d/GUEST/pre-freeze and post-thaw may take.
+    script_timeout_s: float = 30
+    commit_timeout_s: float = 3600
+    lock_timeout_s: float = 30
+
+
+class DestinationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `zvmsnap send` sends to without arguments; no `guests` means all that have points."""
+
+    target: str
+    guests: tuple[str, ...] = ()
+    memory: MemoryWanted = MemoryWanted.LATEST
+    raw: bool = False
+    bwlimit: str = ""
+    create_bookmark: bool = False
+    use_hold: bool = False
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    uri: str = "qemu:///system"
+    staging: str = "/var/lib/zvmsnap/staging"
+    vault: str = "/var/lib/zvmsnap/vault"
+    journal: str = "/var/lib/zvmsnap/journal"
+    locks: str = "/run/zvmsnap"
+    # Empty: the --configdir of the sanoid that called the hook, else /etc/sanoid.
+    sanoid_configdir: str = ""
+    # The mode of datasets without the property zvmsnap:mode; see mode.py.
+    mode: str = str(ConsistencyLevel.MEMORY)
+    modes: dict[str, str] = {}
+    # Freeze for milliseconds only, and let ZFS snapshot the disks under overlays.
+    quiesce_overlay: bool = False
+    guest_scripts: str = "/etc/zvmsnap/guest.d"
+    image: Image = Image()
+    limits: Limits = Limits()
+    destination: tuple[DestinationTable, ...] = ()
+
+    @property
+    def default_modes(self) -> dict[str, str]:
+        """The mode for each type of snapshot; "" for all other types."""
+        return {"": self.mode, **self.modes}
+
+    @property
+    def staging_dir(self) -> Path:
+        """The directory of overlays and fresh RAM images."""
+        return Path(self.staging)
+
+    @property
+    def vault_dir(self) -> Path:
+        """The directory of restore points."""
+        return Path(self.vault)
+
+    @property
+    def journal_dir(self) -> Path:
+        """The directory of unfinished work."""
+        return Path(self.journal)
+
+    @property
+    def locks_dir(self) -> Path:
+        """The directory of lock files, on a file system that is emptied at boot."""
+        return Path(self.locks)
+
+
+def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration from `path`, $ZVMSNAP_CONFIG or /etc/zvmsnap/config.toml.
+
+    A missing file means the defaults, unless it was named. Raises ConfigInvalid, which says file
+    and key.
+    """
+    named = path or (
+        Path(environment["ZVMSNAP_CONFIG"]) if environment.get("ZVMSNAP_CONFIG") else None
+    )
+    source = named or DEFAULT_PATH
+    try:
+        text = source.read_bytes()
+    except FileNotFoundError:
+        if named:
+            raise ConfigInvalid(f"{source}: there is no such configuration file") from None
+        return Config()
+    except OSError as error:
+        raise ConfigInvalid(f"{source}: cannot be read: {error.strerror}") from error
+    try:
+        config = msgspec.toml.decode(text, type=Config)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{source}: {error}") from error
+    _check(source, config)
+    return config
+
+
+def _check(source: Path, config: Config) -> None:
+    _check_paths(source, config)
+    _check_numbers(source, config)
+    _check_modes(source, config)
+    for table in config.destination:
+        try:
+            destination.parse(table.target)
+            destination.check_rate(table.bwlimit)
+        except DestinationInvalid as error:
+            raise ConfigInvalid(f"{source}: [[destination]]: {error}") from error
+
+
+def _check_paths(source: Path, config: Config) -> None:
+    for key in ("staging", "vault", "journal", "locks", "guest_scripts"):
+        if not Path(getattr(config, key)).is_absolute():
+            raise ConfigInvalid(f"{source}: {key} must be an absolute path")
+
+
+def _check_numbers(source: Path, config: Config) -> None:
+    for struct in (config.image, config.limits):
+        for key in struct.__struct_fields__:
+            value = getattr(struct, key)
+            if not isinstance(value, str) and not value > 0:  # nor NaN
+                raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
+    if config.limits.pause_first_ms > config.limits.pause_max_ms:
+        raise ConfigInvalid(f"{source}: pause_first_ms is more than pause_max_ms")
+
+
+def _check_modes(source: Path, config: Config) -> None:
+    for kind in config.modes:
+        if kind not in snapshot_name.TYPES:
+            raise ConfigInvalid(
+                f"{source}: modes: {kind!r} is none of {', '.join(snapshot_name.TYPES)}"
+            )
+    for kind, mode in config.default_modes.items():
+        try:
+            parse_mode(mode)
+        except ModeInvalid as error:
+            raise ConfigInvalid(f"{source}: mode{kind and f's.{kind}'} {error}") from error

@@ -1,0 +1,58 @@
+"""AppArmor (Debian, Ubuntu) and libvirt before 12.1: a guest's own profile denies it its bases.
+
+libvirt's helper writes `deny "<base>" w` for whatever lies below an overlay when it makes a
+guest's profile anew: when the guest is started on the overlay, and with the first pivot of
+several disks. A deny beats any allow, so each later commit fails with "Permission denied". Taken
+out of the guest's own file, and the profile loaded again, the commit works; the next pivot writes
+the lines again (libvirt work item 806).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from zvmsnap.common import log
+from zvmsnap.common.atomic_file import write_atomic
+
+PROFILES = Path("/etc/apparmor.d/libvirt")
+_DENY = re.compile(r'\s*deny\s+"(?P<path>[^"]*)"\s+\w+,\s*')
+
+
+def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> bool:
+    """Let the guest write to `bases` again; True if its profile was loaded.
+
+    It is loaded even where its file denies nothing: an earlier run may have died, or failed,
+    after it had changed the file. Raises OSError.
+    """
+    rules = profiles / f"libvirt-{uuid}.files"
+    if not rules.exists():
+        return False
+    wanted = {spelling for base in bases for spelling in (base, os.path.realpath(base))}
+    # A path may hold any byte; and of those that end a line for Python only \n does for AppArmor.
+    lines = os.fsdecode(rules.read_bytes()).split("\n")
+    kept = [line for line in lines if not _denies(line, wanted)]
+    if len(kept) < len(lines):
+        mode = stat.S_IMODE(rules.stat().st_mode)
+        write_atomic(rules, os.fsencode("\n".join(kept)))
+        rules.chmod(mode)
+    done = subprocess.run(
+        ["apparmor_parser", "-r", str(profiles / f"libvirt-{uuid}")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        log.plain().warning("%s: not loaded again: %s", rules, done.stderr.strip())
+        return False
+    return True
+
+
+def _denies(line: str, wanted: set[str]) -> bool:
+    found = _DENY.fullmatch(line)
+    return found is not None and found["path"] in wanted

@@ -1,0 +1,140 @@
+"""The three hooks: `zvmsnap hook pre|post|prune`. sanoid calls them, or another of callers.
+
+sanoid calls prune once for each destroyed snapshot. So each hook imports only the packages that it
+needs, and libvirt only when there is work for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zvmsnap.common import log
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
+from zvmsnap.common.process import Process
+from zvmsnap.common.signals import cancelled_with_parent, finish_before_dying
+from zvmsnap.hooks import callers, sanoid
+from zvmsnap.hooks.callers import Caller
+from zvmsnap.journal.request import HookCall, Role
+
+if TYPE_CHECKING:
+    from zvmsnap.config.settings import Config
+
+# sanoid calls prune for one snapshot after the other: what failed now would fail again.
+_RETRY_AFTER_S = 300
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
+    """Run a hook, with log lines; returns the exit code."""
+    log.setup()
+    return run(arguments, environment)
+
+
+def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
+    """Run the hook that arguments and environment name; returns the exit code."""
+    try:
+        call = callers.hook_call(arguments, environment)
+        if call is None:
+            log.plain().info("a rehearsal: nothing is done")
+            return EXIT_OK
+        return EXIT_OK if _run(call, environment) else EXIT_FAILED
+    except ZvmsnapError as error:
+        log.plain().error("%s", error)
+        return error.exit_code
+    except OSError as error:
+        log.plain().error("%s", error)
+        return EXIT_FAILED
+
+
+def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
+    """Run the hook; False if something failed, which is logged by then."""
+    from zvmsnap.config.settings import load_settings
+
+    settings = load_settings()
+    if call.role is Role.PRUNE:
+        return _prune(call, settings)
+    parent = os.getppid()
+    caller = callers.find_caller(call, environment)
+    if call.role is Role.POST:
+        return _post(call, settings, caller)
+    return _pre(call, settings, caller, parent)
+
+
+def _pre(call: HookCall, settings: Config, caller: Caller, parent: int) -> bool:
+    owner = Process.of(caller.pid)
+    cancelled = cancelled_with_parent(parent)
+    from zvmsnap.capture.all_guests import begin
+
+    takes_recursively = _recursion(call, settings.sanoid_configdir, caller)
+    complete = begin(call, settings, owner, takes_recursively, cancelled, caller.post_within_s)
+    if not complete and caller.post_only_after_success and _waits_for_post(settings, owner):
+        log.plain().warning("exits with 0 all the same: else zrepl would not call post")
+        return True
+    return complete
+
+
+def _post(call: HookCall, settings: Config, caller: Caller) -> bool:
+    owner = Process.of(caller.pid)
+    finish_before_dying()
+    from zvmsnap.finalize.after_snapshot import finish
+
+    complete = finish(call, settings, owner)
+    return _finish_abandoned(call, settings) and complete
+
+
+def _prune(call: HookCall, settings: Config) -> bool:
+    finish_before_dying()
+    from zvmsnap.retention.forget import forget
+
+    complete = _finish_abandoned(call, settings, untried_for_s=_RETRY_AFTER_S)
+    return forget(call, settings) and complete
+
+
+def _waits_for_post(settings: Config, owner: Process) -> bool:
+    from zvmsnap.journal.journal import Journal
+
+    return any(entry.owner == owner for entry in Journal(settings.journal_dir).entries())
+
+
+def _finish_abandoned(call: HookCall, settings: Config, untried_for_s: float = 0) -> bool:
+    """Finish the runs of these datasets whose owner is dead; pre does this for each guest itself.
+
+    Only entries on which nobody has worked for `untried_for_s`. False if one cannot be finished;
+    this is logged, and the hook goes on with its own work.
+    """
+    from zvmsnap.journal.journal import Journal
+
+    journal = Journal(settings.journal_dir)
+    entries = [
+        entry
+        for entry in journal.entries()
+        if {*entry.request_datasets, *entry.datasets} & set(call.datasets)
+        and not entry.owner.is_alive()
+        and journal.age_s(entry) >= untried_for_s
+    ]
+    if not entries:
+        return True
+    from zvmsnap.recovery import recover
+
+    for entry in entries:
+        journal.tried(entry)
+    try:
+        return recover.each(settings, entries)
+    except (ZvmsnapError, OSError) as error:
+        log.plain().error("interrupted runs are not finished: %s", error)
+        return False
+
+
+def _recursion(call: HookCall, configured: str, caller: Caller) -> dict[str, bool]:
+    """For each dataset: is it snapshotted with all below it? Raises ConfigInvalid."""
+    if call.unnamed:
+        return dict.fromkeys(call.datasets, True)
+    configdir = (
+        Path(configured)
+        if configured
+        else sanoid.configdir_of(caller.command_line) or sanoid.DEFAULT_CONFIGDIR
+    )
+    conf = configdir / "sanoid.conf"
+    return {dataset: sanoid.takes_recursively(conf, dataset) for dataset in call.datasets}

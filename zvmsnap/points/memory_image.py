@@ -1,0 +1,288 @@
+"""Bring the RAM image of a point to where libvirt can load it; tell whether it is whole.
+
+libvirt reads an image more than once, so it must be a plain file: what the vault compresses is
+unpacked first. Memory use is flat, however large the image.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from zvmsnap.common.atomic_file import PRIVATE_FILE, sync_dir
+from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.points.manifest import MEMORY, MEMORY_ZSTD, Memory
+from zvmsnap.virt import save_image
+from zvmsnap.virt.save_image import Head, Header
+
+_CHUNK_BYTES = 4 << 20
+
+# A multiple of every record size: ZFS clones whole records only.
+_SHARED_BYTES = 1 << 30
+
+# How the kernel says that it cannot copy between these two files: copy_file_range(2).
+_CANNOT_SHARE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class _Stored(io.BufferedReader):
+    """A file of the vault; what is read of it is hashed."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(io.FileIO(descriptor))
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.sha256.update(data)
+        return data
+
+
+def check(stored: Path, memory: Memory) -> Header:
+    """Is that the image that the manifest tells of, and one that libvirt can load?
+
+    Reads all of it. Raises ImageUnloadable with what is wrong, and OSError.
+    """
+    with _opened(stored, memory) as file:
+        _verify_rest(file, stored, memory)
+        file.seek(0)
+        with _unpacked(file, stored, memory) as image:
+            return save_image.read_head(image, str(stored)).header
+
+
+def xml_of(stored: Path, memory: Memory) -> str:
+    """The definition inside a stored image, of which only the beginning is read.
+
+    Raises ImageUnloadable and OSError.
+    """
+    with _opened(stored, memory) as file, _unpacked(file, stored, memory) as image:
+        return save_image.read_head(image, str(stored)).xml
+
+
+def prepare(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> Path:
+    """An image that libvirt can load, with the definition `xml` inside if given; where it lies.
+
+    stored as     xml     returned
+    plain file    None    `stored` itself
+    plain file    given   `target`, a copy that shares its blocks where the file system can
+    zstd          any     `target`, unpacked; checksum and length are verified meanwhile
+
+    `stored` is never changed, and a failure leaves nothing at `target`, which must not exist.
+    A plain file is not read through here: that is what `check` is for. Raises ImageUnloadable
+    and OSError.
+    """
+    with _opened(stored, memory) as source, _unpacked(source, stored, memory) as image:
+        if image is source and xml is None:
+            return stored
+        with _created(target) as file:
+            head = save_image.read_head(image, str(stored))
+            new = head.stored if xml is None else head.with_xml(xml)
+            if image is source:
+                _copy(source, file, head, new)
+            else:
+                file.write(new + head.opening)
+                _pour(image, file, memory.image_bytes - len(head.stored + head.opening), stored)
+                _verify_rest(source, stored, memory)
+    return target
+
+
+@contextmanager
+def _opened(stored: Path, memory: Memory) -> Iterator[_Stored]:
+    try:
+        # Not blocked by a pipe that somebody put there.
+        descriptor = os.open(stored, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageUnloadable(f"{stored} cannot be opened: {error.strerror}") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ImageUnloadable(f"{stored} is no regular file")
+    with _Stored(descriptor) as file:
+        if found.st_size != memory.stored_bytes:
+            raise ImageUnloadable(
+                f"{stored} is {found.st_size} bytes long, not {memory.stored_bytes} "
+                "as its manifest says: it is damaged"
+            )
+        yield file
+
+
+@contextmanager
+def _unpacked(source: _Stored, stored: Path, memory: Memory) -> Iterator[BinaryIO]:
+    """The image itself; `source` if it is not compressed."""
+    if memory.compression == "none":
+        yield source
+        return
+    if memory.compression != "zstd":
+        raise ImageUnloadable(
+            f"{stored} is compressed by {memory.compression!r}, which this version cannot read"
+        )
+    import zstandard
+
+    try:
+        yield zstandard.ZstdDecompressor().stream_reader(source, closefd=False)
+    except zstandard.ZstdError as error:
+        raise ImageUnloadable(f"{stored} cannot be unpacked: it is damaged ({error})") from error
+
+
+def _pour(image: BinaryIO, target: BinaryIO, left_bytes: int, stored: Path) -> None:
+    # One byte too many is enough to know: a small file can unpack to any length.
+    while left_bytes >= 0 and (data := image.read(_CHUNK_BYTES)):
+        left_bytes -= len(data)
+        target.write(data)
+    if left_bytes:
+        raise ImageUnloadable(
+            f"{stored} does not unpack to the length that its manifest says: it is damaged"
+        )
+
+
+def _verify_rest(source: _Stored, stored: Path, memory: Memory) -> None:
+    while source.read(_CHUNK_BYTES):
+        pass
+    if source.sha256.hexdigest() != memory.sha256:
+        raise ImageUnloadable(f"{stored} does not match its checksum: it is damaged")
+
+
+def _copy(source: BinaryIO, target: BinaryIO, head: Head, new: bytes) -> None:
+    """The source with another head. One of the same length leaves every block at its place."""
+    if len(new) == len(head.stored):
+        _copy_from(source, target, 0, 0)
+    else:
+        _copy_from(source, target, len(head.stored), len(new))
+    target.seek(0)
+    target.write(new)
+
+
+def _copy_from(source: BinaryIO, target: BinaryIO, start: int, place: int) -> None:
+    """Copy what follows `start`, within the kernel if it can.
+
+    It shares the blocks on btrfs and XFS, and on OpenZFS 2.2 and later.
+    """
+    try:
+        while count := os.copy_file_range(
+            source.fileno(), target.fileno(), _SHARED_BYTES, start, place
+        ):
+            start += count
+            place += count
+    except OSError as error:
+        if error.errno not in _CANNOT_SHARE:
+            raise
+    source.seek(start)
+    target.seek(place)
+    shutil.copyfileobj(source, target, _CHUNK_BYTES)
+
+
+@contextmanager
+def _created(target: Path) -> Iterator[BinaryIO]:
+    """A new file, which goes again if the work on it fails."""
+    descriptor = os.open(
+        target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+_CHUNK_BYTES = 4 << 20
+_PROGRESS_EVERY_S = 0.5
+
+
+def store_memory(
+    image: Path, directory: Path, image_format: str, *, zstd_level: int | None
+) -> Memory:
+    """Bring a RAM image from staging into an incoming directory; `zstd_level` None: as it is.
+
+    On the same file system it is renamed, otherwise copied with flat memory use; what is stored
+    is hashed either way, and durable on return. An image that an interrupted run has brought
+    already is taken as it lies. Raises OSError.
+    """
+    plain = directory / MEMORY
+    here = directory.stat().st_dev
+    if not image.exists() and plain.exists():
+        image = plain
+    if image != plain and image.stat().st_dev == here and zstd_level is None:
+        os.rename(image, plain)
+        image = plain
+    image_bytes = image.stat().st_size
+    digest = hashlib.sha256()
+    if image == plain:
+        with plain.open("rb") as source:
+            _pump(source, digest.update, image_bytes)
+            os.fsync(source.fileno())
+        stored = plain
+    else:
+        stored = plain if zstd_level is None else directory / MEMORY_ZSTD
+        _copy_image(image, stored, digest.update, zstd_level)
+    sync_dir(directory)
+    return Memory(
+        file=stored.name,
+        format=image_format,
+        compression="none" if stored == plain else "zstd",
+        image_bytes=image_bytes,
+        stored_bytes=stored.stat().st_size,
+        sha256=digest.hexdigest(),
+    )
+
+
+def _copy_image(
+    image: Path, stored: Path, hashed: Callable[[bytes], None], zstd_level: int | None
+) -> None:
+    descriptor = os.open(
+        stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
+    )
+    try:
+        _pour_image(image, descriptor, hashed, zstd_level)
+    except BaseException:
+        # A full vault must not stay full of half an image.
+        stored.unlink(missing_ok=True)
+        raise
+
+
+def _pour_image(
+    image: Path, descriptor: int, hashed: Callable[[bytes], None], zstd_level: int | None
+) -> None:
+    with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+
+        def keep(data: bytes) -> None:
+            hashed(data)
+            target.write(data)
+
+        image_bytes = image.stat().st_size
+        if zstd_level is None:
+            _pump(source, keep, image_bytes)
+        else:
+            import zstandard
+
+            squeezed = zstandard.ZstdCompressor(
+                level=zstd_level, threads=-1, write_checksum=True
+            ).compressobj(size=image_bytes)
+            _pump(source, lambda data: keep(squeezed.compress(data)), image_bytes)
+            keep(squeezed.flush())
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
+    on_terminal = sys.stderr.isatty()
+    said_s = time.monotonic()
+    done_bytes = 0
+    while data := source.read(_CHUNK_BYTES):
+        take(data)
+        done_bytes += len(data)
+        if on_terminal and time.monotonic() - said_s > _PROGRESS_EVERY_S:
+            said_s = time.monotonic()
+            percent = 100 * done_bytes // max(1, total_bytes)
+            print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
+    if on_terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)

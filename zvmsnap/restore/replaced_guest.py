@@ -1,0 +1,174 @@
+"""The machine that a restore replaces: stopped so that it can go on, and kept as a point."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from zvmsnap.common import log
+from zvmsnap.common.atomic_file import sync_dir
+from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissing
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Config
+from zvmsnap.disks.jobs import wait_idle
+from zvmsnap.disks.staging import StagingDir, StagingSpace
+from zvmsnap.finalize.publish import publish
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import EntryWriter, Journal
+from zvmsnap.journal.operation import OperationWriter, RestoreOperation
+from zvmsnap.points import definition
+from zvmsnap.points.manifest import PERSISTENT_XML
+from zvmsnap.virt import domain_xml, save_image
+from zvmsnap.virt.guest import Guest
+from zvmsnap.virt.host import Host
+from zvmsnap.zfs import zfs
+
+
+class ReplacedGuest:
+    """The guest of now, and what is kept of it in staging until the restore is over."""
+
+    def __init__(
+        self, config: Config, hypervisor: Host, work: OperationWriter[RestoreOperation]
+    ) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self._work = work
+        self._log = log.about(work.task.domain, "restore")
+        self.kept = StagingDir(config.staging_dir / work.task.capture)
+
+    def guest(self) -> Guest | None:
+        """The guest, now or then; None if it is not defined."""
+        return self._hypervisor.find(self._work.task.uuid)
+
+    def is_active(self) -> bool:
+        """Is there a QEMU process for it?"""
+        guest = self.guest()
+        return guest is not None and guest.is_active()
+
+    def keep(self) -> None:
+        """Definition, NVRAM and TPM state into staging, where its RAM has room. Raises NoSpace."""
+        self.kept.make()
+        guest = self.guest()
+        if guest is None:
+            return
+        definition.store(guest, self.kept.point, (), [])
+        if self._work.task.saves_memory:
+            ram_bytes = domain_xml.parse(guest.xml()).memory_kib << 10
+            StagingSpace(self._config.staging_dir, 0).take(guest.uuid, ram_bytes)
+
+    def forget(self) -> None:
+        """Remove that again. Raises RestoreFailed if its RAM is nowhere else."""
+        if self._work.task.was_active and not self.is_active() and self.saved():
+            raise RestoreFailed(f"kept, as it holds the RAM of its guest: {self.kept.memory}")
+        self.kept.remove()
+
+    def saved(self) -> bool:
+        """Is its RAM saved to the end, and was not loaded since?"""
+        try:
+            save_image.xml_of(self.kept.memory)
+            return True
+        except (OSError, ImageUnloadable):
+            return False
+
+    def stop(self) -> None:
+        """Save its RAM and stop it, at one instant; or only stop it."""
+        guest = self.guest()
+        if guest is None or not guest.is_active():
+            return
+        wait_idle(guest, self._config.limits.busy_timeout_s)
+        if self._work.task.saves_memory:
+            self.kept.memory.unlink(missing_ok=True)
+            guest.save(str(self.kept.memory))
+        else:
+            guest.destroy()
+
+    def bring_back(self) -> None:
+        """Let it run on as it did, over its disks of now.
+
+        Its RAM is loaded once: it is removed before the guest runs and changes its disks.
+        Raises RestoreFailed.
+        """
+        task = self._work.task
+        if not self.is_active():
+            if task.rollback_begun:
+                raise RestoreFailed(
+                    f"{task.domain} is off, and disks of it were rolled back already"
+                )
+            if not self.saved():
+                self._start()
+                return
+            self._hypervisor.restore(str(self.kept.memory), paused=True)
+        self.kept.memory.unlink(missing_ok=True)
+        sync_dir(self.kept.point)
+        guest = self._hypervisor.guest(task.uuid)
+        if guest.pause() and not task.was_paused:
+            guest.resume()
+
+    def _start(self) -> None:
+        task = self._work.task
+        if task.owner.boot != Process.of(task.owner.pid).boot:
+            self._log.warning("is off: the host went down before its RAM was saved")
+            return
+        guest = self.guest()
+        if guest is None:
+            raise RestoreFailed(f"{task.domain} is off, and was transient: start it again")
+        self._log.warning("its RAM was not saved: it boots from its disks")
+        guest.create()
+
+    def define(self) -> None:
+        """Its definition, NVRAM and TPM state of now again."""
+        task = self._work.task
+        if task.guest_existed:
+            xml = (self.kept.point / PERSISTENT_XML).read_text()
+            self._hypervisor.define(xml)
+            definition.put_firmware(self.kept.point, xml, task.uuid)
+            return
+        guest = self.guest()
+        if guest and guest.is_persistent() and not task.was_active:
+            guest.undefine()
+
+    def take_safety(self) -> None:
+        """Snapshots of its disks of now."""
+        if self._work.task.was_active:
+            self._note_memory()
+        done = {found.dataset for found in zfs.snapshots(self._snapshots()).present.values()}
+        missing = [dataset for dataset in self._safety.request_datasets if dataset not in done]
+        zfs.take_snapshots(missing, self._safety.run)
+
+    def _note_memory(self) -> None:
+        changes: dict[str, Any] = {"disks_frozen_at_s": time.time()}
+        try:
+            changes["memory_format"] = save_image.read_header(self.kept.memory).format
+        except ImageUnloadable as error:
+            changes |= {"level": ConsistencyLevel.CRASH, "reason": str(error)}
+        self._work.note(safety_entry=msgspec.structs.replace(self._safety, **changes))
+
+    def drop_safety(self) -> None:
+        """Destroy these snapshots again."""
+        for found in zfs.snapshots(self._snapshots()).present:
+            zfs.destroy(found)
+
+    def publish(self) -> None:
+        """The safety point goes into the vault, with what is kept in staging."""
+        moved = {
+            unit.top + member.path: unit.set_aside + member.path
+            for unit in self._work.task.swap_trees
+            for member in unit.datasets
+        }
+        safety = msgspec.structs.replace(self._safety, relocated_datasets=moved)
+        journal = Journal(self._config.journal_dir)
+        try:
+            publish(self._config, self._hypervisor, EntryWriter(journal, safety), self._log)
+        except SnapshotMissing as error:
+            self._log.warning("no safety point: %s", error)
+
+    @property
+    def _safety(self) -> Entry:
+        assert self._work.task.safety_entry
+        return self._work.task.safety_entry
+
+    def _snapshots(self) -> list[str]:
+        return [f"{dataset}@{self._safety.run}" for dataset in self._safety.request_datasets]

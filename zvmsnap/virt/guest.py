@@ -1,0 +1,318 @@
+"""One libvirt domain: the verbs we use, with errors as our own exceptions."""
+
+from __future__ import annotations
+
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import libvirt
+
+from zvmsnap.virt.downtime import PauseClock
+from zvmsnap.virt.libvirt_error import translated
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by its own power management",
+}
+
+
+class Pause(Enum):
+    """Why a guest stands still."""
+
+    USER = "somebody's wish"
+    IO_ERROR = "an I/O error, as of a full overlay"
+    JOB = "a job that ended or died"
+    OTHER = "a cause of its own"
+
+
+_PAUSES = {
+    libvirt.VIR_DOMAIN_PAUSED_USER: Pause.USER,
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: Pause.IO_ERROR,
+    libvirt.VIR_DOMAIN_PAUSED_UNKNOWN: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_SAVE: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_DUMP: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: Pause.JOB,
+}
+
+
+class Guest:
+    """One domain. Every method raises DomainGone or another LibvirtFailed."""
+
+    def __init__(self, domain: Any) -> None:
+        self._domain = domain
+        self.name: str = domain.name()
+        self.uuid: str = domain.UUIDString()
+
+    def xml(self, *, persistent: bool = False, secure: bool = False) -> str:
+        """The live definition, or the one that the next start will use."""
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0
+        flags |= libvirt.VIR_DOMAIN_XML_SECURE if secure else 0
+        with self._doing("reading its definition"):
+            return str(self._domain.XMLDesc(flags))
+
+    def is_active(self) -> bool:
+        """Is there a QEMU process for it?"""
+        with self._doing("asking for its state"):
+            return bool(self._domain.isActive())
+
+    def is_persistent(self) -> bool:
+        """Does its definition outlive its process?"""
+        with self._doing("asking for its state"):
+            return bool(self._domain.isPersistent())
+
+    def state(self) -> str:
+        """`running`, `paused`, `shut off`, ..."""
+        with self._doing("asking for its state"):
+            return _STATES.get(self._domain.state()[0], "in an unknown state")
+
+    def pause(self) -> Pause | None:
+        """Why it stands still, None if it does not."""
+        with self._doing("asking for its state"):
+            state, reason = self._domain.state()[:2]
+        if state != libvirt.VIR_DOMAIN_PAUSED:
+            return None
+        return _PAUSES.get(reason, Pause.OTHER)
+
+    def define(self, xml: str) -> None:
+        """Replace its persistent definition."""
+        with self._doing("defining"):
+            self._domain.connect().defineXMLFlags(xml, 0)
+
+    def create(self, *, paused: bool = False) -> None:
+        """Start it, from its disks."""
+        with self._doing("starting"):
+            self._domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def destroy(self) -> None:
+        """End its process at once."""
+        with self._doing("stopping"):
+            self._domain.destroy()
+
+    def save(self, image: str) -> None:
+        """Write its RAM into an image and stop it, at one instant."""
+        with self._doing("saving its RAM"):
+            if hasattr(libvirt, "VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT"):  # libvirt 11.2
+                # Whatever qemu.conf says: nobody waits for a compressor while the guest is off.
+                self._domain.saveParams(
+                    {
+                        libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: image,
+                        libvirt.VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT: "raw",
+                    },
+                    0,
+                )
+            else:
+                self._domain.saveFlags(image, None, 0)
+
+    def pull_plugs(self) -> None:
+        """Set the links down, of those of its network cards whose definition says so.
+
+        Needed once RAM was loaded: QEMU takes the state of a link from that, while libvirt thinks
+        that it is as in the definition. So it is told that the link is up, and then down.
+        """
+        for card in ET.fromstring(self.xml()).findall("devices/interface"):
+            link = card.find("link")
+            if link is None or link.get("state") != "down":
+                continue
+            for state in ("up", "down"):
+                link.set("state", state)
+                with self._doing(f"setting a link {state}"):
+                    self._domain.updateDeviceFlags(
+                        ET.tostring(card, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE
+                    )
+
+    def undefine(self) -> None:
+        """Remove its definition, its NVRAM and the state of its TPM."""
+        flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        # libvirt 8.9 and later; before, the state of a TPM always went with the definition.
+        flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_TPM", 0)
+        with self._doing("undefining"):
+            self._domain.undefineFlags(flags)
+
+    def cpu_time_s(self) -> float:
+        """How long its CPUs have worked."""
+        with self._doing("asking for its CPU time"):
+            return float(self._domain.info()[4]) / 1e9
+
+    def screenshot(self) -> bytes:
+        """Its first screen, in the form that QEMU gives it (a portable pixmap)."""
+        with self._doing("taking a screenshot"):
+            stream = self._domain.connect().newStream(0)
+            self._domain.screenshot(stream, 0, 0)
+            parts: list[bytes] = []
+            stream.recvAll(lambda _stream, data, _opaque: parts.append(data), None)
+            stream.finish()
+            return b"".join(parts)
+
+    def agent_set_timeout(self, timeout_s: int) -> None:
+        """How long answers of its agent are waited for; without it, for ever."""
+        with self._doing("setting its agent's time limit"):
+            self._domain.agentSetResponseTimeout(timeout_s, 0)
+
+    def agent_command(self, command: str, timeout_s: int) -> str:
+        """Send a command (JSON) to its agent, return the answer."""
+        import libvirt_qemu
+
+        with self._doing("asking its agent"):
+            return str(libvirt_qemu.qemuAgentCommand(self._domain, command, timeout_s, 0))
+
+    def set_time(self, now_s: float) -> None:
+        """Set its clock, through its agent."""
+        seconds, fraction_s = divmod(now_s, 1)
+        with self._doing("setting its clock"):
+            self._domain.setTime({"seconds": int(seconds), "nseconds": int(fraction_s * 1e9)})
+
+    def fs_freeze(self) -> int:
+        """Freeze its file systems, through its agent; how many were.
+
+        They stay so until `fs_thaw`, whoever dies: libvirt has no lease for it.
+        """
+        with self._doing("freezing its file systems"):
+            return int(self._domain.fsFreeze(None, 0))
+
+    def fs_thaw(self) -> int:
+        """Thaw its file systems; how many were frozen. Harmless if none was."""
+        with self._doing("thawing its file systems"):
+            return int(self._domain.fsThaw(None, 0))
+
+    def managed_save_xml(self) -> str | None:
+        """The definition in its managed save image, None if it has none."""
+        with self._doing("reading its managed save image"):
+            if not self._domain.hasManagedSaveImage(0):
+                return None
+            return str(self._domain.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE))
+
+    def managed_save_define(self, xml: str) -> None:
+        """Change host-side details, such as paths of disks, in its managed save image."""
+        with self._doing("changing its managed save image"):
+            self._domain.managedSaveDefineXML(xml, 0)
+
+    def has_job(self) -> bool:
+        """Is a migration, backup, save or dump under way?"""
+        with self._doing("asking for its job"):
+            return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+
+    def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
+        """Take an atomic snapshot of which libvirt keeps no metadata: live RAM and disks, or disks.
+
+        Blocks until RAM is written and the disks have switched; may be ended by `abort_job`
+        from another thread (DumpAborted). libvirt resumes the guest and removes what it made
+        when it fails. Where a disk is `manual` the guest is paused when it returns. Without
+        metadata nobody can later load this RAM over newer disks.
+        """
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        )
+        if disk_only:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        else:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+        with self._doing("snapshot of its disks" if disk_only else "memory snapshot"):
+            self._domain.snapshotCreateXML(xml, flags)
+
+    def abort_job(self) -> None:
+        """End the memory dump under way."""
+        with self._doing("aborting its dump"):
+            self._domain.abortJob()
+
+    def suspend(self) -> None:
+        """Stop its CPUs."""
+        with self._doing("pausing"):
+            self._domain.suspend()
+
+    def resume(self) -> None:
+        """Let its CPUs run again."""
+        with self._doing("resuming"):
+            self._domain.resume()
+
+    def migrate_max_downtime_ms(self) -> int:
+        """The pause that QEMU allows itself for the last part of RAM."""
+        with self._doing("reading its allowed pause"):
+            return int(self._domain.migrateGetMaxDowntime(0))
+
+    def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
+        """Set that pause. It persists in QEMU: whoever raises it puts the old one back."""
+        with self._doing("setting its allowed pause"):
+            self._domain.migrateSetMaxDowntime(pause_ms, 0)
+
+    def block_commit(self, target: str, base: str) -> None:
+        """Start merging what lies above `base` into it.
+
+        Without a base libvirt would commit down to the bottom, into a golden image.
+        """
+        with self._doing(f"commit of {target}"):
+            self._domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+
+    def block_job_pivot(self, target: str) -> None:
+        """Switch disk `target` to its base. Raises BlockJobNotReady: try again."""
+        with self._doing(f"pivot of {target}"):
+            self._domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+
+    def snapshot_names(self) -> list[str]:
+        """Names of the snapshots of which libvirt keeps metadata."""
+        with self._doing("listing its snapshots"):
+            return [snapshot.getName() for snapshot in self._domain.listAllSnapshots()]
+
+    def snapshot_delete_metadata(self, name: str) -> None:
+        """Make libvirt forget a snapshot, without touching any disk or image."""
+        with self._doing(f"forgetting snapshot {name}"):
+            snapshot = self._domain.snapshotLookupByName(name)
+            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+    @contextmanager
+    def pauses(self) -> Iterator[PauseClock]:
+        """Measures how long the guest stands still."""
+        clock = PauseClock()
+        changes = {
+            libvirt.VIR_DOMAIN_EVENT_SUSPENDED: clock.stopped,
+            libvirt.VIR_DOMAIN_EVENT_RESUMED: clock.resumed,
+        }
+
+        def on_lifecycle(_connection: Any, _domain: Any, event: int, *_details: object) -> None:
+            changes.get(event, lambda: None)()
+
+        def on_job(_connection: Any, _domain: Any, stats: dict[str, Any], *_: object) -> None:
+            clock.told_by_job(float(stats.get("downtime", 0)) / 1000)
+
+        with (
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, on_job),
+        ):
+            yield clock
+
+    @contextmanager
+    def block_job_events(self) -> Iterator[threading.Event]:
+        """An event that is set whenever a block job of this guest changes its state."""
+        changed = threading.Event()
+
+        def on_block_job(*_arguments: object) -> None:
+            changed.set()
+
+        with self._events(libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, on_block_job):
+            yield changed
+
+    @contextmanager
+    def _events(self, kind: int, callback: Callable[..., None]) -> Iterator[None]:
+        connection = self._domain.connect()
+        with self._doing("registering for events"):
+            handle = connection.domainEventRegisterAny(self._domain, kind, callback, None)
+        try:
+            yield
+        finally:
+            with self._doing("leaving events"):
+                connection.domainEventDeregisterAny(handle)
+
+    @contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        with translated(f"{self.name}: {what}"):
+            yield

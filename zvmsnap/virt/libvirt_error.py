@@ -1,0 +1,36 @@
+"""libvirt's errors as our own exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import libvirt
+
+from zvmsnap.common.errors import (
+    AgentSilent,
+    BlockJobNotReady,
+    DomainGone,
+    DomainLocked,
+    DumpAborted,
+    LibvirtFailed,
+)
+
+_CAUSES: dict[int, type[LibvirtFailed]] = {
+    libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
+    libvirt.VIR_ERR_BLOCK_COPY_ACTIVE: BlockJobNotReady,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: DomainLocked,
+    libvirt.VIR_ERR_OPERATION_ABORTED: DumpAborted,
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: AgentSilent,
+}
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise libvirt's errors as our own, with what was being done."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        code = error.get_error_code() or 0
+        message = (error.get_error_message() or str(error)).strip()
+        raise _CAUSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error

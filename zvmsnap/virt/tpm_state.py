@@ -1,0 +1,243 @@
+"""The state of an emulated TPM (swtpm): captured as a small tar, and put back. Files only.
+
+With a RAM image it travels inside that, as in a migration; the tar is for starts without RAM,
+from disks whose keys it may hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import secrets
+import stat
+import tarfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from zvmsnap.common.errors import TpmUncapturable, VaultDamaged
+
+SWTPM = Path("/var/lib/libvirt/swtpm")
+_MAX_BYTES = 16 << 20
+
+# Not .lock, which is of swtpm's process; nor what swtpm has not renamed to its real name yet.
+_NAME = re.compile(r"(?!TMP)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+# The name in the archive of a state that is a single file, whatever that is called.
+_SINGLE = "state"
+_PASSABLE_DIR = 0o711  # as libvirt makes them
+_PRIVATE_DIR = 0o700
+_MODE = 0o666
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the state lies: in a directory, or in a single file."""
+
+    path: Path
+    is_file: bool = False
+
+
+@dataclass(frozen=True)
+class _File:
+    data: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
+def state_of(xml: str, uuid: str) -> State | None:
+    """Where the TPM in this definition keeps its state; None without a TPM.
+
+    | backend           | its source  | state                                            |
+    |-------------------|-------------|--------------------------------------------------|
+    | emulator          | none        | /var/lib/libvirt/swtpm/UUID/tpm1.2 or .../tpm2   |
+    | emulator          | type='dir'  | that directory                                   |
+    | emulator          | type='file' | that file                                        |
+    | passthrough, external, any other| raises TpmUncapturable                           |
+    """
+    device = ET.fromstring(xml).find("devices/tpm")
+    if device is None:
+        return None
+    backend = device.find("backend")
+    kind = backend.get("type", "") if backend is not None else ""
+    if backend is None or kind != "emulator":
+        raise TpmUncapturable(f"the state of a TPM of type {kind!r} cannot be captured")
+    source = backend.find("source")
+    if source is None:
+        return State(SWTPM / uuid / ("tpm1.2" if backend.get("version") == "1.2" else "tpm2"))
+    kind, path = source.get("type", ""), source.get("path", "")
+    if kind not in ("dir", "file") or not path.startswith("/"):
+        raise TpmUncapturable(
+            f"the state of a TPM with source {kind!r} {path!r} is not ours to read"
+        )
+    return State(Path(path), is_file=kind == "file")
+
+
+def archive(xml: str, uuid: str) -> bytes | None:
+    """The state as a tar, the same bytes for the same state; None if there is none (yet).
+
+    Raises TpmUncapturable.
+    """
+    state = state_of(xml, uuid)
+    if state is None:
+        return None
+    try:
+        files = _read(state)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TpmUncapturable(f"TPM state {state.path}: {error.strerror}") from error
+    return _packed(files) if files else None
+
+
+def why_stale(xml: str, uuid: str, stored: Path) -> str | None:
+    """Why the archive in `stored`, if any, does not hold the state of now; None if it does."""
+    try:
+        now = archive(xml, uuid)
+    except TpmUncapturable as error:
+        return str(error)
+    before = stored.read_bytes() if stored.exists() else None
+    return None if now == before else "the TPM's state changed while RAM was written"
+
+
+def put_back(stored: Path, xml: str, uuid: str) -> None:
+    """Replace the state of the TPM in this definition by an archive; the guest must be off.
+
+    Nothing is replaced before all is written. Raises VaultDamaged for an archive that is not
+    ours, TpmUncapturable where the definition has no TPM that could take it, and OSError.
+    """
+    state = state_of(xml, uuid)
+    if state is None:
+        raise TpmUncapturable(f"{stored}: the guest has no TPM that could take this state")
+    files = _unpacked(stored)
+    if state.is_file is not (set(files) == {_SINGLE}):
+        # swtpm keeps the two in different formats.
+        raise TpmUncapturable(f"{stored}: is not of the kind that the TPM keeps in {state.path}")
+    if state.is_file:
+        files = {state.path.name: files[_SINGLE]}
+    else:
+        _make(state.path, next(iter(files.values())))
+    with _opened(state.path.parent if state.is_file else state.path) as directory:
+        _replace(directory, files)
+        if not state.is_file:
+            for name in set(_names(directory)) - set(files):
+                os.unlink(name, dir_fd=directory)
+        os.fsync(directory)
+
+
+def _read(state: State) -> dict[str, _File]:
+    files = {}
+    room_bytes = _MAX_BYTES
+    with _opened(state.path.parent if state.is_file else state.path) as directory:
+        for name in [state.path.name] if state.is_file else sorted(_names(directory)):
+            with suppress(FileNotFoundError):
+                found = _read_file(directory, name, room_bytes + 1)
+                room_bytes -= len(found.data)
+                files[_SINGLE if state.is_file else name] = found
+            if room_bytes < 0:
+                raise OSError(errno.EFBIG, f"is larger than {_MAX_BYTES >> 20} MiB")
+    return files
+
+
+def _names(directory: int) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                yield entry.name
+
+
+def _read_file(directory: int, name: str, max_bytes: int) -> _File:
+    # The directory is swtpm's: a symlink is not followed, nor a FIFO waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=directory)
+    status = os.fstat(descriptor)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, f"{name} is no regular file")
+        return _File(file.read(max_bytes), status.st_mode & _MODE, status.st_uid, status.st_gid)
+
+
+def _packed(files: Mapping[str, _File]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, file in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(file.data)
+            member.mode, member.uid, member.gid = file.mode, file.uid, file.gid
+            tar.addfile(member, io.BytesIO(file.data))
+    return packed.getvalue()
+
+
+def _unpacked(stored: Path) -> dict[str, _File]:
+    try:
+        with stored.open("rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
+            files = {}
+            room_bytes = _MAX_BYTES
+            while member := tar.next():
+                room_bytes -= member.size
+                if not _is_ours(member) or member.name in files or room_bytes < 0:
+                    raise VaultDamaged(f"{stored}: {member.name!r} is nothing that we archive")
+                content = tar.extractfile(member)
+                data = content.read() if content else b""
+                files[member.name] = _File(data, member.mode & _MODE, member.uid, member.gid)
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise VaultDamaged(f"{stored}: is no archive of a TPM's state: {error}") from error
+    if not files:
+        raise VaultDamaged(f"{stored}: holds nothing")
+    return files
+
+
+def _is_ours(member: tarfile.TarInfo) -> bool:
+    return (
+        member.type == tarfile.REGTYPE
+        and not member.issparse()
+        and bool(_NAME.fullmatch(member.name))
+        and member.size >= 0
+        and 0 <= member.uid < 2**31
+        and 0 <= member.gid < 2**31
+    )
+
+
+def _make(directory: Path, like: _File) -> None:
+    """Make a state directory of the owner of its files; libvirt sees to it again at each start."""
+    if directory.is_dir():
+        return
+    directory.parent.mkdir(mode=_PASSABLE_DIR, parents=True, exist_ok=True)
+    directory.mkdir(mode=_PRIVATE_DIR)
+    os.chown(directory, like.uid, like.gid, follow_symlinks=False)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _replace(directory: int, files: Mapping[str, _File]) -> None:
+    # In a directory that is not root's: nothing there is followed.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    beside = {name: f".{name}.{secrets.token_hex(4)}.tmp" for name in files}
+    try:
+        for name, file in files.items():
+            descriptor = os.open(beside[name], flags, 0o600, dir_fd=directory)
+            with os.fdopen(descriptor, "wb") as target:
+                target.write(file.data)
+                target.flush()
+                os.fchown(descriptor, file.uid, file.gid)
+                os.fchmod(descriptor, file.mode)
+                os.fsync(descriptor)
+        for name, temporary in beside.items():
+            os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        for temporary in beside.values():
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+        raise

@@ -1,0 +1,90 @@
+"""The mount table: which filesystem holds a path, and where the whole of one can be seen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of the mount table; `dataset` is "" where the file system is not ZFS.
+
+    `root` is the directory of the file system that is seen at `mountpoint`: "/", but for bind
+    mounts. `parent` is the number of the mount that this one lies upon.
+    """
+
+    number: int
+    parent: int
+    root: str
+    mountpoint: str
+    dataset: str
+
+
+def read_table(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
+    """The mount table, in the kernel's order."""
+    found = []
+    # A mountpoint may hold any byte; of those that would break a line only \n is escaped.
+    for line in table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
+        # proc_pid_mountinfo(5): id parent device root mountpoint ... - type source ...
+        before, _, after = line.partition(" - ")
+        number, parent, _, root, mountpoint = before.split(" ")[:5]
+        kind, source = after.split(" ")[:2]
+        dataset = _unescape(source) if kind == "zfs" else ""
+        found.append(
+            Mount(int(number), int(parent), _unescape(root), _unescape(mountpoint), dataset)
+        )
+    return found
+
+
+def dataset_of_path(path: str, table: Sequence[Mount]) -> tuple[str, str] | None:
+    """The filesystem that holds `path`, and the path in it; None if that is not ZFS.
+
+    `path` must be absolute and free of symlinks.
+    """
+    mount = _mount_of_path(path, table)
+    if mount is None or not mount.dataset:
+        return None
+    inside = os.path.relpath(path, mount.mountpoint)
+    return mount.dataset, os.path.relpath(os.path.join(mount.root, inside), "/")
+
+
+def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:
+    """Where the whole of a filesystem can be seen; None if it is not mounted, or hidden."""
+    for mount in table:
+        if mount.dataset == dataset and dataset_of_path(mount.mountpoint, table) == (dataset, "."):
+            return mount.mountpoint
+    return None
+
+
+def _mount_of_path(path: str, table: Sequence[Mount]) -> Mount | None:
+    """Go down from the root as the kernel does, onto whatever is mounted upon each directory.
+
+    So a mount that a later one hides, by lying on it or above it, is never reached.
+    """
+    numbers = {mount.number for mount in table}
+    upon: dict[tuple[int | None, str], Mount] = {}
+    for mount in table:
+        # The root's parent is itself, or one that we cannot see.
+        is_root = mount.parent == mount.number or mount.parent not in numbers
+        upon[None if is_root else mount.parent, mount.mountpoint] = mount
+    found: Mount | None = None
+    for directory in (*reversed(PurePath(path).parents), path):
+        while below := upon.get((found.number if found else None, str(directory))):
+            found = below
+    return found
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+@dataclass(frozen=True)
+class DiskLocation:
+    """Where a disk really lies: dataset and path in it ("" for a volume)."""
+
+    dataset: str
+    path: str

@@ -1,0 +1,88 @@
+"""What ZFS tells of datasets and snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset.
+
+    `modes` are those of zvmsnap:mode:TYPE that are set. Its guid outlives renames. `origin` is the
+    snapshot that it is a clone of, "" if none. `mountpoint` is the property: `none` and `legacy`
+    are no paths, "" for a volume.
+    """
+
+    name: str
+    type: str
+    compressed: bool
+    mode: str = ""
+    recursive: str = ""
+    guid: int = 0
+    origin: str = ""
+    mounted: bool = False
+    mountpoint: str = ""
+    canmount: str = ""
+    encrypted: bool = False
+    locked: bool = False  # encrypted, and its key is not loaded
+    modes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, order=True)
+class Snapshot:
+    """A snapshot that exists; its guid outlives renames and replication, its name does not."""
+
+    dataset: str
+    name: str
+    guid: int
+    createtxg: int
+
+    @property
+    def full_name(self) -> str:
+        """`dataset@name`."""
+        return f"{self.dataset}@{self.name}"
+
+
+@dataclass(frozen=True)
+class SnapshotListing:
+    """What ZFS said of snapshots: `dataset@name` to what exists, and which pools are imported.
+
+    Absence from a pool that is not imported proves nothing. `homeless` are names asked for whose
+    dataset does not exist: destroyed with them, or renamed, which a name cannot tell.
+    """
+
+    present: Mapping[str, Snapshot]
+    pools: frozenset[str]
+    homeless: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Subtree:
+    """All that lies below a dataset: datasets, and snapshots by `dataset@name`."""
+
+    datasets: frozenset[str]
+    snapshots: Mapping[str, Snapshot]
+    filesystems: frozenset[str] = frozenset()
+
+    def of(self, dataset: str) -> list[Snapshot]:
+        """The snapshots of one dataset, oldest first."""
+        return self._by_dataset.get(dataset, [])
+
+    @cached_property
+    def _by_dataset(self) -> dict[str, list[Snapshot]]:
+        found: dict[str, list[Snapshot]] = {}
+        for snapshot in sorted(self.snapshots.values(), key=lambda each: each.createtxg):
+            found.setdefault(snapshot.dataset, []).append(snapshot)
+        return found
+
+
+@dataclass(frozen=True)
+class SnapshotUsage:
+    """A snapshot, with what keeps it from being destroyed: clones of it, and holds on it."""
+
+    snapshot: Snapshot
+    clones: tuple[str, ...]
+    holds: int

@@ -1,0 +1,52 @@
+"""Volumes and their device nodes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from zvmsnap.common.errors import ZfsFailed
+
+_BLKZNAME = 0x8000_0000 | 256 << 16 | 0x12 << 8 | 125  # _IOR(0x12, 125, char[256]), sys/zvol.h
+_LOOK_EVERY_S = 0.05
+
+
+def device_of(volume: str) -> str:
+    """The path of a volume's block device; udev writes a blank in its name as a plus sign."""
+    return f"/dev/zvol/{volume.replace(' ', '+')}"
+
+
+def wait_device(volume: str, timeout_s: float) -> None:
+    """Wait until udev has made the volume's device, of this very volume. Raises ZfsFailed."""
+    device = device_of(volume)
+    deadline_s = time.monotonic() + timeout_s
+    while volume_of(device) != volume:
+        if time.monotonic() > deadline_s:
+            raise ZfsFailed(f"{device}: did not appear within {timeout_s:g} s; does udev run?")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def volume_of(device: str) -> str | None:
+    """The volume behind a block device such as /dev/zvol/..., /dev/zd16 or a partition of one.
+
+    Asked of the device itself, which no symlink and no naming rule can fool. None if it is none.
+    """
+    real = os.path.realpath(device)
+    name = os.path.basename(real)
+    if not name.startswith("zd"):
+        return None
+    if Path(f"/sys/class/block/{name}/partition").exists():
+        real = "/dev/" + Path(f"/sys/class/block/{name}").resolve().parent.name
+    try:
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        answer = fcntl.ioctl(descriptor, _BLKZNAME, bytes(256))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return answer.split(b"\0", 1)[0].decode() or None

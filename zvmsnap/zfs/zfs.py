@@ -1,0 +1,334 @@
+"""The ZFS seam: every question and order to OpenZFS goes through here.
+
+libzfs_core cannot list, so listings come from `zfs list -Hp`, one process for many names. Silence
+of a failed process is never taken for "does not exist": see `snapshots`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import RemoteFailed, ZfsFailed
+from zvmsnap.common.ssh import HERE, RemoteHost, reason
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
+
+# Fixed when a dataset is made, inherited from an origin, or of its keys: `zfs clone` refuses them.
+_OF_THE_DATA = {
+    "casesensitivity",
+    "encryption",
+    "keyformat",
+    "keylocation",
+    "normalization",
+    "pbkdf2iters",
+    "utf8only",
+    "version",
+    "volblocksize",
+    "volsize",
+}
+_ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
+
+
+def datasets() -> dict[str, Dataset]:
+    """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
+    columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
+    columns += "".join(f",zvmsnap:mode:{each}" for each in snapshot_name.TYPES)
+    columns += ",mounted,canmount,encryption,keystatus,mountpoint"
+    found = {}
+    for line in _list("-t", "filesystem,volume", "-o", columns):
+        name, kind, compression, mode, recursive, guid, origin = line[:7]
+        modes = dict(zip(snapshot_name.TYPES, map(_value, line[7:]), strict=False))
+        mounted, canmount, encryption, keystatus, mountpoint = line[7 + len(modes) :]
+        found[name] = Dataset(
+            name=name,
+            type=kind,
+            compressed=compression != "off",
+            mode=_value(mode),
+            recursive=_value(recursive),
+            guid=int(guid),
+            origin=_value(origin),
+            mounted=mounted == "yes",
+            mountpoint=_value(mountpoint),
+            canmount=_value(canmount),
+            encrypted=encryption not in ("off", "-"),
+            locked=keystatus == "unavailable",
+            modes={each: mode for each, mode in modes.items() if mode},
+        )
+    return found
+
+
+def snapshots(names: Iterable[str]) -> SnapshotListing:
+    """Which of the snapshots `dataset@name` exist, in one process. Raises ZfsFailed.
+
+    `zfs list` also fails when only some names are missing. So the pools are asked for in the
+    same call: a pool that answers vouches for what is missing in it. What seems missing is asked
+    for once more through libzfs_core, whose errors have numbers, so that no other failure than
+    "no such snapshot" is ever taken for one.
+    """
+    asked = sorted(set(names))
+    datasets: set[str] = set()
+    present: dict[str, Snapshot] = {}
+    for begin in range(0, len(asked), _ARGUMENTS_MAX):
+        part = asked[begin : begin + _ARGUMENTS_MAX]
+        homes = {_pool(name) for name in part} | {_dataset(name) for name in part}
+        kinds = "filesystem,volume,snapshot"
+        wanted = [*sorted(homes), *part]
+        for line in _list("-t", kinds, "-o", _SNAPSHOT_COLUMNS, *wanted, partial=True):
+            if "@" in line[0]:
+                snapshot = _snapshot(line)
+                present[snapshot.full_name] = snapshot
+            else:
+                datasets.add(line[0])
+    pools = frozenset(_pool(name) for name in asked) & datasets
+    missing = [name for name in asked if name not in present]
+    for name in missing:
+        if _pool(name) in pools:
+            _check_gone(name)
+    homeless = frozenset(name for name in missing if _dataset(name) not in datasets)
+    return SnapshotListing(present, pools, homeless)
+
+
+def all_snapshots() -> SnapshotListing:
+    """All snapshots of all imported pools. Raises ZfsFailed."""
+    pools = frozenset(line[0] for line in _list("-d", "0", "-t", "filesystem", "-o", "name"))
+    found = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
+    return SnapshotListing({snapshot.full_name: snapshot for snapshot in found}, pools)
+
+
+def subtree(root: str, far: RemoteHost = HERE) -> Subtree:
+    """What lies below `root`, with itself, here or at a destination. Raises ZfsFailed."""
+    kinds = "filesystem,volume,snapshot"
+    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, far=far)
+    found = [_snapshot(line) for line in lines if "@" in line[0]]
+    return Subtree(
+        frozenset(line[0] for line in lines if "@" not in line[0]),
+        {snapshot.full_name: snapshot for snapshot in found},
+        frozenset(line[0] for line in lines if line[3] == "filesystem"),
+    )
+
+
+def properties(name: str, names: Sequence[str], far: RemoteHost = HERE) -> dict[str, str]:
+    """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
+    said = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, far=far)
+    return {line[0]: _value(line[1]) for line in _lines(said, columns=2)}
+
+
+def create(name: str) -> None:
+    """Make a filesystem. Raises ZfsFailed."""
+    _zfs("create", name)
+
+
+def create_folder(name: str, far: RemoteHost = HERE) -> None:
+    """Make a filesystem that only holds others, and is never mounted. Raises ZfsFailed."""
+    _zfs("create", "-u", "-o", "canmount=off", name, far=far)
+
+
+def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
+    """How large ZFS estimates a stream: of one snapshot, or of all from `since` to it.
+
+    Raises ZfsFailed.
+    """
+    options = ["-nPw" if raw else "-nP", *(["-I", since] if since else [])]
+    said = _zfs("send", *options, newest)
+    return sum(int(line.split("\t")[1]) for line in said.splitlines() if line.startswith("size\t"))
+
+
+def snapshot_usage(datasets: Sequence[str]) -> list[SnapshotUsage]:
+    """The own snapshots of these datasets, oldest first. Raises ZfsFailed."""
+    if not datasets:
+        return []  # zfs takes no names for all there are
+    columns = f"{_SNAPSHOT_COLUMNS},clones,userrefs"
+    lines = _list("-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns, *datasets)
+    return [
+        SnapshotUsage(
+            _snapshot(line),
+            tuple(clone for clone in _value(line[3]).split(",") if clone),
+            int(_value(line[4]) or 0),
+        )
+        for line in lines
+    ]
+
+
+def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What was set on each of these datasets itself, and a clone of it would lack.
+
+    Without what belongs to the data (and so to a clone anyway). Raises ZfsFailed.
+    """
+    found: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
+    if not found:
+        return found
+    said = _zfs("get", "-Hp", "-s", "local,received", "-o", "name,property,value", "all", *datasets)
+    for dataset, name, value in _lines(said, columns=3):
+        if name not in _OF_THE_DATA:
+            found[dataset][name] = value
+    return found
+
+
+def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
+    """The datasets on which this user property itself was set, and its values.
+
+    With `inherited` also those below them. Raises ZfsFailed.
+    """
+    sources = "local,inherited,received" if inherited else "local"
+    said = _zfs(
+        "get", "-Hp", "-s", sources, "-t", "filesystem,volume", "-o", "name,value", user_property
+    )
+    return {line[0]: line[1] for line in _lines(said, columns=2)}
+
+
+def take_snapshots(datasets: Iterable[str], name: str) -> None:
+    """Take a snapshot of that name of all these datasets, or none; those of a pool at one instant.
+
+    Raises ZfsFailed.
+    """
+    import libzfs_core
+    from libzfs_core.exceptions import ZFSError
+
+    by_pool: dict[str, list[str]] = {}
+    for dataset in sorted(datasets):
+        by_pool.setdefault(_pool(dataset), []).append(f"{dataset}@{name}")
+    taken: list[str] = []
+    for wanted in by_pool.values():
+        try:
+            libzfs_core.lzc_snapshot([full_name.encode() for full_name in wanted])
+        except ZFSError as error:
+            for full_name in taken:
+                destroy(full_name)
+            raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
+        taken += wanted
+
+
+def hold(snapshots: Sequence[str], tag: str) -> None:
+    """Keep snapshots from being destroyed until that hold is released. Raises ZfsFailed."""
+    _zfs("hold", tag, *snapshots)
+
+
+def written_bytes(dataset: str, snapshot: str = "") -> int:
+    """What was written to a dataset since that snapshot (a name), or since its last one or origin.
+
+    Not 0 for a clone that nobody has written to, which has a few blocks of its own.
+    Raises ZfsFailed.
+    """
+    name = f"written@{snapshot}" if snapshot else "written"
+    return int(_zfs("get", "-Hpo", "value", name, dataset))
+
+
+def created_s(snapshot: str) -> int:
+    """When a snapshot was taken, in seconds since the epoch. Raises ZfsFailed."""
+    return int(_zfs("get", "-Hpo", "value", "creation", snapshot))
+
+
+def clone(origin: str, name: str, properties: Mapping[str, str], far: RemoteHost = HERE) -> None:
+    """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
+    settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
+    _zfs("clone", *settings, origin, name, far=far)
+
+
+def promote(name: str, far: RemoteHost = HERE) -> None:
+    """Turn clone and origin round: its snapshots up to the origin become its own.
+
+    Raises ZfsFailed.
+    """
+    _zfs("promote", name, far=far)
+
+
+def rename(name: str, new_name: str, far: RemoteHost = HERE) -> None:
+    """Rename a dataset, with all below it. Raises ZfsFailed."""
+    _zfs("rename", name, new_name, far=far)
+
+
+def set_property(name: str, user_property: str, value: str) -> None:
+    """Set a property of a dataset. Raises ZfsFailed."""
+    _zfs("set", f"{user_property}={value}", name)
+
+
+def inherit(name: str, user_property: str) -> None:
+    """Let a dataset inherit a property again. Raises ZfsFailed."""
+    _zfs("inherit", user_property, name)
+
+
+def mount(name: str) -> None:
+    """Mount a filesystem. Raises ZfsFailed."""
+    _zfs("mount", name)
+
+
+def unmount(name: str) -> None:
+    """Unmount a filesystem. Raises ZfsFailed, as when somebody works in it."""
+    _zfs("unmount", name)
+
+
+def rollback(snapshot: str) -> None:
+    """Put a dataset back to one of its snapshots, destroying the newer ones. Raises ZfsFailed."""
+    _zfs("rollback", "-r", snapshot)
+
+
+def destroy(name: str, *, with_snapshots: bool = False) -> None:
+    """Destroy a dataset or a snapshot, but nothing below it and no clone. Raises ZfsFailed."""
+    if with_snapshots:
+        for use in snapshot_usage([name]):
+            _zfs("destroy", use.snapshot.full_name)
+    _zfs("destroy", name)
+
+
+_SNAPSHOT_COLUMNS = "name,guid,createtxg"
+
+
+def _snapshot(line: Sequence[str]) -> Snapshot:
+    dataset, _, name = line[0].partition("@")
+    return Snapshot(dataset, name, int(line[1]), int(line[2]))
+
+
+def _value(text: str) -> str:
+    return "" if text == "-" else text
+
+
+def _pool(name: str) -> str:
+    return re.split("[/@]", name, maxsplit=1)[0]
+
+
+def _dataset(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _list(*arguments: str, partial: bool = False, far: RemoteHost = HERE) -> list[list[str]]:
+    said = _zfs("list", "-Hp", *arguments, partial=partial, far=far)
+    return _lines(said, 1 + arguments[arguments.index("-o") + 1].count(","))
+
+
+def _zfs(verb: str, *arguments: str, partial: bool = False, far: RemoteHost = HERE) -> str:
+    try:
+        done = far.process(["zfs", verb, *arguments])
+    except RemoteFailed as error:
+        raise ZfsFailed(f"{error}; is zfsutils-linux there?") from error
+    # 1 is "an error occurred", which with `partial` may be no more than a missing name.
+    if done.returncode not in ((0, 1) if partial else (0,)):
+        raise ZfsFailed(f"{far.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}")
+    return _text(done.stdout)
+
+
+def _text(said: bytes) -> str:
+    """A property may hold any byte: a mountpoint, or what somebody has noted."""
+    return said.decode(errors="surrogateescape")
+
+
+def _lines(said: str, columns: int) -> list[list[str]]:
+    """Of that many columns, in the last of which a tab does no harm."""
+    lines = [line.split("\t", columns - 1) for line in said.split("\n")[:-1]]
+    for line in lines:
+        if len(line) != columns:
+            raise ZfsFailed(f"zfs: a property holds a line break, near {line[0]!r}; remove it")
+    return lines
+
+
+def _check_gone(name: str) -> None:
+    import libzfs_core
+    from libzfs_core.exceptions import SnapshotNotFound, ZFSError
+
+    try:
+        libzfs_core.lzc_get_holds(name.encode())
+    except SnapshotNotFound:
+        return
+    except ZFSError as error:
+        raise ZfsFailed(f"{name}: cannot be asked for: {error}") from error
+    raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is concluded")
