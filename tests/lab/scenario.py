@@ -24,7 +24,7 @@ VAULT = "/cheap/vault"
 STAGING = "/var/lib/zvmsnap/staging"
 JOURNAL = "/var/lib/zvmsnap/journal"
 # What sending leaves there for good.
-NOT_UNDER_WAY = "! -path '*/receipts*' ! -path '*/mirrors*' ! -name fetches"
+NOT_UNDER_WAY = "! -path '*/send-status*' ! -path '*/mirrors*' ! -name fetches"
 SANOID_CONF = "/etc/sanoid/sanoid.conf"
 CONFIG = "/etc/zvmsnap/config.toml"
 HOOKS = f"{CODE_DIR}/hooks"

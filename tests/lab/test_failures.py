@@ -207,7 +207,7 @@ def test_second_sanoid_leaves_the_moment_of_the_first_alone(lab: Lab) -> None:
         assert scenario.points(lab) == []
 
         # Started in the same second, it would have the same names.
-        names = json.loads(lab.run(f"cat {scenario.JOURNAL}/*.json").stdout)["names"]
+        names = json.loads(lab.run(f"cat {scenario.JOURNAL}/*.json").stdout)["snapshot_names"]
         scenario.hook(lab, "post-snapshot", WEB.top, names)
         assert on_overlay(lab)
         assert scenario.points(lab) == []

@@ -186,7 +186,7 @@ def thawed_after_s(lab: Lab) -> float:
 @pytest.mark.whole
 @pytest.mark.parametrize("order", ["quiesced", "quiesced,required"])
 def test_nobody_calls_post(lab: Lab, order: str) -> None:
-    scenario.configure(lab, "[limits]\nstill_max_s = 8")
+    scenario.configure(lab, "[limits]\nmax_freeze_s = 8")
     mode(lab, order)
     pre(lab)
     assert 0 < thawed_after_s(lab) < 8 + SLACK_S
@@ -206,7 +206,7 @@ def test_nobody_calls_post(lab: Lab, order: str) -> None:
 
 @pytest.mark.whole
 def test_all_of_ours_is_killed_while_paused(lab: Lab) -> None:
-    scenario.configure(lab, "[limits]\nstill_max_s = 8")
+    scenario.configure(lab, "[limits]\nmax_freeze_s = 8")
     mode(lab, "paused")
     pre(lab)
     assert scenario.state(lab, linux.NAME) == "paused"

@@ -121,10 +121,10 @@ def test_the_clock_of_a_clone(lab: Lab) -> None:
 def test_which_cpu_fits_this_host(lab: Lab, feature: str, fits: bool) -> None:
     """In emulation every guest's CPU fits, so libvirt is asked for others than ours."""
     said = lab.python(f'''
-from zvmsnap.hypervisor import Hypervisor
+from zvmsnap.virt.host import Host
 cpu = """<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model>
 <feature policy='require' name='{feature}'/></cpu>"""
-with Hypervisor("qemu:///system") as host:
+with Host("qemu:///system") as host:
     print(host.has_cpu("/usr/bin/qemu-system-x86_64", "x86_64", "q35", "qemu", cpu))
 ''')
     assert said.strip() == str(fits)

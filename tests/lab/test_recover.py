@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import scenario
@@ -59,7 +60,7 @@ def assert_disks_hold_what_was_printed(lab: Lab) -> None:
 
 
 def test_running_guest_and_its_point(lab: Lab) -> None:
-    assert "web: moment" in lab.run("zvmsnap list").stdout
+    assert re.search("^web: .* is interrupted at step", lab.run("zvmsnap list").stdout, re.M)
     done = recover(lab, "--dry-run")
     assert "web: needs recovery" in done.stdout
     assert len(overlays(lab)) == 2
@@ -170,7 +171,8 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
     scenario.configured(lab)
     scenario.mount_small(lab, 160)
     scenario.configure(lab, 'staging = "/srv/small/staging"\n[limits]\noverlay_room_mib = 1')
-    sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=dump,judge exec sanoid --take-snapshots 2>&1")
+    held = "ZVMSNAP_TEST_STOP_BEFORE='dump,read header'"
+    sanoid = lab.start(f"{held} exec sanoid --take-snapshots 2>&1")
     stopped = STOPPED.format(hook="pre-snapshot")
     lab.run(stopped, timeout_s=scenario.ROUND_LIMIT_S)
     # Paused while it is frozen, so that its first write is not before staging is full.

@@ -24,7 +24,7 @@ def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
     assert "error" not in said.stderr and "warning" not in said.stderr, said
 
     point = scenario.the_point(lab, "web")
-    assert {f"{point.manifest['moment']}_{each}" for each in TYPES} == point.names
+    assert {f"{point.manifest['run']}_{each}" for each in TYPES} == point.names
     existing = {
         f"{dataset}@{name}": guid
         for dataset in WEB.datasets
@@ -63,7 +63,7 @@ def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
 def test_guest_goes_back_to_its_first_moment(lab_session: Lab) -> None:
     scenario.taken(lab_session)
     point = scenario.the_point(lab_session, "web")
-    oldest = f"{point.manifest['moment']}_monthly"
+    oldest = f"{point.manifest['run']}_monthly"
     scenario.assert_coherent(lab_session, WEB, oldest, point.image)
 
 
@@ -76,7 +76,7 @@ def test_guest_goes_back_to_a_later_moment_with_a_compressed_image(lab_session: 
     scenario.take(lab)
     before, later = scenario.points(lab, "web")
     assert before == first
-    assert later.names == {f"{later.manifest['moment']}_hourly"}
+    assert later.names == {f"{later.manifest['run']}_hourly"}
 
     memory = later.manifest["memory"]
     assert memory["compression"] == "zstd"

@@ -64,7 +64,7 @@ def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     second = scenario.points(lab)[-1]
     more = far.send(lab, "web", DESTINATION)
     assert_sent(lab)
-    assert [point["name"] for point in more["points"]] == [f"web@{second.manifest['moment']}"]
+    assert [point["name"] for point in more["points"]] == [f"web@{second.manifest['run']}"]
     assert 0 < more["points_bytes"] < second.manifest["memory"]["stored_bytes"] + 200_000
     full_bytes, more_bytes = (
         sum(stream["stream_bytes"] for stream in load["datasets"]) for load in (full, more)
@@ -75,7 +75,7 @@ def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     assert len(listed.splitlines()) == 3 and "memory" in listed
     status = json.loads(zvmsnap(lab, "status", "--json").stdout)
     (receipt,) = status["destinations"]
-    assert receipt["newest_taken"] == second.manifest["taken"] and receipt["newest_memory"]
+    assert receipt["newest_created"] == second.manifest["created"] and receipt["newest_has_memory"]
     assert holds(lab) == "0"
     scenario.counts_on(lab)
     scenario.assert_at_rest(lab)
@@ -84,7 +84,7 @@ def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     for name in first.names:
         lab.run(f"zfs destroy -r {ROOT}/tank/vm/web@{name}")
     far.send(lab, "web", DESTINATION)
-    assert [point["moment"] for point in far.points(lab)] == [second.manifest["moment"]]
+    assert [point["run"] for point in far.points(lab)] == [second.manifest["run"]]
     assert len(scenario.points(lab)) == 2
 
 
