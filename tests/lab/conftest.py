@@ -10,6 +10,7 @@ the stages together. ZVMSNAP_LAB_KEEP=1 leaves the lab running afterwards, as th
 
 import os
 import re
+import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -35,6 +36,8 @@ _DIAGNOSES = (
 )
 _CRASH = pytest.StashKey[str]()
 _PASSED = pytest.StashKey[frozenset[str]]()
+_LAB = pytest.StashKey[Lab]()
+_CPU = "seconds of CPU"
 _REPEATED = "repeated as the lab's own kernel crashed"
 _GIST_HEAD, _GIST_TAIL = 160, 240
 
@@ -112,8 +115,10 @@ class _Recorder:
             self._bad.add(report.nodeid)
         if report.when == "teardown":
             record.append(record.Outcome(
-                report.nodeid, report.nodeid not in self._bad,
-                round(self._seconds.pop(report.nodeid), 1), record.code_of(report.nodeid)))
+                test=report.nodeid, passed=report.nodeid not in self._bad,
+                seconds=round(self._seconds.pop(report.nodeid), 1),
+                cpu_s=dict(report.user_properties).get(_CPU, 0.0),
+                code=record.code_of(report.nodeid)))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -123,9 +128,9 @@ class _Recorder:
 
 
 @pytest.fixture(scope="session")
-def lab_session() -> Iterator[Lab]:
+def lab_session(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """The lab of this test run, which nobody else changes meanwhile."""
-    lab = Lab()
+    lab = pytestconfig.stash[_LAB] = Lab()
     with lab.alone():
         lab.down()
         own = lab.instance.own_states
@@ -199,6 +204,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
     For that alone: it says nothing of what was tested, and happens under QEMU's emulation.
     """
+    begun_s = _cpu_s(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
     crash = item.stash.get(_CRASH, "")
@@ -206,10 +212,19 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         # Seen in the summary, which another process writes if there are workers.
         item.user_properties.append((_REPEATED, crash.splitlines()[0]))
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    reports[-1].user_properties.append((_CPU, round(_cpu_s(item.config) - begun_s, 1)))
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _cpu_s(config: pytest.Config) -> float:
+    """Seconds of CPU that all which this process started has had so far, its lab before all."""
+    over = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lab = config.stash.get(_LAB, None)
+    note = lab.instance.running() if lab else None
+    return over.ru_utime + over.ru_stime + (note.process.cpu_s() if note else 0.0)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -17,11 +17,12 @@ LINES = settings.CHECKOUT_DIR / "build" / "lab.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one test, and which code it was, of the product and of the test."""
+    """Of one test: how long it took, by the clock and of CPU; which code it was, its own too."""
 
     test: str
     passed: bool
     seconds: float
+    cpu_s: float
     code: str
 
 

@@ -48,6 +48,14 @@ class Process:
         """Whether that very process still runs."""
         return bool(self.started) and _started(self.pid) == self.started
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU that it has had."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """End it as a power cut would, and wait until it is gone."""
         if not self.alive():
