@@ -18,7 +18,9 @@ demo: needs
 	@tests/lab/lab build
 	@ZVMSNAP_LAB_INSTANCE=demo python3 tests/lab/demo.py
 
-test: lint unit lab-test
+test: $(VENV)/ready
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory lab-test
 
 unit: $(VENV)/ready
 	$(PYTEST)

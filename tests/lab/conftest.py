@@ -117,7 +117,7 @@ class _Recorder:
             record.append(record.Outcome(
                 test=report.nodeid, passed=report.nodeid not in self._bad,
                 seconds=round(self._seconds.pop(report.nodeid), 1),
-                cpu_s=dict(report.user_properties).get(_CPU, 0.0),
+                cpu_s=float(str(dict(report.user_properties).get(_CPU, 0))),
                 code=record.code_of(report.nodeid)))
 
     @pytest.hookimpl(trylast=True)

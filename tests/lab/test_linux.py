@@ -117,14 +117,14 @@ def test_the_clock_of_a_clone(lab: Lab) -> None:
     assert abs(clock / 1e9 - float(lab.run("date +%s.%N").stdout)) < 60
 
 
-@pytest.mark.parametrize(("feature", "fits"), [("sse2", True), ("vmx", False)])
-def test_which_cpu_fits_this_host(lab: Lab, feature: str, fits: bool) -> None:
+def test_which_cpu_fits_this_host(lab: Lab) -> None:
     """In emulation every guest's CPU fits, so libvirt is asked for others than ours."""
-    said = lab.python(f'''
+    said = lab.python('''
 from zvmsnap.virt.host import Host
 cpu = """<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model>
-<feature policy='require' name='{feature}'/></cpu>"""
+<feature policy='require' name='%s'/></cpu>"""
 with Host("qemu:///system") as host:
-    print(host.has_cpu("/usr/bin/qemu-system-x86_64", "x86_64", "q35", "qemu", cpu))
+    for feature in ("sse2", "vmx"):
+        print(host.has_cpu("/usr/bin/qemu-system-x86_64", "x86_64", "q35", "qemu", cpu % feature))
 ''')
-    assert said.strip() == str(fits)
+    assert said.split() == ["True", "False"]

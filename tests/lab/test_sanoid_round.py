@@ -11,7 +11,9 @@ from labkit.api import Lab
 
 TYPES = ("monthly", "daily", "hourly")
 # The lab is emulated and its host is busy: shorter silences say nothing of the hooks.
-STALL_MARGIN_S = 6.0
+STALL_MARGIN_S = 12.0
+# Who hears of a pause, from libvirt's events, may hear of it late.
+CLOCKS_DIFFER_S = 3.0
 
 
 def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
@@ -47,7 +49,7 @@ def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
 
     scenario.assert_counted_through(lab, "web")
     (pause_s,) = watch.pauses_s
-    assert abs(pause_s - point.timing["pause_s"]) < 1
+    assert abs(pause_s - point.timing["pause_s"]) < CLOCKS_DIFFER_S
     assert watch.longest_silence_s < pause_s + STALL_MARGIN_S
     print(
         f"paused {pause_s:.2f} s; {watch.longest_silence_s:.2f} s at most between two counts; "
