@@ -22,7 +22,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import definition
-from zvmsnap.quiesce import barrier, thaw, watchdog
+from zvmsnap.quiesce import watchdog
 from zvmsnap.virt import domain_xml, qemu_conf
 from zvmsnap.zfs import mounts, types, zfs
 
@@ -39,8 +39,8 @@ OWNER = Process(4711, 815, "a-boot")
 class Scene:
     """A host on which pre runs.
 
-    `trace` has the steps of the journal ("> dump"), the calls of libvirt ("snapshot"), and "guard"
-    where it is made sure that there is one; with more than one guest, behind the guest's name.
+    `trace` has the steps of the journal ("> dump"), the calls of libvirt ("snapshot"), and
+    "start watchdog" and "require watchdog"; with more than one guest, behind the guest's name.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Scene:
         self.host = host
         self.patch = patch
         self.trace: list[str] = []
-        # What happens once there is such a line in the trace.
+        # What happens when the trace gets such a line.
         self.when: dict[str, Callable[[], None]] = {}
         self.modes: dict[str, dict[str, str]] = {}
         self.cancelled = threading.Event()
-        self.has_guard = True
+        self.has_watchdog = True
         self._table = [mounts.Mount(1, 0, "/", "/", "")]
         self._write = Journal.write
         self._post_within_s = 0.0
@@ -65,12 +65,10 @@ class Scene:
         patch.setattr(mounts, "read_table", lambda: self._table)
         # QEMU's user, who must pass through to the overlays, is no subject here.
         patch.setattr(staging, "check_usable", lambda *_: None)
-        patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "arm"))
-        patch.setattr(watchdog, "require_watchdog", self._ensure)
+        patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "start watchdog"))
+        patch.setattr(watchdog, "require_watchdog", self._require)
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
         patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
-        patch.setattr(thaw, "_THAW_AGAIN_S", 0)
-        patch.setattr(barrier, "_LOOK_AGAIN_S", 0.01)
         self.config.staging_dir.mkdir(exist_ok=True)
 
     def pre(self, *types: str, post_within_s: float = 0) -> bool:
@@ -107,7 +105,7 @@ class Scene:
         self.config = msgspec.structs.replace(self.config, **keys)
 
     def assert_at_rest(self, but: Entry | None = None) -> None:
-        """No guest stands still or is on an overlay, but for what this entry says."""
+        """No guest is held or on an overlay, but for what this entry says."""
         kept = [but.capture] if but else []
         assert [path.name for path in self.config.staging_dir.iterdir()] == kept
         for guest in self.host.known:
@@ -131,11 +129,11 @@ class Scene:
             for name, said in self.modes.items()
         }
 
-    def _ensure(self, config: Config, owner: Process, post_within_s: float) -> None:
+    def _require(self, config: Config, owner: Process, post_within_s: float) -> None:
         assert (owner, post_within_s) == (OWNER, self._post_within_s)
-        self._say("", "guard")
-        if not self.has_guard:
-            raise NotHeld("no guard is there")
+        self._say("", "require watchdog")
+        if not self.has_watchdog:
+            raise NotHeld("no watchdog runs")
 
     def _written(self, journal: Journal, entry: Entry) -> None:
         self._write(journal, entry)
@@ -211,20 +209,20 @@ def agent_of(guest: DumpedGuest) -> FakeAgent:
 
 PREPARED = ["> staging", "> definition"]
 DUMP = [*PREPARED, "> dump", "allow 30", "snapshot", "allow 300", "> read header", "> frozen"]
-FREEZE = [*PREPARED, "> barrier", "guard", "> freeze", "freeze"]
+FREEZE = [*PREPARED, "> barrier", "require watchdog", "> freeze", "freeze"]
 
 # A name for it, what was asked for, what is so, what is reached, and how.
 WHOLE: list[tuple[str, str, Fault, ConsistencyLevel, list[str]]] = [
     ("memory", "memory", fine, MEMORY, DUMP),
-    ("paused", "paused", fine, PAUSED, ["guard", *DUMP]),
-    ("paused, no overlay possible", "paused", shareable, PAUSED, ["guard", *DUMP]),
+    ("paused", "paused", fine, PAUSED, ["require watchdog", *DUMP]),
+    ("paused, no overlay possible", "paused", shareable, PAUSED, ["require watchdog", *DUMP]),
     ("quiesced", "quiesced", fine, QUIESCED, [*FREEZE, "> frozen"]),
     (
         "quiesced, with the administrator's own",
         "quiesced",
         with_scripts,
         QUIESCED,
-        [*PREPARED, "> pre-freeze", "guard", *FREEZE[2:], "> frozen"],
+        [*PREPARED, "> pre-freeze", "require watchdog", *FREEZE[2:], "> frozen"],
     ),
     (
         "quiesced, with overlays",
@@ -265,8 +263,8 @@ def full(scene: Scene, guest: DumpedGuest) -> None:
     scene.change(limits=Limits(overlay_room_mib=1 << 40))
 
 
-def no_guard(scene: Scene, guest: DumpedGuest) -> None:
-    scene.has_guard = False
+def no_watchdog(scene: Scene, guest: DumpedGuest) -> None:
+    scene.has_watchdog = False
 
 
 def disconnected(scene: Scene, guest: DumpedGuest) -> None:

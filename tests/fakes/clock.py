@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from zvmsnap.common.waiting import Clock
 
@@ -30,3 +31,11 @@ class TestClock(Clock):
     def wait(self, event: threading.Event | threading.Condition, timeout_s: float) -> bool:
         self._own.slept_s = self.now_s() + timeout_s
         return event.wait(min(timeout_s, _REALLY_S))
+
+
+def until(reached: Callable[[], bool]) -> None:
+    """Really wait until something is so, however busy this machine is."""
+    deadline_s = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline_s, "never"
+        time.sleep(0.002)

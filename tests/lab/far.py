@@ -99,9 +99,9 @@ def send(lab: Lab, *words: str, status: int = 0) -> Mapping[str, Any]:
     done = back.zvmsnap(lab, "send", "--json", *words, status=status)
     said: Mapping[str, Any]
     (said,) = json.loads(done.stdout)["sent"]
-    (load,) = said["loads"]
-    found: Mapping[str, Any] = load
-    return found
+    (unit,) = said["units"]
+    report: Mapping[str, Any] = unit
+    return report
 
 
 def there(lab: Lab, *words: str, status: int = 0) -> Completed:

@@ -106,7 +106,7 @@ def test_started_on_its_overlays_and_without_journal(lab: Lab, how: str) -> None
     guests.wait_counts(lab, "web", 5)
     done = recover(lab)
     assert "its AppArmor profile denied it its own disks" in done.stderr
-    assert (how == "damaged") == ("set aside" in done.stderr)
+    assert (how == "damaged") == ("cannot be read; renamed" in done.stderr)
     lab.run(f"rm -f {JOURNAL}/*.damaged.seen")
     assert_recovered(lab, done)
     assert scenario.points(lab) == []

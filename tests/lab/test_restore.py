@@ -30,7 +30,7 @@ def test_back_and_forth_with_ram(lab: Lab) -> None:
     before = lab.run("zfs list -Hp -t all -o name,guid").stdout
     planned = zvmsnap(lab, "restore", "--dry-run", f"web@{name}").stdout
     assert f"tank/vm/web holds tank/vm/web@{name} again" in planned
-    assert "nobody to ask" in zvmsnap(lab, "restore", f"web@{name}", status=2).stderr
+    assert "no terminal to ask on" in zvmsnap(lab, "restore", f"web@{name}", status=2).stderr
     assert lab.run("zfs list -Hp -t all -o name,guid").stdout == before
     scenario.counts_on(lab)
 

@@ -67,7 +67,7 @@ def test_full_then_incremental_then_pruned(lab: Lab) -> None:
     assert [point["name"] for point in more["points"]] == [f"web@{second.manifest['run']}"]
     assert 0 < more["points_bytes"] < second.manifest["memory"]["stored_bytes"] + 200_000
     full_bytes, more_bytes = (
-        sum(stream["stream_bytes"] for stream in load["datasets"]) for load in (full, more)
+        sum(stream["stream_bytes"] for stream in unit["datasets"]) for unit in (full, more)
     )
     assert 0 < more_bytes < full_bytes
     print(f"SEND full {full} incremental {more}")
@@ -107,7 +107,7 @@ def test_clone_and_restore_on_the_other_host(lab: Lab) -> None:
     # What was received was not written to: the next stream fits.
     take_another(lab)
     more = far.send(lab, "web", DESTINATION)
-    assert not more["failed"] and more["points"]
+    assert not more["error"] and more["points"]
     assert_sent(lab)
 
     # That host burns; its zvmsnap is told where the disks are.
@@ -143,7 +143,7 @@ def test_fetch_home(lab: Lab) -> None:
     # And everything goes on as before.
     take_another(lab)
     more = far.send(lab, "web", DESTINATION)
-    assert not more["failed"] and len(more["points"]) == 1
+    assert not more["error"] and len(more["points"]) == 1
     scenario.counts_on(lab)
     back.assert_nothing_left(lab)
 
@@ -156,8 +156,8 @@ def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     newer = far.guids(lab, f"{ROOT}/{WEB.top}")
     back.restore(lab, f"web@{name}")
     take_another(lab)
-    load = far.send(lab, "web", DESTINATION)
-    assert not load["failed"]
+    unit = far.send(lab, "web", DESTINATION)
+    assert not unit["error"]
     assert_sent(lab)
     (former,) = [
         each for each in back.zfs_names(lab) if each.startswith(f"{ROOT}/tank/vm/web.before-")
@@ -168,7 +168,7 @@ def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     assert len(far.points(lab)) == 3
     assert all(point["complete_names"] for point in far.points(lab))
     again = far.send(lab, "web", DESTINATION)
-    assert again["points"] == [] and not again["failed"]
+    assert again["points"] == [] and not again["error"]
 
 
 @pytest.mark.whole
@@ -203,11 +203,11 @@ def test_a_guest_on_its_overlay_is_waited_for_and_then_refused(lab: Lab) -> None
     scenario.configure(lab, "[limits]\nbusy_timeout_s = 3")
     name = "autosnap_2099-01-01_00:00:00_hourly"
     assert scenario.hook(lab, "pre-snapshot", WEB.top, [name]).returncode == 0
-    load = far.send(lab, "web", DESTINATION, status=1)
-    assert "is on an overlay" in load["failed"] or "is under way" in load["failed"]
+    unit = far.send(lab, "web", DESTINATION, status=1)
+    assert "is on an overlay" in unit["error"] or "is under way" in unit["error"]
     assert far.points(lab) == []
     scenario.hook(lab, "post-snapshot", WEB.top, [name])
-    assert not far.send(lab, "web", DESTINATION)["failed"]
+    assert not far.send(lab, "web", DESTINATION)["error"]
     assert_sent(lab)
 
 
@@ -257,8 +257,8 @@ def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
     assert there == ([] if stage == "datasets" else [None])
     assert holds(lab) == "0"
     lab.run("until ! pgrep -f '[z]fs receive' > /dev/null; do sleep 0.2; done")
-    load = far.send(lab, "--memory", "all", "web", DESTINATION)
-    assert not load["failed"]
+    unit = far.send(lab, "--memory", "all", "web", DESTINATION)
+    assert not unit["error"]
     assert_sent(lab, booted=fault == "power cut")
     assert len(far.points(lab)) == 2
     verified = far.there(lab, "verify", "--json")
@@ -270,13 +270,13 @@ def test_interrupted(lab: Lab, stage: str, fault: str) -> None:
 def test_destination_full(lab: Lab, full: str) -> None:
     grown(lab)
     lab.run(f"zfs set quota={'1M' if full == ROOT else '300K'} {full}")
-    load = far.send(lab, "web", DESTINATION, status=1)
-    assert "space" in load["failed"] or "quota" in load["failed"].lower()
+    unit = far.send(lab, "web", DESTINATION, status=1)
+    assert "space" in unit["error"] or "quota" in unit["error"].lower()
     # Points without RAM may have found room.
     assert not any(point["memory"] for point in far.points(lab))
     assert holds(lab) == "0"
     lab.run(f"zfs set quota=none {full}")
-    assert not far.send(lab, "web", DESTINATION)["failed"]
+    assert not far.send(lab, "web", DESTINATION)["error"]
     assert_sent(lab)
     assert len(far.points(lab)) == 2
 
@@ -284,8 +284,8 @@ def test_destination_full(lab: Lab, full: str) -> None:
 @pytest.mark.whole
 def test_bandwidth_is_kept(lab: Lab) -> None:
     grown(lab)
-    load = far.send(lab, "--bwlimit", "150k", "web", DESTINATION)
-    (web,) = [each for each in load["datasets"] if each["dataset"] == WEB.top]
+    unit = far.send(lab, "--bwlimit", "150k", "web", DESTINATION)
+    (web,) = [each for each in unit["datasets"] if each["dataset"] == WEB.top]
     assert web["stream_bytes"] > 4 << 20
     # A little of it may go at once.
     assert web["seconds"] > 0.9 * (4 << 20) / (150 << 10)
@@ -310,8 +310,8 @@ def test_another_pool_encrypted_and_with_names_for_a_shell(lab: Lab) -> None:
     lab.run(
         f"install -d -o {far.USER} {quote(vault)} && zfs set zvmsnap:vault={quote(vault)} {ROOT}"
     )
-    load = far.send(lab, "tank/my secrets: 1", DESTINATION)
-    assert load["datasets"][0]["raw"]
+    unit = far.send(lab, "tank/my secrets: 1", DESTINATION)
+    assert unit["datasets"][0]["raw"]
     there = f"{ROOT}/tank/my secrets: 1"
     assert far.guids(lab, there) == far.guids(lab, "tank/my secrets: 1")
     assert lab.run(f"zfs get -Ho value keystatus {quote(there)}").stdout.strip() == "unavailable"

@@ -89,7 +89,7 @@ def test_the_guard_lets_go_what_post_is_about_to(
 
     def connect(uri: str) -> FakeHost:
         guest.resume()
-        thaw.release_guest(
+        thaw.resume_or_thaw(
             config,
             guest,
             EntryWriter(Journal(config.journal_dir), known),
@@ -116,7 +116,6 @@ def test_guard_outlives_a_host_without_descriptors(
     post_within_s: str,
 ) -> None:
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(mounts, "read_table", list)
     configure(tmp_path, config, monkeypatch)
     with (tmp_path / "config.toml").open("a") as file:
@@ -188,7 +187,6 @@ def test_guard_goes_when_its_guest_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=1.0)
     guest.exists = False
     with deadline.enforce_deadline(config, OWNER):
@@ -207,7 +205,6 @@ def test_deadline_outlives_a_host_without_threads(
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=uptime_s() - 61)
     start = threading.Thread.start
     failed: list[int] = []
@@ -317,7 +314,6 @@ def test_pre_that_died_behind_pre_freeze(
     tmp_path: Path,
 ) -> None:
     """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
-    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     config = msgspec.structs.replace(
         config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")

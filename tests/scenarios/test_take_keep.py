@@ -200,7 +200,7 @@ def test_drop_leaves_what_a_point_waits_for(
 
     monkeypatch.setattr(vault, "publish", full)
     code, _, err = run_shared("take", "web", "db", "--name", "x")
-    assert code == 1 and "x: its snapshots are there, but not all of its points are" in err
+    assert code == 1 and "x: its snapshots exist, but not all of its points do" in err
     code, _, err = run_shared("drop", "--yes", "web@x")
     assert code == 1 and f"{WEB}@x: a point of db waits for it" in err
     assert kept(pool) == [f"{WEB}@x"]
@@ -286,7 +286,7 @@ def test_what_was_not_taken_makes_nothing_surplus(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--keep", "1", "--name", "x"], "--keep counts the names that are made here"),
+        (["--keep", "1", "--name", "x"], "--keep counts points with default names"),
         (["--keep", "0"], "--keep"),
         (["--keep", "x"], "--keep"),
     ],

@@ -1,4 +1,4 @@
-"""The documents say what is so: links lead somewhere, keys, commands, options and recipes exist."""
+"""What the documents name exists: links, keys, commands, options, recipes and modules."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def prose(page: Path) -> str:
 @cache
 def anchors(page: Path) -> frozenset[str]:
     """Of its headings, as GitHub makes them."""
-    found: set[str] = set()
+    taken: set[str] = set()
     for heading in HEADING.findall(prose(page)):
         text = LINK.sub(lambda link: link[0][1:].partition("]")[0], heading).strip().lower()
         anchor = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
         number = 0
-        while (numbered := f"{anchor}-{number}" if number else anchor) in found:
+        while (numbered := f"{anchor}-{number}" if number else anchor) in taken:
             number += 1
-        found.add(numbered)
-    return frozenset(found)
+        taken.add(numbered)
+    return frozenset(taken)
 
 
 @ids
@@ -81,25 +81,25 @@ def example_keys() -> dict[tuple[str, str], Any]:
     # What is commented out by one # alone is TOML.
     text, table = text[: text.index("#[[")], text[text.index("#[[") :]
     tables = tomllib.loads(text) | tomllib.loads(re.sub(r"^#(?![ #\n])", "", table, flags=re.M))
-    found: dict[tuple[str, str], Any] = {}
+    keys: dict[tuple[str, str], Any] = {}
     for name, value in tables.items():
         if isinstance(value, dict):
-            found |= {(name, key): each for key, each in value.items()}
+            keys |= {(name, key): each for key, each in value.items()}
         elif name == "destination":
-            found |= {(name, key): each for key, each in value[0].items()}
+            keys |= {(name, key): each for key, each in value[0].items()}
         else:
-            found["", name] = value
-    return found
+            keys["", name] = value
+    return keys
 
 
 def documented_keys() -> dict[tuple[str, str], str]:
     """Every key in the tables of the page, by the table of its section, with its default."""
-    found: dict[tuple[str, str], str] = {}
+    keys: dict[tuple[str, str], str] = {}
     for section in CONFIGURATION.read_text().split("\n## ")[1:]:
         title = section.partition("\n")[0]
         table = "" if title == "Top level" else title.strip("[]")
-        found |= {(table, row["key"]): row["default"].strip("`") for row in ROW.finditer(section)}
-    return found
+        keys |= {(table, row["key"]): row["default"].strip("`") for row in ROW.finditer(section)}
+    return keys
 
 
 def test_every_key_is_described() -> None:
@@ -128,7 +128,7 @@ def code(page: Path) -> Iterator[str]:
 
 
 def calls(line: str) -> Iterator[list[str]]:
-    """The words behind each `zvmsnap` of a command line, as far as they belong to it."""
+    """The arguments of each `zvmsnap` in a command line."""
     try:
         words = shlex.split(line)
     except ValueError:
@@ -152,20 +152,20 @@ def options(parameters: Any) -> dict[str, bool]:
 
 def what_is_wrong(words: list[str]) -> str | None:
     group: Any = typer.main.get_command(app)
-    known, command = options(group.params), None
-    left = iter(words)
-    for word in left:
+    allowed, command = options(group.params), None
+    rest = iter(words)
+    for word in rest:
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
-            if name not in known:
+            if name not in allowed:
                 return f"no option {name}"
-            if known[name] and not equals:
-                next(left, None)
+            if allowed[name] and not equals:
+                next(rest, None)
         elif command is None:
             command = word
             if command not in group.commands:
                 return f"no command {command}"
-            known = options(group.commands[command].params)
+            allowed = options(group.commands[command].params)
     return None
 
 
@@ -173,8 +173,8 @@ def what_is_wrong(words: list[str]) -> str | None:
     "page", [*PAGES, *EXAMPLES], ids=lambda page: str(page.relative_to(CHECKOUT))
 )
 def test_every_command_and_option_exists(page: Path) -> None:
-    said = [(line, words) for line in code(page) for words in calls(line)]
-    wrong = {line: why for line, words in said if (why := what_is_wrong(words))}
+    lines = [(line, words) for line in code(page) for words in calls(line)]
+    wrong = {line: why for line, words in lines if (why := what_is_wrong(words))}
     assert not wrong
 
 
@@ -193,7 +193,7 @@ def test_options_in_a_table_are_of_the_command_of_its_page() -> None:
             assert [what_is_wrong([each, *shlex.split(row)]) for each in commands] == [None], row
 
 
-def test_commands_of_wrong_documents_are_told() -> None:
+def test_commands_that_do_not_exist() -> None:
     assert what_is_wrong(["lisst"]) == "no command lisst"
     assert what_is_wrong(["--config", "lisst", "list", "--yes"]) == "no option --yes"
     assert what_is_wrong(["take", "web", "--keep", "7", "--mode=crash", "-n"]) is None
@@ -220,7 +220,7 @@ def test_the_lab_follows_recipes_that_exist() -> None:
         readme.commands("No such recipe")
 
 
-def test_every_module_that_is_named_exists() -> None:
+def test_every_named_module_exists() -> None:
     text = (CHECKOUT / "docs" / "architecture.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)/` \|.*?\|(.*)\|$", text, re.M))
     tree = CHECKOUT / "zvmsnap"
@@ -238,9 +238,9 @@ def test_every_module_that_is_named_exists() -> None:
 
 
 def modules(cell: str) -> list[str]:
-    found: list[str] = re.findall(r"`(\w+\.py)`", cell)
-    return found
+    names: list[str] = re.findall(r"`(\w+\.py)`", cell)
+    return names
 
 
-def test_the_test_command_stands_in_the_readme() -> None:
+def test_the_readme_has_the_test_command() -> None:
     assert "    make test\n" in PAGES[0].read_text()

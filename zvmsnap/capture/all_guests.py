@@ -1,19 +1,24 @@
-"""pre: all guests of a moment, in parallel. Afterwards their disks are frozen, or they stand still.
+"""pre: captures all guests of a run, in parallel. Afterwards they are on overlays, or held.
 
-What each guest gets is decided and done in `part`. Whatever takes long comes first, for all of
-them, so that nobody stands still while another one's RAM is being written (see `Gate`).
+`one_guest` chooses the level of each guest. Slow work comes first, for all of them, so that no
+guest is held while another one's RAM is written (see `FreezeBarrier`).
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from zvmsnap.capture import eligibility
 from zvmsnap.capture.one_guest import GuestCapture
-from zvmsnap.capture.snapshot_run import PreexistingSnapshots, SnapshotRun
+from zvmsnap.capture.snapshot_run import (
+    CaptureRequest,
+    PreexistingSnapshots,
+    Shared,
+    SnapshotRun,
+)
 from zvmsnap.common import log
 from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZvmsnapError
 from zvmsnap.common.lockfile import lock
@@ -44,9 +49,9 @@ def begin(
     cancelled: threading.Event,
     post_within_s: float = math.inf,
 ) -> bool:
-    """Take every concerned guest's part of the moment; True if all got what they should.
+    """Capture all guests that the call of a hook concerns; True if all got what they should.
 
-    `post_within_s`: while the owner lives it calls post, so soon; see callers.
+    `takes_recursively`: which of the call's datasets are snapshotted with their descendants.
     Raises StagingUnusable, ZfsFailed, HypervisorUnreachable before anything is touched, and
     Cancelled after everything was undone.
     """
@@ -57,84 +62,56 @@ def begin(
     snapshotted = eligibility.snapshotted_datasets(call.datasets, datasets, takes_recursively)
     covered = eligibility.without_excluded(snapshotted, datasets, call.types)
 
-    def demanded(of: Iterable[str]) -> ModeSet:
-        return eligibility.modes_for(of, datasets, call.types, config.default_modes)
+    def modes_for(names: Iterable[str]) -> ModeSet:
+        return eligibility.modes_for(names, datasets, call.types, config.default_modes)
 
-    return begin_on(covered, snapshotted, demanded, call, config, owner, cancelled, post_within_s)
+    return capture_guests(
+        config,
+        CaptureRequest(call, owner, covered, snapshotted, modes_for, cancelled, post_within_s),
+    )
 
 
-def begin_on(
-    covered: frozenset[str],
-    snapshotted: frozenset[str],
-    demanded: Callable[[Iterable[str]], ModeSet],
-    call: HookCall,
-    config: Config,
-    owner: Process,
-    cancelled: threading.Event,
-    post_within_s: float = math.inf,
-) -> bool:
-    """As `begin`, of guests with disks on `covered`, when `snapshotted` will be snapshotted.
-
-    `demanded` says of which level a point of a guest with disks on such datasets must be.
-    """
-    if not covered:
+def capture_guests(config: Config, request: CaptureRequest) -> bool:
+    """Capture all guests that the request covers; results and errors are those of `begin`."""
+    if not request.covered:
         return True
     table = mounts.read_table()
-    with Host(config.uri) as hypervisor:
-        moment = SnapshotRun(
-            config,
-            hypervisor,
-            Journal(config.journal_dir),
-            call,
-            owner,
-            covered,
-            table,
-            cancelled,
-            demanded,
-            post_within_s,
-        )
-        guests, complete = _concerned(moment)
+    with Host(config.uri) as host:
+        run = SnapshotRun(config, host, Journal(config.journal_dir), request, table)
+        guests, complete = _concerned(run)
         if not guests:
-            log.plain().debug("%s: no guest has a disk there", ",".join(call.datasets))
+            log.plain().debug("%s: no guest has a disk there", ",".join(request.call.datasets))
             return complete
         # Only now, as datasets without guests need no staging at all.
-        staging.check_usable(config.staging_dir, snapshotted, table)
-        if post_within_s:
-            watchdog.start_watchdog(owner, post_within_s)
-        return _all_in_parallel(moment, guests) and complete
+        staging.check_usable(config.staging_dir, request.snapshotted, table)
+        if request.post_within_s:
+            watchdog.start_watchdog(request.owner, request.post_within_s)
+        return _capture_in_parallel(run, guests) and complete
 
 
-def _concerned(moment: SnapshotRun) -> tuple[dict[str, Guest], bool]:
-    found = {}
+def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], bool]:
+    """The guests with disks on covered datasets, by UUID; False if one could not be asked."""
+    guests = {}
     complete = True
-    for guest in moment.host.guests():
+    for guest in run.host.guests():
         try:
-            if eligibility.judge_guest(
-                location.locate_disks(moment.host, guest, moment.mounts), moment.covered
-            ):
-                found[guest.uuid] = guest
+            disks = location.locate_disks(run.host, guest, run.mounts)
+            if eligibility.assess(disks, run.request.covered):
+                guests[guest.uuid] = guest
         except DomainGone:
             continue
         except ZvmsnapError as error:
-            moment.about(guest).error("not looked at: %s", error)
+            run.about(guest).error("not looked at: %s", error)
             complete = False
-    return found, complete
+    return guests, complete
 
 
-def _all_in_parallel(moment: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
-    former = _former(moment)
-    room = StagingSpace(moment.config.staging_dir, moment.config.limits.overlay_room_mib * _MIB)
-    taking = threading.Lock()
-
-    def reserve(uuid: str, ram_bytes: int) -> None:
-        with taking:
-            room.take(uuid, ram_bytes)
-
-    gate = FreezeBarrier(guests)
-    # A thread for each guest, as they wait for each other; the gate bounds what works at once.
+def _capture_in_parallel(run: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
+    shared = _shared(run, guests)
+    # A thread for each guest, as they wait for each other; the barrier limits the load.
     with ThreadPoolExecutor(len(guests)) as pool:
         futures: dict[Guest, Future[bool]] = {
-            guest: pool.submit(GuestCapture(moment, guest, former, reserve, gate).take)
+            guest: pool.submit(GuestCapture(run, guest, shared).capture)
             for guest in guests.values()
         }
     complete = True
@@ -144,46 +121,54 @@ def _all_in_parallel(moment: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
             complete = future.result() and complete
         else:
             complete = False
-            moment.about(guest).error("no point: %s", error, exc_info=_unexpected(error))
-    if moment.cancelled.is_set():
-        _put_back(moment, guests)
-        raise Cancelled("interrupted: no guest has a part in this moment")
+            run.about(guest).error("no point: %s", error, exc_info=_unexpected(error))
+    if run.request.cancelled.is_set():
+        _put_back(run, guests)
+        raise Cancelled("interrupted: no guest was captured")
     return complete
+
+
+def _shared(run: SnapshotRun, guests: Iterable[str]) -> Shared:
+    preexisting = _preexisting(run.request)
+    space = StagingSpace(run.config.staging_dir, run.config.limits.overlay_room_mib * _MIB)
+    reserving = threading.Lock()
+
+    def reserve(uuid: str, ram_bytes: int) -> None:
+        with reserving:
+            space.take(uuid, ram_bytes)
+
+    return Shared(preexisting, reserve, FreezeBarrier(guests))
+
+
+def _preexisting(request: CaptureRequest) -> PreexistingSnapshots:
+    if request.call.unnamed:
+        return PreexistingSnapshots((), snapshot_match.newest_txg(request.covered))
+    announced = [
+        f"{dataset}@{spelling}"
+        for dataset in request.covered
+        for name in request.call.names
+        for spelling in spellings(name)
+    ]
+    return PreexistingSnapshots(
+        tuple(snapshot.guid for snapshot in zfs.snapshots(announced).present.values())
+    )
 
 
 def _unexpected(error: BaseException) -> BaseException | None:
     return None if isinstance(error, ZvmsnapError | OSError) else error
 
 
-def _put_back(moment: SnapshotRun, guests: Mapping[str, Guest]) -> None:
-    """After an interruption nobody may call post: guests that were done are put back too."""
+def _put_back(run: SnapshotRun, guests: Mapping[str, Guest]) -> None:
+    """After an interruption nobody may call post: guests that were captured are put back too."""
+    limit_s = run.config.limits.lock_timeout_s
     for uuid, guest in guests.items():
-        entry = moment.journal.read(uuid)
-        if entry is None or entry.owner != moment.owner:
+        captured = run.journal.read(uuid)
+        if captured is None or captured.owner != run.request.owner:
             continue
         try:
-            with lock(
-                moment.config.locks_dir,
-                uuid,
-                f"put back {guest.name}",
-                moment.config.limits.lock_timeout_s,
-            ):
-                now = moment.journal.read(uuid)
-                if now and now.capture == entry.capture:
-                    finish_interrupted(moment.config, moment.host, guest, now)
+            with lock(run.config.locks_dir, uuid, f"put back {guest.name}", limit_s):
+                entry = run.journal.read(uuid)
+                if entry and entry.capture == captured.capture:
+                    finish_interrupted(run.config, run.host, guest, entry)
         except (ZvmsnapError, OSError) as error:
-            moment.about(guest).error("not put back, the next hook tries again: %s", error)
-
-
-def _former(moment: SnapshotRun) -> PreexistingSnapshots:
-    if moment.call.unnamed:
-        return PreexistingSnapshots((), snapshot_match.newest_txg(moment.covered))
-    wanted = [
-        f"{dataset}@{spelling}"
-        for dataset in moment.covered
-        for name in moment.call.names
-        for spelling in spellings(name)
-    ]
-    return PreexistingSnapshots(
-        tuple(snapshot.guid for snapshot in zfs.snapshots(wanted).present.values())
-    )
+            run.about(guest).error("not put back, the next hook tries again: %s", error)

@@ -1,16 +1,20 @@
-"""Which guests a moment concerns, and how coherent a point each of them can have. Pure.
+"""Which guests a run concerns, and how coherent a point each of them can have. Pure.
 
-| guest   | its writable disks                            | cannot be              |
-|---------|-----------------------------------------------|------------------------|
-| any     | none on a covered dataset                     | (not concerned)        |
-| off     | at least one covered                          | anything but offline   |
-| paused or otherwise not running | at least one covered  | anything but crash     |
-| running | some elsewhere                                | memory, paused         |
-| running | of a kind without overlay                     | memory                 |
-| running, with a device that cannot be migrated, or a transient disk | any  | memory, paused |
-| running, without an agent that is connected | any       | quiesced               |
+| guest                       | its writable disks          | cannot be              |
+|-----------------------------|-----------------------------|------------------------|
+| any                         | none on a covered dataset   | (not concerned)        |
+| off                         | at least one covered        | anything but offline   |
+| paused, or otherwise not    | at least one covered        | anything but crash     |
+| running                     |                             |                        |
+| running                     | some on other datasets      | memory, paused         |
+| running                     | of a kind without overlay   | memory                 |
+| running, with a device that | any                         | memory, paused         |
+| cannot be migrated, or a    |                             |                        |
+| transient disk              |                             |                        |
+| running, without an agent   | any                         | quiesced               |
+| that is connected           |                             |                        |
 
-A RAM image is taken only where *every* writable disk is in the same ZFS moment: RAM that is loaded
+A RAM image is taken only where *every* writable disk is snapshotted with it: RAM that is loaded
 over disks of another time destroys file systems.
 """
 
@@ -33,7 +37,11 @@ ON = "on"
 
 @dataclass(frozen=True)
 class Eligibility:
-    """What a moment can do for one guest; `obstacles` says why a level is out of its reach."""
+    """What a run can do for one guest.
+
+    `obstacles`: why it cannot have a level; `covered`: its disks on covered datasets, by target;
+    `others`: the targets of its other disks.
+    """
 
     domain: domain_xml.Domain
     is_off: bool
@@ -43,28 +51,28 @@ class Eligibility:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The datasets that hold this guest's covered disks."""
+        """The datasets that have this guest's covered disks."""
         return tuple(sorted({place.dataset for place in self.covered.values()}))
 
 
 def snapshotted_datasets(
     targets: Iterable[str], datasets: Mapping[str, Dataset], takes_recursively: Mapping[str, bool]
 ) -> frozenset[str]:
-    """The datasets that the coming snapshot holds.
+    """The datasets that are snapshotted when a caller snapshots `targets`.
 
     The property zvmsnap:recursive (on, off) overrides what sanoid.conf says of a target.
     """
-    found: set[str] = set()
+    snapshotted: set[str] = set()
     for target in targets:
         own = datasets.get(target)
-        said = own.recursive if own else ""
-        recursive = said == ON if said in (ON, OFF) else takes_recursively.get(target, False)
-        found.update(
+        value = own.recursive if own else ""
+        recursive = value == ON if value in (ON, OFF) else takes_recursively.get(target, False)
+        snapshotted.update(
             name
             for name in datasets
             if name == target or (recursive and name.startswith(target + "/"))
         )
-    return frozenset(found)
+    return frozenset(snapshotted)
 
 
 def without_excluded(
@@ -72,17 +80,17 @@ def without_excluded(
 ) -> frozenset[str]:
     """Those of `names` that are not excluded by the property zvmsnap:mode=off.
 
-    Of a moment of several types only where it is off for each of them.
+    A run of several types excludes a dataset only if it is off for each of them.
     """
     return frozenset(
         name
         for name in names
-        if any(mode_of(datasets[name], each) != OFF for each in types or ("",))
+        if any(mode_property(datasets[name], each) != OFF for each in types or ("",))
     )
 
 
-def mode_of(dataset: Dataset, snapshot_type: str) -> str:
-    """What the properties say for that type of snapshot, "" if nothing."""
+def mode_property(dataset: Dataset, snapshot_type: str) -> str:
+    """What the properties of a dataset say for that type of snapshot, "" if nothing."""
     return dataset.modes.get(snapshot_type, "") or dataset.mode
 
 
@@ -92,78 +100,78 @@ def modes_for(
     types: tuple[str, ...],
     default: Mapping[str, str],
 ) -> ModeSet:
-    """What is demanded of a guest with disks on these datasets. Raises ModeInvalid.
+    """Which levels are wanted of a guest with disks on these datasets. Raises ModeInvalid.
 
-    `default` is the configuration's order for each type, "" for all others.
+    `default` has the configuration's mode for each type, and for all others that of "".
     """
-    orders: list[Mode] = []
+    modes: list[Mode] = []
     for name in sorted(covered):
         for each in types:
-            said = mode_of(datasets[name], each) or default.get(each, "") or default[""]
-            if said == OFF:
+            text = mode_property(datasets[name], each) or default.get(each, "") or default[""]
+            if text == OFF:
                 continue
             try:
-                orders.append(parse_mode(said))
+                modes.append(parse_mode(text))
             except ModeInvalid as error:
                 raise ModeInvalid(f"{name}: zvmsnap:mode {error}; {OFF!r} leaves it out") from error
-    return mode.mode_set(orders)
+    return mode.mode_set(modes)
 
 
-def judge_guest(seen: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
+def assess(disks: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
     """Decide for one guest by the table above; None if it has no disk on a covered dataset."""
-    writable = [disk for disk in seen.domain.disks if disk.writable]
+    writable = [disk for disk in disks.domain.disks if disk.writable]
     inside = {
-        disk.target: seen.places[disk.target]
+        disk.target: disks.places[disk.target]
         for disk in writable
-        if disk.target in seen.places and seen.places[disk.target].dataset in covered
+        if disk.target in disks.places and disks.places[disk.target].dataset in covered
     }
     if not inside:
         return None
     return Eligibility(
-        domain=seen.domain,
-        is_off=seen.is_off,
-        obstacles=_obstacles(seen, writable, inside),
+        domain=disks.domain,
+        is_off=disks.is_off,
+        obstacles=_obstacles(disks, writable, inside),
         covered=inside,
-        others=tuple(disk.target for disk in seen.domain.disks if disk.target not in inside),
+        others=tuple(disk.target for disk in disks.domain.disks if disk.target not in inside),
     )
 
 
 def _obstacles(
-    seen: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
+    disks: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
 ) -> dict[ConsistencyLevel, str]:
-    if seen.state != "running":
-        why = f"the guest is {seen.state}"
+    if disks.state != "running":
+        why = f"the guest is {disks.state}"
         return dict.fromkeys(
             (ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED), why
         )
-    found = {}
-    if seen.domain.agent != "connected":
-        found[ConsistencyLevel.QUIESCED] = (
-            "its agent is not connected" if seen.domain.agent else "it has no channel for an agent"
+    obstacles = {}
+    if disks.domain.agent != "connected":
+        obstacles[ConsistencyLevel.QUIESCED] = (
+            "its agent is not connected" if disks.domain.agent else "it has no channel for an agent"
         )
-    if reason := _why_no_memory(seen, writable, inside):
-        return found | dict.fromkeys((ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED), reason)
+    if reason := _why_no_memory(disks, writable, inside):
+        return obstacles | dict.fromkeys((ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED), reason)
     for disk in writable:
         if why_not := domain_xml.why_no_overlay(disk):
-            found[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
-    return found
+            obstacles[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
+    return obstacles
 
 
 def _why_no_memory(
-    seen: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
+    disks: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
 ) -> str | None:
     outside = [disk for disk in writable if disk.target not in inside]
     if outside:
-        listed = ", ".join(f"{disk.target} ({_where(seen, disk)})" for disk in outside)
+        listed = ", ".join(f"{disk.target} ({_where(disks, disk)})" for disk in outside)
         return f"not all disks are in this snapshot: {listed}"
-    if seen.domain.unmigratable:
-        return f"its RAM cannot be saved because of {seen.domain.unmigratable}"
+    if disks.domain.unmigratable:
+        return f"its RAM cannot be saved because of {disks.domain.unmigratable}"
     for disk in writable:
         if disk.transient:
             return f"its RAM cannot be saved because {disk.target} is transient"
     return None
 
 
-def _where(seen: GuestDisks, disk: domain_xml.Disk) -> str:
-    found = seen.places.get(disk.target)
-    return f"on {found.dataset}" if found else disk.source or f"of type {disk.type}"
+def _where(disks: GuestDisks, disk: domain_xml.Disk) -> str:
+    place = disks.places.get(disk.target)
+    return f"on {place.dataset}" if place else disk.source or f"of type {disk.type}"

@@ -1,10 +1,10 @@
-"""While libvirt writes a RAM image: keep its pause short, and make sure that it ends.
+"""While libvirt writes a RAM image: keep the guest's pause short, and make sure that it ends.
 
-libvirt itself sets no deadline for a live dump: a guest that dirties RAM faster than it is written
-would be dumped for ever, into a file that grows without bound. And its final flush of the file
-lies inside the guest's pause. So two threads accompany each dump:
+libvirt itself sets no deadline for a live dump: a guest that changes RAM faster than it is written
+would be dumped for ever, into a file that grows without bound. And libvirt's final flush of the
+file is part of the guest's pause. So two threads accompany each dump:
 
-* one flushes the growing file all the time, so that little is left to flush at the end;
+* one flushes the growing file all the time, so that little remains to be flushed at the end;
 * one decides by this table what to do now:
 
 | since the dump began                 | image      | what                                        |
@@ -21,22 +21,21 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
 from zvmsnap.common.errors import LibvirtFailed
+from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
 
 _FLUSH_EVERY_S = 0.05
-_LOOK_EVERY_S = 0.1
+_POLL_S = 0.1
 
 
 class Verb(Enum):
-    """What to do to a dump under way."""
+    """What to do to a dump that is under way."""
 
     ALLOW = auto()
     PAUSE = auto()
@@ -54,7 +53,7 @@ class Action:
 def decide(
     limits: Limits, ram_bytes: int, elapsed_s: float, image_bytes: int, *, cancelled: bool
 ) -> Action:
-    """The table above."""
+    """What the table above says."""
     if cancelled or elapsed_s >= limits.dump_abort_after_s:
         return Action(Verb.ABORT)
     if (
@@ -70,8 +69,8 @@ def decide(
     return Action(Verb.ALLOW, min(limits.pause_max_ms, limits.pause_first_ms * 2**done))
 
 
-class Dumped(Protocol):
-    """What the watch needs of a guest."""
+class DumpableGuest(Protocol):
+    """What the supervisor needs of a guest."""
 
     def migrate_max_downtime_ms(self) -> int: ...
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None: ...
@@ -81,74 +80,109 @@ class Dumped(Protocol):
     def abort_job(self) -> None: ...
 
 
+class DumpObserver(Protocol):
+    """Who is told what the supervisor does, by the caller's thread and by one of its own."""
+
+    def changes_downtime(self, original_ms: int) -> None:
+        """QEMU's allowed pause, which is that long now, is about to be changed."""
+
+    def restored_downtime(self) -> None:
+        """QEMU's allowed pause is what it was before."""
+
+    def pauses(self) -> None:
+        """The guest is about to be paused, to end the dump."""
+
+    def warns(self, message: str) -> None:
+        """Something that an administrator should know."""
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The image that libvirt writes, and the RAM that goes into it.
+
+    `stays_paused`: libvirt does not resume the guest after the dump.
+    """
+
+    image: Path
+    ram_bytes: int
+    stays_paused: bool = False
+
+    def written_bytes(self) -> int:
+        """How large the image is by now."""
+        try:
+            return self.image.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
 class DumpSupervisor:
-    """Accompanies one dump, as a context manager around libvirt's blocking call."""
+    """Accompanies one dump, as a context manager around libvirt's blocking call.
+
+    By a clock of its own: QEMU writes in real time, whatever the tests' clock says.
+    """
 
     def __init__(
         self,
-        guest: Dumped,
-        image: Path,
-        ram_bytes: int,
+        guest: DumpableGuest,
+        dump: Dump,
         limits: Limits,
+        observer: DumpObserver,
         cancelled: threading.Event,
-        say: Callable[[str], None],
-        note: Callable[..., None],
         *,
-        stays_paused: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self._guest = guest
-        self._image = image
-        self._ram_bytes = ram_bytes
+        self._dump = dump
         self._limits = limits
+        self._observer = observer
         self._cancelled = cancelled
-        self._say = say
-        self._note = note
-        self._stays_paused = stays_paused
-        self._over = threading.Event()
+        self._clock = clock or Clock()
+        self._ended = threading.Event()
         self._paused = False
         self._threads = [
-            threading.Thread(target=self._flush, name=f"flush {image}", daemon=True),
-            threading.Thread(target=self._watch, name=f"watch {image}", daemon=True),
+            threading.Thread(target=self._flush, name=f"flush {dump.image}", daemon=True),
+            threading.Thread(target=self._supervise, name=f"watch {dump.image}", daemon=True),
         ]
 
     def __enter__(self) -> DumpSupervisor:
-        self._old_pause_ms = self._guest.migrate_max_downtime_ms()
-        self._pause_ms = self._limits.pause_first_ms
-        self._note(original_downtime_ms=self._old_pause_ms)
-        self._guest.migrate_set_max_downtime_ms(self._pause_ms)
+        self._original_ms = self._guest.migrate_max_downtime_ms()
+        self._allowed_ms = self._limits.pause_first_ms
+        self._observer.changes_downtime(self._original_ms)
+        self._guest.migrate_set_max_downtime_ms(self._allowed_ms)
+        self._begun_s = self._clock.now_s()
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
-        self._over.set()
+        self._ended.set()
         for thread in self._threads:
             thread.join()
-        if kind or not self._stays_paused:
+        if kind or not self._dump.stays_paused:
             self._resume()
         try:
-            self._guest.migrate_set_max_downtime_ms(self._old_pause_ms)
-            self._note(original_downtime_ms=None)
+            self._guest.migrate_set_max_downtime_ms(self._original_ms)
+            self._observer.restored_downtime()
         except LibvirtFailed as error:
-            self._say(
-                f"its allowed pause could not be put back to {self._old_pause_ms} ms: {error}"
+            self._observer.warns(
+                f"its allowed pause could not be put back to {self._original_ms} ms: {error}"
             )
 
     def _resume(self) -> None:
-        """libvirt resumes the guest after its dump, but not if our pause came an instant later."""
+        """libvirt resumes the guest after its dump, but not if it was paused an instant later."""
         try:
             if self._paused and self._guest.state() == "paused":
                 self._guest.resume()
         except LibvirtFailed as error:
-            self._say(f"it may still be paused, as it could not be resumed: {error}")
+            self._observer.warns(f"it may still be paused, as it could not be resumed: {error}")
 
     def _flush(self) -> None:
         descriptor = None
         try:
-            while not self._over.wait(_FLUSH_EVERY_S):
+            while not self._clock.wait(self._ended, _FLUSH_EVERY_S):
                 try:
                     if descriptor is None:
-                        descriptor = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC)
+                        descriptor = os.open(self._dump.image, os.O_RDONLY | os.O_CLOEXEC)
                     os.fdatasync(descriptor)
                 except FileNotFoundError:
                     continue
@@ -156,35 +190,33 @@ class DumpSupervisor:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _watch(self) -> None:
-        begun_s = time.monotonic()
-        while not self._over.wait(_LOOK_EVERY_S):
+    def _supervise(self) -> None:
+        while not self._clock.wait(self._ended, _POLL_S):
             action = decide(
                 self._limits,
-                self._ram_bytes,
-                time.monotonic() - begun_s,
-                self._image_bytes(),
+                self._dump.ram_bytes,
+                self._clock.now_s() - self._begun_s,
+                self._dump.written_bytes(),
                 cancelled=self._cancelled.is_set(),
             )
             try:
-                if action.verb is not Verb.ALLOW and not self._image.exists():
-                    continue  # libvirt waits for the job of somebody else
-                if action.verb is Verb.ABORT:
-                    self._guest.abort_job()
-                elif action.verb is Verb.PAUSE and not self._paused:
-                    self._say("its RAM changes faster than it can be written: pausing it to finish")
-                    self._note(paused=True)
-                    self._guest.suspend()
-                    self._paused = True
-                elif action.verb is Verb.ALLOW and action.pause_ms > self._pause_ms:
-                    self._guest.migrate_set_max_downtime_ms(action.pause_ms)
-                    self._pause_ms = action.pause_ms
+                self._do(action)
             except LibvirtFailed:
-                # The dump may have ended this instant; if not, the next look tries again.
+                # The dump may have just ended; if not, this is tried again.
                 continue
 
-    def _image_bytes(self) -> int:
-        try:
-            return self._image.stat().st_size
-        except FileNotFoundError:
-            return 0
+    def _do(self, action: Action) -> None:
+        if action.verb is not Verb.ALLOW and not self._dump.image.exists():
+            return  # the dump has not begun: libvirt waits for somebody else's job
+        if action.verb is Verb.ABORT:
+            self._guest.abort_job()
+        elif action.verb is Verb.PAUSE and not self._paused:
+            self._observer.warns(
+                "its RAM changes faster than it can be written: pausing it to finish"
+            )
+            self._observer.pauses()
+            self._guest.suspend()
+            self._paused = True
+        elif action.verb is Verb.ALLOW and action.pause_ms > self._allowed_ms:
+            self._guest.migrate_set_max_downtime_ms(action.pause_ms)
+            self._allowed_ms = action.pause_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,34 +13,48 @@ from zvmsnap.config.mode import ModeSet
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
+from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
 
 @dataclass(frozen=True)
+class CaptureRequest:
+    """What a caller asks for: guests with disks on `covered`, when `snapshotted` is snapshotted.
+
+    `modes_for` says which levels are wanted of a guest with disks on such datasets; it raises
+    ModeInvalid. When `owner` dies, the run ends. While it lives it calls post within
+    `post_within_s` (see hooks/callers). `cancelled`: undo everything.
+    """
+
+    call: HookCall
+    owner: Process
+    covered: frozenset[str]
+    snapshotted: frozenset[str]
+    modes_for: Callable[[Iterable[str]], ModeSet]
+    cancelled: threading.Event
+    post_within_s: float = math.inf
+
+
+@dataclass(frozen=True)
 class SnapshotRun:
-    """What all guests of one call of pre share."""
+    """A request that is being carried out, on this host."""
 
     config: Config
     host: Host
     journal: Journal
-    call: HookCall
-    owner: Process
-    covered: frozenset[str]
+    request: CaptureRequest
     mounts: list[mounts.Mount]
-    cancelled: threading.Event
-    modes_for: Callable[[Iterable[str]], ModeSet]
-    post_within_s: float
 
     def about(self, guest: Guest) -> log.Logger:
-        """Where to say something of a guest."""
-        return log.about(guest.name, ",".join(self.call.datasets))
+        """The logger for lines about a guest."""
+        return log.about(guest.name, ",".join(self.request.call.datasets))
 
 
 @dataclass(frozen=True)
 class PreexistingSnapshots:
-    """What was there before, and so is not of this moment.
+    """Which snapshots existed before the run, and so do not belong to it.
 
     Guids of snapshots that bear the announced names; where none are announced, the txg of each
     dataset's newest snapshot.
@@ -47,3 +62,15 @@ class PreexistingSnapshots:
 
     guids: tuple[int, ...]
     newest_txg_before: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the guests of one run share while they are captured in parallel.
+
+    `reserve(uuid, ram_bytes)` reserves staging space for a guest; it raises NoSpace.
+    """
+
+    preexisting: PreexistingSnapshots
+    reserve: Callable[[str, int], None]
+    barrier: FreezeBarrier

@@ -1,13 +1,13 @@
-"""A moment by hand: several guests, on any datasets, at one instant; all of them or none.
+"""`zvmsnap take`: points of several guests, on any datasets, at one instant; all of them or none.
 
-    begin      each guest's part (capture, as in the pre hook); several guests stand still together
+    capture    each guest, as in the pre hook; several guests are held together
     snapshot   all datasets of a pool in one transaction
-    finish     overlays back, points published (finish, as in the post hook)
-    hold       if it was asked for
+    finish     the guests are released and the points published, as in the post hook
+    hold       the snapshots, if asked for
 
-If one guest does not get what its disks allow, no snapshot is taken, and finish puts all of them
-back. If one turns out to have gone on before the snapshots, these go again, and all points. Should
-we die, the guard puts all of them back, as for a run of sanoid.
+If one guest does not get the level that its disks allow, no snapshot is taken, and `finish` puts
+all guests back. If one turns out to have gone on before the snapshots, these are destroyed, with
+all points. If this process dies, the watchdog puts all guests back, as for a run of sanoid.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from datetime import UTC, datetime
 import msgspec
 
 from zvmsnap.capture import all_guests, eligibility
+from zvmsnap.capture.snapshot_run import CaptureRequest
 from zvmsnap.common import log, snapshot_name
 from zvmsnap.common.errors import GuestNotFound, LockTimeout, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.common.process import Process
-from zvmsnap.config import mode
-from zvmsnap.config.mode import Mode, ModeSet, parse_mode
+from zvmsnap.config.mode import Mode, ModeSet, mode_set, parse_mode
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.location import GuestDisks
@@ -46,177 +46,185 @@ _GROUP = "zvmsnap:group"
 class TakePlan:
     """Which guests, the datasets of all their disks, and the name of the snapshots.
 
-    `order` of levels is what was asked for instead of what properties and configuration say.
+    `mode`: the levels that were asked for, instead of those of properties and configuration.
     """
 
     domains: tuple[str, ...]
     datasets: tuple[str, ...]
     name: str
     uuids: tuple[str, ...]
-    order: Mode | None = None
+    mode: Mode | None = None
+
+    @property
+    def full_names(self) -> list[str]:
+        """The snapshots: DATASET@NAME."""
+        return [f"{dataset}@{self.name}" for dataset in self.datasets]
 
 
 def default_name() -> str:
-    """No name that sanoid would prune."""
+    """A name of now that sanoid never prunes."""
     return f"zvmsnap_{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}_manual"
 
 
 def plan(
-    hypervisor: Host,
+    host: Host,
     domains: Sequence[str],
     group: str | None,
     name: str,
     mode: str | None = None,
 ) -> TakePlan:
-    """Find the guests and their datasets.
+    """Find the guests, by name or UUID or by their group, and their datasets.
 
     Raises GuestNotFound, ModeInvalid, TakeRefused and ZfsFailed.
     """
-    order = parse_mode(mode) if mode else None
+    parsed_mode = parse_mode(mode) if mode else None
     if not snapshot_name.is_name(name):
         raise TakeRefused(f"{name!r}: is no name of a snapshot: letters, digits and _ - : .")
-    there = zfs.datasets()
+    known = zfs.datasets()
     table = mounts.read_table()
-    allowed = eligibility.without_excluded(there, there, (snapshot_name.MANUAL,))
-    if group is None:
-        wanted = _named(hypervisor, domains, table)
-    else:
-        wanted = _members(hypervisor, group, table)
+    allowed = eligibility.without_excluded(known, known, (snapshot_name.MANUAL,))
+    guests = _named(host, domains, table) if group is None else _grouped(host, group, table)
     datasets: set[str] = set()
-    for domain, seen in wanted.items():
-        own = _datasets(seen) & allowed
+    for domain, disks in guests.items():
+        own = _writable_datasets(disks) & allowed
         if not own:
             raise TakeRefused(f"{domain}: has no disk on ZFS, or all are left out (zvmsnap:mode)")
         datasets |= own
-    names = [f"{dataset}@{name}" for dataset in sorted(datasets)]
-    if taken := zfs.snapshots(names).present:
-        raise TakeRefused(f"{min(taken)}: exists already; say another --name")
-    uuids = tuple(seen.domain.uuid for seen in wanted.values())
-    return TakePlan(tuple(sorted(wanted)), tuple(sorted(datasets)), name, uuids, order)
+    uuids = tuple(disks.domain.uuid for disks in guests.values())
+    planned = TakePlan(tuple(sorted(guests)), tuple(sorted(datasets)), name, uuids, parsed_mode)
+    if existing := zfs.snapshots(planned.full_names).present:
+        raise TakeRefused(f"{min(existing)}: exists already; say another --name")
+    return planned
 
 
-def _named(
-    hypervisor: Host, domains: Sequence[str], table: list[mounts.Mount]
-) -> dict[str, GuestDisks]:
-    found = {}
-    guests = hypervisor.guests()
+def _named(host: Host, domains: Sequence[str], table: list[mounts.Mount]) -> dict[str, GuestDisks]:
+    disks = {}
+    guests = host.guests()
     for domain in domains:
         guest = next((each for each in guests if domain in (each.name, each.uuid)), None)
         if guest is None:
             raise GuestNotFound(f"{domain}: libvirt has no such guest")
-        found[guest.name] = location.locate_disks(hypervisor, guest, table)
-    return found
+        disks[guest.name] = location.locate_disks(host, guest, table)
+    return disks
 
 
-def _members(hypervisor: Host, group: str, table: list[mounts.Mount]) -> dict[str, GuestDisks]:
-    marked = {name for name, value in zfs.marked(_GROUP, inherited=True).items() if value == group}
-    found = {}
-    for guest in hypervisor.guests():
-        seen = location.locate_disks(hypervisor, guest, table)
-        if _datasets(seen) & marked:
-            found[guest.name] = seen
-    if not found:
+def _grouped(host: Host, group: str, table: list[mounts.Mount]) -> dict[str, GuestDisks]:
+    groups = zfs.marked(_GROUP, inherited=True)
+    datasets = {name for name, value in groups.items() if value == group}
+    located = {guest.name: location.locate_disks(host, guest, table) for guest in host.guests()}
+    members = {
+        name: disks for name, disks in located.items() if _writable_datasets(disks) & datasets
+    }
+    if not members:
         raise TakeRefused(f"no guest has a disk on a dataset with {_GROUP}={group}")
-    return found
+    return members
 
 
-def _datasets(seen: GuestDisks) -> set[str]:
+def _writable_datasets(disks: GuestDisks) -> set[str]:
     return {
-        seen.places[disk.target].dataset
-        for disk in seen.domain.disks
-        if disk.writable and disk.target in seen.places
+        disks.places[disk.target].dataset
+        for disk in disks.domain.disks
+        if disk.writable and disk.target in disks.places
     }
 
 
-def take(
-    config: Config, wanted: TakePlan, hold: str | None, cancelled: threading.Event
+def execute(
+    config: Config, planned: TakePlan, hold: str | None, cancelled: threading.Event
 ) -> list[RestorePoint]:
-    """Take the moment; returns its points.
+    """Take what was planned; returns the points. `hold`: the tag to hold the snapshots with.
 
-    Raises TakeFailed with no snapshot left; what could not be put back, the log says.
+    Raises TakeFailed, with no snapshot left; the log says what could not be put back.
     """
-    if len(wanted.domains) > 1:
-        # As for Demand.together: overlays begin at an instant of each guest's own.
+    if len(planned.domains) > 1:
+        # As for ModeSet.together: each guest's overlays begin at an instant of its own.
         config = msgspec.structs.replace(config, quiesce_overlay=False)
-    call = HookCall(Role.PRE, wanted.datasets, (wanted.name,))
-    demanded = _demanded(config, wanted)
     owner = Process.of(os.getpid())
-    datasets = frozenset(wanted.datasets)
-    why = ""
-    begun: list[Entry] = []
-    taken: list[str] = []
-    try:
-        if not all_guests.begin_on(datasets, datasets, demanded, call, config, owner, cancelled):
-            why = "not every guest got what its disks allow"
-        else:
-            begun = _open(config, owner)
-            zfs.take_snapshots(wanted.datasets, wanted.name)
-            taken = [f"{dataset}@{wanted.name}" for dataset in wanted.datasets]
-    except ZfsFailed as error:
-        why = str(error)
-    finally:
-        after_snapshot.finish(call, config, owner)
-    points = _points(config, begun)
-    waiting = {entry.capture for entry in _open(config, owner)}
-    why = why or _less(begun, points, waiting) or _hold(taken, hold)
-    if why:
-        why += _take_back(config, taken, points)
-        raise TakeFailed(f"{wanted.name} was not taken: {why}; the log says more")
-    if waiting:
-        raise TakeFailed(f"{wanted.name}: its snapshots are there, but not all of its points are")
+    captured, snapshots, failure = _capture_and_snapshot(config, planned, owner, cancelled)
+    points = _points_of(config, captured)
+    unpublished = {entry.capture for entry in _open_entries(config, owner)}
+    failure = failure or _missed(captured, points, unpublished) or _hold(snapshots, hold)
+    if failure:
+        failure += _take_back(config, snapshots, points)
+        raise TakeFailed(f"{planned.name} was not taken: {failure}; the log says more")
+    if unpublished:
+        raise TakeFailed(f"{planned.name}: its snapshots exist, but not all of its points do")
     return points
 
 
-def _open(config: Config, owner: Process) -> list[Entry]:
+def _capture_and_snapshot(
+    config: Config, planned: TakePlan, owner: Process, cancelled: threading.Event
+) -> tuple[list[Entry], list[str], str]:
+    """Capture, snapshot and finish; returns the entries, the snapshots, and why there are none."""
+    call = HookCall(Role.PRE, planned.datasets, (planned.name,))
+    modes_for = _modes_for(config, planned)
+    datasets = frozenset(planned.datasets)
+    request = CaptureRequest(call, owner, datasets, datasets, modes_for, cancelled)
+    captured: list[Entry] = []
+    try:
+        if not all_guests.capture_guests(config, request):
+            return captured, [], "not every guest got what its disks allow"
+        captured = _open_entries(config, owner)
+        zfs.take_snapshots(planned.datasets, planned.name)
+        return captured, planned.full_names, ""
+    except ZfsFailed as error:
+        return captured, [], str(error)
+    finally:
+        after_snapshot.finish(call, config, owner)
+
+
+def _modes_for(config: Config, planned: TakePlan) -> Callable[[Iterable[str]], ModeSet]:
+    datasets = zfs.datasets()
+
+    def modes_for(names: Iterable[str]) -> ModeSet:
+        if planned.mode:
+            modes = mode_set([planned.mode])
+        else:
+            types = (snapshot_name.MANUAL,)
+            modes = eligibility.modes_for(names, datasets, types, config.default_modes)
+        return modes.together() if len(planned.domains) > 1 else modes
+
+    return modes_for
+
+
+def _open_entries(config: Config, owner: Process) -> list[Entry]:
     entries = Journal(config.journal_dir).entries()
     return [entry for entry in entries if entry.owner == owner]
 
 
-def _points(config: Config, begun: Sequence[Entry]) -> list[RestorePoint]:
-    captures = {entry.capture for entry in begun}
+def _points_of(config: Config, captured: Sequence[Entry]) -> list[RestorePoint]:
+    captures = {entry.capture for entry in captured}
     points, _ = vault.all_in(config.vault_dir)
     return [point for point in points if point.manifest.capture in captures]
 
 
-def _less(begun: Sequence[Entry], points: Sequence[RestorePoint], waiting: Container[str]) -> str:
-    """Who has less than it had when the snapshots were about to be taken, and why."""
-    found = {point.manifest.capture: point.manifest for point in points}
-    less = []
-    for entry in begun:
-        manifest = found.get(entry.capture)
-        if entry.capture not in waiting and (not manifest or manifest.level is not entry.level):
-            less.append(f"{entry.domain}: {(manifest and manifest.reason) or 'has no point'}")
-    return "; ".join(less)
+def _missed(
+    captured: Sequence[Entry], points: Sequence[RestorePoint], unpublished: Container[str]
+) -> str:
+    """Which guests have less than when the snapshots were about to be taken, and why."""
+    manifests = {point.manifest.capture: point.manifest for point in points}
+    missed = []
+    for entry in captured:
+        manifest = manifests.get(entry.capture)
+        if entry.capture not in unpublished and (not manifest or manifest.level is not entry.level):
+            missed.append(f"{entry.domain}: {(manifest and manifest.reason) or 'has no point'}")
+    return "; ".join(missed)
 
 
-def _hold(taken: Sequence[str], tag: str | None) -> str:
+def _hold(snapshots: Sequence[str], tag: str | None) -> str:
     try:
         if tag:
-            zfs.hold(taken, tag)
+            zfs.hold(snapshots, tag)
         return ""
     except ZfsFailed as error:
         return str(error)
 
 
-def _take_back(config: Config, taken: Sequence[str], points: Sequence[RestorePoint]) -> str:
-    """Destroy what was taken, and its points; says what cannot be."""
+def _take_back(config: Config, snapshots: Sequence[str], points: Sequence[RestorePoint]) -> str:
+    """Destroy the snapshots and points again; returns what to add to the message if that fails."""
     try:
-        if taken:
-            log.plain().warning("destroying again: %s", ", ".join(taken))
-            drop.drop(config, points, taken)
+        if snapshots:
+            log.plain().warning("destroying again: %s", ", ".join(snapshots))
+            drop.destroy(config, points, snapshots)
         return ""
     except (ZfsFailed, LockTimeout) as error:
         return f"; {error}"
-
-
-def _demanded(config: Config, wanted: TakePlan) -> Callable[[Iterable[str]], ModeSet]:
-    there = zfs.datasets()
-
-    def demanded(of: Iterable[str]) -> ModeSet:
-        if wanted.order:
-            found = mode.mode_set([wanted.order])
-        else:
-            found = eligibility.modes_for(of, there, (snapshot_name.MANUAL,), config.default_modes)
-        return found.together() if len(wanted.domains) > 1 else found
-
-    return demanded

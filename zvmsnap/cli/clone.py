@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zvmsnap.cli import completion
-from zvmsnap.cli.options import ColdOption, PausedOption, find
+from zvmsnap.cli.options import ColdOption, PausedOption, find_point
 from zvmsnap.clone.domain_xml import Network
-from zvmsnap.config.settings import load_settings
+from zvmsnap.config.settings import Config, load_settings
+
+if TYPE_CHECKING:
+    from zvmsnap.clone.plan import CloneOptions
 
 
 def clone(
@@ -27,42 +30,58 @@ def clone(
     network: Annotated[
         Network,
         typer.Option(
-            help="none: no link. isolated: a network of clones alone. keep: as the original; "
-            "its RAM knows the original's addresses."
+            help="none: no link. isolated: a network of clones only. keep: the original's network; "
+            "the clone's RAM has the original's addresses."
         ),
     ] = Network.NONE,
     destroy: Annotated[
-        bool, typer.Option("--destroy", help="Remove a clone: what was made for it, nothing else.")
+        bool,
+        typer.Option("--destroy", help="Remove a clone: what was made for it, nothing else."),
     ] = False,
 ) -> None:
-    """Make a second machine from a point, beside the original, with its RAM.
+    """Make a second machine from a point, beside the original.
 
-    It has clones of the datasets, another UUID, other MACs, no network and no autostart. As long
-    as it lives, the snapshots that it lies on cannot be destroyed.
+    It has the RAM of the point, clones of its datasets, another UUID, other MAC addresses, no
+    network and no autostart. While it exists, the snapshots that it was cloned from cannot be
+    destroyed.
 
     \b
     Examples:
       zvmsnap clone web@latest web-look
       zvmsnap clone --destroy web-look
     """
-    from zvmsnap.clone import create, plan
-    from zvmsnap.clone.destroy import destroy_clone
-    from zvmsnap.common.signals import finish_before_dying
-    from zvmsnap.virt.host import Host
+    from zvmsnap.clone.plan import CloneOptions
 
     settings = load_settings()
     if bool(name) == destroy:
         raise typer.BadParameter(
-            "say NEWNAME for the clone" if not destroy else "say only the clone's name"
+            "say only the clone's name" if destroy else "say NEWNAME for the clone"
         )
-    with Host(settings.uri) as hypervisor:
-        if destroy:
-            finish_before_dying()
-            for dataset in destroy_clone(hypervisor, point):
-                typer.echo(f"destroyed {dataset}")
-            return
-        wish = plan.CloneOptions(name, cold=cold, paused=paused, network=network)
-        task = plan.plan(settings, hypervisor, find(settings, point), wish)
+    if destroy:
+        _destroy(settings, point)
+    else:
+        _create(settings, point, CloneOptions(name, cold=cold, paused=paused, network=network))
+
+
+def _create(settings: Config, point: str, options: CloneOptions) -> None:
+    from zvmsnap.clone import create, plan
+    from zvmsnap.common.signals import finish_before_dying
+    from zvmsnap.virt.host import Host
+
+    with Host(settings.uri) as host:
+        operation = plan.plan(settings, host, find_point(settings, point), options)
         finish_before_dying()
-        create.CloneCreation(settings, hypervisor, task).run()
-        typer.echo(f"{name}: {hypervisor.guest(task.uuid).state()}, a clone of {task.point}")
+        create.CloneCreation(settings, host, operation).run()
+        state = host.guest(operation.uuid).state()
+    typer.echo(f"{options.name}: {state}, a clone of {operation.point}")
+
+
+def _destroy(settings: Config, name: str) -> None:
+    from zvmsnap.clone.destroy import destroy_clone
+    from zvmsnap.common.signals import finish_before_dying
+    from zvmsnap.virt.host import Host
+
+    with Host(settings.uri) as host:
+        finish_before_dying()
+        for dataset in destroy_clone(host, name):
+            typer.echo(f"destroyed {dataset}")

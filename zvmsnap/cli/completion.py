@@ -1,4 +1,4 @@
-"""Completes points on the command line, in bash, zsh and fish. Fails silently: no completions."""
+"""Completes points on the command line, in bash, zsh and fish. After an error: no completions."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ _BREAKS = frozenset("@:")
 
 
 def points(incomplete: str) -> list[str]:
-    """What the word that begins so may become; for typer.Argument(autocompletion=...)."""
+    """The completions of a word, for typer.Argument(autocompletion=...)."""
     try:
         settings = load_settings()
         vault.check(settings)
-        known = [
+        readable = [
             each for each in vault.entries(settings.vault_dir) if isinstance(each, RestorePoint)
         ]
         cut_off = os.environ.get(_CUT_OFF, "")
-        return [word.removeprefix(cut_off) for word in words(known, cut_off + incomplete)]
+        return [word.removeprefix(cut_off) for word in words(readable, cut_off + incomplete)]
     except Exception:
-        # Whatever it is, a traceback in the middle of somebody's typing helps nobody.
+        # Nobody wants a traceback in the line that they type.
         return []
 
 
-def words(known: Iterable[RestorePoint], incomplete: str) -> list[str]:
-    """Guests first; the names of a guest's points once it is clear which guest is meant.
+def words(points: Iterable[RestorePoint], incomplete: str) -> list[str]:
+    """First the guests; the names of a guest's points as soon as only one guest is possible.
 
-    Never `GUEST@` as the only one: a shell would put a space behind it.
+    `GUEST@` is never the only completion: a shell would put a space behind it.
     """
     names: dict[str, dict[str, None]] = {}
-    for point in known:
-        own = names.setdefault(point.manifest.domain, {LATEST: None})
-        own |= dict.fromkeys((point.directory.name, point.manifest.run))
-        own |= dict.fromkeys(tie.name for tie in point.manifest.snapshots)
+    for point in points:
+        of_guest = names.setdefault(point.manifest.domain, {LATEST: None})
+        of_guest |= dict.fromkeys((point.directory.name, point.manifest.run))
+        of_guest |= dict.fromkeys(snapshot.name for snapshot in point.manifest.snapshots)
     guests = [domain for domain in names if f"{domain}@".startswith(incomplete)]
     if len(guests) > 1:
-        found = [f"{domain}@" for domain in guests]
+        candidates = [f"{domain}@" for domain in guests]
     else:
-        found = [f"{domain}@{name}" for domain, own in names.items() for name in own]
-    # What a shell would read as something else cannot be completed without quotes.
+        candidates = [f"{domain}@{name}" for domain, own in names.items() for name in own]
+    # A word that needs quotes in a shell cannot be completed without them.
     return sorted(
-        word for word in found if word.startswith(incomplete) and shlex.quote(word) == word
+        word for word in candidates if word.startswith(incomplete) and shlex.quote(word) == word
     )
 
 
 def join_words_of_bash(environ: MutableMapping[str, str]) -> None:
-    """Give typer one word where bash has split one at `@` and `:`, as COMP_WORDBREAKS says.
+    """Join the words that bash has split at `@` and `:` (COMP_WORDBREAKS) into one for typer.
 
-    Readline replaces only the part behind the last `:`, or from the last `@` on; so that is what
-    typer shall complete, and `points` learns through the environment what stands before it. Does
-    nothing unless typer was called by its completion script for bash.
+    Readline replaces only what is behind the last `:`, or from the last `@` on. So typer is given
+    this to complete, and `points` reads what is before it from the environment. Does nothing
+    unless typer was called by its completion script for bash.
     """
     if environ.get(_SHELL) != "complete_bash":
         return

@@ -1,4 +1,4 @@
-"""The commands of an operator. How anything works is known elsewhere."""
+"""The command line of an operator: common options, and which module has which command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, ZvmsnapError
 from zvmsnap.journal.request import Role
 
-# Plain help: rich would be imported by every command for the sake of boxes.
+# Plain help: every command would import rich, only to draw boxes.
 app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -49,8 +49,10 @@ def common(
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Configuration file.", show_default=False)
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Log warnings and errors only.")
+    ] = False,
     _version: Annotated[
         bool,
         typer.Option(
@@ -58,20 +60,20 @@ def common(
         ),
     ] = False,
 ) -> None:
-    """Points in time of running KVM guests on ZFS, taken by sanoid's hooks.
+    """Coherent restore points (disks and RAM) of running KVM guests on ZFS, made by sanoid's hooks.
 
     \b
     Examples:
-      zvmsnap list                 all points
-      zvmsnap list web             those of one guest
+      zvmsnap list                   list all points
+      zvmsnap list web               list the points of one guest
       zvmsnap show web@autosnap_2026-11-20_03:00:00_daily
-      zvmsnap restore web@latest   bring it back, in place
-      zvmsnap clone web@latest w2  a second machine from it, beside the first
-      zvmsnap verify --boot web    prove that its points live
-      zvmsnap take web db          both, now, at one instant
+      zvmsnap restore web@latest     bring the newest point back, in place
+      zvmsnap clone web@latest web2  make a second machine from it
+      zvmsnap verify --boot web      start each point of a guest, to prove it
+      zvmsnap take web db            take points of two guests now, at one instant
       zvmsnap send web backup@nas:pool/offsite
-      zvmsnap prune --dry-run      what has lost its snapshots
-      zvmsnap recover              bring guests back from overlays, whatever died
+      zvmsnap prune --dry-run        list points that have lost their snapshots
+      zvmsnap recover                bring guests back from overlays after a crash
 
     \b
     Exit codes: 0 done, 1 something failed, 2 usage, configuration or environment.
@@ -99,10 +101,13 @@ app.command("status")(replication.status)
 def hook(
     role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")],
     datasets: Annotated[
-        list[str] | None, typer.Argument(help="What is snapshotted, where no variable says so.")
+        list[str] | None, typer.Argument(help="The datasets, if no variable names them.")
     ] = None,
 ) -> None:
-    """Run as a hook of sanoid or zrepl, who say the rest through variables, or of zfs_autobackup.
+    """Run as a hook of sanoid, zrepl or zfs_autobackup.
+
+    sanoid and zrepl name datasets and snapshots in variables, zfs_autobackup names datasets as
+    arguments.
 
     \b
     In sanoid.conf:

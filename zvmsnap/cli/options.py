@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and how commands ask and print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.selector import choose
 
+_POINT = typer.Argument(
+    metavar="DOMAIN@SNAPNAME",
+    help="Any snapshot name of the point; or DOMAIN@latest; or DOMAIN@TIME: the last point taken "
+    "until this day, minute or second is over.",
+    autocompletion=completion.points,
+)
+PointArgument = Annotated[str, _POINT]
+PointsArgument = Annotated[list[str], _POINT]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ColdOption = Annotated[bool, typer.Option("--cold", help="Boot from the disks, without RAM.")]
+PausedOption = Annotated[bool, typer.Option("--paused", help="Keep the guest paused at the end.")]
 
 
 def print_json(value: object) -> None:
@@ -23,34 +35,23 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-_POINT = typer.Argument(
-    metavar="DOMAIN@SNAPNAME",
-    help="Any name of the moment; or DOMAIN@latest, or DOMAIN@TIME: the last one until that "
-    "day, minute or second is over.",
-    autocompletion=completion.points,
-)
-PointArgument = Annotated[str, _POINT]
-PointsArgument = Annotated[list[str], _POINT]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-ColdOption = Annotated[bool, typer.Option("--cold", help="Boot from the disks, without RAM.")]
-PausedOption = Annotated[bool, typer.Option("--paused", help="Let it stand still in the end.")]
-
-
 def confirm() -> None:
-    """Ask on a terminal. Raises ConfirmationMissing, and Abort for a no."""
+    """Ask on the terminal. Raises ConfirmationMissing without one, and Abort for a no."""
     if not sys.stdin.isatty():
-        raise ConfirmationMissing("nobody to ask: say --yes to do this, --dry-run to only see it")
+        raise ConfirmationMissing(
+            "no terminal to ask on: say --yes to do this, --dry-run to only see it"
+        )
     typer.confirm("Do it?", abort=True)
 
 
-def find(settings: Config, text: str) -> RestorePoint:
-    """The point that is meant. Raises PointNotFound, which tells of damaged ones too."""
+def find_point(settings: Config, text: str) -> RestorePoint:
+    """The point that an operator names. Raises PointNotFound, which names damaged points too."""
     points, damaged = vault.read(settings)
     try:
         return choose(points, text)
     except PointNotFound as error:
         folder = vault.folder_of(text.rpartition("@")[0])
-        lost = [each.why for each in damaged if each.directory.parent.name == folder]
-        if not lost:
+        reasons = [each.why for each in damaged if each.directory.parent.name == folder]
+        if not reasons:
             raise
-        raise PointNotFound(f"{error}; damaged: {'; '.join(lost)}") from error
+        raise PointNotFound(f"{error}; damaged: {'; '.join(reasons)}") from error

@@ -8,22 +8,21 @@ from typing import Annotated
 import typer
 
 from zvmsnap.cli import render
-from zvmsnap.cli.options import JsonOption, print_json
+from zvmsnap.cli.options import DryRunOption, JsonOption, print_json
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
 from zvmsnap.config.settings import load_settings
 
 
 def recover_guests(
     domain: Annotated[str | None, typer.Argument(help="Only this guest, by name or UUID.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")
-    ] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring every guest that is on one of our overlays back to its own disks.
+    """Bring guests that are on overlays back to their own disks.
 
-    Ends whatever a run of sanoid, a hook or the whole machine left half done when it died. Guests
-    that are off are not started. What cannot be proven is kept, and said; then the exit code is 1.
+    Finishes what sanoid, a hook or the whole machine left when it died. Guests that are off are
+    not started. If an overlay may hold a guest's writes and cannot be merged, it is kept and
+    reported, and the exit code is 1.
 
     \b
     Example:

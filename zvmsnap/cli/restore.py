@@ -1,4 +1,4 @@
-"""The commands that bring points back: restore, clone, verify. How is known elsewhere."""
+"""`zvmsnap restore`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zvmsnap.cli.options import ColdOption, PausedOption, PointArgument, YesOption, confirm, find
+from zvmsnap.cli.options import (
+    ColdOption,
+    DryRunOption,
+    PausedOption,
+    PointArgument,
+    YesOption,
+    confirm,
+    find_point,
+)
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points.point import RestorePoint
 
@@ -18,26 +26,22 @@ if TYPE_CHECKING:
 def restore(
     point: PointArgument,
     yes: YesOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Check everything, say what would be done.")
-    ] = False,
+    dry_run: DryRunOption = False,
     cold: ColdOption = False,
     paused: PausedOption = False,
     rollback: Annotated[
         bool,
-        typer.Option(
-            "--rollback", help="Roll the datasets back, which DESTROYS all newer snapshots."
-        ),
+        typer.Option("--rollback", help="Use zfs rollback, which DESTROYS all newer snapshots."),
     ] = False,
     no_safety: Annotated[
-        bool, typer.Option("--no-safety", help="Do not keep what is there now as a point.")
+        bool, typer.Option("--no-safety", help="Do not keep the replaced guest as a point.")
     ] = False,
 ) -> None:
     """Bring a point back in place of its guest.
 
-    Everything is checked before the guest is stopped, and a failure brings it back. What is there
-    now becomes a point of its own; its disks, with all newer snapshots, then lie on
-    DATASET.before-TIME.
+    Everything is checked before the guest is stopped. If the restore fails, the guest goes on. The
+    replaced guest becomes a point of its own. Its disks, with all newer snapshots, are afterwards
+    on DATASET.before-TIME.
 
     \b
     Examples:
@@ -51,38 +55,43 @@ def restore(
     from zvmsnap.virt.host import Host
 
     settings = load_settings()
-    found = find(settings, point)
-    wish = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
-    image = _image(found, cold=cold)
-    with Host(settings.uri) as hypervisor:
-        planned = plan.plan(settings, hypervisor, found, wish, image)
+    chosen = find_point(settings, point)
+    options = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
+    image = _checked_image(chosen, cold=cold)
+    with Host(settings.uri) as host:
+        planned = plan.plan(settings, host, chosen, options, image)
         typer.echo("\n".join(planned.lines))
         if dry_run:
             return
         if not yes:
             confirm()
-        put_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
+        put_back(settings, host, chosen, options, image, cancelled_by_signal())
 
 
 def bring_back(
-    settings: Config, hypervisor: Host, found: RestorePoint, *, cold: bool, paused: bool
+    settings: Config, host: Host, point: RestorePoint, *, cold: bool, paused: bool
 ) -> None:
-    """Restore a point that was just fetched: there is nothing of now to be kept."""
+    """Restore a point that was just fetched. No safety point is made: there is no replaced guest.
+
+    Its datasets are rolled back, unless they have newer snapshots.
+    """
     from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.restore import plan
     from zvmsnap.restore.in_place import restore as put_back
     from zvmsnap.zfs import zfs
 
-    image = _image(found, cold=cold)
-    # Rolled back, if nothing is newer: there is no former state that would have to live on.
-    rollback = not plan.newer(found, zfs.all_snapshots().present)
-    wish = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
-    put_back(settings, hypervisor, found, wish, image, cancelled_by_signal())
+    image = _checked_image(point, cold=cold)
+    rollback = not plan.newer(point, zfs.all_snapshots().present)
+    options = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
+    put_back(settings, host, point, options, image, cancelled_by_signal())
 
 
-def _image(found: RestorePoint, *, cold: bool) -> Header | None:
-    """The checked RAM image that is to be loaded; None to start from the disks."""
+def _checked_image(point: RestorePoint, *, cold: bool) -> Header | None:
+    """The header of the RAM image to load, whose checksum is right; None to boot from the disks.
+
+    Raises ImageUnloadable.
+    """
     from zvmsnap.points import memory_image
 
-    memory = None if cold else found.manifest.memory
-    return memory_image.check(found.directory / memory.file, memory) if memory else None
+    memory = None if cold else point.manifest.memory
+    return memory_image.check(point.directory / memory.file, memory) if memory else None

@@ -1,25 +1,85 @@
-"""The commands that take a moment by hand, and drop what was taken so."""
+"""`zvmsnap take` and `zvmsnap drop`: points by hand, without sanoid."""
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zvmsnap.cli import options
+from zvmsnap.cli.options import (
+    DryRunOption,
+    JsonOption,
+    PointsArgument,
+    YesOption,
+    confirm,
+    find_point,
+    print_json,
+)
+from zvmsnap.common import waiting
 from zvmsnap.common.signals import cancelled_by_signal, finish_before_dying
-from zvmsnap.config.settings import load_settings
+from zvmsnap.config.settings import Config, load_settings
+from zvmsnap.journal.journal import Journal
 
 if TYPE_CHECKING:
     from zvmsnap.capture.take import TakePlan
-    from zvmsnap.config.settings import Config
+    from zvmsnap.points.point import RestorePoint
 
-_LOOK_EVERY_S = 0.1
+_PROGRESS_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class TakeOptions:
+    """What the command line asks for: guests by name or by group, and how."""
+
+    domains: Sequence[str]
+    group: str | None
+    name: str | None
+    mode: str | None
+    keep: int | None
+    hold: str | None
+    dry_run: bool
+
+    def check(self) -> None:
+        """Raises BadParameter for options that contradict each other."""
+        if bool(self.domains) == (self.group is not None):
+            raise typer.BadParameter("say DOMAIN..., or --group NAME")
+        if self.keep and self.name:
+            raise typer.BadParameter("--keep counts points with default names: not with --name")
+
+
+@dataclass(frozen=True)
+class TakeReport:
+    """What was taken and dropped, or with `dry_run` would be."""
+
+    plan: TakePlan
+    points: Sequence[RestorePoint]
+    dropped: Sequence[str]
+    dry_run: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "dry_run": self.dry_run,
+            "name": self.plan.name,
+            "domains": self.plan.domains,
+            "datasets": self.plan.datasets,
+            "points": [{"name": p.name, "level": p.manifest.level} for p in self.points],
+            "dropped": self.dropped,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        if self.dry_run:
+            yield f"would take {self.plan.name} of {', '.join(self.plan.domains)}:"
+            yield from (f"  {dataset}" for dataset in self.plan.datasets)
+        yield from (f"{point.name}: {point.manifest.level}" for point in self.points)
+        drops = "would drop" if self.dry_run else "dropped"
+        yield from (f"{drops} {name}" for name in self.dropped)
 
 
 def take(
@@ -37,27 +97,26 @@ def take(
         str | None,
         typer.Option(
             metavar="LEVELS",
-            help="memory, paused, quiesced, crash: which to try, best first; `required` last.",
+            help="Levels to try, best first: memory, paused, quiesced, crash; `required` last.",
         ),
     ] = None,
     keep: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Drop all but the newest N of the guests' points with such names."
+            min=1, help="Drop all but the newest N of the guests' points with default names."
         ),
     ] = None,
     hold: Annotated[
         str | None, typer.Option(metavar="TAG", help="Hold the snapshots (zfs hold).")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Only say what would be taken.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Take a moment now, without sanoid: several guests, on any datasets, at one instant.
+    """Take points of one or several guests now, without sanoid.
 
-    All or none: if one guest fails, all go on, and no snapshot stays. sanoid never prunes these.
-    Several guests stand still together until their disks are snapshotted (level paused).
+    The guests may be on any datasets; all points are of one instant. If one guest fails, none gets
+    a point, and no snapshot stays. sanoid never prunes these snapshots. Several guests are paused
+    together until all their disks are snapshotted (level paused).
 
     \b
     Examples:
@@ -66,82 +125,73 @@ def take(
       zvmsnap take --group shop --hold audit
       zvmsnap take web --mode quiesced,required --keep 7
     """
+    options = TakeOptions(domains or [], group, name, mode, keep, hold, dry_run)
+    options.check()
+    settings = load_settings()
+    plan = _plan(settings, options)
+    points = [] if dry_run else _take(settings, plan, hold)
+    report = TakeReport(plan, points, _drop_surplus(settings, plan, options), dry_run)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        typer.echo("\n".join(report.lines()))
+
+
+def _plan(settings: Config, options: TakeOptions) -> TakePlan:
     from zvmsnap.capture import take
-    from zvmsnap.retention import drop
     from zvmsnap.virt.host import Host
 
-    if bool(domains) == (group is not None):
-        raise typer.BadParameter("say DOMAIN..., or --group NAME")
-    if keep and name:
-        raise typer.BadParameter("--keep counts the names that are made here: not with --name")
-    settings = load_settings()
-    with Host(settings.uri) as hypervisor:
-        planned = take.plan(hypervisor, domains or [], group, name or take.default_name(), mode)
-    points = []
-    if not dry_run:
-        with _told(settings, planned):
-            points = take.take(settings, planned, hold, cancelled_by_signal())
-    dropped = []
-    if keep:
-        finish_before_dying()
-        kept = keep - 1 if dry_run else keep
-        dropped = drop.surplus(settings, planned.uuids, kept, dry_run=dry_run)
-    if as_json:
-        said = {
-            "dry_run": dry_run,
-            "name": planned.name,
-            "domains": planned.domains,
-            "datasets": planned.datasets,
-            "points": [{"name": p.name, "level": p.manifest.level} for p in points],
-            "dropped": dropped,
-        }
-        typer.echo(json.dumps(said, indent=2))
-    elif dry_run:
-        typer.echo(f"would take {planned.name} of {', '.join(planned.domains)}:")
-        typer.echo("\n".join(f"  {dataset}" for dataset in planned.datasets))
-    else:
-        typer.echo("\n".join(f"{point.name}: {point.manifest.level}" for point in points))
-    if dropped and not as_json:
-        typer.echo(
-            "\n".join(f"{'would drop' if dry_run else 'dropped'} {name}" for name in dropped)
-        )
+    name = options.name or take.default_name()
+    with Host(settings.uri) as host:
+        return take.plan(host, options.domains, options.group, name, options.mode)
+
+
+def _take(settings: Config, plan: TakePlan, hold: str | None) -> list[RestorePoint]:
+    from zvmsnap.capture import take
+
+    with _progress_shown(settings, plan):
+        return take.execute(settings, plan, hold, cancelled_by_signal())
+
+
+def _drop_surplus(settings: Config, plan: TakePlan, options: TakeOptions) -> list[str]:
+    """With --keep, drop the oldest points; returns their names."""
+    from zvmsnap.retention import drop
+
+    if not options.keep:
+        return []
+    finish_before_dying()
+    # A dry run has not made the point that the real one would count.
+    keep = options.keep - 1 if options.dry_run else options.keep
+    return drop.surplus(settings, plan.uuids, keep, dry_run=options.dry_run)
 
 
 @contextmanager
-def _told(settings: Config, planned: TakePlan) -> Iterator[None]:
-    """On a terminal, tell of each step of each guest, as the journal has it."""
+def _progress_shown(settings: Config, plan: TakePlan) -> Iterator[None]:
+    """On a terminal, print each step of each guest as the journal has it."""
     if not sys.stderr.isatty():
         yield
         return
-    from zvmsnap.journal.journal import Journal
-
     journal = Journal(settings.journal_dir)
-    over = threading.Event()
+    finished = threading.Event()
 
-    def tell() -> None:
-        seen: dict[str, str] = {}
-        while not over.wait(_LOOK_EVERY_S):
+    def follow() -> None:
+        printed: dict[str, str] = {}
+        while not waiting.wait(finished, _PROGRESS_POLL_S):
             for entry in journal.entries():
-                if entry.snapshot_names == (planned.name,) and seen.get(entry.uuid) != entry.step:
-                    seen[entry.uuid] = entry.step
+                if entry.snapshot_names == (plan.name,) and printed.get(entry.uuid) != entry.step:
+                    printed[entry.uuid] = entry.step
                     typer.echo(f"{entry.domain}: {entry.step}", err=True)
 
-    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
-def drop(
-    points: options.PointsArgument,
-    yes: options.YesOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Only say what would go.")
-    ] = False,
-) -> None:
+def drop(points: PointsArgument, yes: YesOption = False, dry_run: DryRunOption = False) -> None:
     """Remove points that were taken by hand, with their snapshots.
 
     \b
@@ -152,14 +202,15 @@ def drop(
     from zvmsnap.retention import drop
 
     settings = load_settings()
-    meant = (options.find(settings, point) for point in points)
-    found = list({point.directory: point for point in meant}.values())
-    names = drop.snapshots(settings, found)
-    said = ", ".join(point.name for point in found)
-    typer.echo("\n".join([f"drop {said}:", *(f"  destroy {name}" for name in names)]))
+    named = (find_point(settings, point) for point in points)
+    chosen = list({point.directory: point for point in named}.values())
+    snapshots = drop.snapshots(settings, chosen)
+    typer.echo(f"drop {', '.join(point.name for point in chosen)}:")
+    for snapshot in snapshots:
+        typer.echo(f"  destroy {snapshot}")
     if dry_run:
         return
     if not yes:
-        options.confirm()
+        confirm()
     finish_before_dying()
-    drop.drop(settings, found, names)
+    drop.destroy(settings, chosen, snapshots)

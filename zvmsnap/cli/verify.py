@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import msgspec
 import typer
 
 from zvmsnap.cli import completion, render
-from zvmsnap.cli.options import find
+from zvmsnap.cli.options import JsonOption, find_point, print_json
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
+from zvmsnap.points.verify_result import VerifyResult
 from zvmsnap.zfs import zfs
 
 
@@ -28,17 +28,19 @@ def verify(
         ),
     ] = None,
     boot: Annotated[
-        bool, typer.Option("--boot", help="Start each as a clone, see that it lives, remove it.")
+        bool, typer.Option("--boot", help="Start each as a clone, check that it lives, remove it.")
     ] = False,
     expect_command: Annotated[
         str | None,
-        typer.Option(help="A shell command that must end with 0 in the guest; needs its agent."),
+        typer.Option(help="A shell command that must exit with 0 in the guest; needs its agent."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Read points to their end, compare checksums, look for their snapshots; or start them.
+    """Check points: read their files, or start them as clones.
 
-    The verdict, and with --boot a picture of the screen, is kept beside the point.
+    Without --boot, every file is compared with its checksum, and the snapshots are looked up. With
+    --boot, each point is started as a clone without network, which must live. The result,
+    and with --boot a picture of the screen, is kept beside the point.
 
     \b
     Examples:
@@ -46,42 +48,55 @@ def verify(
       zvmsnap verify --boot web@latest
       zvmsnap verify --boot --expect-command 'systemctl is-active nginx' web@latest
     """
-    from zvmsnap.clone import verify
     from zvmsnap.common.signals import finish_before_dying
-    from zvmsnap.virt.host import Host
 
     settings = load_settings()
     points, damaged = _chosen(settings, which)
     finish_before_dying()
-    if boot or expect_command:
-        with Host(settings.uri) as hypervisor:
-            verdicts = {
-                point.name: verify.boot(settings, hypervisor, point, expect_command)
-                for point in points
-            }
-    else:
-        present = zfs.all_snapshots().present
-        verdicts = {point.name: verify.verify(point, present) for point in points}
+    starts = boot or expect_command
+    results = _boot(settings, points, expect_command) if starts else _read(points)
     if as_json:
-        said = {name: msgspec.to_builtins(verdict) for name, verdict in verdicts.items()}
-        typer.echo(json.dumps({"points": said, "damaged": [d.why for d in damaged]}, indent=2))
+        by_name = {name: msgspec.to_builtins(result) for name, result in results.items()}
+        print_json({"points": by_name, "damaged": [each.why for each in damaged]})
     else:
-        for name, verdict in verdicts.items():
-            typer.echo(f"{name}: {render.verdict(verdict)}")
+        for name, result in results.items():
+            typer.echo(f"{name}: {render.verify_result(result)}")
         for each in damaged:
             typer.echo(f"damaged: {each.why}")
-    good = not damaged and all(verdict.good for verdict in verdicts.values())
+    good = not damaged and all(result.good for result in results.values())
     raise typer.Exit(EXIT_OK if good else EXIT_FAILED)
 
 
+def _boot(
+    settings: Config, points: list[RestorePoint], expect_command: str | None
+) -> dict[str, VerifyResult]:
+    from zvmsnap.clone import verify
+    from zvmsnap.virt.host import Host
+
+    with Host(settings.uri) as host:
+        return {point.name: verify.boot(settings, host, point, expect_command) for point in points}
+
+
+def _read(points: list[RestorePoint]) -> dict[str, VerifyResult]:
+    from zvmsnap.clone import verify
+
+    present = zfs.all_snapshots().present
+    return {point.name: verify.verify(point, present) for point in points}
+
+
 def _chosen(settings: Config, which: str | None) -> tuple[list[RestorePoint], list[DamagedPoint]]:
+    """The point that is named, or all of the guest, or all; with the damaged ones of these.
+
+    Raises PointNotFound.
+    """
     if which is not None and "@" in which:
-        return [find(settings, which)], []
+        return [find_point(settings, which)], []
     points, damaged = vault.read(settings)
     if which is None:
         return points, damaged
-    mine = [point for point in points if point.manifest.domain == which]
-    lost = [each for each in damaged if each.directory.parent.name == vault.folder_of(which)]
-    if not mine and not lost:
+    folder = vault.folder_of(which)
+    points = [point for point in points if point.manifest.domain == which]
+    damaged = [each for each in damaged if each.directory.parent.name == folder]
+    if not points and not damaged:
         raise PointNotFound(f"{which}: has no point; `zvmsnap list` shows all")
-    return mine, lost
+    return points, damaged

@@ -147,7 +147,7 @@ class CloneCreation:
         self._capture.make()
         stored = self._point.directory / memory.file
         cloned = self._as_clone(memory_image.xml_of(stored, memory))
-        memory_image.prepare(stored, memory, self._image, xml=cloned.xml)
+        memory_image.materialize(stored, memory, self._image, xml=cloned.xml)
 
     def _drop_image(self) -> None:
         if self._task.memory:

@@ -51,7 +51,7 @@ def plan(
     manifest = point.manifest
     memory = manifest.memory is not None and not wish.cold
     there = zfs.datasets()
-    snapshots = locate.of(point, zfs.all_snapshots().present)
+    snapshots = locate.snapshots_of(point, zfs.all_snapshots().present)
     for snapshot in snapshots.values():
         if there[snapshot.dataset].locked:
             raise CloneImpossible(
@@ -69,16 +69,17 @@ def plan(
         )
     if memory and manifest.memory:
         memory_image.check(point.directory / manifest.memory.file, manifest.memory)
-    reasons = compatibility.why_not(hypervisor, xml, manifest.host, cold=not memory)
+    no_memory = []
     needed_bytes = domain_xml.parse(xml).memory_kib << 10
     available_bytes = compatibility.available_memory_bytes()
     if needed_bytes > available_bytes:
-        reasons.append(
+        no_memory.append(
             f"it needs {needed_bytes >> 20} MiB of memory, and {available_bytes >> 20} MiB are "
             "available"
         )
-    if reasons:
-        raise CloneImpossible(f"{point.name} does not fit this host: {'; '.join(reasons)}")
+    compatibility.require_fit(
+        hypervisor, point, xml, CloneImpossible, cold=not memory, also=no_memory
+    )
     own = str(uuid.uuid4())
     return CloneOperation(
         domain=wish.name,

@@ -73,7 +73,7 @@ def _wrong(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[str]:
     except ZvmsnapError as error:
         found.append(str(error))
     try:
-        locate.of(point, present)
+        locate.snapshots_of(point, present)
     except ZvmsnapError as error:
         found.append(str(error))
     try:

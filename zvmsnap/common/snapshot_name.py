@@ -55,6 +55,11 @@ def type_or_manual(name: str) -> str:
     return match["type"] if match else MANUAL
 
 
+def is_dataset(name: str) -> bool:
+    """Can a dataset have that name?"""
+    return len(name) <= _NAME_MAX and bool(_DATASET.fullmatch(name))
+
+
 def is_name(name: str) -> bool:
     """Can a snapshot have that name?"""
     return len(name) <= _NAME_MAX and bool(_SNAPNAME.fullmatch(name))

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import DestinationInvalid
 
 # syncoid hands host names to a shell without quotes, so they hold nothing that a shell would read.
@@ -17,11 +18,11 @@ _USER = r"[A-Za-z_][A-Za-z0-9._-]*"
 _HOST = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 # No colon in the name of the pool: it would be read as the end of a host's name.
-_DATASET = r"[A-Za-z][A-Za-z0-9_. -]*(?:/[A-Za-z0-9_.:-][A-Za-z0-9_.: -]*)*"
+_ROOT = r"[^:/]+(?:/.*)?"
 
 # What both mbuffer and rsync can read.
 _RATE = re.compile(r"[1-9][0-9]*[kMG]?")
-_WHOLE = re.compile(rf"(?:(?P<host>(?:{_USER}@)?{_HOST}):)?(?P<root>{_DATASET})")
+_WHOLE = re.compile(rf"(?:(?P<host>(?:{_USER}@)?{_HOST}):)?(?P<root>{_ROOT})")
 
 
 class MemoryWanted(StrEnum):
@@ -63,12 +64,17 @@ class Destination:
 def parse(text: str) -> Destination:
     """Read `[USER@HOST:]POOL/PATH`. Raises DestinationInvalid."""
     match = _WHOLE.fullmatch(text)
-    if not match or text.endswith(" "):
+    if not match or not _is_root(match["root"]):
         raise DestinationInvalid(
             f"{text!r}: is no destination: say [USER@HOST:]POOL/PATH; for an IPv6 address, a port "
             "or a key, define a host in ~/.ssh/config"
         )
     return Destination(match["host"] or "", match["root"])
+
+
+def _is_root(name: str) -> bool:
+    """ZFS allows more blanks than these; they would be typing errors."""
+    return snapshot_name.is_dataset(name) and not name.endswith(" ") and "/ " not in name
 
 
 def check_rate(text: str) -> None:

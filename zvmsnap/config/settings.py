@@ -132,7 +132,7 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.
         text = source.read_bytes()
     except FileNotFoundError:
         if named:
-            raise ConfigInvalid(f"{source}: there is no such configuration file") from None
+            raise ConfigInvalid(f"{source}: no such configuration file") from None
         return Config()
     except OSError as error:
         raise ConfigInvalid(f"{source}: cannot be read: {error.strerror}") from error

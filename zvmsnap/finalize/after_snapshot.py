@@ -20,7 +20,13 @@ from typing import Any
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import DomainGone, LevelMissed, SnapshotMissing, ZvmsnapError
+from zvmsnap.common.errors import (
+    DomainGone,
+    LevelMissed,
+    SnapshotMissing,
+    WorkOfOtherVersion,
+    ZvmsnapError,
+)
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
@@ -84,10 +90,15 @@ def finish_interrupted(config: Config, hypervisor: Host, guest: Guest, entry: En
 
     Without a journal entry the overlays' names and the backing chain in the XML are enough; whether
     a guest stands still because of us is looked at if there was one that could not be read.
-    Raises CommitFailed and others if it cannot be ended; nothing is lost then.
+    Raises CommitFailed and others if it cannot be ended; nothing is lost then. Raises
+    WorkOfOtherVersion if its entry is of another version: the guest was brought back, unless the
+    owner of the run lives; entry, staging directory and RAM image stay for that version.
     """
     journal = Journal(config.journal_dir)
-    held = thaw.left_still(guest) if journal.lost(guest.uuid) else {}
+    other = journal.of_other_version(guest.uuid)
+    if other and other.owner.is_alive():
+        raise WorkOfOtherVersion(str(other))
+    held = thaw.held_fields(guest) if other or journal.is_lost(guest.uuid) else {}
     if entry:
         log.about(guest.name, ",".join(entry.request_datasets)).warning(
             "finishing moment %s, which nobody finished", entry.run or "of an earlier recovery"
@@ -98,6 +109,8 @@ def finish_interrupted(config: Config, hypervisor: Host, guest: Guest, entry: En
         end(config, hypervisor, entry)
     if held is not None:
         journal.forget_lost(guest.uuid)
+    if other:
+        raise WorkOfOtherVersion(str(other))
 
 
 def _unknown(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entry | None:

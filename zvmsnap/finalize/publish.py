@@ -161,7 +161,7 @@ class _Publication:
                 write_atomic(incoming / name, source.read_bytes())
         if self._work.entry.level.has_memory:
             image_format = self._work.entry.memory_format
-            self._memory = memory_image.store_memory(
+            self._memory = memory_image.store(
                 self._directory.memory,
                 incoming,
                 image_format,

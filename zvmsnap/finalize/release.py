@@ -24,10 +24,10 @@ from zvmsnap.disks import live_commit, offline_commit, overlay_chain, qemu_img
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.overlay_chain import OverlayChain, images_of
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.journal import snapshot_match
+from zvmsnap.journal import other_versions, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
-from zvmsnap.quiesce.thaw import release_guest
+from zvmsnap.quiesce.thaw import resume_or_thaw
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest, Pause
 
@@ -59,7 +59,7 @@ def _let_go(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> Non
     if not work.entry.holds_guest:
         return
     try:
-        work.step("let go", lambda: release_guest(config, guest, work, log))
+        work.step("let go", lambda: resume_or_thaw(config, guest, work, log))
     except StepFailed as error:
         if isinstance(error.cause, DomainGone):
             raise error.cause from error
@@ -180,7 +180,7 @@ def _tidy(
             log.warning("%s holds writes that we have not merged: kept; see to it", overlay)
     for stack in left.values():
         for overlay in stack.overlays:
-            _remove_capture_of(Path(overlay), entry)
+            _remove_capture_of(config, Path(overlay), entry)
     for name in set(guest.snapshot_names()) & set(entry.snapshot_names):
         # Older scripts name libvirt's snapshots as sanoid's; reverting to such a one after our
         # commit would load old RAM over new disks.
@@ -188,8 +188,11 @@ def _tidy(
         guest.snapshot_delete_metadata(name)
 
 
-def _remove_capture_of(overlay: Path, entry: Entry) -> None:
+def _remove_capture_of(config: Config, overlay: Path, entry: Entry) -> None:
     """A capture that no journal knows has nobody else to remove it."""
     directory = StagingDir(overlay.parent)
-    if overlay.parent.name != entry.capture and not directory.overlays():
+    if overlay.parent.name == entry.capture or directory.overlays():
+        return
+    # Another version's entry may stand for this capture, and for its RAM image.
+    if entry.uuid not in other_versions.guests(config.journal_dir):
         directory.remove()

@@ -1,102 +1,171 @@
-"""One guest's part in a snapshot run that is not finished."""
+"""One guest's unfinished part of a snapshot run, and the state that it is in.
+
+The state follows from the fields; the first row that fits decides.
+
+| `step`                                      | disks frozen | held | overlays | state       |
+|---------------------------------------------|--------------|------|----------|-------------|
+| `undo` and a step                           | any          | any  | any      | undoing     |
+| `store`, `publish`, `close`                 | any          | any  | any      | publishing  |
+| `tidy`                                      | any          | any  | any      | committed   |
+| `commit`, `redefine`; `release`, `merge` of | any          | any  | any      | committing  |
+| any other                                   | yes          | yes  | any      | held        |
+| any other                                   | yes          | no   | yes      | on overlays |
+| any other                                   | yes          | no   | no       | released    |
+| `dump`                                      | no           | any  | any      | dumping     |
+| any other                                   | no           | yes  | any      | freezing    |
+| `waiting`                                   | no           | no   | any      | waiting     |
+| any other                                   | no           | no   | any      | preparing   |
+
+Disks frozen: `disks_frozen_at_s` is set. Held: `frozen`, or `paused` at level `paused`. Overlays:
+`disks` name some. A recovery, of a guest whose entry was lost, counts as frozen, and on overlays.
+"""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
+from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
+from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
 
 SCHEMA = 3
 
-# Both become parts of paths: nothing that a damaged file says may lead out of our directories.
-_GUEST = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_UUID = _GUEST + r"\Z"
-_CAPTURE = _GUEST + r"\.[0-9a-f]{8}\Z"
+_PUBLISHING = ("store", "publish", "close")
+_COMMITTING = ("commit", "redefine")
+_COMMITTING_A_DISK = ("release ", "merge ")  # and its target
 
-# Both become words of command lines: nothing in them may be taken for something else.
-_Dataset = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f@]*\Z")]
-_Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f@/]+\Z")]
+
+class EntryState(StrEnum):
+    """How far the guest's part of the run is, and in which state the guest is then."""
+
+    PREPARING = "preparing"  # runs
+    DUMPING = "dumping"  # runs, or is paused, while its RAM is written
+    FREEZING = "freezing"  # its file systems may be frozen
+    WAITING = "waiting"  # runs, or is off: only its disks are captured
+    HELD = "held"  # is paused, or its file systems are frozen
+    ON_OVERLAYS = "on overlays"  # runs on its overlays
+    RELEASED = "released"  # runs on its own disks; a deadline may have released it
+    COMMITTING = "committing"  # each disk is on its overlay or on its base
+    COMMITTED = "committed"  # is on its own disks, by both definitions
+    PUBLISHING = "publishing"  # as before
+    UNDOING = "undoing"  # a step failed; what could not be undone is left to the finisher
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """A covered disk: what it is, where it lies, and the overlay for its writes ("" if none)."""
+    """A disk of the run: what it is, its place in a dataset, and its overlay ("" if none)."""
 
     target: str
     type: str
     format: str
     base: str
-    dataset: _Dataset
+    dataset: DatasetName
     path: str
     overlay: str = ""
 
     @classmethod
-    def of(cls, disk: domain_xml.Disk, place: DiskLocation, overlay: str = "") -> Disk:
-        """A disk of a definition, that lies there."""
+    def of(cls, disk: domain_xml.Disk, location: DiskLocation, overlay: str = "") -> Disk:
+        """A disk of a definition, at that location."""
         return cls(
-            disk.target, disk.type, disk.format, disk.source, place.dataset, place.path, overlay
+            disk.target,
+            disk.type,
+            disk.format,
+            disk.source,
+            location.dataset,
+            location.path,
+            overlay,
         )
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One guest's part in a moment that is not finished.
+    """One guest's unfinished part of a run.
 
-    `snapshot_names` are announced by the caller; `preexisting_guids` are of snapshots that had one
-    of these names before, so they are not of this run. `capture` is the directory in staging.
-    Without snapshot names it is no run, but the recovery of a guest of which no journal knew.
+    Without snapshot names it is no run, but a recovery: of a guest whose entry was lost.
     """
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     domain: Annotated[str, msgspec.Meta(min_length=1)]
-    uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
+    uuid: GuestUuid
+    owner: Process  # takes the snapshots
+
+    # The request: what the caller of the hook has announced.
     run: str
-    request_datasets: tuple[_Dataset, ...]
-    snapshot_names: tuple[_Name, ...]
-    preexisting_guids: tuple[int, ...]
-    owner: Process
-    capture: Annotated[str, msgspec.Meta(pattern=_CAPTURE)]
+    request_datasets: tuple[DatasetName, ...]
+    snapshot_names: tuple[SnapshotName, ...]
+    preexisting_guids: tuple[int, ...]  # snapshots that had one of these names before the run
+    # Where no names are announced: the txg of each dataset's newest snapshot before the run.
+    newest_txg_before: dict[str, int] | None = None
+    minimum_level: ConsistencyLevel | None = None  # no point is made below this one
+
+    # The capture: what is done to the guest until the snapshot.
+    capture: CaptureName  # the directory in staging
     level: ConsistencyLevel
-    minimum_level: ConsistencyLevel | None = None  # a point of less than that is not wanted
-    reason: str | None
+    reason: str | None  # why the level is not a better one
     disks: tuple[Disk, ...]
-    created: str
+    created: str  # ISO 8601 with an offset
     step: str = ""
-    memory_format: str = ""
+    memory_format: str = ""  # of the RAM image, when its header was read
+    paused: bool = False  # by zvmsnap: to end its dump, or until its snapshot is taken
+    frozen: bool = False  # its file systems, by zvmsnap; written before the agent is asked
+    thaw_script_due: bool = False  # pre-freeze was begun, so post-thaw must run
+    # What QEMU allowed itself before zvmsnap changed it.
+    original_downtime_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    tpm_warning: str | None = None  # why the TPM's state is not coherent with the disks
+
+    # Timing: when the guest was held, and how long things took, in seconds.
+    held_since_s: float = 0.0  # `uptime_s` before it was frozen, or when it was paused
+    disks_frozen_at_s: float = 0.0  # time.time() when the disks stopped changing; 0: not yet
     pause_s: float = 0.0
     dump_s: float = 0.0
     last_ram_s: float = 0.0
-    committed_overlays: tuple[
-        str, ...
-    ] = ()  # overlays whose data was in the base when we began to leave them
-    released_early: bool = (
-        False  # its overlays were merged before the end, maybe during the snapshot
-    )
-    paused: bool = False  # by us: to end its dump, or until its snapshot is taken
-    frozen: bool = False  # its file systems, by us
-    held_since_s: float = 0.0  # `uptime_s` when it was about to be frozen, or was paused
-    thaw_script_due: bool = False  # pre-freeze was begun, so post-thaw must run
-    original_downtime_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = (
-        None  # what QEMU allowed itself before we changed it
-    )
     overlay_s: float = 0.0
     commit_s: float = 0.0
-    disks_frozen_at_s: float = 0.0  # time.time() at which the disks had switched to their overlays
-    relocated_datasets: dict[
-        str, str
-    ] = {}  # where a restore has moved datasets since their snapshots
-    # Where nobody says how snapshots are called: the txg of each dataset's newest one before.
-    newest_txg_before: dict[str, int] | None = None
-    # Guids of the snapshots that there were when it was about to be let go: later ones saw it run.
+
+    # The release: what is known when the guest is brought back to its own disks.
+    # Guids of the run's snapshots just before it was released: later ones saw it run.
     snapshots_at_release: tuple[int, ...] | None = None
-    tpm_warning: str | None = None  # why the TPM's state is not coherent with the disks
+    # Its overlays were merged before its snapshots were known to exist, maybe during a snapshot.
+    released_early: bool = False
+    committed_overlays: tuple[str, ...] = ()  # their data was in the base before it left them
+    relocated_datasets: dict[str, str] = {}  # where a restore has moved datasets since
+
+    @property
+    def state(self) -> EntryState:
+        """By the table above."""
+        if self.step.startswith("undo "):
+            return EntryState.UNDOING
+        if self.step in _PUBLISHING:
+            return EntryState.PUBLISHING
+        if self.step == "tidy":
+            return EntryState.COMMITTED
+        if self.step in _COMMITTING or self.step.startswith(_COMMITTING_A_DISK):
+            return EntryState.COMMITTING
+        if self.is_recovery or self.disks_frozen_at_s:
+            return self._state_of_guest()
+        if self.step == "dump":
+            return EntryState.DUMPING
+        if self.is_held:
+            return EntryState.FREEZING
+        return EntryState.WAITING if self.step == "waiting" else EntryState.PREPARING
+
+    def _state_of_guest(self) -> EntryState:
+        if self.is_held:
+            return EntryState.HELD
+        return EntryState.ON_OVERLAYS if self.may_be_on_overlay else EntryState.RELEASED
+
+    @property
+    def is_recovery(self) -> bool:
+        """Is it no run, but the recovery of a guest whose entry was lost?"""
+        return not self.snapshot_names
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The datasets that hold the guest's disks of this moment."""
+        """The datasets that hold the guest's disks of this run."""
         return tuple(sorted({disk.dataset for disk in self.disks}))
 
     @property
@@ -105,26 +174,48 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return self.minimum_level is None or self.level.reaches(self.minimum_level)
 
     @property
-    def dump_may_continue(self) -> bool:
-        """May a dump of ours go on, though its caller was killed?"""
-        return self.may_be_on_overlay or self.level.has_memory
+    def is_paused_for_snapshot(self) -> bool:
+        """Is the guest paused until its snapshot is taken, not just to end a dump?"""
+        return self.paused and self.level is ConsistencyLevel.PAUSED
 
     @property
-    def may_hold_guest(self) -> bool:
-        """May it, or its file systems, stand still because of us, or come to do so?"""
-        is_let_go = self.disks_frozen_at_s and not self.paused
-        return self.frozen or (self.level.holds_guest and not is_let_go)
+    def is_held(self) -> bool:
+        """Is the guest paused, or are its file systems frozen, for the snapshot?
+
+        The states held and freezing, and any later one in which this was not noted to be over.
+        """
+        return self.frozen or self.is_paused_for_snapshot
 
     @property
     def holds_guest(self) -> bool:
-        """Did we make something stand still, or ask an administrator's program to?"""
-        return (
-            self.frozen
-            or self.thaw_script_due
-            or (self.paused and self.level is ConsistencyLevel.PAUSED)
-        )
+        """Is it held, or must an administrator's post-thaw run?
+
+        As `is_held`; and preparing, from the step pre-freeze on.
+        """
+        return self.is_held or self.thaw_script_due
+
+    @property
+    def may_hold_guest(self) -> bool:
+        """May it be held, or come to be held?
+
+        The states held and freezing; at the levels paused and quiesced also preparing, dumping and
+        undoing. Not after release: then the level tells nothing.
+        """
+        is_released = self.disks_frozen_at_s and not self.paused
+        return self.frozen or (self.level.holds_guest and not is_released)
+
+    @property
+    def dump_may_continue(self) -> bool:
+        """May libvirt go on with a dump or an overlay whose caller was killed?
+
+        Any state: by level and disks alone, as the step was written before it began.
+        """
+        return self.may_be_on_overlay or self.level.has_memory
 
     @property
     def may_be_on_overlay(self) -> bool:
-        """May the guest be on overlays, or come to be on them by a dump that goes on?"""
-        return not self.snapshot_names or any(disk.overlay for disk in self.disks)
+        """Has it overlays, or may a dump that goes on put it on them?
+
+        Any state: overlays are named in `disks` before they exist.
+        """
+        return self.is_recovery or any(disk.overlay for disk in self.disks)

@@ -1,8 +1,8 @@
-"""What we were about to do for each guest when we died: one file per guest, removed when done.
+"""Unfinished work on guests: one entry for each guest, removed when the work is done.
 
-A hint for cleaning up and publishing; where a disk really is, only libvirt's XML says.
-An entry that cannot be read, or is of another schema, is set aside: the XML is enough to bring
-its guest back, and only the point of that moment is lost.
+An entry is a hint for cleaning up and publishing; where a disk really is, only libvirt's XML says.
+So a guest whose entry is damaged, or of another schema, can be brought back; the point is lost, or
+left to the version that began it.
 """
 
 from __future__ import annotations
@@ -17,96 +17,90 @@ from typing import Any
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.atomic_file import private_dir, remove_durably, write_atomic
 from zvmsnap.common.errors import LockTimeout
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.steps import Step
 from zvmsnap.common.steps import run as run_steps
-from zvmsnap.journal.entry import Entry
-
-_DAMAGED = ".damaged"
+from zvmsnap.journal.entry import SCHEMA, Entry
+from zvmsnap.journal.guest_files import GuestFiles, OtherVersionsFile
 
 
 class Journal:
     """The directory of entries."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._files: GuestFiles[Entry] = GuestFiles(
+            directory, Entry, SCHEMA, check=_check, tell_damaged=_tell_damaged
+        )
 
     def write(self, entry: Entry) -> None:
-        """Write `entry` down, durably, in place of the guest's former one."""
-        private_dir(self._directory)
-        write_atomic(self._path(entry.uuid), msgspec.json.format(msgspec.json.encode(entry)))
+        """Write `entry`, durably, in place of the guest's earlier one.
+
+        A recovery is not written over a file of another version: it may be begun again by what
+        libvirt says. For a run WorkOfOtherVersion is raised.
+        """
+        if entry.is_recovery and self._files.of_other_version(entry.uuid):
+            return
+        self._files.write(entry.uuid, entry)
 
     def read(self, uuid: str) -> Entry | None:
-        """The open entry of a guest. A damaged one is set aside and counts as none."""
-        path = self._path(uuid)
-        try:
-            entry = msgspec.json.decode(path.read_bytes(), type=Entry)
-            if entry.uuid != uuid or not entry.capture.startswith(f"{uuid}."):
-                raise msgspec.ValidationError("it is of another guest")
-            if bool(entry.snapshot_names) != bool(entry.run):
-                raise msgspec.ValidationError("a moment has snapshot names, a recovery has none")
-            return entry
-        except FileNotFoundError:
-            return None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            aside = path.with_suffix(_DAMAGED)
-            log.plain().warning("%s cannot be read; set aside as %s", path, aside.name)
-            os.replace(path, aside)
-            return None
+        """The open entry of a guest; none if it is damaged or of another version.
 
-    def lost(self, uuid: str) -> bool:
-        """Was an entry of that guest set aside, and has nobody seen to the guest since?"""
-        return self._path(uuid).with_suffix(_DAMAGED).exists()
-
-    def forget_lost(self, uuid: str) -> None:
-        """The guest was seen to; what was set aside stays, under another name."""
-        path = self._path(uuid).with_suffix(_DAMAGED)
-        with suppress(FileNotFoundError):
-            os.replace(path, path.with_suffix(f"{_DAMAGED}.seen"))
+        Raises Unreadable.
+        """
+        return self._files.read(uuid)
 
     def entries(self) -> list[Entry]:
-        """All open entries."""
-        if not self._directory.is_dir():
-            return []
-        found = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
-        return [entry for entry in found if entry]
+        """All open entries. Raises Unreadable."""
+        return self._files.all()
+
+    def of_other_version(self, uuid: str) -> OtherVersionsFile | None:
+        """The guest's entry, if another version has written it."""
+        return self._files.of_other_version(uuid)
+
+    def of_other_versions(self) -> list[OtherVersionsFile]:
+        """All entries that another version has written."""
+        return self._files.of_other_versions()
+
+    def is_lost(self, uuid: str) -> bool:
+        """Was an entry of that guest damaged, and nobody has seen to the guest since?"""
+        return self._files.is_lost(uuid)
+
+    def forget_lost(self, uuid: str) -> None:
+        """The guest was seen to; the damaged entry stays, under another name."""
+        self._files.forget_lost(uuid)
 
     @contextmanager
-    def if_free(self, locks_dir: Path, seen: Entry, intent: str) -> Iterator[Entry | None]:
-        """Hold the lock of its guest, if nobody else does; yields the entry as it is by now.
+    def if_free(self, locks_dir: Path, known: Entry, intent: str) -> Iterator[Entry | None]:
+        """Hold the lock of the guest, if nobody else does; yields the entry as it is now.
 
         None if somebody works on it, or has closed it.
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(lock(locks_dir, seen.uuid, intent, timeout_s=0))
+                stack.enter_context(lock(locks_dir, known.uuid, intent, timeout_s=0))
             except LockTimeout:
                 yield None
                 return
-            entry = self.read(seen.uuid)
-            yield entry if entry and entry.capture == seen.capture else None
+            entry = self.read(known.uuid)
+            yield entry if entry and entry.capture == known.capture else None
 
     def age_s(self, entry: Entry) -> float:
         """Seconds since somebody last worked on this entry; 0 if it is closed."""
         try:
-            # Not less than 0, though clocks be set back.
-            return max(0.0, time.time() - self._path(entry.uuid).stat().st_mtime)
+            # Never below 0, though clocks be set back.
+            return max(0.0, time.time() - self._files.path(entry.uuid).stat().st_mtime)
         except FileNotFoundError:
             return 0.0
 
     def tried(self, entry: Entry) -> None:
-        """Somebody begins to work on this entry, and may fail before there is a step to write."""
+        """Somebody begins to work on this entry, and may fail before the first step is written."""
         with suppress(FileNotFoundError):
-            os.utime(self._path(entry.uuid), follow_symlinks=False)
+            os.utime(self._files.path(entry.uuid), follow_symlinks=False)
 
     def close(self, entry: Entry) -> None:
-        """The guest's part is done."""
-        remove_durably(self._path(entry.uuid))
-
-    def _path(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"
+        """The work on the guest is done."""
+        self._files.remove(entry.uuid)
 
 
 class EntryWriter:
@@ -126,5 +120,16 @@ class EntryWriter:
         run_steps([Step(name, do)], lambda step: self.note(step=step))
 
     def close(self) -> None:
-        """The guest's part is done."""
+        """The work on the guest is done."""
         self._journal.close(self.entry)
+
+
+def _check(entry: Entry, uuid: str) -> None:
+    if entry.uuid != uuid or not entry.capture.startswith(f"{uuid}."):
+        raise ValueError("it is of another guest")
+    if bool(entry.snapshot_names) != bool(entry.run):
+        raise ValueError("a run has snapshot names, a recovery has none")
+
+
+def _tell_damaged(path: Path, renamed: Path) -> None:
+    log.plain().warning("%s cannot be read; renamed to %s", path, renamed.name)

@@ -1,11 +1,10 @@
-"""What an operator's command was about to do when it died: one file per guest that it makes.
+"""An operator's command that is under way: one file for each guest that it restores or makes.
 
-Beside the journal of moments, as a restore takes a moment itself: the safety point.
+Apart from the entries of runs, as a restore has an entry of its own inside: the safety point's.
 """
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -13,24 +12,21 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.atomic_file import private_dir, remove_durably, write_atomic
+from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
+from zvmsnap.common.snapshot_name import FullName
 from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.guest_files import OPERATIONS, GuestFiles, OtherVersionsFile
 from zvmsnap.zfs.dataset_swap import SwapTree
 
+# An operation holds an entry: when the entry's schema changes, this one does, too.
 SCHEMA = 2
-_UUID = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
-_CAPTURE = _UUID.removesuffix(r"\Z") + r"\.[0-9a-f]{8}\Z"
-_FOLDER = "operations"
-
-# These become words of command lines: nothing in them may be taken for something else.
-_Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\x00-\x1f\x7f]*\Z")]
 
 Source = tuple[str, str, str]  # type, path and format of a disk
 
 
 class StartState(StrEnum):
-    """What the guest does when all is done."""
+    """What the guest does when the command has succeeded."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -38,112 +34,120 @@ class StartState(StrEnum):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What both kinds have. `domain` and `uuid` are of the guest that is brought (back) to life."""
+    """What both kinds have. `domain` and `uuid` are of the guest that is restored or made."""
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     domain: Annotated[str, msgspec.Meta(min_length=1)]
-    uuid: Annotated[str, msgspec.Meta(pattern=_UUID)]
+    uuid: GuestUuid
     point: str
     directory: str
     owner: Process
     step: str = ""
-    sources: dict[str, Source] = {}
-    memory: bool  # from its RAM, else from its disks alone
+    sources: dict[str, Source] = {}  # of the guest's disks, by target
+    memory: bool  # the RAM is loaded; else the guest boots from its disks
     start_state: StartState
-    capture: Annotated[str, msgspec.Meta(pattern=_CAPTURE)]  # a directory in staging, ours alone
+    capture: CaptureName  # a directory in staging, for this operation alone
 
 
 class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
-    """A restore in place: datasets that switch, or snapshots that are rolled back to."""
+    """A restore in place: by swapping datasets, or by rolling back to snapshots."""
 
     kind: ClassVar[str] = "restore"
 
-    restored_disks: dict[
-        str, tuple[str, str]
-    ] = {}  # dataset and path of each disk of then, by target
-    written_bytes: dict[str, int] = {}  # what ZFS tells as written to each dataset as put back
+    restored_disks: dict[str, tuple[str, str]] = {}  # dataset and path of each, by target
+    written_bytes: dict[str, int] = {}  # ZFS's `written` of each restored dataset, when restored
     swap_trees: tuple[SwapTree, ...] = ()
-    rollback: tuple[_Name, ...] = ()
-    guest_existed: bool  # was there such a guest before?
+    rollback: tuple[FullName, ...] = ()  # snapshots
+    guest_existed: bool
     was_active: bool
     was_paused: bool
-    saves_memory: bool  # the RAM of the former machine is saved when it is stopped
+    saves_memory: bool  # the RAM of the replaced guest is saved when it is stopped
     safety_entry: Entry | None = None
-    rollback_begun: bool = False  # the rollback has begun: what was there is gone
+    rollback_begun: bool = False  # the replaced guest's disks cannot be had back any more
 
 
 class CloneOperation(Operation, frozen=True, kw_only=True, tag="clone"):
-    """A clone: the datasets that are made for it, parents first, and the snapshots they show."""
+    """A clone: each dataset that is made for it, with its snapshot, parents first."""
 
     kind: ClassVar[str] = "clone"
 
     network: str
-    datasets: tuple[tuple[_Name, _Name], ...] = ()
+    datasets: tuple[tuple[FullName, FullName], ...] = ()
 
 
 class Operations:
-    """The directory of tasks."""
+    """The directory of operations."""
 
     def __init__(self, journal: Path) -> None:
-        self._directory = journal / _FOLDER
+        self._files: GuestFiles[RestoreOperation | CloneOperation] = GuestFiles(
+            journal / OPERATIONS,
+            RestoreOperation | CloneOperation,
+            SCHEMA,
+            check=_check,
+            tell_damaged=_tell_damaged,
+        )
 
-    def write(self, task: RestoreOperation | CloneOperation) -> None:
-        """Write `task` down, durably, in place of the guest's former one."""
-        private_dir(self._directory)
-        write_atomic(self._path(task.uuid), msgspec.json.format(msgspec.json.encode(task)))
+    def write(self, operation: RestoreOperation | CloneOperation) -> None:
+        """Write `operation`, durably, in place of the guest's earlier one.
+
+        Raises WorkOfOtherVersion.
+        """
+        self._files.write(operation.uuid, operation)
 
     def read(self, uuid: str) -> RestoreOperation | CloneOperation | None:
-        """The open task of a guest. A damaged one is set aside and counts as none."""
-        path = self._path(uuid)
-        try:
-            task = msgspec.json.decode(path.read_bytes(), type=RestoreOperation | CloneOperation)
-            if task.uuid != uuid or not task.capture.startswith(f"{uuid}."):
-                raise msgspec.ValidationError("it is of another guest")
-            return task
-        except FileNotFoundError:
-            return None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            aside = path.with_suffix(".damaged")
-            log.plain().error(
-                "%s cannot be read; set aside as %s: see `zfs list` for datasets named "
-                "*.zvmsnap-* or *.before-*",
-                path,
-                aside.name,
-            )
-            os.replace(path, aside)
-            return None
+        """The open operation of a guest; none if it is damaged or of another version.
+
+        Raises Unreadable.
+        """
+        return self._files.read(uuid)
 
     def all(self) -> list[RestoreOperation | CloneOperation]:
-        """All open tasks."""
-        if not self._directory.is_dir():
-            return []
-        found = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
-        return [task for task in found if task]
+        """All open operations. Raises Unreadable."""
+        return self._files.all()
+
+    def of_other_version(self, uuid: str) -> OtherVersionsFile | None:
+        """The guest's operation, if another version has written it."""
+        return self._files.of_other_version(uuid)
+
+    def of_other_versions(self) -> list[OtherVersionsFile]:
+        """All operations that another version has written."""
+        return self._files.of_other_versions()
 
     def close(self, uuid: str) -> None:
-        """The task is done."""
-        remove_durably(self._path(uuid))
-
-    def _path(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"
+        """The operation is done."""
+        self._files.remove(uuid)
 
 
 Kind = TypeVar("Kind", RestoreOperation, CloneOperation)
 
 
 class OperationWriter(Generic[Kind]):
-    """A task that is being worked on: every change of it is written down."""
+    """An operation that is being worked on: every change of it is written down."""
 
-    def __init__(self, journal: Path, task: Kind) -> None:
-        self._tasks = Operations(journal)
-        self.task: Kind = task
+    def __init__(self, journal: Path, operation: Kind) -> None:
+        self._operations = Operations(journal)
+        self.task: Kind = operation
 
     def note(self, **changes: Any) -> None:
-        """Write changes of the task down."""
-        task = msgspec.structs.replace(self.task, **changes)
-        self._tasks.write(task)
-        self.task = task
+        """Write changes of the operation down."""
+        operation = msgspec.structs.replace(self.task, **changes)
+        self._operations.write(operation)
+        self.task = operation
 
     def close(self) -> None:
-        """The task is done."""
-        self._tasks.close(self.task.uuid)
+        """The operation is done."""
+        self._operations.close(self.task.uuid)
+
+
+def _check(operation: RestoreOperation | CloneOperation, uuid: str) -> None:
+    if operation.uuid != uuid or not operation.capture.startswith(f"{uuid}."):
+        raise ValueError("it is of another guest")
+
+
+def _tell_damaged(path: Path, renamed: Path) -> None:
+    log.plain().error(
+        "%s cannot be read; renamed to %s: see `zfs list` for datasets named *.zvmsnap-* or "
+        "*.before-*",
+        path,
+        renamed.name,
+    )

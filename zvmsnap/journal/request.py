@@ -1,4 +1,4 @@
-"""What a caller asks of a hook."""
+"""What the caller of a hook requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zvmsnap.common.snapshot_name import run_of, type_or_manual
 
 
 class Role(StrEnum):
-    """Which of sanoid's hooks is running; told by our argument, as SANOID_SCRIPT may be unset."""
+    """Which of sanoid's hooks runs; an argument says it, as SANOID_SCRIPT may be unset."""
 
     PRE = "pre"
     POST = "post"
@@ -18,7 +18,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class HookCall:
-    """One call of a hook: which datasets, which bare snapshot names, did pre fail.
+    """One call of a hook: datasets, snapshot names without dataset, and whether pre failed.
 
     `unnamed`: the caller does not say what its snapshots are called; `names` are made up.
     """
@@ -31,10 +31,10 @@ class HookCall:
 
     @property
     def run(self) -> str:
-        """The name that all snapshot names of this call share."""
+        """What all snapshot names of this call have in common."""
         return run_of(self.names[0])
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Hourly, daily ...: the types of its snapshots; `manual` where a name has none."""
+        """The types of its snapshots: hourly, daily ...; `manual` for a name without one."""
         return tuple(dict.fromkeys(type_or_manual(name) for name in self.names))

@@ -1,10 +1,11 @@
-"""Which snapshots are of a moment: those that there were before its guest went on.
+"""Which snapshots belong to a run: those that existed before its guest was released.
 
-| when it was let go | now                                | of the moment are                    |
-|--------------------|------------------------------------|--------------------------------------|
-| some were there    | some of them, and maybe others     | some of them: others have seen it run |
-| none               | some that were announced           | these, but they have seen it run     |
-| none               | some, where no names are announced | none: they may be anybody's          |
+| noted at release | now                                   | of the run                         |
+|------------------|---------------------------------------|------------------------------------|
+| some             | some of them, maybe others            | those that were noted: the others  |
+|                  |                                       | saw the guest run                  |
+| none             | some with announced names             | these, but they saw the guest run  |
+| none             | some, and no names were announced     | none: they may be anybody's        |
 """
 
 from __future__ import annotations
@@ -16,43 +17,43 @@ from zvmsnap.common.log import Logger
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
+from zvmsnap.points.liveness import complete_names
 from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.zfs import zfs
 
 
-def note(work: EntryWriter, log: Logger) -> None:
-    """Write down what there is, once, before the guest is let go or its overlays are merged.
+def note(writer: EntryWriter, log: Logger) -> None:
+    """Note which snapshots exist, once, before the guest is released or its overlays are merged.
 
-    Never raises ZfsFailed: nobody stands still because ZFS does not answer.
+    Never raises ZfsFailed: no guest stays held because ZFS does not answer.
     """
-    if work.entry.snapshots_at_release is not None or not work.entry.snapshot_names:
+    if writer.entry.snapshots_at_release is not None or writer.entry.is_recovery:
         return
     try:
-        seen = tuple(tie.guid for tie in candidates(work.entry))
+        guids = tuple(ref.guid for ref in candidates(writer.entry))
     except ZfsFailed as error:
-        log.error("it is let go without knowing whether its snapshot was taken: %s", error)
-        seen = ()
-    work.note(snapshots_at_release=seen)
+        log.error("it is released without knowing whether its snapshot was taken: %s", error)
+        guids = ()
+    writer.note(snapshots_at_release=guids)
 
 
 def of(entry: Entry) -> tuple[SnapshotRef, ...]:
-    """Follow the table. Raises ZfsFailed."""
+    """The snapshots of the run, by the table. Raises ZfsFailed."""
     return among(entry, candidates(entry))
 
 
-def among(entry: Entry, found: tuple[SnapshotRef, ...]) -> tuple[SnapshotRef, ...]:
-    """Follow the table, when `found` are there."""
+def among(entry: Entry, existing: tuple[SnapshotRef, ...]) -> tuple[SnapshotRef, ...]:
+    """The same, of the candidates that exist."""
     if entry.snapshots_at_release:
-        return tuple(tie for tie in found if tie.guid in entry.snapshots_at_release)
-    return found if entry.newest_txg_before is None or entry.snapshots_at_release is None else ()
+        return tuple(ref for ref in existing if ref.guid in entry.snapshots_at_release)
+    names_were_announced = entry.newest_txg_before is None
+    return existing if names_were_announced or entry.snapshots_at_release is None else ()
 
 
 def is_whole(entry: Entry) -> bool:
-    """Are there snapshots of one name of all its disks? Raises ZfsFailed."""
-    by_name: dict[str, set[str]] = {}
-    for tie in of(entry) if entry.snapshots_at_release else ():
-        by_name.setdefault(tie.name, set()).add(tie.dataset)
-    return any(datasets >= set(entry.datasets) for datasets in by_name.values())
+    """Do all its datasets have a snapshot of one name? Raises ZfsFailed."""
+    refs = of(entry) if entry.snapshots_at_release else ()
+    return bool(complete_names(refs, entry.datasets))
 
 
 def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
@@ -65,26 +66,30 @@ def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
 
 
 def candidates(entry: Entry) -> tuple[SnapshotRef, ...]:
-    """All that there are now and could be meant. Raises ZfsFailed."""
-    homes = {entry.relocated_datasets.get(dataset, dataset): dataset for dataset in entry.datasets}
+    """All snapshots that exist now, and may be of the run. Raises ZfsFailed."""
+    by_current = {
+        entry.relocated_datasets.get(dataset, dataset): dataset for dataset in entry.datasets
+    }
     if entry.newest_txg_before is not None:
-        since = entry.newest_txg_before
-        own = [
-            use.snapshot for use in zfs.snapshot_usage(sorted(homes.keys() & zfs.datasets().keys()))
-        ]
-        return tuple(
-            SnapshotRef.of(each, homes[each.dataset])
-            for each in own
-            if each.createtxg > since.get(homes[each.dataset], 0)
-        )
+        return _newer(by_current, entry.newest_txg_before)
     wanted = {
-        f"{home}@{spelling}"
-        for home in homes
+        f"{current}@{spelling}"
+        for current in by_current
         for name in entry.snapshot_names
         for spelling in spellings(name)
     }
     return tuple(
-        SnapshotRef.of(snapshot, homes[snapshot.dataset])
+        SnapshotRef.of(snapshot, by_current[snapshot.dataset])
         for snapshot in sorted(zfs.snapshots(wanted).present.values())
         if snapshot.guid not in entry.preexisting_guids
     )
+
+
+def _newer(by_current: dict[str, str], txg_before: dict[str, int]) -> tuple[SnapshotRef, ...]:
+    """All snapshots of these datasets (current name: name at the run) that are newer."""
+    existing = sorted(by_current.keys() & zfs.datasets().keys())
+    refs = [
+        SnapshotRef.of(use.snapshot, by_current[use.snapshot.dataset])
+        for use in zfs.snapshot_usage(existing)
+    ]
+    return tuple(ref for ref in refs if ref.createtxg > txg_before.get(ref.dataset, 0))

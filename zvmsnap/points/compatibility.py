@@ -1,32 +1,53 @@
-"""Can this host be the machine of a point? Everything that is in the way is told at once."""
+"""Can this host run the guest of a point? Everything that prevents it is told at once."""
 
 from __future__ import annotations
 
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from zvmsnap.common.errors import ZvmsnapError
 from zvmsnap.points.manifest import HostDescription
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.host import Host
 
 _PASSED_THROUGH = ("host-passthrough", "maximum")
 
 
-def why_not(hypervisor: Host, xml: str, made_on: HostDescription, *, cold: bool) -> list[str]:
-    """Reasons why a machine of that definition cannot run here; none if it can.
+def require_fit(
+    host: Host,
+    point: RestorePoint,
+    xml: str,
+    refused: type[ZvmsnapError],
+    *,
+    cold: bool,
+    also: Iterable[str] = (),
+    hint: str = "",
+) -> None:
+    """Raises `refused` with all reasons of `why_not` and with those of `also`, and LibvirtFailed.
 
-    For its RAM (not `cold`) machine type and CPU must be those that it was made on; a newer QEMU
-    mostly loads what an older one has written, an older one never. Raises LibvirtFailed.
+    `hint` says what may be done about it.
+    """
+    reasons = [*why_not(host, xml, point.manifest.host, cold=cold), *also]
+    if reasons:
+        raise refused(f"{point.name} does not fit this host: {'; '.join(reasons)}{hint}")
+
+
+def why_not(host: Host, xml: str, made_on: HostDescription, *, cold: bool) -> list[str]:
+    """Reasons why this host cannot run a guest of that definition; none if it can.
+
+    To load its RAM (not `cold`), machine type and CPU must be those that the RAM was written with.
+    A newer QEMU mostly loads what an older one has written, an older one never does.
+    Raises LibvirtFailed.
     """
     root = ET.fromstring(xml)
-    reasons = [*_missing_files(root), *_missing_networks(root, hypervisor)]
-    machine = _no_machine(root, hypervisor)
-    if machine:
-        return [*reasons, machine]
+    reasons = [*_missing_files(root), *_missing_networks(root, host)]
+    if why := host.why_no_machine(*_machine(root)):
+        return [*reasons, f"QEMU here cannot be that machine: {why}"]
     if not cold:
-        reasons += _other_cpu(root, hypervisor, made_on)
+        reasons += _other_cpu(root, host, made_on)
     return reasons
 
 
@@ -47,21 +68,17 @@ def _missing_files(root: ET.Element) -> Iterator[str]:
             yield f"{path} is not here ({disk.get('device', 'disk')} {target.get('dev')})"
 
 
-def _missing_networks(root: ET.Element, hypervisor: Host) -> Iterator[str]:
+def _missing_networks(root: ET.Element, host: Host) -> Iterator[str]:
     for source in root.findall("devices/interface/source"):
         network, bridge = source.get("network"), source.get("bridge")
-        if network and not hypervisor.has_network(network):
+        if network and not host.has_network(network):
             yield f"libvirt's network {network} is not up: virsh net-start {network}"
         elif not network and bridge and not Path(f"/sys/class/net/{bridge}").exists():
             yield f"the bridge {bridge} is not here"
 
 
-def _no_machine(root: ET.Element, hypervisor: Host) -> str | None:
-    why = hypervisor.why_no_machine(*_kind_of(root))
-    return f"QEMU here cannot be that machine: {why}" if why else None
-
-
-def _kind_of(root: ET.Element) -> tuple[str, str, str, str]:
+def _machine(root: ET.Element) -> tuple[str, str, str, str]:
+    """Emulator, architecture, machine type and hypervisor, as libvirt asks for them."""
     kind = root.find("os/type")
     return (
         root.findtext("devices/emulator", ""),
@@ -71,18 +88,18 @@ def _kind_of(root: ET.Element) -> tuple[str, str, str, str]:
     )
 
 
-def _other_cpu(root: ET.Element, hypervisor: Host, made_on: HostDescription) -> Iterator[str]:
-    now = hypervisor.versions()
-    if _number(now["qemu"]) < _number(made_on.qemu):
-        yield f"its RAM was written by QEMU {made_on.qemu}; {now['qemu']} here is older"
+def _other_cpu(root: ET.Element, host: Host, made_on: HostDescription) -> Iterator[str]:
+    versions = host.versions()
+    if _number(versions["qemu"]) < _number(made_on.qemu):
+        yield f"its RAM was written by QEMU {made_on.qemu}; {versions['qemu']} here is older"
     cpu = root.find("cpu")
-    if cpu is None or cpu.get("check") == "none":  # then libvirt does not care either
+    if cpu is None or cpu.get("check") == "none":  # libvirt does not compare it either
         return
     if cpu.get("mode") in _PASSED_THROUGH:
-        if made_on.host_cpu != now["host_cpu"]:
-            yield f"it saw a CPU {made_on.host_cpu} as it is; here is {now['host_cpu']}"
-    elif cpu.find("model") is not None and not hypervisor.has_cpu(
-        *_kind_of(root), ET.tostring(cpu, encoding="unicode")
+        if made_on.host_cpu != versions["host_cpu"]:
+            yield f"it saw a CPU {made_on.host_cpu} as it is; here is {versions['host_cpu']}"
+    elif cpu.find("model") is not None and not host.has_cpu(
+        *_machine(root), ET.tostring(cpu, encoding="unicode")
     ):
         yield f"its CPU ({cpu.findtext('model')}) has features that a guest here cannot have"
 
@@ -92,7 +109,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def available_memory_bytes(table: Path = Path("/proc/meminfo")) -> int:
-    """What a new guest may take without pushing others out."""
+    """Memory that a new guest can have without swapping."""
     for line in table.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10

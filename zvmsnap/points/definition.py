@@ -1,7 +1,7 @@
-"""Stores a guest's definition, firmware variables and TPM: in its point, and inside its datasets.
+"""A guest's definition, firmware variables (NVRAM) and TPM state: stored, read and put back.
 
-The copy in the dataset (`.zvmsnap/<domain>/`) is written just before the snapshot, so it travels
-with it: whoever receives the dataset alone can still define the guest.
+They are stored in the point, and in each mounted dataset (`.zvmsnap/<domain>/`) just before its
+snapshot: whoever receives the dataset alone can define the guest.
 """
 
 from __future__ import annotations
@@ -25,14 +25,30 @@ FOLDER = ".zvmsnap"
 
 
 def store(
-    guest: Guest, directory: Path, places: Iterable[DiskLocation], table: list[mounts.Mount]
+    guest: Guest, directory: Path, disks: Iterable[DiskLocation], table: list[mounts.Mount]
 ) -> str | None:
-    """Write the files into `directory` and into each mounted dataset of `places`.
+    """Write the files into `directory` and into each mounted dataset of `disks`.
 
     With secrets (passwords in the XML), as a restored guest needs them; for root alone.
-    Returns why the state of its TPM is not among them; None if it is, or there is none.
+    Returns why the state of its TPM is not among them; None if it is, or the guest has no TPM.
     Raises OSError and LibvirtFailed.
     """
+    files, why_no_tpm = _files_of(guest)
+    _write(private_dir(directory), files)
+    mountpoints = {mounts.mountpoint_of(disk.dataset, table) for disk in disks}
+    for mountpoint in filter(None, mountpoints):
+        target = Path(mountpoint) / FOLDER / folder_of(guest.name)
+        try:
+            private_dir(target.parent)
+            _write(private_dir(target), files)
+        except OSError as error:
+            # A full or read-only dataset: the point itself has all files.
+            log.about(guest.name, str(target)).warning("no definition in the dataset: %s", error)
+    return why_no_tpm
+
+
+def _files_of(guest: Guest) -> tuple[dict[str, bytes], str | None]:
+    """The files by name, and why the state of its TPM is not among them."""
     live = guest.xml(secure=True)
     files = {DOMAIN_XML: live.encode()}
     if guest.is_persistent():
@@ -40,24 +56,12 @@ def store(
     nvram = domain_xml.parse(live).nvram
     if nvram and os.path.exists(nvram):
         files[NVRAM] = Path(nvram).read_bytes()
-    why_no_tpm = None
     try:
         if state := tpm_state.archive(live, guest.uuid):
             files[TPM] = state
     except TpmUncapturable as error:
-        # A point without it is worth more than none.
-        why_no_tpm = str(error)
-    tops = {mounts.mountpoint_of(place.dataset, table) for place in places}
-    inside = [Path(top) / FOLDER / folder_of(guest.name) for top in tops if top]
-    _write(private_dir(directory), files)
-    for target in inside:
-        try:
-            private_dir(target.parent)
-            _write(private_dir(target), files)
-        except OSError as error:
-            # A full or read-only dataset: the point itself has all of it.
-            log.about(guest.name, str(target)).warning("no definition in the dataset: %s", error)
-    return why_no_tpm
+        return files, str(error)  # a point without it is better than none
+    return files, None
 
 
 def _write(directory: Path, files: Mapping[str, bytes]) -> None:
@@ -68,18 +72,18 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def put_nvram(stored: Path, path: Path) -> None:
-    """Write firmware variables back to where a guest keeps them, with their owner of now.
+    """Replace a guest's firmware variables by stored ones; the file's owner stays the same.
 
     Raises OSError.
     """
-    former = path.stat() if path.exists() else None
+    replaced = path.stat() if path.exists() else None
     write_atomic(path, stored.read_bytes())
-    if former:
-        os.chown(path, former.st_uid, former.st_gid)
+    if replaced:
+        os.chown(path, replaced.st_uid, replaced.st_gid)
 
 
 def put_firmware(directory: Path, xml: str, uuid: str) -> None:
-    """Put NVRAM and TPM state, if `directory` has them, back to where this definition keeps them.
+    """Put NVRAM and TPM state, if `directory` has them, back to the paths of this definition.
 
     Raises OSError, VaultDamaged and TpmUncapturable.
     """
@@ -91,7 +95,7 @@ def put_firmware(directory: Path, xml: str, uuid: str) -> None:
 
 
 def definition_of(point: RestorePoint, *, live: bool = False) -> str:
-    """The definition that the point's next start uses; or `live`, the one that its RAM is of.
+    """The point's persistent definition; or `live`, the one that its RAM belongs to.
 
     Raises RestoreImpossible.
     """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from zvmsnap.points.manifest import Manifest, SnapshotRef
-from zvmsnap.zfs.types import Snapshot
+from zvmsnap.zfs.types import Snapshot, SnapshotListing
 
 
 class Life(Enum):
@@ -30,25 +30,40 @@ class Liveness:
     imported_pools: frozenset[str]
     homeless: frozenset[str] = frozenset()
 
-    def of(self, tie: SnapshotRef) -> Life:
-        """A snapshot of the same name but another guid is another snapshot: this one is gone."""
-        imported = (tie.current_dataset or tie.dataset).partition("/")[0] in self.imported_pools
-        if not imported or tie.full_name in self.homeless:
+    @classmethod
+    def by(cls, listing: SnapshotListing, *, only_names: bool = False) -> Liveness:
+        """What a listing says.
+
+        `only_names`: nobody looks for renamed datasets by guid as well, so a snapshot of a dataset
+        that does not exist is not known to be gone.
+        """
+        homeless = listing.homeless if only_names else frozenset()
+        return cls(listing.present, listing.pools, homeless)
+
+    def of(self, ref: SnapshotRef) -> Life:
+        """A snapshot of the same name with another guid is another snapshot: this one is gone."""
+        if ref.pool not in self.imported_pools or ref.full_name in self.homeless:
             return Life.UNKNOWN
-        found = self.present.get(tie.full_name)
-        return Life.ALIVE if found and found.guid == tie.guid else Life.GONE
+        snapshot = self.present.get(ref.full_name)
+        return Life.ALIVE if snapshot and snapshot.guid == ref.guid else Life.GONE
 
     def alive(self, manifest: Manifest) -> list[SnapshotRef]:
-        """The ties of a point that still exist."""
-        return [tie for tie in manifest.snapshots if self.of(tie) is Life.ALIVE]
+        """The snapshots of a point that still exist."""
+        return [ref for ref in manifest.snapshots if self.of(ref) is Life.ALIVE]
 
     def orphaned(self, manifest: Manifest) -> bool:
         """Is every snapshot of the point known to be gone?"""
-        return all(self.of(tie) is Life.GONE for tie in manifest.snapshots)
+        return all(self.of(ref) is Life.GONE for ref in manifest.snapshots)
 
     def complete_names(self, manifest: Manifest) -> list[str]:
-        """The names that all datasets of the point still have: sets of disks its RAM fits."""
-        by_name: dict[str, set[str]] = {}
-        for tie in self.alive(manifest):
-            by_name.setdefault(tie.name, set()).add(tie.dataset)
-        return [name for name, datasets in by_name.items() if datasets >= manifest.datasets]
+        """The names that all datasets of the point still have: sets of disks that fit its RAM."""
+        return complete_names(self.alive(manifest), manifest.datasets)
+
+
+def complete_names(refs: Iterable[SnapshotRef], datasets: Iterable[str]) -> list[str]:
+    """The snapshot names that all of these datasets have, in the order of `refs`."""
+    by_name: dict[str, set[str]] = {}
+    for ref in refs:
+        by_name.setdefault(ref.name, set()).add(ref.dataset)
+    wanted = set(datasets)
+    return [name for name, having in by_name.items() if having >= wanted]

@@ -1,4 +1,4 @@
-"""The manifest of a restore point, as it stands in manifest.json."""
+"""The manifest of a restore point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ MEMORY_ZSTD = "memory.img.zst"
 class SnapshotRef(msgspec.Struct, frozen=True):
     """A snapshot that the point belongs to; the guid is what counts.
 
-    `dataset` is where it was taken, `home` where a restore has moved it since ("" if none has).
+    `dataset` is what was snapshotted; `current_dataset` has the snapshot now, if a restore or a
+    send has moved it, and is empty if not.
     """
 
     dataset: str
@@ -30,19 +31,24 @@ class SnapshotRef(msgspec.Struct, frozen=True):
     current_dataset: str = ""
 
     @classmethod
-    def of(cls, snapshot: Snapshot, taken_of: str) -> SnapshotRef:
-        """The tie to a snapshot, as it lies now, that was taken of the dataset `taken_of`."""
-        home = "" if snapshot.dataset == taken_of else snapshot.dataset
-        return cls(taken_of, snapshot.name, snapshot.guid, snapshot.createtxg, home)
+    def of(cls, snapshot: Snapshot, dataset: str) -> SnapshotRef:
+        """The reference to a snapshot that was taken of `dataset`, as it is now."""
+        current = "" if snapshot.dataset == dataset else snapshot.dataset
+        return cls(dataset, snapshot.name, snapshot.guid, snapshot.createtxg, current)
 
     @property
     def full_name(self) -> str:
         """`dataset@name`, as it is now."""
         return f"{self.current_dataset or self.dataset}@{self.name}"
 
+    @property
+    def pool(self) -> str:
+        """The pool that it is in now."""
+        return (self.current_dataset or self.dataset).partition("/")[0]
+
 
 class Disk(msgspec.Struct, frozen=True):
-    """A disk of the point: `path` is where it lies in its dataset ("" for a volume)."""
+    """A disk of the point; `path` is its path in its dataset ("" for a volume)."""
 
     target: str
     type: str
@@ -53,7 +59,7 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """The RAM image: libvirt's format in it, our compression around it, checksum of the file."""
+    """The RAM image: libvirt's `format`; `compression` and checksum of the stored file."""
 
     file: str
     format: str
@@ -64,7 +70,7 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class HostDescription(msgspec.Struct, frozen=True):
-    """Where the RAM image was made; it loads only on what fits."""
+    """What the RAM image was made on; it loads only on a host that is like it."""
 
     libvirt: str
     qemu: str
@@ -77,9 +83,9 @@ class HostDescription(msgspec.Struct, frozen=True):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds: guest standing still, the whole dump, guest on its overlay, merging it back.
+    """Seconds: guest held, the whole dump, guest on its overlay, merging that.
 
-    `last_ram_s` is what libvirt's job tells of the pause, for the last of RAM alone.
+    `last_ram_s` is what libvirt's job says of the pause for the last RAM alone.
     """
 
     pause_s: float = 0.0
@@ -90,7 +96,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The manifest of a point, as it stands in manifest.json."""
+    """What manifest.json of a restore point says."""
 
     schema: int = SCHEMA
     domain: str
@@ -105,15 +111,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None
     host: HostDescription
     timing: Timing
-    tpm_warning: str | None = (
-        None  # why its state is not coherent with the disks; also None without a TPM
-    )
+    # Why the state of the TPM is not coherent with the disks; None also without a TPM.
+    tpm_warning: str | None = None
 
     @property
     def datasets(self) -> frozenset[str]:
         """The datasets of the point's disks; a snapshot name is complete if all of them have it."""
         return frozenset(disk.dataset for disk in self.disks)
 
-    def with_snapshots(self, ties: tuple[SnapshotRef, ...]) -> Manifest:
-        """The same, tied to these."""
-        return msgspec.structs.replace(self, snapshots=ties)
+    def with_snapshots(self, refs: tuple[SnapshotRef, ...]) -> Manifest:
+        """The same manifest, with these snapshots."""
+        return msgspec.structs.replace(self, snapshots=refs)

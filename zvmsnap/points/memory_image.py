@@ -1,7 +1,7 @@
-"""Bring the RAM image of a point to where libvirt can load it; tell whether it is whole.
+"""The RAM image of a point: stored in the vault, checked, and made a file that libvirt can load.
 
-libvirt reads an image more than once, so it must be a plain file: what the vault compresses is
-unpacked first. Memory use is flat, however large the image.
+libvirt reads an image more than once, so it must be a plain file: a compressed one is unpacked
+first. Images are streamed: memory use does not depend on their size.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head, Header
 
 _CHUNK_BYTES = 4 << 20
+_PROGRESS_EVERY_S = 0.5
 
 # A multiple of every record size: ZFS clones whole records only.
 _SHARED_BYTES = 1 << 30
@@ -35,7 +36,7 @@ _CANNOT_SHARE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class _Stored(io.BufferedReader):
-    """A file of the vault; what is read of it is hashed."""
+    """A file of the vault; what is read from it is hashed."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(io.FileIO(descriptor))
@@ -48,9 +49,9 @@ class _Stored(io.BufferedReader):
 
 
 def check(stored: Path, memory: Memory) -> Header:
-    """Is that the image that the manifest tells of, and one that libvirt can load?
+    """Read the whole image: is it the one of the manifest, and can libvirt load it?
 
-    Reads all of it. Raises ImageUnloadable with what is wrong, and OSError.
+    Raises ImageUnloadable with what is wrong, and OSError.
     """
     with _opened(stored, memory) as file:
         _verify_rest(file, stored, memory)
@@ -60,7 +61,7 @@ def check(stored: Path, memory: Memory) -> Header:
 
 
 def xml_of(stored: Path, memory: Memory) -> str:
-    """The definition inside a stored image, of which only the beginning is read.
+    """The definition inside a stored image; only its beginning is read.
 
     Raises ImageUnloadable and OSError.
     """
@@ -68,17 +69,17 @@ def xml_of(stored: Path, memory: Memory) -> str:
         return save_image.read_head(image, str(stored)).xml
 
 
-def prepare(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> Path:
-    """An image that libvirt can load, with the definition `xml` inside if given; where it lies.
+def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> Path:
+    """Returns the path of an image that libvirt can load, with the definition `xml` if given.
 
-    stored as     xml     returned
-    plain file    None    `stored` itself
-    plain file    given   `target`, a copy that shares its blocks where the file system can
-    zstd          any     `target`, unpacked; checksum and length are verified meanwhile
+    | stored as  | xml   | returned                                                           |
+    |------------|-------|--------------------------------------------------------------------|
+    | plain file | None  | `stored`                                                           |
+    | plain file | given | `target`, a copy that shares its blocks if the file system can     |
+    | zstd       | any   | `target`, unpacked; checksum and length are verified on the way    |
 
-    `stored` is never changed, and a failure leaves nothing at `target`, which must not exist.
-    A plain file is not read through here: that is what `check` is for. Raises ImageUnloadable
-    and OSError.
+    `stored` is never changed. `target` must not exist, and does not after a failure. A plain file
+    is not verified here, but by `check`. Raises ImageUnloadable and OSError.
     """
     with _opened(stored, memory) as source, _unpacked(source, stored, memory) as image:
         if image is source and xml is None:
@@ -90,7 +91,7 @@ def prepare(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> P
                 _copy(source, file, head, new)
             else:
                 file.write(new + head.opening)
-                _pour(image, file, memory.image_bytes - len(head.stored + head.opening), stored)
+                _unpack(image, file, memory.image_bytes - len(head.stored + head.opening), stored)
                 _verify_rest(source, stored, memory)
     return target
 
@@ -98,18 +99,18 @@ def prepare(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> P
 @contextmanager
 def _opened(stored: Path, memory: Memory) -> Iterator[_Stored]:
     try:
-        # Not blocked by a pipe that somebody put there.
+        # O_NONBLOCK: a pipe that somebody put there does not make us wait.
         descriptor = os.open(stored, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ImageUnloadable(f"{stored} cannot be opened: {error.strerror}") from error
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise ImageUnloadable(f"{stored} is no regular file")
     with _Stored(descriptor) as file:
-        if found.st_size != memory.stored_bytes:
+        if status.st_size != memory.stored_bytes:
             raise ImageUnloadable(
-                f"{stored} is {found.st_size} bytes long, not {memory.stored_bytes} "
+                f"{stored} is {status.st_size} bytes long, not {memory.stored_bytes} "
                 "as its manifest says: it is damaged"
             )
         yield file
@@ -133,12 +134,12 @@ def _unpacked(source: _Stored, stored: Path, memory: Memory) -> Iterator[BinaryI
         raise ImageUnloadable(f"{stored} cannot be unpacked: it is damaged ({error})") from error
 
 
-def _pour(image: BinaryIO, target: BinaryIO, left_bytes: int, stored: Path) -> None:
-    # One byte too many is enough to know: a small file can unpack to any length.
-    while left_bytes >= 0 and (data := image.read(_CHUNK_BYTES)):
-        left_bytes -= len(data)
+def _unpack(image: BinaryIO, target: BinaryIO, missing_bytes: int, stored: Path) -> None:
+    # Stop as soon as it is too long: a small file can unpack to any length.
+    while missing_bytes >= 0 and (data := image.read(_CHUNK_BYTES)):
+        missing_bytes -= len(data)
         target.write(data)
-    if left_bytes:
+    if missing_bytes:
         raise ImageUnloadable(
             f"{stored} does not unpack to the length that its manifest says: it is damaged"
         )
@@ -152,7 +153,7 @@ def _verify_rest(source: _Stored, stored: Path, memory: Memory) -> None:
 
 
 def _copy(source: BinaryIO, target: BinaryIO, head: Head, new: bytes) -> None:
-    """The source with another head. One of the same length leaves every block at its place."""
+    """Copy, with another head. If that is as long, all other blocks can be shared."""
     if len(new) == len(head.stored):
         _copy_from(source, target, 0, 0)
     else:
@@ -161,28 +162,28 @@ def _copy(source: BinaryIO, target: BinaryIO, head: Head, new: bytes) -> None:
     target.write(new)
 
 
-def _copy_from(source: BinaryIO, target: BinaryIO, start: int, place: int) -> None:
-    """Copy what follows `start`, within the kernel if it can.
+def _copy_from(source: BinaryIO, target: BinaryIO, start: int, offset: int) -> None:
+    """Copy from `start` on to `offset` in the target, by the kernel if it can.
 
-    It shares the blocks on btrfs and XFS, and on OpenZFS 2.2 and later.
+    The kernel shares the blocks on btrfs and XFS, and on OpenZFS 2.2 and later.
     """
     try:
         while count := os.copy_file_range(
-            source.fileno(), target.fileno(), _SHARED_BYTES, start, place
+            source.fileno(), target.fileno(), _SHARED_BYTES, start, offset
         ):
             start += count
-            place += count
+            offset += count
     except OSError as error:
         if error.errno not in _CANNOT_SHARE:
             raise
     source.seek(start)
-    target.seek(place)
+    target.seek(offset)
     shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
 
 @contextmanager
 def _created(target: Path) -> Iterator[BinaryIO]:
-    """A new file, which goes again if the work on it fails."""
+    """A new file, which is removed if the work on it fails."""
     descriptor = os.open(
         target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
     )
@@ -194,24 +195,17 @@ def _created(target: Path) -> Iterator[BinaryIO]:
         raise
 
 
-_CHUNK_BYTES = 4 << 20
-_PROGRESS_EVERY_S = 0.5
+def store(image: Path, directory: Path, image_format: str, *, zstd_level: int | None) -> Memory:
+    """Move a RAM image from staging into an incoming directory; `zstd_level` None: uncompressed.
 
-
-def store_memory(
-    image: Path, directory: Path, image_format: str, *, zstd_level: int | None
-) -> Memory:
-    """Bring a RAM image from staging into an incoming directory; `zstd_level` None: as it is.
-
-    On the same file system it is renamed, otherwise copied with flat memory use; what is stored
-    is hashed either way, and durable on return. An image that an interrupted run has brought
-    already is taken as it lies. Raises OSError.
+    On the same file system it is renamed, otherwise copied; either way it is hashed, and durable
+    on return. An image that an interrupted run has moved already is used. Raises OSError.
     """
     plain = directory / MEMORY
-    here = directory.stat().st_dev
+    file_system = directory.stat().st_dev
     if not image.exists() and plain.exists():
         image = plain
-    if image != plain and image.stat().st_dev == here and zstd_level is None:
+    if image != plain and image.stat().st_dev == file_system and zstd_level is None:
         os.rename(image, plain)
         image = plain
     image_bytes = image.stat().st_size
@@ -223,7 +217,7 @@ def store_memory(
         stored = plain
     else:
         stored = plain if zstd_level is None else directory / MEMORY_ZSTD
-        _copy_image(image, stored, digest.update, zstd_level)
+        _store_copy(image, stored, digest.update, zstd_level)
     sync_dir(directory)
     return Memory(
         file=stored.name,
@@ -235,53 +229,53 @@ def store_memory(
     )
 
 
-def _copy_image(
+def _store_copy(
     image: Path, stored: Path, hashed: Callable[[bytes], None], zstd_level: int | None
 ) -> None:
     descriptor = os.open(
         stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
     )
     try:
-        _pour_image(image, descriptor, hashed, zstd_level)
+        _write_copy(image, descriptor, hashed, zstd_level)
     except BaseException:
-        # A full vault must not stay full of half an image.
+        # Half an image must not fill up the vault.
         stored.unlink(missing_ok=True)
         raise
 
 
-def _pour_image(
+def _write_copy(
     image: Path, descriptor: int, hashed: Callable[[bytes], None], zstd_level: int | None
 ) -> None:
     with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
 
-        def keep(data: bytes) -> None:
+        def write(data: bytes) -> None:
             hashed(data)
             target.write(data)
 
         image_bytes = image.stat().st_size
         if zstd_level is None:
-            _pump(source, keep, image_bytes)
+            _pump(source, write, image_bytes)
         else:
             import zstandard
 
-            squeezed = zstandard.ZstdCompressor(
+            compressor = zstandard.ZstdCompressor(
                 level=zstd_level, threads=-1, write_checksum=True
             ).compressobj(size=image_bytes)
-            _pump(source, lambda data: keep(squeezed.compress(data)), image_bytes)
-            keep(squeezed.flush())
+            _pump(source, lambda data: write(compressor.compress(data)), image_bytes)
+            write(compressor.flush())
         target.flush()
         os.fsync(target.fileno())
 
 
 def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
     on_terminal = sys.stderr.isatty()
-    said_s = time.monotonic()
+    shown_s = time.monotonic()
     done_bytes = 0
     while data := source.read(_CHUNK_BYTES):
         take(data)
         done_bytes += len(data)
-        if on_terminal and time.monotonic() - said_s > _PROGRESS_EVERY_S:
-            said_s = time.monotonic()
+        if on_terminal and time.monotonic() - shown_s > _PROGRESS_EVERY_S:
+            shown_s = time.monotonic()
             percent = 100 * done_bytes // max(1, total_bytes)
             print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
     if on_terminal:

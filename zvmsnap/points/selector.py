@@ -3,15 +3,15 @@
 | WHICH                                         | the point                               |
 |-----------------------------------------------|-----------------------------------------|
 | the name of a point's own directory           | that one                                |
-| a moment, or a snapshot name of one           | the one that answers to it              |
-| the same, of several points                   | none: its own name must be said         |
-| `latest`                                      | the one taken last                      |
-| an ISO time, local unless it names an offset  | the last one taken until that is over   |
+| a run, or a snapshot name of one              | the one that answers to it              |
+| the same, of several points                   | none: say the name of its own directory |
+| `latest`                                      | the last one                            |
+| an ISO time, local unless it has an offset    | the last one created until it is over   |
 | anything else                                 | none                                    |
 
-The first row that fits decides. A time counts up to the end of what it says, a date to that of its
-day, 03:00 to that of its minute: what sanoid is told to take at 03:00 is taken a second or two
-later, and has 03:00:00 in its name.
+The first row that fits decides. A time counts to its end: a date to the end of the day, 03:00 to
+the end of the minute. What sanoid takes for 03:00 is taken a second or two later, and has 03:00:00
+in its name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from zvmsnap.points.point import RestorePoint
 
 LATEST = "latest"
 
-# Behind the date: the minute and second of a time, as far as it has them, and their fraction.
+# After the date: the minute, second and fraction of a time, as far as it has them.
 _TIME_OF_DAY = re.compile(r"\D\d\d(:?\d\d)?(:?\d\d)?([.,]\d+)?(?:Z|[+-][\d:.]+)?\Z")
 _FINEST = timedelta(microseconds=1)
 _SPANS = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1), _FINEST)
 
 
 def choose(points: Sequence[RestorePoint], text: str) -> RestorePoint:
-    """The point of `points` that `text` means. Raises PointNotFound with what there is."""
+    """The point of `points` that `text` means. Raises PointNotFound, which names points."""
     domain, _, which = text.rpartition("@")
     if not domain or not which:
         raise PointNotFound(
@@ -46,31 +46,31 @@ def choose(points: Sequence[RestorePoint], text: str) -> RestorePoint:
         raise PointNotFound(
             f"{text}: {domain} has no point; guests with points: {guests or 'none'}"
         )
-    found = _named(own, text, which)
-    if found:
-        return found
+    named = _named(own, text, which)
+    if named:
+        return named
     if which == LATEST:
         return own[-1]
     end = _end(which)
     if end is None:
         raise PointNotFound(
-            f"{text}: there is no such point; the last of {len(own)} is {own[-1].name}, "
+            f"{text}: no such point; the last of {len(own)} is {own[-1].name}, "
             f"`zvmsnap list {domain}` shows all"
         )
     before = [point for point in own if point.created < end]
     if not before:
         first = own[0]
         raise PointNotFound(
-            f"{text}: there is no point of then or before; the first is {first.name}, "
+            f"{text}: no point is as old as that; the first is {first.name}, "
             f"taken {first.created.astimezone(end.tzinfo).isoformat(timespec='seconds')}"
         )
     return before[-1]
 
 
 def _named(points: Sequence[RestorePoint], text: str, name: str) -> RestorePoint | None:
-    found = [point for point in points if point.answers_to(name)]
-    # A directory's own name is unique, where two points share a snapshot name.
-    exact = [point for point in found if point.directory.name == name] or found
+    answering = [point for point in points if point.answers_to(name)]
+    # The name of a directory is unique; a snapshot name may be of two points.
+    exact = [point for point in answering if point.directory.name == name] or answering
     if len(exact) > 1:
         names = ", ".join(point.name for point in exact)
         raise PointNotFound(f"{text}: answers to several points; say one of {names}")
@@ -82,16 +82,16 @@ def _order(point: RestorePoint) -> tuple[datetime, str]:
 
 
 def _end(text: str) -> datetime | None:
-    """The instant at which a time is over; None if it is no time."""
-    # Local time cannot be told of the first and last days of the calendar.
+    """When a time is over; None if it is no time."""
+    # The first and last days of the calendar have no local time.
     with suppress(ValueError, OverflowError):
-        begin = datetime.fromisoformat(text)
+        start = datetime.fromisoformat(text)
         if _is_date(text):
-            # Of the calendar, not of the clock: not all days have 24 hours.
-            return (begin + timedelta(days=1)).astimezone()
-        said = _TIME_OF_DAY.search(text)
-        span = _SPANS[sum(map(bool, said.groups()))] if said else _FINEST
-        return begin.astimezone(begin.tzinfo) + span
+            # By the calendar, not the clock: not all days have 24 hours.
+            return (start + timedelta(days=1)).astimezone()
+        time_of_day = _TIME_OF_DAY.search(text)
+        span = _SPANS[sum(map(bool, time_of_day.groups()))] if time_of_day else _FINEST
+        return start.astimezone(start.tzinfo) + span
     return None
 
 

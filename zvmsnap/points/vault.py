@@ -1,7 +1,8 @@
-"""The vault: `<vault>/<domain>/<moment>/`. Points appear and vanish by one rename each.
+"""The vault: `<vault>/<domain>/<run>/`. A point appears, and disappears, by one rename.
 
-Names that begin with a dot are ours to clean up: `.incoming-*` is a point being published,
-`.removing-*` one being removed. Nothing is followed out of the vault: symlinks are reported.
+Directories that begin with a dot may be cleaned up: `.incoming-*` is a point that is being
+published, `.loading-*` a RAM image that libvirt loads, `.removing-*` a point that is being removed.
+No symlink is followed; they are reported.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from zvmsnap.common import json_file
 from zvmsnap.common.atomic_file import private_dir, sync_dir, write_atomic
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.common.lockfile import lock
@@ -31,14 +31,14 @@ LOADING = ".loading-"
 
 @dataclass(frozen=True)
 class DamagedPoint:
-    """An entry of the vault that cannot be used, and why."""
+    """A point that cannot be used, and why: it is damaged, or of another version."""
 
     directory: Path
     why: str
 
 
 def folder_of(name: str) -> str:
-    """The directory name for a domain or moment: its name, but for what a path must not hold."""
+    """The directory name for a domain or run: its name, with what a path must not have quoted."""
     quoted = "".join(
         f"%{ord(char):02X}" if char in "/%" or ord(char) < 32 else char for char in name
     )
@@ -46,13 +46,13 @@ def folder_of(name: str) -> str:
 
 
 def check(config: Config) -> None:
-    """Is that the vault that was used so far? Raises VaultMissing if not.
+    """Raises VaultMissing if this is not the vault that was used so far.
 
-    Where the file system of the vault is not mounted, its mountpoint is an empty directory: what
-    is written there is lost from sight with the next mount, and all points would seem gone.
+    If the file system of the vault is not mounted, its mountpoint is an empty directory: all
+    points seem gone, and what is written there is hidden by the next mount.
     """
     known = config.journal_dir / _KNOWN_VAULT
-    if known.exists() and _read(config.vault_dir / MARK) != _read(known):
+    if known.exists() and _read_mark(config.vault_dir / MARK) != _read_mark(known):
         raise VaultMissing(
             f"{config.vault_dir} is not the vault that was used so far: is its file system "
             f"mounted? If it was moved or emptied on purpose, remove {known}"
@@ -60,7 +60,7 @@ def check(config: Config) -> None:
 
 
 def claim(config: Config) -> None:
-    """Use this vault from now on, if it is the first or was used so far. Raises VaultMissing."""
+    """Use this vault from now on: the first one, or the one used so far. Raises VaultMissing."""
     check(config)
     known = private_dir(config.journal_dir) / _KNOWN_VAULT
     mark = private_dir(config.vault_dir) / MARK
@@ -74,60 +74,62 @@ def claim(config: Config) -> None:
             write_atomic(known, mark.read_bytes())
 
 
-def _read(path: Path) -> bytes:
+def _read_mark(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
 
 
-def entries(vault: Path, moment: str | None = None) -> Iterator[RestorePoint | DamagedPoint]:
-    """All points, or those of one moment of any domain; what cannot be read comes as Damaged."""
+def entries(vault: Path, run: str | None = None) -> Iterator[RestorePoint | DamagedPoint]:
+    """All points, or those of one run; what cannot be read comes as DamagedPoint."""
     for folder in _listed(vault):
         if folder.is_symlink() or not folder.is_dir():
-            if moment is not None:
-                # Nothing of that moment: `zvmsnap list` and `prune` tell of it, no hook must.
-                continue
-            yield DamagedPoint(
-                folder, f"{folder}: is no directory of the vault's own; not followed"
-            )
+            # Not of one run: `zvmsnap list` and `prune` tell of it, not the hook of each run.
+            if run is None:
+                yield DamagedPoint(
+                    folder, f"{folder}: is no directory of the vault's own; not followed"
+                )
             continue
         for directory in _listed(folder):
-            if moment is not None and not _is_moment(directory.name, moment):
-                continue
-            try:
-                yield read_point(directory)
-            except VaultDamaged as error:
-                yield DamagedPoint(directory, str(error))
+            if run is None or _is_of_run(directory.name, run):
+                yield _read_entry(directory)
+
+
+def _read_entry(directory: Path) -> RestorePoint | DamagedPoint:
+    try:
+        return read_point(directory)
+    except VaultDamaged as error:
+        return DamagedPoint(directory, str(error))
 
 
 def read(config: Config) -> tuple[list[RestorePoint], list[DamagedPoint]]:
-    """All points, by guest and age, and what cannot be read. Raises VaultMissing."""
+    """All points, by guest and time, and what cannot be read. Raises VaultMissing."""
     check(config)
     return all_in(config.vault_dir)
 
 
 def all_in(vault: Path) -> tuple[list[RestorePoint], list[DamagedPoint]]:
-    """The same of a directory that is laid out as a vault."""
+    """The same, of any directory that is laid out as a vault."""
     points, damaged = [], []
     for entry in entries(vault):
         if isinstance(entry, DamagedPoint):
             damaged.append(entry)
         else:
             points.append(entry)
-    points.sort(key=lambda found: (found.manifest.domain, found.manifest.created))
+    points.sort(key=lambda point: (point.manifest.domain, point.manifest.created))
     return points, damaged
 
 
 @dataclass(frozen=True)
 class UnfinishedPoint:
-    """A directory of a point that was being published, loaded or removed."""
+    """The directory of a point that is being published, loaded or removed, or was when it died."""
 
     directory: Path
 
     @property
     def capture(self) -> str | None:
-        """The capture that was being published or loaded; None for a removal."""
+        """The capture that is published or loaded; None for a removal."""
         name = self.directory.name
         for prefix in (INCOMING, LOADING):
             if name.startswith(prefix):
@@ -136,7 +138,7 @@ class UnfinishedPoint:
 
 
 def unfinished(vault: Path) -> list[UnfinishedPoint]:
-    """All that is neither a point yet nor gone yet."""
+    """All points that are not complete yet, or not removed yet."""
     return [
         UnfinishedPoint(directory)
         for folder in _listed(vault)
@@ -148,23 +150,22 @@ def unfinished(vault: Path) -> list[UnfinishedPoint]:
     ]
 
 
-def remove(found: RestorePoint) -> None:
-    """Remove a point: it is gone with one rename, its bytes follow."""
-    grave = found.directory.with_name(REMOVING + found.directory.name)
-    if grave.exists():
-        shutil.rmtree(grave)
+def remove(point: RestorePoint) -> None:
+    """Remove a point: it disappears by one rename; its files are deleted after that."""
+    removing = point.directory.with_name(REMOVING + point.directory.name)
+    if removing.exists():
+        shutil.rmtree(removing)
     try:
-        os.rename(found.directory, grave)
+        os.rename(point.directory, removing)
     except FileNotFoundError:
-        # Somebody else has removed it since it was read.
-        return
-    sync_dir(grave.parent)
-    shutil.rmtree(grave)
-    _remove_if_empty(grave.parent)
+        return  # somebody else has removed it since it was read
+    sync_dir(removing.parent)
+    shutil.rmtree(removing)
+    _remove_if_empty(removing.parent)
 
 
 def incoming(vault: Path, domain: str, capture: str) -> Path:
-    """The directory in which a point is put together, made if needed. Raises VaultDamaged."""
+    """Make the directory in which a point is assembled, if needed. Raises VaultDamaged."""
     folder = private_dir(vault) / folder_of(domain)
     if folder.is_symlink():
         raise VaultDamaged(f"{folder}: is a symlink; not followed out of the vault")
@@ -174,67 +175,55 @@ def incoming(vault: Path, domain: str, capture: str) -> Path:
     return private_dir(directory)
 
 
-def loading(found: RestorePoint, capture: str) -> Path:
-    """Where a copy of its RAM image may lie while libvirt loads it: beside the point."""
-    return private_dir(_loading(found, capture)) / MEMORY
+def loading(point: RestorePoint, capture: str) -> Path:
+    """The path for a copy of its RAM image that libvirt loads, beside the point."""
+    return private_dir(_loading(point, capture)) / MEMORY
 
 
-def drop_loading(found: RestorePoint, capture: str) -> None:
+def drop_loading(point: RestorePoint, capture: str) -> None:
     """Remove that copy."""
-    shutil.rmtree(_loading(found, capture), ignore_errors=True)
+    shutil.rmtree(_loading(point, capture), ignore_errors=True)
 
 
-def _loading(found: RestorePoint, capture: str) -> Path:
-    return found.directory.with_name(LOADING + capture)
+def _loading(point: RestorePoint, capture: str) -> Path:
+    return point.directory.with_name(LOADING + capture)
 
 
 def drop_incoming(directory: Path) -> None:
-    """Remove what was put together there, as the point is there already."""
+    """Remove an incoming directory, as the point is not to be made, or was made already."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def publish(directory: Path, manifest: Manifest) -> RestorePoint:
-    """Write the manifest into an incoming directory and let the point appear, once.
+    """Write the manifest into an incoming directory, and let the point appear by one rename.
 
-    A second point of the same moment (clocks set back; datasets snapshotted one by one) gets a
-    number behind its name.
+    A second point of the same run (clocks set back; datasets snapshotted one by one) gets a number
+    after its name.
     """
-    write_atomic(directory / MANIFEST, encoded(manifest))
+    json_file.write(directory / MANIFEST, manifest)
     number = 1
     while True:
         name = folder_of(manifest.run)
-        place = directory.with_name(name if number == 1 else f"{name}.{number}")
-        if not os.path.lexists(place):
-            os.rename(directory, place)
-            sync_dir(place.parent)
-            return RestorePoint(place, manifest)
+        target = directory.with_name(name if number == 1 else f"{name}.{number}")
+        if not os.path.lexists(target):
+            os.rename(directory, target)
+            sync_dir(target.parent)
+            return RestorePoint(target, manifest)
         number += 1
 
 
-def rewrite(found: RestorePoint, manifest: Manifest) -> None:
+def rewrite(point: RestorePoint, manifest: Manifest) -> None:
     """Replace the manifest of a point. Raises OSError."""
-    write_atomic(found.directory / MANIFEST, encoded(manifest))
+    json_file.write(point.directory / MANIFEST, manifest)
 
 
 def published(vault: Path, domain: str, capture: str) -> RestorePoint | None:
     """The point of that capture, if it has been published already."""
-    for found in _points_of(vault / folder_of(domain)):
-        if found.manifest.capture == capture:
-            return found
+    for directory in _listed(vault / folder_of(domain)):
+        point = _read_entry(directory)
+        if isinstance(point, RestorePoint) and point.manifest.capture == capture:
+            return point
     return None
-
-
-def encoded(manifest: Manifest) -> bytes:
-    """A manifest as it stands in its file."""
-    return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
-
-
-def _points_of(folder: Path) -> Iterator[RestorePoint]:
-    for directory in _listed(folder):
-        try:
-            yield read_point(directory)
-        except VaultDamaged:
-            continue
 
 
 def _listed(directory: Path, *, hidden: bool = False) -> list[Path]:
@@ -244,8 +233,8 @@ def _listed(directory: Path, *, hidden: bool = False) -> list[Path]:
         return []
 
 
-def _is_moment(name: str, moment: str) -> bool:
-    folder = folder_of(moment)
+def _is_of_run(name: str, run: str) -> bool:
+    folder = folder_of(run)
     base, _, number = name.rpartition(".")
     return name == folder or (base == folder and number.isdigit())
 

@@ -1,20 +1,23 @@
-"""What verifying a point has found, kept beside it: by reading it, and by starting it."""
+"""The result of verifying a point, kept beside it: of reading it, and of starting it."""
 
 from __future__ import annotations
 
 import msgspec
 
-from zvmsnap.common.atomic_file import write_atomic
+from zvmsnap.common import json_file
+from zvmsnap.common.json_file import Unreadable
 from zvmsnap.points.point import RestorePoint, is_time
 
+SCHEMA = 2
 READ = "verify.json"
 BOOTED = "boot.json"
 SCREEN = "verify.png"
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out of one verification; `alive` is by what it was seen to live."""
+    """The result of one verification; `alive` is what showed that the clone lived."""
 
+    schema: int = SCHEMA
     checked: str
     why: str = ""
     booted: bool = False
@@ -24,19 +27,19 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def good(self) -> bool:
-        """Is there nothing wrong with the point?"""
+        """Is nothing wrong with the point?"""
         return not self.why
 
 
 def read(point: RestorePoint) -> VerifyResult | None:
-    """What counts of what came out last time; None if it was never verified.
+    """The result that counts; None if the point was never verified.
 
-    | read     | started  | counts                                       |
-    |----------|----------|----------------------------------------------|
-    | any      | bad      | that it does not live: no reading mends that |
-    | bad      | good     | the later one                                |
-    | good     | good     | that it lived                                |
-    | any      | never    | what was read                                |
+    | read     | started  | counts                                               |
+    |----------|----------|------------------------------------------------------|
+    | any      | bad      | that it does not live: reading it does not mend that |
+    | bad      | good     | the later one                                        |
+    | good     | good     | that it lived                                        |
+    | any      | never    | what was read                                        |
     """
     was_read, started = _read(point, READ), _read(point, BOOTED)
     if was_read is None or started is None:
@@ -47,13 +50,12 @@ def read(point: RestorePoint) -> VerifyResult | None:
 
 def _read(point: RestorePoint, name: str) -> VerifyResult | None:
     try:
-        found = msgspec.json.decode((point.directory / name).read_bytes(), type=VerifyResult)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        result = json_file.read(point.directory / name, VerifyResult, SCHEMA)
+    except (FileNotFoundError, Unreadable):
         return None
-    return found if is_time(found.checked) else None
+    return result if is_time(result.checked) else None
 
 
-def keep(point: RestorePoint, verdict: VerifyResult) -> None:
+def keep(point: RestorePoint, result: VerifyResult) -> None:
     """Write it beside the point. Raises OSError."""
-    data = msgspec.json.format(msgspec.json.encode(verdict)) + b"\n"
-    write_atomic(point.directory / (BOOTED if verdict.booted else READ), data)
+    json_file.write(point.directory / (BOOTED if result.booted else READ), result)

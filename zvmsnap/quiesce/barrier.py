@@ -1,15 +1,15 @@
-"""Guests of one moment wait for each other before they stand still.
+"""The freeze barrier: guests of one run wait for each other before any of them is held.
 
 A dump of RAM may take minutes, a freeze may last seconds. So each guest passes these stages, and
 enters one only when no other guest is in an earlier one:
 
-| stage  |                                                                          |
-|--------|--------------------------------------------------------------------------|
-| WORK   | all that it can do while it runs: files, RAM dumped under overlays       |
-| PAUSE  | RAM is dumped, and then it stands still                                  |
-| SCRIPT | the administrator's pre-freeze                                           |
-| FREEZE | its file systems are frozen                                              |
-| DONE   | nobody waits for it                                                      |
+| stage      | what the guest does in it                                          |
+|------------|--------------------------------------------------------------------|
+| RUNNING    | all that can be done while it runs: files, RAM dumped on overlays  |
+| PAUSE      | its RAM is dumped, and after that it is paused                     |
+| PRE_FREEZE | the administrator's program runs                                   |
+| FREEZE     | its file systems are frozen                                        |
+| DONE       | nobody waits for it                                                |
 """
 
 from __future__ import annotations
@@ -19,53 +19,57 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from zvmsnap.common import waiting
 from zvmsnap.common.errors import Cancelled
 
-_AT_ONCE = 16
-_LOOK_AGAIN_S = 0.2
+_SLOTS = 16
+_POLL_S = 0.2
 
 
 class Stage(IntEnum):
     """How far a guest is."""
 
-    WORK = 0
+    RUNNING = 0
     PAUSE = 1
-    SCRIPT = 2
+    PRE_FREEZE = 2
     FREEZE = 3
     DONE = 4
 
 
 class FreezeBarrier:
-    """Where the guests of one moment wait."""
+    """Where the guests of one run wait for each other. Guests are named by UUID.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._stages = dict.fromkeys(names, Stage.WORK)
+    `slots`: how many guests may load the host at once.
+    """
+
+    def __init__(self, guests: Iterable[str], slots: int = _SLOTS) -> None:
+        self._stages = dict.fromkeys(guests, Stage.RUNNING)
         self._changed = threading.Condition()
-        self._places = threading.Semaphore(_AT_ONCE)
+        self._slots = threading.Semaphore(slots)
 
-    def enter(self, name: str, stage: Stage, cancelled: threading.Event) -> None:
-        """Wait until nobody is in an earlier stage. Nobody goes back. Raises Cancelled."""
+    def enter(self, guest: str, stage: Stage, cancelled: threading.Event) -> None:
+        """Wait until no guest is in an earlier stage. No guest goes back. Raises Cancelled."""
         with self._changed:
-            self._stages[name] = max(stage, self._stages[name])
+            self._stages[guest] = max(stage, self._stages[guest])
             self._changed.notify_all()
             while min(self._stages.values()) < stage:
                 if cancelled.is_set():
                     raise Cancelled("interrupted while other guests were dumped")
-                self._changed.wait(_LOOK_AGAIN_S)
+                waiting.wait(self._changed, _POLL_S)
 
-    def keeps_from_dumping(self, name: str) -> bool:
-        """Has it come so far that others may stand still, and would do so while it is dumped?"""
+    def is_too_late_to_dump(self, guest: str) -> bool:
+        """Would others be held while this guest is dumped? It has passed the stage of dumps."""
         with self._changed:
-            return len(self._stages) > 1 and self._stages[name] > Stage.PAUSE
+            return len(self._stages) > 1 and self._stages[guest] > Stage.PAUSE
 
-    def leave(self, name: str) -> None:
-        """Nobody has to wait for that guest any more."""
+    def finish(self, guest: str) -> None:
+        """Let nobody wait for that guest any more."""
         with self._changed:
-            self._stages[name] = Stage.DONE
+            self._stages[guest] = Stage.DONE
             self._changed.notify_all()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Work that loads the host: so much of it at once, and no more."""
-        with self._places:
+    def slot(self) -> Iterator[None]:
+        """Do what loads the host when not too many guests do so already."""
+        with self._slots:
             yield

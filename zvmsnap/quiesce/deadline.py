@@ -1,8 +1,8 @@
-"""No guest stands still for long because of us: the guard lets it go at a deadline.
+"""No guest is held for longer than max_freeze_s: the watchdog resumes or thaws it.
 
-Looks twice a second at the open moments of one owner whose guests may stand still, in a thread of
-its own, and takes no lock to let one go: whoever holds it may hang. What is left is done under the
-lock, if it can be had: the administrator's post-thaw, and the journal.
+A thread of the watchdog looks twice a second at the open entries of one owner whose guests may be
+held. It takes no lock to resume or thaw a guest, as whoever has the lock may hang. What remains is
+done under the lock, if it is free: the administrator's post-thaw, and the entry.
 """
 
 from __future__ import annotations
@@ -15,70 +15,80 @@ from typing import TYPE_CHECKING
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process, uptime_s
+from zvmsnap.common.waiting import wait
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 
+# Imported where they are used: most watchdogs never hold a guest, and need no libvirt.
 if TYPE_CHECKING:
     from zvmsnap.virt.guest import Guest
     from zvmsnap.virt.host import Host
 
-_LOOK_EVERY_S = 0.5
+_POLL_S = 0.5
 
 
 @contextmanager
 def enforce_deadline(config: Config, owner: Process) -> Iterator[None]:
-    """Keep the deadline of this owner's guests, until the block ends."""
-    over = threading.Event()
-    keeper = _DeadlineKeeper(config, owner, over)
-    thread = threading.Thread(target=keeper.run, name="deadline", daemon=True)
+    """Enforce the deadline for this owner's guests, until the block ends."""
+    ended = threading.Event()
+    enforcer = DeadlineEnforcer(config, owner, ended)
+    thread = threading.Thread(target=enforcer.run, name="deadline", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 
-class _DeadlineKeeper:
-    def __init__(self, config: Config, owner: Process, over: threading.Event) -> None:
+class DeadlineEnforcer:
+    """The thread of the deadline, and those that it starts for each guest."""
+
+    def __init__(self, config: Config, owner: Process, ended: threading.Event) -> None:
         self._config = config
         self._owner = owner
-        self._over = over
+        self._ended = ended
         self._journal = Journal(config.journal_dir)
-        # When a guest was first seen standing still whose hook died before it could write it down.
-        self._seen_s: dict[str, float] = {}
-        self._looked_at: set[str] = set()
-        self._said: set[str] = set()
+        # By capture: when a guest was first seen paused whose hook died before it could note it.
+        self._first_seen_s: dict[str, float] = {}
+        # Captures whose guest a thread looks at just now.
+        self._under_check: set[str] = set()
+        self._messages: set[str] = set()
 
     def run(self) -> None:
-        """Look, until it is over; whatever goes wrong, look again."""
-        while not self._over.wait(_LOOK_EVERY_S):
+        """Look until `ended` is set; whatever goes wrong, look again."""
+        while not wait(self._ended, _POLL_S):
             try:
                 if self._concerned():
-                    self._look_while_connected()
+                    self._check_while_connected()
             except Exception as error:  # threads may run out, too
-                self._say(log.about("guests", "deadline"), f"the deadline is not kept now: {error}")
+                self._error_once(
+                    log.about("guests", "deadline"), f"the deadline is not enforced now: {error}"
+                )
 
-    def _look_while_connected(self) -> None:
-        """At all guests at once, as the agent of one may keep its thread waiting."""
+    def _check_while_connected(self) -> None:
+        """Check each guest in a thread, as the agent of one may keep its thread waiting."""
         from zvmsnap.virt.host import Host
 
         lost = threading.Event()
-        with Host(self._config.uri) as hypervisor:
+        with Host(self._config.uri) as host:
             while (entries := self._concerned()) and not lost.is_set():
                 for entry in entries:
-                    if entry.capture not in self._looked_at:
-                        arguments = (hypervisor, entry, lost)
-                        thread = threading.Thread(target=self._look, args=arguments, daemon=True)
-                        self._looked_at.add(entry.capture)
-                        try:
-                            thread.start()
-                        except RuntimeError:
-                            self._looked_at.discard(entry.capture)
-                            raise
-                if self._over.wait(_LOOK_EVERY_S):
+                    if entry.capture not in self._under_check:
+                        self._start_check(host, entry, lost)
+                if wait(self._ended, _POLL_S):
                     return
+
+    def _start_check(self, host: Host, entry: Entry, lost: threading.Event) -> None:
+        arguments = (host, entry, lost)
+        thread = threading.Thread(target=self._check, args=arguments, daemon=True)
+        self._under_check.add(entry.capture)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._under_check.discard(entry.capture)
+            raise
 
     def _concerned(self) -> list[Entry]:
         return [
@@ -87,50 +97,52 @@ class _DeadlineKeeper:
             if entry.owner == self._owner and (entry.may_hold_guest or entry.holds_guest)
         ]
 
-    def _look(self, hypervisor: Host, entry: Entry, lost: threading.Event) -> None:
+    def _check(self, host: Host, entry: Entry, lost: threading.Event) -> None:
         about = log.about(entry.domain, ",".join(entry.request_datasets))
         try:
-            self._let_go_in_time(hypervisor.guest(entry.uuid), entry, about)
+            self._release_if_overdue(host.guest(entry.uuid), entry, about)
         except DomainGone:
             self._finish(None, entry, about)
         except Exception as error:
-            self._say(about, f"not let go yet: {error}")
+            self._error_once(about, f"not resumed or thawed yet: {error}")
             lost.set()  # libvirt may have been restarted
         finally:
-            self._looked_at.discard(entry.capture)
+            self._under_check.discard(entry.capture)
 
-    def _say(self, about: log.Logger, what: str) -> None:
-        """Once; it is tried again and again."""
-        if what not in self._said:
-            self._said.add(what)
-            about.error("guard: %s", what)
+    def _error_once(self, about: log.Logger, message: str) -> None:
+        """Log it once, though it is tried again and again."""
+        if message not in self._messages:
+            self._messages.add(message)
+            about.error("watchdog: %s", message)
 
-    def _let_go_in_time(self, guest: Guest, entry: Entry, about: log.Logger) -> None:
-        since_s = entry.held_since_s or self._seen_still_since(guest, entry)
+    def _release_if_overdue(self, guest: Guest, entry: Entry, about: log.Logger) -> None:
+        since_s = entry.held_since_s or self.paused_since_s(guest, entry)
         if not since_s or uptime_s() - since_s < self._config.limits.max_freeze_s:
             return
         from zvmsnap.quiesce import thaw
 
-        if was := thaw.release(guest, entry):
+        if was := thaw.resume_or_thaw_unlocked(guest, entry):
             about.error(
-                "%s for %.0f s: let go, as nobody did. No point of it will be of that level",
+                "was %s for %.0f s: %s at the deadline. No point of it will be of that level",
                 was,
                 uptime_s() - since_s,
+                "resumed" if was == "paused" else "thawed",
             )
         if was or (entry.held_since_s and not thaw.is_busy(guest)):
             self._finish(guest, entry, about)
 
-    def _seen_still_since(self, guest: Guest, entry: Entry) -> float:
+    def paused_since_s(self, guest: Guest, entry: Entry) -> float:
+        """Since when the guest has been seen paused without a break; 0.0 if it runs."""
         if not entry.paused or not guest.pause():
-            self._seen_s.pop(entry.capture, None)
+            self._first_seen_s.pop(entry.capture, None)
             return 0.0
-        return self._seen_s.setdefault(entry.capture, uptime_s())
+        return self._first_seen_s.setdefault(entry.capture, uptime_s())
 
-    def _finish(self, guest: Guest | None, seen: Entry, about: log.Logger) -> None:
+    def _finish(self, guest: Guest | None, checked: Entry, about: log.Logger) -> None:
         from zvmsnap.quiesce import thaw
 
-        with self._journal.if_free(self._config.locks_dir, seen, "let go") as entry:
+        with self._journal.if_free(self._config.locks_dir, checked, "deadline") as entry:
             if entry and guest:
-                thaw.release_guest(self._config, guest, EntryWriter(self._journal, entry), about)
+                thaw.resume_or_thaw(self._config, guest, EntryWriter(self._journal, entry), about)
             elif entry:
                 thaw.note_guest_gone(self._config, EntryWriter(self._journal, entry), about)

@@ -1,17 +1,17 @@
-"""An administrator's own programs, before a guest's file systems are frozen and after their thaw.
+"""An administrator's programs, run before a guest's file systems are frozen and after their thaw.
 
 /etc/zvmsnap/guest.d/<guest>/pre-freeze and post-thaw: executables on the host, for databases and
-the like that the agent in the guest cannot be told of. They find in their environment:
+whatever else the agent in the guest does not quiesce. Their environment has:
 
-| variable          |                                                                     |
-|-------------------|---------------------------------------------------------------------|
-| ZVMSNAP_DOMAIN    | the guest's name                                                    |
-| ZVMSNAP_UUID      | its UUID                                                            |
-| ZVMSNAP_SNAPNAMES | the announced names of the snapshots, separated by commas           |
-| ZVMSNAP_DATASETS  | the datasets of its disks, separated by commas                      |
+| variable          | what it has                                       |
+|-------------------|---------------------------------------------------|
+| ZVMSNAP_DOMAIN    | the guest's name                                  |
+| ZVMSNAP_UUID      | its UUID                                          |
+| ZVMSNAP_SNAPNAMES | the announced snapshot names, separated by commas |
+| ZVMSNAP_DATASETS  | the datasets of its disks, separated by commas    |
 
-pre-freeze that fails, or takes longer than limits.script_timeout_s, means: not quiesced. post-thaw
-runs whenever pre-freeze was begun, however that ended.
+If pre-freeze fails, or takes longer than limits.script_timeout_s, the guest is not quiesced.
+post-thaw runs whenever pre-freeze was begun, however that ended.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from zvmsnap.common.errors import ScriptFailed
 from zvmsnap.config.settings import Config
@@ -28,19 +29,22 @@ from zvmsnap.journal.entry import Entry
 
 PRE_FREEZE = "pre-freeze"
 POST_THAW = "post-thaw"
-_SAID_MAX = 200
+_LAST_LINE_MAX = 200
 
 
 def exists(config: Config, entry: Entry, name: str) -> bool:
-    """Has the administrator put that program there?"""
+    """Does this guest have a program of that name?"""
     return _path(config, entry, name).exists()
 
 
 def run(config: Config, entry: Entry, name: str) -> None:
-    """Run it. Raises ScriptFailed; what it has started is killed if it takes too long."""
+    """Run the program; kill it, and what it has started, if it takes too long.
+
+    Raises ScriptFailed.
+    """
     path = _path(config, entry, name)
     limit_s = config.limits.script_timeout_s
-    # A file, not a pipe: nobody waits for what a daemon that it starts keeps open.
+    # A file, not a pipe: a daemon that the program starts may keep its output open.
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
@@ -60,14 +64,17 @@ def run(config: Config, entry: Entry, name: str) -> None:
             process.wait()
             raise ScriptFailed(f"{path}: takes longer than {limit_s:g} s") from None
         if status:
-            output.seek(0)
-            lines = output.read().decode(errors="replace").strip().splitlines()
-            last = lines[-1][:_SAID_MAX] if lines else ""
-            raise ScriptFailed(f"{path}: failed ({status}): {last}")
+            raise ScriptFailed(f"{path}: failed ({status}): {_last_line(output)}")
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
+    return lines[-1][:_LAST_LINE_MAX] if lines else ""
 
 
 def _path(config: Config, entry: Entry, name: str) -> Path:
-    # A domain's name holds no slash (libvirt refuses it), but may be "..".
+    # A domain's name has no slash (libvirt refuses it), but may be "..".
     folder = entry.domain if entry.domain not in (".", "..") else entry.uuid
     return Path(config.guest_scripts) / folder / name
 

@@ -8,6 +8,7 @@ For each guest, the journal and what libvirt says now decide together:
 | open, its sanoid is dead | yes or no             | finished: base, point published, closed    |
 | none, lost or damaged    | yes                   | brought to base; the point is lost         |
 | damaged                  | no                    | let go, if it stands still                 |
+| of another version       | yes or no             | the same; it stays, and is left to a person|
 | none                     | no                    | nothing                                    |
 
 Overlays that no definition names are removed if nothing was ever written to them, else kept and
@@ -26,7 +27,7 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.finalize.after_snapshot import end, finish_interrupted
-from zvmsnap.journal import describe
+from zvmsnap.journal import describe, other_versions
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
@@ -48,7 +49,8 @@ def recover(config: Config, domain: str | None = None, *, dry_run: bool = False)
         ended = _tasks(config, hypervisor, domain, report, dry_run=dry_run)
         guests = {guest.uuid: guest for guest in hypervisor.guests()}
         entries = {entry.uuid: entry for entry in journal.entries()}
-        wanted = [] if ended and domain else _wanted(guests, entries, domain)
+        report.problems.extend(_of_other_versions(config, guests, domain))
+        wanted = [] if ended and domain else _wanted(guests, entries, domain, report.problems)
         for uuid in wanted:
             outcome = _one(config, hypervisor, guests.get(uuid), entries.get(uuid), dry_run=dry_run)
             if outcome:
@@ -109,13 +111,28 @@ def _task(
         return outcome(Result.FAILED, str(error))
 
 
-def _wanted(guests: dict[str, Guest], entries: dict[str, Entry], domain: str | None) -> list[str]:
+def _of_other_versions(config: Config, guests: dict[str, Guest], domain: str | None) -> list[str]:
+    """What is left to a person; an entry whose guest exists is told of with it."""
+    return [
+        str(file)
+        for file in other_versions.files(config.journal_dir)
+        if (file.is_operation or file.uuid not in guests)
+        and (
+            domain in (None, file.uuid)
+            or (file.uuid in guests and domain == guests[file.uuid].name)
+        )
+    ]
+
+
+def _wanted(
+    guests: dict[str, Guest], entries: dict[str, Entry], domain: str | None, problems: list[str]
+) -> list[str]:
     names = {uuid: guest.name for uuid, guest in guests.items()}
     names |= {uuid: entry.domain for uuid, entry in entries.items() if uuid not in names}
     found = sorted(names, key=lambda uuid: names[uuid])
     if domain is not None:
         found = [uuid for uuid in found if domain in (uuid, names[uuid])]
-        if not found:
+        if not found and not problems:
             raise GuestNotFound(f"{domain}: libvirt has no such guest, nor has the journal")
     return found
 
@@ -137,8 +154,11 @@ def _one(
 
     try:
         found = _findings(guest, entry)
-        if guest and not entry and Journal(config.journal_dir).lost(uuid):
+        journal = Journal(config.journal_dir)
+        if guest and not entry and journal.is_lost(uuid):
             found += ("its journal could not be read",)
+        if guest and journal.of_other_version(uuid):
+            found += ("its journal is of another version",)
         if not found:
             return None
         if entry and entry.owner.is_alive():
@@ -147,14 +167,14 @@ def _one(
             return outcome(Result.NEEDED)
         with lock(config.locks_dir, uuid, f"recover {name}", config.limits.lock_timeout_s):
             # Somebody else may have finished it, or begun another moment, while we waited.
-            entry = Journal(config.journal_dir).read(uuid)
+            entry = journal.read(uuid)
             if entry and entry.owner.is_alive():
                 return outcome(Result.UNDER_WAY, f"sanoid has pid {entry.owner.pid}")
             if guest:
                 finish_interrupted(config, hypervisor, guest, entry)
             elif entry:
                 end(config, hypervisor, entry)
-        if guest and Journal(config.journal_dir).lost(uuid):
+        if guest and journal.is_lost(uuid):
             return outcome(Result.FAILED, "it may stand still because of us: cannot be told yet")
         return outcome(Result.RECOVERED)
     except DomainGone:

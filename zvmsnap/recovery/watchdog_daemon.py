@@ -128,7 +128,7 @@ def wait_for_still(config: Config, owner: Process) -> None:
                 if entry.owner == owner
             ):
                 return
-        except OSError as error:
+        except (ZvmsnapError, OSError) as error:
             log.plain().error("guard: cannot look now: %s", error)
         time.sleep(_LOOK_EVERY_S)
 

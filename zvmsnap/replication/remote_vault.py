@@ -1,8 +1,8 @@
-"""The vault of a destination: the same layout as ours, worked on with rsync and coreutils there.
+"""The vault of a destination: laid out as ours, and changed with rsync and coreutils there.
 
 A point is put together in `.arriving-CAPTURE`, compared by checksum, and appears by one rename, as
-in a vault of our own; so whoever has the received datasets and this directory can restore from it.
-What is there is known by a mirror of its manifests, in our state directory.
+in our own vault. So whoever has the received datasets and this directory can restore from it. Its
+manifests are mirrored in our journal directory, to know which points it has.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from zvmsnap.common import json_file
 from zvmsnap.common.atomic_file import private_dir, write_atomic
 from zvmsnap.common.errors import RemoteFailed, VaultMissing
 from zvmsnap.common.ssh import RemoteHost
@@ -25,214 +26,222 @@ from zvmsnap.points.vault import REMOVING, DamagedPoint, folder_of
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import zfs
 
-WHERE = "zvmsnap:vault"
+PROPERTY = "zvmsnap:vault"
 _BESIDE = "zvmsnap-vault"
 
-# Not as in our own: a `zvmsnap prune` there must leave it alone.
+# Not .incoming-, as in our own vault: a `zvmsnap prune` at the destination must not remove it.
 _ARRIVING = ".arriving-"
 _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
 
-# What of a point goes with it, beside manifest and RAM image.
+# The files of a point that are sent, beside manifest and RAM image.
 _SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
-_CANNOT_WRITE = "no vault can be made there: zfs set {where}=/DIRECTORY {root}, owned by the user"
+_CANNOT_WRITE = (
+    "no vault can be made there: zfs set {property}=/DIRECTORY {root}, owned by the user"
+)
 
 
-def place_of(destination: Destination, far: RemoteHost) -> str:
-    """The directory of the vault there. Raises VaultMissing and ZfsFailed."""
-    said = zfs.properties(destination.root, (WHERE, "mountpoint", "mounted"), far)
-    place = said[WHERE]
-    if not place:
-        if said["mounted"] != "yes":
+def path_of(destination: Destination, remote: RemoteHost) -> str:
+    """The directory of the vault at a destination. Raises VaultMissing and ZfsFailed."""
+    properties = zfs.properties(destination.root, (PROPERTY, "mountpoint", "mounted"), remote)
+    path = properties[PROPERTY]
+    if not path:
+        if properties["mounted"] != "yes":
             raise VaultMissing(
-                f"{destination.name}: where its vault lies is not known: zfs set "
-                f"{WHERE}=/DIRECTORY {destination.root} there, or mount it"
+                f"{destination.name}: where its vault is, is not known: zfs set "
+                f"{PROPERTY}=/DIRECTORY {destination.root} there, or mount it"
             )
-        return f"{said['mountpoint'].rstrip('/')}/{_BESIDE}"
-    if not place.startswith("/") or not place.isprintable():
-        raise VaultMissing(f"{destination.name}: {WHERE} is {place!r}, and no absolute path")
-    return place
+        return f"{properties['mountpoint'].rstrip('/')}/{_BESIDE}"
+    if not path.startswith("/") or not path.isprintable():
+        raise VaultMissing(f"{destination.name}: {PROPERTY} is {path!r}, and no absolute path")
+    return path
 
 
 class RemoteVault:
-    """The vault at `place` of a destination."""
+    """The vault in the directory `path` of a destination."""
 
     def __init__(
-        self, config: Config, destination: Destination, far: RemoteHost, place: str
+        self, settings: Config, destination: Destination, remote: RemoteHost, path: str
     ) -> None:
-        self._far = far
-        self.place = PurePosixPath(place)
-        self._mirror = config.journal_dir / "mirrors" / folder_of(destination.name)
+        self._remote = remote
+        self.path = PurePosixPath(path)
+        self._mirror = settings.journal_dir / "mirrors" / folder_of(destination.name)
         self._known = self._mirror.with_name(f"{self._mirror.name}.id")
-        self._own = config.vault_dir / vault.MARK
+        self._own = settings.vault_dir / vault.MARK
         self._destination = destination
 
-    def read(self) -> tuple[list[RestorePoint], list[DamagedPoint]]:
-        """All points there, as their manifests say; none where there is no vault yet.
+    @classmethod
+    def of(cls, settings: Config, destination: Destination, remote: RemoteHost) -> RemoteVault:
+        """The vault of a destination, wherever that has it. Raises VaultMissing and ZfsFailed."""
+        return cls(settings, destination, remote, path_of(destination, remote))
 
-        Raises VaultMissing if it is not the one of before.
+    def read(self) -> tuple[list[RestorePoint], list[DamagedPoint]]:
+        """All points, as their manifests say, and damaged ones; none if it has no vault yet.
+
+        Raises VaultMissing if it is not the vault that was used so far.
         """
         self._check()
-        if self._far.process(["test", "-d", str(self.place)]).returncode:
+        if self._remote.process(["test", "-d", str(self.path)]).returncode:
             return [], []
         private_dir(self._mirror)
         filters = ["--exclude=.*", "--include=*/", *(f"--include={name}" for name in _MIRRORED)]
         self._rsync(
             "-rt", "--delete", "--delete-excluded", "--prune-empty-dirs", *filters, "--exclude=*",
-            self._at(self.place) + "/", f"{self._mirror}/",
+            self._at(self.path) + "/", f"{self._mirror}/",
         )  # fmt: skip
         return vault.all_in(self._mirror)
 
     def claim(self) -> None:
-        """Make the vault, if it is the first time. Raises VaultMissing and RemoteFailed."""
+        """Make the vault, if there is none yet. Raises VaultMissing and RemoteFailed."""
         self._check()
-        mark = self.place / vault.MARK
+        mark = self.path / vault.MARK
         try:
-            self._far.run("mkdir", "-p", "-m", "700", "--", str(self.place))
+            self._remote.run("mkdir", "-p", "-m", "700", "--", str(self.path))
             if not self._mark():
-                self._far.run("tee", "--", str(mark), given=secrets.token_hex(16).encode())
+                self._remote.run("tee", "--", str(mark), given=secrets.token_hex(16).encode())
         except RemoteFailed as error:
-            hint = _CANNOT_WRITE.format(where=WHERE, root=self._destination.root)
+            hint = _CANNOT_WRITE.format(property=PROPERTY, root=self._destination.root)
             raise RemoteFailed(f"{error}; {hint}") from error
         private_dir(self._known.parent)
         write_atomic(self._known, self._mark().encode())
 
-    def put(self, parcel: PointTransfer, *, bwlimit: str) -> int:
-        """Bring a point there; RAM goes on where an interrupted run has left it.
+    def put(self, transfer: PointTransfer, *, bwlimit: str) -> int:
+        """Send a point; its RAM goes on where an interrupted run has stopped.
 
         Returns bytes sent. Raises RemoteFailed and DestinationUnreachable.
         """
-        point, manifest = parcel.point, parcel.manifest
-        folder = self.place / folder_of(manifest.domain)
+        point, manifest = transfer.point, transfer.manifest
+        folder = self.path / folder_of(manifest.domain)
         incoming = folder / f"{_ARRIVING}{manifest.capture}"
         for directory in (folder, incoming):
-            self._far.run("mkdir", "-p", "-m", "700", "--", str(directory))
+            self._remote.run("mkdir", "-p", "-m", "700", "--", str(directory))
         sums: dict[str, str] = {}
         sent_bytes = 0
-        if parcel.with_memory and manifest.memory:
+        if transfer.with_memory and manifest.memory:
             image = point.directory / manifest.memory.file
             sums[manifest.memory.file] = manifest.memory.sha256
             sent_bytes += self._send([image], incoming, bwlimit, "--append-verify")
-        with tempfile.TemporaryDirectory() as staged:
-            own = Path(staged) / MANIFEST
-            write_atomic(own, vault.encoded(manifest))
-            small = [own, *(path for n in _SMALL if (path := point.directory / n).exists())]
+        with tempfile.TemporaryDirectory() as temporary:
+            manifest_file = Path(temporary) / MANIFEST
+            write_atomic(manifest_file, json_file.encoded(manifest))
+            files = (point.directory / name for name in _SMALL)
+            small = [manifest_file, *(path for path in files if path.exists())]
             sums |= {path.name: _sha256(path) for path in small}
-            # By content: a definition of an interrupted run may be older, and as long.
+            # By content: a definition of an interrupted run may be older, and of the same length.
             sent_bytes += self._send(small, incoming, bwlimit, "--checksum")
         self._verify(incoming, sums)
-        self._publish(incoming, folder / parcel.name, list(sums))
+        self._publish(incoming, folder / transfer.name, list(sums))
         return sent_bytes
 
     def remove(self, point: RestorePoint) -> None:
-        """Remove a point there: gone with one rename, its bytes follow. Raises RemoteFailed."""
-        place = self._of(point)
-        grave = place.with_name(f"{REMOVING}{place.name}")
-        self._far.run("rm", "-rf", "--", str(grave))
-        self._far.run("mv", "-T", "--", str(place), str(grave))
-        self._far.run("rm", "-rf", "--", str(grave))
-        self._far.run("rmdir", "--ignore-fail-on-non-empty", "--", str(place.parent))
+        """Remove a point: rename it first, and delete its files after that. Raises RemoteFailed."""
+        path = self._path_of(point)
+        removing = path.with_name(f"{REMOVING}{path.name}")
+        self._remote.run("rm", "-rf", "--", str(removing))
+        self._remote.run("mv", "-T", "--", str(path), str(removing))
+        self._remote.run("rm", "-rf", "--", str(removing))
+        self._remote.run("rmdir", "--ignore-fail-on-non-empty", "--", str(path.parent))
 
     def clear(self, uuids: Iterable[str], captures: Iterable[str]) -> None:
-        """Remove half-removed points, and half-copied ones of these guests that are gone here.
+        """Remove half-removed points, and half-sent ones of these guests but for these captures.
 
         Raises RemoteFailed.
         """
-        said = self._far.run(
-            "find", str(self.place), "-mindepth", "2", "-maxdepth", "2", "-type", "d",
+        output = self._remote.run(
+            "find", str(self.path), "-mindepth", "2", "-maxdepth", "2", "-type", "d",
             "-name", ".*", "-print0",
         )  # fmt: skip
-        own = tuple(f"{_ARRIVING}{uuid}." for uuid in uuids)
-        wanted = {f"{_ARRIVING}{capture}" for capture in captures}
-        names = {path: PurePosixPath(path).name for path in said.split("\0") if path}
+        half_sent = tuple(f"{_ARRIVING}{uuid}." for uuid in uuids)
+        kept = {f"{_ARRIVING}{capture}" for capture in captures}
+        names = {path: PurePosixPath(path).name for path in output.split("\0") if path}
         paths = [
             path
             for path, name in names.items()
-            if name.startswith(REMOVING) or (name.startswith(own) and name not in wanted)
+            if name.startswith(REMOVING) or (name.startswith(half_sent) and name not in kept)
         ]
         if paths:
-            self._far.run("rm", "-rf", "--", *paths)
+            self._remote.run("rm", "-rf", "--", *paths)
 
     def get_small(self, point: RestorePoint, directory: Path) -> None:
-        """Bring definition, NVRAM and TPM of a point there into a directory here.
+        """Copy definition, NVRAM and TPM state of a point into a directory of this host.
 
         Raises RemoteFailed and DestinationUnreachable.
         """
         filters = [f"--include={name}" for name in _SMALL]
-        there = f"{self._at(self._of(point))}/"
-        self._rsync("-r", "--checksum", *filters, "--exclude=*", there, f"{directory}/")
+        source = f"{self._at(self._path_of(point))}/"
+        self._rsync("-r", "--checksum", *filters, "--exclude=*", source, f"{directory}/")
 
     def get_memory(self, point: RestorePoint, directory: Path) -> None:
-        """Bring its RAM image, if it has one, going on where an interrupted run has left it.
+        """Copy its RAM image, if it has one, going on where an interrupted run has stopped.
 
         Raises RemoteFailed and DestinationUnreachable.
         """
         if memory := point.manifest.memory:
-            there = self._at(self._of(point) / memory.file)
-            self._rsync("--append-verify", there, f"{directory}/")
+            source = self._at(self._path_of(point) / memory.file)
+            self._rsync("--append-verify", source, f"{directory}/")
 
-    def _of(self, point: RestorePoint) -> PurePosixPath:
-        return self.place / point.directory.parent.name / point.directory.name
+    def _path_of(self, point: RestorePoint) -> PurePosixPath:
+        return self.path / point.directory.parent.name / point.directory.name
 
     def _check(self) -> None:
         known = self._known.read_text() if self._known.exists() else ""
         mark = self._mark()
         if mark and self._own.exists() and mark == self._own.read_text():
             raise VaultMissing(
-                f"{self._destination.name}: {self.place} is the vault that points are sent from: "
-                f"zfs set {WHERE}=/ANOTHER {self._destination.root}"
+                f"{self._destination.name}: {self.path} is the vault that points are sent from: "
+                f"zfs set {PROPERTY}=/ANOTHER {self._destination.root}"
             )
         if known and mark != known:
             raise VaultMissing(
-                f"{self._destination.name}: {self.place} is not the vault that was used so far: is "
+                f"{self._destination.name}: {self.path} is not the vault that was used so far: is "
                 "its file system mounted? If it was moved or emptied on purpose, remove "
                 f"{self._known}"
             )
 
     def _mark(self) -> str:
-        done = self._far.process(["cat", "--", str(self.place / vault.MARK)])
+        done = self._remote.process(["cat", "--", str(self.path / vault.MARK)])
         return done.stdout.decode(errors="replace").strip()
 
     def _send(
         self, files: list[Path], directory: PurePosixPath, bwlimit: str, *options: str
     ) -> int:
         limit = [f"--bwlimit={bwlimit}"] if bwlimit else []
-        said = self._rsync(
+        output = self._rsync(
             "--out-format=%b", *options, *limit, *map(str, files), f"{self._at(directory)}/"
         )
-        return sum(int(line) for line in said.split() if line.isdigit())
+        return sum(int(line) for line in output.split() if line.isdigit())
 
     def _verify(self, directory: PurePosixPath, sums: dict[str, str]) -> None:
-        """Compare checksums; what differs is removed, so that the next run sends it anew."""
+        """Compare checksums. Remove files that differ, so that the next run sends them anew."""
         paths = {str(directory / name): digest for name, digest in sums.items()}
         # -z: file names are not escaped.
-        said = self._far.run("sha256sum", "-z", "--", *paths)
-        there = {line[66:]: line[:64] for line in said.split("\0") if line}
-        wrong = [path for path, digest in paths.items() if there.get(path) != digest]
+        output = self._remote.run("sha256sum", "-z", "--", *paths)
+        arrived = {line[66:]: line[:64] for line in output.split("\0") if line}
+        wrong = [path for path, digest in paths.items() if arrived.get(path) != digest]
         if wrong:
-            self._far.run("rm", "-f", "--", *wrong)
+            self._remote.run("rm", "-f", "--", *wrong)
             raise RemoteFailed(
-                f"{self._far.where}{wrong[0]}: arrived with another checksum, and was removed "
-                "there: send again; zvmsnap verify tells whether it is good here"
+                f"{self._remote.where}{wrong[0]}: arrived with another checksum, and was removed "
+                "there: send again; zvmsnap verify tells whether it is good on this host"
             )
 
-    def _publish(self, incoming: PurePosixPath, place: PurePosixPath, names: list[str]) -> None:
-        """One rename; into a point that is there already, its manifest last."""
-        run = self._far.run
+    def _publish(self, incoming: PurePosixPath, path: PurePosixPath, names: list[str]) -> None:
+        """Rename it to `path`; if that exists already, move the files into it, manifest last."""
+        run = self._remote.run
         run("sync", "--", *(str(incoming / name) for name in names), str(incoming))
-        if self._far.process(["test", "-d", str(place)]).returncode:
-            run("mv", "-T", "--", str(incoming), str(place))
+        if self._remote.process(["test", "-d", str(path)]).returncode:
+            run("mv", "-T", "--", str(incoming), str(path))
         else:
             names = sorted(names, key=lambda name: name == MANIFEST)
             for name in names:
-                run("mv", "-T", "--", str(incoming / name), str(place / name))
+                run("mv", "-T", "--", str(incoming / name), str(path / name))
             run("rm", "-rf", "--", str(incoming))
-        run("sync", "--", str(place), str(place.parent))
+        run("sync", "--", str(path), str(path.parent))
 
     def _at(self, path: PurePosixPath) -> str:
-        return f"{self._far.host}:{path}" if self._far.host else str(path)
+        return f"{self._remote.host}:{path}" if self._remote.host else str(path)
 
     def _rsync(self, *words: str) -> str:
-        return self._far.rsync("-p", "--chmod=D700,F600", *words)
+        return self._remote.rsync("-p", "--chmod=D700,F600", *words)
 
 
 def _sha256(path: Path) -> str:

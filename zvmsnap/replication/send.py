@@ -1,13 +1,13 @@
-"""Datasets and points go to a destination; each run goes on where the last one was interrupted.
+"""Sends datasets and points to a destination; each run goes on where the last one was interrupted.
 
-    streams   for each dataset: what both sides have, and what is newer here
-    turn      nobody whose disks these are is in the middle of a moment
-    syncoid   the dataset, if there is something to send
-    points    those whose snapshots have arrived (parcel), RAM as it is wanted
-    gone      points whose snapshots the destination has pruned
-    receipt   what both sides have now
+    plan      for each dataset: what both sides have, and what is newer on this host
+    idle      wait until no guest with disks on it is in a run
+    syncoid   send the dataset, if there is something to send
+    points    send those whose snapshots have arrived, with RAM as it is wanted
+    pruned    remove points whose snapshots the destination has pruned
+    status    note what both sides have now
 
-What fails for one guest is told, and the others go on.
+If one guest fails, the log and the report say so, and the others go on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 
 from zvmsnap.common import log
@@ -27,268 +27,305 @@ from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.points.vault import folder_of
-from zvmsnap.replication import divergence, remote_vault, send_status, syncoid, transfer, wait_idle
+from zvmsnap.points.vault import DamagedPoint, folder_of
+from zvmsnap.replication import divergence, send_plan, send_status, syncoid, transfer, wait_idle
 from zvmsnap.replication.remote_vault import RemoteVault
-from zvmsnap.replication.send_plan import DatasetSend, SendUnit, dataset_sends, diverged
+from zvmsnap.replication.send_plan import DatasetSend, SendUnit
+from zvmsnap.replication.send_report import DatasetReport, PointReport, SendReport, UnitReport
 from zvmsnap.replication.send_status import SendStatus, SentDataset
-from zvmsnap.replication.syncoid import Options
+from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Snapshot, Subtree
+from zvmsnap.zfs.dataset_swap import name_before
+from zvmsnap.zfs.types import Subtree
 
 
 @dataclass(frozen=True)
 class SendOptions:
-    """What was asked for."""
+    """What may be chosen for one destination."""
 
     memory: MemoryWanted = MemoryWanted.LATEST
-    options: Options = field(default_factory=Options)
+    syncoid: SyncoidOptions = field(default_factory=SyncoidOptions)
 
 
 @dataclass
 class UnitOutcome:
-    """What became of one load; `failed` says why not all went well."""
+    """What became of one unit so far; `error` says why not all was sent."""
 
-    load: SendUnit
-    streams: list[DatasetSend] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    points: list[PointTransfer] = field(default_factory=list)
+    unit: SendUnit
+    sends: list[DatasetSend] = field(default_factory=list)
+    took_s: dict[str, float] = field(default_factory=dict)
+    transfers: list[PointTransfer] = field(default_factory=list)
     points_bytes: int = 0
-    failed: str = ""
+    error: str = ""
+
+    def seconds_of(self, dataset: str) -> float:
+        """How long syncoid took for a dataset, 0 if it was not needed."""
+        return round(self.took_s.get(dataset, 0.0), 2)
 
 
-class Sending:
-    """One run to one destination.
+class Sender:
+    """Sends to one destination.
 
     What concerns all guests is raised: DestinationUnreachable, VaultMissing, RemoteFailed,
-    ZfsFailed, SyncoidFailed and LockTimeout; the receipts tell of it too.
+    ZfsFailed, SyncoidFailed and LockTimeout; the send status of each guest has it too.
     """
 
     def __init__(
-        self, config: Config, hypervisor: Host, destination: Destination, wish: SendOptions
+        self, settings: Config, host: Host, destination: Destination, options: SendOptions
     ) -> None:
-        self._config = config
-        self._hypervisor = hypervisor
+        self._settings = settings
+        self._host = host
         self._destination = destination
-        self._wish = wish
-        self._far = RemoteHost(destination.host, config.locks_dir)
+        self._options = options
+        self._remote = RemoteHost(destination.host, settings.locks_dir)
         self._log = log.about(destination.name, "send")
 
-    def plan(self, wanted: Sequence[SendUnit]) -> list[UnitOutcome]:
-        """What would be sent."""
-        syncoid.check(self._wish.options)
-        branch = zfs.subtree(self._destination.root, self._far)
-        there, _ = self._vault().read()
-        outcomes = [UnitOutcome(load, self._streams(load, branch)) for load in wanted]
+    def plan(self, units: Sequence[SendUnit]) -> SendReport:
+        """What would be sent. Changes nothing."""
+        syncoid.check(self._options.syncoid)
+        subtree = self._subtree()
+        remote_points, damaged = self._vault().read()
+        outcomes = [UnitOutcome(unit, self._dataset_sends(unit, subtree)) for unit in units]
         for outcome in outcomes:
-            divergence.plan(*diverged(outcome.streams), branch)
-        arriving = {
-            f"{stream.target}@{each.name}": Snapshot(
-                stream.target, each.name, each.guid, each.createtxg
-            )
-            for outcome in outcomes
-            for stream in outcome.streams
-            for each in stream.arriving
-        }
-        afterwards = Subtree(branch.datasets, {**branch.snapshots, **arriving})
-        here, _ = vault.read(self._config)
-        self._choose(outcomes, here, there, afterwards)
-        return outcomes
+            divergence.plan(*send_plan.diverged(outcome.sends), subtree)
+        sends = [send for outcome in outcomes for send in outcome.sends]
+        local_points, _ = vault.read(self._settings)
+        subtree = send_plan.after(subtree, sends)
+        self._plan_transfers(outcomes, local_points, remote_points, damaged, subtree)
+        return self._report(outcomes)
 
-    def run(self, wanted: Sequence[SendUnit]) -> list[UnitOutcome]:
-        """Send everything; what went wrong stands in each outcome."""
-        syncoid.check(self._wish.options)
+    def send(self, units: Sequence[SendUnit]) -> SendReport:
+        """Send everything. What failed for one unit is in the report."""
+        syncoid.check(self._options.syncoid)
         name = f"send-{folder_of(self._destination.name)}"
-        timeout_s = self._config.limits.lock_timeout_s
-        with lock(self._config.locks_dir, name, f"send to {self._destination.name}", timeout_s):
+        timeout_s = self._settings.limits.lock_timeout_s
+        intent = f"send to {self._destination.name}"
+        with lock(self._settings.locks_dir, name, intent, timeout_s):
             try:
-                return self._run([UnitOutcome(load) for load in wanted])
+                return self._report(self._send(units))
             except ZvmsnapError as error:
-                journal = self._config.journal_dir
-                for load in wanted:
-                    if load.uuid:
-                        send_status.keep_failure(
-                            journal, self._destination, load.domain, load.uuid, str(error)
-                        )
+                for unit in units:
+                    if unit.uuid:
+                        self._write_failure(unit, error)
                 raise
 
-    def _run(self, outcomes: list[UnitOutcome]) -> list[UnitOutcome]:
-        branch = zfs.subtree(self._destination.root, self._far)
-        far_vault = self._vault()
-        far_vault.claim()
+    def _send(self, units: Sequence[SendUnit]) -> list[UnitOutcome]:
+        outcomes = [UnitOutcome(unit) for unit in units]
+        subtree = self._subtree()
+        remote_vault = self._vault()
+        remote_vault.claim()
         for outcome in outcomes:
-            self._guarded(outcome, self._send_datasets, branch)
-        branch = zfs.subtree(self._destination.root, self._far)
+            self._attempt(outcome, self._send_datasets, subtree)
+        subtree = self._subtree()
         for outcome in outcomes:
-            self._guarded(outcome, self._check_arrived, branch)
-        self._send_points(far_vault, outcomes, branch)
-        there, _ = far_vault.read()
+            self._attempt(outcome, self._check_arrived, subtree)
+        self._send_points(remote_vault, outcomes, subtree)
+        remote_points, _ = remote_vault.read()
         for outcome in outcomes:
-            self._keep_receipt(outcome, there, branch)
-        for point in transfer.gone(there, self._destination, branch):
-            far_vault.remove(point)
-            self._log.info("point %s is gone with its last snapshot there", point.name)
+            self._write_status(outcome, remote_points, subtree)
+        for point in transfer.pruned(remote_points, self._destination, subtree):
+            remote_vault.remove(point)
+            self._log.info("point %s is gone there with its last snapshot", point.name)
         return outcomes
 
-    def _vault(self) -> RemoteVault:
-        place = remote_vault.place_of(self._destination, self._far)
-        return RemoteVault(self._config, self._destination, self._far, place)
+    def _subtree(self) -> Subtree:
+        return zfs.subtree(self._destination.root, self._remote)
 
-    def _guarded(
-        self, outcome: UnitOutcome, act: Callable[[UnitOutcome, Subtree], None], branch: Subtree
+    def _vault(self) -> RemoteVault:
+        return RemoteVault.of(self._settings, self._destination, self._remote)
+
+    def _attempt(
+        self, outcome: UnitOutcome, act: Callable[[UnitOutcome, Subtree], None], subtree: Subtree
     ) -> None:
-        if outcome.failed:
+        """Do it, unless the unit has failed already. If it fails, the other units go on."""
+        if outcome.error:
             return
         try:
-            act(outcome, branch)
+            act(outcome, subtree)
         except Cancelled:
             raise
         except ZvmsnapError as error:
             self._fail(outcome, error)
 
     def _fail(self, outcome: UnitOutcome, error: Exception) -> None:
-        outcome.failed = str(error)
-        name = outcome.load.domain or outcome.load.datasets[0]
+        outcome.error = str(error)
+        name = outcome.unit.domain or outcome.unit.datasets[0]
         log.about(name, self._destination.name).error("%s", error)
 
-    def _streams(self, load: SendUnit, branch: Subtree) -> list[DatasetSend]:
-        return dataset_sends(load, branch, self._destination, raw=self._wish.options.raw)
+    def _dataset_sends(self, unit: SendUnit, subtree: Subtree) -> list[DatasetSend]:
+        raw = self._options.syncoid.raw
+        return send_plan.dataset_sends(unit, subtree, self._destination, raw=raw)
 
-    def _send_datasets(self, outcome: UnitOutcome, branch: Subtree) -> None:
-        outcome.streams = self._streams(outcome.load, branch)
-        self._set_aside(outcome, branch)
-        guests = wait_idle.guests_on(self._hypervisor, outcome.load.datasets)
-        for stream in outcome.streams:
-            if stream.is_empty:
+    def _send_datasets(self, outcome: UnitOutcome, subtree: Subtree) -> None:
+        outcome.sends = self._dataset_sends(outcome.unit, subtree)
+        self._rename_diverged(outcome, subtree)
+        guests = wait_idle.guests_on(self._host, outcome.unit.datasets)
+        for send in outcome.sends:
+            if send.is_empty:
                 continue
-            wait_idle.wait(self._config, guests)
-            self._make_folders(stream.target, branch)
-            self._log.info("%s: %s", stream.newest.full_name, _amount(stream))
-            begun_s = time.monotonic()
+            wait_idle.wait(self._settings, guests)
+            self._create_parents(send.target, subtree)
+            since = f"since {send.since_name}" if send.since else "all of it"
+            self._log.info("%s: %s, %d bytes", send.newest.full_name, since, send.size_bytes)
+            started_s = time.monotonic()
             syncoid.run(
-                stream.dataset,
-                self._destination.at(stream.target),
-                dataclasses.replace(self._wish.options, raw=stream.raw),
+                send.dataset,
+                self._destination.at(send.target),
+                dataclasses.replace(self._options.syncoid, raw=send.raw),
                 readonly=True,
             )
-            outcome.seconds[stream.dataset] = time.monotonic() - begun_s
+            outcome.took_s[send.dataset] = time.monotonic() - started_s
 
-    def _set_aside(self, outcome: UnitOutcome, branch: Subtree) -> None:
-        elsewhere, common = diverged(outcome.streams)
-        tops = divergence.plan(elsewhere, common, branch)
-        if tops:
-            stamp = f"{datetime.now():%Y%m%dT%H%M%S}"
-            for top in tops:
-                self._log.warning(
-                    "%s has newer snapshots than are here: they stay there, as %s.before-%s",
-                    *(top, top, stamp),
-                )
-            divergence.set_aside(tops, common, branch, stamp, self._far)
+    def _rename_diverged(self, outcome: UnitOutcome, subtree: Subtree) -> None:
+        targets, common = send_plan.diverged(outcome.sends)
+        tops = divergence.plan(targets, common, subtree)
+        if not tops:
+            return
+        stamp = f"{datetime.now():%Y%m%dT%H%M%S}"
+        for top in tops:
+            self._log.warning(
+                "%s has newer snapshots there than on this host: they are kept, as %s",
+                *(top, name_before(top, stamp)),
+            )
+        divergence.rename_away(tops, common, subtree, stamp, self._remote)
 
-    def _make_folders(self, target: str, branch: Subtree) -> None:
-        """The datasets between the root and the target that nobody sends."""
+    def _create_parents(self, target: str, subtree: Subtree) -> None:
+        """Create the datasets between root and target that nobody sends."""
         missing = [
             str(parent)
             for parent in reversed(PurePosixPath(target).parents)
-            if self._destination.holds(str(parent)) and str(parent) not in branch.datasets
+            if self._destination.holds(str(parent)) and str(parent) not in subtree.datasets
         ]
         if not missing:
             return
-        now = zfs.subtree(self._destination.root, self._far)
+        existing = self._subtree().datasets
         for name in missing:
-            if name not in now.datasets:
-                zfs.create_folder(name, self._far)
+            if name not in existing:
+                zfs.create_folder(name, self._remote)
 
-    def _check_arrived(self, outcome: UnitOutcome, branch: Subtree) -> None:
-        """syncoid also ends well when a property has it leave a dataset out."""
-        for stream in outcome.streams:
-            if not any(s.guid == stream.newest.guid for s in branch.of(stream.target)):
+    def _check_arrived(self, outcome: UnitOutcome, subtree: Subtree) -> None:
+        """syncoid also succeeds when a property has it skip a dataset. Raises SendRefused."""
+        for send in outcome.sends:
+            if not any(each.guid == send.newest.guid for each in subtree.of(send.target)):
                 raise SendRefused(
-                    f"{stream.newest.full_name}: has not arrived, though syncoid says so; is "
-                    f"syncoid:sync set on {stream.dataset}?"
+                    f"{send.newest.full_name}: has not arrived, though syncoid says so; is "
+                    f"syncoid:sync set on {send.dataset}?"
                 )
 
     def _send_points(
-        self, far_vault: RemoteVault, outcomes: Sequence[UnitOutcome], branch: Subtree
+        self, remote_vault: RemoteVault, outcomes: Sequence[UnitOutcome], subtree: Subtree
     ) -> None:
-        here, _ = vault.read(self._config)
-        there, damaged = far_vault.read()
+        local_points, _ = vault.read(self._settings)
+        remote_points, damaged = remote_vault.read()
         for entry in damaged:
             self._log.warning("%s", entry.why)
-        captures = {point.manifest.capture for point in here}
-        far_vault.clear([outcome.load.uuid for outcome in outcomes if outcome.load.uuid], captures)
-        self._choose(outcomes, here, there, branch)
+        uuids = [outcome.unit.uuid for outcome in outcomes if outcome.unit.uuid]
+        remote_vault.clear(uuids, {point.manifest.capture for point in local_points})
+        self._plan_transfers(outcomes, local_points, remote_points, damaged, subtree)
         for outcome in outcomes:
-            chosen, outcome.points = outcome.points, []
+            planned, outcome.transfers = outcome.transfers, []
             try:
-                for each in chosen:
-                    self._put(far_vault, outcome, each)
+                for each in planned:
+                    self._send_point(remote_vault, outcome, each)
             except Cancelled:
                 raise
             except (ZvmsnapError, OSError) as error:
-                # OSError: it was pruned here while it was sent.
+                # OSError: it was pruned on this host while it was sent.
                 self._fail(outcome, error)
 
-    def _choose(
+    def _plan_transfers(
         self,
         outcomes: Iterable[UnitOutcome],
-        here: Sequence[RestorePoint],
-        there: Sequence[RestorePoint],
-        branch: Subtree,
+        local_points: Sequence[RestorePoint],
+        remote_points: Sequence[RestorePoint],
+        damaged: Sequence[DamagedPoint],
+        subtree: Subtree,
     ) -> None:
         for outcome in outcomes:
-            mine = [point for point in here if point.manifest.uuid == outcome.load.uuid]
-            outcome.points = transfer.parcels(
-                mine, there, self._destination, branch, self._wish.memory
+            own = [point for point in local_points if point.manifest.uuid == outcome.unit.uuid]
+            outcome.transfers = transfer.plan(
+                own, remote_points, self._destination, subtree, self._options.memory, damaged
             )
 
-    def _put(self, far_vault: RemoteVault, outcome: UnitOutcome, each: PointTransfer) -> None:
-        outcome.points_bytes += far_vault.put(each, bwlimit=self._wish.options.bwlimit)
-        outcome.points.append(each)
-        self._log.info("point %s is there", each.point.name)
-
-    def _keep_receipt(
-        self, outcome: UnitOutcome, there: Sequence[RestorePoint], branch: Subtree
+    def _send_point(
+        self, remote_vault: RemoteVault, outcome: UnitOutcome, each: PointTransfer
     ) -> None:
-        load = outcome.load
-        if not load.uuid:
+        bwlimit = self._options.syncoid.bwlimit
+        outcome.points_bytes += remote_vault.put(each, bwlimit=bwlimit)
+        outcome.transfers.append(each)
+        self._log.info("point %s has arrived", each.point.name)
+
+    def _write_failure(self, unit: SendUnit, error: ZvmsnapError) -> None:
+        journal, destination = self._settings.journal_dir, self._destination.name
+        send_status.write_failure(journal, destination, unit.domain, unit.uuid, str(error))
+
+    def _write_status(
+        self, outcome: UnitOutcome, remote_points: Sequence[RestorePoint], subtree: Subtree
+    ) -> None:
+        if not outcome.unit.uuid:
             return
-        guids = [snapshot.guid for snapshot in branch.snapshots.values()]
-        newest = transfer.newest_complete(there, load.uuid, guids)
-        manifest = newest[0].manifest if newest else None
-        send_status.keep(
-            self._config.journal_dir,
-            self._destination,
-            SendStatus(
-                destination=self._destination.name,
-                domain=load.domain,
-                uuid=load.uuid,
-                last_attempt=datetime.now(UTC).isoformat(timespec="seconds"),
-                error=outcome.failed,
-                seconds=round(sum(outcome.seconds.values()), 2),
-                datasets=tuple(_sent(stream, outcome) for stream in outcome.streams),
-                points=tuple(each.point.name for each in outcome.points),
-                points_bytes=outcome.points_bytes,
-                newest=newest[1] if newest else "",
-                newest_created=manifest.created if manifest else "",
-                newest_has_memory=bool(manifest and manifest.memory),
-            ),
-        )
+        guids = [snapshot.guid for snapshot in subtree.snapshots.values()]
+        newest = transfer.newest_complete(remote_points, outcome.unit.uuid, guids)
+        status = _status(self._destination.name, outcome, newest)
+        send_status.write(self._settings.journal_dir, status)
+
+    def _report(self, outcomes: Iterable[UnitOutcome]) -> SendReport:
+        units = tuple(_unit_report(outcome) for outcome in outcomes)
+        return SendReport(destination=self._destination.name, units=units)
 
 
-def _sent(stream: DatasetSend, outcome: UnitOutcome) -> SentDataset:
-    return SentDataset(
-        dataset=stream.dataset,
-        target=stream.target,
-        newest=stream.newest.name,
-        guid=stream.newest.guid,
-        stream_bytes=stream.size_bytes,
-        seconds=round(outcome.seconds.get(stream.dataset, 0.0), 2),
+def _unit_report(outcome: UnitOutcome) -> UnitReport:
+    return UnitReport(
+        domain=outcome.unit.domain,
+        datasets=tuple(
+            DatasetReport(
+                dataset=send.dataset,
+                target=send.target,
+                newest=send.newest.name,
+                since=send.since_name,
+                stream_bytes=send.size_bytes,
+                raw=send.raw,
+                seconds=outcome.seconds_of(send.dataset),
+            )
+            for send in outcome.sends
+        ),
+        points=tuple(
+            PointReport(name=each.point.name, memory_bytes=each.size_bytes)
+            for each in outcome.transfers
+        ),
+        points_bytes=outcome.points_bytes,
+        error=outcome.error,
     )
 
 
-def _amount(stream: DatasetSend) -> str:
-    what = f"since {stream.since.partition('@')[2]}" if stream.since else "all of it"
-    return f"{what}, {stream.size_bytes} bytes"
+def _status(
+    destination: str, outcome: UnitOutcome, newest: tuple[RestorePoint, str] | None
+) -> SendStatus:
+    """What is noted of a unit; `newest` is the newest complete point there, and its snapshot."""
+    manifest = newest[0].manifest if newest else None
+    return SendStatus(
+        destination=destination,
+        domain=outcome.unit.domain,
+        uuid=outcome.unit.uuid,
+        last_attempt=send_status.now(),
+        error=outcome.error,
+        seconds=round(sum(outcome.took_s.values()), 2),
+        datasets=tuple(
+            SentDataset(
+                dataset=send.dataset,
+                target=send.target,
+                newest=send.newest.name,
+                guid=send.newest.guid,
+                stream_bytes=send.size_bytes,
+                seconds=outcome.seconds_of(send.dataset),
+            )
+            for send in outcome.sends
+        ),
+        points=tuple(each.point.name for each in outcome.transfers),
+        points_bytes=outcome.points_bytes,
+        newest=newest[1] if newest else "",
+        newest_created=manifest.created if manifest else "",
+        newest_has_memory=bool(manifest and manifest.memory),
+    )

@@ -1,4 +1,4 @@
-"""What is to be sent: of which guest which datasets, and of each what the destination lacks."""
+"""What is to be sent: which datasets of which guest, and of each what the destination lacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ class SendUnit:
 
 @dataclass(frozen=True)
 class DatasetSend:
-    """What is to be sent of one dataset; `since` is the snapshot both have, "" for all of it."""
+    """What is to be sent of one dataset.
+
+    `since` is the newest snapshot that both sides have, as `dataset@name` on this host, "" to send
+    the whole dataset; `common` is the same snapshot at the destination.
+    """
 
     dataset: str
     target: str
@@ -33,90 +37,95 @@ class DatasetSend:
     size_bytes: int
     raw: bool
     arriving: tuple[Snapshot, ...]
-    common: Snapshot | None  # that of `since`, as it is there
-    diverged: bool  # the destination has newer ones, which are not here
+    common: Snapshot | None
+    diverged: bool  # the destination has newer snapshots, which this host does not have
 
     @property
     def is_empty(self) -> bool:
         """Does the destination have the newest snapshot already?"""
         return self.since == self.newest.full_name
 
+    @property
+    def since_name(self) -> str:
+        """The bare name of the snapshot `since`; "" to send the whole dataset."""
+        return self.since.partition("@")[2]
+
 
 def send_units(
     points: Sequence[RestorePoint], names: Sequence[str], *, every: bool
 ) -> list[SendUnit]:
-    """What is meant by these names of guests and datasets; `every` guest that has points.
+    """What these names of guests and datasets stand for; with `every`, all guests with points.
 
     Raises SendRefused.
     """
-    there = zfs.datasets()
+    datasets = zfs.datasets()
     guests = {point.manifest.domain for point in points}
-    found: list[SendUnit] = []
+    units: list[SendUnit] = []
     for name in sorted(guests) if every else names:
         if name in guests:
-            found.append(_of_guest([p for p in points if p.manifest.domain == name], there))
-        elif name in there:
-            below = {each for each in there if each == name or each.startswith(f"{name}/")}
-            found += _of_datasets(points, below)
+            units.append(_guest_unit([p for p in points if p.manifest.domain == name], datasets))
+        elif name in datasets:
+            below = {each for each in datasets if each == name or each.startswith(f"{name}/")}
+            units += _units_below(points, below)
         else:
             raise SendRefused(
                 f"{name}: is no guest with points, and no dataset; guests with points: "
                 f"{', '.join(sorted(guests)) or 'none'}"
             )
-    if not found:
+    if not units:
         raise SendRefused("no guest has a point yet: the hooks take them, see zvmsnap list")
-    return found
+    return units
 
 
-def _of_guest(points: Sequence[RestorePoint], there: Mapping[str, Dataset]) -> SendUnit:
+def _guest_unit(points: Sequence[RestorePoint], existing: Mapping[str, Dataset]) -> SendUnit:
     newest = max(points, key=lambda point: point.created).manifest
     datasets = {dataset for point in points for dataset in point.manifest.datasets}
-    missing = sorted(newest.datasets - there.keys())
+    missing = sorted(newest.datasets - existing.keys())
     if missing:
-        raise SendRefused(f"{newest.domain}: {missing[0]} is not there any more; was it renamed?")
-    return SendUnit(newest.domain, newest.uuid, tuple(sorted(datasets & there.keys())))
+        raise SendRefused(f"{newest.domain}: {missing[0]} does not exist any more; was it renamed?")
+    return SendUnit(newest.domain, newest.uuid, tuple(sorted(datasets & existing.keys())))
 
 
-def _of_datasets(points: Sequence[RestorePoint], datasets: set[str]) -> Iterator[SendUnit]:
-    """The guests whose disks all lie there, and what is left."""
-    left = set(datasets)
-    mine: dict[tuple[str, str], set[str]] = {}
+def _units_below(points: Sequence[RestorePoint], datasets: set[str]) -> Iterator[SendUnit]:
+    """The guests whose disks are all on these datasets, and the datasets that remain."""
+    of_guests: dict[tuple[str, str], set[str]] = {}
     for point in points:
         manifest = point.manifest
         if manifest.datasets and manifest.datasets <= datasets:
-            mine.setdefault((manifest.domain, manifest.uuid), set()).update(manifest.datasets)
-    for own in mine.values():
-        left -= own
-    # First, as what lies between belongs to nobody, and holds the others.
-    if left:
-        yield SendUnit("", "", tuple(sorted(left)))
-    for (domain, uuid), own in sorted(mine.items()):
+            guest = (manifest.domain, manifest.uuid)
+            of_guests.setdefault(guest, set()).update(manifest.datasets)
+    # First, as datasets of no guest may be the parents of the others.
+    if others := datasets.difference(*of_guests.values()):
+        yield SendUnit("", "", tuple(sorted(others)))
+    for (domain, uuid), own in sorted(of_guests.items()):
         yield SendUnit(domain, uuid, tuple(sorted(own)))
 
 
 def dataset_sends(
-    load: SendUnit, branch: Subtree, destination: Destination, *, raw: bool
+    unit: SendUnit, subtree: Subtree, destination: Destination, *, raw: bool
 ) -> list[DatasetSend]:
-    """What is to be sent of a load, by what is here now and, as `branch` says, there.
+    """What is to be sent of a unit. `subtree` is what the destination has.
 
     Raises SendRefused and ZfsFailed.
     """
-    here = zfs.datasets()
-    own: dict[str, list[Snapshot]] = {dataset: [] for dataset in load.datasets}
-    for use in zfs.snapshot_usage(load.datasets):
-        own[use.snapshot.dataset].append(use.snapshot)
+    datasets = zfs.datasets()
+    snapshots: dict[str, list[Snapshot]] = {dataset: [] for dataset in unit.datasets}
+    for usage in zfs.snapshot_usage(unit.datasets):
+        snapshots[usage.snapshot.dataset].append(usage.snapshot)
     return [
-        _stream(here[dataset], snapshots, branch, destination, raw=raw or here[dataset].encrypted)
-        for dataset, snapshots in own.items()
-        # Of no guest, and never snapshotted: it only holds others.
-        if snapshots or load.uuid
+        _dataset_send(
+            datasets[name], own, subtree, destination, raw=raw or datasets[name].encrypted
+        )
+        for name, own in snapshots.items()
+        # A dataset of no guest that was never snapshotted only holds others.
+        if own or unit.uuid
     ]
 
 
-def _stream(
+def _dataset_send(
     dataset: Dataset,
     snapshots: Sequence[Snapshot],
-    branch: Subtree,
+    subtree: Subtree,
     destination: Destination,
     *,
     raw: bool,
@@ -124,41 +133,51 @@ def _stream(
     if not snapshots:
         raise SendRefused(f"{dataset.name}: has no snapshot yet")
     target = destination.of(dataset.name)
-    there = {snapshot.guid: snapshot for snapshot in branch.of(target)}
-    newest = snapshots[-1]
-    common = next((each for each in reversed(snapshots) if each.guid in there), None)
-    stream = DatasetSend(
+    arrived = {snapshot.guid: snapshot for snapshot in subtree.of(target)}
+    common = next((each for each in reversed(snapshots) if each.guid in arrived), None)
+    send = DatasetSend(
         dataset=dataset.name,
         target=target,
-        newest=newest,
+        newest=snapshots[-1],
         since=common.full_name if common else "",
         size_bytes=0,
         raw=raw,
         arriving=tuple(snapshots[snapshots.index(common) + 1 if common else 0 :]),
-        common=there[common.guid] if common else None,
-        diverged=common is not None and branch.of(target)[-1].guid != common.guid,
+        common=arrived[common.guid] if common else None,
+        diverged=common is not None and subtree.of(target)[-1].guid != common.guid,
     )
-    return dataclasses.replace(stream, size_bytes=_size_bytes(stream))
+    return dataclasses.replace(send, size_bytes=_size_bytes(send))
 
 
-def _size_bytes(stream: DatasetSend) -> int:
-    if not stream.arriving:
+def _size_bytes(send: DatasetSend) -> int:
+    if not send.arriving:
         return 0
-    newest = stream.newest.full_name
-    if stream.since:
-        return zfs.stream_bytes(newest, stream.since, raw=stream.raw)
-    # As syncoid sends it: the oldest one, and then all that came after it.
-    oldest = stream.arriving[0].full_name
-    first_bytes = zfs.stream_bytes(oldest, raw=stream.raw)
+    newest = send.newest.full_name
+    if send.since:
+        return zfs.stream_bytes(newest, send.since, raw=send.raw)
+    # As syncoid sends it: the oldest snapshot, and after it all newer ones.
+    oldest = send.arriving[0].full_name
+    first_bytes = zfs.stream_bytes(oldest, raw=send.raw)
     if oldest == newest:
         return first_bytes
-    return first_bytes + zfs.stream_bytes(newest, oldest, raw=stream.raw)
+    return first_bytes + zfs.stream_bytes(newest, oldest, raw=send.raw)
 
 
-def diverged(found: Iterable[DatasetSend]) -> tuple[list[str], dict[str, Snapshot]]:
-    """Targets that went another way, and what both sides have of all of them."""
-    every = list(found)
+def diverged(sends: Sequence[DatasetSend]) -> tuple[list[str], dict[str, Snapshot]]:
+    """The targets that have diverged, and the common snapshots of all targets that have one."""
     return (
-        [stream.target for stream in every if stream.diverged],
-        {stream.target: stream.common for stream in every if stream.common},
+        [send.target for send in sends if send.diverged],
+        {send.target: send.common for send in sends if send.common},
+    )
+
+
+def after(subtree: Subtree, sends: Iterable[DatasetSend]) -> Subtree:
+    """The destination as it will be when all these have been sent."""
+    arriving = (
+        Snapshot(send.target, each.name, each.guid, each.createtxg)
+        for send in sends
+        for each in send.arriving
+    )
+    return dataclasses.replace(
+        subtree, snapshots={**subtree.snapshots, **{each.full_name: each for each in arriving}}
     )

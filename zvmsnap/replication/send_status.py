@@ -1,6 +1,6 @@
-"""What was sent last, where: one file per destination and guest, in the state directory.
+"""What was sent last: one file for each destination and guest, in the journal directory.
 
-`zvmsnap status` reads them: no destination is asked, so it also tells when one cannot be reached.
+`zvmsnap status` reads them. It asks no destination, so it also works when one cannot be reached.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from zvmsnap.common import log
-from zvmsnap.common.atomic_file import private_dir, write_atomic
-from zvmsnap.config.destination import Destination
+from zvmsnap.common import json_file, log
+from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.points.point import is_time
 from zvmsnap.points.vault import folder_of
 
@@ -37,7 +36,7 @@ class SentDataset(msgspec.Struct, frozen=True, kw_only=True):
 class SendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One guest at one destination, after a send; `newest` is its last complete point there.
 
-    `tried` and `failed` are of the last run, whatever came of it.
+    `last_attempt` and `error` are of the last send, whatever came of it.
     """
 
     schema: int = SCHEMA
@@ -55,37 +54,64 @@ class SendStatus(msgspec.Struct, frozen=True, kw_only=True):
     newest_has_memory: bool = False
 
 
-def keep(journal: Path, destination: Destination, receipt: SendStatus) -> None:
-    """Write it down, in place of the former one. Raises OSError."""
-    directory = private_dir(journal / _FOLDER / folder_of(destination.name))
-    data = msgspec.json.format(msgspec.json.encode(receipt)) + b"\n"
-    write_atomic(directory / f"{receipt.uuid}.json", data)
+def write(journal: Path, status: SendStatus) -> None:
+    """Replace the status of that guest at that destination. Raises OSError.
+
+    A status of another schema is kept, and the log says so.
+    """
+    path = _path(journal, status.destination, status.uuid)
+    try:
+        _read(path)
+    except json_file.OtherSchema as error:
+        _warn_of_other_schema(error)
+        return
+    except (FileNotFoundError, json_file.Unreadable):
+        pass
+    private_dir(path.parent)
+    json_file.write(path, status)
 
 
-def keep_failure(journal: Path, destination: Destination, domain: str, uuid: str, why: str) -> None:
-    """Write down that nothing could be sent; what was sent before stands. Raises OSError."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    former = next(
-        (
-            receipt
-            for receipt in read(journal)
-            if (receipt.destination, receipt.uuid) == (destination.name, uuid)
-        ),
-        SendStatus(destination=destination.name, domain=domain, uuid=uuid, last_attempt=now),
-    )
-    keep(journal, destination, msgspec.structs.replace(former, last_attempt=now, error=why))
+def write_failure(journal: Path, destination: str, domain: str, uuid: str, error: str) -> None:
+    """Note that nothing could be sent; keep what was noted of the send before. Raises OSError."""
+    try:
+        status = _read(_path(journal, destination, uuid))
+    except (FileNotFoundError, json_file.Unreadable):
+        status = SendStatus(destination=destination, domain=domain, uuid=uuid, last_attempt="")
+    write(journal, msgspec.structs.replace(status, last_attempt=now(), error=error))
 
 
-def read(journal: Path) -> list[SendStatus]:
-    """All receipts, by guest and destination; what cannot be read is told of, and left out."""
-    found = []
+def read_all(journal: Path) -> list[SendStatus]:
+    """All statuses, by guest and destination. Those that cannot be read are logged and left out."""
+    statuses = []
     for path in sorted((journal / _FOLDER).glob("*/*.json")):
         try:
-            receipt = msgspec.json.decode(path.read_bytes(), type=SendStatus)
-            if not all(is_time(t) for t in (receipt.last_attempt, receipt.newest_created) if t):
-                raise msgspec.ValidationError("a time in it is none")
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.plain().warning("%s: cannot be read: %s; remove it, and send again", path, error)
-            continue
-        found.append(receipt)
-    return sorted(found, key=lambda receipt: (receipt.domain, receipt.destination))
+            statuses.append(_read(path))
+        except json_file.OtherSchema as error:
+            _warn_of_other_schema(error)
+        except (FileNotFoundError, json_file.Unreadable) as error:
+            log.plain().warning("%s; remove it, and send again", error)
+    return sorted(statuses, key=lambda status: (status.domain, status.destination))
+
+
+def now() -> str:
+    """The time, as `last_attempt` has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _path(journal: Path, destination: str, uuid: str) -> Path:
+    return journal / _FOLDER / folder_of(destination) / f"{uuid}.json"
+
+
+def _read(path: Path) -> SendStatus:
+    status = json_file.read(path, SendStatus, SCHEMA)
+    times = (status.last_attempt, status.newest_created)
+    if not all(is_time(text) for text in times if text):
+        raise json_file.Damaged(path, "has a time that is none")
+    return status
+
+
+def _warn_of_other_schema(error: json_file.OtherSchema) -> None:
+    log.plain().warning(
+        "%s; it was kept. Remove it, so that this version can note its sends",
+        error,
+    )

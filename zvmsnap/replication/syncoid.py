@@ -1,10 +1,10 @@
-"""The seam to syncoid, which sends datasets: resumable, compressed, and as our users know it.
+"""Runs syncoid, which sends one dataset: resumable, compressed, and as our users know it.
 
-What it is told, always:
+Its options, always:
 
     --no-sync-snap            its own snapshots would bypass the hooks
-    --no-rollback             what somebody has done on the other side is told, not undone
-    --no-privilege-elevation  the user there has `zfs allow`, and no sudo
+    --no-rollback             what somebody has changed at the destination is reported, not undone
+    --no-privilege-elevation  the user at the destination has `zfs allow`, and no sudo
     --recvoptions             not mounted, read-only: nobody writes where the next stream goes
 """
 
@@ -22,14 +22,15 @@ from zvmsnap.common.errors import SyncoidFailed
 from zvmsnap.common.ssh import SSH_OPTIONS
 
 _OLDEST = (2, 1)
+_OLDEST_WITH_HOLD = (2, 2)
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 
-# What it says around the reason, and not the reason itself.
-_FRAME = re.compile(r"CRITICAL ERROR: (?!Target)|mbuffer: |INFO|NEWEST SNAPSHOT|WARN|\s*$")
+# Lines of its output that are not the reason of a failure.
+_NOT_THE_REASON = re.compile(r"CRITICAL ERROR: (?!Target)|mbuffer: |INFO|NEWEST SNAPSHOT|WARN|\s*$")
 
 
 @dataclass(frozen=True)
-class Options:
+class SyncoidOptions:
     """What may be chosen. `bwlimit` as mbuffer reads it: bytes per second, with k, M or G."""
 
     raw: bool = False
@@ -38,27 +39,32 @@ class Options:
     use_hold: bool = False
 
 
-def check(options: Options) -> None:
-    """Is there a syncoid that can do it? Raises SyncoidFailed."""
+def check(options: SyncoidOptions) -> None:
+    """Check that syncoid is installed, and new enough for these options. Raises SyncoidFailed."""
+    version = _version()
+    if version is None or version < _OLDEST:
+        text = ".".join(map(str, version)) if version else "unknown"
+        raise SyncoidFailed(f"syncoid is {text}, and must be 2.1 or newer: upgrade sanoid")
+    if options.use_hold and version < _OLDEST_WITH_HOLD:
+        raise SyncoidFailed("use_hold needs syncoid 2.2 or newer: upgrade sanoid")
+    if options.bwlimit and not shutil.which("mbuffer"):
+        raise SyncoidFailed("bwlimit needs mbuffer, which is not installed: apt install mbuffer")
+
+
+def _version() -> tuple[int, int] | None:
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             ["syncoid", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
     except OSError as error:
         raise SyncoidFailed(
             f"syncoid cannot be run ({error.strerror}): it comes with sanoid; is that installed?"
         ) from error
-    found = _VERSION.search(said.stdout.decode(errors="replace"))
-    if not found or (int(found[1]), int(found[2])) < _OLDEST:
-        version = f"{found[1]}.{found[2]}" if found else "unknown"
-        raise SyncoidFailed(f"syncoid is {version}, and must be 2.1 or newer: upgrade sanoid")
-    if options.use_hold and (int(found[1]), int(found[2])) < (2, 2):
-        raise SyncoidFailed("use_hold needs syncoid 2.2 or newer: upgrade sanoid")
-    if options.bwlimit and not shutil.which("mbuffer"):
-        raise SyncoidFailed("bwlimit needs mbuffer, which is not there: apt install mbuffer")
+    match = _VERSION.search(done.stdout.decode(errors="replace"))
+    return (int(match[1]), int(match[2])) if match else None
 
 
-def command(source: str, target: str, options: Options, *, readonly: bool) -> list[str]:
+def command(source: str, target: str, options: SyncoidOptions, *, readonly: bool) -> list[str]:
     """The command line that sends one dataset, and none below it. Pure."""
     words = ["syncoid", "--no-sync-snap", "--no-rollback", "--no-privilege-elevation"]
     words += [f"--sshoption={option}" for option in SSH_OPTIONS]
@@ -74,10 +80,10 @@ def command(source: str, target: str, options: Options, *, readonly: bool) -> li
     return [*words, source, target]
 
 
-def run(source: str, target: str, options: Options, *, readonly: bool) -> None:
-    """Send one dataset, going on where an interrupted run has left it.
+def run(source: str, target: str, options: SyncoidOptions, *, readonly: bool) -> None:
+    """Send one dataset, going on where an interrupted run has stopped.
 
-    Raises SyncoidFailed with its reason.
+    Raises SyncoidFailed with the reason that syncoid gives.
     """
     words = command(source, target, options, readonly=readonly)
     on_terminal = sys.stderr.isatty()
@@ -91,17 +97,17 @@ def run(source: str, target: str, options: Options, *, readonly: bool) -> None:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
     except BaseException:
-        # Its pipeline too; zfs receive keeps what has arrived.
+        # The whole pipeline; zfs receive keeps what has arrived.
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise
     if process.returncode:
-        raise SyncoidFailed(f"{source} to {target}: {_reason(said)}")
+        raise SyncoidFailed(f"{source} to {target}: {_reason(output)}")
 
 
-def _reason(said: bytes | None) -> str:
-    lines = (said or b"").decode(errors="replace").replace("\r", "\n").splitlines()
-    telling = [line.strip() for line in lines if not _FRAME.match(line)]
-    return telling[-1] if telling else "syncoid failed, and said why above"
+def _reason(output: bytes | None) -> str:
+    lines = (output or b"").decode(errors="replace").replace("\r", "\n").splitlines()
+    reasons = [line.strip() for line in lines if not _NOT_THE_REASON.match(line)]
+    return reasons[-1] if reasons else "syncoid failed; its messages are above"

@@ -1,21 +1,22 @@
-"""Which points go to a destination, and which are taken away there. Pure.
+"""Which points are sent to a destination, and which are removed there. Pure.
 
-| the point here                         | there                    | what happens                |
-|----------------------------------------|--------------------------|-----------------------------|
-| none of its snapshots is there         | any                      | nothing                     |
-| one is there                           | not                      | it goes there               |
-| its RAM is wanted there                | without RAM              | its RAM goes there          |
-| any                                    | its snapshots have moved | its manifest goes there     |
-| any                                    | has what is wanted       | nothing                     |
-|                                        | all its snapshots are gone | it is removed there       |
+| the point on this host         | the point at the destination    | what happens          |
+|--------------------------------|---------------------------------|-----------------------|
+| none of its snapshots arrived  | any                             | nothing               |
+| one of its snapshots arrived   | is missing                      | it is sent            |
+| its RAM is wanted              | has no RAM                      | its RAM is sent       |
+| any                            | its snapshots are elsewhere now | its manifest is sent  |
+| any                            | has what is wanted              | nothing               |
+| any                            | all its snapshots are gone      | it is removed there   |
 
-A point's RAM is wanted there by `--memory`: of all points, of none, or of the latest one of each
-guest of which all disks have arrived. What is there is never taken away for the sake of that.
+`--memory` says whose RAM is wanted at the destination: that of all points, of none, or of the
+latest point of each guest of which all disks have arrived. RAM that is at the destination already
+is not removed for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -23,15 +24,16 @@ import msgspec
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points import locate
-from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.zfs.types import Snapshot, Subtree
 
 
 @dataclass(frozen=True)
 class PointTransfer:
-    """A point that goes to `name` in the vault there, with that manifest."""
+    """A point to send: `name` and `manifest` are those that it has at the destination."""
 
     point: RestorePoint
     name: str
@@ -40,59 +42,83 @@ class PointTransfer:
 
     @property
     def size_bytes(self) -> int:
-        """Of its RAM image, if that goes too; the rest is small."""
+        """The size of its RAM image, if that is sent; the rest is small."""
         memory = self.manifest.memory
         return memory.stored_bytes if memory and self.with_memory else 0
 
 
-def parcels(
-    here: Sequence[RestorePoint],
-    there: Sequence[RestorePoint],
+def plan(
+    local: Sequence[RestorePoint],
+    remote: Sequence[RestorePoint],
     destination: Destination,
-    branch: Subtree,
+    subtree: Subtree,
     wanted: MemoryWanted,
+    damaged: Iterable[DamagedPoint] = (),
 ) -> list[PointTransfer]:
-    """The points that go, oldest first. `branch` is what has arrived below the root there."""
-    arrived = {snapshot.guid: snapshot for snapshot in branch.snapshots.values()}
-    known = {_key(point): point for point in there}
-    taken = {(point.directory.parent.name, point.directory.name) for point in there}
-    latest = _latest(here, arrived)
-    found = []
-    for point in sorted(here, key=lambda each: each.created):
-        manifest = _as_there(point.manifest, destination, arrived)
-        if not any(tie.guid in arrived for tie in manifest.snapshots):
+    """The points to send, oldest first. `subtree` is what has arrived at the destination.
+
+    `damaged` are points at the destination that cannot be read, or are of another version: they
+    are not overwritten.
+    """
+    arrived = {snapshot.guid: snapshot for snapshot in subtree.snapshots.values()}
+    known = {_key(point): point for point in remote}
+    directories = [point.directory for point in remote] + [each.directory for each in damaged]
+    taken_names = {(directory.parent.name, directory.name) for directory in directories}
+    latest = _latest(local, arrived)
+    transfers = []
+    for point in sorted(local, key=lambda each: each.created):
+        if not any(ref.guid in arrived for ref in point.manifest.snapshots):
             continue
-        with_memory = wanted is MemoryWanted.ALL or (
-            wanted is MemoryWanted.LATEST and latest.get(point.manifest.uuid) == _key(point)
-        )
-        if not with_memory and manifest.memory:
+        manifest = _manifest_at(destination, point.manifest, arrived)
+        if not _wants_memory(point, wanted, latest) and manifest.memory:
             manifest = without_memory(manifest, f"its RAM was not sent (memory = {wanted})")
-        former = known.get(_key(point))
-        if former is None:
-            name = _free(point, taken)
-            taken.add((point.directory.parent.name, name))
-            found.append(PointTransfer(point, name, manifest, manifest.memory is not None))
-        elif manifest.memory and not former.manifest.memory:
-            found.append(PointTransfer(point, former.directory.name, manifest, with_memory=True))
-        elif moved := locate.moved(former.manifest, arrived.values()):
-            found.append(PointTransfer(point, former.directory.name, moved, with_memory=False))
-    return found
+        at_destination = known.get(_key(point))
+        if at_destination is None:
+            name = _free_name(point, taken_names)
+            taken_names.add((point.directory.parent.name, name))
+            transfers.append(PointTransfer(point, name, manifest, manifest.memory is not None))
+        elif transfer := _update(point, at_destination, manifest, arrived):
+            transfers.append(transfer)
+    return transfers
 
 
-def gone(
-    there: Iterable[RestorePoint], destination: Destination, branch: Subtree
+def _wants_memory(
+    point: RestorePoint, wanted: MemoryWanted, latest: Mapping[str, tuple[str, str]]
+) -> bool:
+    if wanted is MemoryWanted.LATEST:
+        return latest.get(point.manifest.uuid) == _key(point)
+    return wanted is MemoryWanted.ALL
+
+
+def _update(
+    point: RestorePoint,
+    at_destination: RestorePoint,
+    manifest: Manifest,
+    arrived: Mapping[int, Snapshot],
+) -> PointTransfer | None:
+    """What the point at the destination lacks."""
+    name = at_destination.directory.name
+    if manifest.memory and not at_destination.manifest.memory:
+        return PointTransfer(point, name, manifest, with_memory=True)
+    if moved := locate.relocated(at_destination.manifest, arrived.values()):
+        return PointTransfer(point, name, moved, with_memory=False)
+    return None
+
+
+def pruned(
+    remote: Iterable[RestorePoint], destination: Destination, subtree: Subtree
 ) -> list[RestorePoint]:
-    """Points there whose snapshots all lay below the root, and were all destroyed."""
+    """Points at the destination whose snapshots were all below its root, and are all destroyed."""
     pools = frozenset({destination.root.partition("/")[0]})
-    liveness = Liveness(branch.snapshots, pools)
-    guids = {snapshot.guid for snapshot in branch.snapshots.values()}
+    liveness = Liveness(subtree.snapshots, pools)
+    guids = {snapshot.guid for snapshot in subtree.snapshots.values()}
     return [
         point
-        for point in there
+        for point in remote
         if liveness.orphaned(point.manifest)
         and all(
-            tie.guid not in guids and destination.holds(tie.current_dataset or tie.dataset)
-            for tie in point.manifest.snapshots
+            ref.guid not in guids and destination.holds(ref.current_dataset or ref.dataset)
+            for ref in point.manifest.snapshots
         )
     ]
 
@@ -102,14 +128,14 @@ def newest_complete(
 ) -> tuple[RestorePoint, str] | None:
     """The last point of a guest of which a snapshot of each disk's dataset is among `guids`.
 
-    With the snapshot name.
+    With the name of that snapshot.
     """
-    there = frozenset(guids)
+    present = frozenset(guids)
     own = sorted(
         (point for point in points if point.manifest.uuid == uuid), key=lambda each: each.created
     )
     for point in reversed(own):
-        name = complete_name(point.manifest, there)
+        name = complete_name(point.manifest, present)
         if name:
             return point, name
     return None
@@ -117,50 +143,50 @@ def newest_complete(
 
 def complete_name(manifest: Manifest, guids: frozenset[int]) -> str:
     """A snapshot name of a point that all its datasets have, by guid; "" if there is none."""
-    by_name: dict[str, set[str]] = {}
-    for tie in manifest.snapshots:
-        if tie.guid in guids:
-            by_name.setdefault(tie.name, set()).add(tie.dataset)
-    return next((n for n, datasets in by_name.items() if datasets >= manifest.datasets), "")
+    refs = [ref for ref in manifest.snapshots if ref.guid in guids]
+    return next(iter(complete_names(refs, manifest.datasets)), "")
 
 
-def without_memory(manifest: Manifest, why: str) -> Manifest:
-    """The same of its disks alone."""
+def without_memory(manifest: Manifest, reason: str) -> Manifest:
+    """The manifest of the same point, of its disks alone."""
     level = ConsistencyLevel.CRASH if manifest.level.has_memory else manifest.level
     return msgspec.structs.replace(
-        manifest, memory=None, level=level, reason=manifest.reason or why
+        manifest, memory=None, level=level, reason=manifest.reason or reason
     )
 
 
 def _latest(
-    here: Sequence[RestorePoint], arrived: dict[int, Snapshot]
+    local: Sequence[RestorePoint], arrived: Mapping[int, Snapshot]
 ) -> dict[str, tuple[str, str]]:
-    with_memory = [point for point in here if point.manifest.memory]
-    uuids = {point.manifest.uuid for point in with_memory}
-    found = {}
-    for uuid in uuids:
+    """The key of the latest complete point with RAM, by the guest's uuid."""
+    with_memory = [point for point in local if point.manifest.memory]
+    latest = {}
+    for uuid in {point.manifest.uuid for point in with_memory}:
         if newest := newest_complete(with_memory, uuid, arrived):
-            found[uuid] = _key(newest[0])
-    return found
+            latest[uuid] = _key(newest[0])
+    return latest
 
 
-def _as_there(
-    manifest: Manifest, destination: Destination, arrived: dict[int, Snapshot]
+def _manifest_at(
+    destination: Destination, manifest: Manifest, arrived: Mapping[int, Snapshot]
 ) -> Manifest:
-    ties = []
-    for tie in manifest.snapshots:
-        now = arrived.get(tie.guid)
-        home = now.dataset if now else destination.of(tie.current_dataset or tie.dataset)
-        txg = now.createtxg if now else tie.createtxg
-        ties.append(SnapshotRef(tie.dataset, tie.name, tie.guid, txg, home))
-    return manifest.with_snapshots(tuple(ties))
+    """The manifest, with the datasets and transaction groups that its snapshots have there."""
+    refs = []
+    for ref in manifest.snapshots:
+        snapshot = arrived.get(ref.guid)
+        dataset = (
+            snapshot.dataset if snapshot else destination.of(ref.current_dataset or ref.dataset)
+        )
+        createtxg = snapshot.createtxg if snapshot else ref.createtxg
+        refs.append(SnapshotRef(ref.dataset, ref.name, ref.guid, createtxg, dataset))
+    return manifest.with_snapshots(tuple(refs))
 
 
-def _free(point: RestorePoint, taken: set[tuple[str, str]]) -> str:
-    """Its own name, or with a number behind it if another capture has that there."""
+def _free_name(point: RestorePoint, taken_names: set[tuple[str, str]]) -> str:
+    """Its own name, with a number behind it if another capture has that at the destination."""
     folder, name = point.directory.parent.name, point.directory.name
     number = 1
-    while (folder, name) in taken:
+    while (folder, name) in taken_names:
         number += 1
         name = f"{point.directory.name}.{number}"
     return name

@@ -1,16 +1,15 @@
-"""Sending takes turns with the hooks: nothing is sent of a guest in the middle of a moment.
+"""Waits until no guest with disks on a dataset is in a run, so that hooks and sends take turns.
 
-The guest's own lock is held only to look, not while bytes flow: a snapshot, once taken, does not
-change, and a first send that takes hours must not cost hours of points.
+The guest's lock is held only to look, not while bytes are sent: a snapshot does not change, and a
+first send that takes hours must not cost hours of points.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from zvmsnap.common import log
+from zvmsnap.common import log, waiting
 from zvmsnap.common.errors import DomainGone, SendRefused
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
@@ -22,44 +21,46 @@ from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
-_LOOK_EVERY_S = 1.0
+_POLL_S = 1.0
 
 
-def guests_on(hypervisor: Host, datasets: Iterable[str]) -> list[Guest]:
+def guests_on(host: Host, datasets: Iterable[str]) -> list[Guest]:
     """The guests with a disk on one of these datasets. Raises LibvirtFailed."""
     wanted, table = frozenset(datasets), mounts.read_table()
-    found = []
-    for guest in hypervisor.guests():
+    guests = []
+    for guest in host.guests():
         try:
-            places = location.locate_disks(hypervisor, guest, table).places.values()
+            locations = location.locate_disks(host, guest, table).places.values()
         except DomainGone:
             continue
-        if any(place.dataset in wanted for place in places):
-            found.append(guest)
-    return found
+        if any(each.dataset in wanted for each in locations):
+            guests.append(guest)
+    return guests
 
 
-def wait(config: Config, guests: Iterable[Guest]) -> None:
+def wait(settings: Config, guests: Iterable[Guest]) -> None:
     """Wait until all are on their own disks. Raises SendRefused after busy_timeout_s."""
-    deadline_s = time.monotonic() + config.limits.busy_timeout_s
+    deadline_s = waiting.now_s() + settings.limits.busy_timeout_s
     for guest in guests:
-        while why := _why_not(config, guest):
-            if time.monotonic() > deadline_s:
+        while reason := _why_busy(settings, guest):
+            if waiting.now_s() > deadline_s:
                 raise SendRefused(
-                    f"{guest.name}: {why}; zvmsnap recover {guest.name} brings it back"
+                    f"{guest.name}: {reason}; zvmsnap recover {guest.name} brings it back"
                 )
-            log.about(guest.name, "send").debug("waiting: %s", why)
-            time.sleep(_LOOK_EVERY_S)
+            log.about(guest.name, "send").debug("waiting: %s", reason)
+            waiting.sleep(_POLL_S)
 
 
-def _why_not(config: Config, guest: Guest) -> str:
-    with lock(config.locks_dir, guest.uuid, "send its disks", config.limits.lock_timeout_s):
-        entry = Journal(config.journal_dir).read(guest.uuid)
+def _why_busy(settings: Config, guest: Guest) -> str:
+    """Why nothing of the guest may be sent now; "" if it may."""
+    timeout_s = settings.limits.lock_timeout_s
+    with lock(settings.locks_dir, guest.uuid, "send its disks", timeout_s):
+        entry = Journal(settings.journal_dir).read(guest.uuid)
         if entry and entry.owner.is_alive():
-            return f"its moment {entry.run} is under way"
-        if task := Operations(config.journal_dir).read(guest.uuid):
-            return describe.task(task)
+            return f"its run {entry.run} is under way"
+        if operation := Operations(settings.journal_dir).read(guest.uuid):
+            return describe.task(operation)
         with suppress(DomainGone):
-            if ours := overlay_chain.of_guest(guest):
-                return f"its disk {min(ours)} is on an overlay"
+            if chains := overlay_chain.of_guest(guest):
+                return f"its disk {min(chains)} is on an overlay"
     return ""

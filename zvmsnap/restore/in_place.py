@@ -50,6 +50,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.finalize.after_snapshot import finish_interrupted
+from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
 from zvmsnap.points.point import RestorePoint
@@ -84,6 +85,7 @@ def restore(
     uuid = point.manifest.uuid
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, uuid, f"restore {point.name}", timeout_s):
+        other_versions.refuse(config.journal_dir, uuid)
         if Operations(config.journal_dir).read(uuid):
             raise RestoreImpossible(
                 f"{point.manifest.domain}: another restore of it was interrupted: zvmsnap recover "

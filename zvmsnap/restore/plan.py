@@ -84,7 +84,7 @@ def plan(
     )
     manifest = point.manifest
     guest = _guest(manifest, host)
-    snapshots = locate.of(point, host.snapshots)
+    snapshots = locate.snapshots_of(point, host.snapshots)
     names = {dataset: _name_now(dataset, found, host) for dataset, found in snapshots.items()}
     _check_keys(names.values(), host)
     wanted = {names[dataset]: found for dataset, found in snapshots.items()}
@@ -129,7 +129,7 @@ def plan(
 
 def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot]:
     """The snapshots of the point's datasets that are newer than its own. Raises SnapshotMissing."""
-    own = {snapshot.dataset: snapshot for snapshot in locate.of(point, present).values()}
+    own = {snapshot.dataset: snapshot for snapshot in locate.snapshots_of(point, present).values()}
     return [
         snapshot
         for snapshot in present.values()
@@ -208,10 +208,8 @@ def _is_numbered(source: str) -> bool:
 def _check_fits(hypervisor: Host, point: RestorePoint, *, memory: bool) -> None:
     definition_of(point)
     xml = definition_of(point, live=memory)
-    reasons = compatibility.why_not(hypervisor, xml, point.manifest.host, cold=not memory)
-    if reasons:
-        hint = "; --cold boots from the disks" if memory else ""
-        raise RestoreImpossible(f"{point.name} does not fit this host: {'; '.join(reasons)}{hint}")
+    hint = "; --cold boots from the disks" if memory else ""
+    compatibility.require_fit(hypervisor, point, xml, RestoreImpossible, cold=not memory, hint=hint)
 
 
 def _check_others(hypervisor: Host, host: _Host, uuid: str, wanted: Mapping[str, Snapshot]) -> None:

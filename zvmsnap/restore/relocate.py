@@ -33,6 +33,8 @@ def retie(config: Config, units: Iterable[SwapTree]) -> None:
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, "vault", "tell points of a restore", timeout_s):
         for found in vault.entries(config.vault_dir):
-            if isinstance(found, RestorePoint) and (new := locate.moved(found.manifest, present)):
+            if not isinstance(found, RestorePoint):
+                continue
+            if new := locate.relocated(found.manifest, present):
                 with suppress(FileNotFoundError):
                     vault.rewrite(found, new)

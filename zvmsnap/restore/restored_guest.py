@@ -47,7 +47,8 @@ class RestoredGuest:
         if memory is None or memory.compression == "none":
             return
         self._image().unlink(missing_ok=True)
-        memory_image.prepare(self._point.directory / memory.file, memory, self._image(), xml=None)
+        stored = self._point.directory / memory.file
+        memory_image.materialize(stored, memory, self._image(), xml=None)
 
     def _image(self) -> Path:
         memory = self._point.manifest.memory

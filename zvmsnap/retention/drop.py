@@ -1,4 +1,4 @@
-"""Points that were taken by hand go, with their snapshots."""
+"""Drops points that were taken by hand, with their snapshots."""
 
 from __future__ import annotations
 
@@ -15,63 +15,66 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.retention.forget import LOCK
 from zvmsnap.zfs import zfs
 
-_SANOIDS = "autosnap_"
-_TAKEN = re.compile(r"zvmsnap_.+_manual")
+_PREFIX_OF_SANOID = "autosnap_"
+_RUN_OF_TAKE = re.compile(r"zvmsnap_.+_manual")
 
 
-def snapshots(config: Config, points: Sequence[RestorePoint]) -> list[str]:
-    """The snapshots that go with these points, as they are called now.
+def snapshots(settings: Config, points: Sequence[RestorePoint]) -> list[str]:
+    """The snapshots that are destroyed with these points, under their present names.
 
     Raises DropRefused and ZfsFailed.
     """
-    return _snapshots(config, points, vault.read(config)[0], _there())
+    return _droppable(settings, points, vault.read(settings)[0], _liveness())
 
 
-def drop(config: Config, points: Sequence[RestorePoint], names: Sequence[str]) -> None:
+def destroy(settings: Config, points: Sequence[RestorePoint], names: Sequence[str]) -> None:
     """Destroy the snapshots, and remove the points. Raises ZfsFailed and LockTimeout.
 
-    Interrupted in between, `zvmsnap prune` removes the points, as their snapshots are gone.
+    If it is interrupted, `zvmsnap prune` removes the points whose snapshots are gone.
     """
     intent = f"drop {', '.join(point.name for point in points)}"
-    with lock(config.locks_dir, "vault", intent, config.limits.lock_timeout_s):
+    with lock(settings.locks_dir, LOCK, intent, settings.limits.lock_timeout_s):
         for name in names:
             zfs.destroy(name)
         for point in points:
             vault.remove(point)
 
 
-def surplus(config: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = False) -> list[str]:
-    """Drop what `zvmsnap take` has taken of these guests, but for the newest `keep` of each.
+def surplus(
+    settings: Config, uuids: Sequence[str], keep: int, *, dry_run: bool = False
+) -> list[str]:
+    """Drop all points that `zvmsnap take` made of these guests, but for the newest `keep` of each.
 
-    Only under names that it has made up itself. What other guests have of the same snapshots goes
-    along, if it is old, too. Returns the points' names; says why one stays.
-    Raises VaultMissing.
+    Only runs whose name zvmsnap has made up. Points that other guests have of the same snapshots
+    are dropped too, if they are surplus as well. Returns the names of the points that are dropped;
+    the log says why a point is kept. Raises VaultMissing.
     """
-    points = vault.read(config)[0]
-    old = _old([each for each in points if _TAKEN.fullmatch(each.manifest.run)], keep)
-    moments: dict[str, list[RestorePoint]] = {}
+    points = vault.read(settings)[0]
+    old = _all_but_newest([p for p in points if _RUN_OF_TAKE.fullmatch(p.manifest.run)], keep)
+    runs: dict[str, list[RestorePoint]] = {}
     for point in old:
         if point.manifest.uuid in uuids:
-            moments.setdefault(point.manifest.run, []).append(point)
+            runs.setdefault(point.manifest.run, []).append(point)
     dropped: list[str] = []
-    there: Liveness | None = None
-    for own in moments.values():
-        together = own + _of_the_same_snapshots(own, old)
-        said = [point.name for point in together]
+    liveness: Liveness | None = None
+    for own in runs.values():
+        together = own + _sharing_snapshots(own, old)
+        names = [point.name for point in together]
         try:
-            there = there or _there()
-            names = _snapshots(config, together, points, there)
+            liveness = liveness or _liveness()
+            to_destroy = _droppable(settings, together, points, liveness)
             if not dry_run:
-                drop(config, together, names)
-            dropped += said
+                destroy(settings, together, to_destroy)
+            dropped += names
         except (DropRefused, ZfsFailed, LockTimeout) as error:
-            log.plain().warning("%s: kept: %s", ", ".join(said), error)
+            log.plain().warning("%s: kept: %s", ", ".join(names), error)
     return dropped
 
 
-def _old(points: Sequence[RestorePoint], keep: int) -> list[RestorePoint]:
+def _all_but_newest(points: Sequence[RestorePoint], keep: int) -> list[RestorePoint]:
     """All but the newest `keep` of each guest, the oldest first."""
     newer: Counter[str] = Counter()
     old = []
@@ -82,71 +85,89 @@ def _old(points: Sequence[RestorePoint], keep: int) -> list[RestorePoint]:
     return old[::-1]
 
 
-def _of_the_same_snapshots(
+def _sharing_snapshots(
     points: Sequence[RestorePoint], others: Sequence[RestorePoint]
 ) -> list[RestorePoint]:
-    """Guests that share a dataset with those who are taken get points, too; and so on."""
-    found: list[RestorePoint] = []
+    """Those of the others that share snapshots with the points, or with each other in turn.
+
+    Guests that share a dataset with a guest that is taken get points, too.
+    """
+    connected: list[RestorePoint] = []
     guids: set[int] = set()
     more = list(points)
     while more:
-        found += more
-        guids |= {tie.guid for point in more for tie in point.manifest.snapshots}
+        connected += more
+        guids |= {ref.guid for point in more for ref in point.manifest.snapshots}
         more = [
             other
             for other in others
-            if other not in found and any(tie.guid in guids for tie in other.manifest.snapshots)
+            if other not in connected and any(ref.guid in guids for ref in other.manifest.snapshots)
         ]
-    return found[len(points) :]
+    return connected[len(points) :]
 
 
-def _there() -> Liveness:
-    answer = zfs.all_snapshots()
-    return Liveness(answer.present, answer.pools)
+def _liveness() -> Liveness:
+    return Liveness.by(zfs.all_snapshots())
 
 
-def _snapshots(
-    config: Config,
+def _droppable(
+    settings: Config,
     points: Sequence[RestorePoint],
-    everybodys: Sequence[RestorePoint],
-    there: Liveness,
+    all_points: Sequence[RestorePoint],
+    liveness: Liveness,
 ) -> list[str]:
-    names: set[str] = set()
-    for found in points:
-        for tie in found.manifest.snapshots:
-            if there.of(tie) is Life.UNKNOWN:
-                raise DropRefused(f"{tie.full_name}: its pool is not imported, so it cannot go")
-        for tie in there.alive(found.manifest):
-            if tie.name.startswith(_SANOIDS):
-                raise DropRefused(f"{tie.full_name}: is sanoid's, which prunes it when it is time")
-            names.add(tie.full_name)
-    _no_other_needs(names, points, everybodys, there)
+    """The existing snapshots of these points, if nothing else needs any. Raises DropRefused."""
+    names = _existing(points, liveness)
+    _check_other_points(names, points, all_points, liveness)
     datasets = {name.partition("@")[0] for name in names}
-    for entry in Journal(config.journal_dir).entries():
-        if not datasets & {entry.relocated_datasets.get(each, each) for each in entry.datasets}:
-            continue
-        if shared := names & {tie.full_name for tie in snapshot_match.of(entry)}:
-            raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
-    for use in zfs.snapshot_usage(sorted(datasets)):
-        full_name = use.snapshot.full_name
-        if full_name not in names:
-            continue
-        if use.clones:
-            raise DropRefused(f"{full_name}: {use.clones[0]} depends on it; destroy that first")
-        if use.holds:
-            raise DropRefused(f"{full_name}: is held; zfs holds {full_name} tells by whom")
+    _check_journal(settings, names, datasets)
+    _check_clones_and_holds(names, datasets)
     return sorted(names)
 
 
-def _no_other_needs(
+def _existing(points: Sequence[RestorePoint], liveness: Liveness) -> set[str]:
+    names: set[str] = set()
+    for point in points:
+        for ref in point.manifest.snapshots:
+            if liveness.of(ref) is Life.UNKNOWN:
+                raise DropRefused(
+                    f"{ref.full_name}: its pool is not imported, so it cannot be destroyed"
+                )
+        for ref in liveness.alive(point.manifest):
+            if ref.name.startswith(_PREFIX_OF_SANOID):
+                raise DropRefused(f"{ref.full_name}: is sanoid's, which prunes it when it is time")
+            names.add(ref.full_name)
+    return names
+
+
+def _check_other_points(
     names: set[str],
     points: Sequence[RestorePoint],
-    everybodys: Sequence[RestorePoint],
-    there: Liveness,
+    all_points: Sequence[RestorePoint],
+    liveness: Liveness,
 ) -> None:
-    """Guests may share a dataset, and so the snapshot. Raises DropRefused."""
-    going = {point.directory for point in points}
-    for other in everybodys:
-        shared = names & {tie.full_name for tie in there.alive(other.manifest)}
-        if shared and other.directory not in going:
+    """Guests may share a dataset, and so its snapshots."""
+    dropped = {point.directory for point in points}
+    for other in all_points:
+        shared = names & {ref.full_name for ref in liveness.alive(other.manifest)}
+        if shared and other.directory not in dropped:
             raise DropRefused(f"{min(shared)}: {other.name} needs it, too; drop both, or none")
+
+
+def _check_journal(settings: Config, names: set[str], datasets: set[str]) -> None:
+    for entry in Journal(settings.journal_dir).entries():
+        if not datasets & {entry.relocated_datasets.get(each, each) for each in entry.datasets}:
+            continue
+        if shared := names & {ref.full_name for ref in snapshot_match.of(entry)}:
+            raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
+
+
+def _check_clones_and_holds(names: set[str], datasets: set[str]) -> None:
+    for usage in zfs.snapshot_usage(sorted(datasets)):
+        full_name = usage.snapshot.full_name
+        if full_name not in names:
+            continue
+        if usage.clones:
+            raise DropRefused(f"{full_name}: {usage.clones[0]} depends on it; destroy that first")
+        if usage.holds:
+            raise DropRefused(f"{full_name}: is held; zfs holds {full_name} tells by whom")

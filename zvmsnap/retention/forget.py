@@ -1,4 +1,4 @@
-"""The pruning hook: a restore point goes with the last of its snapshots."""
+"""The pruning hook: a restore point is removed with the last of its snapshots."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from zvmsnap.zfs import types, zfs
 LOCK = "vault"
 
 
-def forget(call: HookCall, config: Config) -> bool:
+def forget(call: HookCall, settings: Config) -> bool:
     """sanoid has destroyed these snapshots: remove the points that have none left.
 
-    Reads only the points of that moment. True if nothing went wrong.
+    Reads only the points of the runs that are named. True if nothing went wrong.
     """
-    vault.check(config)
+    vault.check(settings)
     destroyed = {f"{dataset}@{name}" for dataset in call.datasets for name in call.names}
     points, damaged = [], []
     for name in call.names:
-        for found in vault.entries(config.vault_dir, snapshot_name.run_of(name)):
-            if isinstance(found, DamagedPoint):
-                damaged.append(found)
-            elif destroyed & {tie.full_name for tie in found.manifest.snapshots}:
-                points.append(found)
-    for entry in damaged:
-        log.plain().warning("%s", entry.why)
+        for entry in vault.entries(settings.vault_dir, snapshot_name.run_of(name)):
+            if isinstance(entry, DamagedPoint):
+                damaged.append(entry)
+            elif destroyed & {ref.full_name for ref in entry.manifest.snapshots}:
+                points.append(entry)
+    for each in damaged:
+        log.plain().warning("%s", each.why)
     if points:
-        with lock(config.locks_dir, LOCK, "prune points", config.limits.lock_timeout_s):
-            answer = asked_by_name(points)
-            liveness = Liveness(answer.present, answer.pools, answer.homeless)
+        with lock(settings.locks_dir, LOCK, "prune points", settings.limits.lock_timeout_s):
+            liveness = Liveness.by(list_snapshots(points), only_names=True)
             for point in points:
                 if liveness.orphaned(point.manifest):
                     remove(point)
@@ -51,6 +50,6 @@ def remove(point: RestorePoint) -> None:
     )
 
 
-def asked_by_name(points: Iterable[RestorePoint]) -> types.SnapshotListing:
-    """Ask ZFS for the snapshots of these points alone."""
-    return zfs.snapshots(tie.full_name for point in points for tie in point.manifest.snapshots)
+def list_snapshots(points: Iterable[RestorePoint]) -> types.SnapshotListing:
+    """Ask ZFS for the snapshots of these points alone, by name."""
+    return zfs.snapshots(ref.full_name for point in points for ref in point.manifest.snapshots)

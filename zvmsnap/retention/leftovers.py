@@ -1,4 +1,4 @@
-"""What interrupted runs have left in staging and vault, and nobody will come back for."""
+"""Files of interrupted runs in staging and vault that nobody will come back for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zvmsnap.common import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import staging_dirs
+from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault
@@ -16,7 +18,7 @@ from zvmsnap.points import vault
 
 @dataclass(frozen=True)
 class Leftovers:
-    """`paths` may go. `overlays` are of no journal: they may hold a guest's writes."""
+    """`paths` can be removed. `overlays` are in no journal: they may have a guest's writes."""
 
     paths: list[Path] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
@@ -24,30 +26,37 @@ class Leftovers:
     def remove(self) -> None:
         """Remove the paths."""
         for path in self.paths:
-            # Its moment may have ended meanwhile, and taken it along.
+            # Its run may have ended meanwhile, and removed it.
             with suppress(FileNotFoundError):
                 shutil.rmtree(path)
 
 
-def find(config: Config) -> Leftovers:
-    """Look through staging and vault. Raises OSError."""
-    # The journal last: what appears in staging or vault has its entry already, so what was seen
-    # there and has none is nobody's.
-    staged = staging_dirs(config.staging_dir)
-    unfinished = vault.unfinished(config.vault_dir)
-    open_captures = {entry.capture for entry in Journal(config.journal_dir).entries()}
-    open_captures |= {task.capture for task in Operations(config.journal_dir).all()}
-    found = Leftovers()
-    for left in unfinished:
-        if left.capture not in open_captures:
-            found.paths.append(left.directory)
-    for capture in staged:
-        if capture.path.name in open_captures:
+def find(settings: Config) -> Leftovers:
+    """Look through staging and vault. Raises OSError and Unreadable."""
+    # The journal last: an entry is written before anything appears in staging or vault. So what was
+    # seen in them and has no entry belongs to nobody.
+    captures = staging_dirs(settings.staging_dir)
+    unfinished_points = vault.unfinished(settings.vault_dir)
+    open_captures = {entry.capture for entry in Journal(settings.journal_dir).entries()}
+    open_captures |= {operation.capture for operation in Operations(settings.journal_dir).all()}
+    others = other_versions.guests(settings.journal_dir)
+
+    def is_open(capture: str | None) -> bool:
+        return capture is not None and (
+            capture in open_captures or capture_name.uuid_of(capture) in others
+        )
+
+    leftovers = Leftovers()
+    for unfinished in unfinished_points:
+        if not is_open(unfinished.capture):
+            leftovers.paths.append(unfinished.directory)
+    for capture in captures:
+        if is_open(capture.path.name):
             continue
         overlays = capture.overlays()
-        found.overlays.extend(overlays)
+        leftovers.overlays.extend(overlays)
         if not overlays:
-            found.paths.append(capture.path)
+            leftovers.paths.append(capture.path)
         elif capture.point.exists():
-            found.paths.append(capture.point)
-    return found
+            leftovers.paths.append(capture.point)
+    return leftovers

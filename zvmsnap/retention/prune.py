@@ -1,11 +1,12 @@
-"""Points go with their last snapshot: in sanoid's pruning hook, and by hand for all that it missed.
+"""`zvmsnap prune`: removes all points without snapshots that the pruning hook has missed.
 
-A point stays while any of its snapshots exists, by guid. One whose pool is not imported is never
-judged: nothing is known of its snapshots.
+A point is kept while any of its snapshots exists, by guid. A point whose pool is not imported is
+kept too: nothing is known of its snapshots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from zvmsnap.common.lockfile import lock
@@ -16,14 +17,18 @@ from zvmsnap.points.liveness import Life, Liveness
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import leftovers
-from zvmsnap.retention.forget import LOCK, asked_by_name, remove
+from zvmsnap.retention.forget import LOCK, list_snapshots, remove
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.zfs import types, zfs
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `zvmsnap prune` removes, and what it only reports."""
+    """What `zvmsnap prune` removes, and what it only reports.
+
+    `unknown` are points of which nobody can say whether they have snapshots, `pointless` are
+    snapshots that belong to no point.
+    """
 
     leftovers: Leftovers
     orphans: list[RestorePoint] = field(default_factory=list)
@@ -32,51 +37,64 @@ class Findings:
     pointless: list[types.Snapshot] = field(default_factory=list)
 
 
-def find(config: Config) -> Findings:
-    """Compare the vault, staging and the journal with ZFS, which is listed once for everything."""
-    vault.check(config)
-    found = Findings(leftovers=leftovers.find(config))
-    points = []
-    for entry in vault.entries(config.vault_dir):
+def find(settings: Config) -> Findings:
+    """Compare vault, staging and journal with ZFS. All snapshots are listed once."""
+    vault.check(settings)
+    unneeded = leftovers.find(settings)
+    points, damaged = [], []
+    for entry in vault.entries(settings.vault_dir):
         if isinstance(entry, DamagedPoint):
-            found.damaged.append(entry)
+            damaged.append(entry)
         else:
             points.append(entry)
-    answer = zfs.all_snapshots()
-    listed = _liveness(answer)
-    guids = {snapshot.guid for snapshot in answer.present.values()}
-    # A pool that is exported during the listing would make orphans of all its points, so what
-    # seems lost is asked for once more.
-    asked = _liveness(asked_by_name([point for point in points if listed.orphaned(point.manifest)]))
+    listing = zfs.all_snapshots()
+    orphans, unknown = _without_snapshots(points, listing)
+    pointless = _pointless(settings, points, listing)
+    return Findings(unneeded, orphans, unknown, damaged, pointless)
+
+
+def _without_snapshots(
+    points: Sequence[RestorePoint], listing: types.SnapshotListing
+) -> tuple[list[RestorePoint], list[RestorePoint]]:
+    """Points without any snapshot, and points of whose snapshots too little is known."""
+    listed = Liveness.by(listing)
+    guids = {snapshot.guid for snapshot in listing.present.values()}
+    # A pool that is exported during the listing would make orphans of all its points. So ask once
+    # more for the snapshots of points that seem to have none.
+    suspects = [point for point in points if listed.orphaned(point.manifest)]
+    asked_again = Liveness.by(list_snapshots(suspects))
+    orphans, unknown = [], []
     for point in points:
-        ties = point.manifest.snapshots
-        liveness = asked if listed.orphaned(point.manifest) else listed
-        orphaned = liveness.orphaned(point.manifest)
-        if orphaned and not any(tie.guid in guids for tie in ties):
-            found.orphans.append(point)
-        elif orphaned or any(liveness.of(tie) is Life.UNKNOWN for tie in ties):
-            found.unknown.append(point)
-    tied = {tie.guid for point in points for tie in point.manifest.snapshots}
-    managed = {disk.dataset for point in points for disk in point.manifest.disks}
-    open_entries = Journal(config.journal_dir).entries()
-    managed.update(dataset for entry in open_entries for dataset in entry.datasets)
-    found.pointless.extend(
+        refs = point.manifest.snapshots
+        liveness = asked_again if listed.orphaned(point.manifest) else listed
+        is_orphaned = liveness.orphaned(point.manifest)
+        if is_orphaned and not any(ref.guid in guids for ref in refs):
+            orphans.append(point)
+        elif is_orphaned or any(liveness.of(ref) is Life.UNKNOWN for ref in refs):
+            unknown.append(point)
+    return orphans, unknown
+
+
+def _pointless(
+    settings: Config, points: Sequence[RestorePoint], listing: types.SnapshotListing
+) -> list[types.Snapshot]:
+    """The snapshots of guests' datasets that belong to no point."""
+    of_points = {ref.guid for point in points for ref in point.manifest.snapshots}
+    datasets = {disk.dataset for point in points for disk in point.manifest.disks}
+    for entry in Journal(settings.journal_dir).entries():
+        datasets.update(entry.datasets)
+    return [
         snapshot
-        for snapshot in sorted(answer.present.values())
-        if snapshot.dataset in managed and snapshot.guid not in tied
-    )
-    return found
+        for snapshot in sorted(listing.present.values())
+        if snapshot.dataset in datasets and snapshot.guid not in of_points
+    ]
 
 
-def sweep(config: Config) -> Findings:
-    """Remove what `find` found to be orphaned or abandoned; overlays are never removed."""
-    with lock(config.locks_dir, LOCK, "prune points", config.limits.lock_timeout_s):
-        found = find(config)
-        for point in found.orphans:
+def sweep(settings: Config) -> Findings:
+    """Remove the orphans and leftovers that `find` reports; overlays are never removed."""
+    with lock(settings.locks_dir, LOCK, "prune points", settings.limits.lock_timeout_s):
+        findings = find(settings)
+        for point in findings.orphans:
             remove(point)
-        found.leftovers.remove()
-    return found
-
-
-def _liveness(answer: types.SnapshotListing) -> Liveness:
-    return Liveness(answer.present, answer.pools)
+        findings.leftovers.remove()
+    return findings

@@ -66,6 +66,11 @@ class SwapTree(msgspec.Struct, frozen=True):
     mounted: tuple[str, ...]
 
 
+def name_before(dataset: str, stamp: str) -> str:
+    """The name that a replaced dataset gets; `stamp` is the time of the replacement."""
+    return f"{dataset}.before-{stamp}"
+
+
 def plan(
     wanted: Mapping[str, Snapshot], datasets: Mapping[str, Dataset], number: str, stamp: str
 ) -> tuple[SwapTree, ...]:
@@ -91,7 +96,7 @@ def plan(
             SwapTree(
                 top=top,
                 fresh=f"{top}.zvmsnap-{number}",
-                set_aside=f"{top}.before-{stamp}",
+                set_aside=name_before(top, stamp),
                 datasets=tuple(_member(top, name, wanted[name], datasets) for name in inside),
                 bystanders=tuple(
                     Bystander(name.removeprefix(top), datasets[name].guid)

@@ -39,7 +39,7 @@ def begin(
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], tuple[bool, Entry]]:
-    """Runs pre for tank/web, where the guest's disk lies; returns what the journal then says."""
+    """Runs pre for tank/web, which has the guest's disk; returns its entry after that."""
     monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
     table = [
         mounts.Mount(1, 0, "/", "/", ""),
@@ -130,13 +130,13 @@ def test_tpm(
     assert stored.exists() is (device == EMULATED)
 
 
-def test_guest_that_is_being_restored_gets_no_point_and_says_why(
+def test_no_point_of_a_guest_that_is_being_restored(
     begin: Callable[[], tuple[bool, Entry]],
     config: Config,
     guest: DumpedGuest,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    task = CloneOperation(
+    operation = CloneOperation(
         domain="web",
         uuid=guest.uuid,
         point="web@m",
@@ -147,7 +147,7 @@ def test_guest_that_is_being_restored_gets_no_point_and_says_why(
         capture=f"{guest.uuid}.00000001",
         network="none",
     )
-    Operations(config.journal_dir).write(task)
+    Operations(config.journal_dir).write(operation)
     config.staging_dir.mkdir()
     owner = Process.none()
     assert not all_guests.begin(CALL, config, owner, {}, threading.Event(), 0)

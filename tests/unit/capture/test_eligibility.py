@@ -29,7 +29,7 @@ def disk(target: str = "vda", **changes: object) -> Disk:
     return Disk(target=target, **{**known, **changes})  # type: ignore[arg-type]
 
 
-def seen(state: str, disks: tuple[Disk, ...], places: Mapping[str, DiskLocation]) -> GuestDisks:
+def located(state: str, disks: tuple[Disk, ...], places: Mapping[str, DiskLocation]) -> GuestDisks:
     domain = Domain("web", "uuid", disks, None, "q35", "x86_64", "/qemu", "", "", 1024)
     return GuestDisks(domain, state, places)
 
@@ -206,12 +206,12 @@ LEVELS = [
 ]
 
 
-def best(placed: Eligibility) -> tuple[ConsistencyLevel, str | None]:
+def best(eligible: Eligibility) -> tuple[ConsistencyLevel, str | None]:
     """Of memory, what can be had, and why not more."""
-    why = placed.obstacles.get(ConsistencyLevel.MEMORY)
+    why = eligible.obstacles.get(ConsistencyLevel.MEMORY)
     level = (
         ConsistencyLevel.OFFLINE
-        if placed.is_off
+        if eligible.is_off
         else ConsistencyLevel.CRASH
         if why
         else ConsistencyLevel.MEMORY
@@ -231,12 +231,12 @@ def test_level(
     covered: tuple[str, ...],
     others: tuple[str, ...],
 ) -> None:
-    placed = eligibility.judge_guest(seen(state, disks, places), COVERED)
-    assert placed is not None
-    assert best(placed) == (level, reason)
-    assert placed.covered == {target: places[target] for target in covered}
-    assert placed.others == others
-    assert placed.datasets == tuple(sorted({places[target].dataset for target in covered}))
+    eligible = eligibility.assess(located(state, disks, places), COVERED)
+    assert eligible is not None
+    assert best(eligible) == (level, reason)
+    assert eligible.covered == {target: places[target] for target in covered}
+    assert eligible.others == others
+    assert eligible.datasets == tuple(sorted({places[target].dataset for target in covered}))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_level(
 def test_not_concerned(
     disks: tuple[Disk, ...], places: Mapping[str, DiskLocation], state: str
 ) -> None:
-    assert eligibility.judge_guest(seen(state, disks, places), COVERED) is None
+    assert eligibility.assess(located(state, disks, places), COVERED) is None
 
 
 DISKS = st.builds(
@@ -278,15 +278,15 @@ def test_ram_only_where_every_writable_disk_is_frozen_in_the_same_snapshot(
         for target, (one, _) in zip(targets, drawn, strict=True)
     ]
     places = {target: at for target, (_, at) in zip(targets, drawn, strict=True) if at}
-    placed = eligibility.judge_guest(seen(state, tuple(renamed), places), COVERED)
-    if placed is None:
+    eligible = eligibility.assess(located(state, tuple(renamed), places), COVERED)
+    if eligible is None:
         assert not any(one.writable and places.get(one.target) == INSIDE for one in renamed)
         return
-    assert sorted((*placed.covered, *placed.others)) == targets
-    if best(placed)[0] is ConsistencyLevel.MEMORY:
+    assert sorted((*eligible.covered, *eligible.others)) == targets
+    if best(eligible)[0] is ConsistencyLevel.MEMORY:
         assert state == "running"
         for one in renamed:
-            frozen = one.target in placed.covered
+            frozen = one.target in eligible.covered
             assert frozen == one.writable
             assert not frozen or (one.source and not (one.shareable or one.transient))
 
@@ -363,5 +363,5 @@ def test_snapshotted_datasets(
 def test_excluded_datasets(modes: Mapping[str, str], level: ConsistencyLevel | None) -> None:
     datasets = {name: dataset(name, mode=modes.get(name, "")) for name in POOL}
     covered = eligibility.without_excluded(COVERED, datasets)
-    placed = eligibility.judge_guest(seen("running", TWO, BOTH_INSIDE), covered)
-    assert (placed and best(placed)[0]) == level
+    eligible = eligibility.assess(located("running", TWO, BOTH_INSIDE), covered)
+    assert (eligible and best(eligible)[0]) == level

@@ -1,4 +1,4 @@
-"""Which levels are within a guest's reach, and which are demanded of it."""
+"""Which levels are within a guest's reach, and which are wanted of it."""
 
 from collections.abc import Mapping
 
@@ -114,9 +114,9 @@ def placed(
 ) -> Eligibility:
     domain = Domain("web", "u", disks, None, "", "", "", "", "", 1, agent, unmigratable)
     places = {each.target: INSIDE for each in disks} | elsewhere
-    found = eligibility.judge_guest(GuestDisks(domain, state, places), COVERED)
-    assert found
-    return found
+    eligible = eligibility.assess(GuestDisks(domain, state, places), COVERED)
+    assert eligible
+    return eligible
 
 
 NO_AGENT, NOT_CONNECTED = "it has no channel for an agent", "its agent is not connected"
@@ -129,8 +129,8 @@ TWO = (disk(), disk("vdb"))
 OBSTACLES = [
     # Why not memory, paused, quiesced.
     pytest.param(placed(), None, None, None, id="nothing is in the way"),
-    pytest.param(placed(agent=""), None, None, NO_AGENT, id="no agent"),
-    pytest.param(placed(agent="disconnected"), None, None, NOT_CONNECTED, id="agent is not there"),
+    pytest.param(placed(agent=""), None, None, NO_AGENT, id="no channel"),
+    pytest.param(placed(agent="disconnected"), None, None, NOT_CONNECTED, id="no agent"),
     pytest.param(placed(unmigratable="shmem"), SHMEM, SHMEM, None, id="a device"),
     pytest.param(placed(disks=TWO, vdb=OUTSIDE), SPLIT, SPLIT, None, id="a disk elsewhere"),
     pytest.param(
@@ -153,16 +153,16 @@ OBSTACLES = [
 ]
 
 
-@pytest.mark.parametrize(("found", "memory", "paused", "quiesced"), OBSTACLES)
+@pytest.mark.parametrize(("eligible", "memory", "paused", "quiesced"), OBSTACLES)
 def test_obstacles(
-    found: Eligibility, memory: str | None, paused: str | None, quiesced: str | None
+    eligible: Eligibility, memory: str | None, paused: str | None, quiesced: str | None
 ) -> None:
     wanted = {
         ConsistencyLevel.MEMORY: memory,
         ConsistencyLevel.PAUSED: paused,
         ConsistencyLevel.QUIESCED: quiesced,
     }
-    assert found.obstacles == {level: why for level, why in wanted.items() if why}
+    assert eligible.obstacles == {level: why for level, why in wanted.items() if why}
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ HOURLY, BOTH = ("hourly",), ("hourly", "daily")
     ],
 )
 def test_without_excluded(modes: dict[str, str], types: tuple[str, ...], excluded: bool) -> None:
-    there = {"tank/web": dataset("tank/web", **modes), "tank/db": dataset("tank/db")}
+    datasets = {"tank/web": dataset("tank/web", **modes), "tank/db": dataset("tank/db")}
     names = {"tank/db"} if excluded else {"tank/db", "tank/web"}
-    assert eligibility.without_excluded(there, there, types) == names
+    assert eligibility.without_excluded(datasets, datasets, types) == names
 
 
 DEFAULT = {"": "memory", "daily": "paused,crash"}
@@ -227,16 +227,16 @@ DEMANDS = [
 def test_demand(
     web: dict[str, str], db: dict[str, str], types: tuple[str, ...], orders: list[str]
 ) -> None:
-    there = {"tank/web": dataset("tank/web", **web), "tank/db": dataset("tank/db", **db)}
-    found = eligibility.modes_for(there, there, types, DEFAULT)
-    assert set(found.modes) == {parse_mode(order) for order in orders}
-    assert len(found.modes) == len(orders)
+    datasets = {"tank/web": dataset("tank/web", **web), "tank/db": dataset("tank/db", **db)}
+    modes = eligibility.modes_for(datasets, datasets, types, DEFAULT)
+    assert set(modes.modes) == {parse_mode(text) for text in orders}
+    assert len(modes.modes) == len(orders)
 
 
 def test_the_dataset_of_an_invalid_demand_is_named() -> None:
-    there = {name: dataset(name) for name in ("a", "b")} | {"c": dataset("c", hourly="ram")}
+    datasets = {name: dataset(name) for name in ("a", "b")} | {"c": dataset("c", hourly="ram")}
     with pytest.raises(ModeInvalid) as caught:
-        eligibility.modes_for(there, there, BOTH, DEFAULT)
+        eligibility.modes_for(datasets, datasets, BOTH, DEFAULT)
     assert str(caught.value).startswith("c: zvmsnap:mode 'ram': 'ram' is no level; say memory, ")
     assert str(caught.value).endswith("; 'off' leaves it out")
 
@@ -250,8 +250,8 @@ MODES = st.dictionaries(
 def test_what_is_not_excluded_demands_something(
     said: list[Mapping[str, str]], types: tuple[str, ...]
 ) -> None:
-    there = {f"tank/{number}": dataset("x", **modes) for number, modes in enumerate(said)}
-    included = eligibility.without_excluded(there, there, types)
-    for name in there:
-        demanded = eligibility.modes_for([name], there, types, DEFAULT)
-        assert bool(demanded.modes) is (name in included)
+    datasets = {f"tank/{number}": dataset("x", **modes) for number, modes in enumerate(said)}
+    included = eligibility.without_excluded(datasets, datasets, types)
+    for name in datasets:
+        wanted = eligibility.modes_for([name], datasets, types, DEFAULT)
+        assert bool(wanted.modes) is (name in included)

@@ -1,6 +1,5 @@
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.capture import memory_dump
-from zvmsnap.capture.memory_dump import Action, DumpSupervisor, Verb, decide
+from zvmsnap.capture.memory_dump import Action, Dump, DumpSupervisor, Verb, decide
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
+from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
 
 GIB = 1 << 30
@@ -84,22 +84,19 @@ def test_any_limits(
 
 
 class FakeGuest:
-    """Notes what is asked of it; its dump ends when its watch has done enough."""
+    """Notes what is asked of it; its dump ends when its supervisor has done enough."""
 
     def __init__(self) -> None:
         self.pause_ms = 300
         self.calls: list[str] = []
         self.failing: dict[str, int] = {}
         self._state = "running"
-        self._changed = threading.Condition()
 
     def _note(self, call: str) -> None:
-        with self._changed:
-            self.calls.append(call)
-            self._changed.notify_all()
-            if self.failing.get(call, 0) > 0:
-                self.failing[call] -= 1
-                raise LibvirtFailed(f"no {call}")
+        self.calls.append(call)
+        if self.failing.get(call, 0) > 0:
+            self.failing[call] -= 1
+            raise LibvirtFailed(f"no {call}")
 
     def migrate_max_downtime_ms(self) -> int:
         return self.pause_ms
@@ -113,9 +110,7 @@ class FakeGuest:
 
     def suspend(self) -> None:
         self._note("suspend")
-        with self._changed:
-            self._state = "paused"
-            self._changed.notify_all()
+        self._state = "paused"
 
     def resume(self) -> None:
         self._note("resume")
@@ -124,199 +119,255 @@ class FakeGuest:
     def abort_job(self) -> None:
         self._note("abort")
 
+    def is_paused_by_somebody(self) -> None:
+        self._state = "paused"
+
     def dump_ends(self) -> None:
         """libvirt resumes the guest at the end of every dump."""
         self._state = "running"
 
-    def dump_until(self, call: str, times: int = 1) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.calls.count(call) >= times, 5), self.calls
 
-    def dump_until_paused(self) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._state == "paused", 5), self.calls
+class DumpClock(Clock):
+    """A clock that goes on only when the test says so; counts how often it was waited for."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+        self._looks = 0
+        self._looked = threading.Condition()
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def wait(self, event: threading.Event | threading.Condition, timeout_s: float) -> bool:
+        if threading.current_thread().name.startswith("watch"):
+            with self._looked:
+                self._looks += 1
+                self._looked.notify_all()
+        return event.wait(0.001)
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time pass, until the supervisor has looked and done what the time demands."""
+        self.time_s += seconds
+        self.let_look()
+
+    def let_look(self, times: int = 1) -> None:
+        """Return when the supervisor has looked so often, and done what it saw fit."""
+        with self._looked:
+            # The look that is under way may have begun before the change.
+            wanted = self._looks + times + 1
+            assert self._looked.wait_for(lambda: self._looks >= wanted, 60)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_dump, "_LOOK_EVERY_S", 0.002)
-    monkeypatch.setattr(memory_dump, "_FLUSH_EVERY_S", 0.001)
+class Notes:
+    """What an observer was told, each with the calls that the guest had had by then."""
+
+    def __init__(self, guest: FakeGuest) -> None:
+        self._guest = guest
+        self.told: list[tuple[str, list[str]]] = []
+        self.warnings: list[str] = []
+
+    def changes_downtime(self, original_ms: int) -> None:
+        self._tell(f"changes {original_ms}")
+
+    def restored_downtime(self) -> None:
+        self._tell("restored")
+
+    def pauses(self) -> None:
+        self._tell("pauses")
+
+    def warns(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def _tell(self, what: str) -> None:
+        self.told.append((what, list(self._guest.calls)))
 
 
-class Watched:
-    """A guest, its image, and a watch with the limits of the test."""
+class Supervised:
+    """A guest, its image of at most 1000 bytes, and a supervisor with the limits of the test."""
 
     def __init__(self, image: Path) -> None:
         image.touch()
         self.guest = FakeGuest()
         self.image = image
+        self.clock = DumpClock()
         self.cancelled = threading.Event()
-        self.said: list[str] = []
-        self.noted: list[tuple[dict[str, object], list[str]]] = []
+        self.notes = Notes(self.guest)
 
-    def watch(self, **limits: float) -> DumpSupervisor:
-        changed = Limits(**limits)  # type: ignore[arg-type]
+    def dump(self, limits: Limits = LIMITS, *, stays_paused: bool = False) -> DumpSupervisor:
+        dump = Dump(self.image, 1000, stays_paused)
         return DumpSupervisor(
-            self.guest,
-            self.image,
-            1000,
-            changed,
-            self.cancelled,
-            self.said.append,
-            lambda **changes: self._note(changes),
+            self.guest, dump, limits, self.notes, self.cancelled, clock=self.clock
         )
-
-    def _note(self, changes: dict[str, object]) -> None:
-        self.noted.append((changes, list(self.guest.calls)))
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Watched:
-    return Watched(tmp_path / "memory.img")
+def supervised(tmp_path: Path) -> Supervised:
+    return Supervised(tmp_path / "memory.img")
 
 
-def test_an_easy_dump_changes_only_the_allowed_pause(watched: Watched) -> None:
-    with watched.watch():
-        assert watched.guest.pause_ms == 30
-        time.sleep(0.02)
-    assert watched.guest.calls == ["allow 30", "allow 300"]
-    assert watched.said == []
+def test_an_easy_dump_changes_only_the_allowed_pause(supervised: Supervised) -> None:
+    with supervised.dump():
+        assert supervised.guest.pause_ms == 30
+        supervised.clock.let_look(3)
+    assert supervised.guest.calls == ["allow 30", "allow 300"]
+    assert supervised.notes.warnings == []
 
 
-def test_pause_is_raised_step_by_step(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allowed_pause_is_raised_step_by_step(supervised: Supervised) -> None:
+    with supervised.dump():
+        for seconds in (19, 1, 5, 5, 40):
+            supervised.clock.pass_s(seconds)
+    allowed = ("allow 30", "allow 60", "allow 120", "allow 1000", "allow 300")
+    assert supervised.guest.calls == list(allowed)
+
+
+def test_the_allowed_pause_is_never_lowered(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = iter([allow(pause_ms) for pause_ms in (30, 60, 60, 120, 90)])
     monkeypatch.setattr(memory_dump, "decide", lambda *_, **__: next(table, allow(1000)))
-    with watched.watch():
-        watched.guest.dump_until("allow 1000")
-    assert watched.guest.calls == [f"allow {pause_ms}" for pause_ms in (30, 60, 120, 1000, 300)]
+    with supervised.dump():
+        supervised.clock.let_look(6)
+    assert supervised.guest.calls == [f"allow {pause_ms}" for pause_ms in (30, 60, 120, 1000, 300)]
 
 
 @pytest.mark.parametrize(
-    ("limits", "image"),
+    ("after_s", "image"),
     [
-        pytest.param({"dump_pause_after_s": 0.01}, None, id="for its time"),
-        pytest.param({"dump_pause_after_s": 60}, b"x" * 1501, id="for its size"),
+        pytest.param(80, b"", id="for its time"),
+        pytest.param(0, b"x" * 1501, id="for its size"),
     ],
 )
 def test_guest_is_paused_once_to_finish(
-    watched: Watched, limits: dict[str, float], image: bytes | None
+    supervised: Supervised, after_s: float, image: bytes
 ) -> None:
-    if image:
-        watched.image.write_bytes(image)
-    with watched.watch(**limits):
-        watched.guest.dump_until_paused()
-        time.sleep(0.02)
-        watched.guest.dump_ends()
-    assert watched.guest.calls == ["allow 30", "suspend", "allow 300"]
-    assert watched.said == ["its RAM changes faster than it can be written: pausing it to finish"]
+    supervised.image.write_bytes(image)
+    with supervised.dump():
+        supervised.clock.pass_s(after_s)
+        assert supervised.guest.state() == "paused"
+        supervised.clock.let_look(3)
+        supervised.guest.dump_ends()
+    assert supervised.guest.calls == ["allow 30", "suspend", "allow 300"]
+    assert supervised.notes.warnings == [
+        "its RAM changes faster than it can be written: pausing it to finish"
+    ]
 
 
-def test_a_pause_that_comes_after_the_dump_does_not_stay(watched: Watched) -> None:
-    with watched.watch(dump_pause_after_s=0.01):
-        watched.guest.dump_until_paused()
-    assert watched.guest.calls == ["allow 30", "suspend", "resume", "allow 300"]
-    assert watched.guest.state() == "running"
+@pytest.mark.parametrize("stays_paused", [False, True])
+def test_a_pause_that_comes_after_the_dump(supervised: Supervised, stays_paused: bool) -> None:
+    with supervised.dump(stays_paused=stays_paused):
+        supervised.clock.pass_s(80)
+    resumed = [] if stays_paused else ["resume"]
+    assert supervised.guest.calls == ["allow 30", "suspend", *resumed, "allow 300"]
+    assert supervised.guest.state() == ("paused" if stays_paused else "running")
 
 
-def test_a_guest_that_somebody_else_paused_is_left_alone(watched: Watched) -> None:
-    with watched.watch():
-        watched.guest._state = "paused"
-    assert watched.guest.calls == ["allow 30", "allow 300"]
+def test_a_guest_that_somebody_else_paused_is_not_resumed(supervised: Supervised) -> None:
+    with supervised.dump():
+        supervised.guest.is_paused_by_somebody()
+    assert supervised.guest.calls == ["allow 30", "allow 300"]
 
 
-def test_what_cannot_be_resumed_is_said(watched: Watched) -> None:
-    watched.guest.failing = {"resume": 9}
-    with watched.watch(dump_pause_after_s=0.01):
-        watched.guest.dump_until_paused()
-    assert watched.said[1:] == ["it may still be paused, as it could not be resumed: no resume"]
-    assert watched.guest.pause_ms == 300
+def test_a_guest_that_cannot_be_resumed_is_warned_of(supervised: Supervised) -> None:
+    supervised.guest.failing = {"resume": 9}
+    with supervised.dump():
+        supervised.clock.pass_s(80)
+    assert supervised.notes.warnings[1:] == [
+        "it may still be paused, as it could not be resumed: no resume"
+    ]
+    assert supervised.guest.pause_ms == 300
 
 
 @pytest.mark.parametrize(
-    ("deadline_s", "cancelled"),
-    [pytest.param(0.01, False, id="deadline"), pytest.param(300, True, id="cancelled")],
+    ("after_s", "cancelled"),
+    [pytest.param(300, False, id="deadline"), pytest.param(0, True, id="cancelled")],
 )
-def test_aborted(watched: Watched, deadline_s: float, cancelled: bool) -> None:
+def test_aborted(supervised: Supervised, after_s: float, cancelled: bool) -> None:
     if cancelled:
-        watched.cancelled.set()
-    with (
-        pytest.raises(LibvirtFailed, match="aborted"),
-        watched.watch(dump_abort_after_s=deadline_s),
-    ):
-        watched.guest.dump_until("abort")
+        supervised.cancelled.set()
+    with pytest.raises(LibvirtFailed, match="aborted"), supervised.dump():
+        supervised.clock.pass_s(after_s)
         raise LibvirtFailed("aborted")
-    assert set(watched.guest.calls) == {"allow 30", "abort", "allow 300"}
-    assert watched.guest.calls[-1] == "allow 300"
+    assert set(supervised.guest.calls) == {"allow 30", "abort", "allow 300"}
+    assert supervised.guest.calls[-1] == "allow 300"
 
 
-def test_what_is_changed_is_written_down_before(watched: Watched) -> None:
-    with watched.watch(dump_pause_after_s=0.01):
-        watched.guest.dump_until_paused()
-        watched.guest.dump_ends()
-    assert watched.noted == [
-        ({"original_downtime_ms": 300}, []),
-        ({"paused": True}, ["allow 30"]),
-        ({"original_downtime_ms": None}, ["allow 30", "suspend", "allow 300"]),
+def test_the_observer_is_told_before_a_change(supervised: Supervised) -> None:
+    with supervised.dump():
+        supervised.clock.pass_s(80)
+        supervised.guest.dump_ends()
+    assert supervised.notes.told == [
+        ("changes 300", []),
+        ("pauses", ["allow 30"]),
+        ("restored", ["allow 30", "suspend", "allow 300"]),
     ]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_nobody_suffers_while_the_job_of_somebody_else_is_waited_for(
-    watched: Watched, cancelled: bool
+def test_no_pause_and_no_abort_before_the_dump_begins(
+    supervised: Supervised, cancelled: bool
 ) -> None:
-    watched.image.unlink()
-    with watched.watch(dump_pause_after_s=0.01, dump_abort_after_s=99):
+    """libvirt waits for the job of somebody else."""
+    supervised.image.unlink()
+    with supervised.dump():
         if cancelled:
-            watched.cancelled.set()
-        time.sleep(0.05)
-        assert not {"abort", "suspend"} & set(watched.guest.calls)
-        watched.cancelled.set()
-        watched.image.touch()
-        watched.guest.dump_until("abort")
+            supervised.cancelled.set()
+        supervised.clock.pass_s(80)
+        supervised.clock.pass_s(300)
+        assert not {"abort", "suspend"} & set(supervised.guest.calls)
+        supervised.image.touch()
+        supervised.clock.let_look()
+        assert "abort" in supervised.guest.calls
 
 
-def test_abort_is_tried_again(watched: Watched) -> None:
-    watched.guest.failing = {"abort": 3}
-    watched.cancelled.set()
-    with watched.watch():
-        watched.guest.dump_until("abort", times=4)
-    assert watched.guest.failing == {"abort": 0}
+def test_abort_is_tried_again(supervised: Supervised) -> None:
+    supervised.guest.failing = {"abort": 3}
+    supervised.cancelled.set()
+    with supervised.dump():
+        supervised.clock.let_look(4)
+    assert supervised.guest.failing == {"abort": 0}
+    assert supervised.guest.calls.count("abort") >= 4
 
 
-def test_suspend_is_tried_again(watched: Watched) -> None:
-    watched.guest.failing = {"suspend": 2}
-    with watched.watch(dump_pause_after_s=0.01):
-        watched.guest.dump_until_paused()
-        watched.guest.dump_ends()
-    assert watched.guest.calls == ["allow 30", *["suspend"] * 3, "allow 300"]
+def test_suspend_is_tried_again(supervised: Supervised) -> None:
+    supervised.guest.failing = {"suspend": 2}
+    with supervised.dump():
+        supervised.clock.pass_s(80)
+        supervised.clock.let_look(3)
+        supervised.guest.dump_ends()
+    assert supervised.guest.calls == ["allow 30", *["suspend"] * 3, "allow 300"]
 
 
 @pytest.mark.parametrize("failure", [LibvirtFailed("no dump"), DomainGone("gone"), OSError("no")])
-def test_old_pause_comes_back_when_the_dump_fails(watched: Watched, failure: Exception) -> None:
-    with pytest.raises(type(failure), match=str(failure)), watched.watch():
+def test_the_allowed_pause_is_restored_when_the_dump_fails(
+    supervised: Supervised, failure: Exception
+) -> None:
+    with pytest.raises(type(failure), match=str(failure)), supervised.dump():
         raise failure
-    assert watched.guest.pause_ms == 300
+    assert supervised.guest.pause_ms == 300
 
 
-def test_old_pause_that_cannot_be_put_back_is_said(watched: Watched) -> None:
-    watched.guest.failing = {"allow 300": 1}
-    with watched.watch():
+def test_an_allowed_pause_that_cannot_be_restored_is_warned_of(supervised: Supervised) -> None:
+    supervised.guest.failing = {"allow 300": 1}
+    with supervised.dump():
         pass
-    assert watched.said == ["its allowed pause could not be put back to 300 ms: no allow 300"]
-    # So that leave puts it back.
-    assert watched.noted == [({"original_downtime_ms": 300}, [])]
+    assert supervised.notes.warnings == [
+        "its allowed pause could not be put back to 300 ms: no allow 300"
+    ]
+    # So the journal still says so, and release restores it.
+    assert supervised.notes.told == [("changes 300", [])]
 
 
-def test_no_thread_begins_where_the_pause_cannot_be_set(watched: Watched) -> None:
-    watched.guest.failing = {"allow 30": 1}
+def test_no_thread_begins_where_the_allowed_pause_cannot_be_set(supervised: Supervised) -> None:
+    supervised.guest.failing = {"allow 30": 1}
     before = threading.active_count()
-    with pytest.raises(LibvirtFailed, match="no allow 30"), watched.watch():
+    with pytest.raises(LibvirtFailed, match="no allow 30"), supervised.dump():
         pytest.fail("the dump must not begin")
     assert threading.active_count() == before
 
 
 def test_image_is_flushed_from_its_first_byte_on(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed = threading.Event()
     sync = os.fdatasync
@@ -326,10 +377,10 @@ def test_image_is_flushed_from_its_first_byte_on(
         flushed.set()
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    watched.image.unlink()
+    supervised.image.unlink()
     before = threading.active_count()
-    with watched.watch():
+    with supervised.dump():
         assert not flushed.wait(0.02)
-        watched.image.write_bytes(b"RAM")
-        assert flushed.wait(5)
+        supervised.image.write_bytes(b"RAM")
+        assert flushed.wait(60)
     assert threading.active_count() == before

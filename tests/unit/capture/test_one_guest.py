@@ -18,8 +18,8 @@ from tests.fakes.capture_scene import (
     no_dump,
     no_file_system,
     no_freeze,
-    no_guard,
     no_overlay,
+    no_watchdog,
     pre_freeze_fails,
     shareable,
     silent,
@@ -28,7 +28,12 @@ from tests.fakes.capture_scene import (
     thaws_under_the_overlay,
     too_busy,
 )
+from zvmsnap.capture import one_guest
 from zvmsnap.config.level import ConsistencyLevel
+
+
+def test_every_level_can_be_reached() -> None:
+    assert set(one_guest.LEVELS) == set(ConsistencyLevel)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +93,18 @@ REACHED = [
     pytest.param("memory,quiesced,crash", too_busy, True, QUIESCED, ABORTED, id="but without RAM"),
     pytest.param("paused", no_dump, False, CRASH, "dump: no dump", id="paused, no dump"),
     pytest.param(
-        "paused,memory", no_guard, True, MEMORY, "no guard is", id="paused, memory needs none"
+        "paused,memory",
+        no_watchdog,
+        True,
+        MEMORY,
+        "no watchdog runs",
+        id="paused, memory needs none",
     ),
-    pytest.param("paused", no_guard, False, CRASH, "no guard is there", id="paused, no guard"),
-    pytest.param("quiesced", no_guard, False, CRASH, "barrier: no guard is there", id="no guard"),
-    pytest.param("memory", no_guard, True, MEMORY, None, id="memory needs no guard"),
+    pytest.param("paused", no_watchdog, False, CRASH, "no watchdog runs", id="paused, no watchdog"),
+    pytest.param(
+        "quiesced", no_watchdog, False, CRASH, "barrier: no watchdog runs", id="no watchdog"
+    ),
+    pytest.param("memory", no_watchdog, True, MEMORY, None, id="memory needs no watchdog"),
     pytest.param("quiesced", no_channel, True, CRASH, "it has no channel", id="no channel"),
     pytest.param(
         "quiesced", disconnected, True, CRASH, "its agent is not connected", id="no agent"

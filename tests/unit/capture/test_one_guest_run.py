@@ -1,4 +1,4 @@
-"""Several types, several guests, and what an earlier moment has left."""
+"""Several types, several guests, and runs that are not finished."""
 
 import math
 import time
@@ -136,7 +136,7 @@ def test_an_invalid_property_is_told_and_the_configuration_counts(
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "line", "later"),
+    ("first", "second", "line", "later"),
     [
         pytest.param("memory", "paused", "snapshot", "> staging", id="memory, paused"),
         pytest.param("memory", "quiesced", "snapshot", "freeze", id="memory, quiesced"),
@@ -145,10 +145,10 @@ def test_an_invalid_property_is_told_and_the_configuration_counts(
     ],
 )
 @pytest.mark.parametrize("names", [("db", "web"), ("web", "db")])
-def test_who_stands_still_does_so_last(
-    scene: Scene, first: str, then: str, line: str, later: str, names: tuple[str, str]
+def test_guests_are_held_last(
+    scene: Scene, first: str, second: str, line: str, later: str, names: tuple[str, str]
 ) -> None:
-    for name, uuid, mode in zip(names, (UUID, OTHER), (first, then), strict=True):
+    for name, uuid, mode in zip(names, (UUID, OTHER), (first, second), strict=True):
         scene.add(name, uuid)
         scene.modes[f"tank/{name}"] = {"": f"{mode},required"}
     scene.when[f"{names[0]} {line}"] = lambda: time.sleep(0.1)
@@ -157,14 +157,14 @@ def test_who_stands_still_does_so_last(
     assert scene.trace.index(done) < scene.trace.index(f"{names[1]} {later}")
 
 
-def test_guests_that_freeze_do_so_at_one_time(scene: Scene) -> None:
+def test_guests_are_frozen_at_one_time(scene: Scene) -> None:
     for name, uuid in (("web", UUID), ("db", OTHER)):
         scene.add(name, uuid)
         scene.modes[f"tank/{name}"] = {"": "quiesced"}
     scene.when["web > definition"] = lambda: time.sleep(0.1)
     assert scene.pre()
     assert {entry.level for entry in scene.entries()} == {QUIESCED}
-    # db came first, and has waited.
+    # db came first, and waited.
     assert scene.trace.index("web > barrier") < scene.trace.index("db > freeze")
 
 
@@ -189,7 +189,7 @@ def test_no_ram_is_dumped_while_another_guest_is_frozen(scene: Scene) -> None:
     web, db = sorted(scene.entries(), key=lambda entry: entry.domain, reverse=True)
     assert (web.level, db.level) == (QUIESCED, CRASH)
     assert db.reason and db.reason.endswith(
-        "freeze: hook failed; no RAM is dumped while other guests of this moment stand still"
+        "freeze: hook failed; no RAM is dumped while other guests of this run are held"
     )
     assert "db snapshot" not in scene.trace
 
@@ -206,7 +206,7 @@ def test_a_guest_that_fails_keeps_no_other(scene: Scene, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("mode", ["memory", "paused", "quiesced", "crash"])
-def test_what_the_last_moment_has_left_is_ended_first(scene: Scene, mode: str) -> None:
+def test_the_last_run_is_finished_first(scene: Scene, mode: str) -> None:
     guest = scene.add()
     scene.modes["tank/web"] = {"": mode}
     assert scene.pre()
@@ -216,13 +216,13 @@ def test_what_the_last_moment_has_left_is_ended_first(scene: Scene, mode: str) -
     (second,) = scene.entries()
     assert (second.level, second.capture == first.capture) == (first.level, False)
     scene.assert_at_rest(but=second)
-    let_go = {"memory": "pivot vda", "paused": "resume", "quiesced": "thaw", "crash": "> close"}
-    assert let_go[mode] in scene.trace[done : scene.trace.index("> staging", done)]
+    released = {"memory": "pivot vda", "paused": "resume", "quiesced": "thaw", "crash": "> close"}
+    assert released[mode] in scene.trace[done : scene.trace.index("> staging", done)]
     after_snapshot.finish_interrupted(scene.config, scene.host, guest, second)
     scene.assert_at_rest()
 
 
-def test_a_moment_of_another_sanoid_that_runs_is_waited_for(
+def test_a_run_of_another_sanoid_is_waited_for(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene.change(limits=Limits(lock_timeout_s=0.05))
@@ -234,19 +234,24 @@ def test_a_moment_of_another_sanoid_that_runs_is_waited_for(
     done = scene.trace[:]
     assert not scene.pre()
     assert (scene.trace, agent_of(guest).frozen) == (done, True)
-    assert f"moment {MOMENT} of tank/web is under way (sanoid has pid {OWNER.pid})" in caplog.text
+    assert f"run {MOMENT} of tank/web is under way (sanoid has pid {OWNER.pid})" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("post_within_s", "mode", "begins"),
     [
-        pytest.param(math.inf, "memory", ["arm", "> staging"], id="sanoid's"),
+        pytest.param(math.inf, "memory", ["start watchdog", "> staging"], id="sanoid's"),
         pytest.param(0, "memory", ["> staging"], id="a script's, which may not call post"),
-        pytest.param(math.inf, "paused", ["arm", "guard", "> staging"], id="sanoid's, paused"),
-        pytest.param(0, "paused", ["guard", "> staging"], id="a script's, paused"),
+        pytest.param(
+            math.inf,
+            "paused",
+            ["start watchdog", "require watchdog", "> staging"],
+            id="sanoid's, paused",
+        ),
+        pytest.param(0, "paused", ["require watchdog", "> staging"], id="a script's, paused"),
     ],
 )
-def test_guard(scene: Scene, post_within_s: float, mode: str, begins: list[str]) -> None:
+def test_watchdog(scene: Scene, post_within_s: float, mode: str, begins: list[str]) -> None:
     scene.add()
     scene.modes["tank/web"] = {"": mode}
     assert scene.pre(post_within_s=post_within_s)
@@ -265,7 +270,7 @@ def test_guest_that_vanishes_meanwhile(scene: Scene, mode: str, call: str) -> No
 
     guest.at[call] = vanish
     assert not scene.pre()
-    # That it was, and what there is of it, is for the next hook.
-    (left,) = scene.entries()
-    after_snapshot.end(scene.config, scene.host, left)
+    # Its entry stays open, for the next hook.
+    (entry,) = scene.entries()
+    after_snapshot.end(scene.config, scene.host, entry)
     assert scene.entries() == []

@@ -34,7 +34,7 @@ UNDONE = [
         "paused,crash",
         half_an_image,
         ["> read header", "> undo dump", "> let go", "resume", "> tidy", "> undo staging"],
-        id="judge, after it stands still",
+        id="read header, when it is paused",
     ),
     pytest.param(
         "memory,crash",
@@ -50,12 +50,19 @@ UNDONE = [
             ),
             *("> tidy", "> undo staging"),
         ],
-        id="judge, on its overlay",
+        id="read header, on its overlay",
     ),
     pytest.param(
         "quiesced,crash",
         pre_freeze_fails,
-        ["> pre-freeze", "guard", "> undo pre-freeze", "> let go", "> tidy", "> undo staging"],
+        [
+            "> pre-freeze",
+            "require watchdog",
+            "> undo pre-freeze",
+            "> let go",
+            "> tidy",
+            "> undo staging",
+        ],
         id="pre-freeze",
     ),
     pytest.param(
@@ -120,7 +127,7 @@ def test_post_thaw_follows_the_thaw(scene: Scene, overlay: bool) -> None:
     assert (scene.root / "ran").read_text() == "pre\npost\n"
 
 
-def test_what_cannot_be_undone_is_left_to_the_next_hook(
+def test_what_cannot_be_undone_is_undone_by_the_next_hook(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     guest = scene.add()

@@ -26,9 +26,9 @@ NAME = "before-upgrade"
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
-    found = Pool(tmp_path)
-    found.install(monkeypatch)
-    return found
+    fake = Pool(tmp_path)
+    fake.install(monkeypatch)
+    return fake
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def db(host: FakeHost) -> FakeGuest:
 
 def both(config: Config, host: FakeHost, hold: str | None = None) -> list[RestorePoint]:
     planned = take.plan(host, ["web", "db"], None, NAME)
-    return take.take(config, planned, hold, threading.Event())
+    return take.execute(config, planned, hold, threading.Event())
 
 
 def assert_at_rest(config: Config, *guests: FakeGuest) -> None:
@@ -61,17 +61,17 @@ def assert_at_rest(config: Config, *guests: FakeGuest) -> None:
 def test_two_guests_at_one_instant(
     pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
 ) -> None:
-    found = both(config, host, hold="audit")
-    assert sorted(point.name for point in found) == [f"db@{NAME}", f"web@{NAME}"]
-    assert {point.manifest.level for point in found} == {ConsistencyLevel.PAUSED}
+    points = both(config, host, hold="audit")
+    assert sorted(point.name for point in points) == [f"db@{NAME}", f"web@{NAME}"]
+    assert {point.manifest.level for point in points} == {ConsistencyLevel.PAUSED}
     assert sorted(pool.present) == [f"{DB}@{NAME}", f"{WEB}@{NAME}"]
     assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
-    for point in found:
+    for point in points:
         assert Liveness(pool.present, frozenset({"tank"})).complete_names(point.manifest) == [NAME]
     assert_at_rest(config, web, db)
 
 
-def test_one_guest_fails_and_none_has_a_part(
+def test_one_guest_fails_and_none_has_a_point(
     pool: Pool, config: Config, host: FakeHost, web: FakeGuest, db: FakeGuest
 ) -> None:
     def fail() -> None:
@@ -104,7 +104,7 @@ def test_interrupted(
     web.at["snapshot"] = cancelled.set
     planned = take.plan(host, ["web", "db"], None, NAME)
     with pytest.raises(Exception, match="interrupted"):
-        take.take(config, planned, None, cancelled)
+        take.execute(config, planned, None, cancelled)
     assert pool.present == {}
     assert_at_rest(config, web, db)
 
@@ -121,7 +121,7 @@ def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHost, db: Fak
 REFUSED = [
     pytest.param(["nix"], NAME, GuestNotFound, "nix: libvirt has no such guest", id="no guest"),
     pytest.param(["web"], "a/b", TakeRefused, "is no name of a snapshot", id="no name"),
-    pytest.param(["web"], "there", TakeRefused, "tank/web@there: exists", id="name is taken"),
+    pytest.param(["web"], "old", TakeRefused, "tank/web@old: exists", id="name is taken"),
     pytest.param(["db"], NAME, TakeRefused, "db: has no disk on ZFS, or all", id="left out"),
 ]
 
@@ -130,7 +130,7 @@ REFUSED = [
 def test_refused(
     pool: Pool, host: FakeHost, domains: list[str], name: str, kind: type, why: str
 ) -> None:
-    pool.present[f"{WEB}@there"] = Snapshot(WEB, "there", 1, 1)
+    pool.present[f"{WEB}@old"] = Snapshot(WEB, "old", 1, 1)
     pool.datasets[DB] = Dataset(DB, "filesystem", False, mode="off")
     with pytest.raises(kind, match=why):
         take.plan(host, domains, None, name)
@@ -140,45 +140,45 @@ def test_snapshots_of_another_take_stay(
     pool: Pool, config: Config, host: FakeHost, web: FakeGuest
 ) -> None:
     """Two of them in one second make up the same name."""
-    wanted = take.plan(host, ["web", "db"], None, NAME)
+    planned = take.plan(host, ["web", "db"], None, NAME)
     pool.present[f"{WEB}@{NAME}"] = Snapshot(WEB, NAME, 99, 1)
     web.at["snapshot"] = lambda: (_ for _ in ()).throw(LibvirtFailed("no dump"))
     with pytest.raises(TakeFailed, match="not every guest"):
-        take.take(config, wanted, None, threading.Event())
+        take.execute(config, planned, None, threading.Event())
     pool.fails_after = 0
     with pytest.raises(TakeFailed, match="out of space"):
-        take.take(config, wanted, None, threading.Event())
+        take.execute(config, planned, None, threading.Event())
     assert f"{WEB}@{NAME}" in pool.present
 
 
 @pytest.fixture
-def vault_is_away(config: Config) -> None:
+def vault_is_missing(config: Config) -> None:
     vault.claim(config)
     (config.vault_dir / vault.MARK).unlink()
 
 
-@pytest.mark.usefixtures("vault_is_away")
+@pytest.mark.usefixtures("vault_is_missing")
 def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHost) -> None:
-    wanted = take.plan(host, ["web", "db"], None, NAME)
-    with pytest.raises(TakeFailed, match="its snapshots are there"):
-        take.take(config, wanted, "audit", threading.Event())
+    planned = take.plan(host, ["web", "db"], None, NAME)
+    with pytest.raises(TakeFailed, match="its snapshots exist"):
+        take.execute(config, planned, "audit", threading.Event())
     assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
     assert len(pool.present) == len(Journal(config.journal_dir).entries()) == 2
 
 
-def test_one_is_let_go_before_the_snapshots(pool: Pool, config: Config, host: FakeHost) -> None:
+def test_one_is_resumed_before_the_snapshots(pool: Pool, config: Config, host: FakeHost) -> None:
     """Its RAM was dumped in a second; that of the other one took longer than max_freeze_s."""
     web = host.known[0]
 
-    def let_go() -> None:
+    def resume() -> None:
         for entry in Journal(config.journal_dir).entries():
             if entry.uuid == web.uuid:
-                assert thaw.release(web, entry) == "paused"
+                assert thaw.resume_or_thaw_unlocked(web, entry) == "paused"
 
-    pool.when_taken = let_go
-    wanted = take.plan(host, ["web", "db"], None, NAME, "paused")
+    pool.when_taken = resume
+    planned = take.plan(host, ["web", "db"], None, NAME, "paused")
     with pytest.raises(TakeFailed, match="web: it went on before its snapshot"):
-        take.take(config, wanted, None, threading.Event())
+        take.execute(config, planned, None, threading.Event())
     assert (pool.present, vault.read(config)[0]) == ({}, [])
     assert Journal(config.journal_dir).entries() == []
 
@@ -250,7 +250,7 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "level", "still"),
+    ("mode", "level", "is_held"),
     [
         pytest.param("memory", ConsistencyLevel.PAUSED, True, id="memory: paused together"),
         pytest.param("quiesced", ConsistencyLevel.QUIESCED, True, id="frozen together"),
@@ -258,7 +258,7 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
     ],
 )
 @pytest.mark.parametrize("overlay", [False, True])
-def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
+def test_several_guests_are_held_at_the_instant_of_the_snapshots(
     pool: Pool,
     config: Config,
     host: FakeHost,
@@ -266,24 +266,24 @@ def test_several_guests_stand_still_at_the_instant_of_the_snapshots(
     db: FakeGuest,
     mode: str,
     level: ConsistencyLevel,
-    still: bool,
+    is_held: bool,
     overlay: bool,
 ) -> None:
     config = msgspec.structs.replace(config, quiesce_overlay=overlay)
     web.agent, db.agent = FakeAgent(), FakeAgent()
-    seen: list[bool] = []
+    held: list[bool] = []
 
     def look() -> None:
         for guest in (web, db):
             assert guest.agent
             assert guest.live["vda"].endswith("/a.raw")
-            seen.append(bool(guest.stands_still) or guest.agent.frozen)
+            held.append(bool(guest.stands_still) or guest.agent.frozen)
 
     pool.when_taken = look
     planned = take.plan(host, ["web", "db"], None, NAME, f"{mode},required")
-    found = take.take(config, planned, None, threading.Event())
-    assert seen == [still, still]
-    assert [point.manifest.level for point in found] == [level, level]
+    points = take.execute(config, planned, None, threading.Event())
+    assert held == [is_held, is_held]
+    assert [point.manifest.level for point in points] == [level, level]
     assert_at_rest(config, web, db)
 
 
@@ -295,7 +295,7 @@ def test_one_guest_alone_may_be_thawed_at_once(
     frozen: list[bool] = []
     pool.when_taken = lambda: frozen.append(web.agent is not None and web.agent.frozen)
     planned = take.plan(host, ["web"], None, NAME, "quiesced")
-    (point,) = take.take(config, planned, None, threading.Event())
+    (point,) = take.execute(config, planned, None, threading.Event())
     assert (frozen, point.manifest.level) == ([False], ConsistencyLevel.QUIESCED)
     assert_at_rest(config, web)
 

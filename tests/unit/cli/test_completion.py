@@ -15,17 +15,17 @@ THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
 
 
 @pytest.fixture
-def known(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
+def points(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
     return [
         RestorePoint(
-            Path("/v", domain, moment),
+            Path("/v", domain, run_name),
             manifest(
                 domain=domain,
-                run=moment,
-                snapshots=(SnapshotRef("t/x", f"{moment}_hourly", 1, 1),),
+                run=run_name,
+                snapshots=(SnapshotRef("t/x", f"{run_name}_hourly", 1, 1),),
             ),
         )
-        for domain, moment in (("web", THREE), ("web", FOUR), ("mail", THREE), ("wiki", THREE))
+        for domain, run_name in (("web", THREE), ("web", FOUR), ("mail", THREE), ("wiki", THREE))
     ]
 
 
@@ -41,11 +41,11 @@ def known(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
         pytest.param("x", [], id="no such guest"),
     ],
 )
-def test_words(known: list[RestorePoint], incomplete: str, expected: list[str]) -> None:
-    assert completion.words(known, incomplete) == expected
+def test_words(points: list[RestorePoint], incomplete: str, expected: list[str]) -> None:
+    assert completion.words(points, incomplete) == expected
 
 
-def test_what_needs_quotes_is_not_offered(manifest: Callable[..., Manifest]) -> None:
+def test_no_completion_that_needs_quotes(manifest: Callable[..., Manifest]) -> None:
     point = RestorePoint(Path("/v/$(x)/m"), manifest(domain="$(x)"))
     assert completion.words([point], "") == []
 
@@ -86,18 +86,18 @@ def test_join_words_of_bash(words: str, at: int, joined: str, cut_off: str) -> N
         {"_ZVMSNAP_COMPLETE": "complete_bash", "COMP_WORDS": "zvmsnap\nx", "COMP_CWORD": "2"},
     ],
 )
-def test_other_environments_stay_as_they_are(environ: dict[str, str]) -> None:
+def test_other_environments_are_not_changed(environ: dict[str, str]) -> None:
     before = dict(environ)
     completion.join_words_of_bash(environ)
     assert environ == before
 
 
 @pytest.fixture
-def command(tmp_path: Path, known: list[RestorePoint]) -> Path:
+def command(tmp_path: Path, points: list[RestorePoint]) -> Path:
     """The command `zvmsnap` in a directory of its own, and a vault with points."""
     keys = ("staging", "vault", "journal", "locks")
     (tmp_path / "config.toml").write_text("".join(f'{k} = "{tmp_path / k}"\n' for k in keys))
-    for number, point in enumerate(known):
+    for number, point in enumerate(points):
         incoming = vault.incoming(tmp_path / "vault", point.manifest.domain, f"c{number}")
         vault.publish(incoming, point.manifest)
     script = tmp_path / "bin" / "zvmsnap"

@@ -1,17 +1,11 @@
-import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from zvmsnap.cli import render
-from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.journal import describe
-from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.operation import CloneOperation, RestoreOperation, StartState
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
@@ -27,7 +21,7 @@ TWO_DISKS = (
     Disk("vda", "file", "raw", "/tank/a/x", "tank/a", "x"),
     Disk("vdb", "block", "raw", "/dev/zvol/tank/b", "tank/b", ""),
 )
-TIES = (SnapshotRef("tank/a", "m_daily", 1, 1), SnapshotRef("tank/b", "m_daily", 2, 2))
+SNAPSHOTS = (SnapshotRef("tank/a", "m_daily", 1, 1), SnapshotRef("tank/b", "m_daily", 2, 2))
 
 
 def live(snapshots: Mapping[str, int], *pools: str) -> Liveness:
@@ -55,7 +49,7 @@ def test_size(count_bytes: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("taken", "text"),
+    ("time", "text"),
     [
         ("2026-11-21T11:59:30+00:00", "30s"),
         ("2026-11-21T11:55:00+00:00", "5m"),
@@ -64,8 +58,8 @@ def test_size(count_bytes: int, text: str) -> None:
         ("2026-11-21T12:00:09+00:00", "0s"),
     ],
 )
-def test_age(taken: str, text: str) -> None:
-    assert render.age(taken, NOW) == text
+def test_age(time: str, text: str) -> None:
+    assert render.age(time, NOW) == text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +86,7 @@ def test_age(taken: str, text: str) -> None:
             ("tank",),
             ConsistencyLevel.MEMORY,
             None,
-            "no name is complete over all disks: its RAM fits none",
+            "no snapshot name is left on all its disks: its RAM fits none of them",
             id="one disk of two",
         ),
         pytest.param(
@@ -100,7 +94,7 @@ def test_age(taken: str, text: str) -> None:
             ("tank",),
             ConsistencyLevel.MEMORY,
             None,
-            "no name is complete over all disks: its RAM fits none",
+            "no snapshot name is left on all its disks: its RAM fits none of them",
             id="a disk's name taken again",
         ),
         pytest.param(
@@ -122,41 +116,47 @@ def test_note(
     reason: str | None,
     text: str,
 ) -> None:
-    point = manifest(disks=TWO_DISKS, snapshots=TIES, level=level, reason=reason)
+    point = manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS, level=level, reason=reason)
     assert render.note(point, live(present, *pools)) == text
 
 
 def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
     fine = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
-    point = manifest(disks=TWO_DISKS, snapshots=TIES, tpm_warning="TPM passed through")
+    point = manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS, tpm_warning="TPM passed through")
     assert render.note(point, fine) == "TPM passed through"
     point = manifest(
-        disks=TWO_DISKS, snapshots=TIES, level=ConsistencyLevel.CRASH, reason="r", tpm_warning="t"
+        disks=TWO_DISKS,
+        snapshots=SNAPSHOTS,
+        level=ConsistencyLevel.CRASH,
+        reason="r",
+        tpm_warning="t",
     )
     assert render.note(point, fine) == "r; t"
-    lines = render.details(RestorePoint(Path("/v/web/m"), point), fine)
+    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine)
     assert [line for line in lines if line.startswith(("  note ", "  TPM "))] == [
         "  note       r",
         "  TPM        t",
     ]
 
 
-def test_table_has_a_line_for_each_point_with_aligned_columns(
+def test_point_table(
     manifest: Callable[..., Manifest],
 ) -> None:
     points = [
-        RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES)),
+        RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS)),
         RestorePoint(Path("/v/a-long-name/m.2"), manifest(domain="a-long-name", memory=None)),
     ]
-    verdicts = {"web@m": VerifyResult(checked=datetime.now(UTC).isoformat(), why="no RAM")}
-    lines = render.table(points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"), verdicts)
+    results = {"web@m": VerifyResult(checked=datetime.now(UTC).isoformat(), why="no RAM")}
+    lines = render.point_table(
+        points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"), results
+    )
     assert [line.split()[:5] for line in lines] == [
-        ["GUEST", "MOMENT", "LEVEL", "SNAPSHOTS", "RAM"],
+        ["GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM"],
         ["web", "m", "memory", "daily", "4B"],
         ["a-long-name", "m.2", "memory", "-", "-"],
     ]
     assert (
-        len({line.index(word) for line, word in zip(lines, ["MOM", "m ", "m.2"], strict=True)}) == 1
+        len({line.index(word) for line, word in zip(lines, ["RUN", "m ", "m.2"], strict=True)}) == 1
     )
     column = lines[0].index("VERIFIED")
     assert [line[column:].split()[0] for line in lines] == ["VERIFIED", "FAILED", "-"]
@@ -166,12 +166,12 @@ CHECKED = "2026-11-21T11:00:00+00:00"
 
 
 @pytest.mark.parametrize(
-    ("found", "cell", "line"),
+    ("result", "cell", "line"),
     [
         pytest.param(
             VerifyResult(checked=CHECKED),
             "read 1h ago",
-            "whole: files, checksums and snapshots are there",
+            "good: its files have their checksums, and its snapshots exist",
             id="read",
         ),
         pytest.param(
@@ -191,7 +191,7 @@ CHECKED = "2026-11-21T11:00:00+00:00"
                 checked=CHECKED, booted=True, alive="a", to_running_s=1, output="active\n"
             ),
             "booted 1h ago",
-            "lives: a; it ran 1.0 s after the start; the command said 'active'",
+            "lives: a; it ran 1.0 s after the start; the command printed 'active'",
             id="asked",
         ),
         pytest.param(
@@ -202,118 +202,41 @@ CHECKED = "2026-11-21T11:00:00+00:00"
         ),
     ],
 )
-def test_verdict(found: VerifyResult, cell: str, line: str) -> None:
-    assert render._verified(found, NOW) == cell
-    assert render.verdict(found) == line
+def test_verify_result(result: VerifyResult, cell: str, line: str) -> None:
+    assert render._verified(result, NOW) == cell
+    assert render.verify_result(result) == line
 
 
-@pytest.mark.parametrize(
-    ("kind", "step", "alive", "line"),
-    [
-        (
-            CloneOperation,
-            "disks",
-            True,
-            f"clone of web@m is under way at step disks (pid {os.getpid()})",
-        ),
-        (
-            CloneOperation,
-            "",
-            False,
-            "clone of web@m was interrupted at step none: zvmsnap recover ends it",
-        ),
-        (
-            RestoreOperation,
-            "undo stop",
-            False,
-            "restore of web@m was interrupted at step undo stop: zvmsnap recover ends it",
-        ),
-    ],
-)
-def test_task(
-    kind: type[CloneOperation | RestoreOperation], step: str, alive: bool, line: str
-) -> None:
-    common: dict[str, Any] = {
-        "domain": "web",
-        "uuid": "u",
-        "point": "web@m",
-        "directory": "/v/web/m",
-        "owner": Process.of(os.getpid()) if alive else Process.none(),
-        "step": step,
-        "memory": True,
-        "start_state": StartState.RUNNING,
-        "capture": "c",
-    }
-    own: dict[str, Any] = (
-        {"network": "none"}
-        if kind is CloneOperation
-        else {"guest_existed": True, "was_active": True, "was_paused": False, "saves_memory": True}
-    )
-    assert describe.task(kind(**common, **own)) == line
-
-
-def test_details_tell_what_is_gone(manifest: Callable[..., Manifest]) -> None:
-    point = RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=TIES))
-    text = "\n".join(render.details(point, live({"tank/a@m_daily": 1}, "tank")))
+def test_details_say_which_snapshots_are_gone(manifest: Callable[..., Manifest]) -> None:
+    point = RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS))
+    text = "\n".join(render.point_details(point, live({"tank/a@m_daily": 1}, "tank")))
     assert "tank/a@m_daily  guid 1\n" in text
     assert "tank/b@m_daily  guid 2  (gone)" in text
 
 
-def test_findings_say_what_was_done_and_what_is_left(manifest: Callable[..., Manifest]) -> None:
-    found = Findings(
+def test_pruning(manifest: Callable[..., Manifest]) -> None:
+    findings = Findings(
         orphans=[RestorePoint(Path("/v/web/m"), manifest())],
         leftovers=Leftovers([Path("/s/x/point")], [Path("/s/x/vda.zvmsnap.qcow2")]),
         damaged=[DamagedPoint(Path("/v/web/d"), "/v/web/d: has no manifest.json")],
         pointless=[Snapshot("tank/a", "by_hand", 3, 3)],
     )
-    assert [line.split(":")[0] for line in render.findings(found, dry_run=True)] == [
+    assert [line.split(":")[0] for line in render.pruning(findings, dry_run=True)] == [
         "would remove point web@m",
         "would remove /s/x/point",
         "kept /s/x/vda.zvmsnap.qcow2",
         "damaged",
         "no point for snapshot tank/a@by_hand",
     ]
-    assert render.findings(found, dry_run=False)[0].startswith("removed point web@m")
-    assert render.findings(Findings(Leftovers()), dry_run=True) == ["nothing to remove"]
+    assert render.pruning(findings, dry_run=False)[0].startswith("removed point web@m")
+    assert render.pruning(Findings(Leftovers()), dry_run=True) == ["nothing to remove"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "work", "progress"),
-    [
-        pytest.param(
-            {"step": "dump", "owner": Process.of(os.getpid())},
-            "moment autosnap_2026-11-20_03:00:00",
-            f"under way at step dump (sanoid has pid {os.getpid()})",
-            id="under way",
-        ),
-        pytest.param(
-            {"step": "store"},
-            "moment autosnap_2026-11-20_03:00:00",
-            "interrupted at step store: zvmsnap recover ends it",
-            id="interrupted",
-        ),
-        pytest.param(
-            {"snapshot_names": (), "run": ""},
-            "a recovery",
-            "interrupted at step none: zvmsnap recover ends it",
-            id="a recovery without a step",
-        ),
-    ],
-)
-def test_open_entry(
-    entry: Callable[..., Entry], changes: Mapping[str, Any], work: str, progress: str
-) -> None:
-    assert (describe.work(entry(**changes)), describe.progress(entry(**changes))) == (
-        work,
-        progress,
-    )
-
-
-def test_recovery_says_what_was_found_done_and_left() -> None:
+def test_recovery() -> None:
     report = Report(
         outcomes=[
             Outcome("web", "u1", ("vda is on /o",), Result.FAILED, "no answer"),
-            Outcome("db", "u2", ("moment m is open at step dump",), Result.RECOVERED),
+            Outcome("db", "u2", ("run m is open at step dump",), Result.RECOVERED),
         ],
         removed=["/s/x"],
         problems=["/o: kept; see to it"],
@@ -323,7 +246,7 @@ def test_recovery_says_what_was_found_done_and_left() -> None:
         "web: failed: no answer",
         "  vda is on /o",
         "db: recovered",
-        "  moment m is open at step dump",
+        "  run m is open at step dump",
         "removed /s/x: left by an interrupted run",
         "/o: kept; see to it",
         "db: libvirt's snapshot s was made by somebody else; not touched",
@@ -334,18 +257,3 @@ def test_recovery_says_what_was_found_done_and_left() -> None:
     assert render.recovery(Report(), dry_run=False) == [
         "nothing to recover: every guest is on its own disks"
     ]
-
-
-@pytest.mark.parametrize(
-    ("report", "complete"),
-    [
-        pytest.param(Report(), True, id="nothing"),
-        pytest.param(Report(foreign=["x"], removed=["y"]), True, id="foreign and removed"),
-        pytest.param(Report(problems=["x"]), False, id="a problem"),
-        pytest.param(Report([Outcome("w", "u", (), Result.FAILED)]), False, id="failed"),
-        pytest.param(Report([Outcome("w", "u", (), Result.UNDER_WAY)]), True, id="under way"),
-        pytest.param(Report([Outcome("w", "u", (), Result.NEEDED)]), True, id="dry run"),
-    ],
-)
-def test_complete(report: Report, complete: bool) -> None:
-    assert report.complete is complete

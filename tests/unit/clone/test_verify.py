@@ -286,7 +286,15 @@ def test_point_that_fits_nowhere(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"checked": 1}', b"\xff", b'{"checked": "x", "why": null}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"schema":2,"checked": 1}',
+        b"\xff",
+        b'{"schema":2,"checked":"x","why":null}',
+    ],
 )
 def test_damaged_verdict_is_none(scene: Scene, content: bytes) -> None:
     point = scene.point()

@@ -31,7 +31,7 @@ def test_parse(text: str, expected: Destination) -> None:
     [
         "", "/pool", "pool/", "pool//x", "1pool", "-oProxyCommand=x:pool/x", "a b:pool/x",
         "me@:pool/x", "$(id)@nas:pool/x", "nas;id:pool/x", "pool@snap", "me@[::1]:pool/x",
-        "pool/x\n", "pool/x ", "me@nas:", "pool/`id`",
+        "pool/x\n", "pool/x ", "pool/ x", "me@nas:", "pool/`id`", "pool/..", "pool/" + "x" * 300,
     ],
 )  # fmt: skip
 def test_no_destination(text: str) -> None:

@@ -119,7 +119,7 @@ def test_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
 
 
 UNREADABLE: list[tuple[str, Callable[[Path], object], str]] = [
-    ("missing", lambda path: None, "there is no such configuration file"),
+    ("missing", lambda path: None, "no such configuration file"),
     ("a directory", lambda path: path.mkdir(), "cannot be read: Is a directory"),
     ("no text", lambda path: path.write_bytes(b'vault = "\xff"'), "utf-8"),
 ]

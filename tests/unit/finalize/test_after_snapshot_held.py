@@ -21,7 +21,6 @@ from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.quiesce import thaw
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import mounts
 
@@ -37,7 +36,6 @@ BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
 def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
     monkeypatch.setattr(mounts, "read_table", list)
 
 

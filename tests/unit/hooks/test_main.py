@@ -206,8 +206,8 @@ def test_runs_whose_owner_is_dead(
     if "owner" in changes:
         # For post not this process: a hook that the same owner calls may end its run.
         changes = {"owner": Process.of(os.getppid() if role == "prune" else 1)}
-    known = staged(**changes)
-    age(config, known, age_s)
+    entry = staged(**changes)
+    age(config, entry, age_s)
     assert hook(role, dataset) == 0
     assert (Journal(config.journal_dir).entries() == []) is finished
     assert guest.live["vda"].endswith("vda.raw") is finished
@@ -245,8 +245,8 @@ def test_points_are_removed_though_a_run_cannot_be_finished(
     vault.publish(vault.incoming(config.vault_dir, "web", built.capture), built)
     with open(os.environ["ZVMSNAP_CONFIG"], "a") as file:
         file.write("[limits]\nbusy_timeout_s = 0.01\n")
-    known = staged()
-    age(config, known, 999)
+    entry = staged()
+    age(config, entry, 999)
     fault(host, guest)
     assert hook("prune") == 1
     assert list(vault.entries(config.vault_dir)) == []
@@ -255,7 +255,7 @@ def test_points_are_removed_though_a_run_cannot_be_finished(
     tried = list(guest.calls)
     assert hook("prune") == 0
     assert guest.calls == tried
-    assert Journal(config.journal_dir).age_s(known) < 290
+    assert Journal(config.journal_dir).age_s(entry) < 290
 
 
 @pytest.mark.parametrize("fault", [unreachable, not_committed])

@@ -201,13 +201,13 @@ def test_post_refuses_a_singular_that_contradicts_the_plural() -> None:
 
 
 NEARLY_RIGHT = st.sampled_from(["tank", "tank/web", "tank,tank/web", "@", ",", HOURLY, f"tank@{T}"])
-SAID = st.one_of(st.text(), NEARLY_RIGHT, st.tuples(NEARLY_RIGHT, st.text()).map("".join))
+TEXTS = st.one_of(st.text(), NEARLY_RIGHT, st.tuples(NEARLY_RIGHT, st.text()).map("".join))
 VARIABLES = ("TARGET", "TARGETS", "SNAPNAME", "SNAPNAMES", "TYPES", "SCRIPT", "PRE_FAILURE")
 
 
 @given(
     st.sampled_from(Role),
-    st.dictionaries(st.sampled_from([f"SANOID_{name}" for name in VARIABLES]), SAID),
+    st.dictionaries(st.sampled_from([f"SANOID_{name}" for name in VARIABLES]), TEXTS),
 )
 def test_any_environment_is_a_call_or_refused(role: Role, environment: Environment) -> None:
     try:

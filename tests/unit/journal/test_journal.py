@@ -74,7 +74,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_damaged_entry_is_set_aside(
+def test_damaged_entry_is_renamed(
     journal: Journal, directory: Path, entry: Build, content: bytes
 ) -> None:
     journal.write(entry(uuid=B))
@@ -99,8 +99,10 @@ def test_a_changed_byte_never_breaks_the_reader(
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = scratch / f"{A}.json"
     path.write_bytes(content)
-    found = Journal(scratch).read(A)
-    assert (found is not None) == path.exists()
+    journal = Journal(scratch)
+    readable = journal.read(A) or journal.of_other_version(A)
+    assert bool(readable) == path.exists()
+    path.unlink(missing_ok=True)
 
 
 def test_an_interrupted_write_leaves_the_old_entry(
@@ -178,9 +180,6 @@ def encoded(known: Entry, **changes: object) -> bytes:
 
 
 REFUSED: list[tuple[str, object]] = [
-    ("schema", 2),
-    ("schema", 4),
-    ("schema", 0),
     ("schema", "3"),
     ("schema", None),
     ("uuid", B),
@@ -214,7 +213,7 @@ REFUSED: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("key", "value"), REFUSED)
-def test_entry_of_another_kind_is_set_aside(
+def test_entry_of_another_kind_is_renamed(
     journal: Journal, directory: Path, entry: Build, key: str, value: object
 ) -> None:
     content = encoded(entry(uuid=A), **{key: value})
@@ -240,7 +239,7 @@ def test_what_a_killed_writer_left_goes_with_the_entry(
     assert journal.entries() == [others]
 
 
-def test_recovery_without_a_moment_is_an_entry(journal: Journal, entry: Build) -> None:
+def test_recovery_is_an_entry(journal: Journal, entry: Build) -> None:
     known = entry(uuid=A, snapshot_names=(), run="")
     journal.write(known)
     assert journal.entries() == [known]
@@ -303,7 +302,7 @@ def test_may_be_on_overlay(
             id="paused",
         ),
         pytest.param(
-            {"level": ConsistencyLevel.PAUSED, "disks_frozen_at_s": 1.0}, False, id="let go"
+            {"level": ConsistencyLevel.PAUSED, "disks_frozen_at_s": 1.0}, False, id="released"
         ),
         pytest.param(
             {"level": ConsistencyLevel.CRASH, "disks_frozen_at_s": 1.0},
@@ -325,5 +324,5 @@ def test_may_be_on_overlay(
         pytest.param({"level": ConsistencyLevel.CRASH, "frozen": True}, True, id="not thawed yet"),
     ],
 )
-def test_may_stand_still(entry: Callable[..., Entry], said: dict[str, Any], may: bool) -> None:
+def test_may_hold_guest(entry: Callable[..., Entry], said: dict[str, Any], may: bool) -> None:
     assert entry(**said).may_hold_guest is may

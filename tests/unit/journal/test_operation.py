@@ -62,7 +62,7 @@ def clone(**changes: Any) -> CloneOperation:
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> Operations:
+def operations(tmp_path: Path) -> Operations:
     return Operations(tmp_path)
 
 
@@ -72,7 +72,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "task",
+    "operation",
     [
         restore(),
         restore(swap_trees=(UNIT,), sources={"vda": ("file", "/a b", "raw")}, step="undo swap"),
@@ -87,48 +87,50 @@ def directory(tmp_path: Path) -> Path:
     ],
 )
 def test_written_read_and_closed(
-    tasks: Operations, directory: Path, task: RestoreOperation | CloneOperation
+    operations: Operations, directory: Path, operation: RestoreOperation | CloneOperation
 ) -> None:
-    assert tasks.read(A) is None
-    assert tasks.all() == []
-    tasks.close(A)
-    tasks.write(restore(step="before"))
-    tasks.write(task)
-    assert tasks.read(A) == task
-    assert tasks.all() == [task]
+    assert operations.read(A) is None
+    assert operations.all() == []
+    operations.close(A)
+    operations.write(restore(step="before"))
+    operations.write(operation)
+    assert operations.read(A) == operation
+    assert operations.all() == [operation]
     assert [path.name for path in directory.iterdir()] == [f"{A}.json"]
     assert directory.stat().st_mode & 0o077 == 0
-    tasks.close(A)
-    assert tasks.read(A) is None
+    operations.close(A)
+    assert operations.read(A) is None
     assert list(directory.iterdir()) == []
 
 
-def test_with_a_safety_point(tasks: Operations, entry: Callable[..., Entry]) -> None:
-    task = restore(safety_entry=entry(uuid=A, relocated_datasets={"tank/w": "tank/w.before-x"}))
-    tasks.write(task)
-    assert tasks.read(A) == task
+def test_with_a_safety_point(operations: Operations, entry: Callable[..., Entry]) -> None:
+    operation = restore(
+        safety_entry=entry(uuid=A, relocated_datasets={"tank/w": "tank/w.before-x"})
+    )
+    operations.write(operation)
+    assert operations.read(A) == operation
 
 
-def test_one_task_for_each_guest(tasks: Operations, directory: Path) -> None:
-    tasks.write(restore())
-    tasks.write(clone(uuid=B, capture=f"{B}.00000001"))
+def test_one_operation_for_each_guest(operations: Operations, directory: Path) -> None:
+    operations.write(restore())
+    operations.write(clone(uuid=B, capture=f"{B}.00000001"))
     for name in ("README", "b.damaged", ".a.json.0123abcd.tmp"):
         (directory / name).write_text("foreign")
-    assert [(type(each), each.uuid) for each in tasks.all()] == [
+    assert [(type(each), each.uuid) for each in operations.all()] == [
         (RestoreOperation, A),
         (CloneOperation, B),
     ]
     assert len(list(directory.iterdir())) == 5
 
 
-def test_work_writes_each_change_down(tmp_path: Path, tasks: Operations) -> None:
-    work = OperationWriter(tmp_path, restore())
-    assert tasks.read(A) is None
-    work.note(step="clone")
-    work.note(swap_trees=(UNIT,))
-    assert tasks.read(A) == work.task == restore(step="clone", swap_trees=(UNIT,))
-    work.close()
-    assert tasks.read(A) is None
+def test_writer_writes_each_change_down(tmp_path: Path, operations: Operations) -> None:
+    writer = OperationWriter(tmp_path, restore())
+    assert operations.read(A) is None
+    writer.note(step="clone")
+    writer.note(swap_trees=(UNIT,))
+    assert operations.read(A) == writer.task == restore(step="clone", swap_trees=(UNIT,))
+    writer.close()
+    assert operations.read(A) is None
 
 
 DAMAGE = [
@@ -143,21 +145,21 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_damaged_task_is_set_aside(tasks: Operations, directory: Path, content: bytes) -> None:
-    tasks.write(clone(uuid=B, capture=f"{B}.00000001"))
+def test_damaged_operation_is_renamed(
+    operations: Operations, directory: Path, content: bytes
+) -> None:
+    operations.write(clone(uuid=B, capture=f"{B}.00000001"))
     (directory / f"{A}.json").write_bytes(content)
-    assert [each.uuid for each in tasks.all()] == [B]
+    assert [each.uuid for each in operations.all()] == [B]
     assert (directory / f"{A}.damaged").read_bytes() == content
-    assert tasks.read(A) is None
-    tasks.write(restore())
-    assert [each.uuid for each in tasks.all()] == [A, B]
+    assert operations.read(A) is None
+    operations.write(restore())
+    assert [each.uuid for each in operations.all()] == [A, B]
 
 
 REFUSED: list[tuple[str, object]] = [
     ("kind", "reboot"),
     ("kind", None),
-    ("schema", 0),
-    ("schema", 1),
     ("schema", "2"),
     ("uuid", B),
     ("uuid", A.upper()),
@@ -204,13 +206,13 @@ REFUSED: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("key", "value"), REFUSED)
-def test_task_of_another_kind_is_set_aside(
-    tasks: Operations, directory: Path, key: str, value: object
+def test_operation_of_another_kind_is_renamed(
+    operations: Operations, directory: Path, key: str, value: object
 ) -> None:
     content = msgspec.json.encode({**msgspec.to_builtins(restore()), key: value})
     directory.mkdir()
     (directory / f"{A}.json").write_bytes(content)
-    assert tasks.all() == []
+    assert operations.all() == []
     assert [path.name for path in directory.iterdir()] == [f"{A}.damaged"]
     assert (directory / f"{A}.damaged").read_bytes() == content
 
@@ -219,12 +221,12 @@ def test_task_of_another_kind_is_set_aside(
     "datasets", [[["-o", "tank/w@s"]], [["tank/x", "--help"]], [["tank/x"]], [["", "tank/w@s"]]]
 )
 def test_datasets_of_a_clone_that_cannot_be(
-    tasks: Operations, directory: Path, datasets: object
+    operations: Operations, directory: Path, datasets: object
 ) -> None:
     content = msgspec.json.encode({**msgspec.to_builtins(clone()), "datasets": datasets})
     directory.mkdir()
     (directory / f"{A}.json").write_bytes(content)
-    assert tasks.read(A) is None
+    assert operations.read(A) is None
     assert (directory / f"{A}.damaged").exists()
 
 
@@ -240,20 +242,22 @@ def test_a_changed_byte_never_breaks_the_reader(scratch: Path, data: st.DataObje
     path = scratch / "operations" / f"{A}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    found = Operations(scratch).read(A)
-    assert (found is not None) == path.exists()
+    operations = Operations(scratch)
+    readable = operations.read(A) or operations.of_other_version(A)
+    assert bool(readable) == path.exists()
+    path.unlink(missing_ok=True)
 
 
-def test_an_interrupted_write_leaves_the_old_task(
-    tasks: Operations, directory: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_write_leaves_the_old_operation(
+    operations: Operations, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks.write(restore(step="stop"))
+    operations.write(restore(step="stop"))
 
     def power_cut(source: Path, target: Path) -> None:
         raise OSError("power cut")
 
     monkeypatch.setattr(os, "replace", power_cut)
     with pytest.raises(OSError, match="power cut"):
-        tasks.write(restore(step="swap"))
-    assert [each.step for each in tasks.all()] == ["stop"]
+        operations.write(restore(step="swap"))
+    assert [each.step for each in operations.all()] == ["stop"]
     assert [path.name for path in directory.iterdir()] == [f"{A}.json"]

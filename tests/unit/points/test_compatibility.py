@@ -71,7 +71,7 @@ FILES = [
     pytest.param(
         disk("<source file='/no/a.iso'/>"), ["/no/a.iso is not here (cdrom sda)"], id="cd"
     ),
-    pytest.param(disk("<source file='/bin/sh'/>"), [], id="cd that is there"),
+    pytest.param(disk("<source file='/bin/sh'/>"), [], id="cd that exists"),
     pytest.param(disk(""), [], id="empty drive"),
     pytest.param(disk("<source file='/no/a.raw'/>", "", "disk"), [], id="a disk of the point"),
     pytest.param(
@@ -117,7 +117,7 @@ class Cpu:
     """A CPU and where it was seen."""
 
     xml: str
-    there: str = "Skylake"
+    made_by: str = "Skylake"
     known: bool = True
 
 
@@ -125,9 +125,9 @@ CPUS = [
     pytest.param(Cpu(""), "", id="none"),
     pytest.param(Cpu("<cpu mode='host-passthrough'/>"), "", id="as it is"),
     pytest.param(
-        Cpu("<cpu mode='host-passthrough'/>", there="EPYC"), "saw a CPU EPYC", id="as it was there"
+        Cpu("<cpu mode='host-passthrough'/>", made_by="EPYC"), "saw a CPU EPYC", id="another one"
     ),
-    pytest.param(Cpu("<cpu mode='maximum'/>", there="EPYC"), "saw a CPU EPYC", id="all of it"),
+    pytest.param(Cpu("<cpu mode='maximum'/>", made_by="EPYC"), "saw a CPU EPYC", id="all of it"),
     pytest.param(Cpu("<cpu mode='custom'><model>x</model></cpu>"), "", id="a model"),
     pytest.param(
         Cpu("<cpu mode='custom'><model>x</model></cpu>", known=False),
@@ -140,20 +140,20 @@ CPUS = [
 
 @pytest.mark.parametrize(("cpu", "says"), CPUS)
 def test_cpu(made_on: HostDescription, cpu: Cpu, says: str) -> None:
-    there = msgspec.structs.replace(made_on, host_cpu=cpu.there)
+    made_by = msgspec.structs.replace(made_on, host_cpu=cpu.made_by)
     here = Here(cpu=cpu.known)
-    reasons = compatibility.why_not(here, xml(cpu=cpu.xml), there, cold=False)
+    reasons = compatibility.why_not(here, xml(cpu=cpu.xml), made_by, cold=False)
     assert bool(reasons) is bool(says)
     assert says in "".join(reasons)
     assert here.asked[1:] in (
         [],
         [("/bin/sh", "x86_64", "pc-q35-10.0", "kvm", cpu.xml.replace("'", '"'))],
     )
-    assert not compatibility.why_not(here, xml(cpu=cpu.xml), there, cold=True)
+    assert not compatibility.why_not(here, xml(cpu=cpu.xml), made_by, cold=True)
 
 
 @pytest.mark.parametrize(
-    ("there", "here", "older"),
+    ("made_by", "here", "older"),
     [
         ("10.0.2", "10.0.2", False),
         ("9.2.0", "10.0.2", False),
@@ -166,10 +166,10 @@ def test_cpu(made_on: HostDescription, cpu: Cpu, says: str) -> None:
         ("9" * 5000, "8.2.2", True),
     ],
 )
-def test_qemu(made_on: HostDescription, there: str, here: str, older: bool) -> None:
-    made = msgspec.structs.replace(made_on, qemu=there)
+def test_qemu(made_on: HostDescription, made_by: str, here: str, older: bool) -> None:
+    made = msgspec.structs.replace(made_on, qemu=made_by)
     reasons = compatibility.why_not(Here(qemu=here), xml(), made, cold=False)
-    assert reasons == ([f"its RAM was written by QEMU {there}; {here} here is older"] * older)
+    assert reasons == ([f"its RAM was written by QEMU {made_by}; {here} here is older"] * older)
 
 
 def test_everything_in_the_way_is_told_at_once(made_on: HostDescription) -> None:

@@ -59,9 +59,9 @@ def test_the_same_files_in_the_point_and_in_the_dataset(
     guest.nvram = str(nvram)
     assert store() is None
     for directory in (tmp_path / "point", tmp_path / "tank" / ".zvmsnap" / "web"):
-        found = {path.name: path.read_bytes() for path in directory.iterdir()}
-        assert set(found) == {"domain.xml", "persistent.xml", "nvram.fd", "tpm.tar"}
-        assert (found["nvram.fd"], b"keys" in found["tpm.tar"]) == (b"boot order", True)
+        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        assert set(files) == {"domain.xml", "persistent.xml", "nvram.fd", "tpm.tar"}
+        assert (files["nvram.fd"], b"keys" in files["tpm.tar"]) == (b"boot order", True)
         assert directory.stat().st_mode & 0o777 == 0o700
 
 

@@ -19,23 +19,23 @@ def snapshot(full_name: str, guid: int, createtxg: int = 0) -> Snapshot:
     return Snapshot(dataset, name, guid, createtxg or guid)
 
 
-def present(found: Mapping[str, int]) -> dict[str, Snapshot]:
-    return {full_name: snapshot(full_name, guid) for full_name, guid in found.items()}
+def present(guids: Mapping[str, int]) -> dict[str, Snapshot]:
+    return {full_name: snapshot(full_name, guid) for full_name, guid in guids.items()}
 
 
-def tied(manifest: Build, ties: Mapping[str, int], *datasets: str, **homes: str) -> Manifest:
+def with_refs(manifest: Build, refs: Mapping[str, int], *datasets: str, **current: str) -> Manifest:
     """Of disks on these datasets; guids are also the order in which snapshots were taken."""
-    split = {guid: full_name.partition("@") for full_name, guid in ties.items()}
+    split = {guid: full_name.partition("@") for full_name, guid in refs.items()}
     return manifest(
         snapshots=tuple(
-            SnapshotRef(dataset, name, guid, guid, homes.get(f"guid{guid}", ""))
+            SnapshotRef(dataset, name, guid, guid, current.get(f"guid{guid}", ""))
             for guid, (dataset, _, name) in split.items()
         ),
         disks=tuple(Disk("vda", "file", "raw", "/x", dataset, "x") for dataset in datasets),
     )
 
 
-FOUND = [
+CURRENT = [
     pytest.param({"p/a@h": 1}, {"p/a@h": 1}, {"p/a": "p/a@h"}, id="where it was"),
     pytest.param(
         {"p/a@h": 1, "p/a@d": 2}, {"p/a@h": 1, "p/a@d": 2}, {"p/a": "p/a@d"}, id="the youngest name"
@@ -53,7 +53,7 @@ FOUND = [
         {"p/a@h": 1, "p/a@d": 2},
         {"p/a@h": 1, "p/a@d": 9},
         {"p/a": "p/a@h"},
-        id="of that name there is another by now",
+        id="of that name another exists by now",
     ),
     pytest.param({"p/a@h": 1}, {"p/old@h": 1}, {"p/a": "p/old@h"}, id="dataset was renamed"),
     pytest.param({"p/a@h": 1}, {"p/a@x": 1}, {"p/a": "p/a@x"}, id="snapshot was renamed"),
@@ -75,22 +75,25 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize(("ties", "there", "found"), FOUND)
+@pytest.mark.parametrize(("refs", "existing", "expected"), CURRENT)
 def test_of(
-    manifest: Build, ties: Mapping[str, int], there: Mapping[str, int], found: Mapping[str, str]
+    manifest: Build,
+    refs: Mapping[str, int],
+    existing: Mapping[str, int],
+    expected: Mapping[str, str],
 ) -> None:
-    point = RestorePoint(Path("/v/web/m"), tied(manifest, ties, *found))
-    answer = locate.of(point, present(there))
-    assert {dataset: each.full_name for dataset, each in answer.items()} == found
-    assert list(answer) == sorted(found)
+    point = RestorePoint(Path("/v/web/m"), with_refs(manifest, refs, *expected))
+    answer = locate.snapshots_of(point, present(existing))
+    assert {dataset: each.full_name for dataset, each in answer.items()} == expected
+    assert list(answer) == sorted(expected)
 
 
 def test_where_a_restore_has_moved_it(manifest: Build) -> None:
     point = RestorePoint(
-        Path("/v/web/m"), tied(manifest, {"p/a@h": 1}, "p/a", guid1="p/a.before-x")
+        Path("/v/web/m"), with_refs(manifest, {"p/a@h": 1}, "p/a", guid1="p/a.before-x")
     )
-    there = present({"p/a.before-x@h": 1, "p/copy@h": 1, "p/a@h": 2})
-    assert locate.of(point, there)["p/a"].full_name == "p/a.before-x@h"
+    existing = present({"p/a.before-x@h": 1, "p/copy@h": 1, "p/a@h": 2})
+    assert locate.snapshots_of(point, existing)["p/a"].full_name == "p/a.before-x@h"
 
 
 MISSING = [
@@ -109,19 +112,19 @@ MISSING = [
 ]
 
 
-@pytest.mark.parametrize(("ties", "there", "lost"), MISSING)
+@pytest.mark.parametrize(("refs", "existing", "lost"), MISSING)
 def test_missing(
-    manifest: Build, ties: Mapping[str, int], there: Mapping[str, int], lost: str
+    manifest: Build, refs: Mapping[str, int], existing: Mapping[str, int], lost: str
 ) -> None:
-    datasets = {full_name.partition("@")[0] for full_name in ties}
-    point = RestorePoint(Path("/v/web/m"), tied(manifest, ties, *datasets))
+    datasets = {full_name.partition("@")[0] for full_name in refs}
+    point = RestorePoint(Path("/v/web/m"), with_refs(manifest, refs, *datasets))
     with pytest.raises(SnapshotMissing) as caught:
-        locate.of(point, present(there))
+        locate.snapshots_of(point, present(existing))
     assert str(caught.value).startswith(f"web@m: no snapshot of it is left for {lost}: ")
 
 
 @pytest.mark.parametrize(
-    ("there", "homes"),
+    ("existing", "current"),
     [
         pytest.param([], None, id="nothing is known"),
         pytest.param([("p/a@h", 9)], None, id="another of that name"),
@@ -130,26 +133,31 @@ def test_missing(
         pytest.param([("p/x@h", 1), ("p/y@h", 2)], ["p/x", "p/y"], id="both have"),
     ],
 )
-def test_moved(manifest: Build, there: list[tuple[str, int]], homes: list[str] | None) -> None:
-    known = tied(manifest, {"p/a@h": 1, "p/b@h": 2}, "p/a", "p/b")
-    new = locate.moved(known, [snapshot(*each) for each in there])
-    assert (new and [tie.current_dataset for tie in new.snapshots]) == homes
+def test_relocated(
+    manifest: Build, existing: list[tuple[str, int]], current: list[str] | None
+) -> None:
+    known = with_refs(manifest, {"p/a@h": 1, "p/b@h": 2}, "p/a", "p/b")
+    new = locate.relocated(known, [snapshot(*each) for each in existing])
+    assert (new and [ref.current_dataset for ref in new.snapshots]) == current
     if new:
-        assert [tie.dataset for tie in new.snapshots] == ["p/a", "p/b"]
+        assert [ref.dataset for ref in new.snapshots] == ["p/a", "p/b"]
         assert new.disks == known.disks
 
 
 @given(st.dictionaries(st.sampled_from([1, 2, 3]), st.sampled_from(["p/x", "p/y/z", "p/a"])))
-def test_there_and_back(manifest: Build, homes: dict[int, str]) -> None:
+def test_forth_and_back(manifest: Build, current: dict[int, str]) -> None:
     names = {1: "p/a@h", 2: "p/b@h", 3: "p/a@d"}
-    known = tied(manifest, {name: guid for guid, name in names.items()}, "p/a", "p/b")
+    known = with_refs(manifest, {name: guid for guid, name in names.items()}, "p/a", "p/b")
     away = [
         snapshot(f"{dataset}@{names[guid].partition('@')[2]}", guid)
-        for guid, dataset in homes.items()
+        for guid, dataset in current.items()
     ]
-    there = locate.moved(known, away) or known
-    assert {tie.guid: tie.current_dataset or tie.dataset for tie in there.snapshots} == {
-        guid: homes.get(guid, name.partition("@")[0]) for guid, name in names.items()
+    existing = locate.relocated(known, away) or known
+    assert {ref.guid: ref.current_dataset or ref.dataset for ref in existing.snapshots} == {
+        guid: current.get(guid, name.partition("@")[0]) for guid, name in names.items()
     }
-    back = locate.moved(there, [snapshot(name, guid) for guid, name in names.items()]) or there
+    back = (
+        locate.relocated(existing, [snapshot(name, guid) for guid, name in names.items()])
+        or existing
+    )
     assert back == known

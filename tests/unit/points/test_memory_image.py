@@ -41,7 +41,7 @@ def stow(tmp_path: Path) -> Stow:
         point = tmp_path / "point"
         point.mkdir()
         level = 1 if compression == "zstd" else None
-        memory = memory_image.store_memory(dump, point, "raw", zstd_level=level)
+        memory = memory_image.store(dump, point, "raw", zstd_level=level)
         assert memory.compression == compression
         return point / memory.file, memory
 
@@ -77,13 +77,13 @@ def test_whole(stow: Stow, compression: str) -> None:
 
 def test_plain_and_unchanged_is_loaded_where_it_lies(stow: Stow, target: Path) -> None:
     stored, memory = stow("none")
-    assert memory_image.prepare(stored, memory, target, xml=None) == stored
+    assert memory_image.materialize(stored, memory, target, xml=None) == stored
     assert_nothing_left(target)
 
 
 def test_unpacked(stow: Stow, target: Path) -> None:
     stored, memory = stow("zstd")
-    assert memory_image.prepare(stored, memory, target, xml=None) == target
+    assert memory_image.materialize(stored, memory, target, xml=None) == target
     assert target.read_bytes() == image()
     assert target.stat().st_mode & 0o777 == 0o600
 
@@ -106,7 +106,7 @@ def test_with_another_definition(
         monkeypatch.setattr(os, "copy_file_range", refuse)
     stored, memory = stow(compression)
     before = stored.read_bytes()
-    assert memory_image.prepare(stored, memory, target, xml=xml) == target
+    assert memory_image.materialize(stored, memory, target, xml=xml) == target
     assert save_image.xml_of(target) == xml
     assert payload(target) == RAM
     assert (target.stat().st_size == len(image())) == (xml == SHORT)
@@ -128,7 +128,7 @@ def test_a_copy_goes_on_where_the_kernel_stopped(
 
     monkeypatch.setattr(os, "copy_file_range", once)
     stored, memory = stow("none")
-    memory_image.prepare(stored, memory, target, xml=LONG)
+    memory_image.materialize(stored, memory, target, xml=LONG)
     assert calls == [len(image()) - len(RAM), len(image()) - len(RAM) + 5000]
     assert payload(target) == RAM
 
@@ -142,7 +142,7 @@ def test_a_full_file_system_leaves_nothing(
     monkeypatch.setattr(os, "copy_file_range", full)
     stored, memory = stow("none")
     with pytest.raises(OSError, match="No space left"):
-        memory_image.prepare(stored, memory, target, xml=SHORT)
+        memory_image.materialize(stored, memory, target, xml=SHORT)
     assert_nothing_left(target)
 
 
@@ -159,7 +159,7 @@ def test_what_lies_at_the_target_stays(
         target.symlink_to(other)
     stored, memory = stow(compression)
     with pytest.raises(FileExistsError):
-        memory_image.prepare(stored, memory, target, xml=SHORT)
+        memory_image.materialize(stored, memory, target, xml=SHORT)
     assert target.read_bytes() == other.read_bytes() == b"precious"
 
 
@@ -198,8 +198,8 @@ def test_damaged(
     for use in (
         lambda: memory_image.check(stored, memory),
         lambda: memory_image.xml_of(stored, memory),
-        lambda: memory_image.prepare(stored, memory, target, xml=None),
-        lambda: memory_image.prepare(stored, memory, target, xml=SHORT),
+        lambda: memory_image.materialize(stored, memory, target, xml=None),
+        lambda: memory_image.materialize(stored, memory, target, xml=SHORT),
     ):
         with pytest.raises(ImageUnloadable, match=f"^{stored} {says}"):
             use()
@@ -222,10 +222,10 @@ def test_a_flipped_bit_is_found_while_unpacking(stow: Stow, target: Path) -> Non
     for at in range(0, memory.stored_bytes, memory.stored_bytes // 50):
         flip(stored, at)
         with pytest.raises(ImageUnloadable, match=f"^{stored} "):
-            memory_image.prepare(stored, memory, target, xml=SHORT)
+            memory_image.materialize(stored, memory, target, xml=SHORT)
         assert_nothing_left(target)
         flip(stored, at)
-    memory_image.prepare(stored, memory, target, xml=SHORT)
+    memory_image.materialize(stored, memory, target, xml=SHORT)
 
 
 def resealed(stored: Path, memory: Memory, content: bytes) -> Memory:
@@ -259,7 +259,7 @@ def test_unloadable_though_as_the_manifest_says(
     with pytest.raises(ImageUnloadable, match=f"^{stored} ({says})"):
         memory_image.check(stored, memory)
     with pytest.raises(ImageUnloadable, match=f"^{stored} ({says})"):
-        memory_image.prepare(stored, memory, target, xml=SHORT)
+        memory_image.materialize(stored, memory, target, xml=SHORT)
     assert_nothing_left(target)
 
 
@@ -268,7 +268,7 @@ def test_unpacks_to_another_length(stow: Stow, target: Path, content: bytes) -> 
     stored, memory = stow("zstd")
     memory = resealed(stored, memory, PACK(content))
     with pytest.raises(ImageUnloadable, match=f"^{stored} does not unpack to the length"):
-        memory_image.prepare(stored, memory, target, xml=None)
+        memory_image.materialize(stored, memory, target, xml=None)
     assert_nothing_left(target)
 
 
@@ -277,5 +277,5 @@ def test_bytes_behind_the_packed_image_are_damage(stow: Stow, target: Path) -> N
     stored.write_bytes(stored.read_bytes() + b"x")
     longer = msgspec.structs.replace(memory, stored_bytes=memory.stored_bytes + 1)
     with pytest.raises(ImageUnloadable, match="it is damaged"):
-        memory_image.prepare(stored, longer, target, xml=None)
+        memory_image.materialize(stored, longer, target, xml=None)
     assert_nothing_left(target)

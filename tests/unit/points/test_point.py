@@ -1,6 +1,5 @@
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,194 +9,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zvmsnap.common.errors import VaultDamaged
-from zvmsnap.points.liveness import Life, Liveness
-from zvmsnap.points.manifest import MANIFEST, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.manifest import MANIFEST, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint, read_point
-from zvmsnap.zfs.types import Snapshot
 
 Build = Callable[..., Manifest]
 
 
-def tie(full_name: str, guid: int) -> SnapshotRef:
+def ref(full_name: str, guid: int) -> SnapshotRef:
     dataset, _, name = full_name.partition("@")
     return SnapshotRef(dataset, name, guid, createtxg=guid)
 
 
-def live(snapshots: Mapping[str, int], *pools: str) -> Liveness:
-    present = {}
-    for full_name, guid in snapshots.items():
-        dataset, _, name = full_name.partition("@")
-        present[full_name] = Snapshot(dataset, name, guid, createtxg=guid)
-    return Liveness(present, frozenset(pools))
-
-
-def disks(*datasets: str) -> tuple[Disk, ...]:
-    return tuple(
-        Disk(f"vd{number}", "file", "raw", "/x", dataset, "x")
-        for number, dataset in enumerate(datasets)
-    )
-
-
-FATES = [
-    pytest.param(
-        {"tank/a@h": 1}, {"tank/a@h": 1}, ("tank",), [Life.ALIVE], False, ["h"], id="alive"
-    ),
-    pytest.param({"tank/a@h": 1}, {}, ("tank",), [Life.GONE], True, [], id="gone"),
-    pytest.param(
-        {"tank/a@h": 1},
-        {"tank/a@h": 2},
-        ("tank",),
-        [Life.GONE],
-        True,
-        [],
-        id="the name is another snapshot's now",
-    ),
-    pytest.param({"tank/a@h": 1}, {}, (), [Life.UNKNOWN], False, [], id="pool not imported"),
-    pytest.param(
-        {"tank/a@h": 1},
-        {},
-        ("tan", "tank2", "a"),
-        [Life.UNKNOWN],
-        False,
-        [],
-        id="only pools of similar names are imported",
-    ),
-    pytest.param({"tank@h": 1}, {}, ("tank",), [Life.GONE], True, [], id="of the pool itself"),
-    pytest.param(
-        {"tank/a@h": 1, "tank/a@d": 2},
-        {"tank/a@d": 2},
-        ("tank",),
-        [Life.GONE, Life.ALIVE],
-        False,
-        ["d"],
-        id="one of two names left",
-    ),
-    pytest.param(
-        {"tank/a@h": 1, "tank/b@h": 2},
-        {"tank/b@h": 2},
-        ("tank",),
-        [Life.GONE, Life.ALIVE],
-        False,
-        [],
-        id="one of two datasets left",
-    ),
-    pytest.param(
-        {"tank/a@h": 1, "old/b@h": 2},
-        {},
-        ("tank",),
-        [Life.GONE, Life.UNKNOWN],
-        False,
-        [],
-        id="gone here, unknown there",
-    ),
-    pytest.param(
-        {"tank/a@h": 1, "tank/b@h": 2, "tank/a@d": 3, "tank/b@d": 4},
-        {"tank/a@h": 1, "tank/a@d": 3, "tank/b@d": 4},
-        ("tank",),
-        [Life.ALIVE, Life.GONE, Life.ALIVE, Life.ALIVE],
-        False,
-        ["d"],
-        id="one of two names complete",
-    ),
-    pytest.param(
-        {"tank/a@h": 1, "tank/b@h": 2},
-        {"tank/a@h": 1, "tank/b@h": 2, "tank/c@h": 3},
-        ("tank",),
-        [Life.ALIVE, Life.ALIVE],
-        False,
-        ["h"],
-        id="foreign snapshots do not matter",
-    ),
-]
-
-
-@pytest.mark.parametrize(("ties", "present", "pools", "lives", "orphaned", "complete"), FATES)
-def test_points_and_live_snapshots(
-    manifest: Build,
-    ties: Mapping[str, int],
-    present: Mapping[str, int],
-    pools: tuple[str, ...],
-    lives: list[Life],
-    orphaned: bool,
-    complete: list[str],
-) -> None:
-    liveness = live(present, *pools)
-    named = manifest(
-        snapshots=tuple(tie(name, guid) for name, guid in ties.items()),
-        disks=disks(*dict.fromkeys(name.partition("@")[0] for name in ties)),
-    )
-    assert [liveness.of(each) for each in named.snapshots] == lives
-    assert liveness.alive(named) == [
-        each for each, life in zip(named.snapshots, lives, strict=True) if life is Life.ALIVE
-    ]
-    assert liveness.orphaned(named) is orphaned
-    assert liveness.complete_names(named) == complete
-
-
-HOMES = [
-    pytest.param("tank/x", {"tank/x@h": 1}, ("tank",), (), Life.ALIVE, id="alive where it is now"),
-    pytest.param("tank/x", {"tank/a@h": 1}, ("tank",), (), Life.GONE, id="not looked for before"),
-    pytest.param("tank/x", {"tank/x@h": 2}, ("tank",), (), Life.GONE, id="another has its name"),
-    pytest.param("", {"tank/a@h": 1}, ("tank",), (), Life.ALIVE, id="has no other home"),
-    pytest.param("old/x", {}, ("tank",), (), Life.UNKNOWN, id="its new pool is not imported"),
-    pytest.param("old/x", {}, ("old",), (), Life.GONE, id="its old pool does not matter"),
-    pytest.param(
-        "tank/x", {}, ("tank",), ("tank/x@h",), Life.UNKNOWN, id="its new home is gone too"
-    ),
-    pytest.param(
-        "tank/x", {}, ("tank",), ("tank/a@h",), Life.GONE, id="its old home does not matter"
-    ),
-]
-
-
-@pytest.mark.parametrize(("home", "present", "pools", "homeless", "life"), HOMES)
-def test_snapshots_that_a_restore_has_moved(
-    manifest: Build,
-    home: str,
-    present: Mapping[str, int],
-    pools: tuple[str, ...],
-    homeless: tuple[str, ...],
-    life: Life,
-) -> None:
-    known = SnapshotRef("tank/a", "h", 1, 1, home)
-    liveness = dataclasses.replace(live(present, *pools), homeless=frozenset(homeless))
-    assert liveness.of(known) is life
-    named = manifest(snapshots=(known,), disks=disks("tank/a"))
-    assert liveness.orphaned(named) is (life is Life.GONE)
-    # It is still the snapshot of the dataset that the disks were on.
-    assert liveness.complete_names(named) == (["h"] if life is Life.ALIVE else [])
-
-
-@pytest.mark.parametrize(("dataset", "home"), [("tank/a", ""), ("tank/x", "tank/x")])
-def test_tie_of_a_snapshot(dataset: str, home: str) -> None:
-    known = SnapshotRef.of(Snapshot(dataset, "h", 5, 6), "tank/a")
-    assert known == SnapshotRef("tank/a", "h", 5, 6, home)
-    assert known.full_name == f"{dataset}@h"
-
-
-GUIDS = st.integers(1, 3)
-FULL_NAMES = st.sampled_from(["tank/a@h", "tank/b@h", "tank/a@d", "old/a@h"])
-
-
-@given(
-    st.dictionaries(FULL_NAMES, GUIDS, min_size=1),
-    st.dictionaries(FULL_NAMES, GUIDS),
-    st.sets(st.sampled_from(["tank", "old"])),
-)
-def test_no_point_is_orphaned_while_anything_of_it_lives_or_is_unknown(
-    manifest: Build, ties: dict[str, int], present: dict[str, int], pools: set[str]
-) -> None:
-    named = manifest(snapshots=tuple(tie(name, guid) for name, guid in ties.items()))
-    expected = all(
-        name.partition("/")[0] in pools and present.get(name) != guid for name, guid in ties.items()
-    )
-    assert live(present, *pools).orphaned(named) is expected
-
-
 def test_names(manifest: Build) -> None:
-    known = manifest(snapshots=(tie("tank/a@x_hourly", 1), tie("tank/a@x_daily", 2)), run="x")
-    found = RestorePoint(Path("/vault/web/x.2"), known)
-    assert found.name == "web@x.2"
+    known = manifest(snapshots=(ref("tank/a@x_hourly", 1), ref("tank/a@x_daily", 2)), run="x")
+    point = RestorePoint(Path("/vault/web/x.2"), known)
+    assert point.name == "web@x.2"
     for name, answers in {
         "x": True,
         "x.2": True,
@@ -207,11 +33,11 @@ def test_names(manifest: Build) -> None:
         "tank/a@x_daily": False,
         "": False,
     }.items():
-        assert found.answers_to(name) is answers, name
+        assert point.answers_to(name) is answers, name
 
 
 def test_written_and_read_again(tmp_path: Path, manifest: Build) -> None:
-    whole = manifest(reason="why", memory=None, snapshots=(tie("tank/My VMs@h", 2**64 - 1),))
+    whole = manifest(reason="why", memory=None, snapshots=(ref("tank/My VMs@h", 2**64 - 1),))
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(whole))
     assert read_point(tmp_path) == RestorePoint(tmp_path, whole)
 
@@ -299,11 +125,11 @@ def test_a_changed_byte_never_breaks_the_reader(
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (scratch / MANIFEST).write_bytes(content)
     try:
-        found = read_point(scratch)
+        point = read_point(scratch)
     except VaultDamaged as error:
         assert str(scratch) in str(error)
     else:
-        assert found.directory == scratch
+        assert point.directory == scratch
 
 
 @given(st.data())
@@ -354,7 +180,7 @@ def directory_is_a_file(directory: Path, elsewhere: Path) -> None:
 def test_damaged_directory(
     tmp_path: Path, manifest: Build, damage: Callable[[Path, Path], None], says: str
 ) -> None:
-    directory = tmp_path / "moment"
+    directory = tmp_path / "run"
     directory.mkdir()
     (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest()))
     assert read_point(directory).manifest == manifest()
@@ -377,17 +203,17 @@ def test_damaged_directory(
         ("/tank", "a"),
     ],
 )
-@pytest.mark.parametrize("where", ["taken of", "home", "had a home"])
+@pytest.mark.parametrize("where", ["taken of", "current", "taken of, since moved"])
 def test_snapshots_that_no_command_line_could_name(
     tmp_path: Path, manifest: Build, dataset: str, name: str, where: str
 ) -> None:
-    tie = {
+    ref = {
         "taken of": SnapshotRef(dataset, name, 1, 1),
-        "home": SnapshotRef("tank/web", name, 1, 1, dataset or "/"),
-        "had a home": SnapshotRef(dataset, name, 1, 1, "tank/web"),
+        "current": SnapshotRef("tank/web", name, 1, 1, dataset or "/"),
+        "taken of, since moved": SnapshotRef(dataset, name, 1, 1, "tank/web"),
     }[where]
-    ties = (*manifest().snapshots, tie)
-    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=ties)))
+    refs = (*manifest().snapshots, ref)
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(snapshots=refs)))
     with pytest.raises(VaultDamaged, match="names a snapshot that ZFS cannot know"):
         read_point(tmp_path)
 

@@ -29,11 +29,11 @@ def _local_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def points(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
     """Not in order: of web at 3, at 4 and, with the same snapshot name, at 4:30; of mail at 5."""
 
-    def made(name: str, domain: str, moment: str, taken: str, *snapshots: str) -> RestorePoint:
-        ties = tuple(SnapshotRef("tank/web", snapshot, 1, 1) for snapshot in snapshots)
+    def made(name: str, domain: str, run: str, created: str, *snapshots: str) -> RestorePoint:
+        refs = tuple(SnapshotRef("tank/web", snapshot, 1, 1) for snapshot in snapshots)
         return RestorePoint(
             Path("/v", domain, name),
-            manifest(domain=domain, run=moment, created=taken, snapshots=ties),
+            manifest(domain=domain, run=run, created=created, snapshots=refs),
         )
 
     return [
@@ -49,9 +49,9 @@ def points(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        pytest.param(f"web@{THREE}", f"web@{THREE}", id="moment"),
+        pytest.param(f"web@{THREE}", f"web@{THREE}", id="run"),
         pytest.param(f"web@{THREE}_hourly", f"web@{THREE}", id="snapshot"),
-        pytest.param(f"web@{FOUR}", f"web@{FOUR}", id="moment of two, directory of one"),
+        pytest.param(f"web@{FOUR}", f"web@{FOUR}", id="run of two, directory of one"),
         pytest.param(f"web@{FOUR}.2", f"web@{FOUR}.2", id="directory"),
         pytest.param(f"web@{FOUR}_daily", f"web@{FOUR}", id="snapshot of one of the two"),
         pytest.param("web@latest", f"web@{FOUR}.2", id="latest, by time and not by text"),
@@ -92,11 +92,11 @@ def test_choose(points: list[RestorePoint], text: str, name: str) -> None:
         ),
         pytest.param(
             "web@2026-11-20T08:29",
-            f"no point of then or before; the first is web@{THREE}, taken "
+            f"no point is as old as that; the first is web@{THREE}, taken "
             "2026-11-20T08:30:00+05:30",
             id="before the first",
         ),
-        pytest.param("web@2026-11-19", "no point of then or before", id="the day before"),
+        pytest.param("web@2026-11-19", "no point is as old as that", id="the day before"),
         pytest.param("web@0001-01-01T00:00", "no such point", id="not in local time"),
         pytest.param("web@9999-12-31", "no such point", id="the end of the calendar"),
         pytest.param("web@2026-13-01", "no such point", id="no time"),
@@ -148,8 +148,8 @@ def test_days_of_another_length(
         begin = datetime.fromisoformat(day).astimezone(UTC)
         known = []
         for name, hour in (("last", hours), ("next", hours + 1)):
-            taken = (begin + timedelta(hours=hour, seconds=-1)).isoformat()
-            known.append(RestorePoint(Path("/v/web", name), manifest(created=taken, run="m")))
+            created = (begin + timedelta(hours=hour, seconds=-1)).isoformat()
+            known.append(RestorePoint(Path("/v/web", name), manifest(created=created, run="m")))
         assert choose(known, f"web@{day}").name == "web@last"
 
 

@@ -27,7 +27,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     ("name", "folder"),
     [
         pytest.param("web", "web", id="plain"),
-        pytest.param("autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_03:00:00", id="moment"),
+        pytest.param("autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_03:00:00", id="run"),
         pytest.param("My VM é", "My VM é", id="blanks and letters"),
         pytest.param("../../etc", "%2E.%2F..%2Fetc", id="path"),
         pytest.param(".", "%2E", id="dot"),
@@ -72,12 +72,12 @@ def put(root: Path, manifest: Manifest) -> RestorePoint:
     return vault.publish(vault.incoming(root, manifest.domain, manifest.capture), manifest)
 
 
-def points(root: Path, moment: str | None = None) -> dict[str, Manifest]:
-    found = {}
-    for entry in vault.entries(root, moment):
+def points(root: Path, run: str | None = None) -> dict[str, Manifest]:
+    manifests = {}
+    for entry in vault.entries(root, run):
         assert isinstance(entry, RestorePoint), entry
-        found[str(entry.directory.relative_to(root))] = entry.manifest
-    return found
+        manifests[str(entry.directory.relative_to(root))] = entry.manifest
+    return manifests
 
 
 def damage(root: Path) -> dict[str, str]:
@@ -133,15 +133,15 @@ def test_one_moment_published_more_than_once(tmp_path: Path, manifest: Build) ->
 
 def test_points_of_one_moment_of_any_guest(tmp_path: Path, manifest: Build) -> None:
     for domain in ("web", "db"):
-        for moment in ("m", "mm", "m.x", "n"):
-            put(tmp_path, manifest(domain=domain, run=moment))
+        for run in ("m", "mm", "m.x", "n"):
+            put(tmp_path, manifest(domain=domain, run=run))
     assert sorted(points(tmp_path, "m")) == ["db/m", "web/m"]
 
 
-@pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
-def test_no_vault_yet(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [False, True], ids=["missing", "empty"])
+def test_no_vault_yet(tmp_path: Path, exists: bool) -> None:
     root = tmp_path / "vault"
-    if there:
+    if exists:
         root.mkdir()
     assert list(vault.entries(root)) == []
     assert vault.unfinished(root) == []
@@ -206,9 +206,9 @@ def test_damage_is_named_and_hides_nothing_else(
     root = tmp_path / "vault"
     good = put(root, manifest())
     damaged = deface(root, good.directory, tmp_path / "elsewhere")
-    found = damage(root)
-    assert list(found) == [damaged]
-    assert str(root / damaged) in found[damaged]
+    messages = damage(root)
+    assert list(messages) == [damaged]
+    assert str(root / damaged) in messages[damaged]
     assert [entry for entry in vault.entries(root) if isinstance(entry, RestorePoint)] == [good]
     assert vault.published(root, "web", good.manifest.capture) == good
 
@@ -231,9 +231,9 @@ def test_unfinished(
     (tmp_path / "web" / ".removing-link").symlink_to(tmp_path)
     (tmp_path / "linked").symlink_to(tmp_path / "web")
     (tmp_path / "file").write_text("foreign")
-    found = vault.unfinished(tmp_path)
-    assert [left.directory for left in found] == [tmp_path / "web" / name for name in expected]
-    assert [left.capture for left in found] == list(expected.values())
+    unfinished = vault.unfinished(tmp_path)
+    assert [each.directory for each in unfinished] == [tmp_path / "web" / name for name in expected]
+    assert [each.capture for each in unfinished] == list(expected.values())
 
 
 def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> None:
@@ -246,16 +246,16 @@ def test_removed_with_its_guests_last_point(tmp_path: Path, manifest: Build) -> 
 
 def test_removed_by_two_at_once(tmp_path: Path, manifest: Build) -> None:
     put(tmp_path, manifest(run="b"))
-    found = put(tmp_path, manifest(run="a"))
-    vault.remove(found)
-    vault.remove(found)
+    point = put(tmp_path, manifest(run="a"))
+    vault.remove(point)
+    vault.remove(point)
     assert list(points(tmp_path)) == ["web/b"]
 
 
 def test_removal_interrupted(
     tmp_path: Path, manifest: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = put(tmp_path, manifest(run="m"))
+    point = put(tmp_path, manifest(run="m"))
 
     def power_cut(path: Path) -> None:
         raise OSError("power cut")
@@ -263,7 +263,7 @@ def test_removal_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", power_cut)
         with pytest.raises(OSError, match="power cut"):
-            vault.remove(found)
+            vault.remove(point)
     assert points(tmp_path) == {}
     assert vault.unfinished(tmp_path) == [UnfinishedPoint(tmp_path / "web" / ".removing-m")]
 
@@ -302,10 +302,10 @@ def two_file_systems(monkeypatch: pytest.MonkeyPatch, incoming: Path, image: Pat
     real_stat, real_rename = Path.stat, os.rename
 
     def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
-        found = real_stat(path, follow_symlinks=follow_symlinks)
+        status = real_stat(path, follow_symlinks=follow_symlinks)
         if path != image:
-            return found
-        return os.stat_result([*found[:2], found.st_dev + 1, *found[3:10]])
+            return status
+        return os.stat_result([*status[:2], status.st_dev + 1, *status[3:10]])
 
     def rename(source: Path, target: Path) -> None:
         assert Path(source) != image, "Invalid cross-device link"
@@ -324,7 +324,7 @@ STOWED: Mapping[int | None, tuple[str, str]] = {
 
 @pytest.mark.parametrize("level", STOWED)
 def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.format, memory.image_bytes) == ("raw", len(CONTENT))
     assert unpacked(incoming, memory) == CONTENT
@@ -334,7 +334,7 @@ def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int 
 @pytest.mark.parametrize("level", STOWED)
 @pytest.mark.usefixtures("two_file_systems")
 def test_stowed_across_file_systems(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
     assert (memory.file, memory.compression) == STOWED[level]
     assert (memory.image_bytes, unpacked(incoming, memory)) == (len(CONTENT), CONTENT)
     assert image.exists()
@@ -352,24 +352,24 @@ def test_stowing_interrupted_and_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(memory_image, "sync_dir", power_cut)
         with pytest.raises(OSError, match="power cut"):
-            memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+            memory_image.store(image, incoming, "raw", zstd_level=level)
     half = incoming / STOWED[level][0]
     half.write_bytes(half.read_bytes()[:100] + b"garbage" * len(CONTENT))
-    memory = memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
     assert unpacked(incoming, memory) == CONTENT
 
 
 def test_renamed_before_an_interruption(image: Path, incoming: Path) -> None:
-    first = memory_image.store_memory(image, incoming, "raw", zstd_level=None)
+    first = memory_image.store(image, incoming, "raw", zstd_level=None)
     assert not image.exists()
     for level in STOWED:
-        assert memory_image.store_memory(image, incoming, "raw", zstd_level=level) == first
+        assert memory_image.store(image, incoming, "raw", zstd_level=level) == first
 
 
 def test_no_image_at_all(image: Path, incoming: Path) -> None:
     image.unlink()
     with pytest.raises(FileNotFoundError):
-        memory_image.store_memory(image, incoming, "raw", zstd_level=None)
+        memory_image.store(image, incoming, "raw", zstd_level=None)
     assert list(incoming.iterdir()) == []
 
 
@@ -382,7 +382,7 @@ def test_no_symlink_is_written_through(
     victim.write_text("precious")
     (incoming / STOWED[level][0]).symlink_to(victim)
     with pytest.raises(OSError, match="symbolic links"):
-        memory_image.store_memory(image, incoming, "raw", zstd_level=level)
+        memory_image.store(image, incoming, "raw", zstd_level=level)
     assert victim.read_text() == "precious"
 
 
@@ -391,22 +391,22 @@ def test_progress_only_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
     monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
-    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.store(image, incoming, "raw", zstd_level=3)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    memory_image.store_memory(image, incoming, "raw", zstd_level=3)
+    memory_image.store(image, incoming, "raw", zstd_level=3)
     said = capsys.readouterr().err
     assert "RAM image: 100 % of 1 MiB" in said
     assert said.endswith("\r\x1b[K")
 
 
 def test_a_points_ties_survive_the_vault(tmp_path: Path, manifest: Build) -> None:
-    ties = (
+    refs = (
         SnapshotRef("tank/web", "a_hourly", 2**64 - 1, 7),
         SnapshotRef("tank/web", "a_daily", 1, 7),
     )
-    placed = put(tmp_path, manifest(snapshots=ties))
-    assert points(tmp_path)[f"web/{placed.directory.name}"].snapshots == ties
+    placed = put(tmp_path, manifest(snapshots=refs))
+    assert points(tmp_path)[f"web/{placed.directory.name}"].snapshots == refs
 
 
 def test_the_first_vault_is_taken_for_the_one(config: Config) -> None:

@@ -8,7 +8,7 @@ from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import BOOTED, READ, VerifyResult
 
-SAYS = b'{"checked":"2026-11-20T03:00Z",'
+SAYS = b'{"schema":2,"checked":"2026-11-20T03:00Z",'
 TIME, LATER = "2026-11-20T03:00:00+00:00", "2026-11-20T03:00:01+00:00"
 
 
@@ -53,17 +53,18 @@ def test_what_counts(
     "content",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b'{"checked":', id="cut short"),
-        pytest.param(b"{}", id="says nothing"),
-        pytest.param(b'{"checked":"yesterday"}', id="no time"),
-        pytest.param(b'{"checked":"2026-11-20T03:00"}', id="no offset"),
+        pytest.param(b'{"schema":2,"checked":', id="cut short"),
+        pytest.param(b'{"schema":2}', id="says nothing"),
+        pytest.param(b'{"schema":2,"checked":"yesterday"}', id="no time"),
+        pytest.param(b'{"schema":2,"checked":"2026-11-20T03:00"}', id="no offset"),
         pytest.param(b"[]", id="a list"),
-        pytest.param(b'{"checked":5}', id="a number"),
+        pytest.param(SAYS.replace(b"2", b"3", 1) + b'"why":""}', id="another schema"),
+        pytest.param(b'{"schema":2,"checked":5}', id="a number"),
         pytest.param(SAYS + b'"why":null}', id="null"),
         pytest.param(SAYS + b'"booted":"yes"}', id="no truth"),
         pytest.param(SAYS + b'"to_running_s":"1"}', id="no seconds"),
         pytest.param(SAYS + b'"to_running_s":' + b"9" * 5000 + b"}", id="no end"),
-        pytest.param(b'{"checked":"\xff"}', id="no text"),
+        pytest.param(b'{"schema":2,"checked":"\xff"}', id="no text"),
         pytest.param(SAYS + b'"invented":' + b"[" * 100_000, id="bottomless"),
     ],
 )

@@ -6,30 +6,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from zvmsnap.common.errors import Cancelled
-from zvmsnap.quiesce import barrier
 from zvmsnap.quiesce.barrier import FreezeBarrier, Stage
 
-SOON_S = 10.0
+SOON_S = 60.0
 A_WHILE_S = 0.05
-WORK, PAUSE, SCRIPT, FREEZE, DONE = Stage
+RUNNING, PAUSE, PRE_FREEZE, FREEZE, DONE = Stage
 
 
-class Yard:
-    """Guests at a gate, each of which may wait there in a thread of its own."""
+class Guests:
+    """Guests at a freeze barrier, each of which may wait there in a thread of its own."""
 
     def __init__(self, *names: str) -> None:
-        self.gate = FreezeBarrier(names)
+        self.barrier = FreezeBarrier(names)
         self.cancelled = threading.Event()
         self.pool = ThreadPoolExecutor(64)
 
     def enter(self, name: str, stage: Stage) -> Future[None]:
-        return self.pool.submit(self.gate.enter, name, stage, self.cancelled)
+        return self.pool.submit(self.barrier.enter, name, stage, self.cancelled)
 
 
 @pytest.fixture
-def yard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
-    monkeypatch.setattr(barrier, "_LOOK_AGAIN_S", 0.01)
-    made = Yard("web", "db")
+def guests() -> Iterator[Guests]:
+    made = Guests("web", "db")
     yield made
     made.cancelled.set()
     made.pool.shutdown()
@@ -43,91 +41,90 @@ def assert_waits(entering: Future[None]) -> None:
 @pytest.mark.parametrize(
     ("other", "stage", "waits"),
     [
-        pytest.param(WORK, WORK, False, id="both at work"),
-        pytest.param(WORK, PAUSE, True, id="the other's RAM is dumped under overlays"),
-        pytest.param(WORK, FREEZE, True, id="the other works, freeze"),
+        pytest.param(RUNNING, RUNNING, False, id="both run"),
+        pytest.param(RUNNING, PAUSE, True, id="the other's RAM is dumped under overlays"),
+        pytest.param(RUNNING, FREEZE, True, id="the other runs, freeze"),
         pytest.param(PAUSE, PAUSE, False, id="both are dumped"),
         pytest.param(PAUSE, FREEZE, True, id="the other is dumped, freeze"),
-        pytest.param(FREEZE, PAUSE, False, id="nobody waits for who comes later"),
+        pytest.param(FREEZE, PAUSE, False, id="the other is ahead"),
         pytest.param(FREEZE, FREEZE, False, id="both freeze"),
-        pytest.param(PAUSE, SCRIPT, True, id="the other is dumped, pre-freeze"),
-        pytest.param(SCRIPT, PAUSE, False, id="nobody waits for who is ahead"),
-        pytest.param(SCRIPT, FREEZE, True, id="the other's pre-freeze"),
+        pytest.param(PAUSE, PRE_FREEZE, True, id="the other is dumped, pre-freeze"),
+        pytest.param(PRE_FREEZE, PAUSE, False, id="the other runs pre-freeze"),
+        pytest.param(PRE_FREEZE, FREEZE, True, id="the other's pre-freeze"),
         pytest.param(DONE, PAUSE, False, id="the other is done"),
         pytest.param(DONE, FREEZE, False, id="the other is done, freeze"),
     ],
 )
-def test_who_waits_for_whom(yard: Yard, other: Stage, stage: Stage, waits: bool) -> None:
+def test_who_waits_for_whom(guests: Guests, other: Stage, stage: Stage, waits: bool) -> None:
     if other is DONE:
-        yard.gate.leave("db")
+        guests.barrier.finish("db")
     else:
-        yard.enter("db", other)
-    entering = yard.enter("web", stage)
+        guests.enter("db", other)
+    entering = guests.enter("web", stage)
     if waits:
         assert_waits(entering)
-        yard.gate.leave("db")
+        guests.barrier.finish("db")
     entering.result(SOON_S)
 
 
-def test_one_stage_after_the_other(yard: Yard) -> None:
-    first = yard.enter("web", FREEZE)
+def test_one_stage_after_the_other(guests: Guests) -> None:
+    first = guests.enter("web", FREEZE)
     assert_waits(first)
-    second = yard.enter("db", PAUSE)
-    # web is ahead of it already.
+    second = guests.enter("db", PAUSE)
+    # web has passed this stage.
     second.result(SOON_S)
     assert_waits(first)
-    yard.enter("db", FREEZE).result(SOON_S)
+    guests.enter("db", FREEZE).result(SOON_S)
     first.result(SOON_S)
 
 
-def test_nobody_goes_back(yard: Yard) -> None:
-    yard.gate.leave("db")
-    yard.enter("web", FREEZE).result(SOON_S)
-    # A level for which it failed is followed by one of an earlier stage: nobody waits again.
-    yard.enter("web", PAUSE).result(SOON_S)
-    yard.enter("db", FREEZE).result(SOON_S)
+def test_no_guest_goes_back(guests: Guests) -> None:
+    guests.barrier.finish("db")
+    guests.enter("web", FREEZE).result(SOON_S)
+    # Its next level begins at an earlier stage: db need not wait for that.
+    guests.enter("web", PAUSE).result(SOON_S)
+    guests.enter("db", FREEZE).result(SOON_S)
 
 
-def test_who_is_alone_never_waits() -> None:
+def test_a_guest_alone_never_waits() -> None:
     alone = FreezeBarrier(["web"])
     for stage in Stage:
         alone.enter("web", stage, threading.Event())
-        assert not alone.keeps_from_dumping("web")
+        assert not alone.is_too_late_to_dump("web")
 
 
 @pytest.mark.parametrize(
-    ("stage", "too_late"), [(WORK, False), (PAUSE, False), (SCRIPT, True), (FREEZE, True)]
+    ("stage", "too_late"), [(RUNNING, False), (PAUSE, False), (PRE_FREEZE, True), (FREEZE, True)]
 )
-def test_nobody_is_dumped_when_others_may_stand_still(
-    yard: Yard, stage: Stage, too_late: bool
-) -> None:
-    yard.gate.leave("db")  # it may stand still, and waits for post
-    yard.enter("web", stage).result(SOON_S)
-    assert yard.gate.keeps_from_dumping("web") is too_late
+def test_no_dump_when_others_may_be_held(guests: Guests, stage: Stage, too_late: bool) -> None:
+    guests.barrier.finish("db")  # it may be held, and waits for post
+    guests.enter("web", stage).result(SOON_S)
+    assert guests.barrier.is_too_late_to_dump("web") is too_late
 
 
-def test_cancelled_while_it_waits(yard: Yard) -> None:
-    entering = yard.enter("web", FREEZE)
+def test_cancelled_while_it_waits(guests: Guests) -> None:
+    entering = guests.enter("web", FREEZE)
     assert_waits(entering)
-    yard.cancelled.set()
+    guests.cancelled.set()
     with pytest.raises(Cancelled, match="interrupted while other guests were dumped"):
         entering.result(SOON_S)
-    # Who need not wait sees for himself that he is cancelled.
-    yard.gate.leave("db")
-    yard.enter("web", FREEZE).result(SOON_S)
+    # A guest that need not wait is cancelled later, before its next step.
+    guests.barrier.finish("db")
+    guests.enter("web", FREEZE).result(SOON_S)
 
 
-def test_so_much_work_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(barrier, "_AT_ONCE", 2)
-    narrow = FreezeBarrier(["web"])
+def test_slots_limit_the_load() -> None:
+    narrow = FreezeBarrier(["web"], slots=2)
     inside: list[int] = []
     most: list[int] = []
+    two_are_inside = threading.Barrier(2)
 
     def work(number: int) -> None:
-        with narrow.place():
+        with narrow.slot():
             inside.append(number)
+            two_are_inside.wait(SOON_S)
             most.append(len(inside))
-            time.sleep(0.005)
+            two_are_inside.wait(SOON_S)
             inside.remove(number)
 
     with ThreadPoolExecutor(6) as pool:
@@ -135,28 +132,28 @@ def test_so_much_work_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(most) == 2
 
 
-def test_more_guests_than_places() -> None:
-    """Whatever levels they end at: all get through, and nobody stands still while one works."""
-    names = [f"guest{number}" for number in range(3 * barrier._AT_ONCE)]
-    crowd, cancelled = FreezeBarrier(names), threading.Event()
-    working = set(names)
+def test_more_guests_than_slots() -> None:
+    """Whatever levels they end at, all get through, and none is held while another runs."""
+    names = [f"guest{number}" for number in range(12)]
+    crowd, cancelled = FreezeBarrier(names, slots=4), threading.Event()
+    running = set(names)
     too_early: list[str] = []
 
-    def take(number: int, name: str) -> None:
-        with crowd.place():
+    def capture(number: int, name: str) -> None:
+        with crowd.slot():
             time.sleep(0.001)
-        working.discard(name)
+        running.discard(name)
         for stage in (PAUSE, FREEZE)[: number % 3]:
             crowd.enter(name, stage, cancelled)
-            too_early.extend(working)
-            with crowd.place():
+            too_early.extend(running)
+            with crowd.slot():
                 time.sleep(0.001)
-        crowd.leave(name)
+        crowd.finish(name)
 
     with ThreadPoolExecutor(len(names)) as pool:
-        taking = [pool.submit(take, number, name) for number, name in enumerate(names)]
+        captures = [pool.submit(capture, number, name) for number, name in enumerate(names)]
         try:
-            for each in taking:
+            for each in captures:
                 each.result(SOON_S)
         finally:
             cancelled.set()

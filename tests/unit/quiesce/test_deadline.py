@@ -1,13 +1,16 @@
+import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
+from tests.fakes.clock import until
 from tests.fakes.guest import OTHER, UUID, DumpedGuest, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
@@ -18,28 +21,30 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.quiesce import deadline, thaw
+from zvmsnap.quiesce import deadline
+from zvmsnap.quiesce.deadline import DeadlineEnforcer
 from zvmsnap.virt.guest import Guest, Pause
+from zvmsnap.virt.host import Host
 
 OWNER = Process(4711, 815, "a-boot")
 ANOTHER = Process(4712, 815, "a-boot")
 Standing = Callable[..., Entry]
+HOUR_S = 3600.0
 BOTH = pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 
 
 @pytest.fixture(autouse=True)
-def _quick(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(thaw, "_THAW_AGAIN_S", 0)
+def _on_the_host(host: FakeHost) -> None:
+    """The watchdog connects to the host with the guest."""
 
 
 @pytest.fixture
 def db(tmp_path: Path, config: Config, entry: Standing, host: FakeHost) -> DumpedGuest:
-    """Another guest of the same owner, which stands still since long."""
+    """Another guest of the same owner, which is paused for an hour already."""
     other = DumpedGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
     other.stands_still = Pause.JOB
     said = {"level": ConsistencyLevel.PAUSED, "paused": True, "disks_frozen_at_s": 1.0, "disks": ()}
-    known = entry(uuid=OTHER, domain="db", owner=OWNER, held_since_s=since(1000), **said)
+    known = entry(uuid=OTHER, domain="db", owner=OWNER, held_since_s=since(HOUR_S), **said)
     Journal(config.journal_dir).write(known)
     host.known.append(other)
     return other
@@ -49,24 +54,31 @@ def since(seconds: float) -> float:
     return uptime_s() - seconds
 
 
-def due() -> dict[str, Any]:
-    """Since long enough for the default limit."""
-    return {"owner": OWNER, "held_since_s": since(61)}
+def overdue() -> dict[str, Any]:
+    """Held for an hour, which is longer than the default limit."""
+    return {"owner": OWNER, "held_since_s": since(HOUR_S)}
 
 
 def within(config: Config, limit_s: float) -> Config:
     return msgspec.structs.replace(config, limits=Limits(max_freeze_s=limit_s))
 
 
-def is_still(guest: FakeGuest) -> bool:
+def is_held(guest: FakeGuest) -> bool:
     return bool(guest.stands_still or (guest.agent and guest.agent.frozen))
 
 
-def until(reached: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < deadline_s, "never"
-        time.sleep(0.002)
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The UUIDs of the guests that were looked at, once for each look that has ended."""
+    ended: list[str] = []
+    check = DeadlineEnforcer._check
+
+    def counted(enforcer: DeadlineEnforcer, host: Host, entry: Entry, lost: Event) -> None:
+        check(enforcer, host, entry, lost)
+        ended.append(entry.uuid)
+
+    monkeypatch.setattr(DeadlineEnforcer, "_check", counted)
+    return ended
 
 
 def of_guest(config: Config, uuid: str = UUID) -> Entry:
@@ -76,18 +88,18 @@ def of_guest(config: Config, uuid: str = UUID) -> Entry:
 
 
 @BOTH
-def test_let_go_though_somebody_hangs_with_its_lock(
+def test_released_though_somebody_hangs_with_its_lock(
     config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
 ) -> None:
-    known = standing(level, **due())
+    known = standing(level, **overdue())
     with lock(config.locks_dir, UUID, "capture", 1), deadline.enforce_deadline(config, OWNER):
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
     assert guest.calls == ["resume" if level is ConsistencyLevel.PAUSED else "thaw"]
     assert of_guest(config) == known
 
 
 @BOTH
-def test_what_is_left_is_done_where_the_lock_can_be_had(
+def test_post_thaw_and_the_entry_where_the_lock_is_free(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -100,16 +112,17 @@ def test_what_is_left_is_done_where_the_lock_can_be_had(
     path.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     path.chmod(0o755)
     config = msgspec.structs.replace(config, guest_scripts=str(tmp_path / "guest.d"))
-    standing(level, thaw_script_due=level is ConsistencyLevel.QUIESCED, **due())
+    standing(level, thaw_script_due=level is ConsistencyLevel.QUIESCED, **overdue())
     with deadline.enforce_deadline(config, OWNER):
         until(lambda: of_guest(config).level is ConsistencyLevel.CRASH)
         until(lambda: not of_guest(config).thaw_script_due)
-    left = of_guest(config)
-    assert (left.paused, left.frozen, left.may_hold_guest) == (False, False, False)
-    assert left.reason and "before its snapshot was known" in left.reason
+    entry = of_guest(config)
+    assert (entry.paused, entry.frozen, entry.may_hold_guest) == (False, False, False)
+    assert entry.reason and "before its snapshot was known" in entry.reason
     assert (tmp_path / "ran").exists() is (level is ConsistencyLevel.QUIESCED)
-    was = "paused" if level is ConsistencyLevel.PAUSED else "frozen"
-    assert f"web (tank/web): {was} for 61 s: let go, as nobody did" in caplog.text
+    was, done = ("paused", "resumed") if level is ConsistencyLevel.PAUSED else ("frozen", "thawed")
+    said = rf"web \(tank/web\): was {was} for 36\d\d s: {done} at the deadline"
+    assert re.search(said, caplog.text)
 
 
 @BOTH
@@ -118,44 +131,49 @@ def test_not_before(
 ) -> None:
     known = standing(level, owner=OWNER, held_since_s=since(0))
     with deadline.enforce_deadline(within(config, 0.3), OWNER):
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
     assert uptime_s() - known.held_since_s >= 0.3
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("held_s", "said"),
     [
-        pytest.param({"owner": OWNER, "held_since_s": since(5)}, id="not yet"),
-        pytest.param({"owner": ANOTHER, "held_since_s": since(5000)}, id="of another owner"),
-        pytest.param(
-            {"owner": OWNER, "held_since_s": since(5000), "paused": False}, id="not by us any more"
-        ),
+        pytest.param(HOUR_S, {"owner": OWNER}, id="not yet"),
+        pytest.param(9 * HOUR_S, {"owner": ANOTHER}, id="of another owner"),
+        pytest.param(9 * HOUR_S, {"owner": OWNER, "paused": False}, id="resumed already"),
     ],
 )
-def test_who_is_not_touched(
-    config: Config, guest: FakeGuest, db: FakeGuest, standing: Standing, said: dict[str, Any]
+def test_which_guests_are_not_touched(
+    config: Config,
+    guest: FakeGuest,
+    db: FakeGuest,
+    standing: Standing,
+    held_s: float,
+    said: dict[str, Any],
 ) -> None:
-    known = standing(ConsistencyLevel.PAUSED, **said)
-    with deadline.enforce_deadline(config, OWNER):
-        until(lambda: not is_still(db))
+    known = standing(ConsistencyLevel.PAUSED, held_since_s=since(held_s), **said)
+    overdue_db = msgspec.structs.replace(of_guest(config, OTHER), held_since_s=since(9 * HOUR_S))
+    Journal(config.journal_dir).write(overdue_db)
+    with deadline.enforce_deadline(within(config, 5 * HOUR_S), OWNER):
+        until(lambda: not is_held(db))
         until(lambda: of_guest(config, OTHER).level is ConsistencyLevel.CRASH)
-    assert is_still(guest) and guest.calls == []
+    assert is_held(guest) and guest.calls == []
     assert of_guest(config) == known
 
 
-UNTOLD: dict[str, Any] = {"owner": OWNER, "held_since_s": 0.0, "disks_frozen_at_s": 0.0}
+UNNOTED: dict[str, Any] = {"owner": OWNER, "held_since_s": 0.0, "disks_frozen_at_s": 0.0}
 
 
-def test_whose_hook_died_before_it_could_write_it_down(
+def test_hook_died_before_it_could_note_the_pause(
     config: Config, guest: FakeGuest, standing: Standing
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **UNTOLD)
+    standing(ConsistencyLevel.PAUSED, **UNNOTED)
     begun_s = time.monotonic()
     with deadline.enforce_deadline(within(config, 0.2), OWNER):
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
         until(lambda: not of_guest(config).paused)
     assert time.monotonic() - begun_s >= 0.2
-    # That it has no coherent RAM is found when it is published.
+    # Publishing sees that it has no coherent RAM.
     assert of_guest(config).disks_frozen_at_s == 0
 
 
@@ -163,56 +181,57 @@ def dumped(guest: FakeGuest) -> None:
     guest.job = True
 
 
-def somebodys(guest: FakeGuest) -> None:
+def by_other(guest: FakeGuest) -> None:
     guest.stands_still = Pause.OTHER
 
 
-@pytest.mark.parametrize("change", [dumped, somebodys])
-def test_whose_pause_is_another_one(
+@pytest.mark.parametrize("change", [dumped, by_other])
+def test_pauses_that_are_not_of_zvmsnap(
     config: Config,
     guest: FakeGuest,
-    db: FakeGuest,
+    checks: list[str],
     standing: Standing,
     change: Callable[[FakeGuest], None],
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **UNTOLD)
+    standing(ConsistencyLevel.PAUSED, **UNNOTED)
     change(guest)
     with deadline.enforce_deadline(within(config, 0.01), OWNER):
-        until(lambda: not is_still(db))
-        time.sleep(0.1)
-        assert is_still(guest) and guest.calls == []
-        # The dump ends, and leaves it standing.
+        until(lambda: len(checks) > 20)
+        assert is_held(guest) and guest.calls == []
+        # The dump ends, and the guest stays paused.
         guest.job, guest.stands_still = False, Pause.JOB
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
 
 
 def test_short_pauses_of_a_dump_are_not_added_up(
     config: Config, guest: FakeGuest, standing: Standing
 ) -> None:
-    keeper = deadline._DeadlineKeeper(config, OWNER, threading.Event())
-    known = standing(ConsistencyLevel.PAUSED, **UNTOLD)
-    first_s = keeper._seen_still_since(guest, known)
-    assert keeper._seen_still_since(guest, known) == first_s > 0
+    enforcer = DeadlineEnforcer(config, OWNER, threading.Event())
+    known = standing(ConsistencyLevel.PAUSED, **UNNOTED)
+    first_s = enforcer.paused_since_s(guest, known)
+    assert enforcer.paused_since_s(guest, known) == first_s > 0
     guest.stands_still = None
-    assert keeper._seen_still_since(guest, known) == 0
+    assert enforcer.paused_since_s(guest, known) == 0
     guest.stands_still = Pause.JOB
-    assert keeper._seen_still_since(guest, known) > first_s
+    assert enforcer.paused_since_s(guest, known) > first_s
 
 
-def test_no_hypervisor_as_yet(
+def test_libvirt_does_not_run_yet(
     config: Config,
     host: FakeHost,
     guest: FakeGuest,
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **due())
+    standing(ConsistencyLevel.PAUSED, **overdue())
     host.reachable = False
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: "guard: the deadline is not kept now: qemu:///system: no" in caplog.text)
-        assert is_still(guest)
+        until(
+            lambda: "watchdog: the deadline is not enforced now: qemu:///system: no" in caplog.text
+        )
+        assert is_held(guest)
         host.reachable = True
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
 
 
 def test_a_connection_that_broke_is_made_anew(
@@ -222,7 +241,7 @@ def test_a_connection_that_broke_is_made_anew(
     standing: Standing,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As when libvirt is started again: who was connected to it is told of errors for ever."""
+    """As when libvirt is restarted: an old connection to it fails for ever."""
     connections: list[int] = []
     look_up, connect = host.guest, host.connect
 
@@ -237,15 +256,15 @@ def test_a_connection_that_broke_is_made_anew(
 
     monkeypatch.setattr("zvmsnap.virt.host.Host", connected)
     monkeypatch.setattr(host, "guest", broken)
-    standing(ConsistencyLevel.PAUSED, **due())
+    standing(ConsistencyLevel.PAUSED, **overdue())
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
 
 
 def test_a_journal_that_cannot_be_read_now(
     config: Config, guest: FakeGuest, standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **due())
+    standing(ConsistencyLevel.PAUSED, **overdue())
     entries = Journal.entries
     failures: list[int] = []
 
@@ -257,7 +276,7 @@ def test_a_journal_that_cannot_be_read_now(
 
     monkeypatch.setattr(Journal, "entries", fail)
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
 
 
 def test_agent_that_does_not_answer_keeps_no_other_guest(
@@ -267,15 +286,15 @@ def test_agent_that_does_not_answer_keeps_no_other_guest(
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    standing(ConsistencyLevel.QUIESCED, **due())
+    standing(ConsistencyLevel.QUIESCED, **overdue())
     assert guest.agent
     guest.agent.answering = False
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: "web (tank/web): guard: not let go yet" in caplog.text)
-        until(lambda: not is_still(db))
-        assert is_still(guest) and of_guest(config).frozen
+        until(lambda: "web (tank/web): watchdog: not resumed or thawed yet" in caplog.text)
+        until(lambda: not is_held(db))
+        assert is_held(guest) and of_guest(config).frozen
         guest.agent.answering = True
-        until(lambda: not is_still(guest))
+        until(lambda: not is_held(guest))
 
 
 def test_guest_that_does_not_exist_any_more_keeps_no_other(
@@ -285,38 +304,50 @@ def test_guest_that_does_not_exist_any_more_keeps_no_other(
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **due())
+    standing(ConsistencyLevel.PAUSED, **overdue())
     guest.exists = False
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: not is_still(db))
+        until(lambda: not is_held(db))
         until(lambda: not of_guest(config).holds_guest)
     assert of_guest(config).level is ConsistencyLevel.CRASH
     assert "web" not in caplog.text.replace("db (tank/web)", "")
 
 
-def test_another_moment_that_began_meanwhile_is_none_of_its_business(
+def test_another_run_that_began_meanwhile_is_not_touched(
     config: Config, guest: FakeGuest, db: FakeGuest, standing: Standing, entry: Standing
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **due())
+    standing(ConsistencyLevel.PAUSED, **overdue())
     newer = entry(
         capture=f"{UUID}.0000000f", level=ConsistencyLevel.QUIESCED, frozen=True, owner=ANOTHER
     )
     guest.at["resume"] = lambda: Journal(config.journal_dir).write(newer)
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: not is_still(guest))
-        until(lambda: not is_still(db))
+        until(lambda: not is_held(guest))
+        until(lambda: not is_held(db))
     assert of_guest(config) == newer
 
 
-def test_nobody_is_asked_where_nobody_may_stand_still(
-    config: Config, guest: FakeGuest, host: FakeHost, entry: Standing
+def test_no_guest_is_asked_where_none_may_be_held(
+    config: Config,
+    guest: FakeGuest,
+    host: FakeHost,
+    entry: Standing,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    looks: list[int] = []
+    entries = Journal.entries
+
+    def counted(journal: Journal) -> list[Entry]:
+        looks.append(1)
+        return entries(journal)
+
+    monkeypatch.setattr(Journal, "entries", counted)
     host.reachable = False
     guest.agent = FakeAgent()
     Journal(config.journal_dir).write(entry(owner=OWNER, level=ConsistencyLevel.MEMORY))
     with deadline.enforce_deadline(config, OWNER):
-        (keeper,) = [each for each in threading.enumerate() if each.name == "deadline"]
-        time.sleep(0.05)
-        assert keeper.is_alive()
-    assert not keeper.is_alive()
+        (thread,) = [each for each in threading.enumerate() if each.name == "deadline"]
+        until(lambda: len(looks) > 5)
+        assert thread.is_alive()
+    assert not thread.is_alive()
     assert (guest.calls, guest.asked) == ([], [])

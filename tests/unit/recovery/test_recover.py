@@ -154,7 +154,7 @@ def test_what_is_found_is_said(config: Config, guest: FakeGuest, staged: Stage) 
     (outcome,) = recover.recover(config, dry_run=True).outcomes
     assert (outcome.domain, outcome.uuid) == ("web", UUID)
     assert outcome.found == (
-        f"moment {T} is open at step frozen",
+        f"run {T} is open at step frozen",
         f"vda is on {known.disks[0].overlay}",
     )
 

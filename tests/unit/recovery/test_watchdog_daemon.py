@@ -434,5 +434,5 @@ def test_a_guard_that_cannot_be_started_stops_no_moment(
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(subprocess, "Popen", fail)
     watchdog.start_watchdog(DEAD)
-    assert "no guard for this moment" in caplog.text
+    assert "no watchdog for this run" in caplog.text
     assert started.commands == []

@@ -25,7 +25,7 @@ from zvmsnap.disks import jobs
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
-from zvmsnap.quiesce import deadline, watchdog
+from zvmsnap.quiesce import watchdog
 from zvmsnap.recovery import watchdog_daemon
 from zvmsnap.zfs import mounts
 
@@ -51,8 +51,6 @@ def _seams(
     monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr(watchdog, "_STARTING_POLL_S", 0.001)
-    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.005)
 
 
 class Armed:
@@ -97,9 +95,8 @@ def test_a_guard_that_takes_its_time(
 
 
 def test_no_guard_comes(config: Config, armed: Armed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_STARTING_LIMIT_S", 0.05)
     armed.comes = False
-    with pytest.raises(NotHeld, match="no guard is there"):
+    with pytest.raises(NotHeld, match="no watchdog runs"):
         watchdog.require_watchdog(config, DEAD, math.inf)
     assert armed.calls == [(DEAD, math.inf)]
 

@@ -1,4 +1,4 @@
-"""A point comes home: rsync and both vaults are real, ZFS and syncoid are a table in memory."""
+"""A point is fetched: rsync and both vaults are real, ZFS and syncoid are a table in memory."""
 
 import hashlib
 import os
@@ -18,9 +18,9 @@ from zvmsnap.points import compatibility, vault
 from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import syncoid
-from zvmsnap.replication.fetch import Fetch
+from zvmsnap.replication.fetch import Fetcher
 from zvmsnap.replication.remote_vault import RemoteVault
-from zvmsnap.replication.syncoid import Options
+from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
@@ -35,20 +35,20 @@ NAMES = ("tank/web", "tank/web/data")
 class World:
     """Datasets and snapshots by name, and what syncoid was told."""
 
-    def __init__(self, vault_there: Path) -> None:
-        self.here: dict[str, Dataset] = {"tank": Dataset("tank", "filesystem", False)}
+    def __init__(self, remote_vault: Path) -> None:
+        self.local: dict[str, Dataset] = {"tank": Dataset("tank", "filesystem", False)}
         self.snapshots: dict[str, Snapshot] = {}
-        self.there = {f"usb/off/{name}": Snapshot(f"usb/off/{name}", "s", n, n)
+        self.remote = {f"usb/off/{name}": Snapshot(f"usb/off/{name}", "s", n, n)
                       for n, name in enumerate(NAMES, 1)}  # fmt: skip
-        self.properties = {"zvmsnap:vault": str(vault_there), "encryption": "off"}
+        self.properties = {"zvmsnap:vault": str(remote_vault), "encryption": "off"}
         self.sent: list[str] = []
         self.fails_at = ""
         self.locked = False
         self.mounted: list[str] = []
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(zfs, "datasets", lambda: dict(self.here))
-        patch.setattr(zfs, "subtree", lambda *_: self._branch())
+        patch.setattr(zfs, "datasets", lambda: dict(self.local))
+        patch.setattr(zfs, "subtree", lambda *_: self._subtree())
         patch.setattr(zfs, "properties", lambda *_: {"mountpoint": "", "mounted": "no"}
                       | self.properties)  # fmt: skip
         patch.setattr(zfs, "create", self._create)
@@ -58,25 +58,27 @@ class World:
         patch.setattr(syncoid, "run", self._syncoid)
         patch.setattr(compatibility, "why_not", lambda *_, **__: [])
 
-    def _branch(self) -> Subtree:
+    def _subtree(self) -> Subtree:
         return Subtree(
-            frozenset(self.there), {each.full_name: each for each in self.there.values()}
+            frozenset(self.remote), {each.full_name: each for each in self.remote.values()}
         )
 
     def _create(self, name: str) -> None:
-        self.here[name] = Dataset(name, "filesystem", False)
+        self.local[name] = Dataset(name, "filesystem", False)
 
     def _uses(self, names: Sequence[str]) -> list[SnapshotUsage]:
         return [SnapshotUsage(self.snapshots[name], (), 0) for name in names]
 
-    def _syncoid(self, source: str, target: str, options: Options, *, readonly: bool) -> None:
+    def _syncoid(
+        self, source: str, target: str, options: SyncoidOptions, *, readonly: bool
+    ) -> None:
         self.sent.append(f"{source} {target}{' raw' if options.raw else ''}")
         assert not readonly
-        self.here[target] = Dataset(target, "filesystem", False, locked=self.locked)
+        self.local[target] = Dataset(target, "filesystem", False, locked=self.locked)
         if target == self.fails_at:
             raise SyncoidFailed("cut")
-        there = self.there[source]
-        self.snapshots[target] = Snapshot(target, there.name, there.guid, 77)
+        sent = self.remote[source]
+        self.snapshots[target] = Snapshot(target, sent.name, sent.guid, 77)
 
 
 @pytest.fixture
@@ -89,72 +91,73 @@ def config(tmp_path: Path) -> Config:
 def world(
     tmp_path: Path, config: Config, manifest: Build, monkeypatch: pytest.MonkeyPatch
 ) -> World:
-    """A point lies in the vault there."""
-    made = World(tmp_path / "there")
-    made.install(monkeypatch)
+    """The source has a point in its vault."""
+    world = World(tmp_path / "remote")
+    world.install(monkeypatch)
     directory = tmp_path / "elsewhere"
     directory.mkdir()
     (directory / MEMORY).write_bytes(RAM)
     (directory / DOMAIN_XML).write_text(XML)
-    sum_ = hashlib.sha256(RAM).hexdigest()
-    ours = manifest(
-        memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), sum_),
+    digest = hashlib.sha256(RAM).hexdigest()
+    own = manifest(
+        memory=Memory(MEMORY, "raw", "none", len(RAM), len(RAM), digest),
         disks=tuple(Disk("vda", "file", "raw", "/x", name, "x") for name in NAMES),
         snapshots=tuple(SnapshotRef(d, "s", n, n, f"usb/off/{d}") for n, d in enumerate(NAMES, 1)),
     )
-    there = RemoteVault(config, USB, HERE, str(tmp_path / "there"))
-    there.claim()
-    there.put(
-        PointTransfer(RestorePoint(directory, ours), "h1", ours, with_memory=True), bwlimit=""
-    )
-    return made
+    remote_vault = RemoteVault(config, USB, HERE, world.properties["zvmsnap:vault"])
+    remote_vault.claim()
+    transfer = PointTransfer(RestorePoint(directory, own), "h1", own, with_memory=True)
+    remote_vault.put(transfer, bwlimit="")
+    return world
 
 
-def fetching(config: Config, *guests: FakeGuest) -> Fetch:
-    return Fetch(config, FakeHost(*guests), USB, Options())
+def fetcher(config: Config, *guests: FakeGuest) -> Fetcher:
+    return Fetcher(config, FakeHost(*guests), USB, SyncoidOptions())
 
 
 def fetch(config: Config) -> RestorePoint:
-    job = fetching(config)
-    return job.run(job.plan("web@latest"))
+    fetches = fetcher(config)
+    return fetches.fetch(fetches.plan("web@latest"))
 
 
 def test_a_host_that_has_nothing(world: World, config: Config) -> None:
-    found = fetch(config)
+    fetched = fetch(config)
     assert world.sent == [f"usb/off/{name} {name}" for name in NAMES]
     assert world.mounted == list(NAMES)
-    (known,), damaged = vault.read(config)
-    assert known == found and damaged == []
-    assert [tie.full_name for tie in found.manifest.snapshots] == ["tank/web@s", "tank/web/data@s"]
-    assert {tie.createtxg for tie in found.manifest.snapshots} == {77}
-    assert (found.directory / MEMORY).read_bytes() == RAM
-    assert sorted(os.listdir(found.directory)) == ["domain.xml", "manifest.json", "memory.img"]
+    assert vault.read(config) == ([fetched], [])
+    refs = fetched.manifest.snapshots
+    assert [ref.full_name for ref in refs] == ["tank/web@s", "tank/web/data@s"]
+    assert {ref.createtxg for ref in refs} == {77}
+    assert (fetched.directory / MEMORY).read_bytes() == RAM
+    assert sorted(os.listdir(fetched.directory)) == ["domain.xml", "manifest.json", "memory.img"]
     assert vault.unfinished(config.vault_dir) == []
 
 
-def test_interrupted_it_goes_on(world: World, config: Config) -> None:
+def test_an_interrupted_fetch_goes_on(world: World, config: Config) -> None:
     world.fails_at = NAMES[1]
     with pytest.raises(SyncoidFailed):
         fetch(config)
     assert vault.read(config) == ([], [])
     world.fails_at = ""
     assert fetch(config).manifest.memory
-    # It is done: what is here now is not taken for half a fetch.
-    with pytest.raises(FetchRefused, match="tank/web: is here already"):
+    # The fetch is complete: these datasets are not overwritten by another one.
+    with pytest.raises(FetchRefused, match="tank/web: exists on this host"):
         fetch(config)
 
 
-def test_a_key_that_is_not_here(world: World, config: Config) -> None:
+def test_key_that_is_not_loaded(world: World, config: Config) -> None:
     world.locked, world.properties["encryption"] = True, "aes-256-gcm"
-    with pytest.raises(FetchRefused, match="zfs load-key tank/web, then the same command"):
+    with pytest.raises(FetchRefused, match="zfs load-key tank/web, and the same command"):
         fetch(config)
     assert world.sent == ["usb/off/tank/web tank/web raw"] and world.mounted == []
     world.locked = False
     fetch(config)
 
 
-def test_a_spoilt_image_is_not_published(world: World, config: Config, tmp_path: Path) -> None:
-    image = tmp_path / "there/web/h1/memory.img"
+def test_image_with_a_wrong_checksum_is_not_published(
+    world: World, config: Config, tmp_path: Path
+) -> None:
+    image = tmp_path / "remote/web/h1/memory.img"
     good = image.read_bytes()
     image.write_bytes(good[:-1] + b"x")
     with pytest.raises(ZvmsnapError, match="checksum"):
@@ -166,7 +169,7 @@ def test_a_spoilt_image_is_not_published(world: World, config: Config, tmp_path:
 
 def refused(world: World, config: Config, *guests: FakeGuest) -> str:
     with pytest.raises(ZvmsnapError) as caught:
-        fetching(config, *guests).plan("web@latest")
+        fetcher(config, *guests).plan("web@latest")
     assert world.sent == []
     return str(caught.value)
 
@@ -182,31 +185,32 @@ def test_another_guest_has_its_name(world: World, config: Config, name: str, uui
     assert "only its name, or only its UUID" in refused(world, config, guest)
 
 
-def test_a_dataset_is_here(world: World, config: Config) -> None:
-    world.here["tank/web/data"] = Dataset("tank/web/data", "volume", False)
-    assert "tank/web/data: is here already" in refused(world, config)
+def test_dataset_exists(world: World, config: Config) -> None:
+    world.local["tank/web/data"] = Dataset("tank/web/data", "volume", False)
+    assert "tank/web/data: exists on this host" in refused(world, config)
 
 
 def test_no_such_pool(world: World, config: Config) -> None:
-    del world.here["tank"]
-    assert "there is no pool tank here" in refused(world, config)
+    del world.local["tank"]
+    assert "this host has no pool tank" in refused(world, config)
 
 
-def test_begun_from_elsewhere(world: World, config: Config) -> None:
+def test_unfinished_fetch_from_another_source(world: World, config: Config) -> None:
     world.fails_at = NAMES[0]
     with pytest.raises(SyncoidFailed):
         fetch(config)
     world.sent.clear()
-    begun = next((config.journal_dir / "fetches").iterdir())
-    begun.write_text(begun.read_text().replace("usb/off", "other/off"))
-    assert "tank/web: is here already" in refused(world, config)
-    begun.write_text("{")
-    assert "remove it" in refused(world, config)
+    unfinished = next((config.journal_dir / "fetches").iterdir())
+    unfinished.write_text(unfinished.read_text().replace("usb/off", "other/off"))
+    assert "tank/web: exists on this host" in refused(world, config)
+    for text in ("{", '{"schema": 3}'):
+        unfinished.write_text(text)
+        assert "remove it" in refused(world, config)
 
 
 def test_no_such_point(world: World, config: Config) -> None:
     with pytest.raises(PointNotFound):
-        fetching(config).plan("db@latest")
+        fetcher(config).plan("db@latest")
 
 
 def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest, Memory
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.replication import remote_vault
-from zvmsnap.replication.remote_vault import RemoteVault
+from zvmsnap.replication.remote_vault import RemoteVault, path_of
 from zvmsnap.replication.transfer import PointTransfer, without_memory
 from zvmsnap.zfs import zfs
 
@@ -53,10 +52,12 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture(params=["", "me@nas"])
-def there(request: pytest.FixtureRequest, tmp_path: Path, config: Config, ssh: Path) -> RemoteVault:
-    host = request.param
-    far = RemoteHost(host, config.locks_dir)
-    return RemoteVault(config, Destination(host, "far/off"), far, str(tmp_path / HOSTILE / "vault"))
+def remote_vault(
+    request: pytest.FixtureRequest, tmp_path: Path, config: Config, ssh: Path
+) -> RemoteVault:
+    remote = RemoteHost(request.param, config.locks_dir)
+    destination = Destination(request.param, "backup/off")
+    return RemoteVault(config, destination, remote, str(tmp_path / HOSTILE / "vault"))
 
 
 @pytest.fixture
@@ -65,26 +66,25 @@ def web(tmp_path: Path, manifest: Build) -> RestorePoint:
     directory.mkdir(parents=True)
     (directory / MEMORY).write_bytes(RAM)
     (directory / DOMAIN_XML).write_text("<domain/>")
-    (directory / "verify.png").write_bytes(b"of here alone")
+    (directory / "verify.png").write_bytes(b"is not sent")
     digest = hashlib.sha256(RAM).hexdigest()
     memory = Memory(MEMORY, "raw", "none", len(RAM), len(RAM), digest)
-    made = manifest(domain=HOSTILE, memory=memory)
-    return vault_point(directory, made)
+    return vault_point(directory, manifest(domain=HOSTILE, memory=memory))
 
 
 def vault_point(directory: Path, manifest: Manifest) -> RestorePoint:
-    found = RestorePoint(directory, manifest)
-    vault.rewrite(found, manifest)
-    return found
+    point = RestorePoint(directory, manifest)
+    vault.rewrite(point, manifest)
+    return point
 
 
-def parcel(point: RestorePoint) -> PointTransfer:
+def transfer_of(point: RestorePoint) -> PointTransfer:
     return PointTransfer(point, "h1", point.manifest, with_memory=True)
 
 
-def files(there: RemoteVault) -> dict[str, str]:
-    """What lies in the vault there, with modes."""
-    top = Path(there.place)
+def files(remote_vault: RemoteVault) -> dict[str, str]:
+    """Everything in the vault of the destination, with modes."""
+    top = Path(remote_vault.path)
     return {
         str(path.relative_to(top)): oct(path.stat().st_mode)[-3:]
         for path in sorted(top.rglob("*"))
@@ -102,98 +102,100 @@ WHOLE = {
 }
 
 
-def test_put_read_get_remove(there: RemoteVault, web: RestorePoint, tmp_path: Path) -> None:
-    assert there.read() == ([], [])
-    there.claim()
-    sent_bytes = there.put(parcel(web), bwlimit="")
+def test_put_read_get_remove(remote_vault: RemoteVault, web: RestorePoint, tmp_path: Path) -> None:
+    assert remote_vault.read() == ([], [])
+    remote_vault.claim()
+    sent_bytes = remote_vault.put(transfer_of(web), bwlimit="")
     assert len(RAM) < sent_bytes < len(RAM) + 20_000
-    assert files(there) == WHOLE
-    (found,), damaged = there.read()
-    assert found.manifest == web.manifest and damaged == []
-    home = tmp_path / "home"
-    home.mkdir()
-    there.get_small(found, home)
-    there.get_memory(found, home)
-    assert sorted(path.name for path in home.iterdir()) == [DOMAIN_XML, MEMORY]
-    assert (home / MEMORY).read_bytes() == RAM
-    there.remove(found)
-    assert files(there) == {}
-    assert there.read() == ([], [])
+    assert files(remote_vault) == WHOLE
+    (point,), damaged = remote_vault.read()
+    assert point.manifest == web.manifest and damaged == []
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    remote_vault.get_small(point, fetched)
+    remote_vault.get_memory(point, fetched)
+    assert sorted(path.name for path in fetched.iterdir()) == [DOMAIN_XML, MEMORY]
+    assert (fetched / MEMORY).read_bytes() == RAM
+    remote_vault.remove(point)
+    assert files(remote_vault) == {}
+    assert remote_vault.read() == ([], [])
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
 
 
-def test_interrupted_and_gone_on_with(there: RemoteVault, web: RestorePoint) -> None:
-    there.claim()
-    arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
+def test_an_interrupted_put_goes_on(remote_vault: RemoteVault, web: RestorePoint) -> None:
+    remote_vault.claim()
+    arriving = private_dir(Path(remote_vault.path) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
     (arriving / MEMORY).write_bytes(RAM[:1_000_000])
     (arriving / MANIFEST).write_text("half")
-    assert there.read() == ([], [])
-    sent_bytes = there.put(parcel(web), bwlimit="")
+    assert remote_vault.read() == ([], [])
+    sent_bytes = remote_vault.put(transfer_of(web), bwlimit="")
     assert sent_bytes < 100_000
-    assert files(there) == WHOLE
+    assert files(remote_vault) == WHOLE
 
 
-def test_what_a_power_cut_has_spoilt_is_sent_anew(there: RemoteVault, web: RestorePoint) -> None:
-    there.claim()
-    arriving = private_dir(Path(there.place) / FOLDER) / f".arriving-{web.manifest.capture}"
+def test_image_with_a_wrong_checksum_is_sent_anew(
+    remote_vault: RemoteVault, web: RestorePoint
+) -> None:
+    remote_vault.claim()
+    arriving = private_dir(Path(remote_vault.path) / FOLDER) / f".arriving-{web.manifest.capture}"
     private_dir(arriving)
     (arriving / MEMORY).write_bytes(bytes(len(RAM)))
     with pytest.raises(RemoteFailed, match="another checksum"):
-        there.put(parcel(web), bwlimit="")
-    assert there.read() == ([], [])
-    there.put(parcel(web), bwlimit="")
-    assert files(there) == WHOLE
+        remote_vault.put(transfer_of(web), bwlimit="")
+    assert remote_vault.read() == ([], [])
+    remote_vault.put(transfer_of(web), bwlimit="")
+    assert files(remote_vault) == WHOLE
 
 
-def test_ram_follows_into_a_point_without(there: RemoteVault, web: RestorePoint) -> None:
-    there.claim()
-    there.put(
+def test_ram_is_sent_later(remote_vault: RemoteVault, web: RestorePoint) -> None:
+    remote_vault.claim()
+    remote_vault.put(
         PointTransfer(web, "h1", without_memory(web.manifest, "no"), with_memory=False), bwlimit=""
     )
-    assert f"{FOLDER}/h1/memory.img" not in files(there)
-    there.put(parcel(web), bwlimit="1000M")
-    assert files(there) == WHOLE
-    (found,), _ = there.read()
-    assert found.manifest.memory
+    assert f"{FOLDER}/h1/memory.img" not in files(remote_vault)
+    remote_vault.put(transfer_of(web), bwlimit="1000M")
+    assert files(remote_vault) == WHOLE
+    (point,), _ = remote_vault.read()
+    assert point.manifest.memory
 
 
-def test_what_is_half_there_is_cleared(there: RemoteVault, web: RestorePoint) -> None:
-    there.claim()
+def test_clear(remote_vault: RemoteVault, web: RestorePoint) -> None:
+    remote_vault.claim()
     uuid = web.manifest.uuid
-    folder = Path(there.place) / "web"
+    folder = Path(remote_vault.path) / "web"
     names = (f".arriving-{uuid}.1", f".arriving-{uuid}.2", ".arriving-another.1", ".removing-h1")
     for name in names:
         (folder / name).mkdir(parents=True)
-    there.clear([uuid], [f"{uuid}.2"])
+    remote_vault.clear([uuid], [f"{uuid}.2"])
     assert sorted(path.name for path in folder.iterdir()) == [names[2], names[1]]
 
 
-def test_not_the_vault_of_before(there: RemoteVault, web: RestorePoint) -> None:
-    """Its file system is not mounted: nothing is written under it, nothing taken for gone."""
-    there.claim()
-    shutil.move(there.place, f"{there.place}-away")
-    for act in (there.claim, there.read):
+def test_another_vault_than_before(remote_vault: RemoteVault, web: RestorePoint) -> None:
+    """Its file system is not mounted: nothing is written below it, no point counts as gone."""
+    remote_vault.claim()
+    shutil.move(remote_vault.path, f"{remote_vault.path}-away")
+    for act in (remote_vault.claim, remote_vault.read):
         with pytest.raises(VaultMissing, match="is its file system mounted"):
             act()
-    assert not Path(there.place).exists()
-    shutil.move(f"{there.place}-away", there.place)
-    there.claim()
+    assert not Path(remote_vault.path).exists()
+    shutil.move(f"{remote_vault.path}-away", remote_vault.path)
+    remote_vault.claim()
 
 
 def test_cannot_be_made(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    place = str(tmp_path / "file/vault")
+    path = str(tmp_path / "file/vault")
     with pytest.raises(RemoteFailed, match="zfs set zvmsnap:vault="):
-        RemoteVault(config, Destination("", "far/off"), RemoteHost(""), place).claim()
+        RemoteVault(config, Destination("", "backup/off"), RemoteHost(""), path).claim()
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1))
-def test_words_arrive_as_they_are(words: list[str]) -> None:
-    far = RemoteHost("nas")
-    far.ssh = lambda: ["sh", "-c", 'shift; exec sh -c "$*"', "ssh"]  # type: ignore[method-assign]
-    said = far.run("printf", "%s\\0", *words)
-    assert said.split("\0")[:-1] == words
+def test_words_are_quoted_for_the_shell_there(words: list[str]) -> None:
+    remote = RemoteHost("nas")
+    remote.ssh = lambda: ["sh", "-c", 'shift; exec sh -c "$*"', "ssh"]  # type: ignore[method-assign]
+    output = remote.run("printf", "%s\\0", *words)
+    assert output.split("\0")[:-1] == words
 
 
 def test_ssh_that_fails(ssh: Path) -> None:
@@ -204,31 +206,31 @@ def test_ssh_that_fails(ssh: Path) -> None:
         RemoteHost("nas", ssh.parent).rsync("nas:/etc/hostname", str(ssh.parent))
 
 
-PLACES = [
+PATHS = [
     pytest.param({"zvmsnap:vault": "/v"}, "/v", id="as it is set"),
     pytest.param({"mountpoint": "/off", "mounted": "yes"}, "/off/zvmsnap-vault", id="beside"),
     pytest.param({"mountpoint": "/", "mounted": "yes"}, "/zvmsnap-vault", id="root"),
 ]
 
 
-@pytest.mark.parametrize(("said", "expected"), PLACES)
-def test_place(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], expected: str) -> None:
-    everything = {"zvmsnap:vault": "", "mountpoint": "", "mounted": "no"} | said
+@pytest.mark.parametrize(("properties", "expected"), PATHS)
+def test_path(monkeypatch: pytest.MonkeyPatch, properties: dict[str, str], expected: str) -> None:
+    everything = {"zvmsnap:vault": "", "mountpoint": "", "mounted": "no"} | properties
     monkeypatch.setattr(zfs, "properties", lambda *_: everything)
-    assert remote_vault.place_of(Destination("", "far/off"), RemoteHost("")) == expected
+    assert path_of(Destination("", "backup/off"), RemoteHost("")) == expected
 
 
 @pytest.mark.parametrize("value", ["", "v", "none", "/a\nb"])
-def test_no_place(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    said = {"zvmsnap:vault": value, "mountpoint": "none", "mounted": "no"}
-    monkeypatch.setattr(zfs, "properties", lambda *_: said)
-    with pytest.raises(VaultMissing, match="far/off"):
-        remote_vault.place_of(Destination("", "far/off"), RemoteHost(""))
+def test_no_path(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    properties = {"zvmsnap:vault": value, "mountpoint": "none", "mounted": "no"}
+    monkeypatch.setattr(zfs, "properties", lambda *_: properties)
+    with pytest.raises(VaultMissing, match="backup/off"):
+        path_of(Destination("", "backup/off"), RemoteHost(""))
 
 
-def test_not_the_vault_of_here(config: Config) -> None:
+def test_the_vault_of_this_host_is_no_destination(config: Config) -> None:
     vault.claim(config)
-    there = RemoteVault(config, Destination("", "far/off"), RemoteHost(""), config.vault)
-    for act in (there.claim, there.read):
+    own = RemoteVault(config, Destination("", "backup/off"), RemoteHost(""), config.vault)
+    for act in (own.claim, own.read):
         with pytest.raises(VaultMissing, match="is the vault that points are sent from"):
             act()

@@ -5,15 +5,15 @@ import pytest
 
 from zvmsnap.common.errors import SyncoidFailed
 from zvmsnap.replication import syncoid
-from zvmsnap.replication.syncoid import Options
+from zvmsnap.replication.syncoid import SyncoidOptions
 
 ALWAYS = {"--no-sync-snap", "--no-rollback", "--no-privilege-elevation"}
 
 
-def fake(path: Path, monkeypatch: pytest.MonkeyPatch, says: str, code: int = 0) -> None:
-    """A syncoid that only says something: for versions, and failures, that the lab has not."""
+def fake(path: Path, monkeypatch: pytest.MonkeyPatch, output: str, code: int = 0) -> None:
+    """A syncoid that only prints: for versions and failures that the lab does not have."""
     script = path / "syncoid"
-    script.write_text(f"#!{sys.executable}\nprint({says!r})\nraise SystemExit({code})\n")
+    script.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({code})\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(path))
 
@@ -21,50 +21,54 @@ def fake(path: Path, monkeypatch: pytest.MonkeyPatch, says: str, code: int = 0) 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (Options(), set()),
-        (Options(raw=True), {"--sendoptions=w"}),
-        (Options(bwlimit="50M"), {"--source-bwlimit=50M"}),
-        (Options(create_bookmark=True, use_hold=True), {"--create-bookmark", "--use-hold"}),
+        (SyncoidOptions(), set()),
+        (SyncoidOptions(raw=True), {"--sendoptions=w"}),
+        (SyncoidOptions(bwlimit="50M"), {"--source-bwlimit=50M"}),
+        (SyncoidOptions(create_bookmark=True, use_hold=True), {"--create-bookmark", "--use-hold"}),
     ],
 )
-def test_command(options: Options, expected: set[str]) -> None:
-    words = syncoid.command("tank/My VMs", "me@nas:far/My VMs", options, readonly=True)
-    assert words[0] == "syncoid" and words[-2:] == ["tank/My VMs", "me@nas:far/My VMs"]
-    said = {word for word in words[1:-2] if not word.startswith("--sshoption=")}
-    assert said == ALWAYS | expected | {"--recvoptions=u o readonly=on"}
+def test_command(options: SyncoidOptions, expected: set[str]) -> None:
+    words = syncoid.command("tank/My VMs", "me@nas:backup/My VMs", options, readonly=True)
+    assert words[0] == "syncoid" and words[-2:] == ["tank/My VMs", "me@nas:backup/My VMs"]
+    chosen = {word for word in words[1:-2] if not word.startswith("--sshoption=")}
+    assert chosen == ALWAYS | expected | {"--recvoptions=u o readonly=on"}
     assert "--sshoption=BatchMode=yes" in words
 
 
-def test_what_comes_home_may_be_written_to() -> None:
-    assert "--recvoptions=u" in syncoid.command("a", "b", Options(), readonly=False)
+def test_fetched_datasets_are_writable() -> None:
+    assert "--recvoptions=u" in syncoid.command("a", "b", SyncoidOptions(), readonly=False)
 
 
 @pytest.mark.parametrize(
-    ("says", "options", "why"),
+    ("output", "options", "reason"),
     [
-        ("/usr/sbin/syncoid version 2.0.3", Options(), "is 2.0, and must be 2.1"),
-        ("what?", Options(), "is unknown"),
-        ("/usr/sbin/syncoid version 2.1.0", Options(use_hold=True), "use_hold needs"),
-        ("/usr/sbin/syncoid version 2.2.0", Options(bwlimit="1M"), "needs mbuffer"),
+        ("/usr/sbin/syncoid version 2.0.3", SyncoidOptions(), "is 2.0, and must be 2.1"),
+        ("what?", SyncoidOptions(), "is unknown"),
+        ("/usr/sbin/syncoid version 2.1.0", SyncoidOptions(use_hold=True), "use_hold needs"),
+        ("/usr/sbin/syncoid version 2.2.0", SyncoidOptions(bwlimit="1M"), "needs mbuffer"),
     ],
 )
-def test_one_that_cannot_do_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, options: Options, why: str
+def test_unsuitable_syncoid(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    options: SyncoidOptions,
+    reason: str,
 ) -> None:
-    fake(tmp_path, monkeypatch, says)
-    with pytest.raises(SyncoidFailed, match=why):
+    fake(tmp_path, monkeypatch, output)
+    with pytest.raises(SyncoidFailed, match=reason):
         syncoid.check(options)
 
 
-def test_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_syncoid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SyncoidFailed, match="comes with sanoid"):
-        syncoid.check(Options())
+        syncoid.check(SyncoidOptions())
 
 
-def test_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suitable_syncoid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(tmp_path, monkeypatch, "/usr/sbin/syncoid version 2.2.0\n(Getopt::Long version 2.52)")
-    syncoid.check(Options(create_bookmark=True, use_hold=True))
+    syncoid.check(SyncoidOptions(create_bookmark=True, use_hold=True))
 
 
 REASONS = [
@@ -78,13 +82,15 @@ REASONS = [
         "CRITICAL ERROR: ssh connection echo test failed for me@nas with exit code 255",
         "ssh: connect to host nas port 22: Connection refused",
     ),
-    ("", "syncoid failed, and said why above"),
+    ("", "syncoid failed; its messages are above"),
 ]
 
 
-@pytest.mark.parametrize(("says", "why"), REASONS)
-def test_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, why: str) -> None:
-    fake(tmp_path, monkeypatch, says, code=2)
+@pytest.mark.parametrize(("output", "reason"), REASONS)
+def test_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, reason: str
+) -> None:
+    fake(tmp_path, monkeypatch, output, code=2)
     with pytest.raises(SyncoidFailed) as caught:
-        syncoid.run("tank/a", "far/a", Options(), readonly=True)
-    assert str(caught.value) == f"tank/a to far/a: {why}"
+        syncoid.run("tank/a", "backup/a", SyncoidOptions(), readonly=True)
+    assert str(caught.value) == f"tank/a to backup/a: {reason}"

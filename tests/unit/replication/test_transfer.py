@@ -8,23 +8,26 @@ from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.manifest import Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.replication import transfer
 from zvmsnap.zfs.types import Snapshot, Subtree
 
 Build = Callable[..., Manifest]
-NAS = Destination("nas", "far/off")
+NAS = Destination("nas", "backup/off")
 RAM = Memory("memory.img", "raw", "none", 100, 100, "0" * 64)
 OTHER = "c0ffee00-0000-4000-8000-00000000000f"
 
 
-def branch(*names: str) -> Subtree:
+def subtree(*names: str) -> Subtree:
     """Snapshots below the root, written `dataset@name=guid`."""
-    found = {}
+    snapshots = {}
     for each in names:
         full_name, _, guid = each.partition("=")
         dataset, _, name = full_name.partition("@")
-        found[f"far/off/{full_name}"] = Snapshot(f"far/off/{dataset}", name, int(guid), int(guid))
-    return Subtree(frozenset({s.dataset for s in found.values()}), found)
+        snapshots[f"backup/off/{full_name}"] = Snapshot(
+            f"backup/off/{dataset}", name, int(guid), int(guid)
+        )
+    return Subtree(frozenset({s.dataset for s in snapshots.values()}), snapshots)
 
 
 @pytest.fixture
@@ -37,9 +40,9 @@ def point(manifest: Build) -> Callable[..., RestorePoint]:
         memory: bool = True,
         datasets: str = "a",
         folder: str = "",
-        homes: Mapping[str, str] | None = None,
+        current_datasets: Mapping[str, str] | None = None,
     ) -> RestorePoint:
-        made = manifest(
+        own = manifest(
             created=f"2026-11-20T{hour:02}:00:00+00:00",
             run=f"h{hour}",
             capture=f"capture-{hour}",
@@ -47,17 +50,19 @@ def point(manifest: Build) -> Callable[..., RestorePoint]:
             memory=RAM if memory else None,
             disks=tuple(Disk("vda", "file", "raw", "/x", f"p/{d}", "x") for d in datasets),
             snapshots=tuple(
-                SnapshotRef(f"p/{d}", f"h{hour}", hour * 10 + n, 1, (homes or {}).get(d, ""))
+                SnapshotRef(
+                    f"p/{d}", f"h{hour}", hour * 10 + n, 1, (current_datasets or {}).get(d, "")
+                )
                 for n, d in enumerate(datasets)
             ),
         )
-        return RestorePoint(Path("/vault/web") / (folder or f"h{hour}"), made)
+        return RestorePoint(Path("/vault/web") / (folder or f"h{hour}"), own)
 
     return build
 
 
-def summed(found: list[transfer.PointTransfer]) -> list[tuple[str, bool]]:
-    return [(each.name, each.manifest.memory is not None) for each in found]
+def summary(transfers: list[transfer.PointTransfer]) -> list[tuple[str, bool]]:
+    return [(each.name, each.manifest.memory is not None) for each in transfers]
 
 
 WANTED = [
@@ -71,44 +76,47 @@ WANTED = [
 def test_memory(
     point: Callable[..., RestorePoint], wanted: MemoryWanted, expected: list[tuple[str, bool]]
 ) -> None:
-    here = [point(2), point(1), point(3)]
-    found = transfer.parcels(here, [], NAS, branch("p/a@h1=10", "p/a@h2=20"), wanted)
-    assert summed(found) == expected
-    for each in found:
-        (tie,) = each.manifest.snapshots
-        assert tie.full_name == f"far/off/p/a@{each.name}"
-        kept = each.manifest.memory is not None
-        assert each.manifest.level == (ConsistencyLevel.MEMORY if kept else ConsistencyLevel.CRASH)
-        assert kept or "was not sent" in str(each.manifest.reason)
+    local = [point(2), point(1), point(3)]
+    transfers = transfer.plan(local, [], NAS, subtree("p/a@h1=10", "p/a@h2=20"), wanted)
+    assert summary(transfers) == expected
+    for each in transfers:
+        (ref,) = each.manifest.snapshots
+        assert ref.full_name == f"backup/off/p/a@{each.name}"
+        has_ram = each.manifest.memory is not None
+        level = ConsistencyLevel.MEMORY if has_ram else ConsistencyLevel.CRASH
+        assert each.manifest.level == level
+        assert has_ram or "was not sent" in str(each.manifest.reason)
 
 
 def test_latest_is_the_last_of_which_all_disks_have_arrived(
     point: Callable[..., RestorePoint],
 ) -> None:
-    here = [point(1, datasets="ab"), point(2, datasets="ab")]
-    there = branch("p/a@h1=10", "p/b@h1=11", "p/a@h2=20")
-    found = transfer.parcels(here, [], NAS, there, MemoryWanted.LATEST)
-    assert summed(found) == [("h1", True), ("h2", False)]
+    local = [point(1, datasets="ab"), point(2, datasets="ab")]
+    arrived = subtree("p/a@h1=10", "p/b@h1=11", "p/a@h2=20")
+    transfers = transfer.plan(local, [], NAS, arrived, MemoryWanted.LATEST)
+    assert summary(transfers) == [("h1", True), ("h2", False)]
 
 
 def test_another_snapshot_of_the_same_name(point: Callable[..., RestorePoint]) -> None:
-    assert transfer.parcels([point(1)], [], NAS, branch("p/a@h1=99"), MemoryWanted.ALL) == []
+    assert transfer.plan([point(1)], [], NAS, subtree("p/a@h1=99"), MemoryWanted.ALL) == []
 
 
-def there(
+def at_destination(
     point: RestorePoint, *, memory: bool = True, capture: str = "", uuid: str = ""
 ) -> RestorePoint:
-    """As it stands at the destination."""
+    """The point at the destination."""
     own = point.manifest
-    ties = tuple(
-        msgspec.structs.replace(tie, current_dataset=f"far/off/{tie.dataset}", createtxg=tie.guid)
-        for tie in own.snapshots
+    refs = tuple(
+        msgspec.structs.replace(
+            ref, current_dataset=f"backup/off/{ref.dataset}", createtxg=ref.guid
+        )
+        for ref in own.snapshots
     )
     return RestorePoint(
         Path("/mirror/web") / point.directory.name,
         msgspec.structs.replace(
             own,
-            snapshots=ties,
+            snapshots=refs,
             memory=own.memory if memory else None,
             capture=capture or own.capture,
             uuid=uuid or own.uuid,
@@ -116,73 +124,88 @@ def there(
     )
 
 
-def test_what_is_there_is_not_sent_again(point: Callable[..., RestorePoint]) -> None:
-    one, two, now = point(1), point(2, memory=False), branch("p/a@h1=10", "p/a@h2=20")
-    assert transfer.parcels([one, two], [there(one), there(two)], NAS, now, MemoryWanted.ALL) == []
+def test_points_that_have_arrived_are_not_sent_again(point: Callable[..., RestorePoint]) -> None:
+    one, two, now = point(1), point(2, memory=False), subtree("p/a@h1=10", "p/a@h2=20")
+    assert (
+        transfer.plan(
+            [one, two], [at_destination(one), at_destination(two)], NAS, now, MemoryWanted.ALL
+        )
+        == []
+    )
 
 
-def test_ram_follows_when_it_is_wanted_later(point: Callable[..., RestorePoint]) -> None:
+def test_ram_is_sent_when_it_is_wanted_later(point: Callable[..., RestorePoint]) -> None:
     one = point(1)
-    known = [there(one, memory=False)]
-    now = branch("p/a@h1=10")
-    assert transfer.parcels([one], known, NAS, now, MemoryWanted.NONE) == []
-    assert summed(transfer.parcels([one], known, NAS, now, MemoryWanted.ALL)) == [("h1", True)]
+    known = [at_destination(one, memory=False)]
+    now = subtree("p/a@h1=10")
+    assert transfer.plan([one], known, NAS, now, MemoryWanted.NONE) == []
+    assert summary(transfer.plan([one], known, NAS, now, MemoryWanted.ALL)) == [("h1", True)]
 
 
 @pytest.mark.parametrize(("capture", "uuid"), [("another", ""), ("", OTHER)])
-def test_a_name_that_is_taken_there(
+def test_a_name_that_another_point_has(
     point: Callable[..., RestorePoint], capture: str, uuid: str
 ) -> None:
     one = point(1)
-    known = [there(one, capture=capture, uuid=uuid)]
-    found = transfer.parcels([one], known, NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
-    assert summed(found) == [("h1.2", True)]
+    known = [at_destination(one, capture=capture, uuid=uuid)]
+    transfers = transfer.plan([one], known, NAS, subtree("p/a@h1=10"), MemoryWanted.ALL)
+    assert summary(transfers) == [("h1.2", True)]
+
+
+def test_a_name_that_an_unreadable_point_has(point: Callable[..., RestorePoint]) -> None:
+    """It may be of another version: it is not overwritten."""
+    damaged = [DamagedPoint(Path("/mirror/web/h1"), "schema 3")]
+    transfers = transfer.plan([point(1)], [], NAS, subtree("p/a@h1=10"), MemoryWanted.ALL, damaged)
+    assert summary(transfers) == [("h1.2", True)]
 
 
 def test_a_snapshot_that_a_restore_has_moved(point: Callable[..., RestorePoint]) -> None:
-    one = point(1, homes={"a": "p/a.before-x"})
-    (at_old,) = transfer.parcels([one], [], NAS, branch("p/a@h1=10"), MemoryWanted.ALL)
-    assert at_old.manifest.snapshots[0].full_name == "far/off/p/a@h1"
+    one = point(1, current_datasets={"a": "p/a.before-x"})
+    (at_old,) = transfer.plan([one], [], NAS, subtree("p/a@h1=10"), MemoryWanted.ALL)
+    assert at_old.manifest.snapshots[0].full_name == "backup/off/p/a@h1"
 
 
-def test_the_manifest_follows_when_snapshots_have_moved_there(
+def test_the_manifest_is_sent_when_snapshots_have_moved_at_the_destination(
     point: Callable[..., RestorePoint],
 ) -> None:
     one = point(1)
-    now = branch("p/a.before-x@h1=10")
-    (found,) = transfer.parcels([one], [there(one)], NAS, now, MemoryWanted.ALL)
-    assert not found.with_memory and found.manifest.memory and found.size_bytes == 0
-    assert found.manifest.snapshots[0].full_name == "far/off/p/a.before-x@h1"
+    now = subtree("p/a.before-x@h1=10")
+    (sent,) = transfer.plan([one], [at_destination(one)], NAS, now, MemoryWanted.ALL)
+    assert not sent.with_memory and sent.manifest.memory and sent.size_bytes == 0
+    assert sent.manifest.snapshots[0].full_name == "backup/off/p/a.before-x@h1"
 
 
-GONE = [
+PRUNED = [
     pytest.param([], ["h1", "h2"], id="all"),
     pytest.param(["p/a@h1=10"], ["h2"], id="of one"),
     pytest.param(["p/a@h1=10", "p/a@h2=99"], ["h2"], id="made anew under the same name"),
-    pytest.param(["p/a@h1=10", "p/z@h2=20"], [], id="moved there"),
+    pytest.param(["p/a@h1=10", "p/z@h2=20"], [], id="moved at the destination"),
     pytest.param(["p/a@h1=10", "p/a@h2=20"], [], id="none"),
 ]
 
 
-@pytest.mark.parametrize(("left", "expected"), GONE)
-def test_gone(point: Callable[..., RestorePoint], left: list[str], expected: list[str]) -> None:
-    known = [there(point(1)), there(point(2))]
-    found = transfer.gone(known, NAS, branch(*left))
-    assert [each.directory.name for each in found] == expected
+@pytest.mark.parametrize(("left", "expected"), PRUNED)
+def test_pruned(point: Callable[..., RestorePoint], left: list[str], expected: list[str]) -> None:
+    known = [at_destination(point(1)), at_destination(point(2))]
+    points = transfer.pruned(known, NAS, subtree(*left))
+    assert [each.directory.name for each in points] == expected
 
 
-def test_points_of_elsewhere_stay(point: Callable[..., RestorePoint]) -> None:
+def test_points_of_another_root_are_kept(point: Callable[..., RestorePoint]) -> None:
     """One vault may serve several roots."""
-    assert transfer.gone([point(1, homes={"a": "far/other/p/a"})], NAS, branch()) == []
-    assert transfer.gone([point(1)], NAS, branch()) == []
+    assert (
+        transfer.pruned([point(1, current_datasets={"a": "backup/other/p/a"})], NAS, subtree())
+        == []
+    )
+    assert transfer.pruned([point(1)], NAS, subtree()) == []
 
 
 def test_newest_complete(point: Callable[..., RestorePoint]) -> None:
-    known = [there(point(1, datasets="ab")), there(point(2, datasets="ab"))]
+    known = [at_destination(point(1, datasets="ab")), at_destination(point(2, datasets="ab"))]
     uuid = known[0].manifest.uuid
-    found = transfer.newest_complete(known, uuid, [10, 11, 20])
-    assert found and found[1] == "h1"
-    found = transfer.newest_complete(known, uuid, [10, 11, 20, 21])
-    assert found and found[1] == "h2"
+    newest = transfer.newest_complete(known, uuid, [10, 11, 20])
+    assert newest and newest[1] == "h1"
+    newest = transfer.newest_complete(known, uuid, [10, 11, 20, 21])
+    assert newest and newest[1] == "h2"
     assert transfer.newest_complete(known, uuid, [10, 21]) is None
     assert transfer.newest_complete(known, OTHER, [10, 11]) is None

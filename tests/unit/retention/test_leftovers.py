@@ -28,7 +28,7 @@ def capture(config: Config, number: int, *, overlay: bool, point: bool) -> Stagi
 
 @pytest.mark.parametrize("known", [True, False], ids=["in the journal", "unknown"])
 @pytest.mark.parametrize(
-    ("overlay", "point", "goes"),
+    ("overlay", "point", "removed"),
     [
         pytest.param(True, True, "point", id="overlay and point"),
         pytest.param(True, False, "", id="overlay"),
@@ -42,21 +42,21 @@ def test_staging(
     known: bool,
     overlay: bool,
     point: bool,
-    goes: str,
+    removed: str,
 ) -> None:
     made = capture(config, 1, overlay=overlay, point=point)
     if known:
         Journal(config.journal_dir).write(entry(capture=made.path.name))
     expected = Leftovers(
-        [] if known or not goes else [made.path if goes == "all" else made.point],
+        [] if known or not removed else [made.path if removed == "all" else made.point],
         [made.overlay("vda")] if overlay and not known else [],
     )
-    found = leftovers.find(config)
-    assert found == expected
-    found.remove()
+    unneeded = leftovers.find(config)
+    assert unneeded == expected
+    unneeded.remove()
     assert made.overlay("vda").exists() is overlay
-    assert made.path.exists() is (known or goes != "all")
-    assert made.point.exists() is (point and (known or not goes))
+    assert made.path.exists() is (known or removed != "all")
+    assert made.point.exists() is (point and (known or not removed))
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["in the journal", "unknown"])
@@ -68,15 +68,15 @@ def test_vault(config: Config, entry: Callable[..., Entry], known: bool) -> None
     foreign.mkdir()
     if known:
         Journal(config.journal_dir).write(entry(capture=f"{UUID}.00000001"))
-    found = leftovers.find(config)
-    assert found == Leftovers([removing] if known else [incoming, removing])
-    found.remove()
+    unneeded = leftovers.find(config)
+    assert unneeded == Leftovers([removing] if known else [incoming, removing])
+    unneeded.remove()
     assert incoming.exists() is known
     assert not removing.exists()
     assert foreign.exists()
 
 
-def test_a_moment_that_begins_while_one_looks_is_none(
+def test_a_run_that_begins_meanwhile_leaves_nothing(
     config: Config, entry: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is seen in staging has its entry by the time the journal is read."""
@@ -91,14 +91,14 @@ def test_a_moment_that_begins_while_one_looks_is_none(
     assert leftovers.find(config) == Leftovers()
 
 
-def test_nothing_there(config: Config) -> None:
+def test_no_directories(config: Config) -> None:
     assert leftovers.find(config) == Leftovers()
     assert not Path(config.journal).exists()
 
 
-def test_what_is_gone_already_stops_nothing(config: Config) -> None:
+def test_a_path_that_is_gone_already(config: Config) -> None:
     gone, other = (capture(config, number, overlay=False, point=True) for number in (1, 2))
-    found = leftovers.find(config)
+    unneeded = leftovers.find(config)
     gone.remove()
-    found.remove()
+    unneeded.remove()
     assert not other.path.exists()

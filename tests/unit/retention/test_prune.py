@@ -17,7 +17,8 @@ from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.retention import forget, prune
+from zvmsnap.retention import prune
+from zvmsnap.retention.forget import forget
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Snapshot, SnapshotListing
@@ -30,7 +31,7 @@ FOUR = UUID[:-1] + "4"
 
 
 class Pools:
-    """What ZFS has; stands in for the questions to it, and counts them."""
+    """The snapshots of the imported pools, and a count of the questions for them."""
 
     def __init__(self) -> None:
         self.imported = {"tank"}
@@ -38,21 +39,21 @@ class Pools:
         self.asked: list[list[str]] = []
         self.listed = 0
 
-    def _answer(self, names: Iterable[str]) -> SnapshotListing:
-        found = {}
+    def _listing(self, names: Iterable[str]) -> SnapshotListing:
+        present = {}
         for full_name in names:
             dataset, _, name = full_name.partition("@")
             if full_name in self.present and dataset.partition("/")[0] in self.imported:
-                found[full_name] = Snapshot(dataset, name, self.present[full_name], 1)
-        return SnapshotListing(found, frozenset(self.imported))
+                present[full_name] = Snapshot(dataset, name, self.present[full_name], 1)
+        return SnapshotListing(present, frozenset(self.imported))
 
     def snapshots(self, names: Iterable[str]) -> SnapshotListing:
         self.asked.append(sorted(names))
-        return self._answer(self.asked[-1])
+        return self._listing(self.asked[-1])
 
     def all_snapshots(self) -> SnapshotListing:
         self.listed += 1
-        return self._answer(self.present)
+        return self._listing(self.present)
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     return pools
 
 
-def ties(**guids: int) -> tuple[SnapshotRef, ...]:
-    """Ties of tank/web: type of the snapshot to its guid."""
+def refs(**guids: int) -> tuple[SnapshotRef, ...]:
+    """Snapshots of tank/web, given as TYPE=GUID."""
     return tuple(SnapshotRef("tank/web", f"{T}_{kind}", guid, 1) for kind, guid in guids.items())
 
 
@@ -77,7 +78,7 @@ def put(config: Config, manifest: Build) -> Callable[..., RestorePoint]:
     return put
 
 
-def left(config: Config) -> list[str]:
+def remaining(config: Config) -> list[str]:
     return [
         str(entry.directory.relative_to(config.vault_dir))
         for entry in vault.entries(config.vault_dir)
@@ -93,111 +94,111 @@ FATES = [
     pytest.param({"hourly": 1, "daily": 2}, {"daily": 2}, ["hourly"], False, id="one name left"),
     pytest.param({"hourly": 1, "daily": 2}, {}, ["daily"], True, id="the last of two names"),
     pytest.param({"hourly": 1}, {"hourly": 2}, ["hourly"], True, id="its name taken again"),
-    pytest.param({"hourly": 1}, {"hourly": 1}, ["hourly"], False, id="not destroyed after all"),
+    pytest.param({"hourly": 1}, {"hourly": 1}, ["hourly"], False, id="not destroyed"),
     pytest.param({"hourly": 1}, {}, ["daily"], False, id="another name was destroyed"),
     pytest.param({"hourly": 1, "daily": 2}, {}, ["hourly", "daily"], True, id="two names at once"),
 ]
 
 
-@pytest.mark.parametrize(("tied", "present", "kinds", "goes"), FATES)
+@pytest.mark.parametrize(("own", "present", "kinds", "removed"), FATES)
 def test_forget(
     config: Config,
     pools: Pools,
     put: Callable[..., RestorePoint],
-    tied: dict[str, int],
+    own: dict[str, int],
     present: dict[str, int],
     kinds: list[str],
-    goes: bool,
+    removed: bool,
 ) -> None:
-    put(snapshots=ties(**tied))
+    put(snapshots=refs(**own))
     pools.present = {f"tank/web@{T}_{kind}": guid for kind, guid in present.items()}
-    assert forget.forget(destroyed(*kinds), config)
-    assert left(config) == ([] if goes else [f"web/{T}"])
+    assert forget(destroyed(*kinds), config)
+    assert remaining(config) == ([] if removed else [f"web/{T}"])
     assert pools.listed == 0
 
 
 def test_forget_when_the_pool_vanished(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
     pools.imported = set()
-    assert forget.forget(destroyed("hourly"), config)
-    assert left(config) == [f"web/{T}"]
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == [f"web/{T}"]
 
 
 def test_forget_when_zfs_fails(
     config: Config, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
 
     def fail(names: Iterable[str]) -> SnapshotListing:
         raise ZfsFailed("no module")
 
     monkeypatch.setattr(zfs, "snapshots", fail)
     with pytest.raises(ZfsFailed):
-        forget.forget(destroyed("hourly"), config)
-    assert left(config) == [f"web/{T}"]
+        forget(destroyed("hourly"), config)
+    assert remaining(config) == [f"web/{T}"]
 
 
-def test_forget_what_was_renamed_as_clocks_were_set_back(
+def test_forget_a_name_with_dst(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=(SnapshotRef("tank/web", f"{T}dst_hourly", 1, 1),))
-    assert forget.forget(HookCall(Role.PRUNE, ("tank/web",), (f"{T}dst_hourly",)), config)
-    assert left(config) == []
+    assert forget(HookCall(Role.PRUNE, ("tank/web",), (f"{T}dst_hourly",)), config)
+    assert remaining(config) == []
 
 
-def test_forget_one_of_several_points_of_a_moment(
+def test_forget_one_of_several_points_of_a_run(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=ties(hourly=1), capture="a")
+    put(snapshots=refs(hourly=1), capture="a")
     put(snapshots=(SnapshotRef("tank/other", f"{T}_hourly", 2, 1),), capture="b")
-    put(snapshots=ties(hourly=3), capture="c", domain="db")
-    put(snapshots=ties(hourly=4), capture="d", run="another")
-    assert forget.forget(destroyed("hourly"), config)
-    assert left(config) == ["web/another", f"web/{T}.2"]
+    put(snapshots=refs(hourly=3), capture="c", domain="db")
+    put(snapshots=refs(hourly=4), capture="d", run="another")
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == ["web/another", f"web/{T}.2"]
     assert [set(names) for names in pools.asked] == [{f"tank/web@{T}_hourly"}]
 
 
 def test_forget_asks_for_all_snapshots_of_a_point(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    several = (*ties(hourly=1, daily=2), SnapshotRef("old/data", f"{T}_daily", 3, 1))
+    several = (*refs(hourly=1, daily=2), SnapshotRef("old/data", f"{T}_daily", 3, 1))
     put(snapshots=several)
-    assert forget.forget(destroyed("hourly"), config)
-    assert pools.asked == [sorted(tie.full_name for tie in several)]
-    assert left(config) == [f"web/{T}"]
+    assert forget(destroyed("hourly"), config)
+    assert pools.asked == [sorted(ref.full_name for ref in several)]
+    assert remaining(config) == [f"web/{T}"]
 
 
-def test_forget_an_unknown_snapshot_asks_nobody(
+def test_forget_an_unknown_snapshot_does_not_ask_zfs(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
     with lock(config.locks_dir, "vault", "test", 1):
-        assert forget.forget(destroyed("hourly", dataset="tank/none"), config)
+        assert forget(destroyed("hourly", dataset="tank/none"), config)
     assert pools.asked == []
 
 
 def test_forget_waits_for_the_vault_only_until_the_deadline(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.05))
     with lock(config.locks_dir, "vault", "sweep", 1), pytest.raises(LockTimeout, match="sweep"):
-        forget.forget(destroyed("hourly"), hasty)
-    assert left(config) == [f"web/{T}"]
+        forget(destroyed("hourly"), hasty)
+    assert remaining(config) == [f"web/{T}"]
 
 
-def test_forget_reports_damage_of_that_moment_and_goes_on(
+def test_forget_reports_damaged_points_of_that_run_and_goes_on(
     config: Config, pools: Pools, put: Callable[..., RestorePoint], caplog: pytest.LogCaptureFixture
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
     broken = config.vault_dir / "db" / T
     broken.mkdir(parents=True)
     elsewhere = config.vault_dir / "db" / "another"
     elsewhere.mkdir()
-    assert not forget.forget(destroyed("hourly"), config)
-    assert left(config) == ["db/another", f"db/{T}"]
+    assert not forget(destroyed("hourly"), config)
+    assert remaining(config) == ["db/another", f"db/{T}"]
     assert str(broken) in caplog.text
     assert str(elsewhere) not in caplog.text
 
@@ -205,14 +206,14 @@ def test_forget_reports_damage_of_that_moment_and_goes_on(
 def test_find_and_sweep(
     config: Config, pools: Pools, put: Callable[..., RestorePoint], entry: Callable[..., Entry]
 ) -> None:
-    alive = put(capture="alive", run="alive", snapshots=ties(hourly=1))
-    orphan = put(capture="orphan", run="orphan", snapshots=ties(daily=2, weekly=3))
-    retaken = put(capture="retaken", run="retaken", snapshots=ties(monthly=4))
+    alive = put(capture="alive", run="alive", snapshots=refs(hourly=1))
+    orphan = put(capture="orphan", run="orphan", snapshots=refs(daily=2, weekly=3))
+    retaken = put(capture="retaken", run="retaken", snapshots=refs(monthly=4))
     unknown = put(capture="u", run="u", snapshots=(SnapshotRef("old/web", "x", 5, 1),))
     partly = put(
         capture="partly",
         run="partly",
-        snapshots=(SnapshotRef("old/web", "y", 6, 1), *ties(weekly=3)),
+        snapshots=(SnapshotRef("old/web", "y", 6, 1), *refs(weekly=3)),
     )
     pools.present = {
         f"tank/web@{T}_hourly": 1,
@@ -231,22 +232,22 @@ def test_find_and_sweep(
     Journal(config.journal_dir).write(entry(capture=f"{UUID}.0000000f", disks=(disk,)))
 
     before = sorted(Path(config.vault).parent.rglob("*"))
-    found = prune.find(config)
+    findings = prune.find(config)
     assert sorted(Path(config.vault).parent.rglob("*")) == before
     assert pools.listed == 1
-    assert found.orphans == [orphan, retaken]
-    assert found.unknown == [partly, unknown]
-    assert sorted(found.leftovers.paths) == sorted([half_published, half_removed])
-    assert [entry.directory for entry in found.damaged] == [damaged]
-    assert found.leftovers.overlays == []
-    assert [snapshot.full_name for snapshot in found.pointless] == [
+    assert findings.orphans == [orphan, retaken]
+    assert findings.unknown == [partly, unknown]
+    assert sorted(findings.leftovers.paths) == sorted([half_published, half_removed])
+    assert [entry.directory for entry in findings.damaged] == [damaged]
+    assert findings.leftovers.overlays == []
+    assert [snapshot.full_name for snapshot in findings.pointless] == [
         "tank/journalled@a",
         "tank/web@autosnap_2026-11-20_03:00:00_monthly",
         "tank/web@by hand",
     ]
 
-    assert prune.sweep(config) == found
-    assert left(config) == ["web/alive", "web/damaged", "web/partly", "web/u"]
+    assert prune.sweep(config) == findings
+    assert remaining(config) == ["web/alive", "web/damaged", "web/partly", "web/u"]
     assert being_published.is_dir()
     assert not half_published.exists()
     assert not half_removed.exists()
@@ -283,9 +284,9 @@ def test_staging_of_interrupted_runs(
     journal.write(entry(uuid=THREE, capture=under_way.path.name))
     journal.write(entry(uuid=FOUR, capture=under_way_frozen.path.name))
 
-    found = prune.sweep(config)
-    assert sorted(found.leftovers.paths) == [abandoned.path, frozen.point]
-    assert found.leftovers.overlays == [frozen.overlay("vda")]
+    findings = prune.sweep(config)
+    assert sorted(findings.leftovers.paths) == [abandoned.path, frozen.point]
+    assert findings.leftovers.overlays == [frozen.overlay("vda")]
     assert sorted(config.staging_dir.iterdir()) == [
         frozen.path,
         under_way.path,
@@ -297,25 +298,25 @@ def test_staging_of_interrupted_runs(
     assert prune.sweep(config).leftovers == Leftovers(overlays=[frozen.overlay("vda")])
 
 
-def test_what_is_not_ours_in_staging_stays(
+def test_foreign_directories_in_staging_are_kept(
     config: Config, pools: Pools, capture: Callable[[int, bool], StagingDir]
 ) -> None:
     capture(1, False).remove()
     precious = [
         config.staging_dir / "vault" / "web" / T,
-        config.staging_dir / "lost+found",
+        config.staging_dir / "lost+findings",
         config.staging_dir / UUID,
         config.staging_dir / f"{UUID}.backup12",
         config.staging_dir / f"x{UUID}.00000001",
     ]
     for directory in precious:
         directory.mkdir(parents=True)
-    (config.staging_dir / f"{UUID}.0000000a").symlink_to(config.staging_dir / "lost+found")
+    (config.staging_dir / f"{UUID}.0000000a").symlink_to(config.staging_dir / "lost+findings")
     assert prune.sweep(config).leftovers == Leftovers()
     assert all(directory.is_dir() for directory in precious)
 
 
-def test_debris_that_vanishes_by_itself(
+def test_leftovers_that_somebody_else_removes(
     config: Config,
     pools: Pools,
     put: Callable[..., RestorePoint],
@@ -326,9 +327,9 @@ def test_debris_that_vanishes_by_itself(
     find = prune.find
 
     def find_slowly(config: Config) -> prune.Findings:
-        found = find(config)
+        findings = find(config)
         closing.remove()
-        return found
+        return findings
 
     monkeypatch.setattr(prune, "find", find_slowly)
     prune.sweep(config)
@@ -338,28 +339,28 @@ def test_debris_that_vanishes_by_itself(
 def test_a_pool_exported_during_the_listing_costs_no_point(
     config: Config, pools: Pools, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = put(snapshots=ties(hourly=1))
+    known = put(snapshots=refs(hourly=1))
     monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
     pools.imported = set()
     assert prune.sweep(config).unknown == [known]
-    assert left(config) == [f"web/{T}"]
+    assert remaining(config) == [f"web/{T}"]
 
 
 def test_a_listing_that_lacks_something_costs_no_point(
     config: Config, pools: Pools, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
     pools.present = {f"tank/web@{T}_hourly": 1}
     monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
-    found = prune.sweep(config)
-    assert (found.orphans, found.unknown) == ([], [])
-    assert left(config) == [f"web/{T}"]
+    findings = prune.sweep(config)
+    assert (findings.orphans, findings.unknown) == ([], [])
+    assert remaining(config) == [f"web/{T}"]
 
 
 def test_zfs_fails_during_the_sweep(
     config: Config, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
 
     def fail() -> SnapshotListing:
         raise ZfsFailed("no module")
@@ -367,7 +368,7 @@ def test_zfs_fails_during_the_sweep(
     monkeypatch.setattr(zfs, "all_snapshots", fail)
     with pytest.raises(ZfsFailed):
         prune.sweep(config)
-    assert left(config) == [f"web/{T}"]
+    assert remaining(config) == [f"web/{T}"]
 
 
 def test_nothing_set_up_yet(config: Config, pools: Pools) -> None:
@@ -387,7 +388,7 @@ sys.exit(code)
 def test_the_hook_of_an_unknown_snapshot_is_light(tmp_path: Path, config: Config) -> None:
     settings = tmp_path / "config.toml"
     settings.write_text(f"vault = '{config.vault}'\nlocks = '{config.locks}'\n")
-    (config.vault_dir / "web" / "another moment").mkdir(parents=True)
+    (config.vault_dir / "web" / "another run").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", HOOK],
         env={
@@ -408,23 +409,23 @@ def test_the_hook_of_an_unknown_snapshot_is_light(tmp_path: Path, config: Config
 def test_snapshots_under_another_name_keep_their_point(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=ties(hourly=1))
+    put(snapshots=refs(hourly=1))
     pools.present = {f"tank/renamed@{T}_hourly": 1}
     assert [point.name for point in prune.sweep(config).unknown] == [f"web@{T}"]
-    assert left(config) == [f"web/{T}"]
+    assert remaining(config) == [f"web/{T}"]
     pools.present = {}
     assert [point.name for point in prune.sweep(config).orphans] == [f"web@{T}"]
-    assert left(config) == []
+    assert remaining(config) == []
 
 
-def test_forget_leaves_a_point_whose_other_dataset_may_have_been_renamed(
+def test_forget_keeps_a_point_whose_other_dataset_may_have_been_renamed(
     config: Config,
     pools: Pools,
     put: Callable[..., RestorePoint],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put(snapshots=(*ties(hourly=1), SnapshotRef("tank/data", f"{T}_hourly", 2, 2)))
+    put(snapshots=(*refs(hourly=1), SnapshotRef("tank/data", f"{T}_hourly", 2, 2)))
     homeless = SnapshotListing({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
     monkeypatch.setattr(zfs, "snapshots", lambda names: homeless)
-    assert forget.forget(destroyed("hourly"), config)
-    assert left(config) == [f"web/{T}"]
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == [f"web/{T}"]

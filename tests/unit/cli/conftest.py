@@ -1,0 +1,78 @@
+"""Runs command lines in this process: on a vault alone, or on a host with a guest and its point."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.host import FakeHost
+from tests.fakes.restore_scene import Scene, set_scene
+from tests.fakes.take_scene import configure
+from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.clone import destroy, verify
+from zvmsnap.config.settings import Config
+from zvmsnap.points import compatibility, vault
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.zfs import mounts, types, zfs
+
+NAME = "autosnap_2026-11-20_03:00:00_hourly"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def configured(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands read `config`."""
+    configure(tmp_path, config, monkeypatch)
+
+
+@pytest.fixture
+def run(configured: None, command: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command line; ZFS has one snapshot, of tank/web."""
+    present = {f"tank/web@{NAME}": types.Snapshot("tank/web", NAME, 11, 101)}
+    listing = types.SnapshotListing(present, frozenset(["tank"]))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda: listing)
+    monkeypatch.setattr(zfs, "snapshots", lambda names: listing)
+    return command
+
+
+@pytest.fixture
+def put(config: Config) -> Callable[[Manifest], Path]:
+    """Publishes a point in the vault."""
+
+    def publish(manifest: Manifest) -> Path:
+        incoming = vault.incoming(config.vault_dir, manifest.domain, manifest.capture)
+        return vault.publish(incoming, manifest).directory
+
+    return publish
+
+
+@pytest.fixture
+def overlaid_host(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+    """The host of `staged`: the snapshot of the run exists."""
+    pools.present = {f"tank/web@{NAME}": 11}
+    monkeypatch.setattr(mounts, "read_table", list)
+    monkeypatch.setattr(zfs, "snapshots", pools.snapshots)
+    return host
+
+
+@pytest.fixture
+def scene(
+    config: Config,
+    tmp_path: Path,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    """A host with a guest and, after `point()`, a point of it."""
+    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0, raising=False)
+    monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01, raising=False)
+    monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001, raising=False)
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
+    built = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
+    built.host.install(monkeypatch)
+    return built
+
+
+@pytest.fixture
+def scene_run(configured: None, scene: Scene, command: Run) -> Run:
+    """Runs a command line on the host of `scene`."""
+    return command

@@ -1,0 +1,185 @@
+import json
+import os
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.restore_scene import NAME, Scene
+from zvmsnap.cli import points
+from zvmsnap.common.process import Process
+from zvmsnap.journal import describe
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.operation import CloneOperation, Operations, StartState
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.virt import qemu_conf
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_list_of_an_empty_vault(run: Run) -> None:
+    assert run("list") == (0, "no points\n", "")
+    assert run("list", "web") == (0, "no points of web\n", "")
+    assert json.loads(run("list", "--json")[1]) == {"points": [], "interrupted": [], "damaged": []}
+
+
+def test_list_filters_by_guest_and_reports_damage(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
+) -> None:
+    put(manifest())
+    put(manifest(domain="mail", capture="c2"))
+    code, out, _ = run("list", "mail")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["GUEST", "mail"]
+    (put(manifest(domain="odd")) / "manifest.json").write_text("{")
+    code, out, err = run("list")
+    assert code == 1
+    assert [line.split()[0] for line in out.splitlines()] == ["GUEST", "mail", "web"]
+    assert "odd" in err and len(err.splitlines()) == 1
+
+
+def test_list_shows_what_is_interrupted(
+    run: Run, tmp_path: Path, put: Callable[[Manifest], Path], entry: Callable[..., Entry]
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    uuids = [f"c0ffee00-0000-4000-8000-00000000000{n}" for n in (1, 2, 3)]
+    dead = entry(uuid=uuids[0], domain="web", step="store")
+    alive = entry(uuid=uuids[1], domain="db", owner=Process.of(os.getpid()))
+    recovery = entry(uuid=uuids[2], domain="mail", snapshot_names=(), run="", owner=Process.none())
+    for each in (dead, alive, recovery):
+        journal.write(each)
+    vault.incoming(tmp_path / "vault", "web", f"{uuids[0]}.00000001")
+    stray = vault.incoming(tmp_path / "vault", "a/b", f"{uuids[0]}.00000009")
+    gone = tmp_path / "vault" / "web" / ".removing-x"
+    gone.mkdir()
+    web = [
+        f"web: {describe.work(dead)} is interrupted at step store: zvmsnap recover ends it",
+        f"{gone}: its removal was interrupted; zvmsnap recover ends it",
+    ]
+    db = f"db: {describe.work(alive)} is {describe.progress(alive)}"
+    mail = f"mail: {describe.work(recovery)} is {describe.progress(recovery)}"
+    odd = f"{stray}: its publishing was interrupted; zvmsnap recover ends it"
+
+    code, out, _ = run("list")
+    assert (code, set(out.splitlines())) == (0, {*web, db, mail, odd})
+    assert run("list", "web")[1].splitlines() == web
+    assert run("list", "a/b")[1].splitlines() == [odd]
+    assert json.loads(run("list", "--json", "db")[1]) == {
+        "points": [],
+        "interrupted": [db],
+        "damaged": [],
+    }
+
+
+def test_list_warns_of_a_format_that_cannot_be_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
+    for arguments in (["list"], ["list", "--json"]):
+        code, _, err = run(*arguments)
+        assert (code, err.count("\n")) == (0, 1)
+        assert err.endswith("error: qemu.conf says sparse\n")
+
+
+def test_list_shows_results_of_verify_and_operations(scene_run: Run, scene: Scene) -> None:
+    point = scene.point()
+    scene_run("verify")
+    heading, line = scene_run("list")[1].splitlines()
+    assert line[heading.index("VERIFIED") :].startswith("read ")
+    (point.directory / "memory.img").unlink()
+    scene_run("verify")
+    assert "FAILED " in scene_run("list")[1]
+    assert json.loads(scene_run("list", "--json")[1])["points"][0]["verified"]["why"]
+    operation = CloneOperation(
+        domain="w2",
+        uuid=scene.guest.uuid,
+        point=point.name,
+        directory=str(point.directory),
+        owner=Process.of(os.getpid()),
+        step="disks",
+        memory=True,
+        start_state=StartState.RUNNING,
+        capture=f"{scene.guest.uuid}.00000001",
+        network="none",
+    )
+    Operations(scene.config.journal_dir).write(operation)
+    under_way = f"w2: {describe.task(operation)}"
+    assert scene_run("list", "w2")[1].splitlines()[-1] == under_way
+    assert json.loads(scene_run("list", "--json")[1])["interrupted"] == [under_way]
+
+
+@pytest.mark.parametrize(
+    "name", [NAME, NAME.removesuffix("_hourly"), "latest", "2026-11-20T04:00+01:00"]
+)
+def test_show_takes_any_name_of_the_point(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest], name: str
+) -> None:
+    directory = put(manifest())
+    code, out, _ = run("show", f"web@{name}", "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["directory"] == str(directory)
+    assert shown["alive"] == [f"tank/web@{NAME}"]
+    assert shown["complete_names"] == [NAME]
+
+
+def test_examples_of_show_run(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
+) -> None:
+    daily = NAME.replace("hourly", "daily")
+    created = datetime(2026, 11, 20, 3).astimezone().isoformat()
+    snapshots = (SnapshotRef("tank/web", NAME, 11, 101), SnapshotRef("tank/web", daily, 12, 101))
+    put(manifest(snapshots=snapshots, created=created))
+    examples = re.findall(r"zvmsnap show (\S+)", points.show.__doc__ or "")
+    assert len(examples) == 3
+    for example in examples:
+        assert run("show", example)[0] == 0
+
+
+@pytest.mark.parametrize("text", ["web", "web@", "@x", "web@x", "nobody@" + NAME])
+def test_show_of_no_point_is_one_line_and_exit_2(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest], text: str
+) -> None:
+    put(manifest())
+    code, out, err = run("show", text)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert text in err
+
+
+def test_show_of_a_name_that_two_points_share_asks_which(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
+) -> None:
+    first = put(manifest())
+    second = put(manifest(capture="c2"))
+    code, _, err = run("show", f"web@{NAME}")
+    assert code == 2
+    assert f"web@{first.name}, web@{second.name}" in err
+    assert run("show", f"web@{second.name}")[0] == 0
+
+
+def test_prune_removes_only_without_dry_run(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
+) -> None:
+    kept = put(manifest())
+    gone = put(
+        manifest(domain="old", snapshots=(SnapshotRef("tank/old", NAME, 5, 5),), capture="c2")
+    )
+    code, out, _ = run("prune", "--dry-run", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, [f"old@{gone.name}"])
+    assert gone.exists()
+    code, out, _ = run("prune", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, [f"old@{gone.name}"])
+    assert not gone.exists() and kept.exists()
+    assert run("prune") == (0, "nothing to remove\n", "")
+
+
+def test_prune_exits_1_if_it_needs_a_person(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
+) -> None:
+    (put(manifest()) / "manifest.json").unlink()
+    code, out, _ = run("prune")
+    assert (code, out.startswith("damaged: ")) == (1, True)

@@ -1,0 +1,125 @@
+"""Levels `memory` and `paused`: libvirt dumps the RAM of the running guest.
+
+At the end of the dump the guest is on overlays (`memory`), or is paused until the snapshot exists
+(`paused`).
+"""
+
+from __future__ import annotations
+
+import time
+
+from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
+from zvmsnap.capture.steps import Attempt
+from zvmsnap.common.errors import DumpAborted, NotReached
+from zvmsnap.common.log import Logger
+from zvmsnap.common.process import uptime_s
+from zvmsnap.common.steps import Step, StepFailed
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.disks.jobs import wait_idle
+from zvmsnap.journal.journal import EntryWriter
+from zvmsnap.points.manifest import DOMAIN_XML, TPM
+from zvmsnap.quiesce.barrier import Stage
+from zvmsnap.virt import qemu_conf, save_image, tpm_state
+
+
+def obstacle(attempt: Attempt) -> str:
+    """Why no RAM is dumped any more in this run; "" if it may be."""
+    if attempt.shared.barrier.is_too_late_to_dump(attempt.guest.uuid):
+        return "no RAM is dumped while other guests of this run are held"
+    if any(
+        isinstance(error, StepFailed) and isinstance(error.cause, DumpAborted)
+        for error in attempt.errors
+    ):
+        return "its RAM could not be written in time"
+    return ""
+
+
+def capture(attempt: Attempt) -> None:
+    """Raises StepFailed, and other ZvmsnapErrors before an entry is open."""
+    if why := qemu_conf.why_unloadable():
+        raise NotReached(why)
+    is_paused = attempt.level is ConsistencyLevel.PAUSED
+    cancelled = attempt.run.request.cancelled
+    wait_idle(attempt.guest, attempt.config.limits.busy_timeout_s, cancelled)
+    attempt.shared.reserve(attempt.guest.uuid, _ram_bytes(attempt))
+    if is_paused:
+        attempt.enter(Stage.PAUSE)
+    writer = attempt.open_entry(overlays=not is_paused)
+    steps = [
+        *attempt.preparation(writer),
+        Step("dump", lambda: _dump(attempt, writer), lambda: attempt.release(writer)),
+        Step("read header", lambda: _read_header(attempt, writer)),
+        Step("frozen", lambda: None),
+    ]
+    attempt.run_steps(steps, writer)
+    attempt.log.info(
+        "RAM image of %d MiB in %.1f s, guest %s",
+        attempt.staging.memory.stat().st_size >> 20,
+        writer.entry.dump_s,
+        "is paused now" if is_paused else f"was paused for {writer.entry.pause_s:.2f} s",
+    )
+
+
+def _ram_bytes(attempt: Attempt) -> int:
+    return attempt.eligibility.domain.memory_kib << 10
+
+
+class _DumpJournal:
+    """Writes down what the supervisor of a dump does, before it does it."""
+
+    def __init__(self, writer: EntryWriter, log: Logger) -> None:
+        self._writer = writer
+        self._log = log
+
+    def changes_downtime(self, original_ms: int) -> None:
+        self._writer.note(original_downtime_ms=original_ms)
+
+    def restored_downtime(self) -> None:
+        self._writer.note(original_downtime_ms=None)
+
+    def pauses(self) -> None:
+        self._writer.note(paused=True)
+
+    def warns(self, message: str) -> None:
+        self._log.warning("%s", message)
+
+
+def _dump(attempt: Attempt, writer: EntryWriter) -> None:
+    guest = attempt.guest
+    stays_paused = attempt.level is ConsistencyLevel.PAUSED
+    xml = attempt.snapshot_xml(writer, str(attempt.staging.memory))
+    supervisor = DumpSupervisor(
+        guest,
+        Dump(attempt.staging.memory, _ram_bytes(attempt), stays_paused),
+        attempt.config.limits,
+        _DumpJournal(writer, attempt.log),
+        attempt.run.request.cancelled,
+    )
+    with attempt.shared.barrier.slot(), guest.pauses() as clock:
+        begun_s = time.monotonic()
+        writer.note(paused=stays_paused)
+        with supervisor:
+            guest.snapshot_create(xml)
+        ended_s = time.monotonic()
+        held_since_s = uptime_s() - (ended_s - clock.stopped_at_s()) if stays_paused else 0.0
+        writer.note(
+            # A pause that came just after the dump, and could not be ended: release resumes it.
+            paused=stays_paused or (writer.entry.paused and bool(guest.pause())),
+            newest_txg_before=attempt.newest_txg_now(),
+            disks_frozen_at_s=time.time(),
+            held_since_s=held_since_s,
+            dump_s=ended_s - begun_s,
+            last_ram_s=clock.last_ram_s,
+            pause_s=0.0 if stays_paused else clock.seconds(),
+        )
+
+
+def _read_header(attempt: Attempt, writer: EntryWriter) -> None:
+    """Will libvirt load the image? And does the TPM's state, stored before, still hold?"""
+    point = attempt.staging.point
+    xml = (point / DOMAIN_XML).read_text()
+    stale = tpm_state.why_stale(xml, attempt.guest.uuid, point / TPM)
+    writer.note(
+        memory_format=save_image.read_header(attempt.staging.memory).format,
+        tpm_warning=writer.entry.tpm_warning or stale,
+    )
