@@ -1,11 +1,16 @@
 # make demo   see it work, on a real sanoid, OpenZFS, libvirt and QEMU, in a lab of its own
 # make test   everything that CI runs
-# make faults all of the lab, with every fault at every step, of which `make test` runs a part
+# make faults all of the lab, with every fault at every step, of which `make test` runs a part:
+#             hours. Goes on where it stopped, and with what failed; FRESH=1 begins anew.
 # The rest is for the inner loop: unit, lint, lab-test K=expression, bench, lab-down, clean.
+# LABS=n: so many labs share the tests; by default one for each CPU, up to four.
 
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
 K ?=
+LABS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+# Tests one by one to whichever lab is free.
+IN_LABS = -n $(LABS) --dist load --maxschedchunk 1
 
 .PHONY: demo test unit lint lab-test faults bench lab-down clean needs
 
@@ -13,7 +18,9 @@ demo: needs
 	@tests/lab/lab build
 	@ZVMSNAP_LAB_INSTANCE=demo python3 tests/lab/demo.py
 
-test: lint unit lab-test
+test: $(VENV)/ready
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory lab-test
 
 unit: $(VENV)/ready
 	$(PYTEST)
@@ -25,11 +32,12 @@ lint: $(VENV)/ready
 
 lab-test: $(VENV)/ready
 	@tests/lab/lab build
-	$(PYTEST) tests/lab $(if $(K),-k "$(K)",--durations=15)
+	$(PYTEST) tests/lab $(IN_LABS) $(if $(K),-k "$(K)",--durations=25)
 
 faults: $(VENV)/ready
 	@tests/lab/lab build
-	$(PYTEST) tests/lab --faults=all
+	$(if $(FRESH),rm -f build/lab.jsonl)
+	$(PYTEST) tests/lab $(IN_LABS) --faults=all --missing
 
 bench: needs
 	@tests/lab/lab build

@@ -4,21 +4,29 @@ A test that asks for `lab` gets a lab fresh from the state `guests`, or from the
 names with `@pytest.mark.state("ready")`, with the checkout's code at /opt/zvmsnap.
 Loading a state takes about two seconds, so every test has a lab nobody has touched.
 
-ZVMSNAP_LAB_KEEP=1 leaves the lab running afterwards, as the last test left it.
+With `-n 2` two labs share the tests (pytest-xdist): each worker has its own instance, and all have
+the stages together. ZVMSNAP_LAB_KEEP=1 leaves the lab running afterwards, as the last test left it.
 """
 
 import os
 import re
+import resource
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from labkit.api import CODE_DIR, Lab, LabError
+import record
+import scenario
+
+from labkit import image, states, version
+from labkit.api import Lab, LabError
 from labkit.errors import KernelCrashed
 
 _DIAGNOSES = (
@@ -26,67 +34,124 @@ _DIAGNOSES = (
     "zfs list -t all",
     "journalctl --no-pager -n 40 -g '^(?!audit.*\"STATUS\")' | tac",  # not each loaded profile
 )
-_READY_MADE = "with-code"
 _CRASH = pytest.StashKey[str]()
-_REPEATED = pytest.StashKey[list[str]]()
+_PASSED = pytest.StashKey[frozenset[str]]()
+_LAB = pytest.StashKey[Lab]()
+_CPU = "seconds of CPU"
+_REPEATED = "repeated as the lab's own kernel crashed"
 _GIST_HEAD, _GIST_TAIL = 160, 240
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For tests/lab/faults; here, as pytest reads options of the topmost conftest.py only."""
     parser.addoption("--faults", default="few",
-                     help="cells of the fault tests: few, all, missing, or parts of names")
+                     help="cells of the fault tests: few, all, or parts of names")
+    parser.addoption("--missing", action="store_true",
+                     help="leave out what has passed with the code of now (build/lab.jsonl)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the markers known, and say which code this run is of."""
     config.addinivalue_line("markers", "state(name): the state of the lab a test starts from")
+    config.addinivalue_line("markers", "long: takes minutes, so it is begun first")
     config.addinivalue_line("markers", "whole: other scenarios, or cells of the fault matrix, are "
                             "the like; it is left to `--faults=all`, unless it is named")
+    if not config.getoption("--missing"):
+        passed = []
+    elif _is_worker(config):
+        passed = config.workerinput["passed"]  # type: ignore[attr-defined]
+    else:
+        passed = record.passed()
+    config.stash[_PASSED] = frozenset(passed)
+    if not _is_worker(config):
+        version.all_of_it()
+        config.pluginmanager.register(_Recorder())
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist what has passed: all must leave out the same."""
+    node.workerinput["passed"] = sorted(node.config.stash[_PASSED])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the fault matrix has a part in, as `make test` must end some time."""
-    if config.getoption("--faults") == "all" or config.getoption("-k"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("whole")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    """Leave out what was not asked for; put the others in the order that two labs like best."""
+    whole = config.getoption("--faults") == "all" or config.getoption("-k")
+    passed = config.stash[_PASSED]
+    wanted = [item for item in items
+              if (whole or not item.get_closest_marker("whole")) and item.nodeid not in passed]
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = _in_turns(wanted) if _is_worker(config) else wanted
+
+
+def _in_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """What takes long first; then one of each file in turn, as those of a file share a stage.
+
+    So no lab waits for a stage that the other one makes, and both end at about the same time.
+    """
+    turns: Counter[Path] = Counter()
+    places: list[tuple[bool, int, int]] = []
+    for item in items:
+        long = item.get_closest_marker("long") is not None
+        places.append((not long, turns[item.path], len(places)))
+        turns[item.path] += 1
+    return [items[place[-1]] for place in sorted(places)]
+
+
+class _Recorder:
+    """Keeps what became of each test, in the process that hears of all of them."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+        self._bad: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] += report.duration  # type: ignore[assignment]
+        if not report.passed:
+            self._bad.add(report.nodeid)
+        if report.when == "teardown":
+            record.append(record.Outcome(
+                test=report.nodeid, passed=report.nodeid not in self._bad,
+                seconds=round(self._seconds.pop(report.nodeid), 1),
+                cpu_s=float(str(dict(report.user_properties).get(_CPU, 0))),
+                code=record.code_of(report.nodeid)))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """All has passed: nobody needs the stages any more. Else they are for the next run."""
+        if exitstatus == pytest.ExitCode.OK and not os.environ.get("ZVMSNAP_LAB_KEEP"):
+            states.forget_stages(image.image(), but_of_now=False)
 
 
 @pytest.fixture(scope="session")
-def lab_session() -> Iterator[Lab]:
+def lab_session(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """The lab of this test run, which nobody else changes meanwhile."""
-    lab = Lab()
+    lab = pytestconfig.stash[_LAB] = Lab()
     with lab.alone():
         lab.down()
-        states = lab.instance.own_states
-        for name in states.names():
-            if name.endswith(_READY_MADE):
-                states.forget(name)
-        not_ours = set(states.names())
+        own = lab.instance.own_states
+        not_ours = set(own.names())
+        in_use = states.stages_in_use(image.image())
+        states.forget_stages(image.image(), but_of_now=True)
         try:
             yield lab
         finally:
             if not os.environ.get("ZVMSNAP_LAB_KEEP"):
                 lab.down()
-                for name in set(states.names()) - not_ours:
-                    states.forget(name)
+                for name in set(own.names()) - not_ours:
+                    own.forget(name)
+            os.close(in_use)
 
 
 @pytest.fixture
 def lab(lab_session: Lab, request: pytest.FixtureRequest) -> Lab:
     """The lab, fresh from the state that the test asks for."""
     marker = request.node.get_closest_marker("state")
-    state: str = marker.args[0] if marker else "guests"
-    with_code = f"{state}-{_READY_MADE}"
-    if with_code not in lab_session.states():
-        lab_session.reset(state)
-        lab_session.sync()
-        lab_session.run(f"python3 -m compileall -q {CODE_DIR}")
-        lab_session.save(with_code)
-    else:
-        lab_session.reset(with_code)
+    scenario.with_code(lab_session, marker.args[0] if marker else "guests")
     return lab_session
 
 
@@ -139,17 +204,27 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
     For that alone: it says nothing of what was tested, and happens under QEMU's emulation.
     """
+    begun_s = _cpu_s(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
     crash = item.stash.get(_CRASH, "")
     if crash:
-        repeated = item.config.stash.setdefault(_REPEATED, [])
-        repeated.append(f"{item.nodeid}: {crash.splitlines()[0]}")
+        # Seen in the summary, which another process writes if there are workers.
+        item.user_properties.append((_REPEATED, crash.splitlines()[0]))
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    reports[-1].user_properties.append((_CPU, round(_cpu_s(item.config) - begun_s, 1)))
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _cpu_s(config: pytest.Config) -> float:
+    """Seconds of CPU that all which this process started has had so far, its lab before all."""
+    over = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lab = config.stash.get(_LAB, None)
+    note = lab.instance.running() if lab else None
+    return over.ru_utime + over.ru_stime + (note.process.cpu_s() if note else 0.0)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -162,10 +237,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("failures, one line each")
         for report in broken:
             terminalreporter.write_line(f"{report.nodeid}: {_gist(report.longreprtext)}")
-    repeated = config.stash.get(_REPEATED, [])
+    repeated = {f"{report.nodeid}: {why}" for reports in terminalreporter.stats.values()
+                for report in reports for what, why in getattr(report, "user_properties", ())
+                if what == _REPEATED}
     if repeated:
-        terminalreporter.section("REPEATED as the lab's own kernel crashed")
-        for line in repeated:
+        terminalreporter.section(f"TESTS {_REPEATED}")
+        for line in sorted(repeated):
             terminalreporter.write_line(line)
     yield
 

@@ -90,7 +90,8 @@ def start_sshd(lab: Lab) -> None:
 
 def stop_sshd(lab: Lab) -> None:
     """Its connections end too."""
-    lab.run("kill $(cat /run/far-sshd.pid); pkill -f '[s]shd.*offsite'; sleep 0.5", check=False)
+    lab.run("kill $(cat /run/far-sshd.pid); pkill -f '[s]shd.*offsite'", check=False)
+    lab.run("while ip netns exec far ss -Hltn sport = 22 | grep -q .; do sleep 0.1; done")
 
 
 def send(lab: Lab, *words: str, status: int = 0) -> Mapping[str, Any]:

@@ -56,31 +56,32 @@ WEB = Guest(
 )
 
 
-# -- stages: states of the lab that are made once in a test run
+# -- stages: states of the lab that are made once, of the code of now
 
 
 def stage(lab: Lab, name: str, parent: Callable[[Lab], None], make: Callable[[Lab], None]) -> None:
     """Bring the lab to the stage `name`, which `make` makes from `parent` the first time."""
-    # conftest.py forgets states of this ending when a test run begins: they hold its code.
-    state = f"{name}-with-code"
-    if state in lab.states():
-        lab.reset(state)
-    else:
+
+    def whole() -> None:
         parent(lab)
         make(lab)
-        lab.save(state)
+
+    lab.stage(name, whole)
+
+
+def with_code(lab: Lab, state: str) -> None:
+    """That state, with the checkout's code in it."""
+    stage(lab, f"{state}-with-code", lambda lab: lab.reset(state), Lab.carry_code)
 
 
 def configured(lab: Lab) -> None:
     """The guest `web` counts; sanoid has our example as it is, nothing is taken yet."""
 
     def make(lab: Lab) -> None:
-        lab.sync()
-        lab.run(f"python3 -m compileall -q {CODE_DIR}")
         lab.put(SANOID_CONF, EXAMPLE_CONF)
         configure(lab)
 
-    stage(lab, "configured", lambda lab: lab.reset("guests"), make)
+    stage(lab, "configured", lambda lab: with_code(lab, "guests"), make)
 
 
 def taken(lab: Lab) -> None:

@@ -56,7 +56,7 @@ def test_zfs_autobackup(lab: Lab) -> None:
     scenario.assert_counted_through(lab, "web")
     point = scenario.the_point(lab, "web")
     (name,) = point.names
-    assert name.startswith("offsite-") and point.manifest["moment"] == name
+    assert name.startswith("offsite-") and point.manifest["run"] == name
     assert set(point.ties) == {f"{dataset}@{name}" for dataset in WEB.datasets}
     assert point.manifest["level"] == "memory"
     # A second one is a moment of its own, and the first is brought back by its name.

@@ -84,6 +84,7 @@ def endless_dump(lab: Lab) -> Iterator[Running]:
         yield sanoid
 
 
+@pytest.mark.whole
 def test_sanoids_own_timeout_kills_sanoid_and_the_hook_puts_the_guest_back(lab: Lab) -> None:
     scenario.configure(lab, ENDLESS)
     sanoid_takes_hourly(lab, script_timeout=None)

@@ -63,7 +63,7 @@ def lines_of_ours(done: Completed) -> list[str]:
 # -- the snapshot fails
 
 
-def test_no_snapshot_means_no_point(lab: Lab) -> None:
+def test_no_snapshot_means_no_point_and_some_a_point_of_these(lab: Lab) -> None:
     zfs_snapshot_does(lab, "echo cannot create snapshots >&2; exit 1")
     done = scenario.take(lab, before=FIRST_IN_PATH)
     assert "CRITICAL ERROR" in done.stderr, done
@@ -74,8 +74,7 @@ def test_no_snapshot_means_no_point(lab: Lab) -> None:
     scenario.assert_at_rest(lab)
     scenario.assert_counted_through(lab, "web")
 
-
-def test_point_lists_only_what_zfs_took(lab: Lab) -> None:
+    # The next round is due at once. Of what that takes, the point lists what is there.
     zfs_snapshot_does(lab, 'case "$3" in *_daily) echo cannot >&2; exit 1;; esac')
     done = scenario.take(lab, before=FIRST_IN_PATH)
     assert "CRITICAL ERROR" in done.stderr, done
@@ -83,6 +82,7 @@ def test_point_lists_only_what_zfs_took(lab: Lab) -> None:
     assert [name.rpartition("_")[2] for name in sorted(point.names)] == ["hourly", "monthly"]
     assert point.ties == existing(lab)
     scenario.assert_at_rest(lab)
+    scenario.assert_counted_through(lab, "web")
 
 
 def test_night_in_which_clocks_are_set_back(lab: Lab) -> None:
@@ -207,7 +207,7 @@ def test_second_sanoid_leaves_the_moment_of_the_first_alone(lab: Lab) -> None:
         assert scenario.points(lab) == []
 
         # Started in the same second, it would have the same names.
-        names = json.loads(lab.run(f"cat {scenario.JOURNAL}/*.json").stdout)["names"]
+        names = json.loads(lab.run(f"cat {scenario.JOURNAL}/*.json").stdout)["snapshot_names"]
         scenario.hook(lab, "post-snapshot", WEB.top, names)
         assert on_overlay(lab)
         assert scenario.points(lab) == []
@@ -262,7 +262,8 @@ ABSURD = {
 }
 
 
-def test_absurd_environments_are_refused_in_one_line(lab: Lab) -> None:
+def test_what_cannot_be_is_refused_in_one_line(lab: Lab) -> None:
+    """Absurd environments, a broken configuration, no libvirt."""
     everything = (
         "find /tank /cheap /root /var/lib/zvmsnap /run/zvmsnap 2>/dev/null | sort;"
         "zfs list -t all -Ho name; virsh dumpxml web"
@@ -275,8 +276,6 @@ def test_absurd_environments_are_refused_in_one_line(lab: Lab) -> None:
         assert "error: " in done.stderr
     assert lab.run(everything).stdout == before
 
-
-def test_broken_configuration_and_absent_libvirt_are_one_line_each(lab: Lab) -> None:
     names = ["autosnap_2001-01-01_00:00:00_daily"]
     lab.put(scenario.CONFIG, "[limits]\npause_first = 3\n")
     done = scenario.hook(lab, "pre-snapshot", WEB.top, names)

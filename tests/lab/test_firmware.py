@@ -73,8 +73,8 @@ def change(lab: Lab) -> None:
 
 def name_of_point(lab: Lab) -> str:
     point = scenario.points(lab, "safe")[0]
-    assert point.manifest["level"] == "memory" and not point.manifest["tpm"]
-    return f"safe@{point.manifest['moment']}"
+    assert point.manifest["level"] == "memory" and not point.manifest["tpm_warning"]
+    return f"safe@{point.manifest['run']}"
 
 
 def test_restore_puts_both_back_and_keeps_those_of_now(lab: Lab) -> None:

@@ -153,7 +153,7 @@ def test_qcow2_base_over_a_golden_image_that_stays_as_it_is(lab: Lab) -> None:
 def test_names_with_blanks_dots_and_colons(lab: Lab) -> None:
     point = scenario.the_point(lab, ODD_NAME)
     assert point.manifest["level"] == "memory"
-    assert point.directory == f"{scenario.VAULT}/{ODD_NAME}/{point.manifest['moment']}"
+    assert point.directory == f"{scenario.VAULT}/{ODD_NAME}/{point.manifest['run']}"
     assert set(point.ties) == {f"{ODD_DATASET}@{name}" for name in point.names}
     scenario.assert_at_rest(lab, ODD)
     shown = lab.run(f"zvmsnap show {quote(f'{ODD_NAME}@{next(iter(point.names))}')}").stdout

@@ -44,7 +44,7 @@ def prune_command(lab: Lab, *options: str) -> Completed:
 
 def test_sanoid_prunes_one_by_one_until_the_last(lab: Lab) -> None:
     (first,) = scenario.points(lab)
-    moment = first.manifest["moment"]
+    moment = first.manifest["run"]
     scenario.pass_hours(lab, 2)
     scenario.take(lab)
     _, second = scenario.points(lab)
@@ -100,7 +100,7 @@ def test_points_of_an_exported_pool_are_kept(lab: Lab) -> None:
         scenario.hook(lab, "pruning", WEB.top, [name])
     assert scenario.vault_files(lab) == everything
     said = prune_command(lab, "--json")
-    assert json.loads(said.stdout)["kept_unknown"] == [f"web@{point.manifest['moment']}"]
+    assert json.loads(said.stdout)["kept_unknown"] == [f"web@{point.manifest['run']}"]
     assert scenario.vault_files(lab) == everything
 
     lab.run("zpool import tank")

@@ -16,22 +16,23 @@ from test_levels import DEBIAN, mode, prepared
 from labkit import guests, linux
 from labkit.api import Lab
 
-STILL_MAX_S = 10
+# A round lets its guest stand still for up to 10 s here, when nothing goes wrong.
+MAX_FREEZE_S = 20
 # Its own cadence, of a guest that is emulated in an emulated host, and ours of looking.
 SLACK_S = 3.0
 # Nobody can be let go while libvirt itself is coming back.
 LIBVIRTD_BACK_S = 8.0
 
 STEPS = {
-    "paused": ("dump", "judge", "frozen", "resume or thaw"),
-    "quiesced": ("gate", "freeze", "frozen", "resume or thaw"),
+    "paused": ("dump", "read header", "frozen", "resume or thaw"),
+    "quiesced": ("barrier", "freeze", "frozen", "resume or thaw"),
 }
 # Each is done to the lab while the hook stands at the step; then what is left of sanoid goes on.
 FAULTS = {
     "hook killed": "kill -9 $hook",
     "sanoid killed": "kill -9 $sanoid",
     "all killed": "kill -9 $sanoid; pkill -9 -f '[z]vmsnap'",
-    "hook hangs": f"sleep {STILL_MAX_S + 10}; kill -9 $hook",
+    "hook hangs": f"sleep {MAX_FREEZE_S + 10}; kill -9 $hook",
     "libvirtd killed": "systemctl kill -s KILL libvirtd; systemctl reset-failed libvirtd; "
                        "systemctl start libvirtd",
 }
@@ -78,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     asked = metafunc.config.getoption("--faults")
     chosen = [cell for cell in CELLS if asked == "all" or cell.id in _FEW]
-    if asked not in ("all", "few", "missing"):
+    if asked not in ("all", "few"):
         chosen = [cell for cell in CELLS if any(part in cell.id for part in asked.split(","))]
     metafunc.parametrize("cell", chosen, ids=[cell.id for cell in chosen])
 
@@ -91,7 +92,7 @@ def lab(lab_session: Lab) -> Lab:
 
 def test_it_goes_on_within_the_deadline(lab: Lab, cell: Cell) -> None:
     lab.set_clock("2031-05-06T12:01:00")
-    scenario.configure(lab, f"[limits]\nstill_max_s = {STILL_MAX_S}")
+    scenario.configure(lab, f"[limits]\nmax_freeze_s = {MAX_FREEZE_S}")
     mode(lab, f"{cell.level},crash")
     before = linux.writes(lab)[-1].count
     with scenario.watched(lab, linux.NAME) as seen:
@@ -101,7 +102,7 @@ def test_it_goes_on_within_the_deadline(lab: Lab, cell: Cell) -> None:
         linux.wait_writes(lab, linux.NAME, linux.writes(lab)[-1].count + 2)
     print(f"MEASURED {cell.id}: no write for {seen.longest_silence_s:.1f} s, paused for "
           f"{max(seen.pauses_s, default=0):.1f} s")
-    limit_s = STILL_MAX_S + 2 + SLACK_S
+    limit_s = MAX_FREEZE_S + 2 + SLACK_S
     if cell.fault == "libvirtd killed":
         limit_s += LIBVIRTD_BACK_S
     assert seen.longest_silence_s < limit_s

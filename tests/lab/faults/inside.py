@@ -305,7 +305,7 @@ def before() -> Story:
     return {
         "armed": armed,
         "step": [entry["step"] for entry in entries],
-        "moments": [entry["moment"] for entry in entries],
+        "moments": [entry["run"] for entry in entries],
         "on_overlay": ".zvmsnap.qcow2" in definition(),
         "zfs": zfs(),
         "points": [point["directory"] for point in points()],

@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-PRE = ("staging", "definition", "dump", "dump under way", "judge", "frozen")
-POST = ("commit", "leave vda", "leave vdb", "tidy", "stow", "publish", "close")
+PRE = ("staging", "definition", "dump", "dump under way", "read header", "frozen")
+POST = ("commit", "release vda", "release vdb", "tidy", "store", "publish", "close")
 ROWS = (*PRE, *POST)
 # Not a step: the hook is not stopped there, but what libvirt writes the RAM image with.
 UNDER_WAY = "dump under way"
@@ -47,7 +46,7 @@ GUARD, RECOVER, NEXT_RUN, BOOT = "guard", "recover", "next run", "boot"
 ROTATED = (GUARD, RECOVER, NEXT_RUN)
 
 # The rows at which a fault of the vault is a situation of its own.
-_VAULT_ROWS = ("frozen", "tidy", "stow", "publish", "close")
+_VAULT_ROWS = ("frozen", "tidy", "store", "publish", "close")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def why_not(row: str, fault: str) -> str | None:
         return "the snapshot was taken before post began"
     if fault in (VAULT_FULL, VAULT_GONE) and row not in _VAULT_ROWS:
         same = "frozen" if row in PRE else "tidy"
-        return f"nothing looks at the vault before `stow`: the same as `{same}`"
-    if fault == STAGING_FULL and row in ("stow", "publish", "close"):
+        return f"nothing looks at the vault before `store`: the same as `{same}`"
+    if fault == STAGING_FULL and row in ("store", "publish", "close"):
         return "nothing is written to staging any more"
     return None
 
@@ -100,21 +99,19 @@ def cells() -> list[Cell]:
 _FEW = (
     "dump under way:hook KILL",
     "frozen:sanoid KILL",
-    "leave vdb:power cut",
-    "stow:vault full",
+    "release vdb:power cut",
+    "store:vault full",
 )
 
 
-def select(wanted: str, passed: Sequence[str]) -> list[Cell]:
-    """`all`, `few`, `missing` (those not `passed`), or parts of ids with commas between."""
+def select(wanted: str) -> list[Cell]:
+    """`all`, `few`, or parts of ids with commas between."""
     existing = cells()
     match wanted:
         case "all":
             return existing
         case "few":
             return [cell for cell in existing if cell.id in _FEW]
-        case "missing":
-            return [cell for cell in existing if cell.id not in passed]
         case _:
             parts = wanted.split(",")
             return [cell for cell in existing if any(part in cell.id for part in parts)]

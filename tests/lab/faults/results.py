@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from faults.matrix import COLUMNS, FAULTS, ROWS, Cell, cells, why_not
 from faults.verdict import LETTERS
-from labkit import settings
+from labkit import settings, version
 
 DIRECTORY = settings.CHECKOUT_DIR / "build"
 LINES = DIRECTORY / "faults.jsonl"
@@ -38,11 +39,7 @@ class Result:
 
 def code() -> str:
     """Which product it was."""
-    return settings.digest([settings.CHECKOUT_DIR / "zvmsnap" / name for name in _modules()])
-
-
-def _modules() -> list[str]:
-    return sorted(path.name for path in (settings.CHECKOUT_DIR / "zvmsnap").glob("*.py"))
+    return version.of_product()
 
 
 def append(result: Result) -> None:
@@ -61,11 +58,6 @@ def latest() -> dict[str, Result]:
         result = Result(**json.loads(line))
         found[result.cell] = result
     return found
-
-
-def passed() -> list[str]:
-    """Cells whose last result has nothing against it."""
-    return [name for name, result in latest().items() if not result.violations]
 
 
 def table() -> str:
@@ -109,7 +101,7 @@ def _summary(existing: list[Cell], found: dict[str, Result]) -> Iterable[str]:
     yield (
         f"{len(existing)} cells, {len(run)} run, {len(failed)} failed, "
         f"{sum(result.seconds for result in run) / max(1, len(run)):.0f} s each"
-        + (f"; {old} of them with another zvmsnap/ than this" if old else "")
+        + (f"; {old} of them with another product than this" if old else "")
     )
     for result in failed:
         yield f"{result.cell} ({result.route}):"
@@ -117,8 +109,10 @@ def _summary(existing: list[Cell], found: dict[str, Result]) -> Iterable[str]:
 
 
 def write_table() -> str:
-    """Write it to a file, too."""
+    """Write it to a file, too, which may be looked at meanwhile."""
     text = table()
     DIRECTORY.mkdir(exist_ok=True)
-    Path(TABLE).write_text(text)
+    draft = Path(f"{TABLE}.{os.getpid()}")
+    draft.write_text(text)
+    draft.rename(TABLE)
     return text

@@ -10,7 +10,7 @@ from typing import Any
 import scenario
 
 from labkit import guests, settings
-from labkit.api import CODE_DIR, Lab
+from labkit.api import Lab
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
 UNIT = "zvmsnap-recover.service"
@@ -72,8 +72,6 @@ def base(lab: Lab) -> None:
     """A round was taken an hour ago, so that all is known and in its place; the next one is due."""
 
     def make(lab: Lab) -> None:
-        lab.sync()
-        lab.run(f"python3 -m compileall -q {CODE_DIR}")
         lab.put(scenario.SANOID_CONF, scenario.EXAMPLE_CONF)
         scenario.configure(lab, CONFIG)
         lab.put(f"/etc/systemd/system/{UNIT}",
@@ -88,7 +86,7 @@ def base(lab: Lab) -> None:
                 "do sleep 0.2; done")
         scenario.pass_hours(lab, 1)
 
-    scenario.stage(lab, "faults", lambda lab: lab.reset("guests"), make)
+    scenario.stage(lab, "faults", lambda lab: scenario.with_code(lab, "guests"), make)
 
 
 def row_state(row: str) -> str:
@@ -112,8 +110,3 @@ def held(lab: Lab, row: str, *, keep: bool, durable: bool) -> None:
         lab.run(DURABLE)
         guests.wait_counts(lab, "web", 0)
     arm(lab, row)
-
-
-def forget(lab: Lab, row: str) -> None:
-    """Make room: a row's state is not needed any more. The lab must have gone on to another."""
-    lab.instance.own_states.forget(f"{row_state(row)}-with-code")

@@ -17,52 +17,33 @@ from faults.matrix import Cell
 from labkit.api import Lab, LabError
 from labkit.errors import KernelCrashed
 
-_CODE = results.code()
 _DIAGNOSIS = (
     "journalctl --no-pager -o short-monotonic -n 80 -g '^(?!audit.*\"STATUS\")' "
     "| tac; cat /root/round.log"
 )
 
 
-def selected(config: pytest.Config) -> list[Cell]:
-    return matrix.select(config.getoption("--faults"), results.passed())
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
-        cells = selected(metafunc.config)
+        cells = matrix.select(metafunc.config.getoption("--faults"))
         metafunc.parametrize("cell", cells, ids=[cell.id for cell in cells])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sharing(request: pytest.FixtureRequest) -> Counter[str]:
     """How many cells of each row begin from its state."""
-    return Counter(cell.row for cell in selected(request.config) if cell.from_a_state)
-
-
-@pytest.fixture(scope="module")
-def rows_kept() -> set[str]:
-    """The rows that have a saved state."""
-    return set()
-
-
-def held(lab: Lab, cell: Cell, sharing: Counter[str], rows_kept: set[str]) -> None:
-    """Bring the lab to where the cell's round is held; forget the rows that are over."""
-    keep = cell.from_a_state and sharing[cell.row] > 1
-    stages.held(lab, cell.row, keep=keep, durable=cell.fault == matrix.POWER_CUT)
-    for row in rows_kept - {cell.row}:
-        stages.forget(lab, row)
-        rows_kept.remove(row)
-    if keep:
-        rows_kept.add(cell.row)
+    cells = matrix.select(request.config.getoption("--faults"))
+    return Counter(cell.row for cell in cells if cell.from_a_state)
 
 
 def test_no_guest_stays_on_an_overlay(
-    cell: Cell, lab_session: Lab, sharing: Counter[str], rows_kept: set[str]
+    cell: Cell, lab_session: Lab, sharing: Counter[str]
 ) -> None:
     begun_s = time.monotonic()
     try:
-        held(lab_session, cell, sharing, rows_kept)
+        keep = cell.from_a_state and sharing[cell.row] > 1
+        durable = cell.fault == matrix.POWER_CUT
+        stages.held(lab_session, cell.row, keep=keep, durable=durable)
         story = happen(lab_session, cell)
     except KernelCrashed:
         raise  # says nothing of the cell, which is repeated
@@ -78,7 +59,7 @@ def test_no_guest_stays_on_an_overlay(
             recovery_s=story.get("recovery_s", 0.0),
             seconds=time.monotonic() - begun_s,
             violations=found,
-            code=_CODE,
+            code=results.code(),
         )
     )
     if found:
@@ -104,5 +85,5 @@ def test_the_matrix_is_whole() -> None:
     for fault in matrix.FAULTS:
         routes = {cell.route for cell in existing if cell.fault == fault}
         assert routes == ({"boot"} if fault == matrix.POWER_CUT else {*matrix.ROTATED})
-    few = matrix.select("few", [])
+    few = matrix.select("few")
     assert len({cell.fault for cell in few}) == len(few) == 4

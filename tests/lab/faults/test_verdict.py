@@ -39,7 +39,7 @@ def snapshots(*moments: str) -> dict[str, str]:
 def point(moment: str) -> Story:
     ties = [{"dataset": name.partition("@")[0], "name": name.partition("@")[2], "guid": int(guid)}
             for name, guid in snapshots(moment).items()]
-    return {"directory": f"/vault/{moment}", "moment": f"autosnap_{moment}", "level": "memory",
+    return {"directory": f"/vault/{moment}", "run": f"autosnap_{moment}", "level": "memory",
             "reason": None, "snapshots": ties}
 
 
@@ -93,7 +93,7 @@ def put(*path: str | int, to: object) -> Callable[[Story], None]:
     "spoil",
     [
         put("broken", to="Traceback"),
-        put("before", "step", to=["judge"]),
+        put("before", "step", to=["read header"]),
         put("recover", "returncode", to=1),
         put("rest", "live", to=definition(OVERLAY)),
         put("rest", "persistent", to=definition(OVERLAY)),

@@ -47,7 +47,7 @@ def letter(story: Story) -> str:
     """What became of the moment."""
     moments = story.get("before", {}).get("moments", [])
     for point in story.get("points", []):
-        if point["moment"] in moments:
+        if point["run"] in moments:
             return {"memory": "M", "crash": "C", "offline": "O"}[point["level"]]
     return "-"
 
@@ -156,7 +156,7 @@ def _next(story: Story) -> Iterator[str]:
     if not moments:
         yield "the next run took no snapshot"
         return
-    new = [point for point in story["end_points"] if point["moment"] == max(moments)]
+    new = [point for point in story["end_points"] if point["run"] == max(moments)]
     if [point["level"] for point in new] != ["memory"]:
         yield f"the next run's point: {[(point['level'], point['reason']) for point in new]}"
 

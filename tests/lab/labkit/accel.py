@@ -21,11 +21,17 @@ EMULATED = ("-accel", "tcg,thread=multi", "-cpu", "qemu64")
 
 
 def arguments(image: Image) -> tuple[str, ...]:
-    """QEMU arguments for accelerator and CPU; ZVMSNAP_LAB_ACCEL=kvm|tcg decides by hand."""
+    """QEMU arguments for accelerator and CPUs.
+
+    ZVMSNAP_LAB_ACCEL=kvm|tcg and ZVMSNAP_LAB_CPUS=n decide by hand.
+    """
     asked = os.environ.get("ZVMSNAP_LAB_ACCEL")
-    if asked:
-        return KVM if asked == "kvm" else EMULATED
-    return KVM if _kvm_works(image) else EMULATED
+    chosen = (KVM if asked == "kvm" else EMULATED) if asked else (
+        KVM if _kvm_works(image) else EMULATED)
+    # Emulated CPUs that share memory cost a quarter more for the same work, and wait busily for
+    # each other where two labs share two CPUs.
+    cpus = os.environ.get("ZVMSNAP_LAB_CPUS") or ("2" if chosen is KVM else "1")
+    return (*chosen, "-smp", cpus)
 
 
 def _kvm_works(image: Image) -> bool:

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
-from labkit import guests, hostlock, machine, progress, recipes, settings, states
+from labkit import agent, guests, hostlock, machine, progress, recipes, settings, states, version
 from labkit import image as images
 from labkit.errors import LabError
 from labkit.instance import Instance
@@ -26,6 +26,7 @@ class Lab:
         """Take the instance of that name, else the one ZVMSNAP_LAB_INSTANCE names."""
         self.instance = Instance(name or settings.instance_name())
         self._shell: Shell | None = None
+        self._kept: dict[str, int] = {}
 
     # -- coming and going
 
@@ -99,14 +100,11 @@ class Lab:
 
     def put(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
         """Write a file, and the directories above it."""
-        self.run(f"install -D -m {mode:o} /dev/stdin {quote(path)}", stdin=content)
+        self.shell.write(path, content.encode() if isinstance(content, str) else content, mode)
 
     def get(self, path: str) -> bytes:
         """Read a file."""
-        done = self.shell.run_bytes(f"cat {quote(path)}")
-        if done.returncode != 0:
-            raise LabError(done.stderr.decode(errors="replace"))
-        return done.stdout
+        return self.shell.read(path)
 
     def set_clock(self, iso: str) -> None:
         """Set the lab's time, which otherwise is the state's: ISO 8601, UTC unless it says."""
@@ -114,15 +112,49 @@ class Lab:
 
     def sync(self) -> None:
         """Copy the checkout's code into the lab, to /opt/zvmsnap."""
-        wanted = ["zvmsnap", "hooks", "systemd", "pyproject.toml", "*.md", "LICENSE*", "*.example"]
-        found = [path for pattern in wanted for path in settings.CHECKOUT_DIR.glob(pattern)]
-        sources = [f"{settings.CHECKOUT_DIR}/./{path.name}" for path in found]
+        sources = [f"{settings.CHECKOUT_DIR}/./{path.name}" for path in version.product()]
         if (settings.LAB_DIR / "inside").exists():
             sources.append(f"{settings.LAB_DIR}/./inside")
         if sources:
             self.shell.rsync(sources, f"{CODE_DIR}/")
 
     # -- making states
+
+    def carry_code(self) -> None:
+        """Make it ready to be the first stage of all: with the checkout's code, and the agent."""
+        self.sync()
+        self.run(f"python3 -m compileall -q {CODE_DIR}")
+        agent.install(self, images.image())
+
+    def stage(self, name: str, make: Callable[[], None]) -> None:
+        """Run the lab from a stage, which `make` leads this lab to, the first time.
+
+        A stage is a state with the checkout's code in it. All labs have it together, until it is
+        of older code; who wants one that another makes just now waits for it.
+        """
+        image = images.image()
+        path = states.stage(image, name)
+        marks = [hostlock.in_use(each) for each in (image.key, path.parent.name, path.name)]
+        try:
+            if not path.exists():
+                with hostlock.exclusive(f"make-{path.name}"):
+                    if not path.exists():
+                        make()
+                        with progress.step(f"saving stage {name}"):
+                            self._shell = None
+                            path.parent.mkdir(exist_ok=True)
+                            self.instance.save(path)
+            state = State(path)
+            # What it lies on must be there for the next time, too.
+            for below in state.lineage():
+                if below not in self._kept:
+                    self._kept[below] = hostlock.in_use(below)
+            with progress.step(f"loading stage {name}"):
+                self._shell = None
+                self.instance.reset(image, state)
+        finally:
+            for mark in marks:
+                os.close(mark)
 
     @contextmanager
     def _found(self, image: images.Image, name: str) -> Iterator[State]:

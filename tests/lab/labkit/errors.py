@@ -11,3 +11,7 @@ class KernelCrashed(LabError):
 
 class CommandError(LabError):
     """A command in the lab failed or took too long."""
+
+
+class NoSuchFile(LabError):
+    """A file is not in the lab."""

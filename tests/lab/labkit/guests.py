@@ -19,7 +19,7 @@ from labkit.domains import (
     domain_xml,
     make_disk,
 )
-from labkit.errors import LabError
+from labkit.errors import LabError, NoSuchFile
 
 __all__ = ["DISK_MIB", "NVRAM_DIR", "SERIAL_DIR", "Disk", "Host", "boots", "counts", "define",
            "disk_count", "domain_xml", "make_disk", "mismatches", "serial", "serial_size_bytes",
@@ -35,21 +35,26 @@ def start(lab: Host, name: str) -> None:
 
 def serial_size_bytes(lab: Host, name: str) -> int:
     """How much the guest has printed so far: a `since_byte` for later."""
-    return int(lab.run(f"stat -c %s {SERIAL_DIR}/{name}.log 2>/dev/null || echo 0").stdout)
+    return len(_log(lab, name))
 
 
 def serial(lab: Host, name: str, since_byte: int = 0) -> str:
     """What a guest has printed."""
-    log = f"{SERIAL_DIR}/{name}.log"
-    said = lab.run(f"test ! -e {log} || tail -c +{since_byte + 1} {log}").stdout
+    said = _log(lab, name)[since_byte:].decode(errors="replace")
     # A power cut leaves a file as long as it was, but for what had not been written yet.
     return said.replace("\0", "")
 
 
+def _log(lab: Host, name: str) -> bytes:
+    try:
+        return lab.get(f"{SERIAL_DIR}/{name}.log")
+    except NoSuchFile:
+        return b""
+
+
 def counts(lab: Host, name: str, since_byte: int = 0) -> list[int]:
     """The counts a guest has printed, in the order it did."""
-    text = serial(lab, name, since_byte)
-    return [int(line, 16) for line in re.findall(r"^([0-9a-f]{8})\n", text, re.M)]
+    return _counts(serial(lab, name, since_byte))
 
 
 def boots(lab: Host, name: str, since_byte: int = 0) -> int:
@@ -59,7 +64,14 @@ def boots(lab: Host, name: str, since_byte: int = 0) -> int:
 
 def mismatches(lab: Host, name: str, since_byte: int = 0) -> list[str]:
     """What a guest complained of: "!81 disk ram" or, disk call failed, "E81 disk ram"."""
-    text = serial(lab, name, since_byte)
+    return _mismatches(serial(lab, name, since_byte))
+
+
+def _counts(text: str) -> list[int]:
+    return [int(line, 16) for line in re.findall(r"^([0-9a-f]{8})\n", text, re.M)]
+
+
+def _mismatches(text: str) -> list[str]:
     return re.findall(r"([!E][0-9a-f]{2} [0-9a-f]{8} [0-9a-f]{8})\n", text)
 
 
@@ -68,15 +80,15 @@ def wait_counts(lab: Host, name: str, more_than: int, *, since_byte: int = 0,
     """Wait until the last count is higher; return it. A mismatch ends the wait with an error."""
     deadline = time.monotonic() + timeout_s
     while True:
-        bad = mismatches(lab, name, since_byte)
+        text = serial(lab, name, since_byte)
+        bad = _mismatches(text)
         if bad:
             raise LabError(f"{name} found RAM and disk of different instants: {bad}")
-        seen = counts(lab, name, since_byte)
+        seen = _counts(text)
         if seen and seen[-1] > more_than:
             return seen[-1]
         if time.monotonic() > deadline:
-            raise LabError(f"{name} did not count beyond {more_than}; it printed "
-                           f"{serial(lab, name, since_byte)[-200:]!r}")
+            raise LabError(f"{name} did not count beyond {more_than}; it printed {text[-200:]!r}")
         time.sleep(0.1)
 
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 
-from labkit import command, hostlock, machine, settings, states
+from labkit import agent, command, hostlock, machine, settings, states
+from labkit.agent import Agent
 from labkit.errors import LabError
 from labkit.image import Image
 from labkit.machine import Process
@@ -29,6 +30,7 @@ class Running:
     pid: int
     started: str
     ssh_port: int
+    agent_port: int = 0
 
     @property
     def process(self) -> Process:
@@ -69,8 +71,9 @@ class Instance:
         if note is None:
             raise self.why_dead() or LabError(
                 f"the lab is not running (instance {self.name}); start it with lab up")
-        return Shell(self.directory, Image(settings.cache_dir() / note.image), note.ssh_port,
-                     self.why_dead)
+        image = Image(settings.cache_dir() / note.image)
+        inside = Agent(image, note.agent_port) if note.agent_port else None
+        return Shell(self.directory, image, note.ssh_port, inside, self.why_dead)
 
     def why_dead(self) -> LabError | None:
         """Why the lab is of no use any more, if it was started and nobody stopped it since."""
@@ -149,6 +152,8 @@ class Instance:
 
     def state_path(self, image: Image, name: str) -> Path:
         """Where a state of that full name lies: with the image, or with this instance."""
+        if "@" in name:
+            return states.stage_of(image, name)
         return (self.directory / "states" if "~" in name else image.states) / name
 
     def _state(self, image: Image, name: str) -> State | None:
@@ -161,7 +166,9 @@ class Instance:
             (self.directory / log).unlink(missing_ok=True)
 
     def _start(self, image: Image, state: State | None, *, load: bool) -> None:
-        used = [image.directory.name, *(state.lineage() if state else [])]
+        lineage = state.lineage() if state else []
+        stages = {states.stage_of(image, name).parent.name for name in lineage if "@" in name}
+        used = [image.directory.name, *lineage, *stages]
         marks = [hostlock.in_use(name) for name in used]
         try:
             process, port = machine.start(
@@ -170,12 +177,17 @@ class Instance:
         finally:
             for mark in marks:
                 os.close(mark)
+        # There is an agent in each stage.
+        agent_port = machine.free_port() if stages else 0
         note = Running(image.directory.name, state.directory.name if state else "", process.pid,
-                       process.started, port)
+                       process.started, port, agent_port)
         self._note.write_text(json.dumps(asdict(note)))
         try:
-            if load:
-                with Qmp(self.directory / "qmp") as qmp:
+            with Qmp(self.directory / "qmp") as qmp:
+                if agent_port:
+                    # Not an argument of QEMU's, of which the keys of all states are made.
+                    qmp.forward(agent_port, agent.PORT)
+                if load:
                     qmp.until_loaded(settings.LOAD_TIMEOUT_S)
                     qmp.execute("cont")
             timeout_s = settings.LOAD_TIMEOUT_S if load else settings.BOOT_TIMEOUT_S

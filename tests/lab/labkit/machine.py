@@ -48,6 +48,14 @@ class Process:
         """Whether that very process still runs."""
         return bool(self.started) and _started(self.pid) == self.started
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU that it has had."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """End it as a power cut would, and wait until it is gone."""
         if not self.alive():
@@ -84,7 +92,7 @@ def _arguments(image: Image, name: str, ssh_port: int) -> list[str]:
     arguments = [
         accel.QEMU, "-name", f"zvmsnap-lab-{name}", "-nodefaults", "-no-user-config",
         "-display", "none", "-no-reboot", "-machine", "q35", *accel.arguments(image),
-        "-smp", str(settings.CPUS), "-m", str(settings.MEMORY_MIB),
+        "-m", str(settings.MEMORY_MIB),
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", KERNEL_COMMAND_LINE,
         "-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console",
@@ -114,7 +122,7 @@ def start(directory: Path, image: Image, *, stream: Path | None, inherit: Sequen
     """
     for left_over in ("qmp", "ssh"):
         (directory / left_over).unlink(missing_ok=True)
-    ssh_port = _free_port()
+    ssh_port = free_port()
     arguments = _arguments(image, directory.name, ssh_port)
     if stream is not None:
         arguments += ["-incoming", f"exec:cat {shlex.quote(str(stream))}"]
@@ -125,7 +133,8 @@ def start(directory: Path, image: Image, *, stream: Path | None, inherit: Sequen
     return Process.of(process.pid), ssh_port
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -62,6 +62,13 @@ class Qmp:
             if "return" in answer:
                 return answer["return"]
 
+    def forward(self, port: int, inside: int) -> None:
+        """Lead a port of this host to one of the machine."""
+        line = f"hostfwd_add net tcp:127.0.0.1:{port}-:{inside}"
+        said = self.execute("human-monitor-command", {"command-line": line})
+        if said.strip():
+            raise LabError(f"QEMU: {line}: {said}")
+
     def until_migrated(self, timeout_s: float) -> None:
         """Wait until the state has been written."""
         deadline = time.monotonic() + timeout_s

@@ -8,7 +8,6 @@ from pathlib import Path
 LAB_DIR = Path(__file__).resolve().parent.parent
 CHECKOUT_DIR = LAB_DIR.parent.parent
 
-CPUS = 2
 MEMORY_MIB = 3072
 ROOT_DISK_MIB = 6 * 1024
 POOL_DISK_MIB = 8 * 1024
@@ -33,6 +32,10 @@ def instance_name() -> str:
     return f"{name}-{worker}" if worker else name
 
 
+def _is_source(path: Path) -> bool:
+    return "__pycache__" not in path.parts
+
+
 def digest(parts: Iterable[str | bytes | Path]) -> str:
     """A short hash of texts and files; a directory stands for all files in it."""
     total = hashlib.sha256()
@@ -47,7 +50,7 @@ def digest(parts: Iterable[str | bytes | Path]) -> str:
         elif isinstance(part, bytes):
             add(part)
         elif part.is_dir():
-            for path in sorted(p for p in part.rglob("*") if p.is_file()):
+            for path in sorted(p for p in part.rglob("*") if p.is_file() and _is_source(p)):
                 add(f"{path.relative_to(part)} {path.stat().st_mode & 0o111:o}".encode())
                 add(path.read_bytes())
         else:

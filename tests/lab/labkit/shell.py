@@ -1,17 +1,21 @@
-"""Commands in the lab, over one ssh connection that is kept open."""
+"""Commands in the lab: of its agent, if it has one; else over one ssh connection, kept open."""
 
+import errno
 import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit import command
-from labkit.errors import CommandError, LabError
+from labkit.agent import Agent
+from labkit.errors import CommandError, LabError, NoSuchFile
 from labkit.image import Image
 
 CONNECT_TIMEOUT_S = 5
+START_TIMEOUT_S = 120.0
 SSH_FAILED = 255
 # A QEMU that ends closes its connections a moment before it is gone.
 END_TIMEOUT_S = 2.0
@@ -33,12 +37,13 @@ class Completed:
 
 
 class Shell:
-    """ssh to one lab. Runs in the instance's directory, since a socket's path must be short."""
+    """The way into one lab. ssh runs in the instance's directory, as a socket's path is short."""
 
-    def __init__(self, directory: Path, image: Image, port: int,
+    def __init__(self, directory: Path, image: Image, port: int, agent: Agent | None,
                  why_dead: Callable[[], LabError | None]) -> None:
         """Connect to nothing yet. `why_dead` says why the lab is no more, if it is no more."""
         self._directory = directory
+        self._agent = agent
         self._why_dead = why_dead
         self._options = [
             "-F", "none", "-i", str(image.ssh_key), "-p", str(port),
@@ -53,6 +58,13 @@ class Shell:
         return ["ssh", *self._options, "root@127.0.0.1", *words]
 
     def connect(self, timeout_s: float) -> None:
+        """Wait until the lab answers."""
+        if self._agent is None:
+            self._connect(timeout_s)
+        else:
+            self._agent.wait(timeout_s, self._raise_if_dead)
+
+    def _connect(self, timeout_s: float) -> None:
         """Wait until ssh answers, and keep the connection open for commands to come."""
         deadline = time.monotonic() + timeout_s
         log = self._directory / "ssh.log"
@@ -73,8 +85,14 @@ class Shell:
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""
+        if not self._connected:
+            return
         subprocess.run(self.argv("-O", "exit"), cwd=self._directory, check=False,
                        stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+
+    @property
+    def _connected(self) -> bool:
+        return (self._directory / "ssh").exists()
 
     def run(self, text: str, *, check: bool = True, timeout_s: float = 120.0,
             stdin: str | bytes | None = None, env: Mapping[str, str] | None = None) -> Completed:
@@ -91,7 +109,13 @@ class Shell:
         """Run a shell command, unchecked, and return the bytes it printed."""
         words = [f"export {name}={shlex.quote(value)};" for name, value in (env or {}).items()]
         content = stdin.encode() if isinstance(stdin, str) else stdin
-        argv = self.argv(" ".join([*words, text]))
+        whole = " ".join([*words, text])
+        if self._agent is not None:
+            question = {"do": "run", "text": whole, "fed": content is not None}
+            told, said = self._ask(question, content or b"", timeout_s, text)
+            return subprocess.CompletedProcess(
+                whole, told["status"], said[: told["stdout"]], said[told["stdout"] :])
+        argv = self.argv(whole)
         try:
             if content is None:
                 done = subprocess.run(argv, cwd=self._directory, check=False, timeout=timeout_s,
@@ -109,6 +133,42 @@ class Shell:
             self._raise_if_dead(END_TIMEOUT_S)
         return done
 
+    def read(self, path: str) -> bytes:
+        """A file of the lab."""
+        if self._agent is None:
+            missing = 44
+            done = self.run_bytes(f"test -e {shlex.quote(path)} || exit {missing}; "
+                                  f"cat {shlex.quote(path)}")
+            if done.returncode == missing:
+                raise NoSuchFile(path)
+            if done.returncode != 0:
+                raise CommandError(done.stderr.decode(errors="replace"))
+            return done.stdout
+        return self._ask({"do": "read", "path": path}, b"", 120.0, f"read {path}")[1]
+
+    def write(self, path: str, content: bytes, mode: int) -> None:
+        """Write a file, and the directories above it."""
+        if self._agent is None:
+            self.run(f"install -D -m {mode:o} /dev/stdin {shlex.quote(path)}", stdin=content)
+        else:
+            self._ask({"do": "write", "path": path, "mode": mode}, content, 120.0, f"write {path}")
+
+    def _ask(self, question: dict[str, Any], content: bytes, timeout_s: float, what: str,
+             ) -> tuple[dict[str, Any], bytes]:
+        assert self._agent is not None
+        try:
+            told, said = self._agent.ask(question, content, timeout_s)
+        except TimeoutError as exc:
+            self._raise_if_dead()
+            raise CommandError(f"$ {what}\n[no end after {timeout_s:.0f} s]") from exc
+        except OSError as exc:
+            self._raise_if_dead(END_TIMEOUT_S)
+            raise LabError(f"$ {what}\nthe lab's agent does not answer: {exc}") from exc
+        if "error" in told:
+            missing = told["errno"] in (errno.ENOENT, errno.ENOTDIR)
+            raise (NoSuchFile if missing else CommandError)(f"$ {what}\n{told['error']}")
+        return told, said
+
     def _raise_if_dead(self, wait_s: float = 0.0) -> None:
         deadline = time.monotonic() + wait_s
         while (error := self._why_dead()) is None and time.monotonic() < deadline:
@@ -118,6 +178,8 @@ class Shell:
 
     def start(self, text: str) -> subprocess.Popen[str]:
         """Start a shell command and leave it running."""
+        if not self._connected:
+            self._connect(START_TIMEOUT_S)
         return subprocess.Popen(self.argv(text), cwd=self._directory, stdin=subprocess.PIPE,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

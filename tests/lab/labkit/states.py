@@ -11,10 +11,11 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from labkit import command, hostlock, settings
+from labkit import command, hostlock, machine, settings, version
 from labkit.image import Image
 
 
@@ -131,6 +132,39 @@ class OwnStates:
         for state in self._all():
             if state.name.rpartition("~")[0] == name:
                 shutil.rmtree(state.directory)
+
+
+def stage(image: Image, name: str) -> Path:
+    """Where the stage `name` of the code of now lies: a state that all instances share."""
+    key = _code(image)
+    return _stages(image, key) / f"{name}@{key}"
+
+
+def stage_of(image: Image, full_name: str) -> Path:
+    """Where the stage of that full name lies, which is unique in the image."""
+    return _stages(image, full_name.partition("@")[2]) / full_name
+
+
+def forget_stages(image: Image, *, but_of_now: bool) -> None:
+    """Remove the stages of all other code, or of all, that nobody uses now."""
+    kept = _stages(image, _code(image))
+    for path in image.directory.glob("stages-*"):
+        if path != kept or not but_of_now:
+            hostlock.remove_unused(path)
+
+
+def stages_in_use(image: Image) -> int:
+    """Mark the stages of the code of now as in use, as long as the descriptor is open."""
+    return hostlock.in_use(_stages(image, _code(image)).name)
+
+
+def _stages(image: Image, key: str) -> Path:
+    return image.directory / f"stages-{key}"
+
+
+@cache
+def _code(image: Image) -> str:
+    return settings.digest([version.all_of_it(), machine.fingerprint(image)])
 
 
 def _lineage(state: State | None) -> list[str]:
