@@ -1,4 +1,4 @@
-"""What answers in a guest, faked: the agent that freezes its file systems."""
+"""The agent in a guest, faked: it freezes the file systems."""
 
 import json
 
@@ -18,7 +18,7 @@ class FakeAgent:
 
     @property
     def channel(self) -> str:
-        """How libvirt shows it."""
+        """Its channel in the definition, as libvirt shows it."""
         state = "connected" if self.connected else "disconnected"
         name = "org.qemu.guest_agent.0"
         return (
@@ -26,10 +26,10 @@ class FakeAgent:
         )
 
     def answer(self, question: str) -> str:
-        """What it says to a command."""
+        """Its answer to a command."""
         command = json.loads(question)["execute"]
         verbs = [f"guest-fsfreeze-{verb}" for verb in ("freeze", "thaw", "status")]
-        said: dict[str, object] = {
+        answers: dict[str, object] = {
             "guest-ping": {},
             "guest-fsfreeze-status": "frozen" if self.frozen else "thawed",
             "guest-info": {
@@ -38,15 +38,15 @@ class FakeAgent:
                 ]
             },
         }
-        return json.dumps({"return": said[command]})
+        return json.dumps({"return": answers[command]})
 
     def freeze(self) -> int:
-        """Freeze all file systems; how many."""
+        """Freeze all file systems; returns how many."""
         self.frozen = self.file_systems > 0
         return self.file_systems
 
     def thaw(self) -> int:
-        """Thaw all file systems; how many were frozen."""
+        """Thaw all file systems; returns how many were frozen."""
         count = self.file_systems if self.frozen else 0
         self.frozen = False
         return count

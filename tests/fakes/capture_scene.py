@@ -1,4 +1,4 @@
-"""pre, run for guests with a disk each on a dataset of their own; what it does, in order."""
+"""The pre hook, run for guests with a disk each on a dataset of their own, and its trace."""
 
 import threading
 from collections.abc import Callable
@@ -32,7 +32,7 @@ MEMORY, PAUSED, QUIESCED, CRASH = (
     ConsistencyLevel.QUIESCED,
     ConsistencyLevel.CRASH,
 )
-MOMENT = "autosnap_2026-11-20_03:00:00"
+RUN = "autosnap_2026-11-20_03:00:00"
 OWNER = Process(4711, 815, "a-boot")
 
 
@@ -63,7 +63,7 @@ class Scene:
         host.known.clear()
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(mounts, "read_table", lambda: self._table)
-        # QEMU's user, who must pass through to the overlays, is no subject here.
+        # Whether QEMU's user has access to the overlays is no subject here.
         patch.setattr(staging, "check_usable", lambda *_: None)
         patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "start watchdog"))
         patch.setattr(watchdog, "require_watchdog", self._require)
@@ -74,7 +74,7 @@ class Scene:
     def pre(self, *types: str, post_within_s: float = 0) -> bool:
         """Run it for snapshots of these types."""
         self._post_within_s = post_within_s
-        names = tuple(f"{MOMENT}_{each}" for each in types or ("hourly",))
+        names = tuple(f"{RUN}_{each}" for each in types or ("hourly",))
         call = HookCall(Role.PRE, tuple(self.modes), names)
         return all_guests.begin(call, self.config, OWNER, {}, self.cancelled, post_within_s)
 
@@ -91,7 +91,7 @@ class Scene:
         return guest
 
     def script(self, name: str, text: str) -> None:
-        """Put an administrator's program there; it runs in `root`."""
+        """Install an administrator's program; it runs in `root`."""
         path = self.root / "guest.d" / "web" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\ncd {self.root}\n{text}\n")
@@ -105,12 +105,12 @@ class Scene:
         self.config = msgspec.structs.replace(self.config, **keys)
 
     def assert_at_rest(self, but: Entry | None = None) -> None:
-        """No guest is held or on an overlay, but for what this entry says."""
-        kept = [but.capture] if but else []
-        assert [path.name for path in self.config.staging_dir.iterdir()] == kept
+        """No guest is held or on an overlay, but the one of this entry."""
+        captures = [but.capture] if but else []
+        assert [path.name for path in self.config.staging_dir.iterdir()] == captures
         for guest in self.host.known:
             own = but if but and but.uuid == guest.uuid else None
-            assert bool(guest.stands_still) is bool(own and own.paused)
+            assert bool(guest.paused_because) is bool(own and own.paused)
             frozen = guest.agent is not None and guest.agent.frozen
             assert frozen is bool(own and own.frozen)
             on_overlay = own and own.may_be_on_overlay
@@ -123,10 +123,10 @@ class Scene:
                 name,
                 "filesystem",
                 compressed=False,
-                mode=said.get("", ""),
-                modes={kind: mode for kind, mode in said.items() if kind},
+                mode=own.get("", ""),
+                modes={kind: mode for kind, mode in own.items() if kind},
             )
-            for name, said in self.modes.items()
+            for name, own in self.modes.items()
         }
 
     def _require(self, config: Config, owner: Process, post_within_s: float) -> None:
@@ -147,7 +147,7 @@ class Scene:
 
 
 class Calls(list[str]):
-    """Calls of a guest, which are told of."""
+    """Calls of a guest, reported as they come."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Calls(list[str]):
 
 
 def failing(why: str, kind: type[LibvirtFailed] = LibvirtFailed) -> Callable[[], None]:
-    """What fails, in place of what a guest does."""
+    """A call that fails, in place of what a guest does."""
 
     def fail() -> None:
         raise kind(why)

@@ -1,4 +1,4 @@
-"""A clock for tests: what is waited for passes at once, for the thread that waits alone."""
+"""A clock for tests: waiting takes almost no time, and each thread has a time of its own."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ _REALLY_S = 0.001
 
 
 class TestClock(Clock):
-    """A sleep lasts a millisecond, and counts as long as was asked for.
+    """A sleep lasts a millisecond, and counts as the seconds that were asked for.
 
-    So a deadline is over after as many looks as on a host, however busy this machine is. Each
-    thread has a time of its own: it passes by its own sleeps alone.
+    So a deadline is over after as many polls as on a host, however busy this machine is. The time
+    of a thread passes by its own sleeps alone.
     """
 
     __test__ = False

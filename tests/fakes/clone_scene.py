@@ -19,8 +19,8 @@ def nothing_left(scene: Scene) -> bool:
     """Is all as if no clone had ever been made?"""
     vaulted = {path.name for path in (scene.config.vault_dir / "web").iterdir()}
     return (
-        list(scene.world.held) == ["tank", DATASET]
+        list(scene.world.pool) == ["tank", DATASET]
         and [guest.name for guest in scene.host.guests()] == ["web"]
-        and (scene.tasks(), scene.staged()) == ([], [])
+        and (scene.operations(), scene.staged()) == ([], [])
         and not any(name.startswith(vault.LOADING) for name in vaulted)
     )

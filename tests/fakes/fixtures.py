@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a whole manifest, a configuration below tmp_path."""
+"""Fixtures of all tests: a manifest, an entry, a configuration below tmp_path, a faked host."""
 
 import logging
 import os
@@ -45,17 +45,17 @@ hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("unit")
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
-MOMENT = "autosnap_2026-11-20_03:00:00"
+RUN = "autosnap_2026-11-20_03:00:00"
 
 _MANIFEST = Manifest(
     domain="web",
     uuid=UUID,
-    run=MOMENT,
+    run=RUN,
     created="2026-11-20T03:00:00.000+00:00",
     capture=f"{UUID}.00000001",
     level=ConsistencyLevel.MEMORY,
     reason=None,
-    snapshots=(SnapshotRef("tank/web", f"{MOMENT}_hourly", 11, 101),),
+    snapshots=(SnapshotRef("tank/web", f"{RUN}_hourly", 11, 101),),
     disks=(Disk("vda", "file", "qcow2", "/tank/web/a.qcow2", "tank/web", "a.qcow2"),),
     memory=Memory("memory.img", "raw", "none", 4, 4, "00"),
     host=HostDescription(
@@ -67,9 +67,9 @@ _MANIFEST = Manifest(
 _ENTRY = Entry(
     domain="web",
     uuid=UUID,
-    run=MOMENT,
+    run=RUN,
     request_datasets=("tank/web",),
-    snapshot_names=(f"{MOMENT}_hourly",),
+    snapshot_names=(f"{RUN}_hourly",),
     preexisting_guids=(7,),
     owner=Process(4711, 815, "a-boot"),
     capture=f"{UUID}.00000001",
@@ -122,7 +122,7 @@ def umask_of_a_service() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clock() -> Iterator[TestClock]:
-    """Nobody really waits: see TestClock."""
+    """No test really waits: see TestClock."""
     clock = TestClock()
     with waiting.clocked_by(clock):
         yield clock
@@ -174,7 +174,7 @@ def command(
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> FakeZfs:
-    """ZFS without a snapshot, as yet."""
+    """ZFS, at first without a snapshot."""
     known = FakeZfs()
     monkeypatch.setattr(zfs, "snapshots", known.snapshots)
     return known
@@ -211,24 +211,24 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
 
 @pytest.fixture
 def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Callable[..., Entry]:
-    """Lets the guest stand still, or its file systems, as pre does; returns the journal's entry."""
+    """Holds the guest at a level, as pre does; returns the journal entry."""
 
     def stand(level: ConsistencyLevel, **changes: Any) -> Entry:
         capture = StagingDir(config.staging_dir / f"{guest.uuid}.00000001")
         capture.make()
         (capture.point / DOMAIN_XML).write_text(guest.xml())
         guest.agent = FakeAgent()
-        said: dict[str, Any] = {}
+        held: dict[str, Any] = {}
         if level is ConsistencyLevel.PAUSED:
             capture.memory.write_bytes(RAM)
-            guest.stands_still = Pause.JOB
-            said = {"paused": True, "memory_format": "raw"}
+            guest.paused_because = Pause.JOB
+            held = {"paused": True, "memory_format": "raw"}
         elif level is ConsistencyLevel.QUIESCED:
             guest.agent.freeze()
-            said = {"frozen": True}
+            held = {"frozen": True}
         disk = EntryDisk("vda", "file", "raw", guest.live["vda"], "tank/web", "vda.raw")
         since = {"disks_frozen_at_s": 1.0, "held_since_s": uptime_s() - 5}
-        known = {"level": level, "disks": (disk,), "step": "frozen", **said, **since}
+        known = {"level": level, "disks": (disk,), "step": "frozen", **held, **since}
         built = entry(uuid=guest.uuid, **{**known, **changes})
         Journal(config.journal_dir).write(built)
         return built

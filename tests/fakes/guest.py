@@ -1,7 +1,7 @@
-"""Guests, faked: what libvirt shows of them and does with them, over real images.
+"""Guests, faked: as libvirt shows them, over real images.
 
-Subclasses of the real one, so that a verb that a test did not expect fails, and mypy sees to
-it that the signatures stay the same.
+Subclasses of the real one: a verb that a test did not expect fails, and mypy checks that the
+signatures stay the same.
 """
 
 import threading
@@ -24,9 +24,9 @@ OTHER = "c0ffee00-0000-4000-8000-000000000002"
 
 
 class FakeGuest(Guest):
-    """A domain whose commits and merges are done by qemu-img, at once and really.
+    """A domain whose disks qemu-img really commits, at once.
 
-    `at` holds what happens before the call of that name, as libvirt or somebody else would do.
+    `at` has what happens before the call of that name: what libvirt or somebody else does.
     """
 
     def __init__(self, name: str = "web", uuid: str = UUID, **disks: Path) -> None:
@@ -36,17 +36,17 @@ class FakeGuest(Guest):
         self.persistent = dict(self.live)
         self.below: dict[str, str] = {}
         self.active = True
-        self.kept = True
+        self.is_defined = True
         self.exists = True
         self.job = False
         self.mirrors: dict[str, str] = {}
-        self.stands_still: Pause | None = None
+        self.paused_because: Pause | None = None
         self.allowed_ms = 300
         self.snapshots: list[str] = []
         self.saved = ""
         self.calls: list[str] = []
         self.at: dict[str, Callable[[], None]] = {}
-        # Of its definition what `xml_of` does not make up itself: metadata, other devices.
+        # Parts of its definition that `xml_of` does not make itself.
         self.metadata = ""
         self.equipment = ""
         self.worked_s = 0.0
@@ -103,7 +103,7 @@ class FakeGuest(Guest):
         )
 
     def learn(self, xml: str) -> dict[str, str]:
-        """Be what a definition says; returns its disks."""
+        """Take over a definition; returns its disks."""
         root = ET.fromstring(xml)
         metadata = root.find("metadata")
         self.metadata = "" if metadata is None else ET.tostring(metadata, encoding="unicode")
@@ -117,26 +117,26 @@ class FakeGuest(Guest):
 
     def is_persistent(self) -> bool:
         self._called("is_persistent")
-        return self.kept
+        return self.is_defined
 
     def state(self) -> str:
         if not self.active:
             return "shut off"
-        return "paused" if self.stands_still else "running"
+        return "paused" if self.paused_because else "running"
 
-    def pause(self) -> Pause | None:
-        self._called("pause")
-        return self.stands_still if self.active else None
+    def pause_reason(self) -> Pause | None:
+        self._called("pause_reason")
+        return self.paused_because if self.active else None
 
     def resume(self) -> None:
         self._does("resume")
-        self.stands_still = None
+        self.paused_because = None
         self.runs()
 
     def define(self, xml: str) -> None:
         self._does("define")
         self.persistent = self.learn(xml)
-        self.kept = True
+        self.is_defined = True
 
     def create(self, *, paused: bool = False) -> None:
         self._does("create paused" if paused else "create")
@@ -149,14 +149,14 @@ class FakeGuest(Guest):
         if not self.active:
             raise LibvirtFailed(f"{self.name}: stopping: domain is not running", 55)
         self.shut_off()
-        self.exists = self.kept
+        self.exists = self.is_defined
 
     def save(self, image: str) -> None:
         self._does("save")
-        running = self.stands_still is None
+        running = self.paused_because is None
         Path(image).write_bytes(libvirt_image(self.xml(), self.ram(), running=running))
         self.shut_off()
-        self.exists = self.kept
+        self.exists = self.is_defined
 
     def load(self, image: Path, xml: str | None, *, paused: bool) -> None:
         """As libvirt does it."""
@@ -168,9 +168,9 @@ class FakeGuest(Guest):
             ram = file.read()
         self.live = self.learn(xml or head.xml)
         self.active = True
-        self.stands_still = Pause.USER if paused or not head.header.was_running else None
+        self.paused_because = Pause.USER if paused or not head.header.was_running else None
         self.loads(ram)
-        if not self.stands_still:
+        if not self.paused_because:
             self.runs()
 
     def pull_plugs(self) -> None:
@@ -178,18 +178,18 @@ class FakeGuest(Guest):
 
     def undefine(self) -> None:
         self._does("undefine")
-        self.kept = False
+        self.is_defined = False
         self.exists = self.active
 
     def ram(self) -> bytes:
-        """What its RAM image says beyond its head."""
+        """Its RAM, as in an image after the head."""
         return b"RAM"
 
     def loads(self, ram: bytes) -> None:
-        """Its RAM has become what an image says."""
+        """Its RAM was loaded from an image."""
 
     def runs(self) -> None:
-        """Its CPUs begin to work."""
+        """Its CPUs begin to run."""
 
     def cpu_time_s(self) -> float:
         self._called("cpu_time_s")
@@ -218,7 +218,7 @@ class FakeGuest(Guest):
         return self._agent().thaw()
 
     def _agent(self) -> FakeAgent:
-        if not self.agent or not self.active or self.stands_still or not self.agent.answering:
+        if not self.agent or not self.active or self.paused_because or not self.agent.answering:
             raise LibvirtFailed(f"{self.name}: asking its agent: not connected", 86)
         return self.agent
 
@@ -272,9 +272,9 @@ class FakeGuest(Guest):
         self.snapshots.remove(name)
 
     def shut_off(self) -> None:
-        """Its process ends; what it ran on is what its next start uses."""
+        """Its process ends."""
         self.active = False
-        self.stands_still = None
+        self.paused_because = None
         self.mirrors.clear()
         if self.agent:
             self.agent.frozen = False
@@ -283,18 +283,18 @@ class FakeGuest(Guest):
         """Somebody starts it."""
         self.active = True
         self.live = dict(self.persistent)
-        self.stands_still = Pause.USER if paused else None
+        self.paused_because = Pause.USER if paused else None
         if not paused:
             self.runs()
 
 
 class PausedClock(PauseClock):
-    """What libvirt's events told of one pause."""
+    """The clock of one pause, without events."""
 
-    def seconds(self) -> float:
+    def total_s(self) -> float:
         return 0.1
 
-    def stopped_at_s(self) -> float:
+    def paused_since_s(self) -> float:
         return time.monotonic()
 
 
@@ -326,7 +326,7 @@ class DumpedGuest(FakeGuest):
         if memory is not None:
             Path(memory.get("file", "")).write_bytes(self.dumped)
         if root.find("disks/disk[@snapshot='manual']") is not None:
-            self.stands_still = Pause.JOB
+            self.paused_because = Pause.JOB
         for disk in root.findall("disks/disk[@snapshot='external']"):
             source = disk.find("source")
             assert source is not None

@@ -1,17 +1,14 @@
 """A host, faked: a connection to libvirt that knows some FakeGuests."""
 
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.guest import FakeGuest
-from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import DomainGone, HypervisorUnreachable
-from zvmsnap.finalize import after_snapshot
-from zvmsnap.recovery import recover
 from zvmsnap.virt import domain_xml, save_image
-from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 
@@ -27,9 +24,10 @@ class FakeHost(Host):
         self.any_cpu = True
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Let everybody who connects to libvirt get this host."""
-        for module in (all_guests, after_snapshot, recover, libvirt_host):
-            patch.setattr(module, "Host", self.connect)
+        """Let every module that connects to libvirt get this host."""
+        for name, module in list(sys.modules.items()):
+            if name.startswith("zvmsnap.") and vars(module).get("Host") is Host:
+                patch.setattr(module, "Host", self.connect)
 
     def connect(self, uri: str) -> "FakeHost":
         """In place of the class itself."""
@@ -70,7 +68,7 @@ class FakeHost(Host):
         guest = next((one for one in self.known if one.uuid == seen.uuid and one.exists), None)
         if guest is None:
             guest = self.new_guest(seen.name, seen.uuid)
-            guest.active = guest.kept = False
+            guest.active = guest.is_defined = False
         return guest
 
     def new_guest(self, name: str, uuid: str) -> FakeGuest:

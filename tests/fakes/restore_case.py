@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.fakes.restore_scene import DATASET, NAME, NOW, THEN, Killed, Scene
+from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Killed, Scene
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.journal.journal import Journal
@@ -46,11 +46,11 @@ class Case:
         self.point = scene.point(memory=kind.memory, zstd=kind.zstd, level=level)
         if kind.guest in ("off", "undefined", "transient"):
             self.guest.active = kind.guest == "transient"
-            self.guest.kept = kind.guest == "off"
+            self.guest.is_defined = kind.guest == "off"
             self.guest.exists = kind.guest != "undefined"
         if kind.guest == "paused":
-            self.guest.stands_still = Pause.USER
-        self.before = self.world.shape()
+            self.guest.paused_because = Pause.USER
+        self.before = self.world.summary()
         self.world.acts.clear()
 
     def run(self) -> None:
@@ -67,8 +67,8 @@ class Case:
 
     def again(self) -> bool:
         """Go on in a new process; False if there was nothing to do, or it failed."""
-        self.world.spare()
-        operations = self.scene.tasks()
+        self.world.disarm()
+        operations = self.scene.operations()
         for operation in operations:
             assert isinstance(operation, RestoreOperation)
             try:
@@ -78,23 +78,23 @@ class Case:
         return bool(operations)
 
     def content(self) -> str:
-        return self.world.held[DATASET].content
+        return self.world.pool[DATASET].content
 
     def is_back(self) -> bool:
         """Is the point restored?"""
-        return self.content().startswith(THEN)
+        return self.content().startswith(OLD)
 
     def check_clean(self) -> None:
         """Nothing is left of the work, and no RAM met disks that it does not fit."""
-        assert self.world.torn == []
-        assert self.scene.tasks() == []
+        assert self.world.mismatches == []
+        assert self.scene.operations() == []
         assert self.scene.staged() == []
-        assert not any(".zvmsnap-" in name for name in self.world.held)
+        assert not any(".zvmsnap-" in name for name in self.world.pool)
         assert Journal(self.scene.config.journal_dir).entries() == []
 
     def check_replaced(self) -> None:
         """All is as it was, but for what the guest has written since."""
-        shape = self.world.shape()
+        shape = self.world.summary()
         assert shape.keys() == self.before.keys()
         for name, (content, *rest) in shape.items():
             assert content.rstrip("+") == self.before[name][0]
@@ -119,7 +119,7 @@ def check_one_of_both(case: Case) -> None:
     guest = case.scene.find()
     if case.is_back():
         assert guest and guest.state() == "running"
-        assert case.world.shape()[DATASET][3] == [NAME]
+        assert case.world.summary()[DATASET][3] == [NAME]
         return
     case.check_replaced()
     assert case.points() == []
@@ -128,7 +128,7 @@ def check_one_of_both(case: Case) -> None:
         return
     state = {"off": "shut off", "paused": "paused"}.get(case.kind.guest, "running")
     assert guest and guest.state() == state
-    assert case.world.loaded.count(NOW) <= 1
+    assert case.world.loaded.count(NEW) <= 1
 
 
 def acts_of(make: Make, kind: Kind) -> list[str]:
@@ -154,5 +154,5 @@ def died_at(make: Make, kind: Kind, act: str, when: str = "before") -> Case:
     case.world.death = (number, when)
     with pytest.raises(Killed):
         case.run()
-    case.world.spare()
+    case.world.disarm()
     return case

@@ -1,8 +1,8 @@
 """A host whose disks remember what was written to them, so that RAM over other disks is noticed.
 
-ZFS is a small world in memory, in place of the verbs of zvmsnap.zfs; its machines are FakeGuests.
-Each change of the outside world is an act: it may be struck by an error or by death, before it is
-done or after.
+ZFS is a small world in memory, in place of the functions of zvmsnap.zfs; its guests are Machines.
+Each change of the outside world is an act: it can fail, or the process can die, before the act or
+after it.
 """
 
 import hashlib
@@ -34,17 +34,17 @@ from zvmsnap.zfs.mounts import DiskLocation
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 DATASET = "tank/web"
-THEN, NOW = "then", "now"
+OLD, NEW = "old", "new"
 _write = Operations.write
 
 
 class Killed(BaseException):
-    """Nothing of ours is done any more."""
+    """The process dies."""
 
 
 @dataclass
-class Held:
-    """A dataset: what lies in it, and the guid of the snapshot that it is a clone of."""
+class PoolDataset:
+    """A dataset: its content, and the guid of the snapshot of which it is a clone."""
 
     guid: int
     type: str
@@ -56,10 +56,10 @@ class Held:
 
 
 @dataclass
-class Kept:
+class PoolSnapshot:
     """A snapshot."""
 
-    home: int
+    dataset_guid: int
     name: str
     guid: int
     content: str
@@ -67,60 +67,64 @@ class Kept:
 
 
 class World:
-    """The pools, and what strikes."""
+    """The pools, and the acts that fail."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.held: dict[str, Held] = {}
-        self.kept: list[Kept] = []
+        self.pool: dict[str, PoolDataset] = {}
+        self.pool_snapshots: list[PoolSnapshot] = []
         self.machines: list[Machine] = []
-        self.torn: list[str] = []
+        self.mismatches: list[str] = []
         self.loaded: list[str] = []
         self.acts: list[str] = []
-        # What befalls the act of that number, before or after it is done.
+        # Acts that fail, and the one at which the process dies: number, "before" or "after".
         self.errors: set[tuple[int, str]] = set()
         self.death: tuple[int, str] | None = None
         self.dead = False
         self._guid = 0
 
-    # -- what the tests say and ask
+    # -- for the tests
 
-    def add(self, name: str, content: str = "", kind: str = "filesystem", **more: Any) -> Held:
-        held = self.held[name] = Held(self._next(), kind, content, **more)
-        if kind == "filesystem" and held.properties.get("canmount", "on") == "on":
+    def add(
+        self, name: str, content: str = "", kind: str = "filesystem", **more: Any
+    ) -> PoolDataset:
+        dataset = self.pool[name] = PoolDataset(self._next(), kind, content, **more)
+        if kind == "filesystem" and dataset.properties.get("canmount", "on") == "on":
             self._mount(name)
-        return held
+        return dataset
 
     def snap(self, full_name: str, content: str | None = None) -> types.Snapshot:
-        dataset, _, name = full_name.partition("@")
-        held = self.held[dataset]
-        self.kept.append(Kept(held.guid, name, self._next(), content or held.content))
-        return self._snapshot(self.kept[-1])
+        dataset_name, _, name = full_name.partition("@")
+        dataset = self.pool[dataset_name]
+        self.pool_snapshots.append(
+            PoolSnapshot(dataset.guid, name, self._next(), content or dataset.content)
+        )
+        return self._listed(self.pool_snapshots[-1])
 
     def disk_of(self, dataset: str) -> str:
-        if self.held[dataset].type == "volume":
+        if self.pool[dataset].type == "volume":
             return f"/dev/zvol/{dataset}"
         return str(self.root / dataset / "vda.raw")
 
-    def of_path(self, path: str) -> Held:
+    def of_path(self, path: str) -> PoolDataset:
         place = location.place_of(path, mounts.read_table())
         assert place, path
-        return self.held[place.dataset]
+        return self.pool[place.dataset]
 
-    def shape(self) -> dict[str, tuple[str, str, bool, list[str]]]:
-        """Each dataset: what is in it, what it is a clone of, whether it is mounted, snapshots."""
+    def summary(self) -> dict[str, tuple[str, str, bool, list[str]]]:
+        """Each dataset: content, origin, whether it is mounted, names of snapshots."""
         return {
             name: (
-                held.content,
-                self._origin(held),
-                held.mounted,
-                [each.name for each in self.kept if each.home == held.guid],
+                dataset.content,
+                self._origin(dataset),
+                dataset.mounted,
+                [each.name for each in self.pool_snapshots if each.dataset_guid == dataset.guid],
             )
-            for name, held in self.held.items()
+            for name, dataset in self.pool.items()
         }
 
-    def spare(self) -> None:
-        """Nothing strikes any more."""
+    def disarm(self) -> None:
+        """No act fails any more."""
         self.dead, self.death = False, None
         self.errors = set()
 
@@ -130,11 +134,11 @@ class World:
             raise Killed
         number = len(self.acts)
         self.acts.append(name)
-        self._struck(number, "before", name)
+        self._fail_if_due(number, "before", name)
         yield
-        self._struck(number, "after", name)
+        self._fail_if_due(number, "after", name)
 
-    def _struck(self, number: int, when: str, name: str) -> None:
+    def _fail_if_due(self, number: int, when: str, name: str) -> None:
         if self.death == (number, when):
             self.dead = True
             raise Killed
@@ -142,7 +146,7 @@ class World:
             return
         if name.startswith("write"):
             raise OSError(28, "No space left on device")
-        raise (ZfsFailed if name.startswith("zfs") else LibvirtFailed)(f"{name}: struck")
+        raise (ZfsFailed if name.startswith("zfs") else LibvirtFailed)(f"{name}: failed here")
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         for verb in ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked"):
@@ -151,7 +155,7 @@ class World:
         patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(volume, "volume_of", self.volume_of)
         patch.setattr(changes, "written_to", self.written_to)
-        patch.setattr(zfs, "written_bytes", lambda dataset: len(self.held[dataset].content))
+        patch.setattr(zfs, "written_bytes", lambda dataset: len(self.pool[dataset].content))
         for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
             patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
         for verb in ("mount", "unmount", "rollback"):
@@ -170,49 +174,51 @@ class World:
         return {
             name: types.Dataset(
                 name,
-                held.type,
+                dataset.type,
                 compressed=False,
-                guid=held.guid,
-                origin=self._origin(held),
-                mounted=held.mounted,
-                mountpoint=self._mountpoint(name) if held.type == "filesystem" else "",
-                canmount=held.properties.get("canmount", "on") if held.type == "filesystem" else "",
-                locked=held.locked,
+                guid=dataset.guid,
+                origin=self._origin(dataset),
+                mounted=dataset.mounted,
+                mountpoint=self._mountpoint(name) if dataset.type == "filesystem" else "",
+                canmount=dataset.properties.get("canmount", "on")
+                if dataset.type == "filesystem"
+                else "",
+                locked=dataset.locked,
             )
-            for name, held in self.held.items()
+            for name, dataset in self.pool.items()
         }
 
     def all_snapshots(self) -> types.SnapshotListing:
-        found = [self._snapshot(each) for each in self.kept]
-        pools = frozenset(name.partition("/")[0] for name in self.held)
-        return types.SnapshotListing({each.full_name: each for each in found}, pools)
+        listed = [self._listed(each) for each in self.pool_snapshots]
+        pools = frozenset(name.partition("/")[0] for name in self.pool)
+        return types.SnapshotListing({each.full_name: each for each in listed}, pools)
 
     def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
-        answer = self.all_snapshots()
+        listing = self.all_snapshots()
         wanted = set(names)
-        found = {name: one for name, one in answer.present.items() if name in wanted}
-        return types.SnapshotListing(found, answer.pools)
+        present = {name: one for name, one in listing.present.items() if name in wanted}
+        return types.SnapshotListing(present, listing.pools)
 
     def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
-        homes = {self.held[name].guid for name in datasets}
+        guids = {self.pool[name].guid for name in datasets}
         return [
             types.SnapshotUsage(
-                self._snapshot(each),
-                tuple(name for name, held in self.held.items() if held.origin == each.guid),
+                self._listed(each),
+                tuple(name for name, dataset in self.pool.items() if dataset.origin == each.guid),
                 each.holds,
             )
-            for each in self.kept
-            if each.home in homes
+            for each in self.pool_snapshots
+            if each.dataset_guid in guids
         ]
 
     def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
-        return {name: dict(self.held[name].properties) for name in datasets}
+        return {name: dict(self.pool[name].properties) for name in datasets}
 
     def marked(self, user_property: str) -> dict[str, str]:
         return {
-            name: held.properties[user_property]
-            for name, held in self.held.items()
-            if user_property in held.properties
+            name: dataset.properties[user_property]
+            for name, dataset in self.pool.items()
+            if user_property in dataset.properties
         }
 
     def written_to(
@@ -221,19 +227,19 @@ class World:
         snapshots: Iterable[str],
         _fresh: Mapping[str, int],
     ) -> list[str]:
-        """As untouched.written_to, of disks that are words here."""
+        """As changes.written_to, of disks whose content is a word here."""
         names = dict(snapshot.split("@", 1) for snapshot in snapshots)
         return [
             target
             for target, place in places.items()
-            if self.held[place.dataset].content
-            != self._kept(f"{place.dataset}@{names[place.dataset]}").content
+            if self.pool[place.dataset].content
+            != self._find(f"{place.dataset}@{names[place.dataset]}").content
         ]
 
     def mounts(self) -> list[mounts.Mount]:
         table = [mounts.Mount(1, 0, "/", "/", "")]
-        for number, name in enumerate(sorted(self.held), 2):
-            if not self.held[name].mounted:
+        for number, name in enumerate(sorted(self.pool), 2):
+            if not self.pool[name].mounted:
                 continue
             point = self._mountpoint(name)
             above = max(
@@ -245,38 +251,45 @@ class World:
 
     def volume_of(self, device: str) -> str | None:
         name = device.removeprefix("/dev/zvol/")
-        return name if name in self.held and self.held[name].type == "volume" else None
+        return name if name in self.pool and self.pool[name].type == "volume" else None
 
     def take_snapshots(self, datasets: Iterable[str], name: str) -> None:
         for dataset in datasets:
-            if any(e.home == self.held[dataset].guid and e.name == name for e in self.kept):
+            if any(
+                e.dataset_guid == self.pool[dataset].guid and e.name == name
+                for e in self.pool_snapshots
+            ):
                 raise ZfsFailed(f"{dataset}@{name}: exists")
             self.snap(f"{dataset}@{name}")
 
     def clone(self, origin: str, name: str, properties: Mapping[str, str]) -> None:
-        if name in self.held or name.rpartition("/")[0] not in self.held:
+        if name in self.pool or name.rpartition("/")[0] not in self.pool:
             raise ZfsFailed(f"{name}: exists, or its parent does not")
-        kept = self._kept(origin)
-        source = next(held for held in self.held.values() if held.guid == kept.home)
-        self.add(name, kept.content, source.type, origin=kept.guid, properties=dict(properties))
+        snapshot = self._find(origin)
+        source = next(
+            dataset for dataset in self.pool.values() if dataset.guid == snapshot.dataset_guid
+        )
+        self.add(
+            name, snapshot.content, source.type, origin=snapshot.guid, properties=dict(properties)
+        )
 
     def promote(self, name: str) -> None:
-        held = self.held[name]
-        origin = next(each for each in self.kept if each.guid == held.origin)
-        other = next(each for each in self.held.values() if each.guid == origin.home)
-        for each in self.kept:
-            if each.home == other.guid and each.guid <= origin.guid:
-                each.home = held.guid
-        held.origin, other.origin = other.origin, origin.guid
+        dataset = self.pool[name]
+        origin = next(each for each in self.pool_snapshots if each.guid == dataset.origin)
+        other = next(each for each in self.pool.values() if each.guid == origin.dataset_guid)
+        for each in self.pool_snapshots:
+            if each.dataset_guid == other.guid and each.guid <= origin.guid:
+                each.dataset_guid = dataset.guid
+        dataset.origin, other.origin = other.origin, origin.guid
 
     def rename(self, name: str, new_name: str) -> None:
-        if new_name in self.held:
+        if new_name in self.pool:
             raise ZfsFailed(f"{new_name}: exists")
-        for each in [one for one in self.held if one == name or one.startswith(f"{name}/")]:
-            self.held[new_name + each.removeprefix(name)] = self.held.pop(each)
+        for each in [one for one in self.pool if one == name or one.startswith(f"{name}/")]:
+            self.pool[new_name + each.removeprefix(name)] = self.pool.pop(each)
 
     def set_property(self, name: str, user_property: str, value: str) -> None:
-        self.held[name].properties[user_property] = value
+        self.pool[name].properties[user_property] = value
         if user_property == "mountpoint":
             self._mount(name)
 
@@ -288,66 +301,74 @@ class World:
             paths = machine.live.values() if machine.active else ()
             if any(path.startswith(f"{self._mountpoint(name)}/") for path in paths):
                 raise ZfsFailed(f"{name}: busy")
-        self.held[name].mounted = False
+        self.pool[name].mounted = False
 
     def rollback(self, snapshot: str) -> None:
-        kept = self._kept(snapshot)
-        held = next(each for each in self.held.values() if each.guid == kept.home)
-        newer = [e for e in self.kept if e.home == held.guid and e.guid > kept.guid]
-        if {each.guid for each in newer} & {each.origin for each in self.held.values()}:
+        target = self._find(snapshot)
+        dataset = next(each for each in self.pool.values() if each.guid == target.dataset_guid)
+        newer = [
+            e
+            for e in self.pool_snapshots
+            if e.dataset_guid == dataset.guid and e.guid > target.guid
+        ]
+        if {each.guid for each in newer} & {each.origin for each in self.pool.values()}:
             raise ZfsFailed(f"{snapshot}: a newer one has clones")
-        self.kept = [each for each in self.kept if each not in newer]
-        held.content = kept.content
+        self.pool_snapshots = [each for each in self.pool_snapshots if each not in newer]
+        dataset.content = target.content
 
     def destroy(self, name: str, *, with_snapshots: bool = False) -> None:
         if "@" in name:
-            kept = self._kept(name)
-            if any(each.origin == kept.guid for each in self.held.values()):
+            snapshot = self._find(name)
+            if any(each.origin == snapshot.guid for each in self.pool.values()):
                 raise ZfsFailed(f"{name}: has clones")
-            self.kept.remove(kept)
+            self.pool_snapshots.remove(snapshot)
             return
         if with_snapshots:
             for use in self.snapshot_usage([name]):
                 self.destroy(use.snapshot.full_name)
-        if any(each.startswith(f"{name}/") for each in self.held) or self.snapshot_usage([name]):
+        if any(each.startswith(f"{name}/") for each in self.pool) or self.snapshot_usage([name]):
             raise ZfsFailed(f"{name}: has children")
-        del self.held[name]
+        del self.pool[name]
 
-    # -- inside
+    # -- helpers
 
     def _next(self) -> int:
         self._guid += 1
         return self._guid
 
     def _mountpoint(self, name: str) -> str:
-        return self.held[name].properties.get("mountpoint") or str(self.root / name)
+        return self.pool[name].properties.get("mountpoint") or str(self.root / name)
 
     def _mount(self, name: str) -> None:
         point = Path(self._mountpoint(name))
         if not point.is_absolute():
             # none, legacy
             return
-        self.held[name].mounted = True
+        self.pool[name].mounted = True
         point.mkdir(parents=True, exist_ok=True)
         (point / "vda.raw").touch()
 
-    def _kept(self, full_name: str) -> Kept:
-        for each in self.kept:
-            if self._snapshot(each).full_name == full_name:
+    def _find(self, full_name: str) -> PoolSnapshot:
+        for each in self.pool_snapshots:
+            if self._listed(each).full_name == full_name:
                 return each
         raise ZfsFailed(f"{full_name}: does not exist")
 
-    def _snapshot(self, kept: Kept) -> types.Snapshot:
-        home = next(name for name, held in self.held.items() if held.guid == kept.home)
-        return types.Snapshot(home, kept.name, kept.guid, kept.guid)
+    def _listed(self, snapshot: PoolSnapshot) -> types.Snapshot:
+        dataset_name = next(
+            name for name, dataset in self.pool.items() if dataset.guid == snapshot.dataset_guid
+        )
+        return types.Snapshot(dataset_name, snapshot.name, snapshot.guid, snapshot.guid)
 
-    def _origin(self, held: Held) -> str:
-        found = (each for each in self.kept if held.origin and each.guid == held.origin)
-        return next((self._snapshot(each).full_name for each in found), "")
+    def _origin(self, dataset: PoolDataset) -> str:
+        origins = (
+            each for each in self.pool_snapshots if dataset.origin and each.guid == dataset.origin
+        )
+        return next((self._listed(each).full_name for each in origins), "")
 
 
 class Machine(FakeGuest):
-    """A guest that writes to its disks as soon as it runs, and whose RAM fits those of its time."""
+    """A guest that writes to its disks as soon as it runs, and whose RAM fits its disks."""
 
     def __init__(self, world: World, name: str = "web", uuid: str = UUID, **disks: Path) -> None:
         super().__init__(name, uuid, **disks)
@@ -362,7 +383,7 @@ class Machine(FakeGuest):
         self.world.loaded.append(",".join(fits.values()))
         for target, path in self._at():
             if self.world.of_path(path).content != fits[target]:
-                self.world.torn.append(
+                self.world.mismatches.append(
                     f"RAM of {fits[target]} over {self.world.of_path(path).content}"
                 )
 
@@ -414,12 +435,12 @@ class MachineHost(FakeHost):
 
 
 def fitting(contents: Mapping[str, str]) -> bytes:
-    """RAM that fits these disks."""
+    """RAM that fits disks of these contents."""
     return json.dumps(contents).encode()
 
 
 class Scene:
-    """A guest `web` on tank/web, whose disk holds "now"; and a point of when it held "then"."""
+    """A guest `web` on tank/web, whose disk holds "new"; and a point of when it held "old"."""
 
     def __init__(
         self,
@@ -432,12 +453,12 @@ class Scene:
         self.world = world
         self._manifest = manifest
         world.add("tank", properties={"canmount": "off"})
-        self.held = world.add(DATASET, THEN, kind)
+        self.dataset = world.add(DATASET, OLD, kind)
         self.guest = Machine(world, vda=Path(world.disk_of(DATASET)))
         self.host = MachineHost(world, self.guest)
         self.snapshot = world.snap(f"{DATASET}@{NAME}")
         self.trace: list[str] = []
-        self.held.content = NOW
+        self.dataset.content = NEW
 
     def point(
         self,
@@ -455,7 +476,7 @@ class Scene:
         (directory / DOMAIN_XML).write_text(xml)
         if persistent:
             (directory / PERSISTENT_XML).write_text(xml)
-        data = libvirt_image(xml, fitting(dict.fromkeys(self.guest.live, THEN)), running=running)
+        data = libvirt_image(xml, fitting(dict.fromkeys(self.guest.live, OLD)), running=running)
         stored = zstandard.compress(data) if zstd else data
         file = "memory.img.zst" if zstd else "memory.img"
         if memory:
@@ -479,7 +500,7 @@ class Scene:
         built = self._manifest(**{**known, **changes})
         return vault.publish(directory, built)
 
-    def tasks(self) -> list[RestoreOperation | CloneOperation]:
+    def operations(self) -> list[RestoreOperation | CloneOperation]:
         return Operations(self.config.journal_dir).all()
 
     def staged(self) -> list[str]:
@@ -491,16 +512,16 @@ class Scene:
 
 
 def watch(scene: Scene, patch: pytest.MonkeyPatch) -> None:
-    """Keep the trace of steps, and let a write of the task be struck as any other act."""
+    """Trace the steps, and let a write of the operation fail as any other act."""
 
-    def noted(tasks: Operations, task: RestoreOperation | CloneOperation) -> None:
-        with scene.world.act(f"write {task.step}"):
-            _write(tasks, task)
-        if scene.trace[-1:] != [task.step]:
-            scene.trace.append(task.step)
+    def write(operations: Operations, operation: RestoreOperation | CloneOperation) -> None:
+        with scene.world.act(f"write {operation.step}"):
+            _write(operations, operation)
+        if scene.trace[-1:] != [operation.step]:
+            scene.trace.append(operation.step)
 
-    patch.setattr(Operations, "write", noted)
-    # QEMU's user, who must pass through to what lies there, is no subject here.
+    patch.setattr(Operations, "write", write)
+    # QEMU's user, who must have access to staging, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_arguments: None)
     scene.config.staging_dir.mkdir(parents=True)
 

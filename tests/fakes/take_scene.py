@@ -1,4 +1,4 @@
-"""A host with two guests, web and db, on datasets of their own; and what ZFS has of these."""
+"""A host with two guests, web and db, on datasets of their own; and their snapshots."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -30,33 +30,33 @@ class Pool:
         self.present: dict[str, Snapshot] = {}
         self.groups: dict[str, str] = {}
         self.fails_after = 99
-        self.uses: dict[str, SnapshotUsage] = {}
-        self.told: list[str] = []
+        self.usage: dict[str, SnapshotUsage] = {}
+        self.changes: list[str] = []
         self._guids = itertools.count(10)
         self.when_taken: Callable[[], None] = lambda: None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(zfs, "datasets", lambda: self.datasets)
         patch.setattr(mounts, "read_table", lambda: self.table)
-        patch.setattr(zfs, "snapshots", lambda names: self._answer(set(names)))
-        patch.setattr(zfs, "all_snapshots", lambda: self._answer(set(self.present)))
-        patch.setattr(zfs, "snapshot_usage", self._uses)
+        patch.setattr(zfs, "snapshots", lambda names: self._listing(set(names)))
+        patch.setattr(zfs, "all_snapshots", lambda: self._listing(set(self.present)))
+        patch.setattr(zfs, "snapshot_usage", self._usage)
         patch.setattr(zfs, "marked", self._marked)
         patch.setattr(zfs, "take_snapshots", self._take)
         patch.setattr(zfs, "destroy", self._destroy)
-        patch.setattr(zfs, "hold", lambda names, tag: self.told.append(f"hold {tag} {names}"))
+        patch.setattr(zfs, "hold", lambda names, tag: self.changes.append(f"hold {tag} {names}"))
 
     def _marked(self, user_property: str, *, inherited: bool = False) -> Mapping[str, str]:
         assert user_property == "zvmsnap:group" and inherited
         return self.groups
 
-    def _answer(self, names: set[str]) -> SnapshotListing:
-        found = {name: self.present[name] for name in names & self.present.keys()}
-        return SnapshotListing(found, frozenset({"tank"}))
+    def _listing(self, names: set[str]) -> SnapshotListing:
+        present = {name: self.present[name] for name in names & self.present.keys()}
+        return SnapshotListing(present, frozenset({"tank"}))
 
-    def _uses(self, datasets: list[str]) -> list[SnapshotUsage]:
+    def _usage(self, datasets: list[str]) -> list[SnapshotUsage]:
         return [
-            self.uses.get(each.full_name, SnapshotUsage(each, (), 0))
+            self.usage.get(each.full_name, SnapshotUsage(each, (), 0))
             for each in self.present.values()
             if each.dataset in datasets
         ]
@@ -69,24 +69,24 @@ class Pool:
             self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, next(self._guids), 1)
 
     def _destroy(self, name: str) -> None:
-        self.told.append(f"destroy {name}")
+        self.changes.append(f"destroy {name}")
         del self.present[name]
 
 
 def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHost:
     """web and db, in place of libvirt."""
-    found = FakeHost(
+    host = FakeHost(
         DumpedGuest("web", UUID, vda=make_base(root / WEB / "a.raw")),
         DumpedGuest("db", OTHER, vda=make_base(root / DB / "a.raw")),
     )
-    found.install(patch)
+    host.install(patch)
     patch.setattr(watchdog, "start_watchdog", lambda *_: None)
     patch.setattr(watchdog, "require_watchdog", lambda *_, **__: None)
     patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
-    # QEMU's user, who must pass through to the overlays, is no subject here.
+    # QEMU's user, who must have access to the overlays, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_: None)
     config.staging_dir.mkdir(exist_ok=True)
-    return found
+    return host
 
 
 def configure(root: Path, config: Config, patch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,12 @@ class FakeZfs:
 
     def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
         """As zfs.snapshots."""
-        found = {}
+        existing = {}
         for full_name in names:
             dataset, _, name = full_name.partition("@")
             if full_name in self.present:
-                found[full_name] = types.Snapshot(dataset, name, self.present[full_name], 1)
-        return types.SnapshotListing(found, frozenset({"tank"}))
+                existing[full_name] = types.Snapshot(dataset, name, self.present[full_name], 1)
+        return types.SnapshotListing(existing, frozenset({"tank"}))
 
 
 class PowerCut(Exception):
@@ -31,7 +31,7 @@ class PowerCut(Exception):
 
 
 @dataclass
-class _Kept:
+class _PoolSnapshot:
     """A snapshot in a FakePool."""
 
     name: str
@@ -41,7 +41,7 @@ class _Kept:
 
 
 @dataclass
-class _Held:
+class _PoolDataset:
     """A dataset in a FakePool; `origin` is the guid of a snapshot, 0 if it is no clone."""
 
     guid: int
@@ -50,7 +50,7 @@ class _Held:
     mounted: bool = False
     content: str = ""
     own: dict[str, str] = field(default_factory=dict)
-    snapshots: list[_Kept] = field(default_factory=list)
+    snapshots: list[_PoolSnapshot] = field(default_factory=list)
 
 
 class FakePool:
@@ -73,7 +73,7 @@ class FakePool:
     )
 
     def __init__(self) -> None:
-        self.held: dict[str, _Held] = {}
+        self.by_name: dict[str, _PoolDataset] = {}
         self.busy: set[str] = set()
         self.changes = 0
         self.dies_after: int | None = None
@@ -84,8 +84,8 @@ class FakePool:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it in place of ZFS."""
         for verb in self.VERBS:
-            room = volume if verb == "wait_device" else zfs
-            monkeypatch.setattr(room, verb, getattr(self, verb))
+            module = volume if verb == "wait_device" else zfs
+            monkeypatch.setattr(module, verb, getattr(self, verb))
 
     def add(
         self,
@@ -98,36 +98,36 @@ class FakePool:
     ) -> None:
         """Make a dataset, with these local properties."""
         kind = "volume" if volume else "filesystem"
-        held = _Held(next(self._dataset_guids), kind, content=content, own=own)
-        self.held[name] = held
-        held.mounted = mounted and not volume and self._where(name).startswith("/")
+        dataset = _PoolDataset(next(self._dataset_guids), kind, content=content, own=own)
+        self.by_name[name] = dataset
+        dataset.mounted = mounted and not volume and self._where(name).startswith("/")
 
     def guid(self, full_name: str) -> int:
         """The guid of a dataset or snapshot."""
-        return self._kept(full_name).guid if "@" in full_name else self.held[full_name].guid
+        return self._snapshot(full_name).guid if "@" in full_name else self.by_name[full_name].guid
 
     def history(self, name: str) -> list[str]:
         """Names of a dataset's own snapshots, oldest first."""
-        return [kept.name for kept in self.held[name].snapshots]
+        return [snapshot.name for snapshot in self.by_name[name].snapshots]
 
     def reboot(self) -> None:
-        """What is mounted by itself when a host comes up."""
-        for held in self.held.values():
-            held.mounted = False
-        for name, held in sorted(self.held.items()):
-            if held.own.get("canmount", "on") == "on" and self._may_mount(name):
-                held.mounted = True
+        """Mount what a booting host mounts by itself."""
+        for dataset in self.by_name.values():
+            dataset.mounted = False
+        for name, dataset in sorted(self.by_name.items()):
+            if dataset.own.get("canmount", "on") == "on" and self._may_mount(name):
+                dataset.mounted = True
 
     def state(self, without: str = "") -> dict[str, object]:
-        """All there is, as it would be compared by eye; `without` are names of snapshots."""
+        """All datasets and snapshots, to be compared; `without` is the name of one to omit."""
         return {
             name: (
-                (held.guid, held.type, held.mounted, held.content, self._where(name)),
-                self._full_name(held.origin),
-                {**held.own, "canmount": held.own.get("canmount", "on")},
-                [kept for kept in held.snapshots if kept.name != without],
+                (dataset.guid, dataset.type, dataset.mounted, dataset.content, self._where(name)),
+                self._full_name(dataset.origin),
+                {**dataset.own, "canmount": dataset.own.get("canmount", "on")},
+                [snapshot for snapshot in dataset.snapshots if snapshot.name != without],
             )
-            for name, held in sorted(self.held.items())
+            for name, dataset in sorted(self.by_name.items())
         }
 
     # -- the verbs
@@ -136,39 +136,39 @@ class FakePool:
         return {
             name: types.Dataset(
                 name=name,
-                type=held.type,
+                type=dataset.type,
                 compressed=False,
-                guid=held.guid,
-                origin=self._full_name(held.origin),
-                mounted=held.mounted,
+                guid=dataset.guid,
+                origin=self._full_name(dataset.origin),
+                mounted=dataset.mounted,
                 mountpoint=self._where(name),
-                canmount="" if held.type == "volume" else held.own.get("canmount", "on"),
+                canmount="" if dataset.type == "volume" else dataset.own.get("canmount", "on"),
             )
-            for name, held in self.held.items()
+            for name, dataset in self.by_name.items()
         }
 
     def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
         everything, wanted = self.all_snapshots(), set(names)
         return types.SnapshotListing(
-            {name: found for name, found in everything.present.items() if name in wanted},
+            {name: each for name, each in everything.present.items() if name in wanted},
             everything.pools,
-            frozenset(name for name in wanted if name.partition("@")[0] not in self.held),
+            frozenset(name for name in wanted if name.partition("@")[0] not in self.by_name),
         )
 
     def all_snapshots(self) -> types.SnapshotListing:
-        found = [use.snapshot for use in self.snapshot_usage(list(self.held))]
-        pools = frozenset(name for name in self.held if "/" not in name)
-        return types.SnapshotListing({snapshot.full_name: snapshot for snapshot in found}, pools)
+        existing = [each.snapshot for each in self.snapshot_usage(list(self.by_name))]
+        pools = frozenset(name for name in self.by_name if "/" not in name)
+        return types.SnapshotListing({snapshot.full_name: snapshot for snapshot in existing}, pools)
 
     def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
         return [
             types.SnapshotUsage(
-                types.Snapshot(name, kept.name, kept.guid, kept.createtxg),
-                self._clones(kept.guid),
+                types.Snapshot(name, snapshot.name, snapshot.guid, snapshot.createtxg),
+                self._clones(snapshot.guid),
                 0,
             )
             for name in datasets
-            for kept in self._dataset(name).snapshots
+            for snapshot in self._dataset(name).snapshots
         ]
 
     def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -179,94 +179,100 @@ class FakePool:
         self._refuse(any(name in self.history(each) for each in wanted), f"{name}: exists")
         self._change()
         txg = next(self._txgs)
-        for held in (self._dataset(each) for each in wanted):
-            held.snapshots.append(_Kept(name, next(self._snapshot_guids), txg, held.content))
+        for dataset in (self._dataset(each) for each in wanted):
+            dataset.snapshots.append(
+                _PoolSnapshot(name, next(self._snapshot_guids), txg, dataset.content)
+            )
 
     def clone(self, origin: str, name: str, properties: Mapping[str, str]) -> None:
-        kept = self._kept(origin)
+        snapshot = self._snapshot(origin)
         self._check_free(name)
         source = self._dataset(origin.partition("@")[0])
         volume = source.type == "volume"
         self._refuse(volume and "canmount" in properties, "canmount: not of a volume")
         self._change()
         own = dict(properties)
-        self.held[name] = _Held(
-            next(self._dataset_guids), source.type, kept.guid, content=kept.content, own=own
+        self.by_name[name] = _PoolDataset(
+            next(self._dataset_guids), source.type, snapshot.guid, content=snapshot.content, own=own
         )
         automatic = own.get("canmount", "on") == "on"
-        self.held[name].mounted = automatic and self._may_mount(name)
+        self.by_name[name].mounted = automatic and self._may_mount(name)
 
     def promote(self, name: str) -> None:
-        held = self._dataset(name)
-        self._refuse(not held.origin, f"{name}: is no clone")
-        origin = self._full_name(held.origin)
+        dataset = self._dataset(name)
+        self._refuse(not dataset.origin, f"{name}: is no clone")
+        origin = self._full_name(dataset.origin)
         other = self._dataset(origin.partition("@")[0])
-        position = 1 + [kept.guid for kept in other.snapshots].index(held.origin)
+        position = 1 + [snapshot.guid for snapshot in other.snapshots].index(dataset.origin)
         moving, staying = other.snapshots[:position], other.snapshots[position:]
-        clash = {kept.name for kept in moving} & {kept.name for kept in held.snapshots}
+        clash = {snapshot.name for snapshot in moving} & {
+            snapshot.name for snapshot in dataset.snapshots
+        }
         self._refuse(bool(clash), f"{name}: has snapshots of these names: {clash}")
         self._change()
-        held.origin, other.origin = other.origin, held.origin
-        held.snapshots, other.snapshots = moving + held.snapshots, staying
+        dataset.origin, other.origin = other.origin, dataset.origin
+        dataset.snapshots, other.snapshots = moving + dataset.snapshots, staying
 
     def rename(self, name: str, new_name: str) -> None:
         self._dataset(name)
-        self._refuse(new_name.startswith(f"{name}/"), f"{new_name}: lies below itself")
+        self._refuse(new_name.startswith(f"{name}/"), f"{new_name}: is below itself")
         self._check_free(new_name)
         self._change()
         for each in self._tree(name):
-            self.held[new_name + each.removeprefix(name)] = self.held.pop(each)
+            self.by_name[new_name + each.removeprefix(name)] = self.by_name.pop(each)
 
     def set_property(self, name: str, user_property: str, value: str) -> None:
-        held = self._dataset(name)
-        self._refuse(held.type == "volume" and user_property == "canmount", f"{name}: is a volume")
+        dataset = self._dataset(name)
+        self._refuse(
+            dataset.type == "volume" and user_property == "canmount", f"{name}: is a volume"
+        )
         self._change()
-        held.own[user_property] = value
+        dataset.own[user_property] = value
 
     def mount(self, name: str) -> None:
-        held = self._dataset(name)
-        self._refuse(held.mounted, f"{name}: is mounted already")
+        dataset = self._dataset(name)
+        self._refuse(dataset.mounted, f"{name}: is mounted already")
         self._refuse(not self._may_mount(name), f"{name}: cannot be mounted at {self._where(name)}")
         self._change()
-        held.mounted = True
+        dataset.mounted = True
 
     def unmount(self, name: str) -> None:
-        held, where = self._dataset(name), self._where(name)
-        self._refuse(not held.mounted, f"{name}: is not mounted")
-        inside = [n for n in self.held if self._where(n).startswith(f"{where}/")]
-        mounted = any(self.held[each].mounted for each in inside)
+        dataset, where = self._dataset(name), self._where(name)
+        self._refuse(not dataset.mounted, f"{name}: is not mounted")
+        inside = [n for n in self.by_name if self._where(n).startswith(f"{where}/")]
+        mounted = any(self.by_name[each].mounted for each in inside)
         self._refuse(name in self.busy or mounted, f"{name}: is busy")
         self._change()
-        held.mounted = False
+        dataset.mounted = False
 
     def rollback(self, snapshot: str) -> None:
-        held = self._dataset(snapshot.partition("@")[0])
-        kept = self._kept(snapshot)
-        newer = [each for each in held.snapshots if each.createtxg > kept.createtxg]
+        dataset = self._dataset(snapshot.partition("@")[0])
+        target = self._snapshot(snapshot)
+        newer = [each for each in dataset.snapshots if each.createtxg > target.createtxg]
         self._refuse(any(self._clones(each.guid) for each in newer), f"{snapshot}: newer clones")
         self._change()
-        held.snapshots = [each for each in held.snapshots if each not in newer]
-        held.content = kept.content
+        dataset.snapshots = [each for each in dataset.snapshots if each not in newer]
+        dataset.content = target.content
 
     def destroy(self, name: str, *, with_snapshots: bool = False) -> None:
-        dataset, is_snapshot, _ = name.partition("@")
-        held = self._dataset(dataset)
-        for kept in held.snapshots[:] if with_snapshots else ():
-            self.destroy(f"{name}@{kept.name}")
+        dataset_name, is_snapshot, _ = name.partition("@")
+        dataset = self._dataset(dataset_name)
+        for snapshot in dataset.snapshots[:] if with_snapshots else ():
+            self.destroy(f"{name}@{snapshot.name}")
         if is_snapshot:
-            gone = self._kept(name)
+            gone = self._snapshot(name)
             self._refuse(bool(self._clones(gone.guid)), f"{name}: has clones")
             self._change()
-            held.snapshots.remove(gone)
+            dataset.snapshots.remove(gone)
             return
-        self._refuse(bool(held.snapshots) or len(self._tree(name)) > 1, f"{name}: has children")
+        self._refuse(bool(dataset.snapshots) or len(self._tree(name)) > 1, f"{name}: has children")
         self._change()
-        del self.held[name]
+        del self.by_name[name]
 
     def wait_device(self, volume: str, timeout_s: float) -> None:
         self._refuse(self._dataset(volume).type != "volume", f"{volume}: no volume, no device")
 
-    # -- what they are made of
+    # -- helpers
 
     def _change(self) -> None:
         if self.changes == self.dies_after:
@@ -277,45 +283,49 @@ class FakePool:
         if reason:
             raise ZfsFailed(message)
 
-    def _dataset(self, name: str) -> _Held:
-        self._refuse(name not in self.held, f"{name}: does not exist")
-        return self.held[name]
+    def _dataset(self, name: str) -> _PoolDataset:
+        self._refuse(name not in self.by_name, f"{name}: does not exist")
+        return self.by_name[name]
 
-    def _kept(self, full_name: str) -> _Kept:
-        dataset, _, name = full_name.partition("@")
-        found = [kept for kept in self._dataset(dataset).snapshots if kept.name == name]
-        self._refuse(not found, f"{full_name}: does not exist")
-        return found[0]
+    def _snapshot(self, full_name: str) -> _PoolSnapshot:
+        dataset_name, _, name = full_name.partition("@")
+        named = [each for each in self._dataset(dataset_name).snapshots if each.name == name]
+        self._refuse(not named, f"{full_name}: does not exist")
+        return named[0]
 
     def _full_name(self, guid: int) -> str:
-        for name, held in self.held.items():
-            for kept in held.snapshots:
-                if kept.guid == guid:
-                    return f"{name}@{kept.name}"
+        for name, dataset in self.by_name.items():
+            for snapshot in dataset.snapshots:
+                if snapshot.guid == guid:
+                    return f"{name}@{snapshot.name}"
         return ""
 
     def _clones(self, guid: int) -> tuple[str, ...]:
-        return tuple(name for name, held in self.held.items() if held.origin == guid)
+        return tuple(name for name, dataset in self.by_name.items() if dataset.origin == guid)
 
     def _tree(self, name: str) -> list[str]:
-        return [each for each in self.held if each == name or each.startswith(f"{name}/")]
+        return [each for each in self.by_name if each == name or each.startswith(f"{name}/")]
 
     def _check_free(self, name: str) -> None:
-        self._refuse(name in self.held, f"{name}: exists")
-        self._refuse(name.rpartition("/")[0] not in self.held, f"{name}: its parent does not exist")
+        self._refuse(name in self.by_name, f"{name}: exists")
+        self._refuse(
+            name.rpartition("/")[0] not in self.by_name, f"{name}: its parent does not exist"
+        )
 
     def _where(self, name: str) -> str:
-        held = self.held.get(name)
-        if held and held.type == "volume":
+        dataset = self.by_name.get(name)
+        if dataset and dataset.type == "volume":
             return ""
-        if held and "mountpoint" in held.own:
-            return held.own["mountpoint"]
+        if dataset and "mountpoint" in dataset.own:
+            return dataset.own["mountpoint"]
         parent, _, last = name.rpartition("/")
         above = self._where(parent) if parent else "/"
         return above if above in ("none", "legacy") else f"{above.rstrip('/')}/{last}"
 
     def _may_mount(self, name: str) -> bool:
         where = self._where(name)
-        taken = any(held.mounted and self._where(n) == where for n, held in self.held.items())
-        off = self.held[name].own.get("canmount") == "off"
+        taken = any(
+            dataset.mounted and self._where(n) == where for n, dataset in self.by_name.items()
+        )
+        off = self.by_name[name].own.get("canmount") == "off"
         return where.startswith("/") and not off and not taken

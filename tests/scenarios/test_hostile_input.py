@@ -1,6 +1,8 @@
-"""Whatever lies in our directories, or is said by whoever calls: one line, and nothing beside them.
+"""Any file in our directories, and any words of a caller: at most one line of error, and nothing
+outside of our directories is changed.
 
-10 000 cases. Each is run beside a canary tree, to which hostile paths and symlinks lead.
+10 000 cases, with other dice each time. Beside our directories is a canary tree, to which hostile
+paths and symlinks lead. A failure says how to repeat its case.
 """
 
 import copy
@@ -9,10 +11,12 @@ import io
 import json
 import logging
 import os
+import random
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +25,6 @@ from typing import Any
 import msgspec
 import pytest
 import typer
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
@@ -42,14 +44,7 @@ from zvmsnap.zfs import mounts, types, zfs
 
 T = "autosnap_2026-11-20_03:00:00"
 CAPTURE = f"{UUID}.00000001"
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
-# {canary} is put in place when the case is run.
+# {canary} becomes the path of the canary tree.
 LEADING_OUT = (
     "..",
     ".",
@@ -85,11 +80,61 @@ HUGE: tuple[Any, ...] = (
     -1,
     0,
 )
-HOSTILE = st.sampled_from(LEADING_OUT) | st.sampled_from(HUGE) | JSON
+REPEAT = "ZVMSNAP_TEST_HOSTILE_CASE"
 
 
-class Told(logging.Handler):
-    """Formats each line, and lets nothing pass that cannot be."""
+class Dice(random.Random):
+    """Makes a case. Hypothesis would take several times as long as the cases themselves."""
+
+    def text(self, most: int) -> str:
+        """Any characters but surrogates; often those that end or escape something."""
+        plain = "\0\n\r\t \"'\\/.,@%{}[]-az09\x7f\x85\u2028\ufeff\U0010ffff"
+        letters = []
+        for _ in range(self.randint(0, most)):
+            anything = self.choice((self.randrange(0xD800), self.randrange(0xE000, 0x110000)))
+            letters.append(self.choice((self.choice(plain), chr(anything))))
+        return "".join(letters)
+
+    def json(self, depth: int = 0) -> Any:
+        """Any JSON, three levels deep."""
+        kind = self.randrange(9 if depth < 3 else 7)
+        match kind:
+            case 0 | 1 | 2:
+                return (None, False, True)[kind]
+            case 3:
+                return self.choice((0, 1, -1, self.randint(-(2**70), 2**70)))
+            case 4:
+                return self.choice((0.5, -0.0, 1e-320, self.uniform(-1e18, 1e18)))
+            case 5 | 6:
+                return self.text(5)
+            case 7:
+                return [self.json(depth + 1) for _ in range(self.randint(0, 3))]
+            case _:
+                return {self.text(5): self.json(depth + 1) for _ in range(self.randint(0, 3))}
+
+    def hostile(self) -> Any:
+        """A value that was not expected."""
+        return self.choice((self.choice(LEADING_OUT), self.choice(HUGE), self.json()))
+
+    def some(self, things: Sequence[Any], most: int) -> list[Any]:
+        """Some of these things, each once."""
+        return self.sample(things, self.randint(0, most))
+
+
+def run_cases(number: int, run: Callable[[Dice], None]) -> None:
+    """Run that many cases, or the one that the environment names."""
+    named = os.environ.get(REPEAT)
+    first = int(named) if named else secrets.randbelow(2**48)
+    for seed in range(first, first + (1 if named else number)):
+        try:
+            run(Dice(seed))
+        except BaseException as error:
+            error.add_note(f"{REPEAT}={seed} repeats this case")
+            raise
+
+
+class LineChecker(logging.Handler):
+    """Formats each line, and fails if that cannot be done."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
@@ -97,7 +142,7 @@ class Told(logging.Handler):
 
 
 class AnyZfs(FakeZfs):
-    """Has every snapshot that it is asked for, if it can be asked for in a command line at all."""
+    """Has each snapshot that it is asked for; all names must be fit for a command line."""
 
     def snapshots(self, names: Any) -> types.SnapshotListing:
         asked = list(names)
@@ -118,7 +163,7 @@ class World:
     untouched: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
 
     def reset(self) -> None:
-        """Everything as on the first day."""
+        """Empty our directories; the guest is as at first."""
         for name in OURS:
             directory = self.root / "ours" / name
             directory.mkdir(exist_ok=True)
@@ -131,8 +176,8 @@ class World:
         self.host.known[:] = [FakeGuest("web", UUID, vda=base)]
 
     def outside(self) -> list[tuple[object, ...]]:
-        """All that is not ours: whatever changes one of it changes its ctime, or its name."""
-        found: list[tuple[object, ...]] = []
+        """All files that are not ours: any change of one changes its ctime, or its name."""
+        files: list[tuple[object, ...]] = []
         pending = [str(self.root), str(self.root / "ours"), str(self.canary)]
         while pending:
             with os.scandir(pending.pop()) as entries:
@@ -142,13 +187,13 @@ class World:
                         str(self.canary),
                     ):
                         continue
-                    seen = entry.stat(follow_symlinks=False)
-                    found.append((entry.path, seen.st_ino, seen.st_mode, seen.st_ctime_ns))
+                    status = entry.stat(follow_symlinks=False)
+                    files.append((entry.path, status.st_ino, status.st_mode, status.st_ctime_ns))
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-        return sorted(found)
+        return sorted(files)
 
-    def beside(self, do: Callable[[], object]) -> None:
+    def unharmed_by(self, do: Callable[[], object]) -> None:
         """Do it. No exception but ours and OSError, and nothing changes outside."""
         with redirect_stdout(io.StringIO()):
             try:
@@ -158,7 +203,7 @@ class World:
         assert self.outside() == self.untouched
 
     def filled(self, value: Any) -> Any:
-        """With the canary's path in its place."""
+        """The value with the path of the canary tree."""
         if isinstance(value, str):
             return value.replace("{canary}", str(self.canary))
         if isinstance(value, list):
@@ -173,7 +218,7 @@ OURS = ("staging", "vault", "journal", "locks")
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Path]:
-    """A directory in RAM where there is one: 10 000 times it is emptied."""
+    """A directory, in RAM if the machine has one: it is emptied 10 000 times."""
     shared = Path("/dev/shm")
     in_ram = shared if os.access(shared, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=in_ram) as directory:
@@ -211,7 +256,7 @@ def world(memory: Path) -> Iterator[World]:
     made.untouched = made.outside()
     known = AnyZfs()
     logger = logging.getLogger("zvmsnap")
-    told = Told()
+    checker = LineChecker()
     handlers, propagate = logger.handlers[:], logger.propagate
 
     def no_images(*_arguments: str) -> str:
@@ -228,20 +273,12 @@ def world(memory: Path) -> Iterator[World]:
         patch.setattr(signals, "finish_before_dying", lambda: None)
         patch.setattr(signals, "cancelled_with_parent", lambda parent: threading.Event())
         patch.setenv("ZVMSNAP_CONFIG", str(root / "config.toml"))
-        logger.handlers[:], logger.propagate = [told], False
+        logger.handlers[:], logger.propagate = [checker], False
         yield made
         logger.handlers[:], logger.propagate = handlers, propagate
 
 
-def cases(number: int) -> settings:
-    quick = (HealthCheck.too_slow, HealthCheck.data_too_large)
-    return settings(max_examples=number, deadline=None, suppress_health_check=quick, database=None)
-
-
-WORDS = st.sampled_from(
-    (*LEADING_OUT, "tank/web", "tank/web", f"{T}_hourly", f"tank/web@{T}_hourly", "z" * 50_000)
-) | st.text(max_size=20)
-VALUES = st.lists(WORDS, max_size=4).map(",".join)
+WORDS = (*LEADING_OUT, "tank/web", "tank/web", f"{T}_hourly", f"tank/web@{T}_hourly", "z" * 50_000)
 VARIABLES = (
     "SANOID_TARGET",
     "SANOID_TARGETS",
@@ -253,78 +290,79 @@ VARIABLES = (
 )
 
 
-@cases(4000)
-@given(
-    st.sampled_from(["pre", "post", "prune", "prune", "", "..", "pre\0"]),
-    st.fixed_dictionaries({}, optional=dict.fromkeys(VARIABLES, VALUES)),
-    st.booleans(),
-)
-def test_environments(world: World, role: str, environment: Mapping[str, str], valid: bool) -> None:
-    if valid:
-        named = {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": f"{T}_hourly"}
-        environment = {**environment, **named}
-    filled = {name: world.filled(value) for name, value in environment.items()}
-    world.reset()
-    codes: list[int] = []
-    world.beside(lambda: codes.append(main.run([role], filled)))
-    assert codes and codes[0] in (0, 1, 2)
+def words(dice: Dice) -> str:
+    """Some words, in a list as sanoid makes it."""
+    return ",".join(
+        dice.choice((dice.choice(WORDS), dice.text(20))) for _ in range(dice.randint(0, 4))
+    )
 
 
-@st.composite
-def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+def test_environments(world: World) -> None:
+    def case(dice: Dice) -> None:
+        role = dice.choice(["pre", "post", "prune", "prune", "", "..", "pre\0"])
+        environment = {name: words(dice) for name in dice.some(VARIABLES, len(VARIABLES))}
+        if dice.random() < 0.5:
+            environment |= {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": f"{T}_hourly"}
+        filled = {name: world.filled(value) for name, value in environment.items()}
+        world.reset()
+        codes: list[int] = []
+        world.unharmed_by(lambda: codes.append(main.run([role], filled)))
+        assert codes and codes[0] in (0, 1, 2)
+
+    run_cases(4000, case)
+
+
+def damaged(dice: Dice, whole: bytes) -> bytes:
     """JSON in which something is changed, added, missing, cut off or not JSON at all."""
     decoded = json.loads(whole)
-    for _ in range(draw(st.integers(1, 3))):
-        at: Any = decoded
-        while True:
-            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
-            if not keys:
-                break
-            key = draw(st.sampled_from(keys))
-            if not isinstance(at[key], dict | list) or draw(st.booleans()):
-                if isinstance(at, dict) and draw(st.integers(0, 9)) == 0:
-                    del at[key]
-                else:
-                    at[key] = copy.deepcopy(draw(HOSTILE))
-                break
-            at = at[key]
+    for _ in range(dice.randint(1, 3)):
+        damage(dice, decoded)
     content = json.dumps(decoded).encode()
-    way = draw(st.integers(0, 9))
-    if way == 0:
-        return content[: draw(st.integers(0, len(content)))]
-    if way == 1:
-        place = draw(st.integers(0, len(content) - 1))
-        return content[:place] + draw(st.binary(max_size=4)) + content[place + 1 :]
-    if way == 2:
-        return draw(st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b"\0" * 100_000]))
+    position = dice.randrange(len(content))
+    match dice.randrange(10):
+        case 0:
+            return content[:position]
+        case 1:
+            return content[:position] + dice.randbytes(dice.randint(0, 4)) + content[position + 1 :]
+        case 2:
+            return dice.choice([dice.randbytes(40), b"", b"[" * 100_000, b"\0" * 100_000])
     return content
 
 
-# What leads out: link in our directories -> where to in the canary tree.
-LINKS = st.lists(
-    st.sampled_from(
-        [
-            (f"journal/{UUID}.json", f"{UUID}.json"),
-            (f"journal/{UUID}.damaged", "file"),
-            ("journal/vault.id", "file"),
-            ("vault/web", "web"),
-            (f"vault/web/{T}", T),
-            (f"vault/web/.incoming-{CAPTURE}", CAPTURE),
-            (f"vault/web/.removing-{T}", T),
-            (f"vault/web/{T}/manifest.json", "file"),
-            (f"vault/web/{T}/memory.img", "memory.img"),
-            ("vault/.zvmsnap-vault", "file"),
-            (f"staging/{CAPTURE}", CAPTURE),
-            (f"staging/{CAPTURE}/point", f"{CAPTURE}/point"),
-            (f"staging/{CAPTURE}/vda.zvmsnap.qcow2", "vda.zvmsnap.qcow2"),
-            (f"staging/{CAPTURE}/point/memory.img", "memory.img"),
-            (f"staging/{CAPTURE}/point/domain.xml", "domain.xml"),
-            (f"locks/{UUID}.lock", "file"),
-            ("locks/vault.lock", "file"),
-        ]
-    ),
-    max_size=3,
-    unique=True,
+def damage(dice: Dice, decoded: Any) -> None:
+    """Change or remove one value somewhere in it."""
+    at = decoded
+    while keys := list(at) if isinstance(at, dict) else list(range(len(at))):
+        key = dice.choice(keys)
+        if isinstance(at[key], dict | list) and dice.random() < 0.5:
+            at = at[key]
+            continue
+        if isinstance(at, dict) and dice.random() < 0.1:
+            del at[key]
+        else:
+            at[key] = copy.deepcopy(dice.hostile())
+        return
+
+
+# Links in our directories, and where in the canary tree they lead.
+LINKS = (
+    (f"journal/{UUID}.json", f"{UUID}.json"),
+    (f"journal/{UUID}.damaged", "file"),
+    ("journal/vault.id", "file"),
+    ("vault/web", "web"),
+    (f"vault/web/{T}", T),
+    (f"vault/web/.incoming-{CAPTURE}", CAPTURE),
+    (f"vault/web/.removing-{T}", T),
+    (f"vault/web/{T}/manifest.json", "file"),
+    (f"vault/web/{T}/memory.img", "memory.img"),
+    ("vault/.zvmsnap-vault", "file"),
+    (f"staging/{CAPTURE}", CAPTURE),
+    (f"staging/{CAPTURE}/point", f"{CAPTURE}/point"),
+    (f"staging/{CAPTURE}/vda.zvmsnap.qcow2", "vda.zvmsnap.qcow2"),
+    (f"staging/{CAPTURE}/point/memory.img", "memory.img"),
+    (f"staging/{CAPTURE}/point/domain.xml", "domain.xml"),
+    (f"locks/{UUID}.lock", "file"),
+    ("locks/vault.lock", "file"),
 )
 
 
@@ -391,41 +429,31 @@ WHOLE_ENTRY = msgspec.json.encode(
 )
 
 
-@cases(3500)
-@given(
-    damaged(WHOLE_ENTRY) | st.just(WHOLE_ENTRY),
-    LINKS,
-    st.sampled_from([by_hand, by_post, by_prune, listing, plain_listing]),
-    st.booleans(),
-)
-def test_journals(
-    world: World,
-    content: bytes,
-    links: list[tuple[str, str]],
-    read: Callable[..., None],
-    there: bool,
-) -> None:
-    world.reset()
-    if not there:
-        world.host.known.clear()
-    link(world, links)
-    path = world.root / "ours" / "journal" / f"{UUID}.json"
-    if not path.is_symlink():
-        path.write_bytes(content.replace(b"{canary}", str(world.canary).encode()))
-    point = world.root / "ours" / "staging" / CAPTURE / "point"
-    if point.resolve().is_relative_to(world.root / "ours"):
-        point.mkdir(parents=True, exist_ok=True)
-        for name in ("memory.img", "domain.xml"):
-            if not (point / name).is_symlink():
-                (point / name).write_text("<domain/>")
-    if read is by_hand:
-        world.beside(lambda: by_hand(world))
-    else:
-        world.beside(read)
+def test_journals(world: World) -> None:
+    readers = (lambda: by_hand(world), by_post, by_prune, listing, plain_listing)
+
+    def case(dice: Dice) -> None:
+        world.reset()
+        if dice.random() < 0.5:
+            world.host.known.clear()
+        link(world, dice.some(LINKS, 3))
+        path = world.root / "ours" / "journal" / f"{UUID}.json"
+        content = WHOLE_ENTRY if dice.random() < 0.5 else damaged(dice, WHOLE_ENTRY)
+        if not path.is_symlink():
+            path.write_bytes(content.replace(b"{canary}", str(world.canary).encode()))
+        point = world.root / "ours" / "staging" / CAPTURE / "point"
+        if point.resolve().is_relative_to(world.root / "ours"):
+            point.mkdir(parents=True, exist_ok=True)
+            for name in ("memory.img", "domain.xml"):
+                if not (point / name).is_symlink():
+                    (point / name).write_text("<domain/>")
+        world.unharmed_by(dice.choice(readers))
+
+    run_cases(3500, case)
 
 
 def test_the_whole_entry_is_one(world: World) -> None:
-    """Or the cases above would all be of damaged ones."""
+    """Or all cases above would be of damaged ones."""
     assert msgspec.json.decode(WHOLE_ENTRY, type=Entry).capture == CAPTURE
     world.reset()
     (world.root / "ours" / "journal" / f"{UUID}.json").write_bytes(WHOLE_ENTRY)
@@ -470,54 +498,40 @@ WHOLE_MANIFEST = msgspec.json.encode(
 )
 
 
-def found_by_sweep(world: World) -> None:
+def prune_vault() -> None:
     points.prune_points(False, True)
 
 
-def found_dry(world: World) -> None:
+def prune_dry() -> None:
     points.prune_points(True, False)
 
 
-def shown(world: World) -> None:
+def shown() -> None:
     points.show(f"web@{T}", False)
 
 
-def shown_as_json(world: World) -> None:
+def shown_as_json() -> None:
     points.show(f"web@{T}", True)
 
 
-@cases(2500)
-@given(
-    damaged(WHOLE_MANIFEST) | st.just(WHOLE_MANIFEST),
-    LINKS,
-    st.sampled_from(
-        [
-            found_by_sweep,
-            found_by_sweep,
-            found_dry,
-            shown,
-            shown_as_json,
-            lambda world: listing(),
-            lambda world: plain_listing(),
-            lambda world: by_prune(),
-            by_hand,
-        ]
-    ),
-)
-def test_manifests(
-    world: World,
-    content: bytes,
-    links: list[tuple[str, str]],
-    read: Callable[[World], None],
-) -> None:
-    world.reset()
-    link(world, links)
-    path = world.root / "ours" / "vault" / "web" / T / "manifest.json"
-    if path.parent.resolve().is_relative_to(world.root / "ours"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_symlink():
-            path.write_bytes(content.replace(b"{canary}", str(world.canary).encode()))
-    world.beside(lambda: read(world))
+def test_manifests(world: World) -> None:
+    readers: tuple[Callable[[], None], ...] = (
+        *(prune_vault, prune_vault, prune_dry, shown, shown_as_json, listing, plain_listing),
+        *(by_prune, lambda: by_hand(world)),
+    )
+
+    def case(dice: Dice) -> None:
+        world.reset()
+        link(world, dice.some(LINKS, 3))
+        path = world.root / "ours" / "vault" / "web" / T / "manifest.json"
+        content = WHOLE_MANIFEST if dice.random() < 0.5 else damaged(dice, WHOLE_MANIFEST)
+        if path.parent.resolve().is_relative_to(world.root / "ours"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_symlink():
+                path.write_bytes(content.replace(b"{canary}", str(world.canary).encode()))
+        world.unharmed_by(dice.choice(readers))
+
+    run_cases(2500, case)
 
 
 def test_the_whole_manifest_is_one(world: World) -> None:
@@ -536,5 +550,5 @@ def test_the_canary_is_looked_at(world: World) -> None:
         (world.canary / "web" / "file").write_text("trampled")
 
     with pytest.raises(AssertionError):
-        world.beside(trample)
+        world.unharmed_by(trample)
     world.untouched = world.outside()

@@ -1,4 +1,4 @@
-"""No point says that it is of an instant at which its guest ran on already."""
+"""No point claims an instant at which its guest was already released."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,10 +7,10 @@ import pytest
 from tests.fakes.capture_scene import (
     CRASH,
     MEMORY,
-    MOMENT,
     OWNER,
     PAUSED,
     QUIESCED,
+    RUN,
     Scene,
     agent_of,
     failing,
@@ -28,7 +28,7 @@ from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import types, zfs
 
-NAME = f"{MOMENT}_hourly"
+NAME = f"{RUN}_hourly"
 LATER = "zrepl_20261120_040000_000"
 POST = HookCall(Role.POST, ("tank/web",), (NAME,))
 ALL = pytest.mark.parametrize("mode", ["memory", "paused", "quiesced"])
@@ -39,16 +39,16 @@ class Killed(BaseException):
 
 
 def manifests(scene: Scene) -> list[Manifest]:
-    found = vault.entries(scene.config.vault_dir)
-    return [point.manifest for point in found if isinstance(point, RestorePoint)]
+    entries = vault.entries(scene.config.vault_dir)
+    return [point.manifest for point in entries if isinstance(point, RestorePoint)]
 
 
 def take(pools: FakeZfs, name: str = NAME, guid: int = 11) -> None:
     pools.present[f"tank/web@{name}"] = guid
 
 
-def behind_the_let_go(patch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
-    """What happens when the guest runs on already, and its point is about to be published."""
+def after_the_release(patch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """Let something happen when the guest is released, and its point is about to be published."""
 
     def published(*arguments: object) -> None:
         happens()
@@ -69,11 +69,11 @@ class Away:
         self._mark = scene.config.vault_dir / vault.MARK
 
     def __enter__(self) -> None:
-        self._kept = self._mark.read_bytes()
+        self._content = self._mark.read_bytes()
         self._mark.unlink()
 
     def __exit__(self, *_exception: object) -> None:
-        self._mark.write_bytes(self._kept)
+        self._mark.write_bytes(self._content)
 
 
 def test_thaws_by_itself_and_cannot_be_brought_to_its_base(scene: Scene, pools: FakeZfs) -> None:
@@ -90,7 +90,7 @@ def test_thaws_by_itself_and_cannot_be_brought_to_its_base(scene: Scene, pools: 
 
 
 @ALL
-def test_killed_behind_its_undoing(
+def test_killed_after_undoing(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     guest = scene.add()
@@ -104,7 +104,7 @@ def test_killed_behind_its_undoing(
     monkeypatch.setattr(all_guests, "_put_back", die)
     with pytest.raises(Killed):
         scene.pre()
-    assert guest.stands_still is None and not agent_of(guest).frozen
+    assert guest.paused_because is None and not agent_of(guest).frozen
     take(pools)
     after_snapshot.finish(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
@@ -152,7 +152,7 @@ def test_in_the_middle_of_a_merge(
 
 
 @ALL
-def test_snapshot_that_appears_behind_the_let_go(
+def test_snapshot_that_appears_after_the_release(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """sanoid was killed, but not its `zfs snapshot`, which was in the kernel."""
@@ -160,17 +160,17 @@ def test_snapshot_that_appears_behind_the_let_go(
     scene.modes["tank/web"] = {"": mode}
     assert scene.pre()
     (entry,) = scene.entries()
-    behind_the_let_go(monkeypatch, lambda: take(pools))
+    after_the_release(monkeypatch, lambda: take(pools))
     after_snapshot.end(scene.config, scene.host, entry)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
 @ALL
 def test_zfs_does_not_say_what_there_is(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """Nobody stands still for that, but who knows when the snapshot was taken?"""
+    """The guest was not held, and nobody knows when the snapshot was taken."""
     guest = scene.add()
     scene.modes["tank/web"] = {"": mode}
     assert scene.pre()
@@ -183,7 +183,7 @@ def test_zfs_does_not_say_what_there_is(
 
     monkeypatch.setattr(zfs, "snapshots", fails)
     after_snapshot.finish(POST, scene.config, OWNER)
-    assert guest.stands_still is None and not agent_of(guest).frozen
+    assert guest.paused_because is None and not agent_of(guest).frozen
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
@@ -219,12 +219,12 @@ class Uses:
     """What zfs.uses says: snapshots that are taken of tank/web, one after the other."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._found: list[types.SnapshotUsage] = []
-        patch.setattr(zfs, "snapshot_usage", lambda _datasets: list(self._found))
+        self._usage: list[types.SnapshotUsage] = []
+        patch.setattr(zfs, "snapshot_usage", lambda _datasets: list(self._usage))
 
     def take(self, name: str) -> None:
-        number = len(self._found) + 1
-        self._found.append(
+        number = len(self._usage) + 1
+        self._usage.append(
             types.SnapshotUsage(types.Snapshot("tank/web", name, number, number), (), 0)
         )
 
@@ -242,7 +242,7 @@ LEVELS = [
 def test_where_names_are_not_announced(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: str, call: str, level: ConsistencyLevel
 ) -> None:
-    """Whatever anybody takes while the guest runs is not of the moment."""
+    """Snapshots that anybody takes while the guest runs are not of the run."""
     guest = scene.add()
     scene.modes["tank/web"] = {"": mode}
     uses = Uses(monkeypatch)
@@ -275,7 +275,7 @@ def test_where_no_names_are_announced_and_none_was_taken_in_time(
     scene.modes["tank/web"] = {"": mode}
     uses = Uses(monkeypatch)
     assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
-    behind_the_let_go(monkeypatch, lambda: uses.take("somebodys"))
+    after_the_release(monkeypatch, lambda: uses.take("somebodys"))
     assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
     assert (manifests(scene), scene.entries()) == ([], [])
 
@@ -296,4 +296,4 @@ def test_dataset_that_is_gone_where_no_names_are_announced(
 
     monkeypatch.setattr(zfs, "snapshot_usage", snapshot_usage)
     assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
-    assert (guest.stands_still, manifests(scene), scene.entries()) == (None, [], [])
+    assert (guest.paused_because, manifests(scene), scene.entries()) == (None, [], [])

@@ -1,4 +1,4 @@
-"""What others do meanwhile: another hook, the guard, an administrator, a host without resources."""
+"""What others do meanwhile: another hook, the watchdog, an administrator, a host without resources."""
 
 import threading
 import time
@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes.capture_scene import MOMENT, OWNER, Scene, agent_of, failing
+from tests.fakes.capture_scene import OWNER, RUN, Scene, agent_of, failing
+from tests.fakes.clock import until
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import configure
@@ -31,7 +32,7 @@ from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import mounts
 
-NAME = f"{MOMENT}_hourly"
+NAME = f"{RUN}_hourly"
 POST = HookCall(Role.POST, ("tank/web",), (NAME,))
 NOBODY = Process(1, 1, "b")
 Standing = Callable[..., Entry]
@@ -42,11 +43,11 @@ def entries(config: Config) -> list[Entry]:
 
 
 def levels_of(config: Config) -> list[ConsistencyLevel]:
-    found = vault.entries(config.vault_dir)
-    return [point.manifest.level for point in found if isinstance(point, RestorePoint)]
+    entries = vault.entries(config.vault_dir)
+    return [point.manifest.level for point in entries if isinstance(point, RestorePoint)]
 
 
-def test_who_is_put_back_has_a_part_in_another_moment_by_now(
+def test_a_guest_of_an_undone_run_has_begun_another_run(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = scene.add()
@@ -64,17 +65,17 @@ def test_who_is_put_back_has_a_part_in_another_moment_by_now(
         capture_of_another = f"{UUID}.0000beef"
         newer.append(msgspec.structs.replace(old, capture=capture_of_another, owner=NOBODY, **said))
         Journal(scene.config.journal_dir).write(newer[0])
-        guest.stands_still = Pause.JOB
+        guest.paused_because = Pause.JOB
         return lockfile.lock(*arguments)
 
     monkeypatch.setattr("zvmsnap.capture.all_guests.lock", lock)
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
-    assert guest.stands_still
+    assert guest.paused_because
     assert scene.entries() == newer
 
 
-def test_the_guard_lets_go_what_post_is_about_to(
+def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -95,17 +96,17 @@ def test_the_guard_lets_go_what_post_is_about_to(
             EntryWriter(Journal(config.journal_dir), known),
             log.about("web", "tank/web"),
         )
-        guest.stands_still = Pause.USER
+        guest.paused_because = Pause.USER
         return host
 
     monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
     after_snapshot.finish(POST, config, OWNER)
     assert levels_of(config) == [ConsistencyLevel.CRASH]
-    assert guest.stands_still is Pause.USER
+    assert guest.paused_because is Pause.USER
 
 
 @pytest.mark.parametrize("post_within_s", ["inf", "0"])
-def test_guard_outlives_a_host_without_descriptors(
+def test_watchdog_outlives_a_host_without_descriptors(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -132,10 +133,10 @@ def test_guard_outlives_a_host_without_descriptors(
 
     monkeypatch.setattr(Journal, "entries", fail)
     code = watchdog_daemon.main([str(OWNER.pid), str(OWNER.started), OWNER.boot, post_within_s])
-    assert (code, guest.stands_still, failed) == (0, None, [1])
+    assert (code, guest.paused_because, failed) == (0, None, [1])
 
 
-def test_guard_outlives_a_host_without_threads(
+def test_watchdog_outlives_a_host_without_threads(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -157,7 +158,7 @@ def test_guard_outlives_a_host_without_threads(
 
     monkeypatch.setattr("zvmsnap.recovery.recover.Host", connect)
     assert watchdog_daemon.watch(config, OWNER)
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
 def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,7 @@ def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.Mo
     assert started == ["libvirt-events"] * 2
 
 
-def test_guard_goes_when_its_guest_is_gone(
+def test_watchdog_goes_when_its_guest_is_gone(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -217,17 +218,10 @@ def test_deadline_outlives_a_host_without_threads(
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     with deadline.enforce_deadline(config, OWNER):
-        until(lambda: guest.stands_still is None)
+        until(lambda: guest.paused_because is None)
 
 
-def until(is_so: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
-def test_guard_does_not_go_while_somebody_is_frozen(
+def test_watchdog_does_not_go_while_a_guest_is_frozen(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -282,18 +276,18 @@ def test_post_is_not_overdue_while_pre_works_for_another_guest(
 def test_pause_that_could_not_be_ended_is_ended_by_post(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours, which came an instant after the dump."""
+    """zvmsnap paused the guest, just after the dump had ended."""
     guest = scene.add()
     scene.modes["tank/web"] = {"": "memory"}
     scene.change(limits=Limits(dump_raise_pause_after_s=0.001, dump_pause_after_s=0.002))
     dump = guest.snapshot_create
 
     def suspend() -> None:
-        guest.stands_still = Pause.USER
+        guest.paused_because = Pause.USER
 
     def create(xml: str, *, disk_only: bool = False) -> None:
         dump(xml, disk_only=disk_only)
-        until(lambda: bool(guest.stands_still))
+        until(lambda: bool(guest.paused_because))
         time.sleep(0.05)
 
     monkeypatch.setattr(guest, "suspend", suspend, raising=False)
@@ -302,10 +296,10 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     scene.pre()
     pools.present[f"tank/web@{NAME}"] = 11
     after_snapshot.finish(POST, scene.config, OWNER)
-    assert (scene.entries(), guest.stands_still) == ([], None)
+    assert (scene.entries(), guest.paused_because) == ([], None)
 
 
-def test_pre_that_died_behind_pre_freeze(
+def test_pre_that_died_after_pre_freeze(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -313,7 +307,7 @@ def test_pre_that_died_behind_pre_freeze(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
+    """The pre hook of a script that does not call post: post-thaw runs, and the watchdog ends."""
     monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     config = msgspec.structs.replace(
         config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")
@@ -338,7 +332,7 @@ def test_pre_that_died_behind_pre_freeze(
 
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
-def test_journal_that_was_damaged_while_a_guest_stands_still(
+def test_journal_that_was_damaged_while_a_guest_is_held(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -353,7 +347,7 @@ def test_journal_that_was_damaged_while_a_guest_stands_still(
     assert needed.found == ("its journal could not be read",)
     recovered = recover.recover(config)
     assert recovered.complete
-    assert guest.agent and not (guest.stands_still or guest.agent.frozen)
+    assert guest.agent and not (guest.paused_because or guest.agent.frozen)
     assert [outcome.result for outcome in recovered.outcomes] == [report.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
     assert recover.recover(config).outcomes == []
@@ -375,15 +369,15 @@ def test_journal_that_was_damaged_while_libvirt_dumps(
 ) -> None:
     standing(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
-    guest.stands_still, guest.job = None, True
+    guest.paused_because, guest.job = None, True
     assert not recover.recover(config).complete
-    guest.stands_still, guest.job = Pause.JOB, False
+    guest.paused_because, guest.job = Pause.JOB, False
     assert recover.recover(config).complete
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
-def test_what_was_set_aside_keeps_nobody_from_its_points(scene: Scene) -> None:
-    """Though the agent, which is asked whether its guest is frozen, does not answer."""
+def test_a_damaged_entry_keeps_no_guest_from_its_points(scene: Scene) -> None:
+    """Though the agent does not answer whether the guest is frozen."""
     guest = scene.add()
     scene.config.journal_dir.mkdir()
     (scene.config.journal_dir / f"{UUID}.damaged").write_text("{")

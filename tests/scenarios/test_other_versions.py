@@ -112,7 +112,7 @@ def test_guest_that_is_held_is_released(
     path, data = age(config)
     before = tree(config.staging_dir)
     assert not recover.recover(config).complete
-    assert guest.agent and not (guest.stands_still or guest.agent.frozen)
+    assert guest.agent and not (guest.paused_because or guest.agent.frozen)
     assert tree(config.journal_dir)[path.name] == data
     assert tree(config.staging_dir) == before
 

@@ -30,9 +30,9 @@ BOTH = ("web", "db")
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
-    found = Pool(tmp_path)
-    found.install(monkeypatch)
-    return found
+    pool = Pool(tmp_path)
+    pool.install(monkeypatch)
+    return pool
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_keep_leaves_what_cannot_go(run: Run, pool: Pool, monkeypatch: pytest.Mo
     for _ in range(3):
         run("take", "web")
     held = f"{WEB}@{names[0]}"
-    pool.uses[held] = SnapshotUsage(pool.present[held], (), 1)
+    pool.usage[held] = SnapshotUsage(pool.present[held], (), 1)
     code, out, err = run("take", "web", "--keep", "1")
     assert code == 0
     assert out.splitlines()[1:] == [f"dropped web@{name}" for name in names[1:3]]
@@ -214,7 +214,7 @@ def test_drop_leaves_what_a_point_waits_for(
         pytest.param(DB, None, False, id="of another"),
     ],
 )
-def test_drop_while_a_moment_is_open(
+def test_drop_while_a_run_is_open(
     run: Run,
     pool: Pool,
     config: Config,
@@ -257,9 +257,7 @@ def test_required_and_missed_leaves_no_snapshot(
     assert kept(pool) == [f"{WEB}@{names[3]}"]
 
 
-def test_keep_when_zfs_does_not_say_what_is_there(
-    run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keep_when_zfs_does_not_list(run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     names = numbered(monkeypatch)
     run("take", "web")
 

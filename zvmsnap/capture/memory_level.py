@@ -101,16 +101,16 @@ def _dump(attempt: Attempt, writer: EntryWriter) -> None:
         with supervisor:
             guest.snapshot_create(xml)
         ended_s = time.monotonic()
-        held_since_s = uptime_s() - (ended_s - clock.stopped_at_s()) if stays_paused else 0.0
+        held_since_s = uptime_s() - (ended_s - clock.paused_since_s()) if stays_paused else 0.0
         writer.note(
             # A pause that came just after the dump, and could not be ended: release resumes it.
-            paused=stays_paused or (writer.entry.paused and bool(guest.pause())),
+            paused=stays_paused or (writer.entry.paused and bool(guest.pause_reason())),
             newest_txg_before=attempt.newest_txg_now(),
             disks_frozen_at_s=time.time(),
             held_since_s=held_since_s,
             dump_s=ended_s - begun_s,
             last_ram_s=clock.last_ram_s,
-            pause_s=0.0 if stays_paused else clock.seconds(),
+            pause_s=0.0 if stays_paused else clock.total_s(),
         )
 
 

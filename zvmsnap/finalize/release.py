@@ -136,7 +136,7 @@ def _mend_persistent(guest: Guest, work: EntryWriter) -> None:
 
 
 def _resume(guest: Guest, entry: Entry, *, was_on_overlay: bool, log: Logger) -> None:
-    pause = guest.pause()
+    pause = guest.pause_reason()
     if pause and _is_ours_to_resume(pause, entry, was_on_overlay=was_on_overlay):
         log.warning("stands still because of %s: resuming it", pause.value)
         guest.resume()

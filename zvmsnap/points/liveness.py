@@ -37,7 +37,7 @@ class Liveness:
         `only_names`: nobody looks for renamed datasets by guid as well, so a snapshot of a dataset
         that does not exist is not known to be gone.
         """
-        homeless = listing.homeless if only_names else frozenset()
+        homeless = listing.without_dataset if only_names else frozenset()
         return cls(listing.present, listing.pools, homeless)
 
     def of(self, ref: SnapshotRef) -> Life:

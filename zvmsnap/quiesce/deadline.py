@@ -133,7 +133,7 @@ class DeadlineEnforcer:
 
     def paused_since_s(self, guest: Guest, entry: Entry) -> float:
         """Since when the guest has been seen paused without a break; 0.0 if it runs."""
-        if not entry.paused or not guest.pause():
+        if not entry.paused or not guest.pause_reason():
             self._first_seen_s.pop(entry.capture, None)
             return 0.0
         return self._first_seen_s.setdefault(entry.capture, uptime_s())

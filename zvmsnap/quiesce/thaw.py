@@ -97,7 +97,7 @@ def held_fields(guest: Guest) -> dict[str, Any] | None:
             return {}
         if is_busy(guest):
             return None
-        if guest.pause() is Pause.JOB:
+        if guest.pause_reason() is Pause.JOB:
             return {"level": ConsistencyLevel.PAUSED, "paused": True}
         if domain_xml.parse(guest.xml()).agent == "connected" and agent.is_frozen(guest):
             return {"level": ConsistencyLevel.QUIESCED, "frozen": True}
@@ -117,7 +117,7 @@ def is_busy(guest: Guest) -> bool:
 
 
 def _is_paused_by_zvmsnap(guest: Guest) -> bool:
-    return guest.pause() in _PAUSED_BY_ZVMSNAP
+    return guest.pause_reason() in _PAUSED_BY_ZVMSNAP
 
 
 def _resume(guest: Guest, writer: EntryWriter) -> None:

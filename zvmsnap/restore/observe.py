@@ -117,7 +117,7 @@ def _observe_replaced(host: Host, guest: Guest, table: list[Mount]) -> ObservedR
         is_active=guest.is_active(),
         disks=location.locate_disks(host, guest, table),
         is_persistent=guest.is_persistent(),
-        is_paused=guest.pause() is not None,
+        is_paused=guest.pause_reason() is not None,
         has_saved_ram=guest.managed_save_xml() is not None,
     )
 

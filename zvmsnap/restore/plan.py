@@ -228,8 +228,8 @@ def _swap_trees(observed: Observed) -> tuple[SwapTree, ...]:
     stamp = f"{observed.now.astimezone():%Y%m%dT%H%M%S}"
     trees = dataset_swap.plan(observed.snapshots, observed.datasets, secrets.token_hex(4), stamp)
     for tree in trees:
-        if tree.set_aside in observed.datasets:
-            raise RestoreImpossible(f"{tree.set_aside}: exists already; try again in a second")
+        if tree.replaced_top in observed.datasets:
+            raise RestoreImpossible(f"{tree.replaced_top}: exists already; try again in a second")
     return trees
 
 

@@ -29,7 +29,7 @@ def describe(operation: RestoreOperation, destroyed: Iterable[str]) -> Iterator[
     for tree in operation.swap_trees:
         for dataset in tree.datasets:
             yield f"  {tree.top}{dataset.path} holds {dataset.origin} again"
-        yield f"  the replaced disks, and newer snapshots, are on {tree.set_aside} afterwards"
+        yield f"  the replaced disks, and newer snapshots, are on {tree.replaced_top} afterwards"
     for snapshot in operation.rollback:
         yield f"  {snapshot.partition('@')[0]} is rolled back to {snapshot}"
     for name in destroyed:

@@ -21,7 +21,7 @@ def relocate_points(config: Config, trees: Iterable[SwapTree]) -> None:
     names = [
         top + dataset.path
         for tree in trees
-        for top in (tree.top, tree.set_aside)
+        for top in (tree.top, tree.replaced_top)
         for dataset in tree.datasets
     ]
     if not names:

@@ -114,7 +114,7 @@ class ReplacedGuest:
         self.kept.memory.unlink(missing_ok=True)
         sync_dir(self.kept.point)
         guest = self._host.guest(operation.uuid)
-        if guest.pause() and not operation.was_paused:
+        if guest.pause_reason() and not operation.was_paused:
             guest.resume()
 
     def _start(self) -> None:
@@ -165,7 +165,7 @@ class ReplacedGuest:
     def publish(self) -> None:
         """Publish the safety point: its snapshots, and what is kept in staging."""
         relocated = {
-            tree.top + dataset.path: tree.set_aside + dataset.path
+            tree.top + dataset.path: tree.replaced_top + dataset.path
             for tree in self._operation.swap_trees
             for dataset in tree.datasets
         }

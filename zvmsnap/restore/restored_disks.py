@@ -26,9 +26,9 @@ class RestoredDisks:
 
     def clone(self) -> None:
         """Clone the snapshots of the point, beside the datasets."""
-        trees = dataset_swap.materialize(self._operation.swap_trees)
+        trees = dataset_swap.make_clones(self._operation.swap_trees)
         written_bytes = {
-            tree.top + dataset.path: zfs.written_bytes(tree.fresh + dataset.path)
+            tree.top + dataset.path: zfs.written_bytes(tree.clone_top + dataset.path)
             for tree in trees
             for dataset in tree.datasets
         }
@@ -36,7 +36,7 @@ class RestoredDisks:
 
     def discard_clones(self) -> None:
         """Destroy the clones again."""
-        dataset_swap.discard(self._operation.swap_trees)
+        dataset_swap.destroy_clones(self._operation.swap_trees)
 
     def swap(self) -> None:
         """Let the datasets' names lead to the clones. Raises RestoreFailed and ZfsFailed."""

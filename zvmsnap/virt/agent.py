@@ -1,4 +1,4 @@
-"""What the agent in a guest is asked for: is it there, what is the time, run this.
+"""The agent in a guest: does it answer, set the clock, freeze and thaw, run a command.
 
 Its calls block for ever unless a time limit is set first (libvirt, virDomainQemuAgentCommand).
 """
@@ -12,17 +12,18 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from zvmsnap.common import waiting
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 
-# Long, as one in a guest that was just resumed, or works hard, is slow; it costs nothing otherwise.
+# Long, as the agent of a guest that was just resumed, or is busy, is slow.
 _ANSWER_TIMEOUT_S = 30
 _PING_TIMEOUT_S = 5
 _CLOCK_WITHIN_S = 60
 _CONNECTED_WITHIN_S = 5
-_LOOK_EVERY_S = 0.2
+_POLL_S = 0.2
 
 
 def has_agent(xml: str) -> bool:
@@ -40,28 +41,32 @@ def answers(guest: Guest) -> bool:
 
 
 def try_clock(guest: Guest, log: Logger) -> None:
-    """Set the clock of a guest whose RAM was loaded, if it has an agent; else say that it is late.
+    """Set the clock of a guest whose RAM was loaded, if it has an agent; warn if that fails.
 
-    Right after it was resumed an agent may need its time to answer.
+    An agent may need some time to answer after the guest was resumed.
     """
-    begun_s = time.monotonic()
-    while True:
-        try:
-            if has_agent(guest.xml()):
-                guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
-                guest.set_time(time.time())
+    begun_s = waiting.now_s()
+    while error := _set_clock(guest):
+        within_s = _CLOCK_WITHIN_S if _is_connected(guest) else _CONNECTED_WITHIN_S
+        if waiting.now_s() - begun_s > within_s:
+            log.warning("its clock could not be set, and is late: %s", error)
             return
-        except LibvirtFailed as error:
-            if time.monotonic() - begun_s > (
-                _CLOCK_WITHIN_S if _is_there(guest) else _CONNECTED_WITHIN_S
-            ):
-                log.warning("its clock is still of then: %s", error)
-                return
-        time.sleep(_LOOK_EVERY_S)
+        waiting.sleep(_POLL_S)
 
 
-def _is_there(guest: Guest) -> bool:
-    """Does the agent hold its end of the line, though it may not answer?"""
+def _set_clock(guest: Guest) -> LibvirtFailed | None:
+    """Set its clock, if it has an agent; returns what failed."""
+    try:
+        if has_agent(guest.xml()):
+            guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
+            guest.set_time(time.time())
+    except LibvirtFailed as error:
+        return error
+    return None
+
+
+def _is_connected(guest: Guest) -> bool:
+    """Is the agent connected to its channel, though it may not answer?"""
     try:
         return domain_xml.parse(guest.xml()).agent == "connected"
     except LibvirtFailed:
@@ -91,7 +96,7 @@ def why_no_freeze(guest: Guest) -> str | None:
 
 
 def freeze(guest: Guest, timeout_s: int) -> int:
-    """Freeze the guest's file systems; how many were. Raises LibvirtFailed.
+    """Freeze the guest's file systems; returns how many. Raises LibvirtFailed.
 
     Whatever it raises, they may be frozen: thaw.
     """
@@ -100,7 +105,7 @@ def freeze(guest: Guest, timeout_s: int) -> int:
 
 
 def thaw(guest: Guest) -> int:
-    """Thaw the guest's file systems; how many were frozen still. Raises LibvirtFailed."""
+    """Thaw the guest's file systems; returns how many were still frozen. Raises LibvirtFailed."""
     guest.agent_set_timeout(_ANSWER_TIMEOUT_S)
     return guest.fs_thaw()
 
@@ -112,13 +117,13 @@ def is_frozen(guest: Guest) -> bool:
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a command in a guest."""
+    """How a command in a guest ended."""
 
     exit_code: int
     output: str
 
 
-class _Began(msgspec.Struct):
+class _Started(msgspec.Struct):
     pid: int
 
 
@@ -133,21 +138,22 @@ Answer = TypeVar("Answer")
 
 def run(guest: Guest, command: str, timeout_s: float) -> Ran:
     """Run a shell command in the guest. Raises LibvirtFailed, also if it takes too long."""
-    began = _ask(
+    started = _ask(
         guest,
         "guest-exec",
         {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True},
-        _Began,
+        _Started,
         timeout_s,
     )
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        status = _ask(guest, "guest-exec-status", {"pid": began.pid}, _Status, timeout_s)
-        if status.exited:
-            return Ran(status.exitcode, status.output.decode(errors="replace"))
-        if time.monotonic() > deadline_s:
-            raise LibvirtFailed(f"{guest.name}: {command!r} takes longer than {timeout_s:g} s")
-        time.sleep(_LOOK_EVERY_S)
+
+    def ended() -> _Status | None:
+        status = _ask(guest, "guest-exec-status", {"pid": started.pid}, _Status, timeout_s)
+        return status if status.exited else None
+
+    status = waiting.wait_until(ended, timeout_s, _POLL_S)
+    if status is None:
+        raise LibvirtFailed(f"{guest.name}: {command!r} takes longer than {timeout_s:g} s")
+    return Ran(status.exitcode, status.output.decode(errors="replace"))
 
 
 def _ask(
@@ -157,20 +163,22 @@ def _ask(
     kind: type[Answer],
     within_s: float = 0,
 ) -> Answer:
-    """One that is silent, and so has not got the question, is asked again `within_s`."""
-    question = json.dumps({"execute": command, "arguments": arguments})
-    deadline_s = time.monotonic() + within_s
-    while True:
-        try:
-            answer = guest.agent_command(question, _ANSWER_TIMEOUT_S)
-            break
-        except AgentSilent:
-            if time.monotonic() > deadline_s:
-                raise
-        time.sleep(_LOOK_EVERY_S)
-    # Whoever is root in the guest says what he likes.
+    """Ask the agent; for `within_s` ask again if it is silent, and so has not got the question."""
+    answer = _send(guest, json.dumps({"execute": command, "arguments": arguments}), within_s)
+    # Whoever is root in the guest may answer anything.
     try:
-        said = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
-        return msgspec.json.decode(said["return"], type=kind)
+        decoded = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(decoded["return"], type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError) as error:
         raise LibvirtFailed(f"{guest.name}: {command}: no sense in the answer: {error}") from error
+
+
+def _send(guest: Guest, question: str, within_s: float) -> str:
+    deadline_s = waiting.now_s() + within_s
+    while True:
+        try:
+            return guest.agent_command(question, _ANSWER_TIMEOUT_S)
+        except AgentSilent:
+            if waiting.now_s() > deadline_s:
+                raise
+        waiting.sleep(_POLL_S)

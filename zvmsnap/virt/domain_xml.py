@@ -61,7 +61,7 @@ class Domain:
 
 
 def parse(xml: str) -> Domain:
-    """Read a domain's XML as libvirt prints it."""
+    """Read a domain's XML as libvirt prints it. Raises ParseError."""
     root = ET.fromstring(xml)
     kind = root.find("os/type")
     cpu = root.find("cpu")
@@ -89,7 +89,7 @@ def _agent(root: ET.Element) -> str:
 
 
 def _unmigratable(root: ET.Element) -> str:
-    """What libvirt refuses before it begins (qemuMigrationSrcIsAllowed), where the XML tells."""
+    """The device for which libvirt refuses to save RAM (qemuMigrationSrcIsAllowed)."""
     for shared in root.findall("devices/shmem"):
         if shared.get("role") != "master":
             return f"shared memory {shared.get('name', '')} (shmem) without role='master'"
@@ -189,10 +189,9 @@ def snapshot_xml(
 ) -> str:
     """The XML of a snapshot: an overlay for each target in `overlays`, none for `others`.
 
-    A target with the overlay "" is left to the caller: the guest then stays paused (libvirt 8.2).
-    Without `memory_file` no RAM is dumped. Every disk of the domain must be named: libvirt makes
-    an overlay of its own naming, beside the base and so inside the dataset, for each one that is
-    not.
+    A target with the overlay "" is the caller's to snapshot: the guest stays paused for that
+    (libvirt 8.2). Without `memory_file` no RAM is dumped. Every disk of the domain must be named:
+    for a disk that is not, libvirt makes an overlay beside the base, and so inside the dataset.
     """
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = name

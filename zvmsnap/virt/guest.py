@@ -26,9 +26,9 @@ _STATES = {
 
 
 class Pause(Enum):
-    """Why a guest stands still."""
+    """Why a guest is paused."""
 
-    USER = "somebody's wish"
+    USER = "a request"
     IO_ERROR = "an I/O error, as of a full overlay"
     JOB = "a job that ended or died"
     OTHER = "a cause of its own"
@@ -75,8 +75,8 @@ class Guest:
         with self._doing("asking for its state"):
             return _STATES.get(self._domain.state()[0], "in an unknown state")
 
-    def pause(self) -> Pause | None:
-        """Why it stands still, None if it does not."""
+    def pause_reason(self) -> Pause | None:
+        """Why it is paused, None if it is not."""
         with self._doing("asking for its state"):
             state, reason = self._domain.state()[:2]
         if state != libvirt.VIR_DOMAIN_PAUSED:
@@ -114,10 +114,10 @@ class Guest:
                 self._domain.saveFlags(image, None, 0)
 
     def pull_plugs(self) -> None:
-        """Set the links down, of those of its network cards whose definition says so.
+        """Set down the links of those network cards whose definition says so.
 
-        Needed once RAM was loaded: QEMU takes the state of a link from that, while libvirt thinks
-        that it is as in the definition. So it is told that the link is up, and then down.
+        Needed once RAM was loaded: QEMU takes the state of a link from RAM, while libvirt takes it
+        from the definition. So libvirt is told that the link is up, and after that down.
         """
         for card in ET.fromstring(self.xml()).findall("devices/interface"):
             link = card.find("link")
@@ -148,13 +148,13 @@ class Guest:
         with self._doing("taking a screenshot"):
             stream = self._domain.connect().newStream(0)
             self._domain.screenshot(stream, 0, 0)
-            parts: list[bytes] = []
-            stream.recvAll(lambda _stream, data, _opaque: parts.append(data), None)
+            chunks: list[bytes] = []
+            stream.recvAll(lambda _stream, data, _opaque: chunks.append(data), None)
             stream.finish()
-            return b"".join(parts)
+            return b"".join(chunks)
 
     def agent_set_timeout(self, timeout_s: int) -> None:
-        """How long answers of its agent are waited for; without it, for ever."""
+        """Set how long answers of its agent are waited for; libvirt's default is for ever."""
         with self._doing("setting its agent's time limit"):
             self._domain.agentSetResponseTimeout(timeout_s, 0)
 
@@ -172,15 +172,15 @@ class Guest:
             self._domain.setTime({"seconds": int(seconds), "nseconds": int(fraction_s * 1e9)})
 
     def fs_freeze(self) -> int:
-        """Freeze its file systems, through its agent; how many were.
+        """Freeze its file systems, through its agent; returns how many.
 
-        They stay so until `fs_thaw`, whoever dies: libvirt has no lease for it.
+        They stay frozen until `fs_thaw`, whoever dies: libvirt has no lease for it.
         """
         with self._doing("freezing its file systems"):
             return int(self._domain.fsFreeze(None, 0))
 
     def fs_thaw(self) -> int:
-        """Thaw its file systems; how many were frozen. Harmless if none was."""
+        """Thaw its file systems; returns how many were frozen. Harmless if none was."""
         with self._doing("thawing its file systems"):
             return int(self._domain.fsThaw(None, 0))
 
@@ -204,10 +204,10 @@ class Guest:
     def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
         """Take an atomic snapshot of which libvirt keeps no metadata: live RAM and disks, or disks.
 
-        Blocks until RAM is written and the disks have switched; may be ended by `abort_job`
-        from another thread (DumpAborted). libvirt resumes the guest and removes what it made
-        when it fails. Where a disk is `manual` the guest is paused when it returns. Without
-        metadata nobody can later load this RAM over newer disks.
+        Blocks until RAM is written and the disks are on their overlays; `abort_job` from another
+        thread ends it (DumpAborted). If it fails, libvirt resumes the guest and removes the files
+        that it made. If a disk is `manual`, the guest is paused when it returns. Without metadata
+        nobody can later load this RAM over newer disks.
         """
         flags = (
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
@@ -236,7 +236,7 @@ class Guest:
             self._domain.resume()
 
     def migrate_max_downtime_ms(self) -> int:
-        """The pause that QEMU allows itself for the last part of RAM."""
+        """The pause that QEMU allows itself for the last of RAM."""
         with self._doing("reading its allowed pause"):
             return int(self._domain.migrateGetMaxDowntime(0))
 
@@ -246,7 +246,7 @@ class Guest:
             self._domain.migrateSetMaxDowntime(pause_ms, 0)
 
     def block_commit(self, target: str, base: str) -> None:
-        """Start merging what lies above `base` into it.
+        """Start to merge the overlays above `base` into it.
 
         Without a base libvirt would commit down to the bottom, into a golden image.
         """
@@ -271,10 +271,10 @@ class Guest:
 
     @contextmanager
     def pauses(self) -> Iterator[PauseClock]:
-        """Measures how long the guest stands still."""
+        """Measures how long the guest is paused."""
         clock = PauseClock()
         changes = {
-            libvirt.VIR_DOMAIN_EVENT_SUSPENDED: clock.stopped,
+            libvirt.VIR_DOMAIN_EVENT_SUSPENDED: clock.paused,
             libvirt.VIR_DOMAIN_EVENT_RESUMED: clock.resumed,
         }
 
@@ -282,7 +282,7 @@ class Guest:
             changes.get(event, lambda: None)()
 
         def on_job(_connection: Any, _domain: Any, stats: dict[str, Any], *_: object) -> None:
-            clock.told_by_job(float(stats.get("downtime", 0)) / 1000)
+            clock.job_ended(float(stats.get("downtime", 0)) / 1000)
 
         with (
             self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
@@ -309,7 +309,7 @@ class Guest:
         try:
             yield
         finally:
-            with self._doing("leaving events"):
+            with self._doing("unregistering from events"):
                 connection.domainEventDeregisterAny(handle)
 
     @contextmanager

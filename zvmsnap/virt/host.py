@@ -1,4 +1,4 @@
-"""The libvirt seam: connection, events and the verbs we use, with errors as our own exceptions.
+"""The connection to libvirt: events and the verbs we use, with errors as our own exceptions.
 
 A thin wrapper: methods carry libvirt's own names where they have one, flags are keyword arguments.
 Objects may be used from several threads; each call blocks only its own thread.
@@ -63,8 +63,8 @@ class Host:
     def restore(self, image: str, xml: str | None = None, *, paused: bool = False) -> None:
         """Start the domain of a memory image from it; `xml` is for other paths of its disks.
 
-        Unless `paused` it runs if it ran when it was saved. Raises LibvirtFailed; the domain is
-        off then, and its definition is what it was.
+        Unless `paused` it runs if it ran when it was saved. If it raises LibvirtFailed, the domain
+        is off and its definition is unchanged.
         """
         flags = libvirt.VIR_DOMAIN_SAVE_PAUSED if paused else 0
         with translated(f"loading {image}"):
@@ -87,7 +87,7 @@ class Host:
         return bool(answer > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE)
 
     def has_network(self, name: str) -> bool:
-        """Is that network of libvirt's there, and up?"""
+        """Does libvirt know that network, and is it up?"""
         try:
             return bool(self._connection.networkLookupByName(name).isActive())
         except libvirt.libvirtError:
@@ -104,13 +104,13 @@ class Host:
             self._connection.networkLookupByName(name).destroy()
 
     def volume_path(self, pool: str, volume: str) -> str:
-        """Where the volume of a storage pool lies. Raises LibvirtFailed."""
+        """The path of a volume of a storage pool. Raises LibvirtFailed."""
         with translated(f"looking up volume {volume} of pool {pool}"):
-            found = self._connection.storagePoolLookupByName(pool)
-            return str(found.storageVolLookupByName(volume).path())
+            storage_pool = self._connection.storagePoolLookupByName(pool)
+            return str(storage_pool.storageVolLookupByName(volume).path())
 
     def versions(self) -> dict[str, str]:
-        """Versions of libvirt and QEMU, and the host's CPU: a RAM image fits only its like."""
+        """Versions of libvirt and QEMU, and the host's CPU: for a RAM image they must fit."""
         with translated("asking for versions"):
             libvirt_version = self._connection.getLibVersion()
             qemu_version = self._connection.getVersion()

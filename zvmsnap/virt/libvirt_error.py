@@ -16,7 +16,7 @@ from zvmsnap.common.errors import (
     LibvirtFailed,
 )
 
-_CAUSES: dict[int, type[LibvirtFailed]] = {
+_CLASSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
     libvirt.VIR_ERR_BLOCK_COPY_ACTIVE: BlockJobNotReady,
     libvirt.VIR_ERR_OPERATION_TIMEOUT: DomainLocked,
@@ -33,4 +33,4 @@ def translated(doing: str) -> Iterator[None]:
     except libvirt.libvirtError as error:
         code = error.get_error_code() or 0
         message = (error.get_error_message() or str(error)).strip()
-        raise _CAUSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error
+        raise _CLASSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error

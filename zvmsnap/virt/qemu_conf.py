@@ -26,10 +26,10 @@ def why_unloadable(path: Path = PATH) -> str | None:
     lines the first counts (virConfGetValue in libvirt's src/util/virconf.c).
     """
     try:
-        found = _KEY.search(path.read_text(errors="replace"))
+        setting = _KEY.search(path.read_text(errors="replace"))
     except OSError:
         return None
-    value = next((text for text in found.groups() if text is not None), "") if found else ""
+    value = next((text for text in setting.groups() if text is not None), "") if setting else ""
     if value not in _WHY:
         return None
     return (

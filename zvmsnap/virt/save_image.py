@@ -1,9 +1,9 @@
-"""The head of libvirt's memory image: tell whether libvirt will load it, and give it another XML.
+"""The head of libvirt's RAM image: will libvirt load it? And: give it another XML.
 
 Layout (libvirt src/qemu/qemu_saveimage.h): 16 bytes magic, then five 32-bit words in host byte
 order: version, length of the data, was running, format, cookie offset; 14 unused words; the data;
 then the payload, which begins with `QEVM` if it is not compressed. The data: the XML, a NUL; the
-cookie at its offset (0: there is none), a NUL; zeros as room for a longer XML.
+cookie at its offset (0: no cookie), a NUL; zeros as space for a longer XML.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_DATA_BYTES = 64 << 20
 
 
 class Stream(Protocol):
-    """What an image is read from: a file, or what unpacks one."""
+    """What an image is read from: a file, or a decompressor."""
 
     def read(self, size: int, /) -> bytes:
         """Exactly `size` bytes, less only at the end."""
@@ -44,7 +44,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Head:
-    """All that precedes the payload, as it stands in the image, and the payload's first bytes."""
+    """All bytes before the payload, as they are in the image, and the payload's first bytes."""
 
     name: str
     header: Header
@@ -63,7 +63,7 @@ class Head:
         raise ImageUnloadable(f"{self.name} holds no definition that can be read: it is damaged")
 
     def with_xml(self, xml: str) -> bytes:
-        """The head with another definition: as long as it was if that fits in, else longer."""
+        """The head with another definition: of the same length if that fits in, else longer."""
         text = xml.encode() + b"\0"
         data = (text + self._cookie).ljust(self.header.xml_bytes, b"\0")
         magic, version, _, was_running, kind, _, *unused = _HEADER.unpack_from(self.stored)
@@ -80,7 +80,7 @@ class Head:
 
     @property
     def _cookie(self) -> bytes:
-        """The cookie and its NUL; nothing if there is none."""
+        """The cookie and its NUL; empty without a cookie."""
         if not self._cookie_offset:
             return b""
         return self._data[self._cookie_offset :].partition(b"\0")[0] + b"\0"
@@ -104,7 +104,7 @@ def read_head(stream: Stream, name: str) -> Head:
     `name` is what messages call the image. Raises ImageUnloadable with the reason.
     """
     fixed = stream.read(_HEADER.size)
-    header = _judged(fixed, name)
+    header = _parse_header(fixed, name)
     stored = fixed + stream.read(header.xml_bytes)
     opening = stream.read(len(_QEMU_MAGIC))
     if not opening or (header.format == "raw" and opening != _QEMU_MAGIC):
@@ -112,14 +112,14 @@ def read_head(stream: Stream, name: str) -> Head:
     return Head(name, header, stored, opening)
 
 
-def _judged(fixed: bytes, name: str) -> Header:
+def _parse_header(fixed: bytes, name: str) -> Header:
     if len(fixed) < _HEADER.size:
-        raise ImageUnloadable(f"{name} is only {len(fixed)} bytes long: no memory image")
+        raise ImageUnloadable(f"{name} is only {len(fixed)} bytes long: no RAM image")
     magic, _version, data_bytes, was_running, kind, *_ = _HEADER.unpack(fixed)
     if magic == _PARTIAL:
         raise ImageUnloadable(f"{name} is incomplete: the dump was interrupted")
     if magic != _COMPLETE:
-        raise ImageUnloadable(f"{name} is no memory image of libvirt")
+        raise ImageUnloadable(f"{name} is no RAM image of libvirt")
     if kind == _SPARSE:
         # libvirt 11.3 writes a plain stream under this header, and cannot load it again.
         raise ImageUnloadable(
@@ -129,7 +129,7 @@ def _judged(fixed: bytes, name: str) -> Header:
     if kind >= len(_FORMATS):
         raise ImageUnloadable(f"{name} has the unknown format {kind}")
     if data_bytes > _MAX_DATA_BYTES or _cookie_offset(fixed) > data_bytes:
-        raise ImageUnloadable(f"{name} has a header that lies of what follows: it is damaged")
+        raise ImageUnloadable(f"{name} has a header that contradicts its length: it is damaged")
     return Header(format=_FORMATS[kind], was_running=bool(was_running), xml_bytes=data_bytes)
 
 

@@ -1,8 +1,8 @@
-"""What libvirt has noted on an image that was in use when it was snapshotted.
+"""The notes of libvirt on an image that was in use when it was snapshotted.
 
 libvirt keeps the owner of an image that it lends to QEMU in extended attributes, with a count of
-users. A snapshot, and so a clone or a rollback, holds them as they were: a guest of another user
-or label is then refused as "already in use", and the owner is never given back.
+users. A snapshot, and so a clone or a rollback, has the same notes: a guest of another user or
+label is refused as "already in use", and the file is never given back to its owner.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def give_back(path: str) -> None:
         return
     with suppress(KeyError, OverflowError):
         owner = {name: os.getxattr(path, name) for name in noted}[f"{_PREFIX}dac"]
-        if found := _OWNER.fullmatch(owner):
-            os.chown(path, int(found[1]), int(found[2]))
+        if ids := _OWNER.fullmatch(owner):
+            os.chown(path, int(ids[1]), int(ids[2]))
     for name in noted:
         os.removexattr(path, name)

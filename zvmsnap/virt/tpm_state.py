@@ -1,7 +1,7 @@
 """The state of an emulated TPM (swtpm): captured as a small tar, and put back. Files only.
 
-With a RAM image it travels inside that, as in a migration; the tar is for starts without RAM,
-from disks whose keys it may hold.
+A RAM image contains the state, as in a migration. The tar is for starts without RAM, from disks
+whose keys the TPM may hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zvmsnap.common.errors import TpmUncapturable, VaultDamaged
 SWTPM = Path("/var/lib/libvirt/swtpm")
 _MAX_BYTES = 16 << 20
 
-# Not .lock, which is of swtpm's process; nor what swtpm has not renamed to its real name yet.
+# Not .lock, which is of swtpm's process; nor files that swtpm has not yet renamed (TMP...).
 _NAME = re.compile(r"(?!TMP)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # The name in the archive of a state that is a single file, whatever that is called.
@@ -36,7 +36,7 @@ _MODE = 0o666
 
 @dataclass(frozen=True)
 class State:
-    """Where the state lies: in a directory, or in a single file."""
+    """Where the state is: in a directory, or in a single file."""
 
     path: Path
     is_file: bool = False
@@ -79,7 +79,8 @@ def state_of(xml: str, uuid: str) -> State | None:
 
 
 def archive(xml: str, uuid: str) -> bytes | None:
-    """The state as a tar, the same bytes for the same state; None if there is none (yet).
+    """The state as a tar, the same bytes for the same state; None without a TPM, or before
+    it has one.
 
     Raises TpmUncapturable.
     """
@@ -96,20 +97,20 @@ def archive(xml: str, uuid: str) -> bytes | None:
 
 
 def why_stale(xml: str, uuid: str, stored: Path) -> str | None:
-    """Why the archive in `stored`, if any, does not hold the state of now; None if it does."""
+    """Why the archive in `stored`, if any, is not the current state; None if it is."""
     try:
-        now = archive(xml, uuid)
+        current = archive(xml, uuid)
     except TpmUncapturable as error:
         return str(error)
-    before = stored.read_bytes() if stored.exists() else None
-    return None if now == before else "the TPM's state changed while RAM was written"
+    captured = stored.read_bytes() if stored.exists() else None
+    return None if current == captured else "the TPM's state changed while RAM was written"
 
 
 def put_back(stored: Path, xml: str, uuid: str) -> None:
     """Replace the state of the TPM in this definition by an archive; the guest must be off.
 
-    Nothing is replaced before all is written. Raises VaultDamaged for an archive that is not
-    ours, TpmUncapturable where the definition has no TPM that could take it, and OSError.
+    Nothing is replaced before all is written. Raises VaultDamaged if the archive was not made by
+    `archive`, TpmUncapturable if the definition has no TPM that could take it, and OSError.
     """
     state = state_of(xml, uuid)
     if state is None:
@@ -132,14 +133,14 @@ def put_back(stored: Path, xml: str, uuid: str) -> None:
 
 def _read(state: State) -> dict[str, _File]:
     files = {}
-    room_bytes = _MAX_BYTES
+    left_bytes = _MAX_BYTES
     with _opened(state.path.parent if state.is_file else state.path) as directory:
         for name in [state.path.name] if state.is_file else sorted(_names(directory)):
             with suppress(FileNotFoundError):
-                found = _read_file(directory, name, room_bytes + 1)
-                room_bytes -= len(found.data)
-                files[_SINGLE if state.is_file else name] = found
-            if room_bytes < 0:
+                file = _read_file(directory, name, left_bytes + 1)
+                left_bytes -= len(file.data)
+                files[_SINGLE if state.is_file else name] = file
+            if left_bytes < 0:
                 raise OSError(errno.EFBIG, f"is larger than {_MAX_BYTES >> 20} MiB")
     return files
 
@@ -177,11 +178,11 @@ def _unpacked(stored: Path) -> dict[str, _File]:
     try:
         with stored.open("rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
             files = {}
-            room_bytes = _MAX_BYTES
+            left_bytes = _MAX_BYTES
             while member := tar.next():
-                room_bytes -= member.size
-                if not _is_ours(member) or member.name in files or room_bytes < 0:
-                    raise VaultDamaged(f"{stored}: {member.name!r} is nothing that we archive")
+                left_bytes -= member.size
+                if not _is_ours(member) or member.name in files or left_bytes < 0:
+                    raise VaultDamaged(f"{stored}: {member.name!r} was not put there by zvmsnap")
                 content = tar.extractfile(member)
                 data = content.read() if content else b""
                 files[member.name] = _File(data, member.mode & _MODE, member.uid, member.gid)
@@ -204,7 +205,7 @@ def _is_ours(member: tarfile.TarInfo) -> bool:
 
 
 def _make(directory: Path, like: _File) -> None:
-    """Make a state directory of the owner of its files; libvirt sees to it again at each start."""
+    """Make a state directory, of the owner of its files; libvirt sets the owner at each start."""
     if directory.is_dir():
         return
     directory.parent.mkdir(mode=_PASSABLE_DIR, parents=True, exist_ok=True)
@@ -222,22 +223,22 @@ def _opened(directory: Path) -> Iterator[int]:
 
 
 def _replace(directory: int, files: Mapping[str, _File]) -> None:
-    # In a directory that is not root's: nothing there is followed.
+    # The directory is not root's: no symlink in it is followed.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    beside = {name: f".{name}.{secrets.token_hex(4)}.tmp" for name in files}
+    temporary_names = {name: f".{name}.{secrets.token_hex(4)}.tmp" for name in files}
     try:
         for name, file in files.items():
-            descriptor = os.open(beside[name], flags, 0o600, dir_fd=directory)
+            descriptor = os.open(temporary_names[name], flags, 0o600, dir_fd=directory)
             with os.fdopen(descriptor, "wb") as target:
                 target.write(file.data)
                 target.flush()
                 os.fchown(descriptor, file.uid, file.gid)
                 os.fchmod(descriptor, file.mode)
                 os.fsync(descriptor)
-        for name, temporary in beside.items():
+        for name, temporary in temporary_names.items():
             os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        for temporary in beside.values():
+        for temporary in temporary_names.values():
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=directory)
         raise

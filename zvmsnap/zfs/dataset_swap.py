@@ -1,14 +1,15 @@
-"""A dataset's name comes to hold what a snapshot holds; what it held lives on under another name.
+"""Swap datasets: a name comes to hold a clone, and the dataset that held it gets another name.
 
-For each unit, a dataset with those below it that hold disks of the same guest:
+For each swap tree, a dataset with those below it that hold disks of the same guest:
 
-    prepare   clones of the snapshots, as <top>.zvmsnap-<id>, with the properties of the originals
-    switch    <top> becomes <top>.before-<time>, the clones become <top>; other datasets below it
-              keep their names; what was mounted is mounted again
-    promote   the clones take over the snapshots up to theirs, so that history stays with the name
+    make_clones   clones of the snapshots, as <top>.zvmsnap-<id>, with the properties of the
+                  replaced datasets
+    swap          <top> becomes <top>.before-<time>, the clones become <top>; other datasets below
+                  it keep their names; filesystems that were mounted are mounted again
+    promote       the clones own the snapshots up to theirs, so that history stays with the name
 
-Each may be repeated after any interruption, and taken back: where everything is now is told by the
-datasets' guids, which outlive renames. Newer snapshots stay with what they are snapshots of.
+Each may be repeated after any interruption, and undone: the guids of datasets, which outlive
+renames, tell where everything is now. Newer snapshots stay with the replaced datasets.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ DEVICE_TIMEOUT_S = 30
 
 
 class SwapDataset(msgspec.Struct, frozen=True):
-    """A dataset of a unit: `path` below the top ("" for the top itself), and what it is to hold.
+    """A dataset of a swap tree: `path` below the top ("" for the top itself), and its new content.
 
-    `below` are the datasets that the one of `origin` is a clone of, from clone to clone down to the
-    old one: former machines. None if it does not come from the old one: below is a golden image.
+    `origin` is the snapshot that becomes the content. `ancestor_guids` are of the datasets from
+    which its dataset was cloned, one from the other, down to the one that is replaced: earlier
+    restores. None if it does not come from that one, but from a golden image for instance.
     """
 
     path: str
@@ -40,27 +42,31 @@ class SwapDataset(msgspec.Struct, frozen=True):
     origin: FullName
     origin_guid: int
     new_guid: int = 0
-    below: tuple[int, ...] = ()
+    ancestor_guids: tuple[int, ...] = ()
 
     @property
-    def line(self) -> tuple[int, ...]:
-        """What the new dataset is promoted over, one after the other."""
-        return (self.origin_guid, *self.below)
+    def promoted_over(self) -> tuple[int, ...]:
+        """Guids of the datasets over which the clone is promoted, in this order."""
+        return (self.origin_guid, *self.ancestor_guids)
 
 
 class Bystander(msgspec.Struct, frozen=True):
-    """A dataset below a member that is none itself: it keeps its name."""
+    """A dataset below swapped ones that is not swapped itself: it keeps its name."""
 
     path: str
     guid: int
 
 
 class SwapTree(msgspec.Struct, frozen=True):
-    """What is switched by one rename. `mounted` are paths of all filesystems that were mounted."""
+    """Datasets that are swapped by one rename of their top.
+
+    The clones are made as `clone_top`; the replaced datasets end as `replaced_top`. `mounted` are
+    paths below the top of all filesystems that were mounted.
+    """
 
     top: FullName
-    fresh: FullName
-    set_aside: FullName
+    clone_top: FullName
+    replaced_top: FullName
     datasets: tuple[SwapDataset, ...]
     bystanders: tuple[Bystander, ...]
     mounted: tuple[str, ...]
@@ -74,167 +80,179 @@ def name_before(dataset: str, stamp: str) -> str:
 def plan(
     wanted: Mapping[str, Snapshot], datasets: Mapping[str, Dataset], number: str, stamp: str
 ) -> tuple[SwapTree, ...]:
-    """Units that let each dataset of `wanted` hold its snapshot. Pure.
+    """Swap trees that let each dataset of `wanted` hold its snapshot. Pure.
 
-    Raises RestoreImpossible for what cannot be switched so.
+    Raises RestoreImpossible for datasets that cannot be swapped.
     """
-    units = []
-    for top in sorted(name for name in wanted if _parent(name) not in wanted):
-        if "/" not in top:
+    tops = sorted(name for name in wanted if _parent(name) not in wanted)
+    return tuple(_plan_tree(top, wanted, datasets, number, stamp) for top in tops)
+
+
+def _plan_tree(
+    top: str,
+    wanted: Mapping[str, Snapshot],
+    datasets: Mapping[str, Dataset],
+    number: str,
+    stamp: str,
+) -> SwapTree:
+    if "/" not in top:
+        raise RestoreImpossible(
+            f"{top} is a whole pool, which cannot be renamed: zvmsnap clone, or --rollback"
+        )
+    below = [name for name in datasets if name == top or name.startswith(f"{top}/")]
+    swapped = _connected(top, wanted)
+    for name in below:
+        if datasets[name].mounted and datasets[name].mountpoint == "legacy":
             raise RestoreImpossible(
-                f"{top} is a whole pool, which cannot be renamed: zvmsnap clone, or --rollback"
-            )
-        below = [name for name in datasets if name == top or name.startswith(f"{top}/")]
-        inside = _connected(top, wanted)
-        legacy = [n for n in below if datasets[n].mounted and datasets[n].mountpoint == "legacy"]
-        if legacy:
-            raise RestoreImpossible(
-                f"{legacy[0]} is mounted by /etc/fstab (mountpoint=legacy), which only you can "
+                f"{name} is mounted by /etc/fstab (mountpoint=legacy), which only you can "
                 "do again: zvmsnap clone, or --rollback"
             )
-        units.append(
-            SwapTree(
-                top=top,
-                fresh=f"{top}.zvmsnap-{number}",
-                set_aside=name_before(top, stamp),
-                datasets=tuple(_member(top, name, wanted[name], datasets) for name in inside),
-                bystanders=tuple(
-                    Bystander(name.removeprefix(top), datasets[name].guid)
-                    for name in below
-                    if name not in inside and _parent(name) in inside
-                ),
-                mounted=tuple(n.removeprefix(top) for n in sorted(below) if datasets[n].mounted),
-            )
-        )
-    return tuple(units)
+    return SwapTree(
+        top=top,
+        clone_top=f"{top}.zvmsnap-{number}",
+        replaced_top=name_before(top, stamp),
+        datasets=tuple(_plan_dataset(top, name, wanted[name], datasets) for name in swapped),
+        bystanders=tuple(
+            Bystander(name.removeprefix(top), datasets[name].guid)
+            for name in below
+            if name not in swapped and _parent(name) in swapped
+        ),
+        mounted=tuple(n.removeprefix(top) for n in sorted(below) if datasets[n].mounted),
+    )
 
 
 def _connected(top: str, wanted: Iterable[str]) -> list[str]:
-    """`top`, and the wanted ones that hang on it without a gap, parents first."""
-    found = [top]
+    """`top`, and the wanted ones below it without a gap, parents first."""
+    connected = [top]
     for name in sorted(wanted):
-        if _parent(name) in found:
-            found.append(name)
-    return found
+        if _parent(name) in connected:
+            connected.append(name)
+    return connected
 
 
-def _member(top: str, name: str, origin: Snapshot, datasets: Mapping[str, Dataset]) -> SwapDataset:
+def _plan_dataset(
+    top: str, name: str, origin: Snapshot, datasets: Mapping[str, Dataset]
+) -> SwapDataset:
     return SwapDataset(
         path=name.removeprefix(top),
         old_guid=datasets[name].guid,
         canmount=datasets[name].canmount,
         origin=origin.full_name,
         origin_guid=datasets[origin.dataset].guid,
-        below=_below(datasets[origin.dataset], datasets[name].guid, datasets),
+        ancestor_guids=_ancestor_guids(datasets[origin.dataset], datasets[name].guid, datasets),
     )
 
 
-def _below(dataset: Dataset, old_guid: int, datasets: Mapping[str, Dataset]) -> tuple[int, ...]:
-    found: list[int] = []
+def _ancestor_guids(
+    dataset: Dataset, old_guid: int, datasets: Mapping[str, Dataset]
+) -> tuple[int, ...]:
+    guids: list[int] = []
     while dataset.guid != old_guid:
         origin = datasets.get(_dataset(dataset.origin))
         if origin is None:
             return ()
-        found.append(origin.guid)
+        guids.append(origin.guid)
         dataset = origin
-    return tuple(found)
+    return tuple(guids)
 
 
-def materialize(units: Iterable[SwapTree]) -> tuple[SwapTree, ...]:
-    """Make the clones; the units with their guids. Raises ZfsFailed."""
-    return tuple(_prepare(unit) for unit in units)
+def make_clones(trees: Iterable[SwapTree]) -> tuple[SwapTree, ...]:
+    """Make the clones; returns the trees with the clones' guids. Raises ZfsFailed."""
+    return tuple(_make_clones(tree) for tree in trees)
 
 
-def _prepare(unit: SwapTree) -> SwapTree:
-    there = zfs.datasets()
-    settings = zfs.local_properties([unit.top + member.path for member in unit.datasets])
-    for member in unit.datasets:
-        name = unit.fresh + member.path
-        if name in there:
+def _make_clones(tree: SwapTree) -> SwapTree:
+    existing = zfs.datasets()
+    properties = zfs.local_properties([tree.top + each.path for each in tree.datasets])
+    for each in tree.datasets:
+        name = tree.clone_top + each.path
+        if name in existing:
             continue
-        noauto = {"canmount": "noauto"} if member.canmount else {}
-        own = settings[unit.top + member.path] | noauto
-        # Set on what is received; a machine writes to its disks.
+        noauto = {"canmount": "noauto"} if each.canmount else {}
+        own = properties[tree.top + each.path] | noauto
+        # Set on received datasets; a guest writes to its disks.
         own.pop("readonly", None)
-        zfs.clone(member.origin, name, own)
-    there = zfs.datasets()
+        zfs.clone(each.origin, name, own)
+    existing = zfs.datasets()
     return msgspec.structs.replace(
-        unit,
+        tree,
         datasets=tuple(
-            msgspec.structs.replace(member, new_guid=there[unit.fresh + member.path].guid)
-            for member in unit.datasets
+            msgspec.structs.replace(each, new_guid=existing[tree.clone_top + each.path].guid)
+            for each in tree.datasets
         ),
     )
 
 
-def discard(units: Iterable[SwapTree]) -> None:
-    """Destroy the clones that `prepare` made.
+def destroy_clones(trees: Iterable[SwapTree]) -> None:
+    """Destroy the clones that `make_clones` made.
 
     Raises ZfsFailed, also for one that still owns the snapshots that `promote` gave it.
     """
-    there = zfs.datasets()
-    for unit in units:
-        for member in reversed(unit.datasets):
-            name = unit.fresh + member.path
-            if name not in there:
+    existing = zfs.datasets()
+    for tree in trees:
+        for each in reversed(tree.datasets):
+            name = tree.clone_top + each.path
+            if name not in existing:
                 continue
-            origin = there.get(_dataset(there[name].origin))
-            if origin is None or origin.guid != member.origin_guid:
-                raise ZfsFailed(f"{name}: is kept, as it owns snapshots of {unit.top}{member.path}")
-            # Snapshots of it were taken by a sanoid that came by: nobody's data is in them.
+            origin = existing.get(_dataset(existing[name].origin))
+            if origin is None or origin.guid != each.origin_guid:
+                raise ZfsFailed(f"{name}: is kept, as it owns snapshots of {tree.top}{each.path}")
+            # A sanoid that came by may have taken snapshots of it: nobody's data is in them.
             zfs.destroy(name, with_snapshots=True)
 
 
-def swap(units: Iterable[SwapTree]) -> None:
+def swap(trees: Iterable[SwapTree]) -> None:
     """Let the names hold the clones. Raises ZfsFailed, as when somebody works in a filesystem."""
-    every = tuple(units)
-    for unit in every:
-        top = unit.datasets[0]
-        _exchange(unit, top.old_guid, top.new_guid, aside=unit.set_aside, instead=unit.fresh)
-    for unit in every:
-        _mount(unit, aside=unit.set_aside)
+    trees = tuple(trees)
+    for tree in trees:
+        top = tree.datasets[0]
+        _exchange(
+            tree, top.old_guid, top.new_guid, out_to=tree.replaced_top, in_from=tree.clone_top
+        )
+    for tree in trees:
+        _mount(tree, out=tree.replaced_top)
 
 
-def swap_back(units: Iterable[SwapTree]) -> None:
-    """Let the names hold what they held. Raises ZfsFailed."""
-    prepared = [unit for unit in units if unit.datasets[0].new_guid]
-    for unit in reversed(prepared):
-        top = unit.datasets[0]
-        # Without both names it is away with the unit above it, which comes next.
-        if {unit.top, unit.set_aside} & zfs.datasets().keys():
-            _exchange(unit, top.new_guid, top.old_guid, aside=unit.fresh, instead=unit.set_aside)
-    for unit in prepared:
-        _mount(unit, aside=unit.fresh)
+def swap_back(trees: Iterable[SwapTree]) -> None:
+    """Let the names hold the replaced datasets again. Raises ZfsFailed."""
+    cloned = [tree for tree in trees if tree.datasets[0].new_guid]
+    for tree in reversed(cloned):
+        top = tree.datasets[0]
+        # If neither name exists, it is below the renamed top of the tree above, which comes next.
+        if {tree.top, tree.replaced_top} & zfs.datasets().keys():
+            _exchange(
+                tree, top.new_guid, top.old_guid, out_to=tree.clone_top, in_from=tree.replaced_top
+            )
+    for tree in cloned:
+        _mount(tree, out=tree.clone_top)
 
 
-def _exchange(unit: SwapTree, leaving: int, coming: int, *, aside: str, instead: str) -> None:
-    """One dataset (guids) goes from the top to `aside`; the other comes there from `instead`."""
-    there = zfs.datasets()
-    leaves = unit.top in there and there[unit.top].guid == leaving
-    if unit.top in there and there[unit.top].guid not in (leaving, coming):
-        raise ZfsFailed(f"{unit.top}: is a dataset that somebody has made meanwhile; rename it")
-    if leaves and instead not in there:
-        raise ZfsFailed(f"{instead}: is gone, so {unit.top} stays what it is")
-    # A host that came up between two of these steps has mounted what is not at the top.
-    if leaves or _mounted(there, aside, instead):
-        _unmount(_mounted(there, unit.top, aside, instead))
-    if leaves:
-        zfs.rename(unit.top, aside)
-        there = zfs.datasets()
-    if unit.top not in there:
-        zfs.rename(instead, unit.top)
-        there = zfs.datasets()
-    by_guid = {dataset.guid: name for name, dataset in there.items()}
-    for stray in unit.bystanders:
-        name = by_guid.get(stray.guid)
-        if name == aside + stray.path:
-            zfs.rename(name, unit.top + stray.path)
+def _exchange(tree: SwapTree, out_guid: int, in_guid: int, *, out_to: str, in_from: str) -> None:
+    """Rename one dataset from the top to `out_to`, the other from `in_from` to the top."""
+    existing = zfs.datasets()
+    at_top = existing[tree.top].guid if tree.top in existing else None
+    if at_top not in (None, out_guid, in_guid):
+        raise ZfsFailed(f"{tree.top}: is a dataset that somebody has made meanwhile; rename it")
+    if at_top == out_guid and in_from not in existing:
+        raise ZfsFailed(f"{in_from}: is gone, so {tree.top} stays what it is")
+    # A host that booted between two of these steps has mounted datasets that are not at the top.
+    if at_top == out_guid or _mounted(existing, out_to, in_from):
+        _unmount(_mounted(existing, tree.top, out_to, in_from))
+    if at_top == out_guid:
+        zfs.rename(tree.top, out_to)
+    if at_top != in_guid:
+        zfs.rename(in_from, tree.top)
+    names = {dataset.guid: name for name, dataset in zfs.datasets().items()}
+    for bystander in tree.bystanders:
+        name = names.get(bystander.guid)
+        if name == out_to + bystander.path:
+            zfs.rename(name, tree.top + bystander.path)
 
 
-def _mounted(there: Mapping[str, Dataset], *tops: str) -> list[Dataset]:
+def _mounted(existing: Mapping[str, Dataset], *tops: str) -> list[Dataset]:
     return [
         dataset
-        for name, dataset in there.items()
+        for name, dataset in existing.items()
         if dataset.mounted and any(name == top or name.startswith(f"{top}/") for top in tops)
     ]
 
@@ -244,51 +262,53 @@ def _unmount(mounted: Iterable[Dataset]) -> None:
         zfs.unmount(dataset.name)
 
 
-def _mount(unit: SwapTree, *, aside: str) -> None:
-    """What was mounted at the top is mounted again, and nothing aside when the host comes up."""
-    there = zfs.datasets()
-    for member in unit.datasets:
-        if aside + member.path in there:
-            _set_canmount(aside + member.path, member, "noauto")
-        _set_canmount(unit.top + member.path, member, member.canmount)
-    found = [there[unit.top + path] for path in unit.mounted if unit.top + path in there]
-    for dataset in sorted(found, key=_mountpoint):
+def _mount(tree: SwapTree, *, out: str) -> None:
+    """Mount again what was mounted at the top, and let no boot mount the datasets at `out`."""
+    existing = zfs.datasets()
+    for each in tree.datasets:
+        if out + each.path in existing:
+            _set_canmount(out + each.path, each, "noauto")
+        _set_canmount(tree.top + each.path, each, each.canmount)
+    were_mounted = [
+        existing[tree.top + path] for path in tree.mounted if tree.top + path in existing
+    ]
+    for dataset in sorted(were_mounted, key=_mountpoint):
         if not dataset.mounted:
             zfs.mount(dataset.name)
-    for member in unit.datasets:
-        name = unit.top + member.path
-        if there[name].type == _VOLUME:
+    for each in tree.datasets:
+        name = tree.top + each.path
+        if existing[name].type == _VOLUME:
             volume.wait_device(name, DEVICE_TIMEOUT_S)
 
 
-def _set_canmount(name: str, member: SwapDataset, value: str) -> None:
-    if member.canmount:
+def _set_canmount(name: str, dataset: SwapDataset, value: str) -> None:
+    if dataset.canmount:
         zfs.set_property(name, "canmount", value)
 
 
-def promote(units: Iterable[SwapTree]) -> None:
-    """Let the new datasets own the snapshots up to theirs. Raises ZfsFailed."""
-    for member in _members(units):
-        for guid in member.line:
-            _promote(member.new_guid, over=guid)
+def promote(trees: Iterable[SwapTree]) -> None:
+    """Let the clones own the snapshots up to theirs. Raises ZfsFailed."""
+    for dataset in _datasets(trees):
+        for guid in dataset.promoted_over:
+            _promote(dataset.new_guid, over=guid)
 
 
-def demote(units: Iterable[SwapTree]) -> None:
-    """Give the snapshots back to whom they belonged. Raises ZfsFailed."""
-    for member in reversed(_members(units)):
-        for guid in reversed(member.line):
-            _promote(guid, over=member.new_guid)
+def demote(trees: Iterable[SwapTree]) -> None:
+    """Give the snapshots back to the datasets that owned them. Raises ZfsFailed."""
+    for dataset in reversed(_datasets(trees)):
+        for guid in reversed(dataset.promoted_over):
+            _promote(guid, over=dataset.new_guid)
 
 
-def _members(units: Iterable[SwapTree]) -> list[SwapDataset]:
-    return [member for unit in units for member in unit.datasets]
+def _datasets(trees: Iterable[SwapTree]) -> list[SwapDataset]:
+    return [dataset for tree in trees for dataset in tree.datasets]
 
 
 def _promote(guid: int, over: int) -> None:
     """Promote the dataset, if it is a clone of a snapshot of the other one (guids)."""
-    there = zfs.datasets()
-    dataset = next((each for each in there.values() if each.guid == guid), None)
-    origin = there.get(_dataset(dataset.origin)) if dataset else None
+    existing = zfs.datasets()
+    dataset = next((each for each in existing.values() if each.guid == guid), None)
+    origin = existing.get(_dataset(dataset.origin)) if dataset else None
     if dataset and origin and origin.guid == over:
         zfs.promote(dataset.name)
 
@@ -298,7 +318,7 @@ def _dataset(snapshot: str) -> str:
 
 
 def _mountpoint(dataset: Dataset) -> str:
-    """One mountpoint may lie in another, whatever the names of the datasets are."""
+    """The sort key: one mountpoint may be inside another, whatever the datasets' names are."""
     return dataset.mountpoint
 
 

@@ -1,4 +1,4 @@
-"""The mount table: which filesystem holds a path, and where the whole of one can be seen."""
+"""The mount table: which filesystem holds a path, and where a whole filesystem is mounted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Mount:
     """One line of the mount table; `dataset` is "" where the file system is not ZFS.
 
     `root` is the directory of the file system that is seen at `mountpoint`: "/", but for bind
-    mounts. `parent` is the number of the mount that this one lies upon.
+    mounts. `parent` is the number of the mount on which this one is
+    mounted.
     """
 
     number: int
@@ -26,7 +27,7 @@ class Mount:
 
 def read_table(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
     """The mount table, in the kernel's order."""
-    found = []
+    mounts = []
     # A mountpoint may hold any byte; of those that would break a line only \n is escaped.
     for line in table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
         # proc_pid_mountinfo(5): id parent device root mountpoint ... - type source ...
@@ -34,10 +35,10 @@ def read_table(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
         number, parent, _, root, mountpoint = before.split(" ")[:5]
         kind, source = after.split(" ")[:2]
         dataset = _unescape(source) if kind == "zfs" else ""
-        found.append(
+        mounts.append(
             Mount(int(number), int(parent), _unescape(root), _unescape(mountpoint), dataset)
         )
-    return found
+    return mounts
 
 
 def dataset_of_path(path: str, table: Sequence[Mount]) -> tuple[str, str] | None:
@@ -53,7 +54,7 @@ def dataset_of_path(path: str, table: Sequence[Mount]) -> tuple[str, str] | None
 
 
 def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:
-    """Where the whole of a filesystem can be seen; None if it is not mounted, or hidden."""
+    """Where a whole filesystem can be seen; None if it is not mounted, or hidden."""
     for mount in table:
         if mount.dataset == dataset and dataset_of_path(mount.mountpoint, table) == (dataset, "."):
             return mount.mountpoint
@@ -61,21 +62,21 @@ def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:
 
 
 def _mount_of_path(path: str, table: Sequence[Mount]) -> Mount | None:
-    """Go down from the root as the kernel does, onto whatever is mounted upon each directory.
+    """Walk down from the root as the kernel does, onto the mount on each directory.
 
-    So a mount that a later one hides, by lying on it or above it, is never reached.
+    So a mount that a later one hides, on the same directory or above it, is never reached.
     """
     numbers = {mount.number for mount in table}
-    upon: dict[tuple[int | None, str], Mount] = {}
+    mounted_on: dict[tuple[int | None, str], Mount] = {}
     for mount in table:
-        # The root's parent is itself, or one that we cannot see.
+        # The parent of the root is itself, or outside of our namespace.
         is_root = mount.parent == mount.number or mount.parent not in numbers
-        upon[None if is_root else mount.parent, mount.mountpoint] = mount
-    found: Mount | None = None
+        mounted_on[None if is_root else mount.parent, mount.mountpoint] = mount
+    deepest: Mount | None = None
     for directory in (*reversed(PurePath(path).parents), path):
-        while below := upon.get((found.number if found else None, str(directory))):
-            found = below
-    return found
+        while next_mount := mounted_on.get((deepest.number if deepest else None, str(directory))):
+            deepest = next_mount
+    return deepest
 
 
 def _unescape(text: str) -> str:
@@ -84,7 +85,7 @@ def _unescape(text: str) -> str:
 
 @dataclass(frozen=True)
 class DiskLocation:
-    """Where a disk really lies: dataset and path in it ("" for a volume)."""
+    """Where a disk really is: dataset, and path in it ("" for a volume)."""
 
     dataset: str
     path: str

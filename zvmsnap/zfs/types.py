@@ -1,4 +1,4 @@
-"""What ZFS tells of datasets and snapshots."""
+"""Datasets and snapshots, as ZFS lists them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from functools import cached_property
 class Dataset:
     """A filesystem or volume; `mode` and `recursive` are our user properties, "" if unset.
 
-    `modes` are those of zvmsnap:mode:TYPE that are set. Its guid outlives renames. `origin` is the
-    snapshot that it is a clone of, "" if none. `mountpoint` is the property: `none` and `legacy`
-    are no paths, "" for a volume.
+    `modes` has the values of zvmsnap:mode:TYPE, where set. The guid outlives renames. `origin` is
+    the snapshot of which it is a clone, "" if none. `mountpoint` is the property: `none` and
+    `legacy` are no paths, "" for a volume.
     """
 
     name: str
@@ -48,20 +48,20 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SnapshotListing:
-    """What ZFS said of snapshots: `dataset@name` to what exists, and which pools are imported.
+    """Which snapshots exist, by `dataset@name`, and which pools are imported.
 
-    Absence from a pool that is not imported proves nothing. `homeless` are names asked for whose
-    dataset does not exist: destroyed with them, or renamed, which a name cannot tell.
+    Absence from a pool that is not imported proves nothing. `without_dataset` are the names asked
+    for whose dataset does not exist: it was destroyed, or renamed, which a name cannot tell.
     """
 
     present: Mapping[str, Snapshot]
     pools: frozenset[str]
-    homeless: frozenset[str] = frozenset()
+    without_dataset: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Subtree:
-    """All that lies below a dataset: datasets, and snapshots by `dataset@name`."""
+    """A dataset and all below it: datasets, and snapshots by `dataset@name`."""
 
     datasets: frozenset[str]
     snapshots: Mapping[str, Snapshot]
@@ -73,15 +73,15 @@ class Subtree:
 
     @cached_property
     def _by_dataset(self) -> dict[str, list[Snapshot]]:
-        found: dict[str, list[Snapshot]] = {}
+        by_dataset: dict[str, list[Snapshot]] = {}
         for snapshot in sorted(self.snapshots.values(), key=lambda each: each.createtxg):
-            found.setdefault(snapshot.dataset, []).append(snapshot)
-        return found
+            by_dataset.setdefault(snapshot.dataset, []).append(snapshot)
+        return by_dataset
 
 
 @dataclass(frozen=True)
 class SnapshotUsage:
-    """A snapshot, with what keeps it from being destroyed: clones of it, and holds on it."""
+    """A snapshot, and why it cannot be destroyed: clones of it, and the number of holds on it."""
 
     snapshot: Snapshot
     clones: tuple[str, ...]

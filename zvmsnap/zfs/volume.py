@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from pathlib import Path
 
 from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.waiting import wait_until
 
 _BLKZNAME = 0x8000_0000 | 256 << 16 | 0x12 << 8 | 125  # _IOR(0x12, 125, char[256]), sys/zvol.h
-_LOOK_EVERY_S = 0.05
+_POLL_S = 0.05
 
 
 def device_of(volume: str) -> str:
@@ -21,17 +21,14 @@ def device_of(volume: str) -> str:
 def wait_device(volume: str, timeout_s: float) -> None:
     """Wait until udev has made the volume's device, of this very volume. Raises ZfsFailed."""
     device = device_of(volume)
-    deadline_s = time.monotonic() + timeout_s
-    while volume_of(device) != volume:
-        if time.monotonic() > deadline_s:
-            raise ZfsFailed(f"{device}: did not appear within {timeout_s:g} s; does udev run?")
-        time.sleep(_LOOK_EVERY_S)
+    if not wait_until(lambda: volume_of(device) == volume, timeout_s, _POLL_S):
+        raise ZfsFailed(f"{device}: did not appear within {timeout_s:g} s; does udev run?")
 
 
 def volume_of(device: str) -> str | None:
     """The volume behind a block device such as /dev/zvol/..., /dev/zd16 or a partition of one.
 
-    Asked of the device itself, which no symlink and no naming rule can fool. None if it is none.
+    The device itself is asked: symlinks and names may be wrong. None if it is no volume.
     """
     real = os.path.realpath(device)
     name = os.path.basename(real)

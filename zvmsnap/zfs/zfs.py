@@ -1,7 +1,7 @@
-"""The ZFS seam: every question and order to OpenZFS goes through here.
+"""All calls of OpenZFS.
 
-libzfs_core cannot list, so listings come from `zfs list -Hp`, one process for many names. Silence
-of a failed process is never taken for "does not exist": see `snapshots`.
+libzfs_core cannot list, so listings come from `zfs list -Hp`, one process for many names. That a
+failed process does not list a name never means that it does not exist: see `snapshots`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from zvmsnap.common.errors import RemoteFailed, ZfsFailed
 from zvmsnap.common.ssh import HERE, RemoteHost, reason
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
 
-# Fixed when a dataset is made, inherited from an origin, or of its keys: `zfs clone` refuses them.
-_OF_THE_DATA = {
+# Fixed when a dataset is made, taken over from an origin, or of its keys: `zfs clone` refuses them.
+_FIXED = {
     "casesensitivity",
     "encryption",
     "keyformat",
@@ -35,12 +35,12 @@ def datasets() -> dict[str, Dataset]:
     columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
     columns += "".join(f",zvmsnap:mode:{each}" for each in snapshot_name.TYPES)
     columns += ",mounted,canmount,encryption,keystatus,mountpoint"
-    found = {}
+    existing = {}
     for line in _list("-t", "filesystem,volume", "-o", columns):
         name, kind, compression, mode, recursive, guid, origin = line[:7]
         modes = dict(zip(snapshot_name.TYPES, map(_value, line[7:]), strict=False))
         mounted, canmount, encryption, keystatus, mountpoint = line[7 + len(modes) :]
-        found[name] = Dataset(
+        existing[name] = Dataset(
             name=name,
             type=kind,
             compressed=compression != "off",
@@ -55,26 +55,26 @@ def datasets() -> dict[str, Dataset]:
             locked=keystatus == "unavailable",
             modes={each: mode for each, mode in modes.items() if mode},
         )
-    return found
+    return existing
 
 
 def snapshots(names: Iterable[str]) -> SnapshotListing:
     """Which of the snapshots `dataset@name` exist, in one process. Raises ZfsFailed.
 
     `zfs list` also fails when only some names are missing. So the pools are asked for in the
-    same call: a pool that answers vouches for what is missing in it. What seems missing is asked
-    for once more through libzfs_core, whose errors have numbers, so that no other failure than
-    "no such snapshot" is ever taken for one.
+    same call: only in a pool that is listed may a snapshot be missing. Each missing one is asked
+    for once more through libzfs_core, whose errors have numbers, so that no other failure is ever
+    taken for "no such snapshot".
     """
     asked = sorted(set(names))
     datasets: set[str] = set()
     present: dict[str, Snapshot] = {}
     for begin in range(0, len(asked), _ARGUMENTS_MAX):
-        part = asked[begin : begin + _ARGUMENTS_MAX]
-        homes = {_pool(name) for name in part} | {_dataset(name) for name in part}
+        batch = asked[begin : begin + _ARGUMENTS_MAX]
+        above = {_pool(name) for name in batch} | {_dataset(name) for name in batch}
         kinds = "filesystem,volume,snapshot"
-        wanted = [*sorted(homes), *part]
-        for line in _list("-t", kinds, "-o", _SNAPSHOT_COLUMNS, *wanted, partial=True):
+        arguments = [*sorted(above), *batch]
+        for line in _list("-t", kinds, "-o", _SNAPSHOT_COLUMNS, *arguments, partial=True):
             if "@" in line[0]:
                 snapshot = _snapshot(line)
                 present[snapshot.full_name] = snapshot
@@ -85,33 +85,33 @@ def snapshots(names: Iterable[str]) -> SnapshotListing:
     for name in missing:
         if _pool(name) in pools:
             _check_gone(name)
-    homeless = frozenset(name for name in missing if _dataset(name) not in datasets)
-    return SnapshotListing(present, pools, homeless)
+    without_dataset = frozenset(name for name in missing if _dataset(name) not in datasets)
+    return SnapshotListing(present, pools, without_dataset)
 
 
 def all_snapshots() -> SnapshotListing:
     """All snapshots of all imported pools. Raises ZfsFailed."""
     pools = frozenset(line[0] for line in _list("-d", "0", "-t", "filesystem", "-o", "name"))
-    found = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
-    return SnapshotListing({snapshot.full_name: snapshot for snapshot in found}, pools)
+    existing = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
+    return SnapshotListing({snapshot.full_name: snapshot for snapshot in existing}, pools)
 
 
-def subtree(root: str, far: RemoteHost = HERE) -> Subtree:
-    """What lies below `root`, with itself, here or at a destination. Raises ZfsFailed."""
+def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
+    """`root` and all below it, here or at a destination. Raises ZfsFailed."""
     kinds = "filesystem,volume,snapshot"
-    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, far=far)
-    found = [_snapshot(line) for line in lines if "@" in line[0]]
+    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, remote=remote)
+    listed = [_snapshot(line) for line in lines if "@" in line[0]]
     return Subtree(
         frozenset(line[0] for line in lines if "@" not in line[0]),
-        {snapshot.full_name: snapshot for snapshot in found},
+        {snapshot.full_name: snapshot for snapshot in listed},
         frozenset(line[0] for line in lines if line[3] == "filesystem"),
     )
 
 
-def properties(name: str, names: Sequence[str], far: RemoteHost = HERE) -> dict[str, str]:
+def properties(name: str, names: Sequence[str], remote: RemoteHost = HERE) -> dict[str, str]:
     """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
-    said = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, far=far)
-    return {line[0]: _value(line[1]) for line in _lines(said, columns=2)}
+    output = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, remote=remote)
+    return {line[0]: _value(line[1]) for line in _lines(output, columns=2)}
 
 
 def create(name: str) -> None:
@@ -119,9 +119,9 @@ def create(name: str) -> None:
     _zfs("create", name)
 
 
-def create_folder(name: str, far: RemoteHost = HERE) -> None:
+def create_folder(name: str, remote: RemoteHost = HERE) -> None:
     """Make a filesystem that only holds others, and is never mounted. Raises ZfsFailed."""
-    _zfs("create", "-u", "-o", "canmount=off", name, far=far)
+    _zfs("create", "-u", "-o", "canmount=off", name, remote=remote)
 
 
 def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
@@ -130,14 +130,16 @@ def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
     Raises ZfsFailed.
     """
     options = ["-nPw" if raw else "-nP", *(["-I", since] if since else [])]
-    said = _zfs("send", *options, newest)
-    return sum(int(line.split("\t")[1]) for line in said.splitlines() if line.startswith("size\t"))
+    output = _zfs("send", *options, newest)
+    return sum(
+        int(line.split("\t")[1]) for line in output.splitlines() if line.startswith("size\t")
+    )
 
 
 def snapshot_usage(datasets: Sequence[str]) -> list[SnapshotUsage]:
     """The own snapshots of these datasets, oldest first. Raises ZfsFailed."""
     if not datasets:
-        return []  # zfs takes no names for all there are
+        return []  # without names, zfs lists all
     columns = f"{_SNAPSHOT_COLUMNS},clones,userrefs"
     lines = _list("-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns, *datasets)
     return [
@@ -151,18 +153,20 @@ def snapshot_usage(datasets: Sequence[str]) -> list[SnapshotUsage]:
 
 
 def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What was set on each of these datasets itself, and a clone of it would lack.
+    """The properties that were set on each of these datasets itself, and that a clone lacks.
 
-    Without what belongs to the data (and so to a clone anyway). Raises ZfsFailed.
+    Without those that are fixed (and so a clone has them anyway). Raises ZfsFailed.
     """
-    found: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
-    if not found:
-        return found
-    said = _zfs("get", "-Hp", "-s", "local,received", "-o", "name,property,value", "all", *datasets)
-    for dataset, name, value in _lines(said, columns=3):
-        if name not in _OF_THE_DATA:
-            found[dataset][name] = value
-    return found
+    by_dataset: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
+    if not by_dataset:
+        return by_dataset
+    output = _zfs(
+        "get", "-Hp", "-s", "local,received", "-o", "name,property,value", "all", *datasets
+    )
+    for dataset, name, value in _lines(output, columns=3):
+        if name not in _FIXED:
+            by_dataset[dataset][name] = value
+    return by_dataset
 
 
 def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
@@ -171,10 +175,10 @@ def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
     With `inherited` also those below them. Raises ZfsFailed.
     """
     sources = "local,inherited,received" if inherited else "local"
-    said = _zfs(
+    output = _zfs(
         "get", "-Hp", "-s", sources, "-t", "filesystem,volume", "-o", "name,value", user_property
     )
-    return {line[0]: line[1] for line in _lines(said, columns=2)}
+    return {line[0]: line[1] for line in _lines(output, columns=2)}
 
 
 def take_snapshots(datasets: Iterable[str], name: str) -> None:
@@ -189,14 +193,14 @@ def take_snapshots(datasets: Iterable[str], name: str) -> None:
     for dataset in sorted(datasets):
         by_pool.setdefault(_pool(dataset), []).append(f"{dataset}@{name}")
     taken: list[str] = []
-    for wanted in by_pool.values():
+    for full_names in by_pool.values():
         try:
-            libzfs_core.lzc_snapshot([full_name.encode() for full_name in wanted])
+            libzfs_core.lzc_snapshot([full_name.encode() for full_name in full_names])
         except ZFSError as error:
             for full_name in taken:
                 destroy(full_name)
-            raise ZfsFailed(f"{', '.join(wanted)}: cannot be taken: {error}") from error
-        taken += wanted
+            raise ZfsFailed(f"{', '.join(full_names)}: cannot be taken: {error}") from error
+        taken += full_names
 
 
 def hold(snapshots: Sequence[str], tag: str) -> None:
@@ -205,9 +209,9 @@ def hold(snapshots: Sequence[str], tag: str) -> None:
 
 
 def written_bytes(dataset: str, snapshot: str = "") -> int:
-    """What was written to a dataset since that snapshot (a name), or since its last one or origin.
+    """Bytes written to a dataset since that snapshot (a name), or since its last one or origin.
 
-    Not 0 for a clone that nobody has written to, which has a few blocks of its own.
+    Not 0 for a clone that nobody has written to: it has a few blocks of its own.
     Raises ZfsFailed.
     """
     name = f"written@{snapshot}" if snapshot else "written"
@@ -219,23 +223,23 @@ def created_s(snapshot: str) -> int:
     return int(_zfs("get", "-Hpo", "value", "creation", snapshot))
 
 
-def clone(origin: str, name: str, properties: Mapping[str, str], far: RemoteHost = HERE) -> None:
+def clone(origin: str, name: str, properties: Mapping[str, str], remote: RemoteHost = HERE) -> None:
     """Make the dataset `name` a clone of the snapshot `origin`. Raises ZfsFailed."""
-    settings = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
-    _zfs("clone", *settings, origin, name, far=far)
+    options = [word for key, value in properties.items() for word in ("-o", f"{key}={value}")]
+    _zfs("clone", *options, origin, name, remote=remote)
 
 
-def promote(name: str, far: RemoteHost = HERE) -> None:
-    """Turn clone and origin round: its snapshots up to the origin become its own.
+def promote(name: str, remote: RemoteHost = HERE) -> None:
+    """Exchange clone and origin: the origin's snapshots, up to the one cloned, become the clone's.
 
     Raises ZfsFailed.
     """
-    _zfs("promote", name, far=far)
+    _zfs("promote", name, remote=remote)
 
 
-def rename(name: str, new_name: str, far: RemoteHost = HERE) -> None:
+def rename(name: str, new_name: str, remote: RemoteHost = HERE) -> None:
     """Rename a dataset, with all below it. Raises ZfsFailed."""
-    _zfs("rename", name, new_name, far=far)
+    _zfs("rename", name, new_name, remote=remote)
 
 
 def set_property(name: str, user_property: str, value: str) -> None:
@@ -291,30 +295,32 @@ def _dataset(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _list(*arguments: str, partial: bool = False, far: RemoteHost = HERE) -> list[list[str]]:
-    said = _zfs("list", "-Hp", *arguments, partial=partial, far=far)
-    return _lines(said, 1 + arguments[arguments.index("-o") + 1].count(","))
+def _list(*arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> list[list[str]]:
+    output = _zfs("list", "-Hp", *arguments, partial=partial, remote=remote)
+    return _lines(output, 1 + arguments[arguments.index("-o") + 1].count(","))
 
 
-def _zfs(verb: str, *arguments: str, partial: bool = False, far: RemoteHost = HERE) -> str:
+def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> str:
     try:
-        done = far.process(["zfs", verb, *arguments])
+        done = remote.process(["zfs", verb, *arguments])
     except RemoteFailed as error:
-        raise ZfsFailed(f"{error}; is zfsutils-linux there?") from error
+        raise ZfsFailed(f"{error}; is zfsutils-linux installed?") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):
-        raise ZfsFailed(f"{far.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}")
+        raise ZfsFailed(
+            f"{remote.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}"
+        )
     return _text(done.stdout)
 
 
-def _text(said: bytes) -> str:
+def _text(output: bytes) -> str:
     """A property may hold any byte: a mountpoint, or what somebody has noted."""
-    return said.decode(errors="surrogateescape")
+    return output.decode(errors="surrogateescape")
 
 
-def _lines(said: str, columns: int) -> list[list[str]]:
-    """Of that many columns, in the last of which a tab does no harm."""
-    lines = [line.split("\t", columns - 1) for line in said.split("\n")[:-1]]
+def _lines(output: str, columns: int) -> list[list[str]]:
+    """Lines of that many columns; the last may contain tabs."""
+    lines = [line.split("\t", columns - 1) for line in output.split("\n")[:-1]]
     for line in lines:
         if len(line) != columns:
             raise ZfsFailed(f"zfs: a property holds a line break, near {line[0]!r}; remove it")
@@ -331,4 +337,4 @@ def _check_gone(name: str) -> None:
         return
     except ZFSError as error:
         raise ZfsFailed(f"{name}: cannot be asked for: {error}") from error
-    raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is concluded")
+    raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")

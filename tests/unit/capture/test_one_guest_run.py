@@ -9,10 +9,10 @@ import pytest
 from tests.fakes.capture_scene import (
     CRASH,
     MEMORY,
-    MOMENT,
     OWNER,
     PAUSED,
     QUIESCED,
+    RUN,
     Fault,
     Scene,
     agent_of,
@@ -234,7 +234,7 @@ def test_a_run_of_another_sanoid_is_waited_for(
     done = scene.trace[:]
     assert not scene.pre()
     assert (scene.trace, agent_of(guest).frozen) == (done, True)
-    assert f"run {MOMENT} of tank/web is under way (sanoid has pid {OWNER.pid})" in caplog.text
+    assert f"run {RUN} of tank/web is under way (sanoid has pid {OWNER.pid})" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_what_cannot_be_undone_is_undone_by_the_next_hook(
     assert not scene.pre()
     (entry,) = scene.entries()
     assert (entry.level, entry.frozen, entry.step) == (QUIESCED, True, "let go")
-    assert agent_of(guest).frozen and guest.stands_still is None
+    assert agent_of(guest).frozen and guest.paused_because is None
     assert "and could not be undone: freeze: let go: its file systems may be frozen" in caplog.text
     agent_of(guest).answering = True
     after_snapshot.finish_interrupted(scene.config, scene.host, guest, entry)

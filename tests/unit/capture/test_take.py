@@ -65,7 +65,7 @@ def test_two_guests_at_one_instant(
     assert sorted(point.name for point in points) == [f"db@{NAME}", f"web@{NAME}"]
     assert {point.manifest.level for point in points} == {ConsistencyLevel.PAUSED}
     assert sorted(pool.present) == [f"{DB}@{NAME}", f"{WEB}@{NAME}"]
-    assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
+    assert pool.changes == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
     for point in points:
         assert Liveness(pool.present, frozenset({"tank"})).complete_names(point.manifest) == [NAME]
     assert_at_rest(config, web, db)
@@ -162,7 +162,7 @@ def test_points_that_wait_for_the_vault(pool: Pool, config: Config, host: FakeHo
     planned = take.plan(host, ["web", "db"], None, NAME)
     with pytest.raises(TakeFailed, match="its snapshots exist"):
         take.execute(config, planned, "audit", threading.Event())
-    assert pool.told == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
+    assert pool.changes == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
     assert len(pool.present) == len(Journal(config.journal_dir).entries()) == 2
 
 
@@ -240,7 +240,7 @@ def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
         (SnapshotUsage(pool.present[full_name], ("tank/look",), 0), "tank/look depends on it"),
         (SnapshotUsage(pool.present[full_name], (), 1), "is held"),
     ):
-        pool.uses[full_name] = use
+        pool.usage[full_name] = use
         code, _, err = run("drop", "--yes", f"web@{NAME}")
         assert code == 1 and why in err
     run("take", "web", "--name", "autosnap_2026-11-20_03:00:00_hourly")
@@ -277,7 +277,7 @@ def test_several_guests_are_held_at_the_instant_of_the_snapshots(
         for guest in (web, db):
             assert guest.agent
             assert guest.live["vda"].endswith("/a.raw")
-            held.append(bool(guest.stands_still) or guest.agent.frozen)
+            held.append(bool(guest.paused_because) or guest.agent.frozen)
 
     pool.when_taken = look
     planned = take.plan(host, ["web", "db"], None, NAME, f"{mode},required")

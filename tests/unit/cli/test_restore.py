@@ -15,7 +15,7 @@ def test_restore(scene_run: Run, scene: Scene) -> None:
     code, out, err = scene_run("restore", "--yes", WEB)
     assert (code, out.splitlines()[0]) == (0, f"restore {point.name}:")
     assert "web@" in err.splitlines()[-1] and err.endswith(" is back: web is running\n")
-    assert scene.world.loaded == ["then"]
+    assert scene.world.loaded == ["old"]
 
 
 def test_dry_run(scene_run: Run, scene: Scene) -> None:
@@ -28,7 +28,7 @@ def test_dry_run(scene_run: Run, scene: Scene) -> None:
         for options in ([], ["--paused"])
     )
     assert runs != paused
-    assert (scene.world.acts, scene.tasks(), scene.staged()) == ([], [], [])
+    assert (scene.world.acts, scene.operations(), scene.staged()) == ([], [], [])
     assert scene.guest.calls == []
 
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from tests.fakes.clone_scene import make, nothing_left
-from tests.fakes.restore_scene import DATASET, NAME, THEN, Killed, Scene
+from tests.fakes.restore_scene import DATASET, NAME, OLD, Killed, Scene
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_clone
 from zvmsnap.clone.domain_xml import cloned_from
@@ -47,18 +47,18 @@ def test_clone(
 ) -> None:
     point = scene.point(memory=memory, zstd=zstd)
     stored = {path.name: path.read_bytes() for path in point.directory.iterdir()}
-    before = scene.world.shape()
+    before = scene.world.summary()
     operation = make(scene, point, options)
     assert scene.trace == steps
     guest = scene.find(operation.uuid)
     assert guest and (guest.name, guest.state()) == ("w2", state)
     assert cloned_from(guest.xml()) == point.name
-    assert scene.world.held["tank/w2"].content == (THEN if state == "paused" else f"{THEN}+")
-    assert scene.world.held["tank/w2"].properties == {CLONE_PROPERTY: "w2"}
-    assert scene.world.loaded == ([THEN] if "image" in steps else [])
-    assert scene.world.torn == []
+    assert scene.world.pool["tank/w2"].content == (OLD if state == "paused" else f"{OLD}+")
+    assert scene.world.pool["tank/w2"].properties == {CLONE_PROPERTY: "w2"}
+    assert scene.world.loaded == ([OLD] if "image" in steps else [])
+    assert scene.world.mismatches == []
     # Nothing of the original has changed; nor of the point.
-    assert {name: scene.world.shape()[name] for name in before} == before
+    assert {name: scene.world.summary()[name] for name in before} == before
     assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == stored
     assert scene.guest.calls == []
     assert destroy_clone(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
@@ -84,8 +84,8 @@ def test_trouble_at_each_act_leaves_nothing(scene: Scene, when: str, dies: bool)
             scene.world.errors = {(number, when)}
         with pytest.raises(Killed if dies else RestoreFailed):
             make(scene, point)
-        scene.world.spare()
-        for operation in scene.tasks():
+        scene.world.disarm()
+        for operation in scene.operations():
             assert dies, act
             assert isinstance(operation, CloneOperation)
             CloneCreation(scene.config, scene.host, operation).discard()
@@ -100,9 +100,9 @@ def test_what_could_not_be_undone_is_tried_again(scene: Scene, when: str) -> Non
     def fail(*numbers: int) -> None:
         scene.world.acts.clear()
         scene.world.errors = {(resume, "before")} | {(number, when) for number in numbers}
-        with pytest.raises(RestoreFailed, match="w2 was not made: resume: resume: struck"):
+        with pytest.raises(RestoreFailed, match="w2 was not made: resume: resume: failed here"):
             make(scene, point)
-        scene.world.spare()
+        scene.world.disarm()
 
     fail()
     undoing = scene.world.acts[resume + 1 :]
@@ -111,8 +111,8 @@ def test_what_could_not_be_undone_is_tried_again(scene: Scene, when: str) -> Non
         # Until its limit runs out, a dataset that cannot be destroyed is tried again at once.
         tries = 99 if act == "zfs destroy" else 1
         fail(*range(number, number + tries))
-        assert bool(scene.tasks()) != act.startswith("write"), act
-        for operation in scene.tasks():
+        assert bool(scene.operations()) != act.startswith("write"), act
+        for operation in scene.operations():
             assert isinstance(operation, CloneOperation)
             CloneCreation(scene.config, scene.host, operation).discard()
         assert nothing_left(scene), act
@@ -124,9 +124,11 @@ def test_discard_that_fails_says_what_is_left(scene: Scene) -> None:
     operation = msgspec.structs.replace(make(scene, point), step="load")
     creation = CloneCreation(scene.config, scene.host, operation)
     scene.world.errors = {(number, "before") for number in range(200)}
-    with pytest.raises(RestoreFailed, match="w2: could not be removed: load: destroy: struck; "):
+    with pytest.raises(
+        RestoreFailed, match="w2: could not be removed: load: destroy: failed here; "
+    ):
         creation.discard()
-    scene.world.spare()
+    scene.world.disarm()
     creation.discard()
     assert nothing_left(scene)
 
@@ -136,7 +138,7 @@ def test_unmounted_origin_is_mounted_where_it_can_be_reached(scene: Scene, tmp_p
     inherited = scene.world._mountpoint
 
     def mountpoint(name: str) -> str:
-        own = scene.world.held[name].properties.get("mountpoint", "none")
+        own = scene.world.pool[name].properties.get("mountpoint", "none")
         return own if name == "tank/w2" else inherited(name)
 
     scene.world._mountpoint = mountpoint  # type: ignore[method-assign]
@@ -167,4 +169,4 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
         "vdb": scene.world.disk_of("tank/w2/db"),
     }
     assert destroy_clone(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
-    assert list(scene.world.held) == ["tank", DATASET, "tank/web/db"]
+    assert list(scene.world.pool) == ["tank", DATASET, "tank/web/db"]

@@ -45,7 +45,7 @@ def test_destroy_refuses_what_clone_did_not_make(
 ) -> None:
     make(scene, scene.point())
     change(scene)
-    before, calls = scene.world.shape(), len(scene.world.acts)
+    before, calls = scene.world.summary(), len(scene.world.acts)
     if with_snapshots and change is foreign_snapshot:
         # As verify destroys: a sanoid may have come by.
         assert destroy_clone(scene.host, "w2", with_snapshots=True) == ["tank/w2"]
@@ -53,7 +53,7 @@ def test_destroy_refuses_what_clone_did_not_make(
         return
     with pytest.raises(CloneImpossible, match=f"^{says}"):
         destroy_clone(scene.host, "w2", with_snapshots=with_snapshots)
-    assert (scene.world.shape(), len(scene.world.acts)) == (before, calls)
+    assert (scene.world.summary(), len(scene.world.acts)) == (before, calls)
 
 
 def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
@@ -62,7 +62,7 @@ def test_destroy_removes_exactly_what_is_marked(scene: Scene) -> None:
     make(scene, point, CloneOptions("w3"))
     scene.world.add("tank/w2x")
     assert destroy_clone(scene.host, "w2") == ["tank/w2"]
-    assert list(scene.world.held) == ["tank", DATASET, "tank/w3", "tank/w2x"]
+    assert list(scene.world.pool) == ["tank", DATASET, "tank/w3", "tank/w2x"]
     assert [guest.name for guest in scene.host.guests()] == ["web", "w3"]
     for name in ("w2", "web", "nobody", ""):
         with pytest.raises((GuestNotFound, CloneImpossible)):
@@ -109,5 +109,5 @@ def test_dataset_that_is_used_for_ever(scene: Scene) -> None:
     make(scene, scene.point())
     busy = len(scene.world.acts) + 2
     scene.world.errors = {(number, "before") for number in range(busy, busy + 999)}
-    with pytest.raises(ZfsFailed, match="zfs destroy: struck"):
+    with pytest.raises(ZfsFailed, match="zfs destroy: failed here"):
         destroy_clone(scene.host, "w2")

@@ -37,11 +37,11 @@ def damaged(scene: Scene, point: RestorePoint) -> None:
 
 
 def pruned(scene: Scene, point: RestorePoint) -> None:
-    scene.world.kept.clear()
+    scene.world.pool_snapshots.clear()
 
 
 def locked(scene: Scene, point: RestorePoint) -> None:
-    scene.world.held[DATASET].locked = True
+    scene.world.pool[DATASET].locked = True
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def locked(scene: Scene, point: RestorePoint) -> None:
 def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], says: str) -> None:
     point = scene.point()
     spoil(scene, point)
-    before = scene.world.shape()
+    before = scene.world.summary()
     with pytest.raises(ZvmsnapError) as caught:
         plan_of(scene, point)
     assert says in str(caught.value)
-    assert scene.world.shape() == before
-    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert scene.world.summary() == before
+    assert (scene.operations(), scene.staged()) == ([], [])
 
 
 @pytest.mark.parametrize("spoil", [locked, in_use, dataset_taken, no_machine, pruned])

@@ -179,7 +179,7 @@ def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) 
     point = scene.point()
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = lives_by
-    before = scene.world.shape()
+    before = scene.world.summary()
     result = verify.boot(scene.config, scene.host, point, None)
     assert (result.good, result.booted) == (good, True)
     assert says in (result.alive if good else result.why)
@@ -189,9 +189,9 @@ def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) 
 
 
 def check_gone(scene: Scene, before: object) -> None:
-    assert scene.world.shape() == before
+    assert scene.world.summary() == before
     assert [guest.name for guest in scene.host.guests()] == ["web"]
-    assert (scene.tasks(), scene.staged()) == ([], [])
+    assert (scene.operations(), scene.staged()) == ([], [])
     assert scene.guest.calls == []
 
 
@@ -201,7 +201,7 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
     point = scene.point()
     assert isinstance(scene.host, Clones)
     scene.host.lives_by, scene.host.exit_code = "agent", exit_code
-    before = scene.world.shape()
+    before = scene.world.summary()
     result = verify.boot(scene.config, scene.host, point, "true")
     assert result.good is (exit_code == 0)
     if exit_code:
@@ -216,7 +216,7 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
 def test_expected_command_without_an_agent(scene: Scene) -> None:
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
-    before = scene.world.shape()
+    before = scene.world.summary()
     result = verify.boot(scene.config, scene.host, scene.point(), "true")
     assert "not connected" in result.why
     check_gone(scene, before)
@@ -226,7 +226,7 @@ def test_each_act_that_fails_is_a_result_and_leaves_no_clone(scene: Scene) -> No
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
     point = scene.point()
-    before = scene.world.shape()
+    before = scene.world.summary()
     scene.world.acts.clear()
     assert verify.boot(scene.config, scene.host, point, None).good
     acts = scene.world.acts[:]
@@ -236,7 +236,7 @@ def test_each_act_that_fails_is_a_result_and_leaves_no_clone(scene: Scene) -> No
         if act.startswith("write"):
             continue
         result = verify.boot(scene.config, scene.host, point, None)
-        assert "struck" in result.why, act
+        assert "failed here" in result.why, act
         assert kept(point) == result
         check_gone(scene, before)
 
@@ -245,12 +245,12 @@ def test_clone_that_a_sanoid_has_snapshotted_goes_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(guest: object) -> str:
-        (name,) = (name for name in scene.world.held if name not in ("tank", DATASET))
+        (name,) = (name for name in scene.world.pool if name not in ("tank", DATASET))
         scene.world.snap(f"{name}@autosnap")
         return "seen"
 
     monkeypatch.setattr(verify, "_sign_of_life", look)
-    before = scene.world.shape()
+    before = scene.world.summary()
     assert verify.boot(scene.config, scene.host, scene.point(), None).alive == "seen"
     check_gone(scene, before)
 
@@ -259,7 +259,7 @@ def test_clone_whose_verify_was_killed_is_removed_by_recover(scene: Scene) -> No
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "screen"
     point = scene.point()
-    before = scene.world.shape()
+    before = scene.world.summary()
     scene.world.acts.clear()
     assert verify.boot(scene.config, scene.host, point, None).good
     acts = scene.world.acts[:]
@@ -272,8 +272,8 @@ def test_clone_whose_verify_was_killed_is_removed_by_recover(scene: Scene) -> No
             scene.world.death = (number, when)
             with pytest.raises(Killed):
                 verify.boot(scene.config, scene.host, point, None)
-            scene.world.spare()
-            (operation,) = scene.tasks()
+            scene.world.disarm()
+            (operation,) = scene.operations()
             assert isinstance(operation, CloneOperation)
             CloneCreation(scene.config, scene.host, operation).discard()
             check_gone(scene, before)

@@ -46,7 +46,7 @@ def points(config: Config) -> list[Manifest]:
 
 def assert_done(config: Config, guest: FakeGuest) -> None:
     """It goes on, and neither journal nor staging knows of the moment."""
-    assert guest.stands_still is None
+    assert guest.paused_because is None
     assert guest.agent and not guest.agent.frozen
     assert Journal(config.journal_dir).entries() == []
     assert list(config.staging_dir.iterdir()) == []
@@ -67,7 +67,7 @@ def test_a_whole_moment(
 
 
 def runs(guest: FakeGuest) -> None:
-    guest.stands_still = None
+    guest.paused_because = None
 
 
 def thaws(guest: FakeGuest) -> None:
@@ -81,13 +81,13 @@ def is_shut_off(guest: FakeGuest) -> None:
 
 def is_dumped_still(guest: FakeGuest) -> None:
     """Until it is looked at for the third time."""
-    guest.job, guest.stands_still = True, None
+    guest.job, guest.paused_because = True, None
 
     def look() -> None:
         guest.at["has_job"] = ends
 
     def ends() -> None:
-        guest.job, guest.stands_still = False, Pause.JOB
+        guest.job, guest.paused_because = False, Pause.JOB
 
     guest.at["has_job"] = look
 

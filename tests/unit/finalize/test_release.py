@@ -114,7 +114,7 @@ def test_shut_off_while_it_is_committed(moment: Moment, call: str) -> None:
 @pytest.mark.parametrize("call", ["commit vda", "pivot vda", "pivot vdb"])
 def test_gone_while_it_is_committed(moment: Moment, call: str) -> None:
     moment.freeze()
-    moment.guest.kept = False
+    moment.guest.is_defined = False
 
     def vanish() -> None:
         moment.guest.exists = False
@@ -220,7 +220,7 @@ def test_resumed(
     moment.work.note(
         paused=ours, level=ConsistencyLevel.MEMORY if overlays_planned else ConsistencyLevel.CRASH
     )
-    moment.guest.stands_still = pause
+    moment.guest.paused_because = pause
     moment.leave()
     assert ("resume" in moment.guest.calls) is resumed
     if resumed:
@@ -445,6 +445,6 @@ def test_everything_is_written_down_before_it_is_done(moment: Moment) -> None:
 def test_logger_is_the_one_of_the_guest(caplog: pytest.LogCaptureFixture, moment: Moment) -> None:
     caplog.set_level(logging.WARNING)
     moment.freeze("vda")
-    moment.guest.stands_still = Pause.IO_ERROR
+    moment.guest.paused_because = Pause.IO_ERROR
     moment.leave()
     assert "web (tank/web): stands still because of an I/O error" in caplog.text

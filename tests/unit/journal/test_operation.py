@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, object]] = [
     ("swap_trees", [{"top": "tank/w"}]),
     *(
         ("swap_trees", [{**msgspec.to_builtins(UNIT), key: value}])
-        for key in ("top", "fresh", "set_aside")
+        for key in ("top", "clone_top", "replaced_top")
         for value in ("", "-r", "/tank", "tank\0", "tank\n", None)
     ),
     ("swap_trees", [{**msgspec.to_builtins(UNIT), "datasets": [{"path": ""}]}]),

@@ -241,10 +241,10 @@ PACK = zstandard.ZstdCompressor().compress
 SEALED = [
     pytest.param("none", b"", "is only 0 bytes long", id="empty"),
     pytest.param("none", image(magic=b"LibvirtQemudPart"), "is incomplete", id="partial"),
-    pytest.param("none", PACK(image()), "is only|is no memory image", id="packed, said plain"),
+    pytest.param("none", PACK(image()), "is only|is no RAM image", id="packed, said plain"),
     pytest.param("zstd", image(), "cannot be unpacked: it is damaged", id="plain, said packed"),
     pytest.param("zstd", b"", "is only 0 bytes long", id="packed nothing"),
-    pytest.param("zstd", PACK(b"QFI\xfb" * 99), "is no memory image", id="packed something else"),
+    pytest.param("zstd", PACK(b"QFI\xfb" * 99), "is no RAM image", id="packed something else"),
     pytest.param("zstd", PACK(image(b"RAM")), "has no QEMU stream", id="packed without QEMU"),
     pytest.param("lzma", image(), "is compressed by 'lzma'", id="compressed otherwise"),
 ]

@@ -42,7 +42,7 @@ def _on_the_host(host: FakeHost) -> None:
 def db(tmp_path: Path, config: Config, entry: Standing, host: FakeHost) -> DumpedGuest:
     """Another guest of the same owner, which is paused for an hour already."""
     other = DumpedGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
-    other.stands_still = Pause.JOB
+    other.paused_because = Pause.JOB
     said = {"level": ConsistencyLevel.PAUSED, "paused": True, "disks_frozen_at_s": 1.0, "disks": ()}
     known = entry(uuid=OTHER, domain="db", owner=OWNER, held_since_s=since(HOUR_S), **said)
     Journal(config.journal_dir).write(known)
@@ -64,7 +64,7 @@ def within(config: Config, limit_s: float) -> Config:
 
 
 def is_held(guest: FakeGuest) -> bool:
-    return bool(guest.stands_still or (guest.agent and guest.agent.frozen))
+    return bool(guest.paused_because or (guest.agent and guest.agent.frozen))
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def dumped(guest: FakeGuest) -> None:
 
 
 def by_other(guest: FakeGuest) -> None:
-    guest.stands_still = Pause.OTHER
+    guest.paused_because = Pause.OTHER
 
 
 @pytest.mark.parametrize("change", [dumped, by_other])
@@ -199,7 +199,7 @@ def test_pauses_that_are_not_of_zvmsnap(
         until(lambda: len(checks) > 20)
         assert is_held(guest) and guest.calls == []
         # The dump ends, and the guest stays paused.
-        guest.job, guest.stands_still = False, Pause.JOB
+        guest.job, guest.paused_because = False, Pause.JOB
         until(lambda: not is_held(guest))
 
 
@@ -210,9 +210,9 @@ def test_short_pauses_of_a_dump_are_not_added_up(
     known = standing(ConsistencyLevel.PAUSED, **UNNOTED)
     first_s = enforcer.paused_since_s(guest, known)
     assert enforcer.paused_since_s(guest, known) == first_s > 0
-    guest.stands_still = None
+    guest.paused_because = None
     assert enforcer.paused_since_s(guest, known) == 0
-    guest.stands_still = Pause.JOB
+    guest.paused_because = Pause.JOB
     assert enforcer.paused_since_s(guest, known) > first_s
 
 

@@ -38,19 +38,19 @@ def as_it_was(guest: FakeGuest) -> None:
 
 
 def by_user(guest: FakeGuest) -> None:
-    guest.stands_still = Pause.USER
+    guest.paused_because = Pause.USER
 
 
 def io_error(guest: FakeGuest) -> None:
-    guest.stands_still = Pause.IO_ERROR
+    guest.paused_because = Pause.IO_ERROR
 
 
 def by_other(guest: FakeGuest) -> None:
-    guest.stands_still = Pause.OTHER
+    guest.paused_because = Pause.OTHER
 
 
 def resumed(guest: FakeGuest) -> None:
-    guest.stands_still = None
+    guest.paused_because = None
 
 
 def off(guest: FakeGuest) -> None:
@@ -219,7 +219,7 @@ def test_guest_that_cannot_be_resumed_is_resumed_by_the_next_one(
         release(config, guest, known)
     assert journal(config) == known
     assert release(config, guest, known).level is PAUSED
-    assert guest.stands_still is None
+    assert guest.paused_because is None
 
 
 def with_post_thaw(config: Config, tmp_path: Path, text: str) -> Config:

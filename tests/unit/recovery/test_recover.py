@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, make_base, make_overlay, write
-from tests.fakes.restore_scene import NOW, THEN, Killed, Scene, set_scene
+from tests.fakes.restore_scene import NEW, OLD, Killed, Scene, set_scene
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.plan import CloneOptions, plan_clone
@@ -451,18 +451,18 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
         patch.setattr(scene.world, "act", die)
         with pytest.raises(Killed):
             work()
-    scene.world.spare()
+    scene.world.disarm()
     if not alive:
-        (task,) = scene.tasks()
+        (task,) = scene.operations()
         Operations(scene.config.journal_dir).write(msgspec.structs.replace(task, owner=DEAD))
     return "w2" if what == "clone" else "web"
 
 
 INTERRUPTED = [
-    pytest.param("restore", "save", NOW, id="restore, undone"),
-    pytest.param("restore", "load", THEN, id="restore, gone on with"),
-    pytest.param("clone", "define", NOW, id="clone, of which libvirt knows nothing"),
-    pytest.param("clone", "resume", NOW, id="clone"),
+    pytest.param("restore", "save", NEW, id="restore, undone"),
+    pytest.param("restore", "load", OLD, id="restore, gone on with"),
+    pytest.param("clone", "define", NEW, id="clone, of which libvirt knows nothing"),
+    pytest.param("clone", "resume", NEW, id="clone"),
 ]
 
 
@@ -470,8 +470,8 @@ INTERRUPTED = [
 @pytest.mark.parametrize(("what", "act", "content"), INTERRUPTED)
 def test_interrupted_task(scene: Scene, what: str, act: str, content: str, named: bool) -> None:
     name = interrupted(scene, what, act)
-    (task,) = scene.tasks()
-    before, shape = tree(scene.config), scene.world.shape()
+    (task,) = scene.operations()
+    before, shape = tree(scene.config), scene.world.summary()
 
     dry = recover.recover(scene.config, name if named else None, dry_run=True)
     (outcome,) = dry.outcomes
@@ -479,16 +479,16 @@ def test_interrupted_task(scene: Scene, what: str, act: str, content: str, named
     assert outcome.found == (
         f"{what} of {task.point} was interrupted at step {task.step}: zvmsnap recover ends it",
     )
-    assert (tree(scene.config), scene.world.shape()) == (before, shape)
+    assert (tree(scene.config), scene.world.summary()) == (before, shape)
     # What it still needs is no debris.
     assert (dry.removed, dry.problems) == ([], [])
 
     report = recover.recover(scene.config, name if named else None)
     assert [each.result for each in report.outcomes] == [Result.RECOVERED]
     assert (report.complete, report.removed) == (True, [])
-    assert scene.world.held["tank/web"].content.rstrip("+") == content
+    assert scene.world.pool["tank/web"].content.rstrip("+") == content
     assert [guest.name for guest in scene.host.guests()] == ["web"]
-    assert (scene.tasks(), scene.staged(), scene.world.torn) == ([], [], [])
+    assert (scene.operations(), scene.staged(), scene.world.mismatches) == ([], [], [])
     assert recover.recover(scene.config).outcomes == []
 
 
@@ -497,13 +497,13 @@ def test_task_whose_owner_runs_is_left_alone(
     scene: Scene, what: str, act: str, content: str
 ) -> None:
     name = interrupted(scene, what, act, alive=True)
-    before, shape = tree(scene.config), scene.world.shape()
+    before, shape = tree(scene.config), scene.world.summary()
     for domain in (name, None):
         report = recover.recover(scene.config, domain)
         assert [(o.result, o.why) for o in report.outcomes] == [
             (Result.UNDER_WAY, f"pid {os.getpid()}")
         ]
-        assert (tree(scene.config), scene.world.shape()) == (before, shape)
+        assert (tree(scene.config), scene.world.summary()) == (before, shape)
 
 
 def test_task_that_cannot_be_ended_is_a_failure_and_stays(scene: Scene) -> None:
@@ -513,10 +513,10 @@ def test_task_that_cannot_be_ended_is_a_failure_and_stays(scene: Scene) -> None:
     (outcome,) = recover.recover(scene.config, "web").outcomes
     assert outcome.result is Result.FAILED
     assert "could not be undone" in outcome.why
-    scene.world.spare()
-    assert len(scene.tasks()) == 1
+    scene.world.disarm()
+    assert len(scene.operations()) == 1
     assert recover.recover(scene.config).complete
-    assert scene.world.torn == []
+    assert scene.world.mismatches == []
 
 
 @pytest.mark.parametrize("then", ["ended", "begun anew"])
@@ -524,7 +524,7 @@ def test_task_that_somebody_ended_while_the_lock_was_waited_for(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     interrupted(scene, "restore", "save")
-    (task,) = scene.tasks()
+    (task,) = scene.operations()
     fresh = None if then == "ended" else msgspec.structs.replace(task, owner=own())
     monkeypatch.setattr(Operations, "read", lambda tasks, uuid: fresh)
     monkeypatch.setattr(Operations, "all", lambda tasks: [task])

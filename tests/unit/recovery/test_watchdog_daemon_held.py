@@ -245,7 +245,7 @@ def test_the_deadline_is_kept_beside_all_else(
     monkeypatch.setattr(
         Process,
         "is_alive",
-        lambda process: guest.stands_still is not None and time.monotonic() < ends_s,
+        lambda process: guest.paused_because is not None and time.monotonic() < ends_s,
     )
     assert watchdog_daemon.main([*WORDS, word]) == 0
     assert time.monotonic() < ends_s

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.restore_case import Kind, Make, check_one_of_both
-from tests.fakes.restore_scene import DATASET, NAME, NOW, THEN, Scene
+from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Scene
 from zvmsnap.common.errors import DomainBusy, LibvirtFailed, RestoreFailed
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
@@ -17,7 +17,6 @@ from zvmsnap.points import memory_image
 from zvmsnap.points.point import read_point
 from zvmsnap.restore import in_place, observe
 from zvmsnap.restore.plan import RestoreOptions
-from zvmsnap.virt import agent
 
 ALL = ["keep", "clone", "unpack", "stop", "safety", "swap", "promote"]
 END = ["definition", "load", "resume", "clock", "points", "close"]
@@ -94,13 +93,13 @@ def test_trace(make: Make, kind: Kind, trace: list[str], state: str) -> None:
     assert case.scene.trace == [*trace[:-1], *publish, trace[-1]]
     guest = case.scene.find()
     assert guest and guest.state() == state
-    assert case.content() == (f"{THEN}+" if state == "running" else THEN)
+    assert case.content() == (f"{OLD}+" if state == "running" else OLD)
     case.check_clean()
-    loads = [THEN] if kind.memory and not kind.options.cold else []
+    loads = [OLD] if kind.memory and not kind.options.cold else []
     assert case.world.loaded == loads
     # History stays with the name; the replaced disks, and RAM that fits, with the safety point.
-    assert case.world.shape()[DATASET][3] == [NAME]
-    replaced = [name for name in case.world.held if ".before-" in name]
+    assert case.world.summary()[DATASET][3] == [NAME]
+    replaced = [name for name in case.world.pool if ".before-" in name]
     assert len(replaced) == (0 if kind.options.rollback else 1)
     kept = kind.options.safety and not kind.options.rollback and kind.guest != "undefined"
     assert len(case.points()) == kept
@@ -110,11 +109,11 @@ def test_trace(make: Make, kind: Kind, trace: list[str], state: str) -> None:
             level,
             replaced[0],
         )
-        assert case.world.shape()[replaced[0]][3] == [point.manifest.run]
+        assert case.world.summary()[replaced[0]][3] == [point.manifest.run]
         memory = point.manifest.memory
         assert bool(memory) is (kind.guest != "off")
         if memory:
-            assert NOW.encode() in (point.directory / memory.file).read_bytes()
+            assert NEW.encode() in (point.directory / memory.file).read_bytes()
 
 
 class Later(datetime):
@@ -142,8 +141,8 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
         image,
         threading.Event(),
     )
-    assert case.world.torn == []
-    assert case.content() == f"{NOW}+"
+    assert case.world.mismatches == []
+    assert case.content() == f"{NEW}+"
     for point in (case.point, safety):
         for reference in read_point(point.directory).manifest.snapshots:
             present = case.world.all_snapshots().present
@@ -217,13 +216,11 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
     case.guest.equipment = AGENT
     case.point = case.scene.point(run="with an agent")
 
-    monkeypatch.setattr(agent, "_CONNECTED_WITHIN_S", -1)
-
-    def fail() -> None:
+    def fail(now_s: float) -> None:
         raise LibvirtFailed("no agent", 86)
 
     if fails:
-        case.guest.at["set_time"] = fail
+        monkeypatch.setattr(case.guest, "set_time", fail)
     case.run()
     assert case.guest.clock_s == (0.0 if fails else 1700000000.0)
     assert case.is_back()

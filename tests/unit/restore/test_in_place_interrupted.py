@@ -15,7 +15,7 @@ from tests.fakes.restore_case import (
     died_at,
     undoing,
 )
-from tests.fakes.restore_scene import DATASET, NAME, NOW, THEN, Killed
+from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Killed
 from zvmsnap.common import atomic_file
 from zvmsnap.common.errors import LibvirtFailed, RestoreFailed, RestoreImpossible
 from zvmsnap.common.process import Process
@@ -47,7 +47,7 @@ def test_failure_of_each_act_is_undone(make: Make, kind: Kind, when: str) -> Non
             case.run()
             # The act failed without harm: a clock, a vanished point.
             assert case.is_back(), act
-        if case.scene.tasks():
+        if case.scene.operations():
             # A rollback that may have begun, or what comes after all was done.
             assert case.kind.options.rollback or case.is_back(), act
             assert case.again(), act
@@ -64,7 +64,7 @@ def test_death_at_each_act_is_recovered(make: Make, kind: Kind, when: str) -> No
         # What comes after `resume` fails with RestoreFailed, also when it is killed.
         with pytest.raises((Killed, RestoreFailed)):
             case.run()
-        begun = bool(case.scene.tasks())
+        begun = bool(case.scene.operations())
         assert case.again() is begun, act
         check_one_of_both(case)
         outcomes.add(case.is_back())
@@ -94,9 +94,9 @@ def test_trouble_while_it_is_undone(make: Make, kind: Kind, when: str, dies: boo
         with pytest.raises(Killed if dies else RestoreFailed):
             case.run()
         # Nothing was done on top of what could not be undone.
-        assert case.world.torn == [], acts[number]
-        assert {NAME} <= {each.name for each in case.world.kept}
-        if case.scene.tasks():
+        assert case.world.mismatches == [], acts[number]
+        assert {NAME} <= {each.name for each in case.world.pool_snapshots}
+        if case.scene.operations():
             assert case.again(), acts[number]
         check_one_of_both(case)
         # Before that was written down, it had died at `load`.
@@ -113,20 +113,20 @@ def start(case: Case) -> None:
 
 def start_and_suspend(case: Case) -> None:
     case.guest.start()
-    case.guest.stands_still = Pause.USER
+    case.guest.paused_because = Pause.USER
 
 
 @pytest.mark.parametrize("somebody", [start, start_and_suspend])
 @pytest.mark.parametrize(
     ("act", "when", "content"),
     [
-        pytest.param("save", "after", NOW, id="stop"),
-        pytest.param("zfs take_snapshots", "after", NOW, id="safety"),
-        pytest.param("zfs unmount", "before", NOW, id="swap, not done"),
-        pytest.param("zfs promote", "before", THEN, id="swapped"),
-        pytest.param("zfs promote", "after", THEN, id="promoted"),
-        pytest.param("define", "before", THEN, id="definition"),
-        pytest.param("load", "before", THEN, id="load"),
+        pytest.param("save", "after", NEW, id="stop"),
+        pytest.param("zfs take_snapshots", "after", NEW, id="safety"),
+        pytest.param("zfs unmount", "before", NEW, id="swap, not done"),
+        pytest.param("zfs promote", "before", OLD, id="swapped"),
+        pytest.param("zfs promote", "after", OLD, id="promoted"),
+        pytest.param("define", "before", OLD, id="definition"),
+        pytest.param("load", "before", OLD, id="load"),
     ],
 )
 def test_guest_that_somebody_started_keeps_its_disks_and_no_ram_is_loaded(
@@ -139,7 +139,7 @@ def test_guest_that_somebody_started_keeps_its_disks_and_no_ram_is_loaded(
     assert case.content().startswith(f"{content}+")
     assert case.guest.state() == "running"
     case.check_clean()
-    if content == NOW:
+    if content == NEW:
         case.check_replaced()
 
 
@@ -154,7 +154,7 @@ def test_guest_that_was_started_and_shut_off_keeps_its_disks(
     case.guest.shut_off()
     assert case.again()
     assert case.world.loaded == []
-    assert case.content() == f"{THEN}+"
+    assert case.content() == f"{OLD}+"
     assert case.guest.state() == "shut off"
     case.check_clean()
 
@@ -162,17 +162,17 @@ def test_guest_that_was_started_and_shut_off_keeps_its_disks(
 @pytest.mark.parametrize("volume", [True, False], ids=["volume", "filesystem"])
 def test_disks_are_not_swapped_back_under_a_guest(make: Make, volume: bool) -> None:
     case = died_at(make, Kind(volume=volume), "zfs promote")
-    (operation,) = case.scene.tasks()
+    (operation,) = case.scene.operations()
     Operations(case.scene.config.journal_dir).write(
         msgspec.structs.replace(operation, step="undo swap")
     )
     case.guest.start()
-    before = case.world.shape()
+    before = case.world.summary()
     assert not case.again()
-    assert case.world.shape() == before
+    assert case.world.summary() == before
     case.guest.shut_off()
     assert case.again()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     check_one_of_both(case)
 
 
@@ -191,7 +191,7 @@ def test_rollback_that_has_begun_is_never_undone(make: Make, act: str, when: str
     with pytest.raises(RestoreImpossible, match="zvmsnap recover web ends it"):
         case.run()
     assert case.again()
-    assert (case.world.loaded, case.content()) == ([THEN], f"{THEN}+")
+    assert (case.world.loaded, case.content()) == ([OLD], f"{OLD}+")
     case.check_clean()
 
 
@@ -206,10 +206,10 @@ def test_guest_that_somebody_started_runs_on_after_a_rollback(make: Make, died: 
         case.world.errors = {(number, "after")}
     with pytest.raises(Killed if died else RestoreFailed):
         case.run()
-    case.world.spare()
+    case.world.disarm()
     case.guest.start()
     case.again()
-    assert (case.world.loaded, case.content()) == ([], f"{THEN}+")
+    assert (case.world.loaded, case.content()) == ([], f"{OLD}+")
     case.check_clean()
 
 
@@ -217,7 +217,7 @@ def test_rollback_that_has_not_begun_is_undone_for_who_started_the_guest(make: M
     case = died_at(make, Kind(RestoreOptions(rollback=True)), "save", "after")
     case.guest.start()
     assert case.again()
-    assert (case.world.loaded, case.content()) == ([], f"{NOW}+")
+    assert (case.world.loaded, case.content()) == ([], f"{NEW}+")
     case.check_clean()
 
 
@@ -229,13 +229,13 @@ def test_saved_ram_is_loaded_once(make: Make, when: str) -> None:
     case.world.death = (len(acts) - 1 - acts[::-1].index("resume"), when)
     with pytest.raises(Killed):
         case.run()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     if when == "before":
         assert case.guest.state() == "paused"
     else:
         case.guest.shut_off()
     assert case.again()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     assert case.guest.state() == "running"
     case.check_clean()
 
@@ -261,19 +261,19 @@ def test_saved_ram_is_gone_for_good_before_its_guest_runs(
 def test_undone_without_its_point(make: Make) -> None:
     case = died_at(make, Kind(), "zfs unmount")
     vault.remove(case.point)
-    (operation,) = case.scene.tasks()
+    (operation,) = case.scene.operations()
     Operations(case.scene.config.journal_dir).write(
         msgspec.structs.replace(operation, step="undo resume")
     )
     assert case.again()
-    assert case.world.loaded == [NOW]
+    assert case.world.loaded == [NEW]
     check_one_of_both(case)
 
 
 def rebooted(case: Case) -> None:
     """The host went down: nothing runs, and the operation is of another boot."""
     case.guest.active = False
-    (operation,) = case.scene.tasks()
+    (operation,) = case.scene.operations()
     owner = Process(operation.owner.pid, operation.owner.started, "a-boot")
     Operations(case.scene.config.journal_dir).write(msgspec.structs.replace(operation, owner=owner))
 
@@ -281,12 +281,12 @@ def rebooted(case: Case) -> None:
 @pytest.mark.parametrize(
     ("act", "when", "state", "content", "loaded"),
     [
-        pytest.param("zfs clone", "after", "shut off", NOW, [], id="clone"),
-        pytest.param("save", "before", "shut off", NOW, [], id="RAM not saved"),
-        pytest.param("save", "after", "running", f"{THEN}+", [THEN], id="RAM saved"),
-        pytest.param("load", "after", "running", f"{THEN}+", [THEN, THEN], id="loaded"),
-        pytest.param("resume", "before", "running", f"{THEN}+", [THEN], id="before it went on"),
-        pytest.param("resume", "after", "running", f"{THEN}++", [THEN], id="it went on"),
+        pytest.param("zfs clone", "after", "shut off", NEW, [], id="clone"),
+        pytest.param("save", "before", "shut off", NEW, [], id="RAM not saved"),
+        pytest.param("save", "after", "running", f"{OLD}+", [OLD], id="RAM saved"),
+        pytest.param("load", "after", "running", f"{OLD}+", [OLD, OLD], id="loaded"),
+        pytest.param("resume", "before", "running", f"{OLD}+", [OLD], id="before it went on"),
+        pytest.param("resume", "after", "running", f"{OLD}++", [OLD], id="it went on"),
     ],
 )
 def test_host_went_down(
@@ -302,10 +302,10 @@ def test_host_went_down(
 
 def test_safety_of_two_pools_after_a_crash_between_them(make: Make) -> None:
     case = died_at(make, Kind(), "zfs take_snapshots")
-    (operation,) = case.scene.tasks()
+    (operation,) = case.scene.operations()
     assert isinstance(operation, RestoreOperation) and operation.safety_entry
     case.world.add("fast")
-    case.world.add("fast/db", NOW)
+    case.world.add("fast/db", NEW)
     case.world.snap(f"fast/db@{operation.safety_entry.run}")
     safety = msgspec.structs.replace(operation.safety_entry, request_datasets=("fast/db", DATASET))
     Operations(case.scene.config.journal_dir).write(

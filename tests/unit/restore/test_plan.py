@@ -85,7 +85,7 @@ def cloned(scene: Scene, point: RestorePoint) -> None:
 
 def held(scene: Scene, point: RestorePoint) -> None:
     scene.world.snap(f"{DATASET}@later")
-    scene.world.kept[-1].holds = 1
+    scene.world.pool_snapshots[-1].holds = 1
 
 
 def moved(scene: Scene, point: RestorePoint) -> None:
@@ -111,11 +111,11 @@ def no_text(scene: Scene, point: RestorePoint) -> None:
 
 
 def pruned(scene: Scene, point: RestorePoint) -> None:
-    scene.world.kept.clear()
+    scene.world.pool_snapshots.clear()
 
 
 def locked(scene: Scene, point: RestorePoint) -> None:
-    scene.world.held[DATASET].locked = True
+    scene.world.pool[DATASET].locked = True
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_refusals(
     point = scene.point()
     assert plan_of(scene, point, options)
     spoil(scene, point)
-    acts, shape = len(scene.world.acts), scene.world.shape()
+    acts, shape = len(scene.world.acts), scene.world.summary()
     with pytest.raises((RestoreImpossible, SnapshotMissing)) as caught:
         plan_of(scene, point, options)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert (len(scene.world.acts), scene.world.shape()) == (acts, shape)
+    assert (len(scene.world.acts), scene.world.summary()) == (acts, shape)
 
 
 def off_below(scene: Scene) -> None:
@@ -198,7 +198,7 @@ def elsewhere(scene: Scene) -> None:
 
 def older(scene: Scene) -> None:
     # Only what is newer is in the way of a rollback.
-    scene.world.kept[0].holds = 1
+    scene.world.pool_snapshots[0].holds = 1
 
 
 @pytest.mark.parametrize("options", [RestoreOptions(), ROLLBACK])
@@ -350,7 +350,7 @@ def test_lines(scene: Scene) -> None:
         "  web is stopped; its RAM and disks are kept",
         f"  the replaced guest becomes the point web@{safety.run}",
         f"  tank/web holds tank/web@{NAME} again",
-        f"  the replaced disks, and newer snapshots, are on {tree.set_aside} afterwards",
+        f"  the replaced disks, and newer snapshots, are on {tree.replaced_top} afterwards",
         "  web goes on from its RAM",
     )
     scene.guest.exists = False

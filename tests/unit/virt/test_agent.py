@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.clock import TestClock
 from tests.fakes.guest import FakeGuest
 from zvmsnap.common import log
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
@@ -39,11 +40,6 @@ class Talking(FakeGuest):
         self.time_s = now_s
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "_LOOK_EVERY_S", 0)
-
-
 CHANNEL = "<channel type='unix'><target type='virtio' name='{}'/></channel>"
 
 
@@ -70,7 +66,7 @@ def test_answers() -> None:
 
 
 class Late(Talking):
-    """A guest that was just resumed: its agent does not answer yet, if it is there at all."""
+    """A guest that was just resumed: its agent does not answer yet, or is not connected."""
 
     def __init__(self, fails: float = 0, state: str = "connected") -> None:
         super().__init__()
@@ -96,19 +92,15 @@ def test_clock(fails: int, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize(
-    ("state", "limit"), [("connected", "_CLOCK_WITHIN_S"), ("disconnected", "_CONNECTED_WITHIN_S")]
-)
-def test_clock_of_whose_agent_never_answers(
-    state: str, limit: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("state", "within_s"), [("connected", 60), ("disconnected", 5)])
+def test_clock_of_a_guest_whose_agent_never_answers(
+    state: str, within_s: float, clock: TestClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(agent, "_CLOCK_WITHIN_S", 1000)
-    monkeypatch.setattr(agent, "_CONNECTED_WITHIN_S", 1000)
-    monkeypatch.setattr(agent, limit, 0.01)
     guest = Late(math.inf, state)
     agent.try_clock(guest, ABOUT)
     assert guest.time_s == 0
-    assert "its clock is still of then: not yet" in caplog.text
+    assert clock.now_s() == pytest.approx(within_s, abs=0.5)
+    assert "its clock could not be set, and is late: not yet" in caplog.text
 
 
 def test_clock_without_an_agent() -> None:
@@ -117,15 +109,15 @@ def test_clock_without_an_agent() -> None:
     assert guest.time_s == 0 and guest.timeouts_s == []
 
 
-def test_a_command_is_sent_again_only_if_it_was_not_got() -> None:
+def test_a_command_is_sent_again_only_if_it_did_not_arrive() -> None:
     guest = Talking(AgentSilent("no", 86), {"pid": 7}, AgentSilent("no", 86), {"exited": True})
     assert agent.run(guest, "true", 60).exit_code == -1
     guest = Talking(LibvirtFailed("sent, but not answered in time", 112))
     with pytest.raises(LibvirtFailed):
         agent.run(guest, "true", 60)
-    guest = Talking(AgentSilent("no", 86))
+    guest = Talking(*[AgentSilent("no", 86)] * 60)
     with pytest.raises(AgentSilent):
-        agent.run(guest, "true", -1)
+        agent.run(guest, "true", 9)
 
 
 def encoded(output: bytes) -> str:
@@ -163,9 +155,9 @@ def test_run(status: object, ran: Ran) -> None:
 
 
 def test_a_command_that_does_not_end() -> None:
-    guest = Talking({"pid": 7}, *[{"exited": False}] * 2)
-    with pytest.raises(LibvirtFailed, match="web: 'sleep 9' takes longer than -1 s"):
-        agent.run(guest, "sleep 9", -1)
+    guest = Talking({"pid": 7}, *[{"exited": False}] * 60)
+    with pytest.raises(LibvirtFailed, match="web: 'sleep 99' takes longer than 9 s"):
+        agent.run(guest, "sleep 99", 9)
 
 
 def test_no_agent() -> None:
@@ -187,7 +179,7 @@ HOSTILE: list[object] = [
 
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: repr(answer)[:40])
 @pytest.mark.parametrize("before", [(), ({"pid": 7},)], ids=["begun", "status"])
-def test_a_guest_that_makes_no_sense(before: tuple[object, ...], answer: object) -> None:
+def test_senseless_answers(before: tuple[object, ...], answer: object) -> None:
     with pytest.raises(LibvirtFailed) as caught:
         agent.run(Talking(*before, answer, answer), "true", 60)
     assert str(caught.value).startswith("web: guest-exec")
@@ -195,7 +187,7 @@ def test_a_guest_that_makes_no_sense(before: tuple[object, ...], answer: object)
 
 
 class Freezing(Talking):
-    """A guest whose file systems may be frozen, if its agent it was told how long that may take."""
+    """A guest whose file systems can be frozen, once a time limit is set for its agent."""
 
     def fs_freeze(self) -> int:
         assert self.timeouts_s == [40], "would block for ever"
@@ -267,7 +259,7 @@ def test_why_no_freeze(answer: object, why: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [3, None, ["frozen"], {"status": "frozen"}, "no JSON {"])
-def test_no_sense_in_whether_it_is_frozen(answer: object) -> None:
+def test_senseless_answer_whether_it_is_frozen(answer: object) -> None:
     text = answer if isinstance(answer, str) else json.dumps({"return": answer})
     with pytest.raises(LibvirtFailed, match="guest-fsfreeze-status: no sense in the answer"):
         agent.is_frozen(Talking(text))

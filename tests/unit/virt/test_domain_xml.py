@@ -225,8 +225,8 @@ def test_disk(xml: str, disk: Disk, writable: bool, why_no_overlay: str | None) 
 
 
 def test_domain() -> None:
-    found = domain(cpu="<cpu mode='host-passthrough' check='none'/>")
-    assert found == domain_xml.Domain(
+    parsed = domain(cpu="<cpu mode='host-passthrough' check='none'/>")
+    assert parsed == domain_xml.Domain(
         name='web & "shop"',
         uuid="c0ffee00-0000-4000-8000-000000000001",
         disks=(),
@@ -254,8 +254,8 @@ def test_domain() -> None:
     ],
 )
 def test_cpu(xml: str, mode: str, model: str) -> None:
-    found = domain(cpu=xml)
-    assert (found.cpu_mode, found.cpu_model) == (mode, model)
+    parsed = domain(cpu=xml)
+    assert (parsed.cpu_mode, parsed.cpu_model) == (mode, model)
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_nvram(xml: str, path: str | None) -> None:
 
 
 def test_minimal_domain() -> None:
-    found = domain_xml.parse("<domain/>")
-    assert (found.name, found.disks, found.machine, found.memory_kib) == ("", (), "", 0)
+    parsed = domain_xml.parse("<domain/>")
+    assert (parsed.name, parsed.disks, parsed.machine, parsed.memory_kib) == ("", (), "", 0)
 
 
 XML_TEXT = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), min_size=1)

@@ -45,12 +45,14 @@ UNLOADABLE = [
     pytest.param(image(payload=b"QEV"), "no QEMU stream", id="cut in the stream's magic"),
     pytest.param(image(payload=b"\0\0\0\0"), "no QEMU stream", id="raw, but another stream"),
     pytest.param(image(kind=5, payload=b""), "no QEMU stream", id="compressed nothing"),
-    pytest.param(image(xml_bytes=1000), "no QEMU stream", id="lies of its XML's length"),
-    pytest.param(image(xml_bytes=2**32 - 1), "a header that lies", id="XML of 4 GiB"),
-    pytest.param(image(cookie_offset=len(XML) + 1), "a header that lies", id="cookie in the RAM"),
+    pytest.param(image(xml_bytes=1000), "no QEMU stream", id="wrong length of its XML"),
+    pytest.param(image(xml_bytes=2**32 - 1), "a header that contradicts", id="XML of 4 GiB"),
+    pytest.param(
+        image(cookie_offset=len(XML) + 1), "a header that contradicts", id="cookie in the RAM"
+    ),
     pytest.param(image(PARTIAL), "is incomplete: the dump was interrupted", id="partial"),
-    pytest.param(image(b"LibvirtQemudOdd!"), "is no memory image of libvirt", id="other magic"),
-    pytest.param(b"QFI\xfb" + bytes(200), "is no memory image of libvirt", id="qcow2"),
+    pytest.param(image(b"LibvirtQemudOdd!"), "is no RAM image of libvirt", id="other magic"),
+    pytest.param(b"QFI\xfb" + bytes(200), "is no RAM image of libvirt", id="qcow2"),
     pytest.param(image(kind=6), 'set snapshot_image_format = "raw"', id="sparse"),
     pytest.param(image(kind=7), "has the unknown format 7", id="format of the future"),
     pytest.param(image(kind=2**32 - 1), "has the unknown format 4294967295", id="no format"),
@@ -133,8 +135,10 @@ def test_a_new_head(
     assert save_image.xml_of(scratch) == new
     needed_bytes = len(new.encode()) + 1 + len(rest)
     assert len(changed) == 92 + max(needed_bytes, len(data))
-    magic, version, data_bytes, running, found, at, *unused = struct.unpack("=16s19I", changed[:92])
-    assert (magic, version, running, found) == (COMPLETE, 2, 1, kind)
+    magic, version, data_bytes, running, stored_kind, at, *unused = struct.unpack(
+        "=16s19I", changed[:92]
+    )
+    assert (magic, version, running, stored_kind) == (COMPLETE, 2, 1, kind)
     assert (data_bytes, unused) == (len(changed) - 92, list(range(14)))
     if cookie is None:
         assert at == 0

@@ -61,6 +61,6 @@ def test_give_back(
     assert image.read_bytes() == b"data"
 
 
-def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         security_labels.give_back(str(tmp_path / "gone"))

@@ -24,7 +24,7 @@ NONE = "<domain><devices/></domain>"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where EMULATED keeps its state, and there is some."""
+    """The directory in which EMULATED keeps its state, with some state in it."""
     monkeypatch.setattr(tpm_state, "SWTPM", tmp_path)
     home = tmp_path / UUID / "tpm2"
     home.mkdir(parents=True)
@@ -37,12 +37,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def members(packed: bytes | None) -> dict[str, bytes]:
     assert packed is not None
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        found = {}
+        files = {}
         for member in tar:
             content = tar.extractfile(member)
             assert content is not None
-            found[member.name] = content.read()
-        return found
+            files[member.name] = content.read()
+        return files
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def members(packed: bytes | None) -> dict[str, bytes]:
         ),
     ],
 )
-def test_where_its_state_lies(backend: str, state: Path) -> None:
+def test_path_of_its_state(backend: str, state: Path) -> None:
     assert tpm_state.state_of(xml(f"<backend {backend}"), UUID) == tpm_state.State(state)
 
 
-def test_where_its_single_file_lies() -> None:
+def test_path_of_its_single_file() -> None:
     backend = "<backend type='emulator'><source type='file' path='/a/b'/></backend>"
     assert tpm_state.state_of(xml(backend), UUID) == tpm_state.State(Path("/a/b"), is_file=True)
 

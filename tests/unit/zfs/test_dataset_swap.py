@@ -17,16 +17,16 @@ SANOID = "autosnap"
 # -- plan
 
 
-def held(*names: str, **special: Dataset) -> dict[str, Dataset]:
+def listing(*names: str, **special: Dataset) -> dict[str, Dataset]:
     """Mounted filesystems; a name that ends with ! is a volume."""
-    found = {}
+    datasets = {}
     for number, name in enumerate(names, 1):
         plain = name.rstrip("!")
         kind, canmount = ("volume", "") if name != plain else ("filesystem", "on")
-        found[plain] = Dataset(
+        datasets[plain] = Dataset(
             plain, kind, False, guid=number, mounted=bool(canmount), canmount=canmount
         )
-    return found | {dataset.name: dataset for dataset in special.values()}
+    return datasets | {dataset.name: dataset for dataset in special.values()}
 
 
 def planned(datasets: Mapping[str, Dataset], *wanted: str) -> tuple[SwapTree, ...]:
@@ -48,7 +48,7 @@ TREES = [
         ["tank", "tank/w", "tank/w/a", "tank/w/a/b", "tank/w-x"],
         ["tank/w/a/b", "tank/w", "tank/w/a"],
         [("tank/w", ["", "/a", "/a/b"], [], ["", "/a", "/a/b"])],
-        id="children are members, a longer name is not",
+        id="children are of the tree, a longer name is not",
     ),
     pytest.param(
         ["tank", "tank/w", "tank/w/gap", "tank/w/gap/deep"],
@@ -63,44 +63,47 @@ TREES = [
         ["tank", "tank/w", "tank/w/a", "tank/w/a/x", "tank/w/y", "tank/w/y/z"],
         ["tank/w", "tank/w/a"],
         [("tank/w", ["", "/a"], ["/a/x", "/y"], ["", "/a", "/a/x", "/y", "/y/z"])],
-        id="strays, of which those below go along",
+        id="bystanders, and those below go along",
     ),
     pytest.param([], [], [], id="nothing"),
 ]
 
 
-@pytest.mark.parametrize(("names", "wanted", "units"), TREES)
+@pytest.mark.parametrize(("names", "wanted", "trees"), TREES)
 def test_plan(
     names: list[str],
     wanted: list[str],
-    units: list[tuple[str, list[str], list[str], list[str]]],
+    trees: list[tuple[str, list[str], list[str], list[str]]],
 ) -> None:
-    datasets = held(*names)
-    found = planned(datasets, *wanted)
+    datasets = listing(*names)
+    planned_trees = planned(datasets, *wanted)
     assert [
         (
-            unit.top,
-            [member.path for member in unit.datasets],
-            [stray.path for stray in unit.bystanders],
-            list(unit.mounted),
+            tree.top,
+            [dataset.path for dataset in tree.datasets],
+            [bystander.path for bystander in tree.bystanders],
+            list(tree.mounted),
         )
-        for unit in found
-    ] == units
-    for unit in found:
-        assert (unit.fresh, unit.set_aside) == (f"{unit.top}.zvmsnap-0a", f"{unit.top}.before-now")
-        for member in unit.datasets:
-            name = unit.top + member.path
-            assert member.old_guid == member.origin_guid == datasets[name].guid
-            assert member.origin == f"{name}@s"
-            assert member.canmount == datasets[name].canmount
-        for stray in unit.bystanders:
-            assert stray.guid == datasets[unit.top + stray.path].guid
+        for tree in planned_trees
+    ] == trees
+    for tree in planned_trees:
+        assert (tree.clone_top, tree.replaced_top) == (
+            f"{tree.top}.zvmsnap-0a",
+            f"{tree.top}.before-now",
+        )
+        for dataset in tree.datasets:
+            name = tree.top + dataset.path
+            assert dataset.old_guid == dataset.origin_guid == datasets[name].guid
+            assert dataset.origin == f"{name}@s"
+            assert dataset.canmount == datasets[name].canmount
+        for bystander in tree.bystanders:
+            assert bystander.guid == datasets[tree.top + bystander.path].guid
 
 
-LINES = [
+PROMOTED_OVER = [
     pytest.param({"tank/w": ""}, "tank/w", (2,), id="its own snapshot"),
     pytest.param({"tank/w": "tank/g@s"}, "tank/w", (2,), id="of a clone of a golden image"),
-    pytest.param({"tank/x": "tank/w@s"}, "tank/x", (3, 2), id="on what it was before"),
+    pytest.param({"tank/x": "tank/w@s"}, "tank/x", (3, 2), id="on what it was before a restore"),
     pytest.param(
         {"tank/x": "tank/y@s", "tank/y": "tank/w@s", "tank/w": "tank/g@s"},
         "tank/x",
@@ -110,25 +113,27 @@ LINES = [
     pytest.param(
         {"tank/x": "tank/g@s", "tank/w": "tank/g@s"}, "tank/x", (3,), id="only a golden image"
     ),
-    pytest.param({"tank/w": "tank/x@s"}, "tank/x", (3,), id="the old one is a clone itself"),
+    pytest.param({"tank/w": "tank/x@s"}, "tank/x", (3,), id="the replaced one is a clone itself"),
 ]
 
 
-@pytest.mark.parametrize(("origins", "home", "line"), LINES)
-def test_over_what_is_promoted(origins: dict[str, str], home: str, line: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("origins", "dataset", "guids"), PROMOTED_OVER)
+def test_over_what_is_promoted(
+    origins: dict[str, str], dataset: str, guids: tuple[int, ...]
+) -> None:
     datasets = {
         name: Dataset(name, "filesystem", False, guid=guid, origin=origins.get(name, ""))
         for guid, name in enumerate(["tank", "tank/w", "tank/x", "tank/y", "tank/g"], 1)
     }
-    [unit] = dataset_swap.plan({"tank/w": Snapshot(home, "s", 9, 9)}, datasets, "0a", "now")
-    assert unit.datasets[0].line == line
+    [tree] = dataset_swap.plan({"tank/w": Snapshot(dataset, "s", 9, 9)}, datasets, "0a", "now")
+    assert tree.datasets[0].promoted_over == guids
 
 
 @pytest.mark.parametrize("mounted", [True, False])
-@pytest.mark.parametrize("legacy", ["tank/w", "tank/w/a", "tank/w/stray"])
+@pytest.mark.parametrize("legacy", ["tank/w", "tank/w/a", "tank/w/other"])
 def test_legacy_mounts(legacy: str, mounted: bool) -> None:
     special = Dataset(legacy, "filesystem", False, guid=9, mounted=mounted, mountpoint="legacy")
-    datasets = held("tank", "tank/w", "tank/w/a", "tank/w/stray", special=special)
+    datasets = listing("tank", "tank/w", "tank/w/a", "tank/w/other", special=special)
     if not mounted:
         assert planned(datasets, "tank/w", "tank/w/a")
         return
@@ -138,7 +143,7 @@ def test_legacy_mounts(legacy: str, mounted: bool) -> None:
 
 def test_a_whole_pool_is_refused() -> None:
     with pytest.raises(RestoreImpossible, match=r"^tank is a whole pool.*--rollback"):
-        planned(held("tank", "tank/w"), "tank/w", "tank")
+        planned(listing("tank", "tank/w"), "tank/w", "tank")
 
 
 # -- the verbs
@@ -146,15 +151,15 @@ def test_a_whole_pool_is_refused() -> None:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> FakePool:
-    """web with a child, a volume and a stray, over a golden image; one snapshot, since changed."""
+    """web on a golden image, with a child and a bystander, and a volume; changed since s2."""
     pool = FakePool()
     pool.add("tank")
     pool.add("tank/golden", "golden")
     pool.take_snapshots(["tank/golden"], "base")
     pool.clone("tank/golden@base", "tank/web", {"mountpoint": "/srv/web", "a:note": "two words"})
     pool.add("tank/web/a")
-    pool.add("tank/web/stray")
-    pool.add("tank/web/stray/below")
+    pool.add("tank/web/other")
+    pool.add("tank/web/other/below")
     pool.add("tank/vol", volume=True)
     snapshot(pool, "s1")
     snapshot(pool, "s2")
@@ -163,69 +168,69 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> FakePool:
     return pool
 
 
-MEMBERS = ("tank/web", "tank/web/a", "tank/vol")
+DISKS = ("tank/web", "tank/web/a", "tank/vol")
 
 
-def write(pool: FakePool, content: str, names: tuple[str, ...] = MEMBERS) -> None:
+def write(pool: FakePool, content: str, names: tuple[str, ...] = DISKS) -> None:
     for name in names:
-        pool.held[name].content = content
+        pool.by_name[name].content = content
 
 
-def snapshot(pool: FakePool, name: str, names: tuple[str, ...] = MEMBERS) -> None:
+def snapshot(pool: FakePool, name: str, names: tuple[str, ...] = DISKS) -> None:
     write(pool, name, names)
     pool.take_snapshots(names, name)
 
 
 def plan_of(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[SwapTree, ...]:
-    """Units for datasets and the guids of the snapshots that they are to hold."""
-    by_guid = {found.guid: found for found in pool.all_snapshots().present.values()}
+    """Swap trees for datasets and the guids of the snapshots that they are to hold."""
+    by_guid = {each.guid: each for each in pool.all_snapshots().present.values()}
     snapshots = {name: by_guid[guid] for name, guid in wanted.items()}
     return dataset_swap.plan(snapshots, pool.datasets(), f"n{stamp}", stamp)
 
 
-def guids(pool: FakePool, name: str, names: tuple[str, ...] = MEMBERS) -> dict[str, int]:
+def guids(pool: FakePool, name: str, names: tuple[str, ...] = DISKS) -> dict[str, int]:
     return {each: pool.guid(f"{each}@{name}") for each in names}
 
 
 def bring_back(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[SwapTree, ...]:
-    units = dataset_swap.materialize(plan_of(pool, wanted, stamp))
-    dataset_swap.swap(units)
-    dataset_swap.promote(units)
-    return units
+    trees = dataset_swap.make_clones(plan_of(pool, wanted, stamp))
+    dataset_swap.swap(trees)
+    dataset_swap.promote(trees)
+    return trees
 
 
 def all_guids(pool: FakePool) -> set[int]:
-    return {found.guid for found in pool.all_snapshots().present.values()}
+    return {each.guid for each in pool.all_snapshots().present.values()}
 
 
-def test_names_hold_what_they_held_then(pool: FakePool) -> None:
-    guids_before = {name: pool.guid(name) for name in pool.held}
+def test_names_hold_the_old_content(pool: FakePool) -> None:
+    guids_before = {name: pool.guid(name) for name in pool.by_name}
     snapshots_before = all_guids(pool)
     bring_back(pool, guids(pool, "s1"), "x")
-    for name in MEMBERS:
-        former = name.replace("/web", "/web.before-x").replace("/vol", "/vol.before-x")
-        assert pool.held[name].content == "s1"
+    for name in DISKS:
+        replaced = name.replace("/web", "/web.before-x").replace("/vol", "/vol.before-x")
+        assert pool.by_name[name].content == "s1"
         assert pool.history(name) == ["s1"]
-        assert pool.guid(former) == guids_before[name]
-        assert pool.held[former].content == "now"
-        assert pool.history(former) == ["s2"]
-        assert pool.datasets()[former].origin == f"{name}@s1"
-    for name in ("tank/web/stray", "tank/web/stray/below", "tank/golden"):
+        assert pool.guid(replaced) == guids_before[name]
+        assert pool.by_name[replaced].content == "now"
+        assert pool.history(replaced) == ["s2"]
+        assert pool.datasets()[replaced].origin == f"{name}@s1"
+    for name in ("tank/web/other", "tank/web/other/below", "tank/golden"):
         assert pool.guid(name) == guids_before[name]
-    web = pool.held["tank/web"]
+    web = pool.by_name["tank/web"]
     assert web.own == {"mountpoint": "/srv/web", "a:note": "two words", "canmount": "on"}
     assert pool.datasets()["tank/web"].origin == "tank/golden@base"
     assert pool.history("tank/golden") == ["base"]
     assert all_guids(pool) == snapshots_before
-    mounted = {name for name, held in pool.held.items() if held.mounted}
+    mounted = {name for name, dataset in pool.by_name.items() if dataset.mounted}
     assert mounted == {
         *("tank", "tank/golden", "tank/web", "tank/web/a"),
-        *("tank/web/stray", "tank/web/stray/below"),
+        *("tank/web/other", "tank/web/other/below"),
     }
 
 
-def test_to_and_fro(pool: FakePool) -> None:
-    """Three restores, then the safety point of the first: all that led to it is the name's own."""
+def test_back_and_forth(pool: FakePool) -> None:
+    """Three restores, and one of the first safety point: the name owns all snapshots up to it."""
     wanted = guids(pool, "s1")
     for stamp in ("x", "y", "z"):
         snapshot(pool, f"safety-{stamp}")
@@ -235,8 +240,8 @@ def test_to_and_fro(pool: FakePool) -> None:
             first_safety = wanted_next
     known = all_guids(pool)
     bring_back(pool, first_safety, "last")
-    for name in MEMBERS:
-        assert pool.held[name].content == "safety-x"
+    for name in DISKS:
+        assert pool.by_name[name].content == "safety-x"
         assert pool.history(name) == ["s1", "s2", "safety-x"]
     assert pool.datasets()["tank/web"].origin == "tank/golden@base"
     assert pool.history("tank/golden") == ["base"]
@@ -252,112 +257,112 @@ def test_a_clone_of_the_same_image_is_no_history(pool: FakePool) -> None:
     assert pool.history("tank/web.before-x") == ["s1", "s2"]
 
 
-def test_a_former_that_owns_the_history_gets_it_back(pool: FakePool) -> None:
+def test_a_replaced_dataset_that_owns_the_history_gets_it_back(pool: FakePool) -> None:
     """Somebody has put web back by hand, and did not promote it."""
     pool.take_snapshots(["tank/web"], "s3")
     pool.rename("tank/web", "tank/own")
     pool.set_property("tank/own", "canmount", "noauto")
     pool.unmount("tank/own/a")
-    pool.unmount("tank/own/stray/below")
-    pool.unmount("tank/own/stray")
+    pool.unmount("tank/own/other/below")
+    pool.unmount("tank/own/other")
     pool.unmount("tank/own")
     pool.clone("tank/own@s2", "tank/web", {})
     before = pool.state()
-    units = dataset_swap.materialize(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
-    dataset_swap.swap(units)
-    dataset_swap.promote(units)
+    trees = dataset_swap.make_clones(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
+    dataset_swap.swap(trees)
+    dataset_swap.promote(trees)
     assert pool.history("tank/web") == ["s1", "s2", "s3"]
-    dataset_swap.demote(units)
-    dataset_swap.swap_back(units)
-    dataset_swap.discard(units)
+    dataset_swap.demote(trees)
+    dataset_swap.swap_back(trees)
+    dataset_swap.destroy_clones(trees)
     assert pool.state() == {
         name: before[name] if name != "tank/web" else pool.state()[name] for name in before
     }
-    assert pool.guid("tank/web") == units[0].datasets[0].old_guid
+    assert pool.guid("tank/web") == trees[0].datasets[0].old_guid
     assert pool.datasets()["tank/web"].origin == "tank/own@s2"
 
 
-def test_what_owns_snapshots_is_never_discarded(pool: FakePool) -> None:
+def test_clones_that_own_snapshots_are_never_destroyed(pool: FakePool) -> None:
     """As when `demote` failed, and all other undos were tried."""
     known = all_guids(pool)
-    units = bring_back(pool, guids(pool, "s1"), "x")
-    dataset_swap.swap_back(units)
+    trees = bring_back(pool, guids(pool, "s1"), "x")
+    dataset_swap.swap_back(trees)
     with pytest.raises(ZfsFailed, match=r"^tank/vol.zvmsnap-nx: is kept, as it owns snapshots of"):
-        dataset_swap.discard(units)
+        dataset_swap.destroy_clones(trees)
     assert all_guids(pool) == known
-    dataset_swap.demote(units)
-    dataset_swap.discard(units)
+    dataset_swap.demote(trees)
+    dataset_swap.destroy_clones(trees)
     assert all_guids(pool) == known
-    assert not any("zvmsnap" in name or "before" in name for name in pool.held)
+    assert not any("zvmsnap" in name or "before" in name for name in pool.by_name)
 
 
-def test_snapshots_of_a_passing_sanoid_are_discarded_with_the_clones(pool: FakePool) -> None:
+def test_snapshots_of_a_passing_sanoid_are_destroyed_with_the_clones(pool: FakePool) -> None:
     before = pool.state()
-    units = dataset_swap.materialize(plan_of(pool, guids(pool, "s1"), "x"))
-    pool.take_snapshots([name for name in pool.held if "zvmsnap" in name], SANOID)
-    dataset_swap.discard(units)
-    dataset_swap.discard(units)
+    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1"), "x"))
+    pool.take_snapshots([name for name in pool.by_name if "zvmsnap" in name], SANOID)
+    dataset_swap.destroy_clones(trees)
+    dataset_swap.destroy_clones(trees)
     assert pool.state() == before
 
 
 def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> None:
-    """Not at the mountpoint of their originals, also when the host comes up meanwhile."""
-    mounted = {name for name, held in pool.held.items() if held.mounted}
-    [volume, web] = dataset_swap.materialize(plan_of(pool, guids(pool, "s1"), "x"))
+    """Not at the mountpoint of their originals, also when the host boots meanwhile."""
+    mounted = {name for name, dataset in pool.by_name.items() if dataset.mounted}
+    [volume, web] = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1"), "x"))
     pool.reboot()
-    assert {name for name, held in pool.held.items() if held.mounted} == mounted
-    assert {member.path for member in web.datasets} == {"", "/a"}
-    for member in web.datasets:
-        assert pool.held[web.fresh + member.path].own["canmount"] == "noauto"
-    assert "canmount" not in pool.held[volume.fresh].own
+    assert {name for name, dataset in pool.by_name.items() if dataset.mounted} == mounted
+    assert {dataset.path for dataset in web.datasets} == {"", "/a"}
+    for dataset in web.datasets:
+        assert pool.by_name[web.clone_top + dataset.path].own["canmount"] == "noauto"
+    assert "canmount" not in pool.by_name[volume.clone_top].own
 
 
 def test_somebody_works_in_a_filesystem(pool: FakePool) -> None:
     before = pool.state()
-    units = dataset_swap.materialize(plan_of(pool, guids(pool, "s1"), "x"))
+    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1"), "x"))
     pool.busy.add("tank/web")
     with pytest.raises(ZfsFailed, match="tank/web: is busy"):
-        dataset_swap.swap(units)
-    dataset_swap.swap_back(units)
-    dataset_swap.discard(units)
+        dataset_swap.swap(trees)
+    dataset_swap.swap_back(trees)
+    dataset_swap.destroy_clones(trees)
     assert pool.state() == before
 
 
-@pytest.mark.parametrize("gone", ["clone", "stray", "alien"])
+@pytest.mark.parametrize("gone", ["clone", "bystander", "same name"])
 def test_what_others_do_meanwhile(pool: FakePool, gone: str) -> None:
-    units = dataset_swap.materialize(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
+    trees = dataset_swap.make_clones(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
     if gone == "clone":
         pool.destroy("tank/web.zvmsnap-nx")
         with pytest.raises(ZfsFailed, match="is gone, so tank/web stays what it is"):
-            dataset_swap.swap(units)
-        assert pool.guid("tank/web") == units[0].datasets[0].old_guid
-    elif gone == "stray":
-        pool.destroy("tank/web/stray/below")
-        pool.destroy("tank/web/stray")
-        dataset_swap.swap(units)
-        dataset_swap.swap_back(units)
-        assert pool.guid("tank/web") == units[0].datasets[0].old_guid
+            dataset_swap.swap(trees)
+        assert pool.guid("tank/web") == trees[0].datasets[0].old_guid
+    elif gone == "bystander":
+        pool.destroy("tank/web/other/below")
+        pool.destroy("tank/web/other")
+        dataset_swap.swap(trees)
+        dataset_swap.swap_back(trees)
+        assert pool.guid("tank/web") == trees[0].datasets[0].old_guid
     else:
-        for name in ("tank/web/stray/below", "tank/web/stray", "tank/web/a", "tank/web"):
+        for name in ("tank/web/other/below", "tank/web/other", "tank/web/a", "tank/web"):
             pool.unmount(name)
         pool.rename("tank/web", "tank/web.before-x")
         pool.add("tank/web")
-        alien = pool.state()["tank/web"]
+        others_dataset = pool.state()["tank/web"]
         for verb in (dataset_swap.swap, dataset_swap.swap_back):
             with pytest.raises(ZfsFailed, match="tank/web: is a dataset that somebody has made"):
-                verb(units)
-        assert pool.state()["tank/web"] == alien
+                verb(trees)
+        assert pool.state()["tank/web"] == others_dataset
 
 
 def test_a_filesystem_that_was_mounted_by_hand_is_mounted_again(pool: FakePool) -> None:
     pool.set_property("tank/web", "canmount", "noauto")
-    units = bring_back(pool, guids(pool, "s1"), "x")
-    assert pool.held["tank/web"].mounted
-    assert pool.held["tank/web"].own["canmount"] == "noauto"
-    dataset_swap.demote(units)
-    dataset_swap.swap_back(units)
-    assert pool.held["tank/web"].mounted
-    assert pool.held["tank/web"].content == "now"
+    trees = bring_back(pool, guids(pool, "s1"), "x")
+    assert pool.by_name["tank/web"].mounted
+    assert pool.by_name["tank/web"].own["canmount"] == "noauto"
+    dataset_swap.demote(trees)
+    dataset_swap.swap_back(trees)
+    assert pool.by_name["tank/web"].mounted
+    assert pool.by_name["tank/web"].content == "now"
 
 
 # -- interrupted anywhere
@@ -365,7 +370,7 @@ def test_a_filesystem_that_was_mounted_by_hand_is_mounted_again(pool: FakePool) 
 
 @dataclass
 class World:
-    """A pool, and what it is to hold."""
+    """A pool, and the snapshots that its datasets are to hold."""
 
     pool: FakePool
     wanted: Mapping[str, int]
@@ -381,7 +386,7 @@ VOLUMES = ("tank/web/vol", "tank/db")
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Callable[[], World]:
-    """How to build a world, twice the same: a tree, restores before, and what is wanted now."""
+    """How to build a world, twice the same: a tree, earlier restores, and the wanted snapshots."""
     chosen = draw(st.sets(st.sampled_from(CANDIDATES), min_size=1))
     names = sorted(n for n in CANDIDATES if any(c == n or c.startswith(f"{n}/") for c in chosen))
     wanted = tuple(sorted(draw(st.sets(st.sampled_from(names), min_size=1))))
@@ -412,43 +417,43 @@ def recipes(draw: st.DrawFn) -> Callable[[], World]:
                 pool.add(name, volume=volume, mounted=automatic, **own[name])
         with pytest.MonkeyPatch.context() as patch:
             pool.install(patch)
-            moments: list[tuple[str, dict[str, int]]] = []
+            states: list[tuple[str, dict[str, int]]] = []
             for number in range(2):
                 snapshot(pool, f"s{number}", wanted)
-                moments.append((f"s{number}", guids(pool, f"s{number}", wanted)))
+                states.append((f"s{number}", guids(pool, f"s{number}", wanted)))
             for stamp, index in enumerate(before):
                 snapshot(pool, f"safety{stamp}", wanted)
                 safety = guids(pool, f"safety{stamp}", wanted)
-                bring_back(pool, moments[index % len(moments)][1], str(stamp))
-                moments.append((f"safety{stamp}", safety))
+                bring_back(pool, states[index % len(states)][1], str(stamp))
+                states.append((f"safety{stamp}", safety))
             write(pool, "now", wanted)
-        content, found = moments[which % len(moments)]
+        content, wanted_guids = states[which % len(states)]
         pool.changes = 0
-        return World(pool, found, content)
+        return World(pool, wanted_guids, content)
 
     return build
 
 
 Verb = Callable[[tuple[SwapTree, ...]], object]
-UNDO: tuple[Verb, ...] = (dataset_swap.discard, dataset_swap.swap_back, dataset_swap.demote)
+UNDO: tuple[Verb, ...] = (dataset_swap.destroy_clones, dataset_swap.swap_back, dataset_swap.demote)
 
 
 class Play:
-    """A switch in a world, of which each verb may die, and is then called again."""
+    """A swap in a world, of which each verb may die, and is called again."""
 
     def __init__(self, world: World) -> None:
         self.pool = world.pool
-        self.units = plan_of(world.pool, world.wanted, "now")
+        self.trees = plan_of(world.pool, world.wanted, "now")
 
     def forth(self, position: int) -> None:
-        verbs: tuple[Verb, ...] = (self._prepare, dataset_swap.swap, dataset_swap.promote)
-        verbs[position](self.units)
+        verbs: tuple[Verb, ...] = (self._make_clones, dataset_swap.swap, dataset_swap.promote)
+        verbs[position](self.trees)
 
-    def _prepare(self, units: tuple[SwapTree, ...]) -> None:
-        self.units = dataset_swap.materialize(units)
+    def _make_clones(self, trees: tuple[SwapTree, ...]) -> None:
+        self.trees = dataset_swap.make_clones(trees)
 
     def back(self, position: int) -> None:
-        UNDO[position](self.units)
+        UNDO[position](self.trees)
 
 
 def uninterrupted(build: Callable[[], World]) -> tuple[dict[str, object], int]:
@@ -481,13 +486,13 @@ def test_repeated_after_a_crash_it_ends_the_same(
                 after_crash(pool, sanoid=sanoid, reboot=reboot)
                 play.forth(position)
     for name in world.wanted:
-        assert pool.held[name].content == world.content
+        assert pool.by_name[name].content == world.content
     assert known <= all_guids(pool)
     assert pool.state(SANOID) == expected
 
 
 @given(recipes(), st.data(), st.booleans(), st.booleans())
-def test_taken_back_after_a_crash_all_is_as_it_was(
+def test_undone_after_a_crash_all_is_as_it_was(
     build: Callable[[], World], data: st.DataObject, sanoid: bool, reboot: bool
 ) -> None:
     changes = uninterrupted(build)[1]
@@ -516,7 +521,7 @@ def test_taken_back_after_a_crash_all_is_as_it_was(
     assert pool.state(SANOID) == before
 
 
-def test_a_gap_in_the_tree_taken_back_after_each_change() -> None:
+def test_a_gap_in_the_tree_undone_after_each_change() -> None:
     names = ("tank/web", "tank/web/gap", "tank/web/gap/deep")
     wanted = (names[0], names[2])
 
@@ -553,7 +558,7 @@ def test_a_gap_in_the_tree_taken_back_after_each_change() -> None:
 def after_crash(pool: FakePool, *, sanoid: bool, reboot: bool) -> None:
     """What may happen between a crash and a recovery."""
     pool.dies_after = None
-    if sanoid and not any(SANOID in pool.history(name) for name in pool.held):
-        pool.take_snapshots(list(pool.held), SANOID)
+    if sanoid and not any(SANOID in pool.history(name) for name in pool.by_name):
+        pool.take_snapshots(list(pool.by_name), SANOID)
     if reboot:
         pool.reboot()

@@ -22,7 +22,7 @@ MOUNTINFO = b"""\
 35 22 0:32 / /tank/web2 rw - tmpfs  rw
 """
 
-PLACES = [
+LOCATIONS = [
     pytest.param("/tank/web/a.qcow2", ("tank/web", "a.qcow2"), id="file"),
     pytest.param("/tank/web/sub/a.qcow2", ("tank/web", "sub/a.qcow2"), id="file in a directory"),
     pytest.param("/tank/web", ("tank/web", "."), id="the mountpoint itself"),
@@ -33,10 +33,10 @@ PLACES = [
     pytest.param("/srv/images", ("tank/web", "images"), id="a bind mount itself"),
     pytest.param("/mnt/a.raw", ("tank/over", "a.raw"), id="mounted over another"),
     pytest.param("/hidden/deep/a", ("tank/hidden", "deep/a"), id="hidden by a later mount above"),
-    pytest.param("/hidden/new/a", ("tank/new", "a"), id="mounted upon the later one"),
+    pytest.param("/hidden/new/a", ("tank/new", "a"), id="mounted on the later one"),
     pytest.param("/odd\t\n\\\x85caf\udce9/a", ("tank/odd", "a"), id="any byte in a mountpoint"),
     pytest.param("/tank/web/.zfs/snapshot/a/b", ("tank/web@a", "b"), id="inside a snapshot"),
-    pytest.param("/tank/web2/a", ("tank", "web2/a"), id="mount that lies below the visible one"),
+    pytest.param("/tank/web2/a", ("tank", "web2/a"), id="mount below the visible one"),
     pytest.param("/var/lib/a", None, id="not ZFS"),
     pytest.param("/", None, id="root"),
 ]
@@ -49,7 +49,7 @@ def table(tmp_path: Path) -> list[Mount]:
     return mounts.read_table(path)
 
 
-@pytest.mark.parametrize(("path", "expected"), PLACES)
+@pytest.mark.parametrize(("path", "expected"), LOCATIONS)
 def test_dataset_of_path(table: list[Mount], path: str, expected: tuple[str, str] | None) -> None:
     assert mounts.dataset_of_path(path, table) == expected
 
@@ -68,7 +68,7 @@ def test_mountpoint_of(table: list[Mount], dataset: str, expected: str | None) -
     assert mounts.mountpoint_of(dataset, table) == expected
 
 
-def test_a_dataset_of_which_only_a_part_is_mounted_has_no_mountpoint() -> None:
+def test_a_dataset_of_which_only_a_directory_is_mounted_has_no_mountpoint() -> None:
     table = [Mount(1, 1, "/", "/", ""), Mount(2, 1, "/images", "/srv", "tank/web")]
     assert mounts.mountpoint_of("tank/web", table) is None
 
@@ -78,7 +78,7 @@ def test_a_dataset_of_which_only_a_part_is_mounted_has_no_mountpoint() -> None:
     [
         pytest.param(Mount(1, 1, "/", "/", "rpool/root"), id="its own parent"),
         pytest.param(Mount(1, 99, "/", "/", "rpool/root"), id="parent out of sight"),
-        pytest.param(Mount(1, 0, "/", "/", "rpool/root"), id="parent nought"),
+        pytest.param(Mount(1, 0, "/", "/", "rpool/root"), id="parent 0"),
     ],
 )
 def test_root_on_zfs(root: Mount) -> None:
@@ -87,7 +87,7 @@ def test_root_on_zfs(root: Mount) -> None:
     assert mounts.dataset_of_path("/home/a", table) == ("rpool/home", "a")
 
 
-def test_this_hosts_own_mount_table_is_understood() -> None:
+def test_the_mount_table_of_this_host() -> None:
     table = mounts.read_table()
     assert any(mount.mountpoint == "/" for mount in table)
     assert not any(mount.dataset for mount in table if mount.mountpoint == "/proc")

@@ -11,14 +11,8 @@ import pytest
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
-from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
-
-
-@pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
-def test_no_volume(device: str) -> None:
-    assert volume.volume_of(device) is None
-
 
 FAKE_ZFS = f"""\
 #!{sys.executable} -SE
@@ -67,7 +61,7 @@ sys.exit(status)
 
 
 class World:
-    """What the fake `zfs` on the PATH knows; it counts its calls."""
+    """The datasets and snapshots of the fake `zfs` on the PATH, and its calls."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -102,9 +96,9 @@ class World:
         }
         self._write({})
 
-    def gets(self, said: bytes) -> None:
-        """What `zfs get` and `zfs send -nP` say from now on."""
-        self._write({"got": said.hex()})
+    def gets(self, output: bytes) -> None:
+        """Set the output of `zfs get` and `zfs send -nP`."""
+        self._write({"got": output.hex()})
 
     def fails(self, code: int, says: str) -> None:
         self._write({"exit": code, "says": says})
@@ -137,7 +131,7 @@ def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> N
     assert zfs.snapshots(names) == SnapshotListing(
         {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)},
         frozenset({"tank"}),
-        homeless=frozenset({"old/web@a", "tank/gone@a"}),
+        without_dataset=frozenset({"old/web@a", "tank/gone@a"}),
     )
     assert gone == ["tank/gone@a", "tank/web@b"]
     assert len(world.calls) == 1
@@ -148,7 +142,7 @@ def test_no_snapshots_asked_for_costs_no_process(world: World) -> None:
     assert world.calls == []
 
 
-def test_pool_without_an_answer_vouches_for_nothing(world: World, gone: list[str]) -> None:
+def test_pool_that_is_not_listed_proves_nothing(world: World, gone: list[str]) -> None:
     assert zfs.snapshots(["tank/web@a"]).pools == frozenset()
     assert gone == []
 
@@ -157,8 +151,8 @@ def test_many_snapshots_cost_few_processes(world: World, gone: list[str]) -> Non
     world.filesystem("tank")
     names = [f"tank@{number}" for number in range(1200)]
     world.snapshot("tank@1199", guid=5, createtxg=6)
-    answer = zfs.snapshots(names)
-    assert list(answer.present) == ["tank@1199"]
+    listing = zfs.snapshots(names)
+    assert list(listing.present) == ["tank@1199"]
     assert sorted(gone) == sorted(names[:-1])
     assert len(world.calls) == 3
 
@@ -285,7 +279,7 @@ def test_a_line_break_in_a_mountpoint(world: World) -> None:
         zfs.datasets()
 
 
-def test_uses(world: World) -> None:
+def test_snapshot_usage(world: World) -> None:
     world.snapshot("tank/My VMs@a b", guid=2**64 - 1, createtxg=4)
     world.snapshot("tank/My VMs@c", guid=5, createtxg=6, clones="tank/x y,tank/z", userrefs="2")
     world.snapshot("tank/v@-", guid=7, createtxg=8, clones="-", userrefs="-")
@@ -388,21 +382,7 @@ def test_destroyed_with_its_own_snapshots_and_nothing_below(world: World) -> Non
     ]
 
 
-def test_a_device_that_never_comes() -> None:
-    assert volume.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
-    with pytest.raises(ZfsFailed, match=r"^/dev/zvol/no/such\+one: did not appear within 0.01 s"):
-        volume.wait_device("no/such one", 0.01)
-
-
-def test_another_volumes_device_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    behind = iter(["tank/former", None, "tank/v"])
-    monkeypatch.setattr(volume, "volume_of", lambda device: next(behind))
-    monkeypatch.setattr(volume, "_LOOK_EVERY_S", 0)
-    volume.wait_device("tank/v", 60)
-    assert list(behind) == []
-
-
-def test_branch(world: World) -> None:
+def test_subtree(world: World) -> None:
     for name, kind in (
         ("usb/off", "filesystem"),
         ("usb/off/a", "volume"),
@@ -412,12 +392,12 @@ def test_branch(world: World) -> None:
     world.snapshot("usb/off/a@late", guid=5, createtxg=9)
     world.snapshot("usb/off/a@early", guid=6, createtxg=8)
     world.snapshot("usb/offside@x", guid=7, createtxg=7)
-    found = zfs.subtree("usb/off")
-    assert found.datasets == {"usb/off", "usb/off/a"}
-    assert found.filesystems == {"usb/off"}
-    assert [snapshot.name for snapshot in found.of("usb/off/a")] == ["early", "late"]
-    assert found.of("usb/none") == []
-    assert set(found.snapshots) == {"usb/off/a@late", "usb/off/a@early"}
+    subtree = zfs.subtree("usb/off")
+    assert subtree.datasets == {"usb/off", "usb/off/a"}
+    assert subtree.filesystems == {"usb/off"}
+    assert [snapshot.name for snapshot in subtree.of("usb/off/a")] == ["early", "late"]
+    assert subtree.of("usb/none") == []
+    assert set(subtree.snapshots) == {"usb/off/a@late", "usb/off/a@early"}
     with pytest.raises(ZfsFailed, match="usb/none"):
         zfs.subtree("usb/none")
 
@@ -452,20 +432,20 @@ def test_snapshots_of_several_pools_are_taken_or_none(monkeypatch: pytest.Monkey
     class ZFSError(Exception):
         pass
 
-    there: set[str] = set()
+    existing: set[str] = set()
 
     def lzc_snapshot(names: list[bytes]) -> None:
         if names[0].startswith(b"full/"):
             raise ZFSError("out of space")
-        there.update(name.decode() for name in names)
+        existing.update(name.decode() for name in names)
 
     core, exceptions = ModuleType("libzfs_core"), ModuleType("libzfs_core.exceptions")
     vars(core)["lzc_snapshot"], vars(exceptions)["ZFSError"] = lzc_snapshot, ZFSError
     monkeypatch.setitem(sys.modules, "libzfs_core", core)
     monkeypatch.setitem(sys.modules, "libzfs_core.exceptions", exceptions)
-    monkeypatch.setattr(zfs, "destroy", there.remove)
+    monkeypatch.setattr(zfs, "destroy", existing.remove)
     zfs.take_snapshots(["tank/db", "fast/web"], "a")
-    assert there == {"tank/db@a", "fast/web@a"}
+    assert existing == {"tank/db@a", "fast/web@a"}
     with pytest.raises(ZfsFailed, match="full/x@b: cannot be taken: out of space"):
         zfs.take_snapshots(["tank/db", "fast/web", "full/x"], "b")
-    assert there == {"tank/db@a", "fast/web@a"}
+    assert existing == {"tank/db@a", "fast/web@a"}
