@@ -17,7 +17,7 @@ from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotHeld
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
-from zvmsnap.disks import jobs, staging
+from zvmsnap.disks import staging
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
@@ -68,7 +68,6 @@ class Scene:
         patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "start watchdog"))
         patch.setattr(watchdog, "require_watchdog", self._require)
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
-        patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
         self.config.staging_dir.mkdir(exist_ok=True)
 
     def pre(self, *types: str, post_within_s: float = 0) -> bool:

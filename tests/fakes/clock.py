@@ -33,6 +33,20 @@ class TestClock(Clock):
         return event.wait(min(timeout_s, _REALLY_S))
 
 
+class ScriptedClock(TestClock):
+    """Notes how long is slept, without sleeping, and lets something happen after some sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+        self.after: dict[int, Callable[[], None]] = {}
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        assert len(self.slept) < 50, "never ends"
+        self.after.get(len(self.slept), lambda: None)()
+
+
 def until(reached: Callable[[], bool]) -> None:
     """Really wait until something is so, however busy this machine is."""
     deadline_s = time.monotonic() + 60

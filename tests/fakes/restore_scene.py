@@ -107,7 +107,7 @@ class World:
         return str(self.root / dataset / "vda.raw")
 
     def of_path(self, path: str) -> PoolDataset:
-        place = location.place_of(path, mounts.read_table())
+        place = location.locate_path(path, mounts.read_table())
         assert place, path
         return self.pool[place.dataset]
 
@@ -481,7 +481,7 @@ class Scene:
         file = "memory.img.zst" if zstd else "memory.img"
         if memory:
             (directory / file).write_bytes(stored)
-        place = location.place_of(self.guest.live["vda"], mounts.read_table())
+        place = location.locate_path(self.guest.live["vda"], mounts.read_table())
         assert place
         digest = hashlib.sha256(stored).hexdigest()
         packed = "zstd" if zstd else "none"

@@ -11,7 +11,7 @@ from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs, staging
+from zvmsnap.disks import staging
 from zvmsnap.quiesce import watchdog
 from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
@@ -82,7 +82,6 @@ def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHos
     host.install(patch)
     patch.setattr(watchdog, "start_watchdog", lambda *_: None)
     patch.setattr(watchdog, "require_watchdog", lambda *_, **__: None)
-    patch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     # QEMU's user, who must have access to the overlays, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_: None)
     config.staging_dir.mkdir(exist_ok=True)

@@ -180,7 +180,7 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
     scenario.wait_until("the guest to stand still", lambda: scenario.state(lab, "web") == "paused")
     lab.run("pkill -CONT -x pre-snapshot")
     said = sanoid.communicate(timeout=scenario.ROUND_LIMIT_S)[0]
-    assert "stands still because of an I/O error" in said, said
+    assert "is paused because of an I/O error" in said, said
     scenario.assert_on_base(lab, "web", WEB.disks)
     scenario.counts_on(lab)
     scenario.assert_counted_through(lab, "web")

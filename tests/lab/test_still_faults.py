@@ -23,8 +23,8 @@ SLACK_S = 3.0
 LIBVIRTD_BACK_S = 8.0
 
 STEPS = {
-    "paused": ("dump", "judge", "frozen", "let go"),
-    "quiesced": ("gate", "freeze", "frozen", "let go"),
+    "paused": ("dump", "judge", "frozen", "resume or thaw"),
+    "quiesced": ("gate", "freeze", "frozen", "resume or thaw"),
 }
 # Each is done to the lab while the hook stands at the step; then what is left of sanoid goes on.
 FAULTS = {
@@ -129,7 +129,8 @@ def test_power_cut_while_paused(lab: Lab) -> None:
             "systemctl enable zvmsnap-recover.service")
     lab.set_clock("2031-05-06T12:01:00")
     mode(lab, "paused")
-    lab.run(HELD.format(step="let go", fault="sync; exit 0"), timeout_s=scenario.ROUND_LIMIT_S)
+    lab.run(HELD.format(step="resume or thaw", fault="sync; exit 0"),
+            timeout_s=scenario.ROUND_LIMIT_S)
     lab.powercut()
     scenario.wait_until("nothing is left", lambda: scenario.leftovers(lab) == [], timeout_s=180)
     point = scenario.the_point(lab, linux.NAME)

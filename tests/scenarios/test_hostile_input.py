@@ -33,7 +33,7 @@ from zvmsnap.cli import points
 from zvmsnap.common import signals
 from zvmsnap.common.errors import QemuImgFailed, ZvmsnapError
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs, qemu_img
+from zvmsnap.disks import qemu_img
 from zvmsnap.hooks import main
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -269,7 +269,6 @@ def world(memory: Path) -> Iterator[World]:
         patch.setattr(zfs, "datasets", lambda: {"tank/web": types.Dataset("tank/web", "fs", False)})
         patch.setattr(mounts, "read_table", list)
         patch.setattr(qemu_img, "_run", no_images)
-        patch.setattr(jobs, "_LOOK_EVERY_S", 0.0)
         patch.setattr(signals, "finish_before_dying", lambda: None)
         patch.setattr(signals, "cancelled_with_parent", lambda parent: threading.Event())
         patch.setenv("ZVMSNAP_CONFIG", str(root / "config.toml"))
@@ -392,7 +391,7 @@ def by_prune() -> None:
 
 
 def by_hand(world: World) -> None:
-    recover.recover(world.config)
+    recover.recover_guests(world.config)
 
 
 WHOLE_ENTRY = msgspec.json.encode(

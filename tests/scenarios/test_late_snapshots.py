@@ -84,7 +84,7 @@ def test_thaws_by_itself_and_cannot_be_brought_to_its_base(scene: Scene, pools: 
     assert not scene.pre()
     # sanoid takes its snapshot all the same; the guest is on its base when post has ended.
     take(pools)
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert levels_of(scene) == []
     assert scene.entries() == []
 
@@ -106,7 +106,7 @@ def test_killed_after_undoing(
         scene.pre()
     assert guest.paused_because is None and not agent_of(guest).frozen
     take(pools)
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
@@ -131,7 +131,7 @@ def test_interrupted_and_put_back_but_zfs_fails(
     (left,) = scene.entries()
     assert left.snapshots_at_release == ()
     take(pools)
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
@@ -145,7 +145,7 @@ def test_in_the_middle_of_a_merge(
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
     take(pools)
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert levels_of(scene) == []
     assert "may hold disks in the middle of a merge: tank/web@" in caplog.text
     assert scene.entries() == []
@@ -161,7 +161,7 @@ def test_snapshot_that_appears_after_the_release(
     assert scene.pre()
     (entry,) = scene.entries()
     after_the_release(monkeypatch, lambda: take(pools))
-    after_snapshot.end(scene.config, scene.host, entry)
+    after_snapshot.finish_entry(scene.config, scene.host, entry)
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
     assert guest.paused_because is None
 
@@ -182,7 +182,7 @@ def test_zfs_does_not_say_what_there_is(
         raise ZfsFailed("no answer")
 
     monkeypatch.setattr(zfs, "snapshots", fails)
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert guest.paused_because is None and not agent_of(guest).frozen
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
@@ -194,11 +194,11 @@ def test_snapshots_of_the_next_round_are_not_of_this_one(scene: Scene, pools: Fa
     assert scene.pre()
     take(pools)
     with Away(scene):
-        assert not after_snapshot.finish(POST, scene.config, OWNER)
+        assert not after_snapshot.finish_run(POST, scene.config, OWNER)
         call = HookCall(Role.PRE, ("tank/web",), (LATER,))
         assert not all_guests.begin(call, scene.config, OWNER, {}, scene.cancelled, 120.0)
         take(pools, LATER, 12)
-    after_snapshot.finish(HookCall(Role.POST, ("tank/web",), (LATER,)), scene.config, OWNER)
+    after_snapshot.finish_run(HookCall(Role.POST, ("tank/web",), (LATER,)), scene.config, OWNER)
     (manifest,) = manifests(scene)
     assert (manifest.level, [tie.name for tie in manifest.snapshots]) == (MEMORY, [NAME])
 
@@ -209,9 +209,9 @@ def test_destroyed_meanwhile_and_made_anew(scene: Scene, pools: FakeZfs) -> None
     assert scene.pre()
     take(pools)
     with Away(scene):
-        assert not after_snapshot.finish(POST, scene.config, OWNER)
+        assert not after_snapshot.finish_run(POST, scene.config, OWNER)
     take(pools, NAME, 12)
-    assert not after_snapshot.finish(POST, scene.config, OWNER)
+    assert not after_snapshot.finish_run(POST, scene.config, OWNER)
     assert (levels_of(scene), scene.entries()) == ([], [])
 
 
@@ -260,9 +260,9 @@ def test_where_names_are_not_announced(
     assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
     uses.take("offsite-1")
     with Away(scene):
-        assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
+        assert not after_snapshot.finish_run(UNNAMED_POST, scene.config, OWNER)
     uses.take("an-hour-later")
-    assert after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
+    assert after_snapshot.finish_run(UNNAMED_POST, scene.config, OWNER)
     (manifest,) = manifests(scene)
     assert (manifest.level, [tie.name for tie in manifest.snapshots]) == (level, ["offsite-1"])
 
@@ -276,7 +276,7 @@ def test_where_no_names_are_announced_and_none_was_taken_in_time(
     uses = Uses(monkeypatch)
     assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
     after_the_release(monkeypatch, lambda: uses.take("somebodys"))
-    assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
+    assert not after_snapshot.finish_run(UNNAMED_POST, scene.config, OWNER)
     assert (manifests(scene), scene.entries()) == ([], [])
 
 
@@ -295,5 +295,5 @@ def test_dataset_that_is_gone_where_no_names_are_announced(
         return []
 
     monkeypatch.setattr(zfs, "snapshot_usage", snapshot_usage)
-    assert not after_snapshot.finish(UNNAMED_POST, scene.config, OWNER)
+    assert not after_snapshot.finish_run(UNNAMED_POST, scene.config, OWNER)
     assert (guest.paused_because, manifests(scene), scene.entries()) == (None, [], [])

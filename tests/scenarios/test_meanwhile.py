@@ -1,4 +1,4 @@
-"""What others do meanwhile: another hook, the watchdog, an administrator, a host without resources."""
+"""What others do meanwhile: another hook, the watchdog, an administrator, a host out of memory."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from tests.fakes.capture_scene import OWNER, RUN, Scene, agent_of, failing
-from tests.fakes.clock import until
+from tests.fakes.clock import ScriptedClock, until
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import configure
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.common import lockfile, log
+from zvmsnap.common import lockfile, log, waiting
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
@@ -68,7 +68,7 @@ def test_a_guest_of_an_undone_run_has_begun_another_run(
         guest.paused_because = Pause.JOB
         return lockfile.lock(*arguments)
 
-    monkeypatch.setattr("zvmsnap.capture.all_guests.lock", lock)
+    monkeypatch.setattr("zvmsnap.journal.journal.lock", lock)
     with pytest.raises(Cancelled, match="interrupted"):
         scene.pre()
     assert guest.paused_because
@@ -100,7 +100,7 @@ def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
         return host
 
     monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
-    after_snapshot.finish(POST, config, OWNER)
+    after_snapshot.finish_run(POST, config, OWNER)
     assert levels_of(config) == [ConsistencyLevel.CRASH]
     assert guest.paused_because is Pause.USER
 
@@ -116,7 +116,6 @@ def test_watchdog_outlives_a_host_without_descriptors(
     tmp_path: Path,
     post_within_s: str,
 ) -> None:
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(mounts, "read_table", list)
     configure(tmp_path, config, monkeypatch)
     with (tmp_path / "config.toml").open("a") as file:
@@ -145,7 +144,6 @@ def test_watchdog_outlives_a_host_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """libvirt's events have a thread of their own."""
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(mounts, "read_table", list)
     standing(ConsistencyLevel.PAUSED, owner=OWNER)
     failed: list[int] = []
@@ -187,12 +185,11 @@ def test_watchdog_goes_when_its_guest_is_gone(
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
     standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=1.0)
     guest.exists = False
     with deadline.enforce_deadline(config, OWNER):
         waiting = threading.Thread(
-            target=watchdog_daemon.wait_for_still, args=(config, OWNER), daemon=True
+            target=watchdog_daemon.wait_until_none_held, args=(config, OWNER), daemon=True
         )
         waiting.start()
         waiting.join(10)
@@ -236,21 +233,12 @@ def test_watchdog_does_not_go_while_a_guest_is_frozen(
     agent = guest.agent
     assert agent
     agent.answering = False
-    slept: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        agent.answering = len(slept) > watchdog_daemon._ATTEMPTS + 2
-        assert len(slept) < 30
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    assert watchdog_daemon.watch(config, OWNER)
+    clock = ScriptedClock()
+    clock.after[10] = lambda: setattr(agent, "answering", True)
+    with waiting.clocked_by(clock):
+        assert watchdog_daemon.watch(config, OWNER)
     assert not agent.frozen
-    assert (
-        max(slept)
-        == slept[-1]
-        == watchdog_daemon._LOOK_EVERY_S * 2 ** (watchdog_daemon._ATTEMPTS - 1)
-    )
+    assert clock.slept == [2, 4, 8, 16, 32, 64, *[128] * 5]
 
 
 def test_post_is_not_overdue_while_pre_works_for_another_guest(
@@ -258,7 +246,6 @@ def test_post_is_not_overdue_while_pre_works_for_another_guest(
 ) -> None:
     for name, uuid in (("web", UUID), ("db", OTHER)):
         scene.add(name, uuid)
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.01)
     over: list[int] = []
     monkeypatch.setattr(Process, "is_alive", lambda _process: not over)
     scene.host.known[1].at["snapshot"] = lambda: time.sleep(0.8)
@@ -295,7 +282,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     guest.at["resume"] = failing("cannot acquire state change lock")
     scene.pre()
     pools.present[f"tank/web@{NAME}"] = 11
-    after_snapshot.finish(POST, scene.config, OWNER)
+    after_snapshot.finish_run(POST, scene.config, OWNER)
     assert (scene.entries(), guest.paused_because) == ([], None)
 
 
@@ -307,8 +294,7 @@ def test_pre_that_died_after_pre_freeze(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """The pre hook of a script that does not call post: post-thaw runs, and the watchdog ends."""
-    monkeypatch.setattr(watchdog_daemon, "_LOOK_EVERY_S", 0.005)
+    """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
     config = msgspec.structs.replace(
         config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")
     )
@@ -326,7 +312,7 @@ def test_pre_that_died_after_pre_freeze(
     assert guest.agent
     guest.agent.thaw()
     with deadline.enforce_deadline(config, OWNER):
-        watchdog_daemon.wait_for_still(config, OWNER)
+        watchdog_daemon.wait_until_none_held(config, OWNER)
     assert not entries(config)[0].thaw_script_due
     assert (tmp_path / "ran").read_text() == "ran\n"
 
@@ -342,15 +328,15 @@ def test_journal_that_was_damaged_while_a_guest_is_held(
 ) -> None:
     standing(level)
     (config.journal_dir / f"{UUID}.json").write_text("{")
-    (needed,) = recover.recover(config, dry_run=True).outcomes
+    (needed,) = recover.recover_guests(config, dry_run=True).outcomes
     assert needed.result is report.Result.NEEDED
-    assert needed.found == ("its journal could not be read",)
-    recovered = recover.recover(config)
+    assert needed.findings == ("its journal entry could not be read",)
+    recovered = recover.recover_guests(config)
     assert recovered.complete
     assert guest.agent and not (guest.paused_because or guest.agent.frozen)
     assert [outcome.result for outcome in recovered.outcomes] == [report.Result.RECOVERED]
     assert (entries(config), levels_of(config)) == ([], [])
-    assert recover.recover(config).outcomes == []
+    assert recover.recover_guests(config).outcomes == []
 
 
 def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
@@ -359,7 +345,7 @@ def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
     standing(ConsistencyLevel.QUIESCED)
     guest.on_overlay("vda", config.staging_dir / f"{UUID}.00000001" / "vda.zvmsnap.qcow2")
     (config.journal_dir / f"{UUID}.json").write_text("{")
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
     assert guest.agent and not guest.agent.frozen
     assert guest.live["vda"].endswith("vda.raw")
 
@@ -370,9 +356,9 @@ def test_journal_that_was_damaged_while_libvirt_dumps(
     standing(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     guest.paused_because, guest.job = None, True
-    assert not recover.recover(config).complete
+    assert not recover.recover_guests(config).complete
     guest.paused_because, guest.job = Pause.JOB, False
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
     assert guest.paused_because is None
 
 

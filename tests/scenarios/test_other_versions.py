@@ -73,11 +73,11 @@ def test_recover_brings_the_guest_back_and_leaves_the_rest(
     path, data = age(config)
     if not running:
         guest.shut_off()
-    (needed,) = recover.recover(config, dry_run=True).outcomes
+    (needed,) = recover.recover_guests(config, dry_run=True).outcomes
     assert needed.result is Result.NEEDED
-    assert "its journal is of another version" in needed.found
+    assert "its journal entry is of another version" in needed.findings
     for _ in range(2):
-        report = recover.recover(config)
+        report = recover.recover_guests(config)
         (outcome,) = report.outcomes
         assert outcome.result is Result.FAILED and not report.complete
         assert outcome.why.startswith(f"{path}: {TOLD}: finish it with the version of zvmsnap")
@@ -97,7 +97,7 @@ def test_whose_run_is_under_way_is_not_touched(
     staged()
     age(config, Process.of(os.getpid()))
     before = (tree(config.journal_dir), tree(config.staging_dir))
-    (outcome,) = recover.recover(config).outcomes
+    (outcome,) = recover.recover_guests(config).outcomes
     assert outcome.result is Result.FAILED
     assert f"and pid {os.getpid()} works by it" in outcome.why
     assert guest.calls == []
@@ -111,7 +111,7 @@ def test_guest_that_is_held_is_released(
     standing(level)
     path, data = age(config)
     before = tree(config.staging_dir)
-    assert not recover.recover(config).complete
+    assert not recover.recover_guests(config).complete
     assert guest.agent and not (guest.paused_because or guest.agent.frozen)
     assert tree(config.journal_dir)[path.name] == data
     assert tree(config.staging_dir) == before
@@ -124,13 +124,13 @@ def test_guest_that_is_gone_and_operations_are_left_to_a_person(
     host.known.clear()
     entry, _ = age(config)
     before = tree(config.journal_dir)
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert not report.complete and report.outcomes == []
     assert [problem.partition(":")[0] for problem in report.problems] == [
         str(entry),
         str(operation),
     ]
-    assert len(recover.recover(config, UUID).problems) == 2
+    assert len(recover.recover_guests(config, UUID).problems) == 2
     assert tree(config.journal_dir) == before
 
 
@@ -224,7 +224,7 @@ def test_points_of_another_version_are_told_and_stay(
     assert told in caplog.text
     assert [damaged.why for damaged in prune.sweep(config).damaged] == [told]
     assert drop.surplus(config, [UUID], 0) == []
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
     incoming = vault.incoming(config.vault_dir, "web", f"{UUID}.00000002")
     newer = vault.publish(incoming, manifest(run=T, capture=f"{UUID}.00000002"))
     assert newer.directory.name == f"{T}.2"

@@ -21,7 +21,6 @@ from zvmsnap.capture.snapshot_run import (
 )
 from zvmsnap.common import log
 from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZvmsnapError
-from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.config.mode import ModeSet
@@ -135,7 +134,7 @@ def _shared(run: SnapshotRun, guests: Iterable[str]) -> Shared:
 
     def reserve(uuid: str, ram_bytes: int) -> None:
         with reserving:
-            space.take(uuid, ram_bytes)
+            space.reserve(uuid, ram_bytes)
 
     return Shared(preexisting, reserve, FreezeBarrier(guests))
 
@@ -166,9 +165,10 @@ def _put_back(run: SnapshotRun, guests: Mapping[str, Guest]) -> None:
         if captured is None or captured.owner != run.request.owner:
             continue
         try:
-            with lock(run.config.locks_dir, uuid, f"put back {guest.name}", limit_s):
-                entry = run.journal.read(uuid)
-                if entry and entry.capture == captured.capture:
+            with run.journal.if_same(
+                run.config.locks_dir, captured, f"put back {guest.name}", limit_s
+            ) as entry:
+                if entry:
                     finish_interrupted(run.config, run.host, guest, entry)
         except (ZvmsnapError, OSError) as error:
             run.about(guest).error("not put back, the next hook tries again: %s", error)

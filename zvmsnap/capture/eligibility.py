@@ -121,9 +121,9 @@ def assess(disks: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
     """Decide for one guest by the table above; None if it has no disk on a covered dataset."""
     writable = [disk for disk in disks.domain.disks if disk.writable]
     inside = {
-        disk.target: disks.places[disk.target]
+        disk.target: disks.locations[disk.target]
         for disk in writable
-        if disk.target in disks.places and disks.places[disk.target].dataset in covered
+        if disk.target in disks.locations and disks.locations[disk.target].dataset in covered
     }
     if not inside:
         return None
@@ -173,5 +173,5 @@ def _why_no_memory(
 
 
 def _where(disks: GuestDisks, disk: domain_xml.Disk) -> str:
-    place = disks.places.get(disk.target)
+    place = disks.locations.get(disk.target)
     return f"on {place.dataset}" if place else disk.source or f"of type {disk.type}"

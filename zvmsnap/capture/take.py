@@ -122,9 +122,9 @@ def _grouped(host: Host, group: str, table: list[mounts.Mount]) -> dict[str, Gue
 
 def _writable_datasets(disks: GuestDisks) -> set[str]:
     return {
-        disks.places[disk.target].dataset
+        disks.locations[disk.target].dataset
         for disk in disks.domain.disks
-        if disk.writable and disk.target in disks.places
+        if disk.writable and disk.target in disks.locations
     }
 
 
@@ -169,7 +169,7 @@ def _capture_and_snapshot(
     except ZfsFailed as error:
         return captured, [], str(error)
     finally:
-        after_snapshot.finish(call, config, owner)
+        after_snapshot.finish_run(call, config, owner)
 
 
 def _modes_for(config: Config, planned: TakePlan) -> Callable[[Iterable[str]], ModeSet]:

@@ -29,10 +29,10 @@ def recover_guests(
       zvmsnap recover --dry-run
     """
     from zvmsnap.common.signals import finish_before_dying
-    from zvmsnap.recovery.recover import recover
+    from zvmsnap.recovery import recover
 
     finish_before_dying()
-    report = recover(load_settings(), domain, dry_run=dry_run)
+    report = recover.recover_guests(load_settings(), domain, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **dataclasses.asdict(report)})
     else:

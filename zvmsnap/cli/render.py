@@ -150,7 +150,7 @@ def recovery(report: Report, *, dry_run: bool) -> list[str]:
     for outcome in report.outcomes:
         why = f": {outcome.why}" if outcome.why else ""
         lines.append(f"{outcome.domain}: {outcome.result}{why}")
-        lines += [f"  {line}" for line in outcome.found]
+        lines += [f"  {line}" for line in outcome.findings]
     lines += [_removed_leftover(path, dry_run=dry_run) for path in report.removed]
     lines += report.problems
     lines += report.foreign

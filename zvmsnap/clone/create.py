@@ -139,7 +139,7 @@ class CloneCreation:
         for disk in manifest.disks:
             name, _ = clones[disk.dataset]
             if disk.path:
-                path = location.path_of(DiskLocation(name, disk.path), table)
+                path = location.current_path(DiskLocation(name, disk.path), table)
                 security_labels.give_back(path)
             else:
                 volume.wait_device(name, dataset_swap.DEVICE_TIMEOUT_S)

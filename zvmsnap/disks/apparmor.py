@@ -1,10 +1,10 @@
 """AppArmor (Debian, Ubuntu) and libvirt before 12.1: a guest's own profile denies it its bases.
 
-libvirt's helper writes `deny "<base>" w` for whatever lies below an overlay when it makes a
-guest's profile anew: when the guest is started on the overlay, and with the first pivot of
-several disks. A deny beats any allow, so each later commit fails with "Permission denied". Taken
-out of the guest's own file, and the profile loaded again, the commit works; the next pivot writes
-the lines again (libvirt work item 806).
+libvirt's helper writes `deny "<base>" w` for every image below an overlay when it makes the
+profile of a guest anew: when the guest is started on the overlay, and with the first pivot of
+several disks. A deny beats any allow, so each later commit fails with "Permission denied". Once
+these lines are removed from the guest's own file, and the profile is loaded again, the commit
+works; the next pivot writes the lines again (libvirt work item 806).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _DENY = re.compile(r'\s*deny\s+"(?P<path>[^"]*)"\s+\w+,\s*')
 def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> bool:
     """Let the guest write to `bases` again; True if its profile was loaded.
 
-    It is loaded even where its file denies nothing: an earlier run may have died, or failed,
-    after it had changed the file. Raises OSError.
+    It is loaded even if its file denies nothing: an earlier run may have died, or failed, after it
+    had changed the file. Raises OSError.
     """
     rules = profiles / f"libvirt-{uuid}.files"
     if not rules.exists():
         return False
-    wanted = {spelling for base in bases for spelling in (base, os.path.realpath(base))}
+    spellings = {spelling for base in bases for spelling in (base, os.path.realpath(base))}
     # A path may hold any byte; and of those that end a line for Python only \n does for AppArmor.
     lines = os.fsdecode(rules.read_bytes()).split("\n")
-    kept = [line for line in lines if not _denies(line, wanted)]
+    kept = [line for line in lines if not _denies(line, spellings)]
     if len(kept) < len(lines):
         mode = stat.S_IMODE(rules.stat().st_mode)
         write_atomic(rules, os.fsencode("\n".join(kept)))
@@ -53,6 +53,6 @@ def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> 
     return True
 
 
-def _denies(line: str, wanted: set[str]) -> bool:
-    found = _DENY.fullmatch(line)
-    return found is not None and found["path"] in wanted
+def _denies(line: str, paths: set[str]) -> bool:
+    rule = _DENY.fullmatch(line)
+    return rule is not None and rule["path"] in paths

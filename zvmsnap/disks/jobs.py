@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from zvmsnap.common.errors import DomainBusy, DomainLocked
+from zvmsnap.common.waiting import wait_until
 from zvmsnap.disks.staging import is_overlay
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
@@ -14,15 +14,19 @@ _LOOK_EVERY_S = 0.5
 
 
 def wait_idle(guest: Guest, timeout_s: float, cancelled: threading.Event | None = None) -> None:
-    """Wait until nobody else works on the guest. Raises DomainBusy with what it still does."""
-    deadline_s = time.monotonic() + timeout_s
-    while why := _busy_with(guest):
-        if time.monotonic() > deadline_s or (cancelled and cancelled.is_set()):
-            raise DomainBusy(f"{guest.name}: {why} is under way since more than {timeout_s:g} s")
-        time.sleep(_LOOK_EVERY_S)
+    """Wait until nobody else works on the guest. Raises DomainBusy with the work under way."""
+    work = ""
+
+    def is_idle() -> bool:
+        nonlocal work
+        work = _work_of_others(guest)
+        return not work
+
+    if not wait_until(is_idle, timeout_s, _LOOK_EVERY_S, cancelled=cancelled):
+        raise DomainBusy(f"{guest.name}: {work} is under way since more than {timeout_s:g} s")
 
 
-def _busy_with(guest: Guest) -> str:
+def _work_of_others(guest: Guest) -> str:
     if not guest.is_active():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Asks both seams where each guest's disks really lie, for placement to decide on."""
+"""Where the disks of guests are: in which datasets, and at which paths they can be opened."""
 
 from __future__ import annotations
 
@@ -15,67 +15,70 @@ from zvmsnap.zfs import mounts, volume
 from zvmsnap.zfs.mounts import DiskLocation
 
 
-def locate_disks(hypervisor: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDisks:
-    """See one guest as it is: its live XML tells what it writes to. Raises LibvirtFailed."""
+@dataclass(frozen=True)
+class GuestDisks:
+    """One guest as it is now: definition, state, and the location of each disk by its target.
+
+    Disks that are not on ZFS have no location.
+    """
+
+    domain: domain_xml.Domain
+    state: str
+    locations: Mapping[str, DiskLocation]
+
+    @property
+    def is_off(self) -> bool:
+        """Has the guest no QEMU process?"""
+        return self.state in ("shut off", "crashed")
+
+
+def locate_disks(host: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDisks:
+    """Look up the disks that the live XML of a guest names. Raises LibvirtFailed."""
     state = guest.state()
     domain = domain_xml.parse(guest.xml())
-    ours = overlay_chain.of(domain)
-    places = {}
+    chains = overlay_chain.of(domain)
+    locations = {}
     for disk in domain.disks:
-        # A disk that is still on our overlay belongs where its base lies: the guest is concerned.
-        stack = ours.get(disk.target)
-        path = stack.base if stack and stack.base else _path(hypervisor, disk)
-        found = place_of(path, table) if path else None
-        if found:
-            places[disk.target] = found
-    return GuestDisks(domain, state, places)
+        # A disk on an overlay of zvmsnap counts as where its base is.
+        chain = chains.get(disk.target)
+        path = chain.base if chain and chain.base else _path(host, disk)
+        disk_location = locate_path(path, table) if path else None
+        if disk_location:
+            locations[disk.target] = disk_location
+    return GuestDisks(domain, state, locations)
 
 
-def path_of(place: DiskLocation, table: list[mounts.Mount]) -> str:
-    """Where a place can be opened now: a path, or the device of a volume.
-
-    Raises ZfsFailed if its filesystem is not mounted.
-    """
-    if not place.path:
-        return volume.device_of(place.dataset)
-    mountpoint = mounts.mountpoint_of(place.dataset, table)
-    if mountpoint is None:
-        raise ZfsFailed(
-            f"{place.dataset}: is not mounted, so {place.path} in it cannot be reached: "
-            f"zfs mount {place.dataset}"
-        )
-    return os.path.join(mountpoint, place.path)
-
-
-def _path(hypervisor: Host, disk: domain_xml.Disk) -> str:
-    if disk.volume:
-        try:
-            return hypervisor.volume_path(*disk.volume)
-        except LibvirtFailed:
-            # Of an inactive pool, say: where it lies cannot be told, so no moment covers it.
-            return ""
-    return disk.source
-
-
-def place_of(path: str, table: list[mounts.Mount]) -> DiskLocation | None:
-    """Where a path or device really lies; None if that is not on ZFS."""
+def locate_path(path: str, table: list[mounts.Mount]) -> DiskLocation | None:
+    """The location of a path or device, symlinks followed; None if it is not on ZFS."""
     real = os.path.realpath(path)
     if real.startswith("/dev/"):
         dataset = volume.volume_of(real)
         return DiskLocation(dataset, "") if dataset else None
-    found = mounts.dataset_of_path(real, table)
-    return DiskLocation(*found) if found else None
+    dataset_and_path = mounts.dataset_of_path(real, table)
+    return DiskLocation(*dataset_and_path) if dataset_and_path else None
 
 
-@dataclass(frozen=True)
-class GuestDisks:
-    """A domain as it was found: its definition, its state, and the place of each disk by target."""
+def current_path(where: DiskLocation, table: list[mounts.Mount]) -> str:
+    """The path at which a disk can be opened now; of a volume its device.
 
-    domain: domain_xml.Domain
-    state: str
-    places: Mapping[str, DiskLocation]
+    Raises ZfsFailed if its filesystem is not mounted.
+    """
+    if not where.path:
+        return volume.device_of(where.dataset)
+    mountpoint = mounts.mountpoint_of(where.dataset, table)
+    if mountpoint is None:
+        raise ZfsFailed(
+            f"{where.dataset}: is not mounted, so {where.path} in it cannot be reached: "
+            f"zfs mount {where.dataset}"
+        )
+    return os.path.join(mountpoint, where.path)
 
-    @property
-    def is_off(self) -> bool:
-        """Is there no process of it?"""
-        return self.state in ("shut off", "crashed")
+
+def _path(host: Host, disk: domain_xml.Disk) -> str:
+    if disk.volume:
+        try:
+            return host.volume_path(*disk.volume)
+        except LibvirtFailed:
+            # For instance of an inactive pool: its location is unknown, so no run covers it.
+            return ""
+    return disk.source

@@ -1,18 +1,18 @@
-"""Which disks of a guest are on overlays of ours, and on what these lie.
+"""Which disks of a guest are on overlays of zvmsnap, and which images are below these.
 
 | the disk's source | below it                 | what it is                                        |
 |-------------------|--------------------------|---------------------------------------------------|
-| ours              | ours ..., then a base    | a stack: all of ours go, in order                 |
-| ours              | cannot be told           | kept as it is, reported                           |
+| ours              | ours ..., then a base    | an overlay chain: all of ours go, in order        |
+| ours              | cannot be read           | kept as it is, reported                           |
 | not ours          | one of ours somewhere    | somebody's overlay on ours: not touched, reported |
-| not ours          | none of ours             | none of our business                              |
+| not ours          | none of ours             | no overlay chain                                  |
 
-The names of overlays and the chain are enough: a journal is not needed.
+The names of the overlays and their backing files are enough: a journal is not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
@@ -23,9 +23,11 @@ from zvmsnap.disks.staging import is_overlay
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 
+ReadChain = Callable[[str], tuple[qemu_img.Layer, ...]]
 
-class Defined(Protocol):
-    """What is needed of a guest."""
+
+class DefinedGuest(Protocol):
+    """A guest with a live and maybe a persistent definition."""
 
     def xml(self, *, persistent: bool = False, secure: bool = False) -> str: ...
     def is_active(self) -> bool: ...
@@ -34,7 +36,7 @@ class Defined(Protocol):
 
 @dataclass(frozen=True)
 class OverlayChain:
-    """A disk on overlays of ours, top first; `problem` says why it cannot be brought to `base`."""
+    """The overlays of one disk, top first; `problem` says why it cannot be brought to `base`."""
 
     target: str
     overlays: tuple[str, ...]
@@ -43,53 +45,50 @@ class OverlayChain:
 
     @property
     def top(self) -> str:
-        """What the guest writes to."""
+        """The overlay that the guest writes to."""
         return self.overlays[0]
 
 
-def of(
-    domain: domain_xml.Domain, read: Callable[[str], tuple[qemu_img.Layer, ...]] = qemu_img.chain
-) -> dict[str, OverlayChain]:
-    """The stacks of a domain by target, by the table above."""
-    found = {}
-    for disk in domain.disks:
-        stack = _of_disk(disk, read)
-        if stack:
-            found[disk.target] = stack
-    return found
+def of(domain: domain_xml.Domain, read: ReadChain = qemu_img.chain) -> dict[str, OverlayChain]:
+    """The overlay chains of a domain by target, by the table above."""
+    chains = {disk.target: _of_disk(disk, read) for disk in domain.disks}
+    return {target: chain for target, chain in chains.items() if chain}
 
 
-def of_guest(guest: Defined) -> dict[str, OverlayChain]:
-    """The stacks that a guest is on, and those on which it would be started next."""
-    found = of(domain_xml.parse(guest.xml()))
+def of_guest(guest: DefinedGuest) -> dict[str, OverlayChain]:
+    """The overlay chains that a guest is on, and those on which it would be started next."""
+    chains = of(domain_xml.parse(guest.xml()))
     if guest.is_active() and guest.is_persistent():
-        found = of(domain_xml.parse(guest.xml(persistent=True))) | found
-    return found
+        chains = of(domain_xml.parse(guest.xml(persistent=True))) | chains
+    return chains
 
 
-def _of_disk(
-    disk: domain_xml.Disk, read: Callable[[str], tuple[qemu_img.Layer, ...]]
-) -> OverlayChain | None:
-    if not is_overlay(disk.source):
-        ours = tuple(path for path in disk.chain if is_overlay(path))
-        why = f"{disk.source} lies on it, which somebody else made: end that snapshot first"
-        return OverlayChain(disk.target, ours, problem=why) if ours else None
-    try:
-        chain = disk.chain or tuple(layer.path for layer in read(disk.source)[1:])
-    except OverlayUnreadable as error:
-        return OverlayChain(disk.target, (disk.source,), problem=str(error))
-    more = tuple(takewhile(is_overlay, chain))
-    base = chain[len(more)] if len(chain) > len(more) else ""
-    problem = "" if base else f"{disk.source} lies on no base"
-    return OverlayChain(disk.target, (disk.source, *more), base, problem)
+def all_overlays(chains: Mapping[str, OverlayChain]) -> set[str]:
+    """The overlays of all these chains."""
+    return {overlay for chain in chains.values() for overlay in chain.overlays}
 
 
 def images_of(guest: Guest) -> set[str]:
-    """All images that a guest's definitions name, now."""
-    named: set[str] = set()
+    """All images that a guest's definitions name, or that these are on."""
+    images: set[str] = set()
     for persistent in (False, True) if guest.is_persistent() else (False,):
         for disk in domain_xml.parse(guest.xml(persistent=persistent)).disks:
-            named.update((disk.source, *disk.chain))
+            images.update((disk.source, *disk.chain))
             if is_overlay(disk.source) and not disk.chain:
-                named.update(layer.path for layer in qemu_img.chain(disk.source))
-    return named
+                images.update(layer.path for layer in qemu_img.chain(disk.source))
+    return images
+
+
+def _of_disk(disk: domain_xml.Disk, read: ReadChain) -> OverlayChain | None:
+    if not is_overlay(disk.source):
+        ours = tuple(path for path in disk.chain if is_overlay(path))
+        why = f"{disk.source} is on top of it, made by somebody else: end that snapshot first"
+        return OverlayChain(disk.target, ours, problem=why) if ours else None
+    try:
+        below = disk.chain or tuple(layer.path for layer in read(disk.source)[1:])
+    except OverlayUnreadable as error:
+        return OverlayChain(disk.target, (disk.source,), problem=str(error))
+    more = tuple(takewhile(is_overlay, below))
+    base = below[len(more)] if len(below) > len(more) else ""
+    problem = "" if base else f"{disk.source} has no base below it"
+    return OverlayChain(disk.target, (disk.source, *more), base, problem)

@@ -1,4 +1,4 @@
-"""qemu-img: what an overlay lies on, whether it holds anything, and its merge while nobody runs it.
+"""qemu-img: what is below an overlay, whether it holds anything, and its merge while it is unused.
 
 qemu-img takes QEMU's own image locks, so it refuses to write to an image that a machine has open.
 """
@@ -23,42 +23,42 @@ class Layer:
 
 
 def chain(path: str) -> tuple[Layer, ...]:
-    """The image and all that it lies on, top first; also of one in use. Raises OverlayUnreadable.
+    """The image and all images below it, top first; also of one in use. Raises OverlayUnreadable.
 
     libvirt leaves the chain out of the definition of a guest that is off.
     """
     try:
-        layers = _asked("info", "--force-share", "--backing-chain", path)
-        found = tuple(Layer(str(layer["filename"]), str(layer["format"])) for layer in layers)
+        answer = _query("info", "--force-share", "--backing-chain", path)
+        layers = tuple(Layer(str(layer["filename"]), str(layer["format"])) for layer in answer)
     except (QemuImgFailed, LookupError, TypeError) as error:
-        raise OverlayUnreadable(f"{path}: what it lies on cannot be told: {error}") from error
-    if not found:
-        raise OverlayUnreadable(f"{path}: what it lies on cannot be told: no answer")
-    for layer in found:
+        raise OverlayUnreadable(f"{path}: its backing files cannot be read: {error}") from error
+    if not layers:
+        raise OverlayUnreadable(f"{path}: its backing files cannot be read: no answer")
+    for layer in layers:
         if not os.path.isabs(layer.path):
-            raise OverlayUnreadable(f"{path}: lies on {layer.path}, which is no path of a file")
-    return found
+            raise OverlayUnreadable(f"{path}: is on {layer.path}, which is not the path of a file")
+    return layers
 
 
 def holds_nothing(overlay: str) -> bool:
     """Has nothing been written to the overlay since it was made? Raises QemuImgFailed."""
     try:
-        extents = list(_asked("map", overlay))
-        # Of no extent at all nothing can be told.
+        extents = list(_query("map", overlay))
+        # Without any extent nothing is proven.
         return bool(extents) and all(extent["depth"] > 0 for extent in extents)
     except (LookupError, TypeError) as error:
         raise QemuImgFailed(f"qemu-img map: {overlay}: an answer of another kind") from error
 
 
 def merge_down(overlay: str) -> None:
-    """Write what a qcow2 overlay holds into the image below it, durably. Raises QemuImgFailed,
-    OverlayUnreadable and OSError.
+    """Write the data of a qcow2 overlay into the image below it, durably.
 
-    The overlay stays as it is (`-d`), so this may be repeated after any interruption.
+    The overlay stays as it is (`-d`), so this may be repeated after any interruption. Raises
+    QemuImgFailed, OverlayUnreadable and OSError.
     """
     layers = chain(overlay)
     if len(layers) < 2:
-        raise QemuImgFailed(f"{overlay} lies on nothing that it could be merged into")
+        raise QemuImgFailed(f"{overlay} has no image below it that it could be merged into")
     below = layers[1].path
     _run("commit", "-q", "-d", "-f", "qcow2", overlay)
     descriptor = os.open(below, os.O_RDONLY | os.O_CLOEXEC)
@@ -68,7 +68,7 @@ def merge_down(overlay: str) -> None:
         os.close(descriptor)
 
 
-def _asked(verb: str, *arguments: str) -> Any:
+def _query(verb: str, *arguments: str) -> Any:
     try:
         return json.loads(_run(verb, "--output=json", "-f", "qcow2", *arguments))
     except ValueError as error:  # no JSON, or no text
@@ -87,7 +87,7 @@ def _run(*arguments: str) -> str:
         )
     except OSError as error:
         raise QemuImgFailed(
-            f"qemu-img cannot be run: {error.strerror}; is qemu-utils there?"
+            f"qemu-img cannot be run: {error.strerror}; is qemu-utils installed?"
         ) from error
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -1,9 +1,9 @@
-"""Staging: one directory for each capture, with its overlays and its point in the making.
+"""Staging: one directory for each capture, with its overlays and the files of its point.
 
-    <staging>/<uuid>.<8 hex digits>/vda.zvmsnap.qcow2      overlay, reachable for QEMU
+    <staging>/<uuid>.<8 hex digits>/vda.zvmsnap.qcow2      overlay, QEMU can reach it
     <staging>/<uuid>.<8 hex digits>/point/memory.img ...   for root alone
 
-The names tell whose an overlay is, even when the journal is lost. They end in .qcow2 because
+The names say whose an overlay is, even if the journal is lost. They end in .qcow2 because
 AppArmor's helper reads image headers in unusual directories only of files named so.
 """
 
@@ -32,12 +32,12 @@ class StagingDir:
 
     @classmethod
     def fresh(cls, staging: Path, uuid: str) -> StagingDir:
-        """A name that no capture had before: libvirt overwrites an existing RAM image silently."""
+        """A name that no capture had before: libvirt silently overwrites an existing RAM image."""
         return cls(staging / capture_name.fresh(uuid))
 
     @property
     def point(self) -> Path:
-        """Where the point is put together."""
+        """The directory of the files that the point is made of."""
         return self.path / "point"
 
     @property
@@ -50,11 +50,11 @@ class StagingDir:
         return self.path / f"{target}{_OVERLAY_SUFFIX}"
 
     def overlays(self) -> list[Path]:
-        """The overlays that lie here."""
+        """The overlays in it."""
         return sorted(self.path.glob(f"*{_OVERLAY_SUFFIX}"))
 
     def check(self) -> None:
-        """Raises StagingUnusable if it would lead out of staging."""
+        """Raises StagingUnusable if it leads out of staging."""
         for path in (self.path, self.point):
             if path.is_symlink():
                 raise StagingUnusable(f"{path}: is a symlink; not followed out of staging")
@@ -66,9 +66,9 @@ class StagingDir:
         private_dir(self.point)
 
     def remove(self) -> None:
-        """Remove it and all that is in it. Raises CommitFailed, with nothing done, for overlays:
+        """Remove it with all its files. Raises CommitFailed, with nothing done, if it has overlays:
 
-        who has brought a guest back from them removes them first.
+        whoever has brought a guest back from them removes them first.
         """
         overlays = ", ".join(str(overlay) for overlay in self.overlays())
         if overlays:
@@ -78,7 +78,7 @@ class StagingDir:
 
 
 def staging_dirs(staging: Path) -> list[StagingDir]:
-    """The captures that lie in staging; what is not named as one is somebody else's."""
+    """The captures in staging; a directory with another kind of name is somebody else's."""
     if not staging.is_dir():
         return []
     return [
@@ -89,21 +89,21 @@ def staging_dirs(staging: Path) -> list[StagingDir]:
 
 
 def is_overlay(path: str) -> bool:
-    """Is that the path of an overlay of ours? Its own name and its directory's must be."""
-    where = Path(path)
-    return where.name.endswith(_OVERLAY_SUFFIX) and capture_name.is_capture(where.parent.name)
+    """Is that the path of an overlay of zvmsnap? The file's and the directory's name tell."""
+    overlay = Path(path)
+    return overlay.name.endswith(_OVERLAY_SUFFIX) and capture_name.is_capture(overlay.parent.name)
 
 
 def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.Mount]) -> None:
-    """Refuse a staging that the snapshot itself would hold, or that QEMU could not reach.
+    """Raises StagingUnusable if staging is on a dataset of the snapshot, or QEMU cannot reach it.
 
-    Raises StagingUnusable with what to do.
+    The message says what to do.
     """
     real = Path(os.path.realpath(staging))
-    found = mounts.dataset_of_path(str(real), table)
-    if found and found[0] in snapshotted:
+    dataset_and_path = mounts.dataset_of_path(str(real), table)
+    if dataset_and_path and dataset_and_path[0] in snapshotted:
         raise StagingUnusable(
-            f"staging {staging} lies on {found[0]}, which this very snapshot holds: "
+            f"staging {staging} is on {dataset_and_path[0]}, which is one of the snapshot: "
             "set `staging` in config.toml to another file system"
         )
     passable_dir(staging)
@@ -116,32 +116,32 @@ def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.
 
 
 def free_bytes(staging: Path) -> int:
-    """What is free there. Raises OSError."""
-    free = os.statvfs(staging)
-    return free.f_bavail * free.f_frsize
+    """The free bytes of its file system. Raises OSError."""
+    stat = os.statvfs(staging)
+    return stat.f_bavail * stat.f_frsize
 
 
 class StagingSpace:
-    """The free bytes of staging, handed out guest by guest before anything is touched."""
+    """The free bytes of staging, reserved guest by guest before anything is changed."""
 
     def __init__(self, staging: Path, overlay_room_bytes: int) -> None:
         self._staging = staging
         self._free_bytes = free_bytes(staging)
         self._overlay_room_bytes = overlay_room_bytes
-        self._taken_bytes: dict[str, int] = {}
+        self._reserved_bytes: dict[str, int] = {}
 
-    def take(self, uuid: str, ram_bytes: int) -> None:
-        """Reserve room for a guest's RAM image and overlays. Raises NoSpace.
+    def reserve(self, uuid: str, ram_bytes: int) -> None:
+        """Reserve space for a guest's RAM image and overlays. Raises NoSpace.
 
-        In place of what it had: its last level could not be reached.
+        It replaces what the guest had reserved before, for a level that could not be reached.
         """
-        self._free_bytes += self._taken_bytes.pop(uuid, 0)
-        needed = ram_bytes + self._overlay_room_bytes
-        if needed > self._free_bytes:
+        self._free_bytes += self._reserved_bytes.pop(uuid, 0)
+        needed_bytes = ram_bytes + self._overlay_room_bytes
+        if needed_bytes > self._free_bytes:
             raise NoSpace(
                 f"staging {self._staging} has {self._free_bytes >> 20} MiB free, but its RAM image "
-                f"and overlay need {needed >> 20} MiB: free space there, set `staging` to another "
-                "file system, or lower limits.overlay_room_mib"
+                f"and overlay need {needed_bytes >> 20} MiB: free space there, set `staging` to "
+                "another file system, or lower limits.overlay_room_mib"
             )
-        self._free_bytes -= needed
-        self._taken_bytes[uuid] = needed
+        self._free_bytes -= needed_bytes
+        self._reserved_bytes[uuid] = needed_bytes

@@ -1,10 +1,10 @@
-"""post: bring each guest back to its bases, and publish its point.
+"""post: bring each guest of a run to its bases, and publish its point.
 
-Works from the journal, for sanoid tells post neither whether the snapshot worked nor, always, its
-real name. Everything here may be repeated after a crash, by the next hook for the guest, by
-`zvmsnap recover` or by the guard:
+This works from the journal, because sanoid tells post neither whether the snapshot was taken nor,
+always, its real name. All of it may be repeated after a crash: by the next hook for the guest, by
+`zvmsnap recover`, or by the watchdog.
 
-    leave      every overlay back into its base, proven by the XML (leave)
+    release    the guest is resumed or thawed, and taken off its overlays (release)
     publish    a point that names exactly the snapshots that ZFS has (publish)
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +26,6 @@ from zvmsnap.common.errors import (
     WorkOfOtherVersion,
     ZvmsnapError,
 )
-from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.config.level import ConsistencyLevel
@@ -47,35 +45,37 @@ from zvmsnap.virt.host import Host
 _PARALLEL_GUESTS = 16
 
 
-def finish(call: HookCall, config: Config, owner: Process) -> bool:
-    """Finish the moment of this call for every guest in the journal; True if all went well.
+def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
+    """Finish the run of this call for every guest in the journal; True if all went well.
 
-    First all guests leave their overlays, in parallel; only then images are moved, one by one.
+    All guests are released first, in parallel. After that the points are published one by one, as
+    images may be copied for it.
     """
     journal = Journal(config.journal_dir)
     entries = [entry for entry in journal.entries() if belongs(entry, call, owner)]
     if not entries:
-        log.plain().debug("%s: nothing was begun here", ",".join(call.datasets))
+        log.plain().debug("%s: no run is under way", ",".join(call.datasets))
         return True
     with (
-        Host(config.uri) as hypervisor,
+        Host(config.uri) as host,
         ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries))) as pool,
     ):
-        finishing = [_Finish(config, hypervisor, journal, entry) for entry in entries]
-        left = list(pool.map(lambda each: each.guarded(each.leave), finishing))
+        finishers = [_Finisher(config, host, journal, entry) for entry in entries]
+        released = list(pool.map(lambda each: each.locked("release", each.release), finishers))
         published = [
-            ok and each.guarded(each.publish) for each, ok in zip(finishing, left, strict=True)
+            ok and each.locked("publish", each.publish)
+            for each, ok in zip(finishers, released, strict=True)
         ]
     return all(published)
 
 
 def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
-    """Is that entry of the moment that this post ends?
+    """Is that entry of the run that this post ends?
 
-    Same datasets, and the same sanoid (strictly serial: pre, snapshot, post). Where each hook has
-    a shell of its own between it and sanoid, a name in common must do; but never for the moment of
-    a process that still runs: of two sanoids that began in the same second, with the same names,
-    the other one has not taken its snapshots yet.
+    It is, with the same datasets and the same sanoid (strictly serial: pre, snapshot, post). If
+    each hook has a shell of its own between it and sanoid, a name in common is enough, but never
+    for the run of a process that lives: of two sanoids that began in the same second, with the
+    same names, the other one has not taken its snapshots yet.
     """
     if entry.request_datasets != call.datasets:
         return False
@@ -85,13 +85,13 @@ def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
     )
 
 
-def finish_interrupted(config: Config, hypervisor: Host, guest: Guest, entry: Entry | None) -> None:
-    """End what an earlier moment left open for this guest, whose lock the caller holds.
+def finish_interrupted(config: Config, host: Host, guest: Guest, entry: Entry | None) -> None:
+    """End what an earlier run has left unfinished for this guest, whose lock the caller holds.
 
-    Without a journal entry the overlays' names and the backing chain in the XML are enough; whether
-    a guest stands still because of us is looked at if there was one that could not be read.
-    Raises CommitFailed and others if it cannot be ended; nothing is lost then. Raises
-    WorkOfOtherVersion if its entry is of another version: the guest was brought back, unless the
+    Without a journal entry, the names of the overlays and their backing files in the XML are
+    enough. If an entry could not be read, the guest is asked whether it is held. Raises
+    CommitFailed and others if the run cannot be ended; nothing is lost by that. Raises
+    WorkOfOtherVersion if the entry is of another version: the guest was brought back, unless the
     owner of the run lives; entry, staging directory and RAM image stay for that version.
     """
     journal = Journal(config.journal_dir)
@@ -101,45 +101,47 @@ def finish_interrupted(config: Config, hypervisor: Host, guest: Guest, entry: En
     held = thaw.held_fields(guest) if other or journal.is_lost(guest.uuid) else {}
     if entry:
         log.about(guest.name, ",".join(entry.request_datasets)).warning(
-            "finishing moment %s, which nobody finished", entry.run or "of an earlier recovery"
+            "finishing the interrupted run %s", entry.run or "of an earlier recovery"
         )
     else:
-        entry = _unknown(config, guest, held)
+        entry = _recovery(config, guest, held)
     if entry:
-        end(config, hypervisor, entry)
+        finish_entry(config, host, entry)
     if held is not None:
         journal.forget_lost(guest.uuid)
     if other:
         raise WorkOfOtherVersion(str(other))
 
 
-def _unknown(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entry | None:
-    """What there is to end of a guest of which no journal knows."""
-    about = log.about(guest.name, "no journal")
-    if held is None:
-        about.warning("whether it stands still because of us cannot be told yet")
-    if held:
-        about.warning("letting it go, as its journal was lost")
-    on_overlay = bool(overlay_chain.of_guest(guest))
-    if on_overlay:
-        about.warning("leaving overlays that no journal knows")
-    if not on_overlay and not held:
-        return None
-    return msgspec.structs.replace(_nameless(config, guest), **(held or {}))
+def finish_entry(config: Config, host: Host, entry: Entry) -> None:
+    """Release and publish; the caller holds the guest's lock. Raises as release and publish.
 
-
-def end(config: Config, hypervisor: Host, entry: Entry) -> None:
-    """Leave and publish, without the lock of the guest, which the caller holds."""
-    done = _Finish(config, hypervisor, Journal(config.journal_dir), entry)
-    done.leave_locked()
+    That no point is made is no failure: it is logged.
+    """
+    finisher = _Finisher(config, host, Journal(config.journal_dir), entry)
+    finisher.release()
     try:
-        done.publish_locked()
+        finisher.publish()
     except (SnapshotMissing, LevelMissed) as error:
         log.about(entry.domain, ",".join(entry.request_datasets)).warning("%s", error)
 
 
-def _nameless(config: Config, guest: Guest) -> Entry:
-    return Entry(
+def _recovery(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entry | None:
+    """An entry made anew for a guest that no journal knows; None if it needs nothing.
+
+    `held` has the fields that say how the guest is held; None if that cannot be found out now.
+    """
+    about = log.about(guest.name, "no journal")
+    if held is None:
+        about.warning("cannot find out yet whether zvmsnap has paused or frozen it")
+    if held:
+        about.warning("resuming or thawing it, as its journal entry was lost")
+    is_on_overlay = bool(overlay_chain.of_guest(guest))
+    if is_on_overlay:
+        about.warning("taking it off overlays that no journal entry names")
+    if not is_on_overlay and not held:
+        return None
+    entry = Entry(
         domain=guest.name,
         uuid=guest.uuid,
         run="",
@@ -153,79 +155,59 @@ def _nameless(config: Config, guest: Guest) -> Entry:
         disks=(),
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
+    return msgspec.structs.replace(entry, **(held or {}))
 
 
-class _Finish:
-    """One guest's entry, on its way out of the journal."""
+class _Finisher:
+    """Brings one guest's entry to its end: `release` first, `publish` after that.
 
-    def __init__(
-        self,
-        config: Config,
-        hypervisor: Host,
-        journal: Journal,
-        entry: Entry,
-    ) -> None:
+    Whoever calls these holds the guest's lock, or calls them by `locked`.
+    """
+
+    def __init__(self, config: Config, host: Host, journal: Journal, entry: Entry) -> None:
         self._config = config
-        self._hypervisor = hypervisor
+        self._host = host
         self._journal = journal
-        self._work = EntryWriter(journal, entry)
+        self._writer = EntryWriter(journal, entry)
         self._log = log.about(entry.domain, ",".join(entry.request_datasets))
 
-    def guarded(self, work: Callable[[], None]) -> bool:
-        """Do `work`; False, with the cause in the log, if it failed."""
+    def locked(self, intent: str, do: Callable[[], None]) -> bool:
+        """Do it under the guest's lock, unless somebody else has closed the entry meanwhile.
+
+        False, with the cause in the log, if it failed.
+        """
+        entry, config = self._writer.entry, self._config
         try:
-            work()
+            with self._journal.if_same(
+                config.locks_dir, entry, f"{intent} {entry.domain}", config.limits.lock_timeout_s
+            ) as now:
+                if now is None:
+                    self._log.warning("run %s was finished by somebody else", entry.run)
+                else:
+                    # The watchdog may have changed it since it was read.
+                    self._writer = EntryWriter(self._journal, now)
+                    do()
             return True
         except (ZvmsnapError, OSError) as error:
             self._log.error("%s", error)
             return False
 
-    def leave(self) -> None:
-        """Leave overlays, under the guest's lock."""
-        with self._lock("commit"):
-            if self._is_ours():
-                self.leave_locked()
-
-    def publish(self) -> None:
-        """Publish and close, under the guest's lock."""
-        with self._lock("publish"):
-            if self._is_ours():
-                self.publish_locked()
-
-    def leave_locked(self) -> None:
-        """Leave overlays; a guest that does not exist any more keeps them."""
+    def release(self) -> None:
+        """Take the guest off its overlays; one that does not exist any more keeps them."""
         begun_s = time.monotonic()
         try:
-            guest = self._hypervisor.guest(self._work.entry.uuid)
-            release(self._config, guest, self._work, self._log)
+            guest = self._host.guest(self._writer.entry.uuid)
+            release(self._config, guest, self._writer, self._log)
         except DomainGone:
             self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
-            snapshot_match.note(self._work, self._log)
-            thaw.note_guest_gone(self._config, self._work, self._log)
-        entry = self._work.entry
+            snapshot_match.note(self._writer, self._log)
+            thaw.note_guest_gone(self._config, self._writer, self._log)
+        entry = self._writer.entry
         if entry.disks_frozen_at_s and entry.may_be_on_overlay and not entry.overlay_s:
-            self._work.note(
+            self._writer.note(
                 commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.disks_frozen_at_s
             )
 
-    def publish_locked(self) -> None:
+    def publish(self) -> None:
         """Publish and close. Raises SnapshotMissing and LevelMissed, after closing."""
-        publish(self._config, self._hypervisor, self._work, self._log)
-
-    def _is_ours(self) -> bool:
-        """Is this moment still open, or has another hook finished it while we waited?"""
-        now = self._journal.read(self._work.entry.uuid)
-        if now is None or now.capture != self._work.entry.capture:
-            self._log.warning("moment %s was finished by another hook", self._work.entry.run)
-            return False
-        self._work = EntryWriter(self._journal, now)  # the guard may have let it go meanwhile
-        return True
-
-    def _lock(self, intent: str) -> AbstractContextManager[None]:
-        entry = self._work.entry
-        return lock(
-            self._config.locks_dir,
-            entry.uuid,
-            f"{intent} {entry.domain}",
-            self._config.limits.lock_timeout_s,
-        )
+        publish(self._config, self._host, self._writer, self._log)

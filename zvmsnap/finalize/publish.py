@@ -1,13 +1,32 @@
-"""A moment becomes a point that names exactly the snapshots that ZFS has; or nothing, without any.
+"""Makes the restore point of a run, which names exactly the snapshots that ZFS has; or none.
 
-stow       the RAM image goes into the vault, hashed, and compressed if need be
+First it is decided, by what exists, and then it is done. The first row that fits counts:
+
+| entry                    | snapshots | vault and staging             | point                     |
+|--------------------------|-----------|-------------------------------|---------------------------|
+| a recovery               | any       | any                           | none                      |
+| of a run                 | none      | any                           | none: SnapshotMissing     |
+| of a run, released early | some      | any                           | none, an error is logged  |
+| of a run                 | some      | the vault has the point       | no second one             |
+| of a run                 | some      | no definition was stored      | none, a warning is logged |
+| of a run                 | some      | the level is less than wanted | none: LevelMissed         |
+| of a run                 | some      | definition, maybe a RAM image | one, see `_changes`       |
+
+store      the RAM image is moved into the vault, hashed, and compressed if need be
 publish    manifest, and one rename
-close      staging directory and journal entry go
+close      staging directory and journal entry are removed; with or without a point
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.errors import ImageUnloadable, LevelMissed, SnapshotMissing
@@ -17,6 +36,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import snapshot_match
+from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points import manifest, memory_image, vault
 from zvmsnap.points.manifest import (
@@ -36,97 +56,185 @@ from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
 
 
-def publish(config: Config, hypervisor: Host, work: EntryWriter, log: Logger) -> None:
+def publish(config: Config, host: Host, writer: EntryWriter, log: Logger) -> None:
     """Publish and close.
 
     May be repeated after any interruption. Raises, after closing, SnapshotMissing if ZFS has no
-    snapshot of this moment, and LevelMissed if a point of the level that was reached is not wanted;
-    VaultDamaged, VaultMissing and OSError leave it open, for the next run.
+    snapshot of this run, and LevelMissed if a point of the level that was reached is not wanted;
+    VaultDamaged, VaultMissing and OSError keep the entry open, for the next run.
     """
-    entry = work.entry
-    directory = StagingDir(config.staging_dir / entry.capture)
-    directory.check()
-    if not entry.snapshot_names:
-        _close(work, directory)
+    files = CaptureFiles(config, writer.entry)
+    files.staging.check()
+    existing = () if writer.entry.is_recovery else snapshot_match.candidates(writer.entry)
+    decision = decide(writer.entry, existing, files)
+    if isinstance(decision, NoPoint):
+        _conclude(decision, writer, files, log)
         return
-    found = snapshot_match.candidates(entry)
-    own = snapshot_match.among(entry, found)
-    if not own:
-        _close(work, directory)
-        raise SnapshotMissing(
-            f"none of {', '.join(entry.snapshot_names)} exists: the RAM image is discarded; "
-            "what kept sanoid from taking the snapshot stands in its own log"
-            if entry.newest_txg_before is None
-            else "no snapshot was taken since pre: the RAM image is discarded"
-        )
-    if entry.released_early:
-        # A merge writes in an order of its own: what a snapshot sees of it is less than a crash.
-        log.error(
-            "no point: its overlays were merged before its snapshots were known to be taken. They "
-            "may hold disks in the middle of a merge: %s",
-            ", ".join(tie.full_name for tie in found),
-        )
-        _close(work, directory)
-        return
-    if entry.newest_txg_before is None and (late := set(found) - set(own)):
+    if decision.too_late:
         log.warning(
             "too late for its point, as it ran on already, or overlays were being merged: %s",
-            ", ".join(sorted(tie.full_name for tie in late)),
+            _names(decision.too_late),
         )
-    vault.claim(config)
-    if vault.published(config.vault_dir, entry.domain, entry.capture):
-        log.debug("was published already")
-    elif not (directory.point / DOMAIN_XML).exists():
-        log.warning("no point: pre was killed before it had stored anything")
-    else:
-        incoming = vault.incoming(config.vault_dir, entry.domain, entry.capture)
-        if why := _why_less(work, directory, incoming):
-            work.note(level=ConsistencyLevel.CRASH, reason=why)
-        if not work.entry.reaches_minimum:
-            vault.drop_incoming(incoming)
-            _close(work, directory)
-            raise LevelMissed(
-                f"no point, as less than {entry.minimum_level} is not good enough: "
-                f"{work.entry.reason}"
-            )
-        _Publication(config, hypervisor, work, directory, own, log).run(incoming)
-    _close(work, directory)
+    if decision.changes:
+        writer.note(**decision.changes)
+    _Publication(config, host, writer, files, decision.snapshots, log).run()
+    _close(writer, files.staging)
 
 
-def _close(work: EntryWriter, directory: StagingDir) -> None:
+def _conclude(decision: NoPoint, writer: EntryWriter, files: CaptureFiles, log: Logger) -> None:
+    if decision.error is LevelMissed:
+        vault.drop_incoming(files.incoming)
+    if not decision.error:
+        log.log(decision.severity, "%s", decision.why)
+    _close(writer, files.staging)
+    if decision.error:
+        raise decision.error(decision.why)
+
+
+def _close(writer: EntryWriter, staging: StagingDir) -> None:
     def close() -> None:
-        if not directory.overlays():
-            directory.remove()
-        work.close()
+        if not staging.overlays():
+            staging.remove()
+        writer.close()
 
-    work.step("close", close)
-
-
-def _why_less(work: EntryWriter, directory: StagingDir, incoming: Path) -> str | None:
-    """Why the point is not of the level that was begun."""
-    if work.entry.snapshots_at_release == () and work.entry.level not in (
-        ConsistencyLevel.CRASH,
-        ConsistencyLevel.OFFLINE,
-    ):
-        return "it went on before its snapshot was known to be taken"
-    if work.entry.level is ConsistencyLevel.QUIESCED and not work.entry.disks_frozen_at_s:
-        return "pre was killed before its file systems were frozen"
-    return _why_no_memory(work, directory, incoming) if work.entry.level.has_memory else None
+    writer.step("close", close)
 
 
-def _why_no_memory(work: EntryWriter, directory: StagingDir, incoming: Path) -> str | None:
-    if not work.entry.disks_frozen_at_s:
-        # The image may be complete, but it is of a later instant than the snapshot.
-        return "pre was killed before the disks were frozen"
-    image = directory.memory
-    if not image.exists() and not (incoming / MEMORY).exists():
-        return f"its RAM image is gone from {image}"
-    if not work.entry.memory_format:
-        try:
-            work.note(memory_format=save_image.read_header(image).format)
-        except ImageUnloadable as error:
-            return str(error)
-    return None
+# -- the decision
+
+
+class CaptureFiles:
+    """What staging and vault have of one capture; each is looked at when it is asked for.
+
+    All but `staging` raise VaultMissing, VaultDamaged and OSError.
+    """
+
+    def __init__(self, config: Config, entry: Entry) -> None:
+        self._config = config
+        self._entry = entry
+        self.staging = StagingDir(config.staging_dir / entry.capture)
+
+    @cached_property
+    def is_published(self) -> bool:
+        """Has the vault the point of this capture already?"""
+        vault.claim(self._config)
+        domain, capture = self._entry.domain, self._entry.capture
+        return vault.published(self._config.vault_dir, domain, capture) is not None
+
+    @property
+    def has_definition(self) -> bool:
+        """Has pre stored the definition?"""
+        return (self.staging.point / DOMAIN_XML).exists()
+
+    @cached_property
+    def incoming(self) -> Path:
+        """The directory in the vault in which the point is put together."""
+        return vault.incoming(self._config.vault_dir, self._entry.domain, self._entry.capture)
+
+    @property
+    def has_image(self) -> bool:
+        """Has staging a RAM image, or the vault already?"""
+        return self.staging.memory.exists() or (self.incoming / MEMORY).exists()
+
+    def image_format(self) -> str:
+        """The format of the RAM image in staging. Raises ImageUnloadable."""
+        return save_image.read_header(self.staging.memory).format
+
+
+@dataclass(frozen=True)
+class NoPoint:
+    """No point is made; `why` is logged before the entry is closed, or raised as `error` after."""
+
+    why: str
+    severity: int = logging.DEBUG
+    error: type[SnapshotMissing | LevelMissed] | None = None
+
+
+@dataclass(frozen=True)
+class NewPoint:
+    """A point of these snapshots is made, after these changes of the entry are noted.
+
+    `too_late` have names of the run, too, but were taken after the guest was released.
+    """
+
+    snapshots: tuple[SnapshotRef, ...]
+    too_late: tuple[SnapshotRef, ...]
+    changes: dict[str, Any]
+
+
+def decide(
+    entry: Entry, existing: tuple[SnapshotRef, ...], files: CaptureFiles
+) -> NoPoint | NewPoint:
+    """Follow the table; `existing` are the snapshots that may be of the run. Changes no entry."""
+    if entry.is_recovery:
+        return NoPoint("a recovery has no point")
+    own = snapshot_match.among(entry, existing)
+    if not own:
+        return NoPoint(_why_no_snapshot(entry), error=SnapshotMissing)
+    if entry.released_early:
+        # A merge writes in an order of its own: what a snapshot sees of it is less than a crash.
+        return NoPoint(
+            "no point: its overlays were merged before its snapshots were known to be taken. They "
+            f"may hold disks in the middle of a merge: {_names(existing)}",
+            logging.ERROR,
+        )
+    if files.is_published:
+        return NoPoint("was published already")
+    if not files.has_definition:
+        return NoPoint("no point: pre was killed before it had stored anything", logging.WARNING)
+    changes = _changes(entry, files)
+    decided = msgspec.structs.replace(entry, **changes)
+    if not decided.reaches_minimum:
+        why = f"no point, as less than {entry.minimum_level} is not good enough: {decided.reason}"
+        return NoPoint(why, error=LevelMissed)
+    # Where no names were announced, the others may be anybody's.
+    late = set(existing) - set(own) if entry.newest_txg_before is None else set()
+    return NewPoint(own, tuple(late), changes)
+
+
+def _why_no_snapshot(entry: Entry) -> str:
+    if entry.newest_txg_before is not None:
+        return "no snapshot was taken since pre: the RAM image is discarded"
+    return (
+        f"none of {', '.join(entry.snapshot_names)} exists: the RAM image is discarded; "
+        "sanoid's own log says why the snapshot was not taken"
+    )
+
+
+def _changes(entry: Entry, files: CaptureFiles) -> dict[str, Any]:
+    """The level that the point gets, and why, if it is not the one that was begun.
+
+    | level that was begun        | and                                        | the point |
+    |-----------------------------|--------------------------------------------|-----------|
+    | memory, paused, quiesced    | no snapshot existed before it was released | crash     |
+    | memory, paused, quiesced    | pre was killed before the freeze           | crash     |
+    | memory, paused              | no RAM image that libvirt can load         | crash     |
+    | any                         | none of these                              | as begun  |
+    """
+    level = entry.level
+    why = ""
+    if level not in (ConsistencyLevel.CRASH, ConsistencyLevel.OFFLINE):
+        if entry.snapshots_at_release == ():
+            why = "it went on before its snapshot was known to be taken"
+        elif not entry.disks_frozen_at_s:
+            # The RAM image may be complete, but it is of a later instant than the snapshot.
+            what = "the disks" if level.has_memory else "its file systems"
+            why = f"pre was killed before {what} were frozen"
+        elif level.has_memory and not files.has_image:
+            why = f"its RAM image is gone from {files.staging.memory}"
+        elif level.has_memory and not entry.memory_format:
+            try:
+                return {"memory_format": files.image_format()}
+            except ImageUnloadable as error:
+                why = str(error)
+    return {"level": ConsistencyLevel.CRASH, "reason": why} if why else {}
+
+
+def _names(snapshots: Iterable[SnapshotRef]) -> str:
+    return ", ".join(sorted(snapshot.full_name for snapshot in snapshots))
+
+
+# -- the point
 
 
 class _Publication:
@@ -135,99 +243,107 @@ class _Publication:
     def __init__(
         self,
         config: Config,
-        hypervisor: Host,
-        work: EntryWriter,
-        directory: StagingDir,
-        own: tuple[SnapshotRef, ...],
+        host: Host,
+        writer: EntryWriter,
+        files: CaptureFiles,
+        snapshots: tuple[SnapshotRef, ...],
         log: Logger,
     ) -> None:
         self._config = config
-        self._hypervisor = hypervisor
-        self._work = work
-        self._directory = directory
-        self._ties = own
+        self._host = host
+        self._writer = writer
+        self._staging = files.staging
+        self._incoming = files.incoming
+        self._snapshots = snapshots
         self._log = log
         self._memory: Memory | None = None
 
-    def run(self, incoming: Path) -> None:
-        """stow, publish."""
-        self._work.step("store", lambda: self._stow(incoming))
-        self._work.step("publish", lambda: self._publish(incoming))
+    def run(self) -> None:
+        """Steps `store` and `publish`."""
+        self._writer.step("store", self._store)
+        self._writer.step("publish", self._publish)
 
-    def _stow(self, incoming: Path) -> None:
+    def _store(self) -> None:
         for name in (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM):
-            source = self._directory.point / name
+            source = self._staging.point / name
             if source.exists():
-                write_atomic(incoming / name, source.read_bytes())
-        if self._work.entry.level.has_memory:
-            image_format = self._work.entry.memory_format
+                write_atomic(self._incoming / name, source.read_bytes())
+        if self._writer.entry.level.has_memory:
+            image_format = self._writer.entry.memory_format
             self._memory = memory_image.store(
-                self._directory.memory,
-                incoming,
+                self._staging.memory,
+                self._incoming,
                 image_format,
-                zstd_level=self._zstd_level(incoming, image_format),
+                zstd_level=self._zstd_level(image_format),
             )
 
-    def _zstd_level(self, incoming: Path, image_format: str) -> int | None:
+    def _zstd_level(self, image_format: str) -> int | None:
+        """None if the image is stored as it is."""
         image = self._config.image
-        plain = image.compression == "none" or (
+        is_plain = image.compression == "none" or (
             image.compression == "auto"
             and (
-                incoming.stat().st_dev == self._directory.point.stat().st_dev
+                self._incoming.stat().st_dev == self._staging.point.stat().st_dev
                 or self._is_compressed_already(image_format)
             )
         )
-        return None if plain else image.zstd_level
+        return None if is_plain else image.zstd_level
 
     def _is_compressed_already(self, image_format: str) -> bool:
         if image_format != "raw":
             return True
-        found = mounts.dataset_of_path(str(self._config.vault_dir.resolve()), mounts.read_table())
-        return found is not None and zfs.datasets()[found[0]].compressed
+        vault_dir = str(self._config.vault_dir.resolve())
+        dataset_and_path = mounts.dataset_of_path(vault_dir, mounts.read_table())
+        return dataset_and_path is not None and zfs.datasets()[dataset_and_path[0]].compressed
 
-    def _publish(self, incoming: Path) -> None:
-        entry = self._work.entry
-        record = Manifest(
+    def _publish(self) -> None:
+        entry, memory = self._writer.entry, self._memory
+        point = vault.publish(self._incoming, self._manifest())
+        measured = ""
+        if memory:
+            measured = f", {memory.stored_bytes >> 20} MiB of RAM stored, " + (
+                f"on its overlay for {entry.overlay_s:.1f} s"
+                if entry.overlay_s
+                else f"paused for {entry.pause_s:.2f} s"
+            )
+        self._log.info("point %s: level %s%s", point.name, entry.level, measured)
+
+    def _manifest(self) -> Manifest:
+        entry = self._writer.entry
+        return Manifest(
             domain=entry.domain,
             uuid=entry.uuid,
-            run=entry.run if entry.newest_txg_before is None else run_of(self._ties[0].name),
+            run=entry.run if entry.newest_txg_before is None else run_of(self._snapshots[0].name),
             created=entry.created,
             capture=entry.capture,
             level=entry.level,
             reason=entry.reason,
-            snapshots=self._ties,
+            snapshots=self._snapshots,
             disks=tuple(
                 manifest.Disk(d.target, d.type, d.format, d.base, d.dataset, d.path)
                 for d in entry.disks
             ),
             memory=self._memory,
-            host=self._host(incoming / DOMAIN_XML),
+            host=self._host_description(),
             timing=Timing(
                 entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s, entry.last_ram_s
             ),
             tpm_warning=entry.tpm_warning,
         )
-        published = vault.publish(incoming, record)
-        measured = ""
-        if self._memory:
-            stored_mib = self._memory.stored_bytes >> 20
-            measured = f", {stored_mib} MiB of RAM stored, " + (
-                f"on its overlay for {entry.overlay_s:.1f} s"
-                if entry.overlay_s
-                else f"paused for {entry.pause_s:.2f} s"
-            )
-        self._log.info("point %s: level %s%s", published.name, record.level, measured)
 
-    def _host(self, definition: Path) -> HostDescription:
+    def _host_description(self) -> HostDescription:
+        definition = self._incoming / DOMAIN_XML
         try:
             domain = domain_xml.parse(definition.read_text())
         except (domain_xml.ParseError, ValueError) as error:
             self._log.warning(
-                "%s is damaged, so what it was made on is not told: %s", definition, error
+                "%s is damaged, so the point does not say on what machine it was made: %s",
+                definition,
+                error,
             )
             domain = domain_xml.parse("<domain/>")
         return HostDescription(
-            **self._hypervisor.versions(),
+            **self._host.versions(),
             machine=domain.machine,
             arch=domain.arch,
             emulator=domain.emulator,

@@ -1,18 +1,19 @@
-"""A guest leaves its overlays, whatever became of it: every way out of a moment leads through here.
+"""Takes a guest off its overlays, whatever became of it. Every way to the end of a run leads here.
 
-seen       which snapshots there are (ties)
-wait       until no job of libvirt is under way: one whose caller was killed goes on
-let go     if it stands still because of us (still)
-commit     a running guest: merge and pivot (blockcommit)
-merge      one that is off: qemu-img, then its definition (offline)
-prove      live and persistent definition name the bases
-resume     by the table at `_is_ours_to_resume`
-tidy       overlays that are proven worthless go, all others are kept
+1. Note which snapshots exist (snapshot_match).
+2. Step `resume or thaw`: if the guest is held (quiesce/thaw). One that is frozen is thawed first;
+   for any other, 3 comes first.
+3. Wait until no job of libvirt is under way: one whose caller was killed goes on.
+4. Step `commit`: merge and pivot the disks of a running guest (live_commit). Of one that is off,
+   steps `merge vda`, `redefine`: qemu-img, and after that its definition (offline_commit).
+5. Prove that live and persistent definition name the bases.
+6. Resume the guest by the table at `_is_ours_to_resume`.
+7. Step `tidy`: delete the overlays that are proven worthless, keep all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import live_commit, offline_commit, overlay_chain, qemu_img
 from zvmsnap.disks.jobs import wait_idle
-from zvmsnap.disks.overlay_chain import OverlayChain, images_of
+from zvmsnap.disks.live_commit import ReleaseDisk
+from zvmsnap.disks.overlay_chain import OverlayChain, all_overlays, images_of
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import other_versions, snapshot_match
 from zvmsnap.journal.entry import Entry
@@ -35,122 +37,139 @@ from zvmsnap.virt.guest import Guest, Pause
 _ATTEMPTS = 3
 
 
-def release(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
+def release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:
     """Bring a guest to its bases. The caller holds its lock. Raises ZvmsnapError and OSError.
 
     May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
     is in its overlays, which are kept.
     """
-    snapshot_match.note(work, log)
-    if work.entry.frozen:
-        _let_go(config, guest, work, log)  # at once: nothing in it can write meanwhile
-    if work.entry.dump_may_continue:
-        # A dump goes on in libvirt when its caller was killed, and ends on overlays, or paused.
+    snapshot_match.note(writer, log)
+    if writer.entry.frozen:
+        _resume_or_thaw(config, guest, writer, log)  # at once: it cannot write to its disks
+    if writer.entry.dump_may_continue:
+        # libvirt goes on with a dump whose caller was killed; it ends on overlays, or paused.
         wait_idle(guest, config.limits.busy_timeout_s)
-    _let_go(config, guest, work, log)
-    left = _to_base(config, guest, work, log)
-    _resume(guest, work.entry, was_on_overlay=bool(left), log=log)
-    if guest.is_active() and work.entry.original_downtime_ms is not None:
-        guest.migrate_set_max_downtime_ms(work.entry.original_downtime_ms)
-    work.step("tidy", lambda: _tidy(config, guest, work.entry, left, log))
+    _resume_or_thaw(config, guest, writer, log)
+    chains = _commit_all(config, guest, writer, log)
+    _mend_persistent(guest, writer)
+    live_commit.prove(guest, _chains_once(guest, writer.entry) | chains)
+    _resume_after_merge(guest, writer.entry, was_on_overlay=bool(chains), log=log)
+    if guest.is_active() and writer.entry.original_downtime_ms is not None:
+        guest.migrate_set_max_downtime_ms(writer.entry.original_downtime_ms)
+    writer.step("tidy", lambda: _tidy(config, guest, writer.entry, chains, log))
 
 
-def _let_go(config: Config, guest: Guest, work: EntryWriter, log: Logger) -> None:
-    if not work.entry.holds_guest:
+def _resume_or_thaw(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:
+    if not writer.entry.holds_guest:
         return
     try:
-        work.step("let go", lambda: resume_or_thaw(config, guest, work, log))
+        writer.step("resume or thaw", lambda: resume_or_thaw(config, guest, writer, log))
     except StepFailed as error:
         if isinstance(error.cause, DomainGone):
             raise error.cause from error
         raise
 
 
-def _to_base(
-    config: Config, guest: Guest, work: EntryWriter, log: Logger
+# -- from the overlays to the bases
+
+
+def _commit_all(
+    config: Config, guest: Guest, writer: EntryWriter, log: Logger
 ) -> dict[str, OverlayChain]:
-    """Returns the stacks that were left."""
-    left: dict[str, OverlayChain] = {}
-    limit_s = config.limits.commit_timeout_s
-
-    def leaving(target: str, do: Callable[[], None]) -> None:
-        work.note(committed_overlays=(*work.entry.committed_overlays, *left[target].overlays))
-        work.step(f"release {target}", do)
-
-    for attempt in range(_ATTEMPTS):
-        active = guest.is_active()
-        found = overlay_chain.of(domain_xml.parse(guest.xml()))
-        if not found:
+    """Merge until no disk of the live definition is on an overlay; returns the chains merged."""
+    merged: dict[str, OverlayChain] = {}
+    for attempt in range(1, _ATTEMPTS + 1):
+        was_active = guest.is_active()
+        chains = overlay_chain.of(domain_xml.parse(guest.xml()))
+        if not chains:
             break
-        left.update(found)
-        if work.entry.snapshots_at_release == ():
-            work.note(released_early=True)
-        _forget_merged(work, found)
+        merged |= chains
+        _note_begin(writer, chains)
+        release_disk = _releasing(writer, chains)
         try:
-            if active:
-                work.step("commit", partial(live_commit.to_base, guest, found, limit_s, leaving))
+            if was_active:
+                limit_s = config.limits.commit_timeout_s
+                commit = partial(live_commit.to_base, guest, chains, limit_s, release_disk)
+                writer.step("commit", commit)
             else:
                 log.warning("is off while on its overlays: merging them with qemu-img")
-                offline_commit.to_base(guest, found, leaving, work.step)
+                offline_commit.to_base(guest, chains, release_disk, writer.step)
             break
         except ZvmsnapError:
-            if attempt == _ATTEMPTS - 1 or guest.is_active() == active:
+            if attempt == _ATTEMPTS or guest.is_active() == was_active:
                 raise
-    _mend_persistent(guest, work)
-    named = {
-        target: OverlayChain(target, s.overlays)
-        for target, s in overlay_chain.of_guest(guest).items()
-    }
-    expected = {
-        disk.target: OverlayChain(disk.target, (disk.overlay,))  # wherever else it may be by now
-        for disk in work.entry.disks
-        if disk.overlay
-    }
-    live_commit.prove(guest, expected | named | left)
-    return left
+    return merged
 
 
-def _forget_merged(work: EntryWriter, found: dict[str, OverlayChain]) -> None:
-    """Left once, but still or again in use: what was written since then is not merged."""
-    on = {overlay for stack in found.values() for overlay in stack.overlays}
-    if on & set(work.entry.committed_overlays):
-        work.note(
-            committed_overlays=tuple(
-                path for path in work.entry.committed_overlays if path not in on
-            )
-        )
+def _note_begin(writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> None:
+    """Write down, before a merge of these chains begins, what it means for the entry."""
+    if writer.entry.snapshots_at_release == ():
+        writer.note(released_early=True)
+    # Once committed, but still or again in use: what was written since that is not merged.
+    still_used = all_overlays(chains)
+    committed = writer.entry.committed_overlays
+    if still_used & set(committed):
+        writer.note(committed_overlays=tuple(path for path in committed if path not in still_used))
 
 
-def _mend_persistent(guest: Guest, work: EntryWriter) -> None:
-    """The next start must not use an overlay that the running guest has left."""
+def _releasing(writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> ReleaseDisk:
+    """How a disk is taken off its overlays: written down first, as their data is in the base."""
+
+    def release_disk(target: str, do: Callable[[], None]) -> None:
+        committed = (*writer.entry.committed_overlays, *chains[target].overlays)
+        writer.note(committed_overlays=committed)
+        writer.step(f"release {target}", do)
+
+    return release_disk
+
+
+def _mend_persistent(guest: Guest, writer: EntryWriter) -> None:
+    """The next start must not use an overlay that the running guest is not on any more."""
     if not guest.is_active() or not guest.is_persistent():
         return
     live = {disk.target: disk.source for disk in domain_xml.parse(guest.xml()).disks}
     stale = {
-        target: stack
-        for target, stack in overlay_chain.of(domain_xml.parse(guest.xml(persistent=True))).items()
-        if stack.base and live.get(target) == stack.base
+        target: chain
+        for target, chain in overlay_chain.of(domain_xml.parse(guest.xml(persistent=True))).items()
+        if chain.base and live.get(target) == chain.base
     }
     if stale:
-        work.step("redefine", lambda: offline_commit.redefine(guest, stale))
+        writer.step("redefine", lambda: offline_commit.redefine(guest, stale))
 
 
-def _resume(guest: Guest, entry: Entry, *, was_on_overlay: bool, log: Logger) -> None:
+def _chains_once(guest: Guest, entry: Entry) -> dict[str, OverlayChain]:
+    """The overlays that no definition may name any more, whatever the bases are by now."""
+    planned = {
+        disk.target: OverlayChain(disk.target, (disk.overlay,))
+        for disk in entry.disks
+        if disk.overlay
+    }
+    named = {
+        target: OverlayChain(target, chain.overlays)
+        for target, chain in overlay_chain.of_guest(guest).items()
+    }
+    return planned | named
+
+
+# -- pauses that are not those of level `paused`
+
+
+def _resume_after_merge(guest: Guest, entry: Entry, *, was_on_overlay: bool, log: Logger) -> None:
     pause = guest.pause_reason()
     if pause and _is_ours_to_resume(pause, entry, was_on_overlay=was_on_overlay):
-        log.warning("stands still because of %s: resuming it", pause.value)
+        log.warning("is paused because of %s: resuming it", pause.value)
         guest.resume()
 
 
 def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> bool:
-    """Decide for a guest that stands still while no job is under way.
+    """Decide for a guest that is paused while no job is under way.
 
-    | stands still because of  | and                           | resumed |
-    |--------------------------|-------------------------------|---------|
-    | an I/O error             | it was on our overlay (full?) | yes     |
-    | somebody's wish          | the journal says it was us    | yes     |
-    | a job that died          | its RAM was being dumped      | yes     |
-    | anything else            |                               | no      |
+    | paused because of | and                                       | resumed |
+    |-------------------|-------------------------------------------|---------|
+    | an I/O error      | it was on an overlay of zvmsnap (full?)   | yes     |
+    | a request         | the entry says that it was zvmsnap's      | yes     |
+    | a job that died   | its RAM was being dumped                  | yes     |
+    | anything else     |                                           | no      |
     """
     if pause is Pause.IO_ERROR:
         return was_on_overlay
@@ -159,40 +178,47 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
     return pause is Pause.JOB and entry.dump_may_continue
 
 
+# -- what is left of the overlays
+
+
 def _tidy(
-    config: Config, guest: Guest, entry: Entry, left: dict[str, OverlayChain], log: Logger
+    config: Config, guest: Guest, entry: Entry, chains: Mapping[str, OverlayChain], log: Logger
 ) -> None:
-    in_use = images_of(guest)
     directory = StagingDir(config.staging_dir / entry.capture)
     directory.check()
-    candidates = {str(path) for path in directory.overlays()}
-    candidates |= {overlay for stack in left.values() for overlay in stack.overlays}
-    for overlay in sorted(candidates):
-        path = Path(overlay)
-        if overlay in in_use:
-            raise CommitFailed(f"{guest.name}: {overlay} is in use again; kept")
-        if not path.exists():
-            continue
-        if overlay in entry.committed_overlays or qemu_img.holds_nothing(overlay):
-            path.unlink()
-        else:
-            # Its guest was brought back to the base by somebody who need not have merged it.
-            log.warning("%s holds writes that we have not merged: kept; see to it", overlay)
-    for stack in left.values():
-        for overlay in stack.overlays:
-            _remove_capture_of(config, Path(overlay), entry)
+    merged = all_overlays(chains)
+    _delete_overlays(guest, entry, merged | {str(path) for path in directory.overlays()}, log)
+    _remove_lost_captures(config, entry, merged)
     for name in set(guest.snapshot_names()) & set(entry.snapshot_names):
-        # Older scripts name libvirt's snapshots as sanoid's; reverting to such a one after our
+        # Older scripts name libvirt's snapshots as sanoid's. To revert to one of them after this
         # commit would load old RAM over new disks.
         log.warning("forgetting libvirt's snapshot metadata %s", name)
         guest.snapshot_delete_metadata(name)
 
 
-def _remove_capture_of(config: Config, overlay: Path, entry: Entry) -> None:
-    """A capture that no journal knows has nobody else to remove it."""
-    directory = StagingDir(overlay.parent)
-    if overlay.parent.name == entry.capture or directory.overlays():
-        return
-    # Another version's entry may stand for this capture, and for its RAM image.
-    if entry.uuid not in other_versions.guests(config.journal_dir):
-        directory.remove()
+def _delete_overlays(guest: Guest, entry: Entry, overlays: set[str], log: Logger) -> None:
+    """Delete those whose data is in the base, or that never had any.
+
+    Raises CommitFailed for one that a definition names again.
+    """
+    in_use = images_of(guest)
+    for overlay in sorted(overlays):
+        if overlay in in_use:
+            raise CommitFailed(f"{guest.name}: {overlay} is in use again; kept")
+        if not Path(overlay).exists():
+            continue
+        if overlay in entry.committed_overlays or qemu_img.holds_nothing(overlay):
+            Path(overlay).unlink()
+        else:
+            # Somebody has brought its guest back to the base, and need not have merged it.
+            log.warning("%s holds writes that zvmsnap has not merged: kept; see to it", overlay)
+
+
+def _remove_lost_captures(config: Config, entry: Entry, merged: set[str]) -> None:
+    """Remove the captures of merged overlays that no journal entry names: nobody else does."""
+    for path in sorted({Path(overlay).parent for overlay in merged}):
+        if path.name == entry.capture or StagingDir(path).overlays():
+            continue
+        # An entry of another version may name this capture, and need its RAM image.
+        if entry.uuid not in other_versions.guests(config.journal_dir):
+            StagingDir(path).remove()

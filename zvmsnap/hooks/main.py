@@ -78,9 +78,9 @@ def _pre(call: HookCall, settings: Config, caller: Caller, parent: int) -> bool:
 def _post(call: HookCall, settings: Config, caller: Caller) -> bool:
     owner = Process.of(caller.pid)
     finish_before_dying()
-    from zvmsnap.finalize.after_snapshot import finish
+    from zvmsnap.finalize.after_snapshot import finish_run
 
-    complete = finish(call, settings, owner)
+    complete = finish_run(call, settings, owner)
     return _finish_abandoned(call, settings) and complete
 
 
@@ -116,12 +116,12 @@ def _finish_abandoned(call: HookCall, settings: Config, untried_for_s: float = 0
     ]
     if not entries:
         return True
-    from zvmsnap.recovery import recover
+    from zvmsnap.recovery.recover import recover_entries
 
     for entry in entries:
         journal.tried(entry)
     try:
-        return recover.each(settings, entries)
+        return recover_entries(settings, entries)
     except (ZvmsnapError, OSError) as error:
         log.plain().error("interrupted runs are not finished: %s", error)
         return False

@@ -71,19 +71,26 @@ class Journal:
         self._files.forget_lost(uuid)
 
     @contextmanager
-    def if_free(self, locks_dir: Path, known: Entry, intent: str) -> Iterator[Entry | None]:
-        """Hold the lock of the guest, if nobody else does; yields the entry as it is now.
+    def if_same(
+        self, locks_dir: Path, known: Entry, intent: str, timeout_s: float
+    ) -> Iterator[Entry | None]:
+        """Hold the lock of the guest; yields the entry as it is now.
 
-        None if somebody works on it, or has closed it.
+        None if somebody has closed it meanwhile. Raises LockTimeout.
         """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(lock(locks_dir, known.uuid, intent, timeout_s=0))
-            except LockTimeout:
-                yield None
-                return
+        with lock(locks_dir, known.uuid, intent, timeout_s):
             entry = self.read(known.uuid)
             yield entry if entry and entry.capture == known.capture else None
+
+    @contextmanager
+    def if_free(self, locks_dir: Path, known: Entry, intent: str) -> Iterator[Entry | None]:
+        """The same, but None as well if somebody else holds the lock."""
+        with ExitStack() as stack:
+            try:
+                entry = stack.enter_context(self.if_same(locks_dir, known, intent, timeout_s=0))
+            except LockTimeout:
+                entry = None
+            yield entry
 
     def age_s(self, entry: Entry) -> float:
         """Seconds since somebody last worked on this entry; 0 if it is closed."""

@@ -1,4 +1,4 @@
-"""Overlays that no guest uses any more."""
+"""What interrupted runs have left in staging and vault; above all overlays that no guest uses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from zvmsnap.retention import leftovers
 from zvmsnap.virt.guest import Guest
 
 
-def clear(config: Config, guests: Iterable[Guest], report: Report, *, dry_run: bool) -> None:
-    """Judge each overlay that no guest uses."""
+def clear_leftovers(
+    config: Config, guests: Iterable[Guest], report: Report, *, dry_run: bool
+) -> None:
+    """Remove the leftovers that hold nothing; add them to the report, and the kept ones, too.
+
+    It is called after all guests were recovered: an overlay that a guest still uses was reported
+    with that guest.
+    """
     try:
         vault.check(config)
     except VaultMissing as error:
@@ -31,39 +37,43 @@ def clear(config: Config, guests: Iterable[Guest], report: Report, *, dry_run: b
     if not left.overlays:
         return
     try:
-        in_use = _named_by_any(guests)
+        in_use = _images_of_all(guests)
     except ZvmsnapError as error:
         report.problems.extend(f"{overlay}: kept; {error}" for overlay in left.overlays)
         return
     for overlay in left.overlays:
-        # One that is still named is told of with its guest.
         if str(overlay) not in in_use:
-            _judge_overlay(overlay, report, dry_run=dry_run)
+            _clear_overlay(overlay, report, dry_run=dry_run)
 
 
-def _named_by_any(guests: Iterable[Guest]) -> set[str]:
-    found: set[str] = set()
+def _images_of_all(guests: Iterable[Guest]) -> set[str]:
+    images: set[str] = set()
     for guest in guests:
         with suppress(DomainGone):
-            found |= images_of(guest)
-    return found
+            images |= images_of(guest)
+    return images
 
 
-def _judge_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:
-    """An overlay that no journal knows, after all guests that name one were recovered."""
+def _clear_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:
+    """Remove an overlay that no guest uses, if nothing was ever written to it."""
     try:
-        if qemu_img.holds_nothing(str(overlay)):
-            report.removed.append(str(overlay))
-            if not dry_run:
-                overlay.unlink()
-                directory = StagingDir(overlay.parent)
-                if not directory.overlays():
-                    directory.remove()
+        if not qemu_img.holds_nothing(str(overlay)):
+            report.problems.append(_why_kept(overlay))
             return
-        base = qemu_img.chain(str(overlay))[1].path
-        report.problems.append(
-            f"{overlay}: kept; no guest uses it, but it holds writes that {base} may lack. If "
-            f"that disk was not used since: qemu-img commit {overlay}. Then remove it"
-        )
+        report.removed.append(str(overlay))
+        if dry_run:
+            return
+        overlay.unlink()
+        directory = StagingDir(overlay.parent)
+        if not directory.overlays():
+            directory.remove()
     except (ZvmsnapError, OSError, IndexError) as error:
         report.problems.append(f"{overlay}: kept; {error}")
+
+
+def _why_kept(overlay: Path) -> str:
+    base = qemu_img.chain(str(overlay))[1].path
+    return (
+        f"{overlay}: kept; no guest uses it, but it holds writes that {base} may lack. If "
+        f"that disk was not used since: qemu-img commit {overlay}. Then remove it"
+    )

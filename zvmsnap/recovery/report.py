@@ -17,18 +17,21 @@ class Result(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One guest: what was found, and what became of it; `why` where that needs words."""
+    """One guest: why it needs recovery, and what became of it; `why` if that needs words."""
 
     domain: str
     uuid: str
-    found: tuple[str, ...]
+    findings: tuple[str, ...]
     result: Result
     why: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a recovery found. `problems` are left to a person."""
+    """All that a recovery found and did. A person must see to `problems`.
+
+    `removed` are paths. `foreign` was made by somebody else, and is only reported.
+    """
 
     outcomes: list[Outcome] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -37,5 +40,5 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Is there nothing left for a person to do?"""
+        """Is nothing left for a person to do?"""
         return not self.problems and all(o.result is not Result.FAILED for o in self.outcomes)

@@ -1,31 +1,33 @@
-"""The guard: a process of its own that outlives sanoid and the hooks, and ends what they left.
+"""The watchdog: a process that outlives sanoid and the hooks, and ends what they leave unfinished.
 
-pre starts one for each run of sanoid, outside of its process group and, where there is systemd, of
-its control group: a timeout of the service must not kill it too. It looks once a second:
+The pre hook starts one for each sanoid process (quiesce/watchdog). It is outside of sanoid's
+process group and, with systemd, of its control group: the timeout of a service must not kill it
+too. If it is killed, systemd starts it again. It looks once a second:
 
-| sanoid  | moments of it open | staging                 | what the guard does                    |
-|---------|--------------------|-------------------------|----------------------------------------|
-| runs    | any                | enough free             | nothing                                |
-| runs    | some               | below the reserve       | gives them up: overlays are merged     |
-| runs, calls post no more (zrepl) | some | any        | finishes them                          |
-| is dead | some               | any                     | recovers their guests, then again      |
-| is dead | none               | any                     | goes                                   |
+| the run's owner                       | open entries | staging           | the watchdog          |
+|---------------------------------------|--------------|-------------------|-----------------------|
+| lives                                 | any          | enough free       | does nothing          |
+| lives                                 | some         | below the reserve | merges their overlays |
+| lives, but calls post no more (zrepl) | some         | any               | finishes them         |
+| is dead                               | some         | any               | recovers their guests |
+| is dead                               | none         | any               | exits                 |
 
-Beside that, always: who stands still for longer than limits.max_freeze_s is let go (deadline). For
-a caller that is no sanoid, whose death means nothing, that is all it does. systemd starts a guard
-that is killed again.
+A recovery that fails is tried up to 8 times, and without end while a guest is held.
+
+It also releases guests that are held for longer than limits.max_freeze_s (quiesce/deadline). The
+death of some callers means nothing, as of a shell. For these the deadline is all that it does.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
 from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
+from zvmsnap.common.waiting import sleep
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import free_bytes
 from zvmsnap.journal.entry import Entry
@@ -35,17 +37,16 @@ from zvmsnap.quiesce.watchdog import unit_name
 _LOOK_EVERY_S = 1.0
 _MIB = 1 << 20
 
-# After this many attempts, farther and farther apart, it is left to the next hook.
+# After this many attempts, each after twice the time, it is for the next hook.
 _ATTEMPTS = 8
 
-# Who only looks whether there is a guard holds its lock for an instant.
-_ANOTHER_IS_THERE_S = 0.5
+# A process that only looks whether there is a watchdog holds its lock for an instant.
+_LOCK_LIMIT_S = 0.5
 
 
 def main(words: Sequence[str]) -> int:
     """`zvmsnap watchdog PID STARTED BOOT POST_WITHIN_S`; returns the exit code."""
     from zvmsnap.config.settings import load_settings
-    from zvmsnap.quiesce import deadline
 
     log.setup()
     try:
@@ -58,56 +59,108 @@ def main(words: Sequence[str]) -> int:
         )
         return HookEnvironmentInvalid.exit_code
     try:
-        settings = load_settings()
-        with lock(settings.locks_dir, unit_name(owner), "guard", _ANOTHER_IS_THERE_S):
-            try:
-                with deadline.enforce_deadline(settings, owner):
-                    if post_within_s:
-                        return 0 if watch(settings, owner, post_within_s) else 1
-                    wait_for_still(settings, owner)
-                    return 0
-            finally:
-                # Nobody but the guard of this very process ever takes it.
-                (settings.locks_dir / f"{unit_name(owner)}.lock").unlink(missing_ok=True)
-    except LockTimeout:
-        return 0
+        return 0 if _run(load_settings(), owner, post_within_s) else 1
     except (ZvmsnapError, OSError) as error:
-        log.plain().error("guard: %s", error)
+        log.plain().error("watchdog: %s", error)
         return 1
 
 
+def _run(config: Config, owner: Process, post_within_s: float) -> bool:
+    """Watch, unless another watchdog of the same process does; False if it gave up."""
+    from zvmsnap.quiesce import deadline
+
+    try:
+        with lock(config.locks_dir, unit_name(owner), "watchdog", _LOCK_LIMIT_S):
+            try:
+                with deadline.enforce_deadline(config, owner):
+                    if post_within_s:
+                        return watch(config, owner, post_within_s)
+                    wait_until_none_held(config, owner)
+                    return True
+            finally:
+                # Nobody but the watchdog of this very process ever takes this lock.
+                (config.locks_dir / f"{unit_name(owner)}.lock").unlink(missing_ok=True)
+    except LockTimeout:
+        return True
+
+
 def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bool:
-    """Follow the table until sanoid is dead and all is well; False if it did not become so."""
+    """Follow the table until the owner is dead and all is finished; False if it was given up."""
     journal = Journal(config.journal_dir)
     failures = 0
     while True:
         try:
-            alive = owner.is_alive()
-            entries = [entry for entry in journal.entries() if entry.owner == owner]
-            if not alive and not entries:
+            is_alive = owner.is_alive()
+            entries = _entries_of(journal, owner)
+            if is_alive:
+                _watch_living(config, journal, entries, post_within_s)
+            elif not entries:
                 return True
-            if not alive:
+            else:
                 if not _recovered(config, entries):
                     failures += 1
                 if failures == _ATTEMPTS:
                     if not any(entry.holds_guest for entry in entries):
                         return False
-                    failures -= 1  # nobody else may ever come who lets it go
-            elif overdue := _overdue(config, journal, entries, post_within_s):
-                for entry in overdue:
-                    _finish_overdue(config, journal, entry, post_within_s)
-            elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
-                for entry in entries:
-                    _give_up(config, journal, entry)
+                    failures -= 1  # nobody else may ever come and release that guest
         except Exception as error:  # descriptors or threads may run out
-            log.plain().error("guard: cannot look now: %s", error)
-        time.sleep(_LOOK_EVERY_S * 2**failures)
+            log.plain().error("watchdog: cannot look now: %s", error)
+        sleep(_LOOK_EVERY_S * 2**failures)
+
+
+def wait_until_none_held(config: Config, owner: Process) -> None:
+    """Return when the owner is dead, and no guest is held because of it any more."""
+    journal = Journal(config.journal_dir)
+
+    def is_held_or_may_be(entry: Entry) -> bool:
+        return entry.holds_guest or (entry.may_hold_guest and is_held(config.locks_dir, entry.uuid))
+
+    while True:
+        try:
+            if not owner.is_alive() and not any(
+                is_held_or_may_be(entry) for entry in _entries_of(journal, owner)
+            ):
+                return
+        except (ZvmsnapError, OSError) as error:
+            log.plain().error("watchdog: cannot look now: %s", error)
+        sleep(_LOOK_EVERY_S)
+
+
+def _entries_of(journal: Journal, owner: Process) -> list[Entry]:
+    return [entry for entry in journal.entries() if entry.owner == owner]
+
+
+# -- the owner is dead
+
+
+def _recovered(config: Config, entries: list[Entry]) -> bool:
+    from zvmsnap.recovery.recover import recover_entries
+
+    try:
+        return recover_entries(config, entries)
+    except (ZvmsnapError, OSError) as error:
+        log.plain().error("watchdog: not yet recovered: %s", error)
+        return False
+
+
+# -- the owner lives
+
+
+def _watch_living(
+    config: Config, journal: Journal, entries: list[Entry], post_within_s: float
+) -> None:
+    if overdue := _overdue(config, journal, entries, post_within_s):
+        for entry in overdue:
+            _finish_overdue(config, journal, entry, post_within_s)
+    elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
+        for entry in entries:
+            _release_early(config, journal, entry)
 
 
 def _overdue(
     config: Config, journal: Journal, entries: list[Entry], post_within_s: float
 ) -> list[Entry]:
-    """Of moments on none of whose guests anybody works, nor has for so long."""
+    """The entries of runs on none of whose guests anybody works, nor has for so long."""
     busy = {
         (entry.request_datasets, entry.run)
         for entry in entries
@@ -116,76 +169,60 @@ def _overdue(
     return [entry for entry in entries if (entry.request_datasets, entry.run) not in busy]
 
 
-def wait_for_still(config: Config, owner: Process) -> None:
-    """Return when the owner is dead and nobody stands still because of it any more."""
-    journal = Journal(config.journal_dir)
-    while True:
-        try:
-            if not owner.is_alive() and not any(
-                entry.holds_guest
-                or (entry.may_hold_guest and is_held(config.locks_dir, entry.uuid))
-                for entry in journal.entries()
-                if entry.owner == owner
-            ):
-                return
-        except (ZvmsnapError, OSError) as error:
-            log.plain().error("guard: cannot look now: %s", error)
-        time.sleep(_LOOK_EVERY_S)
-
-
-def _recovered(config: Config, entries: list[Entry]) -> bool:
-    from zvmsnap.recovery import recover
-
-    try:
-        return recover.each(config, entries)
-    except (ZvmsnapError, OSError) as error:
-        log.plain().error("guard: not yet recovered: %s", error)
-        return False
-
-
-def _finish_overdue(config: Config, journal: Journal, seen: Entry, post_within_s: float) -> None:
-    """Post does not come any more, though its caller lives."""
-    from zvmsnap.finalize.after_snapshot import end
+def _finish_overdue(config: Config, journal: Journal, known: Entry, post_within_s: float) -> None:
+    """Finish a run for which post is not called any more, though its caller lives."""
+    from zvmsnap.finalize.after_snapshot import finish_entry
     from zvmsnap.virt.host import Host
 
-    about = log.about(seen.domain, ",".join(seen.request_datasets))
-    try:
-        with journal.if_free(config.locks_dir, seen, f"finish {seen.run}") as entry:
-            if entry and journal.age_s(entry) > post_within_s:
-                journal.tried(entry)
-                about.warning("post was not called: finishing moment %s", entry.run)
-                with Host(config.uri) as hypervisor:
-                    end(config, hypervisor, entry)
-    except (ZvmsnapError, OSError) as error:
-        about.error("guard: %s", error)
+    about = log.about(known.domain, ",".join(known.request_datasets))
+
+    def finish(entry: Entry) -> None:
+        if journal.age_s(entry) > post_within_s:
+            journal.tried(entry)
+            about.warning("post was not called: finishing run %s", entry.run)
+            with Host(config.uri) as host:
+                finish_entry(config, host, entry)
+
+    _if_free(config, journal, known, "finish", finish)
 
 
-def _give_up(config: Config, journal: Journal, seen: Entry) -> None:
-    """Merge the overlays of one moment, before the guest pauses for want of room."""
+def _release_early(config: Config, journal: Journal, known: Entry) -> None:
+    """Merge the overlays of one entry, before the guest pauses because staging is full."""
     from zvmsnap.disks import overlay_chain
     from zvmsnap.finalize.release import release
     from zvmsnap.journal import snapshot_match
     from zvmsnap.virt.host import Host
 
-    about = log.about(seen.domain, ",".join(seen.request_datasets))
-    try:
-        # Not while a hook works on it: pre has reserved its room, post is merging already.
-        with journal.if_free(config.locks_dir, seen, f"give up {seen.run}") as entry:
-            if not entry:
+    about = log.about(known.domain, ",".join(known.request_datasets))
+
+    def merge(entry: Entry) -> None:
+        with Host(config.uri) as host:
+            guest = host.guest(entry.uuid)
+            if not overlay_chain.of_guest(guest):
                 return
-            with Host(config.uri) as hypervisor:
-                guest = hypervisor.guest(entry.uuid)
-                if not overlay_chain.of_guest(guest):
-                    return
-                about.warning("staging %s is nearly full: merging overlays now", config.staging)
-                work = EntryWriter(journal, entry)
-                snapshot_match.note(work, about)
-                work.note(released_early=not snapshot_match.is_whole(work.entry))
-                release(config, guest, work, about)
+            about.warning("staging %s is nearly full: merging overlays now", config.staging)
+            writer = EntryWriter(journal, entry)
+            snapshot_match.note(writer, about)
+            writer.note(released_early=not snapshot_match.is_whole(writer.entry))
+            release(config, guest, writer, about)
+
+    # Not while a hook works on it: pre has reserved its space, post is merging already.
+    _if_free(config, journal, known, "release early", merge)
+
+
+def _if_free(
+    config: Config, journal: Journal, known: Entry, intent: str, do: Callable[[Entry], None]
+) -> None:
+    """Do it with the entry as it is now, unless somebody works on its guest, or has closed it."""
+    try:
+        with journal.if_free(config.locks_dir, known, f"{intent} {known.run}") as entry:
+            if entry:
+                do(entry)
     except (ZvmsnapError, OSError) as error:
-        about.error("guard: %s", error)
+        about = log.about(known.domain, ",".join(known.request_datasets))
+        about.error("watchdog: %s", error)
 
 
 def _reserve_bytes(config: Config) -> int:
-    # Never more than what pre saw to: else every point would be given up at once.
+    # Never more than pre has made sure of, or every run would be released early at once.
     return min(config.limits.staging_reserve_mib, config.limits.overlay_room_mib) * _MIB

@@ -30,7 +30,7 @@ def guests_on(host: Host, datasets: Iterable[str]) -> list[Guest]:
     guests = []
     for guest in host.guests():
         try:
-            locations = location.locate_disks(host, guest, table).places.values()
+            locations = location.locate_disks(host, guest, table).locations.values()
         except DomainGone:
             continue
         if any(each.dataset in wanted for each in locations):

@@ -81,7 +81,7 @@ def observe(
         mounts=table,
         snapshots=snapshots,
         current=current,
-        sources={disk.target: location.place_of(disk.source, table) for disk in manifest.disks},
+        sources={disk.target: location.locate_path(disk.source, table) for disk in manifest.disks},
         replaced=_observe_replaced(host, own, table) if own else None,
         others=_observe_others(host, [guest for guest in guests if guest is not own], table),
         misfits=_misfits(host, point, with_memory=with_memory),

@@ -135,7 +135,7 @@ def _check_other_guests(observed: Observed) -> None:
     """No other guest's disk may be restored with it. Raises RestoreImpossible."""
     restored = observed.snapshots.keys()
     for other in observed.others:
-        for target, place in other.disks.places.items():
+        for target, place in other.disks.locations.items():
             if place.dataset in restored:
                 raise RestoreImpossible(
                     f"{place.dataset} also holds {target} of {other.name}, which would be "
@@ -248,5 +248,5 @@ def _new_sources(manifest: Manifest, observed: Observed) -> dict[str, Source]:
         if disk.type == "volume" and place.dataset == disk.dataset:
             continue
         kind = "file" if disk.path else "block"
-        sources[disk.target] = (kind, location.path_of(place, observed.mounts), disk.format)
+        sources[disk.target] = (kind, location.current_path(place, observed.mounts), disk.format)
     return sources

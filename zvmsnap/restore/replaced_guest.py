@@ -67,7 +67,7 @@ class ReplacedGuest:
         definition.store(guest, self.kept.point, (), [])
         if self._operation.saves_memory:
             ram_bytes = domain_xml.parse(guest.xml()).memory_kib << 10
-            StagingSpace(self._config.staging_dir, 0).take(guest.uuid, ram_bytes)
+            StagingSpace(self._config.staging_dir, 0).reserve(guest.uuid, ram_bytes)
 
     def forget(self) -> None:
         """Remove what `keep` stored. Raises RestoreFailed if its RAM is nowhere else."""

@@ -17,7 +17,7 @@ def safety_entry(guest: GuestDisks, restored: Iterable[str], capture: str, now: 
     It covers the datasets of the guest's disks, and all that are `restored`. Pure.
     """
     writable = {disk.target: disk for disk in guest.domain.disks if disk.writable}
-    places = {target: guest.places[target] for target in writable if target in guest.places}
+    places = {target: guest.locations[target] for target in writable if target in guest.locations}
     datasets = {*restored, *(place.dataset for place in places.values())}
     level, reason = _level(guest, [target for target in writable if target not in places])
     name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"

@@ -272,5 +272,5 @@ def test_guest_that_vanishes_meanwhile(scene: Scene, mode: str, call: str) -> No
     assert not scene.pre()
     # Its entry stays open, for the next hook.
     (entry,) = scene.entries()
-    after_snapshot.end(scene.config, scene.host, entry)
+    after_snapshot.finish_entry(scene.config, scene.host, entry)
     assert scene.entries() == []

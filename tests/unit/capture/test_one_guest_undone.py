@@ -26,14 +26,14 @@ UNDONE = [
         no_dump,
         [
             *("> dump", "allow 30", "snapshot", "allow 300"),
-            *("> undo dump", "> let go", "> tidy", "> undo staging"),
+            *("> undo dump", "> resume or thaw", "> tidy", "> undo staging"),
         ],
         id="dump",
     ),
     pytest.param(
         "paused,crash",
         half_an_image,
-        ["> read header", "> undo dump", "> let go", "resume", "> tidy", "> undo staging"],
+        ["> read header", "> undo dump", "> resume or thaw", "resume", "> tidy", "> undo staging"],
         id="read header, when it is paused",
     ),
     pytest.param(
@@ -59,7 +59,7 @@ UNDONE = [
             "> pre-freeze",
             "require watchdog",
             "> undo pre-freeze",
-            "> let go",
+            "> resume or thaw",
             "> tidy",
             "> undo staging",
         ],
@@ -69,7 +69,7 @@ UNDONE = [
         "quiesced,crash",
         no_freeze,
         [
-            *("> freeze", "freeze", "> undo freeze", "> let go", "thaw", "> tidy"),
+            *("> freeze", "freeze", "> undo freeze", "> resume or thaw", "thaw", "> tidy"),
             "> undo staging",
         ],
         id="freeze: who knows what it has done",
@@ -78,7 +78,7 @@ UNDONE = [
         "quiesced,crash",
         no_overlay,
         [
-            *("> overlay", "disk snapshot", "> undo freeze", "> let go", "thaw", "> tidy"),
+            *("> overlay", "disk snapshot", "> undo freeze", "> resume or thaw", "thaw", "> tidy"),
             "> undo staging",
         ],
         id="overlay",
@@ -140,9 +140,12 @@ def test_what_cannot_be_undone_is_undone_by_the_next_hook(
     scene.patch.setattr(agent_of(guest), "freeze", freeze)
     assert not scene.pre()
     (entry,) = scene.entries()
-    assert (entry.level, entry.frozen, entry.step) == (QUIESCED, True, "let go")
+    assert (entry.level, entry.frozen, entry.step) == (QUIESCED, True, "resume or thaw")
     assert agent_of(guest).frozen and guest.paused_because is None
-    assert "and could not be undone: freeze: let go: its file systems may be frozen" in caplog.text
+    assert (
+        "and could not be undone: freeze: resume or thaw: its file systems may be frozen"
+        in caplog.text
+    )
     agent_of(guest).answering = True
     after_snapshot.finish_interrupted(scene.config, scene.host, guest, entry)
     scene.assert_at_rest()

@@ -57,7 +57,7 @@ def test_list_shows_what_is_interrupted(
     gone = tmp_path / "vault" / "web" / ".removing-x"
     gone.mkdir()
     web = [
-        f"web: {describe.work(dead)} is interrupted at step store: zvmsnap recover ends it",
+        f"web: {describe.work(dead)} is interrupted at step store (publishing): zvmsnap recover ends it",
         f"{gone}: its removal was interrupted; zvmsnap recover ends it",
     ]
     db = f"db: {describe.work(alive)} is {describe.progress(alive)}"

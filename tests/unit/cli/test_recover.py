@@ -38,7 +38,7 @@ def test_recover_as_json(
     assert set(report) == {"dry_run", "outcomes", "removed", "problems", "foreign"}
     (outcome,) = report["outcomes"]
     assert (outcome["domain"], outcome["uuid"]) == ("web", entry.uuid)
-    assert (outcome["result"], outcome["why"], len(outcome["found"])) == ("recovered", "", 2)
+    assert (outcome["result"], outcome["why"], len(outcome["findings"])) == ("recovered", "", 2)
     assert (report["dry_run"], report["problems"], len(report["foreign"])) == (False, [], 1)
 
 

@@ -37,7 +37,7 @@ class Profiles:
         self.answer(0)
 
     def answer(self, code: int) -> None:
-        # What was in the file at that time is what counts.
+        # It notes the rules as they are when it is called.
         self.program.write_text(
             f"#!/bin/sh\n{{ echo \"$@\"; cat '{self.rules}'; }} >> '{self.called}'\nexit {code}\n"
         )

@@ -8,29 +8,29 @@ from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.mounts import DiskLocation
 
 FRESH_BYTES = 8192
-TAKEN_S = 1_700_000_000
+CREATED_S = 1_700_000_000
 
 
 @pytest.mark.parametrize(
-    ("written_s", "volume_bytes", "expected"),
+    ("modified_s", "volume_bytes", "expected"),
     [
-        pytest.param(TAKEN_S - 3600, FRESH_BYTES, [], id="as they were"),
-        pytest.param(TAKEN_S + 0.9, FRESH_BYTES, [], id="in the second of the snapshot"),
-        pytest.param(TAKEN_S + 60, FRESH_BYTES, ["vda"], id="file"),
-        pytest.param(TAKEN_S - 3600, FRESH_BYTES + 512, ["vdb"], id="volume"),
-        pytest.param(TAKEN_S + 60, FRESH_BYTES + 512, ["vda", "vdb"], id="both"),
+        pytest.param(CREATED_S - 3600, FRESH_BYTES, [], id="unchanged"),
+        pytest.param(CREATED_S + 0.9, FRESH_BYTES, [], id="in the second of the snapshot"),
+        pytest.param(CREATED_S + 60, FRESH_BYTES, ["vda"], id="file"),
+        pytest.param(CREATED_S - 3600, FRESH_BYTES + 512, ["vdb"], id="volume"),
+        pytest.param(CREATED_S + 60, FRESH_BYTES + 512, ["vda", "vdb"], id="both"),
     ],
 )
 def test_written_to(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    written_s: float,
+    modified_s: float,
     volume_bytes: int,
     expected: list[str],
 ) -> None:
     disk = tmp_path / "a.raw"
     disk.touch()
-    os.utime(disk, (written_s, written_s))
+    os.utime(disk, (modified_s, modified_s))
     asked = []
 
     def written_bytes(dataset: str, snapshot: str = "") -> int:
@@ -39,14 +39,14 @@ def test_written_to(
 
     def created_s(snapshot: str) -> int:
         assert snapshot == "tank/web@m_hourly"
-        return TAKEN_S
+        return CREATED_S
 
     monkeypatch.setattr(zfs, "written_bytes", written_bytes)
     monkeypatch.setattr(zfs, "created_s", created_s)
     monkeypatch.setattr(mounts, "read_table", list)
-    monkeypatch.setattr(location, "path_of", lambda _place, _table: str(disk))
-    places = {"vda": DiskLocation("tank/web", "a.raw"), "vdb": DiskLocation("tank/web/data", "")}
+    monkeypatch.setattr(location, "current_path", lambda _location, _table: str(disk))
+    locations = {"vda": DiskLocation("tank/web", "a.raw"), "vdb": DiskLocation("tank/web/data", "")}
     snapshots = ["tank/web@m_hourly", "tank/web/data@m_hourly"]
-    found = changes.written_to(places, snapshots, {"tank/web/data": FRESH_BYTES})
-    assert found == expected
+    written = changes.written_to(locations, snapshots, {"tank/web/data": FRESH_BYTES})
+    assert written == expected
     assert asked == [("tank/web/data", "m_hourly")]

@@ -20,7 +20,7 @@ UUID = "c0ffee00-0000-4000-8000-000000000001"
 class Drive:
     """A disk of the fake guest: on its overlay, unless said otherwise.
 
-    `ready_after` counts looks at the XML since the commit began, `drained_after` vain pivots.
+    `ready_after` counts reads of the XML since the commit began, `drained_after` failed pivots.
     """
 
     source: str
@@ -28,7 +28,7 @@ class Drive:
     persistent: str
     ready_after: int = 1
     drained_after: int = 0
-    looks: int | None = None
+    reads: int | None = None
     vanishes_to: str | None = None
     pivots_to: str | None = None
     start_fails: bool = False
@@ -36,9 +36,9 @@ class Drive:
 
     @property
     def mirror(self) -> str:
-        if self.looks is None:
+        if self.reads is None:
             return ""
-        ready = " ready='yes'" if self.looks >= self.ready_after else ""
+        ready = " ready='yes'" if self.reads >= self.ready_after else ""
         return f"<mirror type='file' job='active-commit'{ready}/>"
 
 
@@ -75,11 +75,11 @@ class FakeGuest:
 
     def _advance(self) -> None:
         for drive in self.drives.values():
-            if drive.looks is None:
+            if drive.reads is None:
                 continue
-            drive.looks += 1
-            if drive.vanishes_to is not None and drive.looks >= drive.ready_after:
-                drive.source, drive.looks = drive.vanishes_to, None
+            drive.reads += 1
+            if drive.vanishes_to is not None and drive.reads >= drive.ready_after:
+                drive.source, drive.reads = drive.vanishes_to, None
                 if drive.source in drive.chain:
                     drive.chain, drive.persistent = [], drive.source
 
@@ -90,7 +90,7 @@ class FakeGuest:
         if what == self.dies_at:
             self.active = False
             for drive in self.drives.values():
-                drive.looks = None
+                drive.reads = None
             raise DomainGone(f"{what}: domain is not running")
 
     def is_active(self) -> bool:
@@ -110,7 +110,7 @@ class FakeGuest:
         if base not in self.drives[target].chain:
             raise LibvirtFailed(f"commit of {target}: could not find image '{base}' in chain", 8)
         assert base == self.drives[target].chain[0], "commits into a golden image"
-        self.drives[target].looks = 0
+        self.drives[target].reads = 0
 
     def block_job_pivot(self, target: str) -> None:
         self._do(f"pivot {target}")
@@ -119,7 +119,7 @@ class FakeGuest:
             drive.drained_after -= 1
             raise BlockJobNotReady(f"pivot of {target}: not ready for pivot yet", 83)
         drive.source = drive.pivots_to or drive.chain.pop(0)
-        drive.looks = None
+        drive.reads = None
         if not drive.forgetful:
             drive.persistent = drive.source
 
@@ -127,7 +127,7 @@ class FakeGuest:
     def block_job_events(self) -> Iterator[threading.Event]:
         self.trace.append("listen")
         yield threading.Event()
-        self.trace.append("leave")
+        self.trace.append("end listening")
 
 
 def overlay(target: str) -> str:
@@ -150,21 +150,21 @@ def at_base(target: str) -> Drive:
     return Drive(base(target), ["/golden.qcow2"], base(target))
 
 
-def stacks(*targets: str) -> dict[str, OverlayChain]:
+def chains(*targets: str) -> dict[str, OverlayChain]:
     return {target: OverlayChain(target, (overlay(target),), base(target)) for target in targets}
 
 
 class AppArmor:
     """Notes whose bases it was asked to allow; does so, and answers that it did, or not."""
 
-    def __init__(self, allows: bool = False, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, allows: bool = False, on_request: Callable[[], None] = lambda: None) -> None:
         self.asked: list[tuple[str, list[str]]] = []
         self._allows = allows
-        self._then = then
+        self._on_request = on_request
 
     def allow(self, uuid: str, bases: Iterable[str]) -> bool:
         self.asked.append((uuid, sorted(bases)))
-        self._then()
+        self._on_request()
         return self._allows
 
 
@@ -175,19 +175,11 @@ def to_base(
     armor: AppArmor | None = None,
 ) -> None:
     armor = armor or AppArmor()
-    live_commit.to_base(guest, stacks(*targets or guest.drives), timeout_s, allow=armor.allow)
+    live_commit.to_base(guest, chains(*targets or guest.drives), timeout_s, allow=armor.allow)
 
 
 def work(guest: FakeGuest) -> list[str]:
-    return [what for what in guest.trace if what not in ("listen", "leave")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live_commit, "_LOOK_EVERY_S", 0.001)
-        patch.setattr(live_commit, "_PIVOT_AGAIN_S", 0.001)
-        yield
+    return [what for what in guest.trace if what not in ("listen", "end listening")]
 
 
 ROUNDS = [
@@ -214,10 +206,10 @@ ROUNDS = [
         id="one disk on its base already",
     ),
     pytest.param(
-        lambda: FakeGuest(vda=frozen("vda", looks=0)), ["pivot vda"], id="running job taken over"
+        lambda: FakeGuest(vda=frozen("vda", reads=0)), ["pivot vda"], id="running job taken over"
     ),
     pytest.param(
-        lambda: FakeGuest(vda=frozen("vda", looks=5), vdb=frozen("vdb")),
+        lambda: FakeGuest(vda=frozen("vda", reads=5), vdb=frozen("vdb")),
         ["commit vdb", "pivot vda", "pivot vdb"],
         id="ready job taken over, only after the other commit began",
     ),
@@ -236,7 +228,7 @@ def test_back_on_base(make: Callable[[], FakeGuest], trace: list[str], persisten
     guest.persistent = persistent
     to_base(guest)
     assert work(guest) == trace
-    assert (guest.trace[0], guest.trace[-1]) == ("listen", "leave")
+    assert (guest.trace[0], guest.trace[-1]) == ("listen", "end listening")
     assert {target: drive.source for target, drive in guest.drives.items()} == {
         target: base(target) for target in guest.drives
     }
@@ -279,13 +271,13 @@ FAULTS = [
         {"chain": ["/golden.qcow2"]},
         ["commit vda", "commit vdb", "pivot vdb"],
         ["could not find image '/tank/web/vda", "vda is still on"],
-        id="something else lies below",
+        id="another image is below",
     ),
     pytest.param(
         {"chain": []},
         ["commit vda", "commit vdb", "pivot vdb"],
         ["could not find image '/tank/web/vda", "vda is still on"],
-        id="nothing lies below",
+        id="no image is below",
     ),
     pytest.param(
         {"pivots_to": "/golden.qcow2"},
@@ -321,7 +313,7 @@ def test_what_fails_is_named_and_the_other_disk_comes_back(
         assert text in str(caught.value)
     assert "vdb" not in str(caught.value)
     assert guest.drives["vdb"].source == base("vdb")
-    assert guest.trace[-1] == "leave"
+    assert guest.trace[-1] == "end listening"
 
 
 @pytest.mark.parametrize(
@@ -333,11 +325,13 @@ def test_what_fails_is_named_and_the_other_disk_comes_back(
         pytest.param({"drained_after": NEVER}, "not ready for pivot yet", True, id="pivot"),
     ],
 )
-def test_deadline_leaves_the_job_running(changes: dict[str, object], says: str, job: bool) -> None:
+def test_after_the_deadline_the_job_goes_on(
+    changes: dict[str, object], says: str, job: bool
+) -> None:
     guest = FakeGuest(vda=frozen("vda", **changes))
     with pytest.raises(CommitFailed, match=says):
         to_base(guest, timeout_s=0.02)
-    assert (guest.drives["vda"].looks is not None) == job
+    assert (guest.drives["vda"].reads is not None) == job
     guest.drives["vda"].ready_after = guest.drives["vda"].drained_after = 0
     to_base(guest)
     assert work(guest).count("commit vda") == 1
@@ -385,48 +379,48 @@ def test_only_the_named_disks_are_touched() -> None:
 
 
 @pytest.mark.parametrize("detached_at", ["commit vdb", "pivot vdb"])
-def test_a_disk_that_is_taken_away_is_not_pivoted_and_not_told(detached_at: str) -> None:
+def test_a_disk_that_is_detached_is_neither_pivoted_nor_released(detached_at: str) -> None:
     guest = FakeGuest(vdb=frozen("vdb"), vda=frozen("vda", ready_after=NEVER))
     guest.detached_at = {detached_at: "vda"}
-    told: list[str] = []
+    released: list[str] = []
     # One that vanishes just when its commit is to begin may be reported, but never for ever.
     with suppress(CommitFailed):
-        live_commit.to_base(guest, stacks("vdb", "vda"), 60, telling(told), AppArmor().allow)
+        live_commit.to_base(guest, chains("vdb", "vda"), 60, noting(released), AppArmor().allow)
     to_base(guest, "vdb", "vda")
     assert guest.drives["vdb"].source == base("vdb")
     assert "pivot vda" not in guest.trace
-    assert told == ["vdb"]
+    assert released == ["vdb"]
 
 
-def telling(told: list[str]) -> live_commit.Leaving:
-    def leaving(target: str, leave: Callable[[], None]) -> None:
-        told.append(target)
-        leave()
+def noting(released: list[str]) -> live_commit.ReleaseDisk:
+    def release_disk(target: str, do: Callable[[], None]) -> None:
+        released.append(target)
+        do()
 
-    return leaving
+    return release_disk
 
 
-def test_only_what_is_merged_here_and_now_is_told_before_it_is_left() -> None:
+def test_only_a_disk_whose_commit_is_ready_is_released() -> None:
     guest = FakeGuest(vda=frozen("vda"), vdb=at_base("vdb"), vdc=frozen("vdc", start_fails=True))
-    told: list[tuple[str, list[str]]] = []
+    released: list[tuple[str, list[str]]] = []
 
-    def leaving(target: str, leave: Callable[[], None]) -> None:
-        told.append((target, work(guest)))
-        leave()
+    def release_disk(target: str, do: Callable[[], None]) -> None:
+        released.append((target, work(guest)))
+        do()
 
     with pytest.raises(CommitFailed, match="vdc"):
-        live_commit.to_base(guest, stacks("vda", "vdb", "vdc"), 60, leaving, AppArmor().allow)
-    assert told == [("vda", ["commit vda", "commit vdc"])]
+        live_commit.to_base(guest, chains("vda", "vdb", "vdc"), 60, release_disk, AppArmor().allow)
+    assert released == [("vda", ["commit vda", "commit vdc"])]
 
 
-def test_what_cannot_be_written_down_is_not_left() -> None:
+def test_a_disk_whose_release_cannot_be_written_down_is_not_pivoted() -> None:
     guest = FakeGuest(vda=frozen("vda"))
 
-    def leaving(target: str, leave: Callable[[], None]) -> None:
+    def release_disk(target: str, do: Callable[[], None]) -> None:
         raise CommitFailed("no journal")
 
     with pytest.raises(CommitFailed, match=r"no journal.*vda is still on"):
-        live_commit.to_base(guest, stacks("vda"), 60, leaving, AppArmor().allow)
+        live_commit.to_base(guest, chains("vda"), 60, release_disk, AppArmor().allow)
     assert work(guest) == ["commit vda"]
 
 
@@ -496,28 +490,30 @@ def test_apparmor_that_cannot_be_changed_stops_no_other_disk() -> None:
         raise OSError("read-only file system")
 
     with pytest.raises(CommitFailed, match=r"Permission denied.*vda is still on"):
-        to_base(guest, armor=AppArmor(then=fail))
+        to_base(guest, armor=AppArmor(on_request=fail))
     assert guest.drives["vdb"].source == base("vdb")
 
 
 @pytest.mark.parametrize(
-    "source", [overlay("vda"), "/somebody/elses.qcow2"], ids=["on ours", "on another on ours"]
+    "source",
+    [overlay("vda"), "/somebody/elses.qcow2"],
+    ids=["on ours", "on another that is on ours"],
 )
 def test_where_one_disk_has_a_problem_none_is_touched(source: str) -> None:
     guest = FakeGuest(vda=frozen("vda", source=source), vdb=frozen("vdb"))
     broken = OverlayChain("vda", (overlay("vda"),), problem="end that snapshot first")
     with pytest.raises(CommitFailed, match="vda: end that snapshot first"):
-        live_commit.to_base(guest, {**stacks("vdb"), "vda": broken}, 60, allow=AppArmor().allow)
+        live_commit.to_base(guest, {**chains("vdb"), "vda": broken}, 60, allow=AppArmor().allow)
     assert work(guest) == []
 
 
-def test_of_several_overlays_none_is_left() -> None:
+def test_none_of_several_overlays_may_stay_in_use() -> None:
     below = overlay("vda").replace("00000001", "00000002")
     guest = FakeGuest(vda=frozen("vda", persistent=below))
-    stack = OverlayChain("vda", (overlay("vda"), below), base("vda"))
+    chain = OverlayChain("vda", (overlay("vda"), below), base("vda"))
     guest.drives["vda"].forgetful = True
     with pytest.raises(CommitFailed, match=f"persistent definition still names {below}"):
-        live_commit.to_base(guest, {"vda": stack}, 60, allow=AppArmor().allow)
+        live_commit.to_base(guest, {"vda": chain}, 60, allow=AppArmor().allow)
 
 
 def test_block_job_of_another_kind_is_not_taken_for_our_commit() -> None:

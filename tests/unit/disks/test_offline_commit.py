@@ -22,19 +22,19 @@ class Off:
         self.guest.shut_off()
         self.trace: list[str] = []
 
-    def stacks(self) -> dict[str, OverlayChain]:
+    def chains(self) -> dict[str, OverlayChain]:
         return overlay_chain.of(domain_xml.parse(self.guest.xml()))
 
-    def leaving(self, target: str, do: Callable[[], None]) -> None:
-        self.trace.append(f"left {target}")
+    def release_disk(self, target: str, do: Callable[[], None]) -> None:
+        self.trace.append(f"released {target}")
         do()
 
     def step(self, name: str, do: Callable[[], None]) -> None:
         self.trace.append(name)
         do()
 
-    def to_base(self, found: dict[str, OverlayChain] | None = None) -> None:
-        offline_commit.to_base(self.guest, found or self.stacks(), self.leaving, self.step)
+    def to_base(self, chains: dict[str, OverlayChain] | None = None) -> None:
+        offline_commit.to_base(self.guest, chains or self.chains(), self.release_disk, self.step)
 
     def merged(self) -> dict[str, bool]:
         return {
@@ -52,10 +52,10 @@ def off(tmp_path: Path) -> Off:
     return Off(tmp_path)
 
 
-ALL = ["merge vda", "merge vdb", "left vda", "left vdb", "redefine"]
+ALL = ["merge vda", "merge vdb", "released vda", "released vdb", "redefine"]
 
 
-def test_all_is_merged_before_anything_is_left(off: Off) -> None:
+def test_all_is_merged_before_anything_is_released(off: Off) -> None:
     overlays = dict(off.guest.persistent)
     off.to_base()
     assert off.trace == ALL
@@ -63,13 +63,13 @@ def test_all_is_merged_before_anything_is_left(off: Off) -> None:
     assert off.guest.persistent == {target: str(base) for target, base in off.bases.items()}
     assert all(Path(path).exists() for path in overlays.values())
     assert off.guest.calls == ["define"]
-    assert off.stacks() == {}
+    assert off.chains() == {}
 
 
 def test_two_overlays_upon_each_other(off: Off, tmp_path: Path) -> None:
     top = off.guest.on_overlay("vda", overlay(tmp_path, "vda", 2))
     write(top, 9, at_kib=64)
-    assert len(off.stacks()["vda"].overlays) == 2
+    assert len(off.chains()["vda"].overlays) == 2
     off.to_base()
     assert holds(off.bases["vda"], 7)
     assert holds(off.bases["vda"], 9, at_kib=64)
@@ -88,7 +88,7 @@ def test_interrupted_anywhere_and_repeated(off: Off, at: int) -> None:
         do()
 
     with pytest.raises(PowerCut):
-        offline_commit.to_base(off.guest, off.stacks(), dies, dies)
+        offline_commit.to_base(off.guest, off.chains(), dies, dies)
     assert off.guest.calls == []
     off.trace.clear()
     off.to_base()
@@ -104,40 +104,40 @@ def test_started_while_it_is_merged(off: Off) -> None:
 
     before = dict(off.guest.persistent)
     with pytest.raises(CommitFailed, match="web: was started while its overlays were merged"):
-        offline_commit.to_base(off.guest, off.stacks(), off.leaving, start)
+        offline_commit.to_base(off.guest, off.chains(), off.release_disk, start)
     assert off.guest.persistent == before
 
 
 def test_a_problem_with_one_disk_touches_none(off: Off) -> None:
-    found = off.stacks()
-    found["vdb"] = OverlayChain("vdb", found["vdb"].overlays, problem="cannot be told")
-    with pytest.raises(CommitFailed, match=r"web: .* vdb: cannot be told"):
-        off.to_base(found)
+    chains = off.chains()
+    chains["vdb"] = OverlayChain("vdb", chains["vdb"].overlays, problem="cannot be read")
+    with pytest.raises(CommitFailed, match=r"web: .* vdb: cannot be read"):
+        off.to_base(chains)
     assert off.trace == []
     assert off.merged() == {"vda": False, "vdb": False}
 
 
 def test_base_is_gone(off: Off) -> None:
-    found = off.stacks()
+    chains = off.chains()
     off.bases["vdb"].unlink()
     with pytest.raises((OverlayUnreadable, QemuImgFailed)):
-        off.to_base(found)
+        off.to_base(chains)
     assert off.trace == ["merge vda", "merge vdb"]
     assert off.guest.calls == []
 
 
-def test_definition_is_never_given_a_base_that_the_overlay_does_not_lie_on(
+def test_definition_is_never_given_a_base_that_is_not_below_the_overlay(
     off: Off, tmp_path: Path
 ) -> None:
-    found = off.stacks()
+    chains = off.chains()
     wrong = make_base(tmp_path / "tank" / "wrong.raw")
-    found["vda"] = OverlayChain("vda", found["vda"].overlays, str(wrong))
+    chains["vda"] = OverlayChain("vda", chains["vda"].overlays, str(wrong))
     with pytest.raises(OverlayUnreadable, match=f"not on {wrong}"):
-        off.to_base(found)
+        off.to_base(chains)
     assert off.guest.calls == []
 
 
-def test_ram_that_was_saved_on_overlays_finds_its_disks_again(off: Off) -> None:
+def test_ram_that_was_saved_on_overlays_is_loaded_over_the_bases(off: Off) -> None:
     off.guest.saved = off.guest.xml_of(off.guest.persistent)
     off.to_base()
     assert off.guest.calls == ["define", "define saved"]

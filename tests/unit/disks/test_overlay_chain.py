@@ -28,11 +28,11 @@ def read_of(*chain: str) -> Callable[[str], tuple[Layer, ...]]:
 
 
 def not_read(path: str) -> tuple[Layer, ...]:
-    pytest.fail(f"{path} must not be read: libvirt says what it lies on")
+    pytest.fail(f"{path} must not be read: libvirt names its backing files")
 
 
 def unreadable(path: str) -> tuple[Layer, ...]:
-    raise OverlayUnreadable(f"{path}: what it lies on cannot be told: damaged")
+    raise OverlayUnreadable(f"{path}: its backing files cannot be read: damaged")
 
 
 TABLE = [
@@ -73,19 +73,19 @@ TABLE = [
     pytest.param(
         domain(TOP),
         unreadable,
-        OverlayChain("vda", (TOP,), problem=f"{TOP}: what it lies on cannot be told: damaged"),
-        id="cannot be told",
+        OverlayChain("vda", (TOP,), problem=f"{TOP}: its backing files cannot be read: damaged"),
+        id="cannot be read",
     ),
     pytest.param(
         domain(TOP),
         read_of(),
-        OverlayChain("vda", (TOP,), problem=f"{TOP} lies on no base"),
+        OverlayChain("vda", (TOP,), problem=f"{TOP} has no base below it"),
         id="no base",
     ),
     pytest.param(
         domain(TOP, MIDDLE),
         not_read,
-        OverlayChain("vda", (TOP, MIDDLE), problem=f"{TOP} lies on no base"),
+        OverlayChain("vda", (TOP, MIDDLE), problem=f"{TOP} has no base below it"),
         id="ours to the bottom",
     ),
     pytest.param(
@@ -94,7 +94,7 @@ TABLE = [
         OverlayChain(
             "vda",
             (TOP, MIDDLE),
-            problem=f"{THEIRS} lies on it, which somebody else made: end that snapshot first",
+            problem=f"{THEIRS} is on top of it, made by somebody else: end that snapshot first",
         ),
         id="somebody's on ours",
     ),
@@ -103,17 +103,17 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("found", "read", "expected"), TABLE)
+@pytest.mark.parametrize(("definition", "read", "expected"), TABLE)
 def test_of(
-    found: domain_xml.Domain,
+    definition: domain_xml.Domain,
     read: Callable[[str], tuple[Layer, ...]],
     expected: OverlayChain | None,
 ) -> None:
-    assert overlay_chain.of(found, read) == ({"vda": expected} if expected else {})
+    assert overlay_chain.of(definition, read) == ({"vda": expected} if expected else {})
     assert expected is None or expected.top == expected.overlays[0]
 
 
-class Defined:
+class TwoDefinitions:
     """A guest with two definitions."""
 
     def __init__(self, live: str, persistent: str, *, active: bool, kept: bool) -> None:
@@ -146,29 +146,32 @@ def disk(source: str, below: str, target: str = "vda") -> str:
     ("guest", "tops"),
     [
         pytest.param(
-            Defined(disk(TOP, BASE), disk(MIDDLE, BASE), active=True, kept=True),
+            TwoDefinitions(disk(TOP, BASE), disk(MIDDLE, BASE), active=True, kept=True),
             {"vda": TOP},
             id="what it runs on comes first",
         ),
         pytest.param(
-            Defined(disk(BASE, GOLDEN), disk(TOP, BASE), active=True, kept=True),
+            TwoDefinitions(disk(BASE, GOLDEN), disk(TOP, BASE), active=True, kept=True),
             {"vda": TOP},
             id="its next start would be on ours",
         ),
         pytest.param(
-            Defined(disk(TOP, BASE), disk(MIDDLE, BASE, "vdb"), active=True, kept=True),
+            TwoDefinitions(disk(TOP, BASE), disk(MIDDLE, BASE, "vdb"), active=True, kept=True),
             {"vda": TOP, "vdb": MIDDLE},
             id="both",
         ),
         pytest.param(
-            Defined(disk(TOP, BASE), "", active=True, kept=False), {"vda": TOP}, id="transient"
+            TwoDefinitions(disk(TOP, BASE), "", active=True, kept=False),
+            {"vda": TOP},
+            id="transient",
         ),
         pytest.param(
-            Defined(disk(TOP, BASE), disk(MIDDLE, BASE, "vdb"), active=False, kept=True),
+            TwoDefinitions(disk(TOP, BASE), disk(MIDDLE, BASE, "vdb"), active=False, kept=True),
             {"vda": TOP},
             id="off: there is one definition",
         ),
     ],
 )
-def test_of_guest(guest: Defined, tops: dict[str, str]) -> None:
-    assert {target: stack.top for target, stack in overlay_chain.of_guest(guest).items()} == tops
+def test_of_guest(guest: TwoDefinitions, tops: dict[str, str]) -> None:
+    chains = overlay_chain.of_guest(guest)
+    assert {target: chain.top for target, chain in chains.items()} == tops

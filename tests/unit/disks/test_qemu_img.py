@@ -35,17 +35,17 @@ def test_chain(tmp_path: Path, base: Path, overlay: Path) -> None:
     assert qemu_img.chain(str(lone)) == (Layer(str(lone), "qcow2"),)
 
 
-def test_relative_backing_is_told_by_its_whole_path(tmp_path: Path, base: Path) -> None:
-    shutil.copy(base, tmp_path / "near.raw")
+def test_relative_backing_file_has_its_whole_path(tmp_path: Path, base: Path) -> None:
+    shutil.copy(base, tmp_path / "beside.raw")
     top = tmp_path / "top.qcow2"
     subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "near.raw", "top.qcow2"],
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "beside.raw", "top.qcow2"],
         cwd=tmp_path,
         check=True,
     )
     assert [layer.path for layer in qemu_img.chain(str(top))] == [
         str(top),
-        str(tmp_path / "near.raw"),
+        str(tmp_path / "beside.raw"),
     ]
 
 
@@ -87,9 +87,9 @@ def json_without_driver(overlay: Path, base: Path) -> None:
 
 
 def json_of_two(overlay: Path, base: Path) -> None:
-    parts = {"driver": "blkverify", "test": {"driver": "file", "filename": str(base)}}
-    parts["raw"] = parts["test"]
-    rebase(overlay, "json:" + json.dumps(parts))
+    drivers = {"driver": "blkverify", "test": {"driver": "file", "filename": str(base)}}
+    drivers["raw"] = drivers["test"]
+    rebase(overlay, "json:" + json.dumps(drivers))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def json_of_two(overlay: Path, base: Path) -> None:
         json_of_two,
     ],
 )
-def test_what_it_lies_on_cannot_be_told(
+def test_backing_files_that_cannot_be_read(
     overlay: Path, base: Path, deface: Callable[[Path, Path], None]
 ) -> None:
     write(overlay, 7)
@@ -164,7 +164,7 @@ def test_image_in_use_can_be_looked_at_but_not_merged(overlay: Path, base: Path)
     ],
 )
 def test_holds_nothing(overlay: Path, base: Path, command: str | None, nothing: bool) -> None:
-    # Over data, so that a zero in the overlay is something else than what lies below.
+    # Over data, so that a zero in the overlay differs from the data of the base.
     base.write_bytes(b"\7" * SIZE)
     if command:
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, overlay], check=True)
@@ -181,7 +181,7 @@ def test_writes_to_a_lower_overlay_are_not_those_of_the_upper(
 
 
 @pytest.mark.parametrize("deface", [missing, cut_short, no_image, gone])
-def test_what_cannot_be_told_does_not_hold_nothing(
+def test_an_unreadable_overlay_never_counts_as_empty(
     overlay: Path, base: Path, deface: Callable[[Path, Path], None]
 ) -> None:
     deface(overlay, base)
@@ -208,14 +208,14 @@ def test_merge_goes_one_down_and_no_further(tmp_path: Path, overlay: Path, base:
     assert holds(base, 9)
 
 
-def test_merge_of_what_lies_on_nothing(tmp_path: Path) -> None:
+def test_merge_of_an_image_without_a_backing_file(tmp_path: Path) -> None:
     lone = tmp_path / "lone.qcow2"
     run_qemu_img("create", "-f", "qcow2", lone, "1M")
-    with pytest.raises(QemuImgFailed, match="lies on nothing"):
+    with pytest.raises(QemuImgFailed, match="has no image below it"):
         qemu_img.merge_down(str(lone))
 
 
-# Of no extents it is not told that they hold nothing.
+# Without any extent the answer is False, not an error.
 NO_EXTENTS = [("echo '{}'", qemu_img.holds_nothing), ("echo '[]'", qemu_img.holds_nothing)]
 
 
@@ -235,7 +235,7 @@ NO_EXTENTS = [("echo '{}'", qemu_img.holds_nothing), ("echo '[]'", qemu_img.hold
     ],
 )
 @pytest.mark.parametrize("ask", [qemu_img.chain, qemu_img.holds_nothing, qemu_img.merge_down])
-def test_an_answer_of_another_kind_is_an_error_of_ours(
+def test_an_answer_of_another_kind_is_an_error_of_zvmsnap(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     says: str,
@@ -257,5 +257,5 @@ def test_no_qemu_img(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], object]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ZvmsnapError, match="is qemu-utils there"):
+    with pytest.raises(ZvmsnapError, match="is qemu-utils installed"):
         ask("/staging/vda.zvmsnap.qcow2")

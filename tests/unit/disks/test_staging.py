@@ -80,7 +80,7 @@ def test_no_captures_where_staging_is_missing(tmp_path: Path) -> None:
         pytest.param("vault", False, id="another of our directories"),
         pytest.param(UUID, False, id="no number"),
         pytest.param(f"{UUID}.0123abc", False, id="number too short"),
-        pytest.param(f"{UUID}.0123abcd.old", False, id="put aside by hand"),
+        pytest.param(f"{UUID}.0123abcd.old", False, id="renamed by hand"),
         pytest.param(f"{UUID.upper()}.0123abcd", False, id="not as libvirt prints it"),
     ],
 )
@@ -125,15 +125,15 @@ def test_staging_inside_the_snapshot(reachable: Path, dataset: str, refused: boo
         staging.check_usable(directory, known, mounts)
         assert directory.is_dir()
         return
-    with pytest.raises(StagingUnusable, match="lies on tank/web, which this very snapshot holds"):
+    with pytest.raises(StagingUnusable, match="is on tank/web, which is one of the snapshot"):
         staging.check_usable(directory, known, mounts)
     assert not directory.exists()
 
 
-def test_staging_behind_a_symlink_is_judged_where_it_lies(reachable: Path) -> None:
+def test_staging_behind_a_symlink_is_checked_where_it_leads_to(reachable: Path) -> None:
     (reachable / "inside").mkdir()
     (reachable / "staging").symlink_to(reachable / "inside")
-    with pytest.raises(StagingUnusable, match="lies on tank/web"):
+    with pytest.raises(StagingUnusable, match="is on tank/web"):
         staging.check_usable(
             reachable / "staging", frozenset({"tank/web"}), table(reachable / "inside", "tank/web")
         )
@@ -168,7 +168,7 @@ def test_staging_that_qemu_cannot_reach(
         pytest.param(0, (1,), (1,), id="nothing free"),
     ],
 )
-def test_room(
+def test_space(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     free_mib: int,
@@ -177,11 +177,11 @@ def test_room(
 ) -> None:
     answer = SimpleNamespace(f_bavail=free_mib << 8, f_frsize=4096, f_bfree=1 << 40)
     monkeypatch.setattr(os, "statvfs", lambda path: answer)
-    room = StagingSpace(tmp_path, 50 << 20)
+    space = StagingSpace(tmp_path, 50 << 20)
     failed = []
     for number, ram_mib in enumerate(rams_mib):
         try:
-            room.take(str(number), ram_mib << 20)
+            space.reserve(str(number), ram_mib << 20)
         except NoSpace as error:
             failed.append(ram_mib)
             assert f"{ram_mib + 50} MiB" in str(error)
@@ -189,17 +189,17 @@ def test_room(
     assert tuple(failed) == refused
 
 
-def test_room_for_the_next_level_of_a_guest(
+def test_space_for_the_next_level_of_a_guest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging, "free_bytes", lambda _path: 100)
-    room = StagingSpace(tmp_path, 10)
-    room.take("web", 50)
-    room.take("web", 90)
+    space = StagingSpace(tmp_path, 10)
+    space.reserve("web", 50)
+    space.reserve("web", 90)
     with pytest.raises(NoSpace):
-        room.take("db", 0)
-    room.take("web", 0)
-    room.take("db", 80)
+        space.reserve("db", 0)
+    space.reserve("web", 0)
+    space.reserve("db", 80)
 
 
 def test_no_capture_behind_a_symlink_and_none_that_is_a_file(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
-from zvmsnap.disks import jobs
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -34,17 +33,15 @@ Stage = Callable[..., Entry]
 @pytest.fixture(autouse=True)
 def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {FULL: 11}
-    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(mounts, "read_table", list)
 
 
 def points(config: Config) -> list[RestorePoint]:
-    found = list(vault.entries(config.vault_dir))
-    return [point for point in found if isinstance(point, RestorePoint)]
+    return [point for point in vault.entries(config.vault_dir) if isinstance(point, RestorePoint)]
 
 
 def is_done(config: Config, guest: FakeGuest) -> bool:
-    """On its base with all writes, and neither journal nor staging knows of the moment."""
+    """On its base with all writes, and nothing of the run is left in journal and staging."""
     base = guest.live["vda"]
     return (
         base.endswith("/vda.raw")
@@ -55,27 +52,27 @@ def is_done(config: Config, guest: FakeGuest) -> bool:
     )
 
 
-def test_a_whole_moment(config: Config, guest: FakeGuest, staged: Stage) -> None:
+def test_a_whole_run(config: Config, guest: FakeGuest, staged: Stage) -> None:
     known = staged(preexisting_guids=(7,))
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     manifest = point.manifest
     assert point.name == f"web@{T}"
     assert (manifest.level, manifest.reason, manifest.capture) == ("memory", None, known.capture)
-    assert [(tie.full_name, tie.guid) for tie in manifest.snapshots] == [(FULL, 11)]
+    assert [(ref.full_name, ref.guid) for ref in manifest.snapshots] == [(FULL, 11)]
     assert manifest.memory is not None and manifest.memory.format == "raw"
     assert (point.directory / "memory.img").read_bytes().endswith(b"QEVM and RAM")
     assert (manifest.host.libvirt, manifest.host.qemu) == ("11.3.0", "10.0.2")
     assert manifest.timing.overlay_s > 0
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert len(points(config)) == 1
 
 
 def test_the_state_of_a_tpm(config: Config, guest: FakeGuest, staged: Stage) -> None:
     known = staged(tpm_warning="it changed")
     (config.staging_dir / known.capture / "point" / "tpm.tar").write_bytes(b"keys")
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     (point,) = points(config)
     assert point.manifest.tpm_warning == "it changed"
     assert (point.directory / "tpm.tar").read_bytes() == b"keys"
@@ -99,7 +96,7 @@ DEAD = Process.none()
             id="a name in common, clocks set back",
         ),
         pytest.param(
-            DEAD, HookCall(Role.POST, ("tank/web",), ("x_daily",)), False, id="another moment"
+            DEAD, HookCall(Role.POST, ("tank/web",), ("x_daily",)), False, id="another run"
         ),
         pytest.param(
             OWNER, HookCall(Role.POST, ("tank/db",), (f"{T}_hourly",)), False, id="another dataset"
@@ -111,30 +108,30 @@ def test_belongs(entry: Stage, owner: Process, call: HookCall, belongs: bool) ->
     assert after_snapshot.belongs(entry(owner=owner), call, OWNER) is belongs
 
 
-def test_nothing_was_begun_here(config: Config, host: FakeHost) -> None:
+def test_no_run_is_under_way(config: Config, host: FakeHost) -> None:
     host.reachable = False
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
 
 
 def test_no_hypervisor(config: Config, host: FakeHost, staged: Stage) -> None:
     known = staged()
     host.reachable = False
     with pytest.raises(HypervisorUnreachable):
-        after_snapshot.finish(CALL, config, OWNER)
+        after_snapshot.finish_run(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == [known]
 
 
 @pytest.mark.parametrize(
-    ("present", "ties"),
+    ("present", "names"),
     [
         pytest.param({FULL: 11}, {FULL}, id="as announced"),
         pytest.param({f"tank/web@{T}dst_hourly": 5}, {f"tank/web@{T}dst_hourly"}, id="dst"),
         pytest.param(
             {FULL: 7, f"tank/web@{T}dst_hourly": 5},
             {f"tank/web@{T}dst_hourly"},
-            id="dst, as the name was taken: never the former one",
+            id="dst, as the name was used: never the older one",
         ),
-        pytest.param({FULL: 7}, set(), id="only one of before"),
+        pytest.param({FULL: 7}, set(), id="only an older one"),
         pytest.param({}, set(), id="none"),
         pytest.param({f"tank/db@{T}_hourly": 11}, set(), id="one of another guest"),
     ],
@@ -145,28 +142,27 @@ def test_which_snapshots(
     pools: FakeZfs,
     staged: Stage,
     present: dict[str, int],
-    ties: set[str],
+    names: set[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     staged(preexisting_guids=(7,))
     pools.present = present
-    assert after_snapshot.finish(CALL, config, OWNER) is bool(ties)
+    assert after_snapshot.finish_run(CALL, config, OWNER) is bool(names)
     assert is_done(config, guest)
-    found = points(config)
-    assert {tie.full_name for point in found for tie in point.manifest.snapshots} == ties
-    assert ("the RAM image is discarded" in caplog.text) is not bool(ties)
+    assert {ref.full_name for point in points(config) for ref in point.manifest.snapshots} == names
+    assert ("the RAM image is discarded" in caplog.text) is not bool(names)
 
 
 @pytest.mark.parametrize(
     ("changes", "level", "reason"),
     [
-        pytest.param({}, ConsistencyLevel.MEMORY, "", id="all there"),
-        pytest.param({"memory_format": ""}, ConsistencyLevel.MEMORY, "", id="not judged yet"),
+        pytest.param({}, ConsistencyLevel.MEMORY, "", id="complete"),
+        pytest.param({"memory_format": ""}, ConsistencyLevel.MEMORY, "", id="header not read yet"),
         pytest.param(
             {"memory_format": "", "memory": b"LibvirtQemudPart" + bytes(200)},
             ConsistencyLevel.CRASH,
             "is incomplete",
-            id="not judged yet, and half a dump",
+            id="header not read yet, and half a dump",
         ),
         pytest.param(
             {"memory": b""}, ConsistencyLevel.CRASH, "its RAM image is gone", id="RAM is gone"
@@ -194,7 +190,7 @@ def test_level_of_the_point(
     reason: str,
 ) -> None:
     staged(**changes)
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.level is level
@@ -208,7 +204,7 @@ def test_killed_before_anything_was_stored(
 ) -> None:
     known = staged()
     (config.staging_dir / known.capture / "point" / "domain.xml").unlink()
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert is_done(config, guest)
     assert points(config) == []
     assert "no point: pre was killed" in caplog.text
@@ -217,12 +213,12 @@ def test_killed_before_anything_was_stored(
 @pytest.mark.parametrize(
     "content", [b"", b"<domain>", b"\xff\xfe", b"<domain><memory>x</memory></domain>"]
 )
-def test_damaged_definition_costs_no_point(
+def test_a_damaged_definition_is_no_reason_for_no_point(
     config: Config, guest: FakeGuest, staged: Stage, content: bytes
 ) -> None:
     known = staged()
     (config.staging_dir / known.capture / "point" / "domain.xml").write_bytes(content)
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.host.machine == ""
@@ -240,11 +236,11 @@ def test_what_is_not_on_its_base_is_not_published(
 ) -> None:
     staged()
     fail_to_commit(guest)
-    assert not after_snapshot.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish_run(CALL, config, OWNER)
     assert points(config) == []
     assert [entry.step for entry in Journal(config.journal_dir).entries()] == ["commit"]
     assert "web (tank/web): commit:" in caplog.text
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert is_done(config, guest)
     assert len(points(config)) == 1
 
@@ -253,8 +249,8 @@ def full(*_arguments: object, **_named: object) -> None:
     raise OSError("no space left on device")
 
 
-def no_stow(patch: pytest.MonkeyPatch, config: Config) -> None:
-    patch.setattr(memory_image, "store_memory", full)
+def no_store(patch: pytest.MonkeyPatch, config: Config) -> None:
+    patch.setattr(memory_image, "store", full)
 
 
 def no_publish(patch: pytest.MonkeyPatch, config: Config) -> None:
@@ -272,11 +268,11 @@ def no_close(patch: pytest.MonkeyPatch, config: Config) -> None:
 def not_mounted(patch: pytest.MonkeyPatch, config: Config) -> None:
     vault.claim(config)
     mark = config.vault_dir / vault.MARK
-    patch.setattr(vault, "_read", lambda path: b"" if path == mark else path.read_bytes())
+    patch.setattr(vault, "_read_mark", lambda path: b"" if path == mark else path.read_bytes())
 
 
-@pytest.mark.parametrize("fault", [no_stow, no_publish, no_removal, no_close, not_mounted])
-def test_publication_that_failed_is_taken_up_again(
+@pytest.mark.parametrize("fault", [no_store, no_publish, no_removal, no_close, not_mounted])
+def test_publication_that_failed_is_repeated(
     config: Config,
     guest: FakeGuest,
     staged: Stage,
@@ -285,11 +281,11 @@ def test_publication_that_failed_is_taken_up_again(
     staged()
     with pytest.MonkeyPatch.context() as patch:
         fault(patch, config)
-        assert not after_snapshot.finish(CALL, config, OWNER)
+        assert not after_snapshot.finish_run(CALL, config, OWNER)
     # The guest needs no vault to be back on its base.
     assert guest.live["vda"].endswith("vda.raw")
     assert len(Journal(config.journal_dir).entries()) == 1
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.level is ConsistencyLevel.MEMORY
@@ -302,14 +298,14 @@ def test_guest_that_does_not_exist_any_more_keeps_its_overlay(
 ) -> None:
     known = staged()
     guest.exists = False
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert Path(known.disks[0].overlay).exists()
     assert Journal(config.journal_dir).entries() == []
     assert len(points(config)) == 1
     assert "does not exist any more; its overlays, if any, are kept" in caplog.text
 
 
-def test_one_guest_that_fails_keeps_no_other(
+def test_one_guest_that_fails_stops_no_other(
     config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, entry: Stage
 ) -> None:
     other = FakeGuest("db", OTHER, vda=Path(guest.live["vda"]))
@@ -321,33 +317,33 @@ def test_one_guest_that_fails_keeps_no_other(
 
     other.at["xml"] = fail
     staged()
-    assert not after_snapshot.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish_run(CALL, config, OWNER)
     assert [entry.domain for entry in Journal(config.journal_dir).entries()] == ["db"]
     assert len(points(config)) == 1
 
 
-def test_moment_that_somebody_else_finished_meanwhile(
+def test_run_that_somebody_else_finished_meanwhile(
     config: Config, guest: FakeGuest, staged: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = staged()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "read", lambda *_: None)
         patch.setattr(Journal, "entries", lambda *_: [known])
-        assert after_snapshot.finish(CALL, config, OWNER)
+        assert after_snapshot.finish_run(CALL, config, OWNER)
     assert guest.calls == []
-    assert "was finished by another hook" in caplog.text
+    assert "was finished by somebody else" in caplog.text
 
 
 def test_guest_whose_lock_is_held(config: Config, guest: FakeGuest, staged: Stage) -> None:
     known = staged()
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.01))
     with lock(config.locks_dir, UUID, "recover", 1):
-        assert not after_snapshot.finish(CALL, hasty, OWNER)
+        assert not after_snapshot.finish_run(CALL, hasty, OWNER)
     assert guest.calls == []
     assert Journal(config.journal_dir).entries() == [known]
 
 
-def test_settle_without_a_journal(
+def test_interrupted_without_a_journal_entry(
     config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
@@ -356,7 +352,7 @@ def test_settle_without_a_journal(
     assert points(config) == []
 
 
-def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
+def test_interrupted_and_the_next_start_would_be_on_an_overlay(
     config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
@@ -366,13 +362,13 @@ def test_settle_of_a_guest_whose_next_start_would_be_on_an_overlay(
     assert Journal(config.journal_dir).entries() == []
 
 
-def test_settle_where_nothing_is_open(config: Config, host: FakeHost, guest: FakeGuest) -> None:
+def test_nothing_was_interrupted(config: Config, host: FakeHost, guest: FakeGuest) -> None:
     after_snapshot.finish_interrupted(config, host, guest, None)
     assert guest.calls == []
     assert not config.journal_dir.exists()
 
 
-def test_settle_that_fails_without_a_journal_has_one_afterwards(
+def test_a_failure_without_a_journal_entry_leaves_one(
     config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     Journal(config.journal_dir).close(staged())
@@ -386,7 +382,7 @@ def test_settle_that_fails_without_a_journal_has_one_afterwards(
     assert points(config) == []
 
 
-def test_settle_publishes_what_nobody_finished(
+def test_an_interrupted_run_is_published(
     config: Config, host: FakeHost, guest: FakeGuest, staged: Stage
 ) -> None:
     after_snapshot.finish_interrupted(config, host, guest, staged())
@@ -394,7 +390,7 @@ def test_settle_publishes_what_nobody_finished(
     assert len(points(config)) == 1
 
 
-def test_settle_where_the_snapshot_was_never_taken_is_no_failure(
+def test_an_interrupted_run_without_a_snapshot_is_no_failure(
     config: Config, host: FakeHost, guest: FakeGuest, pools: FakeZfs, staged: Stage
 ) -> None:
     pools.present = {}

@@ -1,4 +1,4 @@
-"""finish of guests that stand still, or whose file systems do."""
+"""after_snapshot of guests that are paused or frozen."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,6 @@ from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -35,17 +34,19 @@ BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
 @pytest.fixture(autouse=True)
 def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
-    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(mounts, "read_table", list)
 
 
 def points(config: Config) -> list[Manifest]:
-    found = list(vault.entries(config.vault_dir))
-    return [point.manifest for point in found if isinstance(point, RestorePoint)]
+    return [
+        point.manifest
+        for point in vault.entries(config.vault_dir)
+        if isinstance(point, RestorePoint)
+    ]
 
 
 def assert_done(config: Config, guest: FakeGuest) -> None:
-    """It goes on, and neither journal nor staging knows of the moment."""
+    """It runs, and nothing of the run is left in journal and staging."""
     assert guest.paused_because is None
     assert guest.agent and not guest.agent.frozen
     assert Journal(config.journal_dir).entries() == []
@@ -53,11 +54,11 @@ def assert_done(config: Config, guest: FakeGuest) -> None:
 
 
 @BOTH
-def test_a_whole_moment(
+def test_a_whole_run(
     config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
 ) -> None:
     standing(level)
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     assert guest.calls == ["resume" if level is PAUSED else "thaw"]
     (manifest,) = points(config)
@@ -79,8 +80,8 @@ def is_shut_off(guest: FakeGuest) -> None:
     guest.shut_off()
 
 
-def is_dumped_still(guest: FakeGuest) -> None:
-    """Until it is looked at for the third time."""
+def is_still_dumped(guest: FakeGuest) -> None:
+    """Until the third call of has_job."""
     guest.job, guest.paused_because = True, None
 
     def look() -> None:
@@ -107,11 +108,11 @@ LESS = [
     pytest.param(
         PAUSED,
         NOT_FROZEN,
-        is_dumped_still,
+        is_still_dumped,
         "pre was killed before the disks were frozen",
         id="a dump that goes on",
     ),
-    pytest.param(PAUSED, {"memory_format": ""}, nothing, None, id="paused, not judged yet"),
+    pytest.param(PAUSED, {"memory_format": ""}, nothing, None, id="paused, header not read yet"),
     pytest.param(QUIESCED, {}, thaws, "thawed before its snapshot was known", id="thaws by itself"),
     pytest.param(QUIESCED, {}, is_shut_off, "it was shut off while", id="quiesced, off"),
     pytest.param(
@@ -131,19 +132,19 @@ LESS = [
 ]
 
 
-@pytest.mark.parametrize(("level", "said", "change", "reason"), LESS)
+@pytest.mark.parametrize(("level", "changes", "happens", "reason"), LESS)
 def test_less_than_was_begun(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
     level: ConsistencyLevel,
-    said: dict[str, Any],
-    change: Callable[[FakeGuest], None],
+    changes: dict[str, Any],
+    happens: Callable[[FakeGuest], None],
     reason: str | None,
 ) -> None:
-    standing(level, **said)
-    change(guest)
-    assert after_snapshot.finish(CALL, config, OWNER)
+    standing(level, **changes)
+    happens(guest)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     (manifest,) = points(config)
     assert manifest.level is (CRASH if reason else level)
@@ -151,7 +152,7 @@ def test_less_than_was_begun(
     assert (manifest.memory is not None) is (reason is None)
 
 
-@pytest.mark.parametrize(("level", "said", "change", "reason"), LESS)
+@pytest.mark.parametrize(("level", "changes", "happens", "reason"), LESS)
 @pytest.mark.parametrize("by_post", [True, False])
 def test_less_than_is_required_is_no_point(
     config: Config,
@@ -160,17 +161,17 @@ def test_less_than_is_required_is_no_point(
     standing: Standing,
     caplog: pytest.LogCaptureFixture,
     level: ConsistencyLevel,
-    said: dict[str, Any],
-    change: Callable[[FakeGuest], None],
+    changes: dict[str, Any],
+    happens: Callable[[FakeGuest], None],
     reason: str | None,
     by_post: bool,
 ) -> None:
-    entry = standing(level, minimum_level=level, **said)
-    change(guest)
+    entry = standing(level, minimum_level=level, **changes)
+    happens(guest)
     if by_post:
-        assert after_snapshot.finish(CALL, config, OWNER) is (reason is None)
+        assert after_snapshot.finish_run(CALL, config, OWNER) is (reason is None)
     else:
-        after_snapshot.end(config, host, entry)
+        after_snapshot.finish_entry(config, host, entry)
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == ([] if reason else [level])
     assert [path.name for path in (config.vault_dir / "web").iterdir() if path.name[0] == "."] == []
@@ -183,30 +184,30 @@ def test_more_than_is_required(
     config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
 ) -> None:
     standing(level, minimum_level=QUIESCED)
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert [manifest.level for manifest in points(config)] == [level]
 
 
-def test_agent_that_does_not_answer_keeps_the_moment_open(
+def test_agent_that_does_not_answer_keeps_the_entry_open(
     config: Config, guest: FakeGuest, standing: Standing, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = standing(QUIESCED)
     assert guest.agent
     guest.agent.answering = False
-    assert not after_snapshot.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish_run(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == [
-        msgspec.structs.replace(known, step="let go", snapshots_at_release=(11,))
+        msgspec.structs.replace(known, step="resume or thaw", snapshots_at_release=(11,))
     ]
     assert points(config) == []
     assert "by hand: virsh domfsthaw web" in caplog.text
     guest.agent.answering = True
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [QUIESCED]
 
 
 @BOTH
-def test_let_go_and_only_then_not_published(
+def test_released_but_not_published(
     config: Config,
     guest: FakeGuest,
     standing: Standing,
@@ -220,11 +221,11 @@ def test_let_go_and_only_then_not_published(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vault, "publish", full)
-        assert not after_snapshot.finish(CALL, config, OWNER)
+        assert not after_snapshot.finish_run(CALL, config, OWNER)
     (left,) = Journal(config.journal_dir).entries()
     assert not (left.paused or left.frozen)
-    # That it runs now says nothing of the time until its snapshot.
-    assert after_snapshot.finish(CALL, config, OWNER)
+    # That it runs now does not mean that it ran before its snapshot.
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [level]
     assert len(guest.calls) == 1
@@ -240,7 +241,7 @@ def test_guest_that_does_not_exist_any_more(
     level: ConsistencyLevel,
     when: str,
 ) -> None:
-    """Nobody knows until when it stood still; what pre-freeze has begun ends all the same."""
+    """Nobody knows how long it was held; post-thaw runs all the same."""
     path = tmp_path / "guest.d" / "web" / "post-thaw"
     path.parent.mkdir(parents=True)
     path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
@@ -255,7 +256,7 @@ def test_guest_that_does_not_exist_any_more(
         vanish()
     else:
         guest.at["resume" if level is PAUSED else "thaw"] = vanish
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     assert Journal(config.journal_dir).entries() == []
     (manifest,) = points(config)
     assert (manifest.level, manifest.memory) == (CRASH, None)
@@ -265,7 +266,7 @@ def test_guest_that_does_not_exist_any_more(
 
 
 @BOTH
-def test_settle_of_what_nobody_finished(
+def test_an_interrupted_run(
     config: Config,
     host: FakeHost,
     guest: FakeGuest,
@@ -283,7 +284,7 @@ def test_without_a_snapshot_there_is_no_point(
 ) -> None:
     pools.present = {}
     standing(level)
-    assert not after_snapshot.finish(CALL, config, OWNER)
+    assert not after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     assert points(config) == []
 
@@ -294,9 +295,9 @@ def test_several_names_are_one_point(
     names = (f"{T}_hourly", f"{T}_daily")
     pools.present = {f"tank/web@{name}": number for number, name in enumerate(names)}
     standing(QUIESCED, snapshot_names=names, preexisting_guids=())
-    assert after_snapshot.finish(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
+    assert after_snapshot.finish_run(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
     (manifest,) = points(config)
-    assert sorted(tie.name for tie in manifest.snapshots) == sorted(names)
+    assert sorted(ref.name for ref in manifest.snapshots) == sorted(names)
 
 
 def test_times_of_a_guest_that_was_on_no_overlay(
@@ -304,7 +305,7 @@ def test_times_of_a_guest_that_was_on_no_overlay(
 ) -> None:
     caplog.set_level("INFO", "zvmsnap")
     standing(PAUSED, dump_s=3.5)
-    assert after_snapshot.finish(CALL, config, OWNER)
+    assert after_snapshot.finish_run(CALL, config, OWNER)
     (manifest,) = points(config)
     assert manifest.timing.dump_s == 3.5
     assert (manifest.timing.overlay_s, manifest.timing.commit_s) == (0, 0)

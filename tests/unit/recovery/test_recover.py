@@ -17,7 +17,6 @@ from zvmsnap.common.errors import GuestNotFound, HypervisorUnreachable, LibvirtF
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config, Limits
-from zvmsnap.disks import jobs
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -39,17 +38,17 @@ DEAD = Process(4711, 815, "a-boot")
 @pytest.fixture(autouse=True)
 def _seams(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
-    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(mounts, "read_table", list)
 
 
 def points(config: Config) -> list[str]:
-    found = vault.entries(config.vault_dir)
-    return [point.name for point in found if isinstance(point, RestorePoint)]
+    return [
+        point.name for point in vault.entries(config.vault_dir) if isinstance(point, RestorePoint)
+    ]
 
 
 def tree(config: Config) -> list[tuple[str, bytes]]:
-    """All that lies in our directories, but locks."""
+    """All files of zvmsnap, but locks."""
     root = config.staging_dir.parent
     return [
         (str(path.relative_to(root)), path.read_bytes() if path.is_file() else b"")
@@ -105,7 +104,7 @@ def test_table(
         deface(config)
     before = guest.xml()
 
-    report = recover.recover(config, "web")
+    report = recover.recover_guests(config, "web")
     assert [outcome.result for outcome in report.outcomes] == ([result] if result else [])
     assert report.complete
     assert points(config) == published
@@ -123,7 +122,7 @@ def test_table(
 
 
 @pytest.mark.parametrize(("owner", "frozen", "journal", "deface", "result", "published"), TABLE)
-def test_dry_run_finds_the_same_and_changes_nothing(
+def test_dry_run_has_the_same_findings_and_changes_nothing(
     config: Config,
     guest: FakeGuest,
     staged: Stage,
@@ -139,9 +138,9 @@ def test_dry_run_finds_the_same_and_changes_nothing(
         Journal(config.journal_dir).close(known)
     if deface:
         deface(config)
-        Journal(config.journal_dir).entries()  # sets it aside
+        Journal(config.journal_dir).entries()  # renames it
     before = (tree(config), guest.xml())
-    report = recover.recover(config, dry_run=True)
+    report = recover.recover_guests(config, dry_run=True)
     wanted = Result.NEEDED if result is Result.RECOVERED else result
     assert [outcome.result for outcome in report.outcomes] == ([wanted] if wanted else [])
     assert (tree(config), guest.xml()) == before
@@ -150,17 +149,17 @@ def test_dry_run_finds_the_same_and_changes_nothing(
     assert known.disks[0].overlay not in report.removed
 
 
-def test_what_is_found_is_said(config: Config, guest: FakeGuest, staged: Stage) -> None:
+def test_findings(config: Config, guest: FakeGuest, staged: Stage) -> None:
     known = staged()
-    (outcome,) = recover.recover(config, dry_run=True).outcomes
+    (outcome,) = recover.recover_guests(config, dry_run=True).outcomes
     assert (outcome.domain, outcome.uuid) == ("web", UUID)
-    assert outcome.found == (
+    assert outcome.findings == (
         f"run {T} is open at step frozen",
         f"vda is on {known.disks[0].overlay}",
     )
 
 
-@pytest.mark.parametrize("gone", ["destroyed", "never there"])
+@pytest.mark.parametrize("gone", ["destroyed", "unknown"])
 def test_guest_that_is_gone_keeps_its_overlay(
     config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, gone: str
 ) -> None:
@@ -170,7 +169,7 @@ def test_guest_that_is_gone_keeps_its_overlay(
     else:
         host.known.clear()
     overlay = Path(known.disks[0].overlay)
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert [outcome.result for outcome in report.outcomes] == [Result.RECOVERED]
     assert points(config) == [f"web@{T}"]
     assert overlay.exists()
@@ -178,10 +177,10 @@ def test_guest_that_is_gone_keeps_its_overlay(
     assert problem.startswith(f"{overlay}: kept; no guest uses it, but it holds writes that")
     assert f"qemu-img commit {overlay}" in problem
     assert not report.complete
-    assert recover.recover(config).problems == [problem]
+    assert recover.recover_guests(config).problems == [problem]
 
 
-def test_failure_is_said_and_keeps_nobody_else(
+def test_a_failure_is_reported_and_stops_no_other(
     config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, tmp_path: Path
 ) -> None:
     known = staged()
@@ -194,7 +193,7 @@ def test_failure_is_said_and_keeps_nobody_else(
         raise LibvirtFailed("no pivot", 38)
 
     guest.at["pivot vda"] = fail
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert [(each.domain, each.result) for each in report.outcomes] == [
         ("db", Result.RECOVERED),
         ("web", Result.FAILED),
@@ -204,23 +203,23 @@ def test_failure_is_said_and_keeps_nobody_else(
     assert holds(tmp_path / "tank" / "db.raw", 9)
     assert Path(known.disks[0].overlay).exists()
     guest.mirrors.clear()
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
 
 
 def test_overlay_of_a_guest_that_could_not_be_recovered_is_never_removed(
     config: Config, guest: FakeGuest
 ) -> None:
-    # Off, without a journal, nothing written yet, and its lock held: so nothing tells but its name.
+    # Off, without a journal entry, nothing written yet, its lock held: only the name tells.
     capture = StagingDir(config.staging_dir / f"{UUID}.00000001")
     overlay = guest.on_overlay("vda", capture.overlay("vda"))
     guest.shut_off()
     hasty = msgspec.structs.replace(config, limits=Limits(lock_timeout_s=0.01))
     with lock(config.locks_dir, UUID, "capture web", 1):
-        report = recover.recover(hasty)
+        report = recover.recover_guests(hasty)
     assert [outcome.result for outcome in report.outcomes] == [Result.FAILED]
     assert overlay.exists()
     assert report.removed == []
-    assert recover.recover(config).complete
+    assert recover.recover_guests(config).complete
     assert not overlay.exists()
 
 
@@ -229,7 +228,7 @@ def test_guest_whose_next_start_would_be_on_an_overlay(
 ) -> None:
     Journal(config.journal_dir).close(staged())
     guest.live["vda"] = guest.below[guest.live["vda"]]
-    (outcome,) = recover.recover(config, "web").outcomes
+    (outcome,) = recover.recover_guests(config, "web").outcomes
     assert outcome.result is Result.RECOVERED
     assert guest.persistent == guest.live
 
@@ -238,7 +237,7 @@ def test_what_somebody_else_made_is_reported_and_stays(
     config: Config, guest: FakeGuest, tmp_path: Path
 ) -> None:
     guest.snapshots = ["by hand"]
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert report.foreign == [
         "web: libvirt's snapshot by hand was made by somebody else; not touched"
     ]
@@ -251,9 +250,11 @@ def test_somebodys_overlay_on_ours_fails_and_both_stay(
     known = staged()
     ours = Path(known.disks[0].overlay)
     theirs = guest.on_overlay("vda", tmp_path / "tank" / "theirs.qcow2", ours)
-    (outcome,) = recover.recover(config).outcomes
+    (outcome,) = recover.recover_guests(config).outcomes
     assert outcome.result is Result.FAILED
-    assert f"{theirs} lies on it, which somebody else made: end that snapshot first" in outcome.why
+    assert (
+        f"{theirs} is on top of it, made by somebody else: end that snapshot first" in outcome.why
+    )
     assert ours.exists() and theirs.exists()
     assert guest.calls == []
 
@@ -268,11 +269,11 @@ def test_guests_without_snapshots_are_no_failure(
         raise LibvirtFailed("not supported", 3)
 
     entry_names = guest.snapshot_names
-    guest.at["snapshot_names"] = lambda: None  # the one of tidy
-    report = recover.recover(config)
+    guest.at["snapshot_names"] = lambda: None  # the call of tidy
+    report = recover.recover_guests(config)
     assert report.complete and entry_names() == []
     guest.at["snapshot_names"] = fail
-    assert recover.recover(config).foreign == ["not supported"]
+    assert recover.recover_guests(config).foreign == ["not supported"]
 
 
 def test_one_guest_by_name_or_uuid(
@@ -284,11 +285,11 @@ def test_one_guest_by_name_or_uuid(
         other.on_overlay("vda", config.staging_dir / f"{OTHER}.0000000f" / "vda.zvmsnap.qcow2"), 9
     )
     host.known.append(other)
-    assert [each.domain for each in recover.recover(config, "web").outcomes] == ["web"]
+    assert [each.domain for each in recover.recover_guests(config, "web").outcomes] == ["web"]
     assert other.calls == []
-    assert [each.domain for each in recover.recover(config, OTHER).outcomes] == ["db"]
+    assert [each.domain for each in recover.recover_guests(config, OTHER).outcomes] == ["db"]
     with pytest.raises(GuestNotFound, match="mail: libvirt has no such guest"):
-        recover.recover(config, "mail")
+        recover.recover_guests(config, "mail")
 
 
 def test_guest_that_only_the_journal_knows_has_a_name(
@@ -296,18 +297,18 @@ def test_guest_that_only_the_journal_knows_has_a_name(
 ) -> None:
     staged()
     host.known.clear()
-    assert [each.domain for each in recover.recover(config, "web").outcomes] == ["web"]
+    assert [each.domain for each in recover.recover_guests(config, "web").outcomes] == ["web"]
 
 
 def test_no_hypervisor(config: Config, host: FakeHost, staged: Stage) -> None:
     known = staged()
     host.reachable = False
     with pytest.raises(HypervisorUnreachable):
-        recover.recover(config)
+        recover.recover_guests(config)
     assert Journal(config.journal_dir).entries() == [known]
 
 
-def test_debris(config: Config, tmp_path: Path) -> None:
+def test_leftovers(config: Config, tmp_path: Path) -> None:
     untouched, written, broken, empty = (
         StagingDir(config.staging_dir / f"{UUID}.0000000{number}") for number in range(4)
     )
@@ -320,9 +321,9 @@ def test_debris(config: Config, tmp_path: Path) -> None:
     broken.overlay("vda").write_bytes(b"no image")
 
     before = tree(config)
-    dry = recover.recover(config, dry_run=True)
+    dry = recover.recover_guests(config, dry_run=True)
     assert tree(config) == before
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert (report.removed, report.problems) == (dry.removed, dry.problems)
     assert set(report.removed) == {
         str(path)
@@ -342,7 +343,7 @@ def test_debris(config: Config, tmp_path: Path) -> None:
     assert sorted(config.staging_dir.iterdir()) == [written.path, broken.path]
 
 
-def test_overlays_are_judged_only_when_all_guests_can_be_asked(
+def test_overlays_are_removed_only_if_all_guests_can_be_asked(
     config: Config, guest: FakeGuest, tmp_path: Path
 ) -> None:
     capture = StagingDir(config.staging_dir / f"{UUID}.0000000f")
@@ -353,7 +354,7 @@ def test_overlays_are_judged_only_when_all_guests_can_be_asked(
         raise LibvirtFailed("no answer", 38)
 
     guest.at["xml"] = fail
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert report.problems == [f"{overlay}: kept; no answer"]
     assert overlay.exists()
 
@@ -365,7 +366,7 @@ def test_vault_that_is_not_mounted_is_a_problem_and_nothing_is_cleared(
     (config.vault_dir / vault.MARK).unlink()
     half = vault.incoming(config.vault_dir, "web", f"{UUID}.0000000f")
     staged()
-    report = recover.recover(config)
+    report = recover.recover_guests(config)
     assert [outcome.result for outcome in report.outcomes] == [Result.FAILED]
     (problem,) = report.problems
     assert "is its file system mounted?" in problem
@@ -373,17 +374,19 @@ def test_vault_that_is_not_mounted_is_a_problem_and_nothing_is_cleared(
     assert guest.live["vda"].endswith("vda.raw")
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_each(config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_recover_entries(
+    config: Config, guest: FakeGuest, host: FakeHost, staged: Stage, exists: bool
+) -> None:
     known = staged()
-    if not there:
+    if not exists:
         host.known.clear()
-    assert recover.each(config, [known])
+    assert recover.recover_entries(config, [known])
     assert points(config) == [f"web@{T}"]
-    assert recover.each(config, [known])
+    assert recover.recover_entries(config, [known])
 
 
-def test_each_that_fails_says_so(
+def test_recover_entries_that_fails_says_so(
     config: Config, guest: FakeGuest, staged: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = staged()
@@ -392,18 +395,18 @@ def test_each_that_fails_says_so(
         raise LibvirtFailed("no commit", 38)
 
     guest.at["commit vda"] = fail
-    assert not recover.each(config, [known])
+    assert not recover.recover_entries(config, [known])
     assert "no commit" in caplog.text
 
 
-def test_moment_that_began_while_the_lock_was_waited_for(
+def test_run_that_began_while_the_lock_was_waited_for(
     config: Config, guest: FakeGuest, staged: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = staged()
     fresh = msgspec.structs.replace(known, owner=own(), step="dump")
     monkeypatch.setattr(Journal, "read", lambda journal, uuid: fresh)
     monkeypatch.setattr(Journal, "entries", lambda journal: [known])
-    (outcome,) = recover.recover(config, "web").outcomes
+    (outcome,) = recover.recover_guests(config, "web").outcomes
     assert outcome.result is Result.UNDER_WAY
     assert guest.calls == []
 
@@ -419,9 +422,9 @@ def scene(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
-    found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    found.host.install(monkeypatch)
-    return found
+    scene = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
+    scene.host.install(monkeypatch)
+    return scene
 
 
 def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> str:
@@ -433,8 +436,8 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
     def work() -> None:
         scene.world.acts.clear()
         if what == "clone":
-            task = plan_clone(scene.config, scene.host, point, CloneOptions("w2"))
-            CloneCreation(scene.config, scene.host, task).run()
+            operation = plan_clone(scene.config, scene.host, point, CloneOptions("w2"))
+            CloneCreation(scene.config, scene.host, operation).run()
             return
         image = memory_image.check(point.directory / memory.file, memory)
         cancelled = threading.Event()
@@ -453,8 +456,9 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
             work()
     scene.world.disarm()
     if not alive:
-        (task,) = scene.operations()
-        Operations(scene.config.journal_dir).write(msgspec.structs.replace(task, owner=DEAD))
+        (operation,) = scene.operations()
+        operations = Operations(scene.config.journal_dir)
+        operations.write(msgspec.structs.replace(operation, owner=DEAD))
     return "w2" if what == "clone" else "web"
 
 
@@ -468,68 +472,71 @@ INTERRUPTED = [
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(("what", "act", "content"), INTERRUPTED)
-def test_interrupted_task(scene: Scene, what: str, act: str, content: str, named: bool) -> None:
+def test_interrupted_operation(
+    scene: Scene, what: str, act: str, content: str, named: bool
+) -> None:
     name = interrupted(scene, what, act)
-    (task,) = scene.operations()
+    (operation,) = scene.operations()
     before, shape = tree(scene.config), scene.world.summary()
 
-    dry = recover.recover(scene.config, name if named else None, dry_run=True)
+    dry = recover.recover_guests(scene.config, name if named else None, dry_run=True)
     (outcome,) = dry.outcomes
-    assert (outcome.domain, outcome.uuid, outcome.result) == (name, task.uuid, Result.NEEDED)
-    assert outcome.found == (
-        f"{what} of {task.point} was interrupted at step {task.step}: zvmsnap recover ends it",
+    assert (outcome.domain, outcome.uuid, outcome.result) == (name, operation.uuid, Result.NEEDED)
+    assert outcome.findings == (
+        f"{what} of {operation.point} was interrupted at step {operation.step}: "
+        "zvmsnap recover ends it",
     )
     assert (tree(scene.config), scene.world.summary()) == (before, shape)
-    # What it still needs is no debris.
+    # What it still needs is not left over.
     assert (dry.removed, dry.problems) == ([], [])
 
-    report = recover.recover(scene.config, name if named else None)
+    report = recover.recover_guests(scene.config, name if named else None)
     assert [each.result for each in report.outcomes] == [Result.RECOVERED]
     assert (report.complete, report.removed) == (True, [])
     assert scene.world.pool["tank/web"].content.rstrip("+") == content
     assert [guest.name for guest in scene.host.guests()] == ["web"]
     assert (scene.operations(), scene.staged(), scene.world.mismatches) == ([], [], [])
-    assert recover.recover(scene.config).outcomes == []
+    assert recover.recover_guests(scene.config).outcomes == []
 
 
 @pytest.mark.parametrize(("what", "act", "content"), INTERRUPTED)
-def test_task_whose_owner_runs_is_left_alone(
+def test_operation_whose_owner_runs_is_left_alone(
     scene: Scene, what: str, act: str, content: str
 ) -> None:
     name = interrupted(scene, what, act, alive=True)
     before, shape = tree(scene.config), scene.world.summary()
     for domain in (name, None):
-        report = recover.recover(scene.config, domain)
+        report = recover.recover_guests(scene.config, domain)
         assert [(o.result, o.why) for o in report.outcomes] == [
             (Result.UNDER_WAY, f"pid {os.getpid()}")
         ]
         assert (tree(scene.config), scene.world.summary()) == (before, shape)
 
 
-def test_task_that_cannot_be_ended_is_a_failure_and_stays(scene: Scene) -> None:
+def test_operation_that_cannot_be_ended_is_a_failure_and_stays(scene: Scene) -> None:
     interrupted(scene, "restore", "zfs promote")
     scene.world.acts.clear()
     scene.world.errors = {(number, "before") for number in range(99)}
-    (outcome,) = recover.recover(scene.config, "web").outcomes
+    (outcome,) = recover.recover_guests(scene.config, "web").outcomes
     assert outcome.result is Result.FAILED
     assert "could not be undone" in outcome.why
     scene.world.disarm()
     assert len(scene.operations()) == 1
-    assert recover.recover(scene.config).complete
+    assert recover.recover_guests(scene.config).complete
     assert scene.world.mismatches == []
 
 
-@pytest.mark.parametrize("then", ["ended", "begun anew"])
-def test_task_that_somebody_ended_while_the_lock_was_waited_for(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, then: str
+@pytest.mark.parametrize("meanwhile", ["ended", "begun anew"])
+def test_operation_that_somebody_ended_while_the_lock_was_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     interrupted(scene, "restore", "save")
-    (task,) = scene.operations()
-    fresh = None if then == "ended" else msgspec.structs.replace(task, owner=own())
-    monkeypatch.setattr(Operations, "read", lambda tasks, uuid: fresh)
-    monkeypatch.setattr(Operations, "all", lambda tasks: [task])
+    (operation,) = scene.operations()
+    fresh = None if meanwhile == "ended" else msgspec.structs.replace(operation, owner=own())
+    monkeypatch.setattr(Operations, "read", lambda operations, uuid: fresh)
+    monkeypatch.setattr(Operations, "all", lambda operations: [operation])
     scene.guest.shut_off()
-    (outcome,) = recover.recover(scene.config, "web").outcomes
-    assert outcome.result is (Result.RECOVERED if then == "ended" else Result.UNDER_WAY)
+    (outcome,) = recover.recover_guests(scene.config, "web").outcomes
+    assert outcome.result is (Result.RECOVERED if meanwhile == "ended" else Result.UNDER_WAY)
     # It would have been started by an end of what was ended.
     assert not scene.guest.active

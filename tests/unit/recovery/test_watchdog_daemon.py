@@ -1,8 +1,5 @@
 import os
-import shutil
-import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,21 +7,21 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.fakes.clock import ScriptedClock
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import holds
 from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.common import waiting
 from zvmsnap.common.errors import LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.quiesce import watchdog
 from zvmsnap.recovery import watchdog_daemon
 from zvmsnap.zfs import mounts
 
@@ -34,37 +31,25 @@ DEAD = Process(4711, 815, "a-boot")
 MIB = 1 << 20
 
 
-class Clock:
-    """Counts the looks of the guard, and lets something happen after some of them."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-        self.after: dict[int, Callable[[], None]] = {}
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        assert len(self.slept) < 50, "never ends"
-        self.after.get(len(self.slept), lambda: None)()
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "sleep", made.sleep)
-    return made
+def clock() -> Iterator[ScriptedClock]:
+    """Every sleep is one between two looks of the watchdog."""
+    clock = ScriptedClock()
+    with waiting.clocked_by(clock):
+        yield clock
 
 
 @pytest.fixture(autouse=True)
-def _seams(clock: Clock, host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def _seams(
+    clock: ScriptedClock, host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(mounts, "read_table", list)
-    monkeypatch.setattr(jobs, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(watchdog_daemon, "_ANOTHER_IS_THERE_S", 0)
 
 
 @pytest.fixture
 def sanoid(monkeypatch: pytest.MonkeyPatch) -> Process:
-    """A sanoid that runs until `dies`."""
+    """A sanoid that lives until `dies`."""
     owner = Process.of(os.getpid())
     monkeypatch.setattr(Process, "is_alive", lambda process: process == owner and ALIVE[0])
     ALIVE[0] = True
@@ -91,21 +76,25 @@ def points(config: Config) -> list[RestorePoint]:
     return [p for p in vault.entries(config.vault_dir) if isinstance(p, RestorePoint)]
 
 
-def test_goes_when_sanoid_is_dead_and_nothing_is_open(config: Config, clock: Clock) -> None:
+def test_exits_when_sanoid_is_dead_and_no_entry_is_open(
+    config: Config, clock: ScriptedClock
+) -> None:
     assert watchdog_daemon.watch(config, DEAD)
     assert clock.slept == []
 
 
-def test_stays_as_long_as_sanoid_runs(config: Config, clock: Clock, sanoid: Process) -> None:
+def test_runs_as_long_as_sanoid_lives(
+    config: Config, clock: ScriptedClock, sanoid: Process
+) -> None:
     clock.after[3] = dies
     assert watchdog_daemon.watch(config, sanoid)
     assert clock.slept == [1.0] * 3
 
 
-def test_touches_nothing_while_sanoid_runs(
+def test_does_nothing_while_sanoid_lives(
     config: Config,
     guest: FakeGuest,
-    clock: Clock,
+    clock: ScriptedClock,
     sanoid: Process,
     staged: Stage,
     monkeypatch: pytest.MonkeyPatch,
@@ -125,7 +114,7 @@ def test_touches_nothing_while_sanoid_runs(
     assert [point.manifest.level for point in points(config)] == [ConsistencyLevel.MEMORY]
 
 
-def test_moments_of_another_sanoid_are_none_of_its_business(
+def test_runs_of_another_sanoid_are_not_touched(
     config: Config, guest: FakeGuest, staged: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free(monkeypatch, 0)
@@ -135,8 +124,8 @@ def test_moments_of_another_sanoid_are_none_of_its_business(
     assert guest.calls == []
 
 
-def test_tries_again_farther_and_farther_apart(
-    config: Config, host: FakeHost, clock: Clock, staged: Stage
+def test_tries_again_each_time_after_twice_as_long(
+    config: Config, host: FakeHost, clock: ScriptedClock, staged: Stage
 ) -> None:
     staged(owner=DEAD)
     host.reachable = False
@@ -150,7 +139,9 @@ def test_tries_again_farther_and_farther_apart(
     assert entries(config) == []
 
 
-def test_gives_up_in_the_end(config: Config, host: FakeHost, clock: Clock, staged: Stage) -> None:
+def test_gives_up_after_some_attempts(
+    config: Config, host: FakeHost, clock: ScriptedClock, staged: Stage
+) -> None:
     known = staged(owner=DEAD)
     host.reachable = False
     assert not watchdog_daemon.watch(config, DEAD)
@@ -164,7 +155,7 @@ def test_gives_up_in_the_end(config: Config, host: FakeHost, clock: Clock, stage
 def test_staging_that_runs_full(
     config: Config,
     guest: FakeGuest,
-    clock: Clock,
+    clock: ScriptedClock,
     sanoid: Process,
     staged: Stage,
     pools: FakeZfs,
@@ -186,19 +177,19 @@ def test_staging_that_runs_full(
 
     clock.after = {1: look, 2: dies}
     assert watchdog_daemon.watch(config, sanoid)
-    # What a snapshot saw of a merge is no point at all.
+    # There is no point of a snapshot that was taken during a merge.
     assert [point.manifest.level for point in points(config)] == [ConsistencyLevel.MEMORY] * (
         not released_early
     )
     assert holds(Path(guest.live["vda"]), 7)
-    # Given up once, and then left to post.
+    # Its overlays are merged once; the rest is for post.
     assert guest.calls == ([] if released_early else ["commit vda", "pivot vda"])
 
 
-def test_staging_that_runs_full_behind_the_snapshot(
+def test_staging_that_runs_full_after_the_snapshot(
     config: Config,
     guest: FakeGuest,
-    clock: Clock,
+    clock: ScriptedClock,
     sanoid: Process,
     staged: Stage,
     pools: FakeZfs,
@@ -218,14 +209,14 @@ def test_staging_that_runs_full_behind_the_snapshot(
     assert watchdog_daemon.watch(config, sanoid)
     (point,) = points(config)
     assert point.manifest.level is ConsistencyLevel.MEMORY
-    assert [tie.name for tie in point.manifest.snapshots] == [f"{T}_monthly"]
+    assert [ref.name for ref in point.manifest.snapshots] == [f"{T}_monthly"]
     assert f"overlays were being merged: tank/web@{T}_hourly" in caplog.text
     assert holds(Path(guest.live["vda"]), 7)
 
 
 def test_staging_that_runs_full_between_the_snapshots_of_two_pools(
     config: Config,
-    clock: Clock,
+    clock: ScriptedClock,
     sanoid: Process,
     staged: Stage,
     pools: FakeZfs,
@@ -253,7 +244,7 @@ def test_staging_that_runs_full_between_the_snapshots_of_two_pools(
 @pytest.mark.parametrize(
     ("reserve_mib", "room_mib", "expected_mib"), [(256, 1024, 256), (256, 1, 1), (8, 8, 8)]
 )
-def test_reserve_is_no_more_than_the_room_that_pre_saw_to(
+def test_reserve_is_no_more_than_pre_has_made_sure_of(
     config: Config, reserve_mib: int, room_mib: int, expected_mib: int
 ) -> None:
     limits = msgspec.structs.replace(
@@ -263,10 +254,10 @@ def test_reserve_is_no_more_than_the_room_that_pre_saw_to(
     assert reserve_bytes == expected_mib << 20
 
 
-def test_nothing_is_given_up_while_a_hook_works_on_the_guest(
+def test_nothing_is_released_early_while_a_hook_works_on_the_guest(
     config: Config,
     guest: FakeGuest,
-    clock: Clock,
+    clock: ScriptedClock,
     sanoid: Process,
     staged: Stage,
     monkeypatch: pytest.MonkeyPatch,
@@ -288,27 +279,27 @@ def test_nothing_is_given_up_while_a_hook_works_on_the_guest(
     "now",
     [
         pytest.param(None, id="finished meanwhile"),
-        pytest.param({"capture": f"{UUID}.0000000f"}, id="another moment meanwhile"),
+        pytest.param({"capture": f"{UUID}.0000000f"}, id="another run meanwhile"),
     ],
 )
-def test_only_the_moment_that_was_seen_is_given_up(
+def test_only_the_entry_that_was_read_is_released_early(
     config: Config, guest: FakeGuest, staged: Stage, now: dict[str, Any] | None
 ) -> None:
-    seen = staged()
+    known = staged()
     journal = Journal(config.journal_dir)
-    journal.close(seen)
+    journal.close(known)
     if now is not None:
-        journal.write(msgspec.structs.replace(seen, **now))
+        journal.write(msgspec.structs.replace(known, **now))
     before = entries(config)
-    watchdog_daemon._give_up(config, journal, seen)
+    watchdog_daemon._release_early(config, journal, known)
     assert entries(config) == before
     assert guest.calls == []
 
 
-def test_what_cannot_be_given_up_is_said_and_the_guard_stays(
+def test_a_failed_early_release_is_logged_and_the_watchdog_goes_on(
     config: Config,
     guest: FakeGuest,
-    clock: Clock,
+    clock: ScriptedClock,
     sanoid: Process,
     staged: Stage,
     monkeypatch: pytest.MonkeyPatch,
@@ -352,17 +343,17 @@ def test_main(settings: None, config: Config, guest: FakeGuest, staged: Stage) -
     assert not list(config.locks_dir.glob("watchdog-*"))
 
 
-def test_second_guard_ends_at_once(
+def test_a_second_watchdog_exits_at_once(
     settings: None, config: Config, guest: FakeGuest, staged: Stage
 ) -> None:
     known = staged(owner=DEAD)
-    with lock(config.locks_dir, "watchdog-4711-815", "guard", 1):
+    with lock(config.locks_dir, "watchdog-4711-815", "watchdog", 1):
         assert watchdog_daemon.main(WORDS) == 0
         assert (config.locks_dir / "watchdog-4711-815.lock").exists()
     assert entries(config) == [known]
 
 
-def test_guard_that_gave_up_says_so(
+def test_exit_code_after_it_gave_up(
     settings: None, config: Config, host: FakeHost, staged: Stage
 ) -> None:
     staged(owner=DEAD)
@@ -371,7 +362,7 @@ def test_guard_that_gave_up_says_so(
 
 
 @pytest.mark.parametrize("error", [ZvmsnapError("no"), OSError("no")])
-def test_guard_that_fails_is_one_line(
+def test_a_failure_is_one_line(
     settings: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -382,57 +373,4 @@ def test_guard_that_fails_is_one_line(
 
     monkeypatch.setattr(watchdog_daemon, "watch", fail)
     assert watchdog_daemon.main(WORDS) == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("error: guard: no")
-
-
-class Started:
-    """Notes how the guard would be started."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
-        self.commands: list[list[str]] = []
-        self.named: list[dict[str, Any]] = []
-        is_dir = Path.is_dir
-        monkeypatch.setattr(
-            Path,
-            "is_dir",
-            lambda path: systemd if str(path) == "/run/systemd/system" else is_dir(path),
-        )
-        monkeypatch.setattr(shutil, "which", lambda program: f"/bin/{program}")
-        monkeypatch.setattr(subprocess, "run", self.note)
-        monkeypatch.setattr(subprocess, "Popen", self.note)
-
-    def note(self, command: list[str], **named: Any) -> None:
-        self.commands.append(command)
-        self.named.append(named)
-
-
-@pytest.mark.parametrize("systemd", [True, False])
-def test_arm(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
-    started = Started(monkeypatch, systemd)
-    monkeypatch.setenv("ZVMSNAP_CONFIG", "/etc/other.toml")
-    watchdog.start_watchdog(DEAD)
-    ((command,), (named,)) = started.commands, started.named
-    assert command[-7:] == ["-m", "zvmsnap", "watchdog", *WORDS]
-    if systemd:
-        assert command[0] == "/bin/systemd-run"
-        assert "--unit=zvmsnap-watchdog-4711-815" in command
-        assert "--setenv=ZVMSNAP_CONFIG=/etc/other.toml" in command
-    else:
-        # Whatever kills sanoid's process group must not kill it.
-        assert named["start_new_session"] is True
-
-
-@pytest.mark.parametrize("systemd", [True, False])
-def test_a_guard_that_cannot_be_started_stops_no_moment(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, systemd: bool
-) -> None:
-    started = Started(monkeypatch, systemd)
-
-    def fail(*_arguments: object, **_named: object) -> None:
-        raise OSError("no more processes")
-
-    monkeypatch.setattr(subprocess, "run", fail)
-    monkeypatch.setattr(subprocess, "Popen", fail)
-    watchdog.start_watchdog(DEAD)
-    assert "no watchdog for this run" in caplog.text
-    assert started.commands == []
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: watchdog: no")

@@ -1,0 +1,171 @@
+"""How the watchdog is started, and how others see that it runs."""
+
+import fcntl
+import math
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zvmsnap.common.errors import NotHeld
+from zvmsnap.common.lockfile import is_held, lock
+from zvmsnap.common.process import Process
+from zvmsnap.config.settings import Config
+from zvmsnap.quiesce import watchdog
+
+DEAD = Process(4711, 815, "a-boot")
+WORDS = ["4711", "815", "a-boot", "inf"]
+NAME = "watchdog-4711-815"
+
+
+class Started:
+    """Notes how the watchdog would be started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
+        self.commands: list[list[str]] = []
+        self.named: list[dict[str, Any]] = []
+        is_dir = Path.is_dir
+        monkeypatch.setattr(
+            Path,
+            "is_dir",
+            lambda path: systemd if str(path) == "/run/systemd/system" else is_dir(path),
+        )
+        monkeypatch.setattr(shutil, "which", lambda program: f"/bin/{program}")
+        monkeypatch.setattr(subprocess, "run", self.note)
+        monkeypatch.setattr(subprocess, "Popen", self.note)
+
+    def note(self, command: list[str], **named: Any) -> None:
+        self.commands.append(command)
+        self.named.append(named)
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+def test_start(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
+    started = Started(monkeypatch, systemd)
+    monkeypatch.setenv("ZVMSNAP_CONFIG", "/etc/other.toml")
+    watchdog.start_watchdog(DEAD)
+    ((command,), (named,)) = started.commands, started.named
+    assert command[-7:] == ["-m", "zvmsnap", "watchdog", *WORDS]
+    if systemd:
+        assert command[0] == "/bin/systemd-run"
+        assert "--unit=zvmsnap-watchdog-4711-815" in command
+        assert "--setenv=ZVMSNAP_CONFIG=/etc/other.toml" in command
+    else:
+        # Whatever kills sanoid's process group must not kill it.
+        assert named["start_new_session"] is True
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+def test_a_watchdog_that_cannot_be_started_stops_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, systemd: bool
+) -> None:
+    started = Started(monkeypatch, systemd)
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    watchdog.start_watchdog(DEAD)
+    assert "no watchdog for this run" in caplog.text
+    assert started.commands == []
+
+
+class Starter:
+    """In place of start_watchdog: the calls, and the lock of the watchdog that starts."""
+
+    def __init__(self, config: Config) -> None:
+        self.starts = True
+        self.calls: list[tuple[Process, float]] = []
+        self.over = ExitStack()
+        self._config = config
+
+    def start(self, owner: Process, post_within_s: float = math.inf) -> None:
+        self.calls.append((owner, post_within_s))
+        if self.starts:
+            self.over.enter_context(lock(self._config.locks_dir, NAME, "watchdog", 0))
+
+
+@pytest.fixture
+def starter(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
+    made = Starter(config)
+    monkeypatch.setattr(watchdog, "start_watchdog", made.start)
+    with made.over:
+        yield made
+
+
+@pytest.mark.parametrize("post_within_s", [math.inf, 120, 0])
+def test_a_watchdog_is_started_once(config: Config, starter: Starter, post_within_s: float) -> None:
+    watchdog.require_watchdog(config, DEAD, post_within_s)
+    assert starter.calls == [(DEAD, post_within_s)]
+    watchdog.require_watchdog(config, DEAD, post_within_s)
+    assert len(starter.calls) == 1
+
+
+def test_a_watchdog_that_starts_slowly(
+    config: Config, starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def look(locks_dir: Path, name: str) -> bool:
+        looks.append(name)
+        if len(looks) == 5:
+            starter.start(DEAD)
+        return is_held(locks_dir, name)
+
+    monkeypatch.setattr(watchdog, "start_watchdog", lambda owner, post_within_s: None)
+    monkeypatch.setattr(watchdog, "is_held", look)
+    watchdog.require_watchdog(config, DEAD, math.inf)
+    assert looks == [NAME] * 5
+
+
+def test_no_watchdog_starts(config: Config, starter: Starter) -> None:
+    starter.starts = False
+    with pytest.raises(NotHeld, match="no watchdog runs"):
+        watchdog.require_watchdog(config, DEAD, math.inf)
+    assert starter.calls == [(DEAD, math.inf)]
+
+
+def test_the_lock_file_of_a_killed_watchdog_does_not_count(
+    config: Config, starter: Starter
+) -> None:
+    with lock(config.locks_dir, NAME, "watchdog", 0):
+        assert is_held(config.locks_dir, NAME)
+    assert (config.locks_dir / f"{NAME}.lock").exists()
+    watchdog.require_watchdog(config, DEAD, math.inf)
+    assert len(starter.calls) == 1
+
+
+def test_the_watchdog_of_another_owner_does_not_count(config: Config, starter: Starter) -> None:
+    with lock(config.locks_dir, "watchdog-4711-816", "watchdog", 0):
+        watchdog.require_watchdog(config, DEAD, math.inf)
+    assert len(starter.calls) == 1
+
+
+def test_a_process_that_looks_for_a_watchdog_does_not_count(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several guests of a run look at the same time."""
+    with lock(config.locks_dir, NAME, "watchdog", 0):
+        pass
+    flock, others = fcntl.flock, list[bool]()
+
+    def looked(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        monkeypatch.setattr(fcntl, "flock", flock)
+        others.append(is_held(config.locks_dir, NAME))
+
+    monkeypatch.setattr(fcntl, "flock", looked)
+    assert not is_held(config.locks_dir, NAME)
+    assert others == [False]
+
+
+def test_no_lock_file(config: Config) -> None:
+    assert not is_held(config.locks_dir, NAME)
+    config.locks_dir.mkdir()
+    assert not is_held(config.locks_dir, NAME)
+    assert list(config.locks_dir.iterdir()) == []
