@@ -294,7 +294,7 @@ def test_pre_that_died_after_pre_freeze(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Of a script that does not call post, say: post-thaw runs, and the guard goes."""
+    """The pre hook of a script that does not call post: post-thaw runs, and the watchdog ends."""
     config = msgspec.structs.replace(
         config, limits=Limits(max_freeze_s=1), guest_scripts=str(tmp_path / "guest.d")
     )
