@@ -103,7 +103,7 @@ def test_quiesced(lab: Lab, overlay: bool) -> None:
     lab.run(f"zfs snapshot -r {TOP}@as-it-is")
     assert needs_recovery(lab, "as-it-is") == [True, True]
     # Such a point boots: with less than RAM, and says so.
-    assert "boots from its disks of then" in zvmsnap(
+    assert "boots from the restored disks" in zvmsnap(
         lab, "restore", "--dry-run", f"{linux.NAME}@{name}").stdout
 
 

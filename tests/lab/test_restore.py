@@ -86,7 +86,7 @@ def test_cold_and_paused(lab: Lab) -> None:
     back.assert_jumped_to(lab, stored)
 
     done = restore(lab, f"web@{name}", "--cold", "--paused", "--no-safety")
-    assert "what is there now is NOT kept" in done.stdout
+    assert "the replaced guest is NOT kept" in done.stdout
     back.assert_boots(lab, WEB.disks.values(), stored, "web", "web")
     back.assert_nothing_left(lab)
 
@@ -98,7 +98,7 @@ def test_guest_that_was_undefined_and_dataset_that_was_renamed(lab: Lab) -> None
     lab.run("zfs rename tank/vm/web tank/vm/www")
     since = guests.serial_size_bytes(lab, "web")
     done = restore(lab, f"web@{name}")
-    assert "disk vda lies at /tank/vm/www/disk0.raw now" in done.stdout
+    assert "disk vda is at /tank/vm/www/disk0.raw now" in done.stdout
     back.assert_goes_on(lab, "web", stored, since)
     expected = {"vda": "/tank/vm/www/disk0.raw", "vdb": "/dev/zvol/tank/vm/www/data"}
     scenario.assert_on_base(lab, "web", expected)

@@ -36,7 +36,7 @@ from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import other_versions
-from zvmsnap.journal.operation import Operations
+from zvmsnap.journal.operation import CloneOperation, Operations
 from zvmsnap.virt.guest import Guest
 
 _POLL_S = 0.2
@@ -76,7 +76,11 @@ class GuestCapture:
         """
         try:
             other_versions.refuse(self._run.config.journal_dir, self._guest.uuid)
-            if Operations(self._run.config.journal_dir).read(self._guest.uuid):
+            operation = Operations(self._run.config.journal_dir).read(self._guest.uuid)
+            if isinstance(operation, CloneOperation) and operation.owner.is_alive():
+                self._run.about(self._guest).info("is being cloned or verified: no point of it")
+                return True
+            if operation:
                 raise DomainBusy("a restore of it is under way, or interrupted: zvmsnap recover")
             with self._locked():
                 disks = location.locate_disks(self._run.host, self._guest, self._run.mounts)

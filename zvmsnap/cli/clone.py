@@ -8,7 +8,7 @@ import typer
 
 from zvmsnap.cli import completion
 from zvmsnap.cli.options import ColdOption, PausedOption, find_point
-from zvmsnap.clone.domain_xml import Network
+from zvmsnap.clone.identity import Network
 from zvmsnap.config.settings import Config, load_settings
 
 if TYPE_CHECKING:
@@ -64,14 +64,15 @@ def clone(
 
 
 def _create(settings: Config, point: str, options: CloneOptions) -> None:
-    from zvmsnap.clone import create, plan
+    from zvmsnap.clone.create import CloneCreation
+    from zvmsnap.clone.plan import plan_clone
     from zvmsnap.common.signals import finish_before_dying
     from zvmsnap.virt.host import Host
 
     with Host(settings.uri) as host:
-        operation = plan.plan(settings, host, find_point(settings, point), options)
+        operation = plan_clone(settings, host, find_point(settings, point), options)
         finish_before_dying()
-        create.CloneCreation(settings, host, operation).run()
+        CloneCreation(settings, host, operation).run()
         state = host.guest(operation.uuid).state()
     typer.echo(f"{options.name}: {state}, a clone of {operation.point}")
 

@@ -50,16 +50,16 @@ def restore(
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
     from zvmsnap.common.signals import cancelled_by_signal
-    from zvmsnap.restore import plan
     from zvmsnap.restore.in_place import restore as put_back
+    from zvmsnap.restore.plan import RestoreOptions, plan_restore
     from zvmsnap.virt.host import Host
 
     settings = load_settings()
     chosen = find_point(settings, point)
-    options = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
+    options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
     image = _checked_image(chosen, cold=cold)
     with Host(settings.uri) as host:
-        planned = plan.plan(settings, host, chosen, options, image)
+        planned = plan_restore(settings, host, chosen, options, image)
         typer.echo("\n".join(planned.lines))
         if dry_run:
             return
@@ -76,13 +76,13 @@ def bring_back(
     Its datasets are rolled back, unless they have newer snapshots.
     """
     from zvmsnap.common.signals import cancelled_by_signal
-    from zvmsnap.restore import plan
     from zvmsnap.restore.in_place import restore as put_back
+    from zvmsnap.restore.plan import RestoreOptions, newer
     from zvmsnap.zfs import zfs
 
     image = _checked_image(point, cold=cold)
-    rollback = not plan.newer(point, zfs.all_snapshots().present)
-    options = plan.RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
+    rollback = not newer(point, zfs.all_snapshots().present)
+    options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
     put_back(settings, host, point, options, image, cancelled_by_signal())
 
 

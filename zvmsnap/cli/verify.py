@@ -81,7 +81,7 @@ def _read(points: list[RestorePoint]) -> dict[str, VerifyResult]:
     from zvmsnap.clone import verify
 
     present = zfs.all_snapshots().present
-    return {point.name: verify.verify(point, present) for point in points}
+    return {point.name: verify.check_files(point, present) for point in points}
 
 
 def _chosen(settings: Config, which: str | None) -> tuple[list[RestorePoint], list[DamagedPoint]]:

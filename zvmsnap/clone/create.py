@@ -1,23 +1,26 @@
 """A second machine from a point, beside the original, with its RAM.
 
-    datasets     clones of the point's snapshots, marked by the property zvmsnap:clone=NAME
-    disks        mounted, of nobody, and their paths known
-    image        the RAM image with another definition in its head; the one in the vault stays as is
-    firmware     NVRAM and, for a start from the disks, the TPM's state
-    define       with a mark in its metadata
-    load         it stands still
-    resume       it goes on
+    datasets     clones the point's snapshots, and marks them: zvmsnap:clone=NAME
+    disks        makes their image files root's, and notes the paths
+    image        copies the RAM image with another definition in its header; the vault's own stays
+    firmware     writes NVRAM and, for a start from the disks, the state of the TPM
+    define       defines the clone, with a mark in its metadata
+    load         loads the RAM, or starts from the disks; the clone is paused
+    resume       resumes it
+    close        removes the copy of the RAM image, and closes the operation
 
-Any failure undoes all of it; `zvmsnap recover` does so after a crash.
+A failure undoes all of them; after a crash `zvmsnap recover` does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from zvmsnap.clone import domain_xml as clone_xml
-from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
-from zvmsnap.clone.domain_xml import CloneXml, Identity, Network
+from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_clone, destroy_dataset
+from zvmsnap.clone.domain_xml import CloneXml, as_clone
+from zvmsnap.clone.identity import ISOLATED_NETWORK, Identity, Network
 from zvmsnap.clone.plan import own_nvram
 from zvmsnap.common import log
 from zvmsnap.common.errors import RestoreFailed
@@ -37,53 +40,72 @@ from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
 from zvmsnap.zfs.mounts import DiskLocation
 
 _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
-_ISOLATED = f"<network><name>{clone_xml.ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
+_ISOLATED = f"<network><name>{ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
 
 class CloneCreation:
-    """One clone in the making, or what a crash has left of it."""
+    """One clone that is being made, or that a crash has interrupted."""
 
-    def __init__(self, config: Config, hypervisor: Host, task: CloneOperation) -> None:
+    def __init__(self, config: Config, host: Host, operation: CloneOperation) -> None:
         self._config = config
-        self._hypervisor = hypervisor
-        self._work = OperationWriter(config.journal_dir, task)
-        self._capture = StagingDir(config.staging_dir / task.capture)
-        self._log = log.about(task.domain, f"clone of {task.point}")
+        self._host = host
+        self._writer = OperationWriter(config.journal_dir, operation)
+        self._staging = StagingDir(config.staging_dir / operation.capture)
+        self._log = log.about(operation.domain, f"clone of {operation.point}")
 
     def run(self) -> None:
         """Make it. Raises RestoreFailed after everything was undone, or with what was not."""
+        self._make([*self._steps(), Step("close", self._close)])
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Make it for the time of a `with`, and remove it, with all snapshots of it.
+
+        The operation stays open until the clone is gone: if this process dies, `zvmsnap recover`
+        removes the clone. Raises as `run` and `destroy_clone` do.
+        """
+        self._make(self._steps())
         try:
-            run(self._steps(), self._record)
-        except StepFailed as error:
-            if not error.not_undone:
-                self._work.close()
-            raise RestoreFailed(f"{self._task.domain} was not made: {error}") from error
+            yield
+        finally:
+            destroy_clone(self._host, self._operation.domain, with_snapshots=True)
+            self._close()
 
     def discard(self) -> None:
-        """Undo what a crash interrupted. Raises RestoreFailed with what could not be."""
-        step = self._task.step or "datasets"
-        if step.startswith("undo "):
+        """Undo what a crash interrupted. Raises RestoreFailed with what could not be undone."""
+        step = self._operation.step or "datasets"
+        if step.startswith("undo ") or step == "close":
             # What could not be undone may be any step before.
             step = "resume"
-        self._log.warning("was not finished: removing what there is of it")
-        left = take_back(self._steps(), step, self._record)
-        if left:
-            raise RestoreFailed(f"{self._task.domain}: could not be removed: {'; '.join(left)}")
-        self._work.close()
+        self._log.warning("was not finished: removing it")
+        not_undone = take_back(self._steps(), step, self._record)
+        if not_undone:
+            raise RestoreFailed(
+                f"{self._operation.domain}: could not be removed: {'; '.join(not_undone)}"
+            )
+        self._writer.close()
+
+    def _make(self, steps: list[Step]) -> None:
+        try:
+            run(steps, self._record)
+        except StepFailed as error:
+            if not error.not_undone:
+                self._writer.close()
+            raise RestoreFailed(f"{self._operation.domain} was not made: {error}") from error
 
     @property
-    def _task(self) -> CloneOperation:
-        return self._work.task
+    def _operation(self) -> CloneOperation:
+        return self._writer.task
 
     def _record(self, step: str) -> None:
-        self._work.note(step=step)
+        self._writer.note(step=step)
 
     def _steps(self) -> list[Step]:
         steps = [
             Step("datasets", self._make_datasets, self._destroy_datasets),
             Step("disks", self._find_disks),
         ]
-        if self._task.memory:
+        if self._operation.memory:
             steps.append(Step("image", self._make_image, self._drop_image))
         return [
             *steps,
@@ -91,34 +113,31 @@ class CloneCreation:
             Step("define", self._define, self._undefine),
             Step("load", self._load, self._unload),
             Step("resume", self._resume),
-            Step("close", self._close),
         ]
 
     def _make_datasets(self) -> None:
-        for name, origin in self._task.datasets:
-            zfs.clone(origin, name, {CLONE_PROPERTY: self._task.domain})
-        there = zfs.datasets()
-        for name, _ in self._task.datasets:
-            mountpoint = there[name].mountpoint
+        for name, origin in self._operation.datasets:
+            zfs.clone(origin, name, {CLONE_PROPERTY: self._operation.domain})
+        datasets = zfs.datasets()
+        for name, _ in self._operation.datasets:
+            mountpoint = datasets[name].mountpoint
             if mountpoint and not mountpoint.startswith("/"):
-                # As inherited, it could not be reached.
+                # Inherited "none" or "legacy": its disks could not be reached.
                 zfs.set_property(name, "mountpoint", str(_MOUNTED_AT / name))
 
     def _destroy_datasets(self) -> None:
-        own = {
-            name for name, value in zfs.marked(CLONE_PROPERTY).items() if value == self._task.domain
-        }
-        for name, _ in reversed(self._task.datasets):
-            if name in own:
+        marks = zfs.marked(CLONE_PROPERTY)
+        for name, _ in reversed(self._operation.datasets):
+            if marks.get(name) == self._operation.domain:
                 destroy_dataset(name, with_snapshots=True)
 
     def _find_disks(self) -> None:
         manifest = self._point.manifest
-        new = dict(zip(sorted(manifest.datasets), self._task.datasets, strict=True))
+        clones = dict(zip(sorted(manifest.datasets), self._operation.datasets, strict=True))
         table = mounts.read_table()
         sources = {}
         for disk in manifest.disks:
-            name = new[disk.dataset][0]
+            name, _ = clones[disk.dataset]
             if disk.path:
                 path = location.current_path(DiskLocation(name, disk.path), table)
                 security_labels.give_back(path)
@@ -126,47 +145,47 @@ class CloneCreation:
                 volume.wait_device(name, dataset_swap.DEVICE_TIMEOUT_S)
                 path = volume.device_of(name)
             sources[disk.target] = ("file" if disk.path else "block", path, disk.format)
-        self._work.note(sources=sources)
+        self._writer.note(sources=sources)
 
     @property
     def _point(self) -> RestorePoint:
-        return read_point(Path(self._task.directory))
+        return read_point(Path(self._operation.directory))
 
     @property
     def _image(self) -> Path:
-        """In the vault's own file system, which may clone blocks; unpacked, in staging."""
+        """The copy: beside the stored one, to clone its blocks; in staging, if it is unpacked."""
         memory = self._point.manifest.memory
         assert memory
         if memory.compression == "none":
-            return vault.loading(self._point, self._task.capture)
-        return self._capture.memory
+            return vault.loading(self._point, self._operation.capture)
+        return self._staging.memory
 
     def _make_image(self) -> None:
         memory = self._point.manifest.memory
         assert memory
-        self._capture.make()
+        self._staging.make()
         stored = self._point.directory / memory.file
-        cloned = self._as_clone(memory_image.xml_of(stored, memory))
-        memory_image.materialize(stored, memory, self._image, xml=cloned.xml)
+        clone = self._as_clone(memory_image.xml_of(stored, memory))
+        memory_image.materialize(stored, memory, self._image, xml=clone.xml)
 
     def _drop_image(self) -> None:
-        if self._task.memory:
-            vault.drop_loading(self._point, self._task.capture)
-        self._capture.remove()
+        if self._operation.memory:
+            vault.drop_loading(self._point, self._operation.capture)
+        self._staging.remove()
 
     def _as_clone(self, xml: str) -> CloneXml:
         nvram = domain_xml.parse(xml).nvram
-        return clone_xml.as_clone(
+        return as_clone(
             xml,
             Identity(
-                name=self._task.domain,
-                uuid=self._task.uuid,
-                point=self._task.point,
-                nvram=own_nvram(nvram, self._task.domain) if nvram else None,
-                network=Network(self._task.network),
+                name=self._operation.domain,
+                uuid=self._operation.uuid,
+                point=self._operation.point,
+                nvram=own_nvram(nvram, self._operation.domain) if nvram else None,
+                network=Network(self._operation.network),
             ),
-            self._task.sources,
-            cold=not self._task.memory,
+            self._operation.sources,
+            cold=not self._operation.memory,
         )
 
     def _make_firmware(self) -> None:
@@ -174,25 +193,25 @@ class CloneCreation:
         nvram = domain_xml.parse(xml).nvram
         stored = self._point.directory / NVRAM
         if nvram and stored.exists():
-            definition.put_nvram(stored, Path(own_nvram(nvram, self._task.domain)))
+            definition.put_nvram(stored, Path(own_nvram(nvram, self._operation.domain)))
         archive = self._point.directory / TPM
-        if archive.exists() and not self._task.memory:
-            tpm_state.put_back(archive, self._as_clone(xml).xml, self._task.uuid)
+        if archive.exists() and not self._operation.memory:
+            tpm_state.put_back(archive, self._as_clone(xml).xml, self._operation.uuid)
 
     def _drop_firmware(self) -> None:
         nvram = domain_xml.parse(definition_of(self._point)).nvram
         if nvram:
-            Path(own_nvram(nvram, self._task.domain)).unlink(missing_ok=True)
+            Path(own_nvram(nvram, self._operation.domain)).unlink(missing_ok=True)
 
     def _define(self) -> None:
-        if self._task.network == Network.ISOLATED and not self._hypervisor.has_network(
-            clone_xml.ISOLATED_NETWORK
+        if self._operation.network == Network.ISOLATED and not self._host.has_network(
+            ISOLATED_NETWORK
         ):
-            self._hypervisor.start_network(_ISOLATED)
-        cloned = self._as_clone(definition_of(self._point))
-        for warning in cloned.warnings:
+            self._host.start_network(_ISOLATED)
+        clone = self._as_clone(definition_of(self._point))
+        for warning in clone.warnings:
             self._log.warning("%s", warning)
-        self._hypervisor.define(cloned.xml)
+        self._host.define(clone.xml)
 
     def _undefine(self) -> None:
         guest = self._guest()
@@ -200,11 +219,11 @@ class CloneCreation:
             guest.undefine()
 
     def _load(self) -> None:
-        if self._task.memory:
-            self._hypervisor.restore(str(self._image), paused=True)
-            self._hypervisor.guest(self._task.uuid).pull_plugs()
+        if self._operation.memory:
+            self._host.restore(str(self._image), paused=True)
+            self._host.guest(self._operation.uuid).pull_plugs()
         else:
-            self._hypervisor.guest(self._task.uuid).create(paused=True)
+            self._host.guest(self._operation.uuid).create(paused=True)
 
     def _unload(self) -> None:
         guest = self._guest()
@@ -212,16 +231,16 @@ class CloneCreation:
             guest.destroy()
 
     def _resume(self) -> None:
-        if self._task.start_state is not StartState.RUNNING:
+        if self._operation.start_state is not StartState.RUNNING:
             return
-        guest = self._hypervisor.guest(self._task.uuid)
+        guest = self._host.guest(self._operation.uuid)
         guest.resume()
-        if self._task.memory:
+        if self._operation.memory:
             agent.try_clock(guest, self._log)
 
     def _close(self) -> None:
         self._drop_image()
-        self._work.close()
+        self._writer.close()
 
     def _guest(self) -> Guest | None:
-        return self._hypervisor.find(self._task.uuid)
+        return self._host.find(self._operation.uuid)

@@ -1,28 +1,32 @@
-"""A clone goes: exactly what `zvmsnap clone` made, never anything else."""
+"""Removes a clone: exactly what `zvmsnap clone` made, never anything else."""
 
 from __future__ import annotations
 
-import time
-
-from zvmsnap.clone import domain_xml as clone_xml
+from zvmsnap.clone.domain_xml import cloned_from
+from zvmsnap.clone.identity import ISOLATED_NETWORK
 from zvmsnap.common.errors import CloneImpossible, GuestNotFound, LibvirtFailed, ZfsFailed
+from zvmsnap.common.waiting import wait_until
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 
 CLONE_PROPERTY = "zvmsnap:clone"
-_RELEASED_AFTER_S = 15
-_LOOK_EVERY_S = 0.3
+
+# QEMU and udev may use a dataset a little longer.
+_RELEASED_WITHIN_S = 15
+_POLL_S = 0.3
 
 
-def destroy_clone(hypervisor: Host, name: str, *, with_snapshots: bool = False) -> list[str]:
-    """Remove a clone: exactly what `clone` made. Returns the datasets that are gone.
+def destroy_clone(host: Host, name: str, *, with_snapshots: bool = False) -> list[str]:
+    """Remove a clone: guest, datasets, and the isolated network with its last user.
 
-    Raises GuestNotFound if there is no clone of that name, CloneImpossible, with nothing touched,
-    if something that `clone` did not make is in the way.
+    Returns the datasets that were destroyed; `with_snapshots`: also if they have snapshots.
+    Raises GuestNotFound if no clone has that name, and CloneImpossible, with nothing touched, if
+    something that zvmsnap did not make is in the way.
     """
-    datasets = sorted(each for each, value in zfs.marked(CLONE_PROPERTY).items() if value == name)
-    guest = next((guest for guest in hypervisor.guests() if guest.name == name), None)
-    if guest and clone_xml.cloned_from(guest.xml()) is None:
+    marks = zfs.marked(CLONE_PROPERTY)
+    datasets = sorted(dataset for dataset, mark in marks.items() if mark == name)
+    guest = next((guest for guest in host.guests() if guest.name == name), None)
+    if guest and cloned_from(guest.xml()) is None:
         raise CloneImpossible(
             f"{name}: this guest is no clone that zvmsnap made; nothing is removed"
         )
@@ -35,20 +39,22 @@ def destroy_clone(hypervisor: Host, name: str, *, with_snapshots: bool = False) 
         guest.undefine()
     for dataset in reversed(datasets):
         destroy_dataset(dataset, with_snapshots=with_snapshots)
-    _leave_network(hypervisor)
+    _stop_unused_network(host)
     return datasets
 
 
 def _check_nothing_else(datasets: list[str], *, with_snapshots: bool) -> None:
     if not datasets:
         return
-    for each in zfs.datasets():
-        if each not in datasets and any(each.startswith(f"{own}/") for own in datasets):
-            raise CloneImpossible(f"{each}: lies below a clone, but is none; move or destroy it")
-    for use in zfs.snapshot_usage(datasets):
-        full_name = use.snapshot.full_name
-        if use.clones:
-            raise CloneImpossible(f"{full_name}: {use.clones[0]} depends on it; destroy that first")
+    for name in zfs.datasets():
+        if name not in datasets and any(name.startswith(f"{own}/") for own in datasets):
+            raise CloneImpossible(f"{name}: is below a clone, but is none; move or destroy it")
+    for usage in zfs.snapshot_usage(datasets):
+        full_name = usage.snapshot.full_name
+        if usage.clones:
+            raise CloneImpossible(
+                f"{full_name}: {usage.clones[0]} depends on it; destroy that first"
+            )
         if not with_snapshots:
             raise CloneImpossible(
                 f"{full_name}: is a snapshot of the clone, not made by zvmsnap: zfs destroy "
@@ -57,26 +63,30 @@ def _check_nothing_else(datasets: list[str], *, with_snapshots: bool) -> None:
 
 
 def destroy_dataset(dataset: str, *, with_snapshots: bool) -> None:
-    """Destroy a dataset that QEMU or udev may hold for a moment still. Raises ZfsFailed."""
-    deadline_s = time.monotonic() + _RELEASED_AFTER_S
-    while True:
+    """Destroy a dataset, waiting until nobody uses it any more. Raises ZfsFailed."""
+    failure: ZfsFailed | None = None
+
+    def destroyed() -> bool:
+        nonlocal failure
         try:
             zfs.destroy(dataset, with_snapshots=with_snapshots)
-            return
-        except ZfsFailed:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_LOOK_EVERY_S)
+            return True
+        except ZfsFailed as error:
+            failure = error
+            return False
+
+    if not wait_until(destroyed, _RELEASED_WITHIN_S, _POLL_S) and failure:
+        raise failure
 
 
-def _leave_network(hypervisor: Host) -> None:
-    """The isolated network goes with the last clone that uses it."""
-    if not hypervisor.has_network(clone_xml.ISOLATED_NETWORK):
+def _stop_unused_network(host: Host) -> None:
+    """Stop the isolated network if no clone uses it any more."""
+    if not host.has_network(ISOLATED_NETWORK):
         return
-    for guest in hypervisor.guests():
+    for guest in host.guests():
         try:
-            if clone_xml.ISOLATED_NETWORK in guest.xml():
+            if ISOLATED_NETWORK in guest.xml():
                 return
         except LibvirtFailed:
             continue
-    hypervisor.stop_network(clone_xml.ISOLATED_NETWORK)
+    host.stop_network(ISOLATED_NETWORK)

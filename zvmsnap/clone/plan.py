@@ -1,4 +1,8 @@
-"""What a clone will be: every check that needs no change of the host."""
+"""Plans a clone, in three stages: observe the host, check, build the operation.
+
+Nothing is changed. Only the first stage asks libvirt, ZFS and the vault; the RAM image is read to
+its end when all that costs less has been checked.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap.clone.domain_xml import Network
+from zvmsnap.clone.identity import Network
 from zvmsnap.common.errors import CloneImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
@@ -29,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 @dataclass(frozen=True)
 class CloneOptions:
-    """What was asked for."""
+    """What the operator asked for; `cold` is without RAM."""
 
     name: str
     cold: bool = False
@@ -37,81 +41,142 @@ class CloneOptions:
     network: Network = Network.NONE
 
 
-def plan(
-    config: Config, hypervisor: Host, point: RestorePoint, wish: CloneOptions
+@dataclass(frozen=True)
+class _Observed:
+    """What the host says, asked once.
+
+    `taken_nvram` is the path of the clone's firmware variables if that file exists, `misfits` is
+    why this host cannot run the machine.
+    """
+
+    guest_names: frozenset[str]
+    datasets: Mapping[str, Dataset]
+    snapshots: Mapping[str, Snapshot]
+    taken_nvram: str | None
+    misfits: tuple[str, ...]
+
+
+def plan_clone(
+    config: Config, host: Host, point: RestorePoint, options: CloneOptions
 ) -> CloneOperation:
-    """Check everything and plan. Raises CloneImpossible, SnapshotMissing, ImageUnloadable."""
-    if not _NAME.fullmatch(wish.name):
+    """Check everything and plan.
+
+    Raises CloneImpossible, RestoreImpossible, SnapshotMissing and ImageUnloadable.
+    """
+    _check_name(options.name)
+    observed = _observe(host, point, options)
+    snapshots = locate.snapshots_of(point, observed.snapshots)
+    datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)
+    _check(point, options, observed, snapshots, datasets)
+    if point.manifest.memory and _has_memory(point, options):
+        memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
+    return _build(config, point, options, datasets)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
         raise CloneImpossible(
-            f"{wish.name!r}: no name for a clone, as its datasets are called so too: letters, "
+            f"{name!r}: no name for a clone, as its datasets are called so too: letters, "
             "digits, and . _ : - within"
         )
-    if any(guest.name == wish.name for guest in hypervisor.guests()):
-        raise CloneImpossible(f"{wish.name}: there is a guest of that name already")
-    manifest = point.manifest
-    memory = manifest.memory is not None and not wish.cold
-    there = zfs.datasets()
-    snapshots = locate.snapshots_of(point, zfs.all_snapshots().present)
+
+
+def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observed:
+    memory = _has_memory(point, options)
+    xml = definition_of(point, live=memory)
+    nvram = domain_xml.parse(xml).nvram
+    own = own_nvram(nvram, options.name) if nvram else None
+    return _Observed(
+        guest_names=frozenset(guest.name for guest in host.guests()),
+        datasets=zfs.datasets(),
+        snapshots=zfs.all_snapshots().present,
+        taken_nvram=own if own and os.path.exists(own) else None,
+        misfits=(
+            *compatibility.why_not(host, xml, point.manifest.host, cold=not memory),
+            *_lacking_memory(xml),
+        ),
+    )
+
+
+def _lacking_memory(xml: str) -> list[str]:
+    needed_bytes = domain_xml.parse(xml).memory_kib << 10
+    available_bytes = compatibility.available_memory_bytes()
+    if needed_bytes <= available_bytes:
+        return []
+    return [
+        f"it needs {needed_bytes >> 20} MiB of memory, and {available_bytes >> 20} MiB are "
+        "available"
+    ]
+
+
+def _check(
+    point: RestorePoint,
+    options: CloneOptions,
+    observed: _Observed,
+    snapshots: Mapping[str, Snapshot],
+    datasets: tuple[tuple[str, str], ...],
+) -> None:
+    """Raises CloneImpossible. Pure."""
+    if options.name in observed.guest_names:
+        raise CloneImpossible(f"{options.name}: there is a guest of that name already")
     for snapshot in snapshots.values():
-        if there[snapshot.dataset].locked:
+        if observed.datasets[snapshot.dataset].locked:
             raise CloneImpossible(
                 f"{snapshot.dataset}: its key is not loaded: zfs load-key {snapshot.dataset}"
             )
-    datasets = _names(manifest.domain, wish.name, snapshots, there)
-    for name, _ in datasets:
-        if name in there:
-            raise CloneImpossible(f"{name}: exists already; choose another name for the clone")
-    xml = definition_of(point, live=memory)
-    nvram = domain_xml.parse(xml).nvram
-    if nvram and os.path.exists(own_nvram(nvram, wish.name)):
-        raise CloneImpossible(
-            f"{own_nvram(nvram, wish.name)}: exists already; choose another name for the clone"
-        )
-    if memory and manifest.memory:
-        memory_image.check(point.directory / manifest.memory.file, manifest.memory)
-    no_memory = []
-    needed_bytes = domain_xml.parse(xml).memory_kib << 10
-    available_bytes = compatibility.available_memory_bytes()
-    if needed_bytes > available_bytes:
-        no_memory.append(
-            f"it needs {needed_bytes >> 20} MiB of memory, and {available_bytes >> 20} MiB are "
-            "available"
-        )
-    compatibility.require_fit(
-        hypervisor, point, xml, CloneImpossible, cold=not memory, also=no_memory
-    )
-    own = str(uuid.uuid4())
+    taken = [name for name, _ in datasets if name in observed.datasets]
+    for name in (*taken, *([observed.taken_nvram] if observed.taken_nvram else [])):
+        raise CloneImpossible(f"{name}: exists already; choose another name for the clone")
+    compatibility.refuse_misfits(point, observed.misfits, CloneImpossible)
+
+
+def _build(
+    config: Config,
+    point: RestorePoint,
+    options: CloneOptions,
+    datasets: tuple[tuple[str, str], ...],
+) -> CloneOperation:
+    """The operation: a new machine, owned by this process."""
+    own_uuid = str(uuid.uuid4())
     return CloneOperation(
-        domain=wish.name,
-        uuid=own,
+        domain=options.name,
+        uuid=own_uuid,
         point=point.name,
         directory=str(point.directory),
         owner=Process.of(os.getpid()),
-        memory=memory,
-        start_state=StartState.PAUSED if wish.paused else StartState.RUNNING,
-        capture=StagingDir.fresh(config.staging_dir, own).path.name,
-        network=wish.network,
+        memory=_has_memory(point, options),
+        start_state=StartState.PAUSED if options.paused else StartState.RUNNING,
+        capture=StagingDir.fresh(config.staging_dir, own_uuid).path.name,
+        network=options.network,
         datasets=datasets,
     )
 
 
-def _names(
-    domain: str, name: str, snapshots: Mapping[str, Snapshot], there: Mapping[str, Dataset]
+def _has_memory(point: RestorePoint, options: CloneOptions) -> bool:
+    return point.manifest.memory is not None and not options.cold
+
+
+def _new_datasets(
+    domain: str, name: str, snapshots: Mapping[str, Snapshot], datasets: Mapping[str, Dataset]
 ) -> tuple[tuple[str, str], ...]:
-    """New dataset and its origin for each of the point's, parents first."""
-    found: dict[str, str] = {}
+    """New dataset and its origin for each of the point's, parents first. Pure.
+
+    Beside the dataset that has the snapshot now, in the same pool; a child of one that is cloned
+    becomes a child of its clone.
+    """
+    names: dict[str, str] = {}
     for dataset in sorted(snapshots):
         parent, _, last = dataset.rpartition("/")
-        if parent in found:
-            found[dataset] = f"{found[parent]}/{last}"
+        if parent in names:
+            names[dataset] = f"{names[parent]}/{last}"
             continue
-        now = snapshots[dataset].dataset
-        if parent not in there or parent.partition("/")[0] != now.partition("/")[0]:
-            parent = now.rpartition("/")[0] or now
-        found[dataset] = f"{parent}/{name if last == domain else f'{last}-{name}'}"
-    return tuple((found[each], snapshots[each].full_name) for each in sorted(snapshots))
+        current = snapshots[dataset].dataset
+        if parent not in datasets or parent.partition("/")[0] != current.partition("/")[0]:
+            parent = current.rpartition("/")[0] or current
+        names[dataset] = f"{parent}/{name if last == domain else f'{last}-{name}'}"
+    return tuple((names[dataset], snapshots[dataset].full_name) for dataset in sorted(snapshots))
 
 
 def own_nvram(nvram: str, name: str) -> str:
-    """Where the clone's own firmware variables lie."""
+    """The path of the clone's own firmware variables."""
     return str(Path(nvram).with_name(f"{name}_VARS.fd"))

@@ -6,7 +6,7 @@ import re
 import struct
 import zlib
 
-# ppm(5) of netpbm: a comment may stand wherever white space may, and counts as such; a single
+# ppm(5) of netpbm: a comment may be wherever white space may be, and counts as such; a single
 # byte of white space ends the header.
 _GAP = rb"(?:[ \t\n\v\f\r]|#[^\r\n]*[\r\n])+"
 _HEADER = re.compile(
@@ -17,7 +17,7 @@ _RGB_OF_8_BITS = (8, 2, 0, 0, 0)
 
 
 def png_of(picture: bytes) -> bytes:
-    """The same picture as PNG. Raises ValueError unless it is one, or a P6 of maxval 255."""
+    """The picture as PNG. Raises ValueError unless it is PNG, or a P6 of maxval 255."""
     return picture if picture.startswith(_SIGNATURE) else _converted(picture)
 
 

@@ -16,23 +16,16 @@ from zvmsnap.virt.host import Host
 _PASSED_THROUGH = ("host-passthrough", "maximum")
 
 
-def require_fit(
-    host: Host,
-    point: RestorePoint,
-    xml: str,
-    refused: type[ZvmsnapError],
-    *,
-    cold: bool,
-    also: Iterable[str] = (),
-    hint: str = "",
+def refuse_misfits(
+    point: RestorePoint, reasons: Iterable[str], refused: type[ZvmsnapError], hint: str = ""
 ) -> None:
-    """Raises `refused` with all reasons of `why_not` and with those of `also`, and LibvirtFailed.
+    """Raises `refused` if there are reasons why this host cannot run the guest, as of `why_not`.
 
     `hint` says what may be done about it.
     """
-    reasons = [*why_not(host, xml, point.manifest.host, cold=cold), *also]
-    if reasons:
-        raise refused(f"{point.name} does not fit this host: {'; '.join(reasons)}{hint}")
+    text = "; ".join(reasons)
+    if text:
+        raise refused(f"{point.name} does not fit this host: {text}{hint}")
 
 
 def why_not(host: Host, xml: str, made_on: HostDescription, *, cold: bool) -> list[str]:

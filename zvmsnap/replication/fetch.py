@@ -153,7 +153,8 @@ class Fetcher:
     def _check_fits(self, point: RestorePoint) -> None:
         memory = point.manifest.memory is not None
         xml = definition.definition_of(point, live=memory)
-        compatibility.require_fit(self._host, point, xml, FetchRefused, cold=not memory)
+        reasons = compatibility.why_not(self._host, xml, point.manifest.host, cold=not memory)
+        compatibility.refuse_misfits(point, reasons, FetchRefused)
 
     def _lines(self, point: RestorePoint, snapshots: Mapping[str, Snapshot]) -> list[str]:
         memory = point.manifest.memory

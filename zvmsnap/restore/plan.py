@@ -1,47 +1,47 @@
-"""What a restore in place would do, and everything that is in its way. Nothing is touched here.
+"""Plans a restore in place, in three stages: observe the host, check, build the operation.
 
-| the point has       | asked for | the guest afterwards                            |
-|---------------------|-----------|-------------------------------------------------|
-| RAM                 |           | goes on at that instant; paused, if it was then |
-| RAM                 | --cold    | boots from the disks of that instant            |
-| no RAM, of one that ran |       | boots, as after a power cut                     |
-| no RAM, of one that was off | | stays off                                     |
-| any                 | --paused  | as above, but stands still                      |
+Nothing is changed. Only the first stage asks libvirt, ZFS and the vault.
+
+| the point has               | asked for | the guest afterwards                            |
+|-----------------------------|-----------|-------------------------------------------------|
+| RAM                         |           | goes on at that instant; paused, if it was so   |
+| RAM                         | --cold    | boots from the disks of that instant            |
+| no RAM, of a guest that ran |           | boots, as after a power cut                     |
+| no RAM, of one that was off |           | stays off                                       |
+| any                         | --paused  | as above, but is paused                         |
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from zvmsnap.common.errors import DomainGone, RestoreImpossible
+from zvmsnap.common.errors import RestoreImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
-from zvmsnap.disks.location import GuestDisks
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.journal.entry import Disk, Entry
 from zvmsnap.journal.operation import RestoreOperation, Source, StartState
 from zvmsnap.points import compatibility, locate
-from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.points.vault import entries
-from zvmsnap.virt.guest import Guest
+from zvmsnap.restore import preview
+from zvmsnap.restore.observe import Observed, observe
+from zvmsnap.restore.safety_point import safety_entry
 from zvmsnap.virt.host import Host
 from zvmsnap.virt.save_image import Header
-from zvmsnap.zfs import dataset_swap, mounts, zfs
-from zvmsnap.zfs.mounts import DiskLocation, Mount
-from zvmsnap.zfs.types import Dataset, Snapshot
+from zvmsnap.zfs import dataset_swap
+from zvmsnap.zfs.dataset_swap import SwapTree
+from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Snapshot
 
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What was asked for."""
+    """What the operator asked for; `cold` is without RAM."""
 
     cold: bool = False
     paused: bool = False
@@ -51,80 +51,44 @@ class RestoreOptions:
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """The task, the datasets that it changes, and in words what it will do."""
+    """The operation, the datasets that it changes, and in words what it will do."""
 
-    task: RestoreOperation
+    operation: RestoreOperation
     datasets: frozenset[str]
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Host:
-    """What was asked of the host, once."""
-
-    datasets: Mapping[str, Dataset]
-    snapshots: Mapping[str, Snapshot]
-    mounts: list[Mount]
-    guests: list[Guest]
-
-
-def plan(
+def plan_restore(
     config: Config,
-    hypervisor: Host,
+    host: Host,
     point: RestorePoint,
-    wish: RestoreOptions,
+    options: RestoreOptions,
     image: Header | None,
 ) -> RestorePlan:
-    """Check everything and plan; `image` is what loadable.check said, None without RAM.
+    """Check everything and plan; `image` is the checked header of the RAM image, None without RAM.
 
-    Raises RestoreImpossible and SnapshotMissing.
+    Raises RestoreImpossible, SnapshotMissing, and ZfsFailed for a disk that cannot be reached.
     """
-    host = _Host(
-        zfs.datasets(), zfs.all_snapshots().present, mounts.read_table(), hypervisor.guests()
+    observed = observe(
+        config.vault_dir,
+        host,
+        point,
+        with_memory=image is not None,
+        rollback=options.rollback,
     )
-    manifest = point.manifest
-    guest = _guest(manifest, host)
-    snapshots = locate.snapshots_of(point, host.snapshots)
-    names = {dataset: _name_now(dataset, found, host) for dataset, found in snapshots.items()}
-    _check_keys(names.values(), host)
-    wanted = {names[dataset]: found for dataset, found in snapshots.items()}
-    sources = _sources(manifest, names, host)
-    memory = image is not None
-    _check_fits(hypervisor, point, memory=memory)
-    _check_others(hypervisor, host, manifest.uuid, wanted)
-    now = datetime.now(UTC)
-    number = secrets.token_hex(4)
-    stamp = f"{now.astimezone():%Y%m%dT%H%M%S}"
-    units = () if wish.rollback else dataset_swap.plan(wanted, host.datasets, number, stamp)
-    for unit in units:
-        if unit.replaced_top in host.datasets:
-            raise RestoreImpossible(f"{unit.replaced_top}: exists already; try again in a second")
-    seen = location.locate_disks(hypervisor, guest, host.mounts) if guest else None
-    capture = StagingDir.fresh(config.staging_dir, manifest.uuid).path.name
-    was_active = guest.is_active() if guest else False
-    save = was_active and wish.safety
-    task = RestoreOperation(
-        domain=manifest.domain,
-        uuid=manifest.uuid,
-        point=point.name,
-        directory=str(point.directory),
-        owner=Process.of(os.getpid()),
-        sources=sources,
-        restored_disks={disk.target: (names[disk.dataset], disk.path) for disk in manifest.disks},
-        memory=memory,
-        start_state=_begin(manifest, wish, image),
-        capture=capture,
-        swap_trees=units,
-        rollback=tuple(s.full_name for s in wanted.values()) if wish.rollback else (),
-        guest_existed=guest is not None and guest.is_persistent(),
-        was_active=was_active,
-        was_paused=guest is not None and guest.pause_reason() is not None,
-        saves_memory=save,
-        safety_entry=_safety(seen, wanted, capture, now)
-        if wish.safety and not wish.rollback
-        else None,
+    _check_identity(point.manifest, observed)
+    _check_keys(observed)
+    _check_other_guests(observed)
+    _check_rollback(options, observed)
+    _check_fits(point, image, observed)
+    operation = _build(config, point, options, image, observed)
+    destroyed = (
+        *(f"snapshot {usage.snapshot.full_name}" for usage in observed.newer),
+        *(f"point {name}" for name in observed.newer_points),
     )
-    return RestorePlan(task, frozenset(wanted), tuple(_lines(task, config, wanted)))
+    return RestorePlan(
+        operation, frozenset(observed.snapshots), tuple(preview.describe(operation, destroyed))
+    )
 
 
 def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot]:
@@ -137,206 +101,152 @@ def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot
     ]
 
 
-def _guest(manifest: Manifest, host: _Host) -> Guest | None:
-    """The guest that is to be brought back, as it is now; None if it was undefined."""
-    for guest in host.guests:
-        if guest.name == manifest.domain and guest.uuid != manifest.uuid:
+# -- check
+
+
+def _check_identity(manifest: Manifest, observed: Observed) -> None:
+    """The name and the UUID belong together. Raises RestoreImpossible."""
+    for other in observed.others:
+        if other.name == manifest.domain:
             raise RestoreImpossible(
-                f"{guest.name}: another guest has this name now (UUID {guest.uuid}): rename it, "
-                f"or zvmsnap clone the point under another name"
+                f"{other.name}: another guest has this name now (UUID {other.uuid}): rename it, "
+                "or zvmsnap clone the point under another name"
             )
-        if guest.uuid == manifest.uuid and guest.name != manifest.domain:
-            raise RestoreImpossible(
-                f"{manifest.domain}: the guest is called {guest.name} now: virsh domrename "
-                f"{guest.name} {manifest.domain}, or zvmsnap clone the point"
-            )
-    for guest in host.guests:
-        if guest.uuid == manifest.uuid:
-            if guest.managed_save_xml() is not None:
-                raise RestoreImpossible(
-                    f"{guest.name}: has RAM in a managed save image, which would be loaded over "
-                    f"the restored disks: start it, or virsh managedsave-remove {guest.name}"
-                )
-            return guest
-    return None
+    replaced = observed.replaced
+    if replaced and replaced.name != manifest.domain:
+        raise RestoreImpossible(
+            f"{manifest.domain}: the guest is called {replaced.name} now: virsh domrename "
+            f"{replaced.name} {manifest.domain}, or zvmsnap clone the point"
+        )
+    if replaced and replaced.has_saved_ram:
+        raise RestoreImpossible(
+            f"{replaced.name}: has RAM in a managed save image, which would be loaded over "
+            f"the restored disks: start it, or virsh managedsave-remove {replaced.name}"
+        )
 
 
-def _name_now(dataset: str, found: Snapshot, host: _Host) -> str:
-    """A dataset of then by its own name, or as it is called now: renamed, or sent here.
-
-    What has the name of then where this was sent to is of another machine.
-    """
-    if dataset in host.datasets and _line(dataset, host) & _line(found.dataset, host):
-        return dataset
-    return found.dataset
-
-
-def _line(dataset: str, host: _Host) -> set[str]:
-    """A dataset, and what it is a clone of, down to the first one."""
-    line: set[str] = set()
-    while dataset in host.datasets and dataset not in line:
-        line.add(dataset)
-        dataset = host.datasets[dataset].origin.partition("@")[0]
-    return line
-
-
-def _check_keys(names: Iterable[str], host: _Host) -> None:
-    for name in names:
-        if host.datasets[name].locked:
+def _check_keys(observed: Observed) -> None:
+    for name in observed.snapshots:
+        if observed.datasets[name].locked:
             raise RestoreImpossible(f"{name}: its key is not loaded: zfs load-key {name}")
 
 
-def _sources(manifest: Manifest, names: Mapping[str, str], host: _Host) -> dict[str, Source]:
-    """The disks whose paths of then do not lead to their datasets of now."""
-    found = {}
-    for disk in manifest.disks:
-        place = DiskLocation(names[disk.dataset], disk.path)
-        if location.locate_path(disk.source, host.mounts) == place and not _is_numbered(
-            disk.source
-        ):
-            continue
-        if disk.type == "volume" and place.dataset == disk.dataset:
-            continue
-        kind = "file" if disk.path else "block"
-        found[disk.target] = (kind, location.current_path(place, host.mounts), disk.format)
-    return found
-
-
-def _is_numbered(source: str) -> bool:
-    """/dev/zd16 is another volume's tomorrow."""
-    return source.startswith("/dev/zd")
-
-
-def _check_fits(hypervisor: Host, point: RestorePoint, *, memory: bool) -> None:
-    definition_of(point)
-    xml = definition_of(point, live=memory)
-    hint = "; --cold boots from the disks" if memory else ""
-    compatibility.require_fit(hypervisor, point, xml, RestoreImpossible, cold=not memory, hint=hint)
-
-
-def _check_others(hypervisor: Host, host: _Host, uuid: str, wanted: Mapping[str, Snapshot]) -> None:
-    """Nobody else's disk may travel in time."""
-    for other in host.guests:
-        if other.uuid == uuid:
-            continue
-        try:
-            seen = location.locate_disks(hypervisor, other, host.mounts)
-        except DomainGone:
-            continue
-        for target, place in seen.locations.items():
-            if place.dataset in wanted:
+def _check_other_guests(observed: Observed) -> None:
+    """No other guest's disk may be restored with it. Raises RestoreImpossible."""
+    restored = observed.snapshots.keys()
+    for other in observed.others:
+        for target, place in other.disks.locations.items():
+            if place.dataset in restored:
                 raise RestoreImpossible(
-                    f"{place.dataset} also holds {target} of {other.name}, which would be put "
-                    "back too: zvmsnap clone makes a machine of its own"
+                    f"{place.dataset} also holds {target} of {other.name}, which would be "
+                    "restored too: zvmsnap clone makes a machine of its own"
                 )
-            if other.is_active() and any(place.dataset.startswith(f"{top}/") for top in wanted):
+            if other.is_active and any(place.dataset.startswith(f"{top}/") for top in restored):
                 raise RestoreImpossible(
                     f"{other.name} runs on {place.dataset}, which is below a dataset that is "
                     "renamed: stop it, or zvmsnap clone"
                 )
 
 
-def _begin(manifest: Manifest, wish: RestoreOptions, image: Header | None) -> StartState:
-    if manifest.level is ConsistencyLevel.OFFLINE and not wish.cold and not image:
-        return StartState.OFF
-    # That of level paused was written while the guest stood still for the snapshot.
-    ran = image is None or image.was_running or manifest.level is ConsistencyLevel.PAUSED
-    if wish.paused or not ran:
-        return StartState.PAUSED
-    return StartState.RUNNING
-
-
-def _safety(
-    seen: GuestDisks | None, wanted: Mapping[str, Snapshot], capture: str, now: datetime
-) -> Entry | None:
-    """The moment of what is there now; its RAM is of the instant at which the guest stops."""
-    if seen is None:
-        return None
-    places = {
-        disk.target: seen.locations[disk.target]
-        for disk in seen.domain.disks
-        if disk.writable and disk.target in seen.locations
-    }
-    outside = [d.target for d in seen.domain.disks if d.writable and d.target not in places]
-    by_target = {disk.target: disk for disk in seen.domain.disks}
-    if seen.is_off:
-        level, reason = ConsistencyLevel.OFFLINE, f"the guest was {seen.state}"
-    elif outside:
-        level, reason = ConsistencyLevel.CRASH, f"not all disks are on ZFS: {', '.join(outside)}"
-    else:
-        level, reason = ConsistencyLevel.MEMORY, None
-    name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"
-    return Entry(
-        domain=seen.domain.name,
-        uuid=seen.domain.uuid,
-        run=name,
-        request_datasets=tuple(sorted({*wanted, *(place.dataset for place in places.values())})),
-        snapshot_names=(name,),
-        preexisting_guids=(),
-        owner=Process.none(),
-        capture=capture,
-        level=level,
-        reason=reason,
-        disks=tuple(Disk.of(by_target[target], place) for target, place in places.items()),
-        created=now.isoformat(timespec="milliseconds"),
-    )
-
-
-_MEANING = {
-    (True, StartState.RUNNING): "goes on from its RAM",
-    (True, StartState.PAUSED): "has its RAM of then, and stands still",
-    (False, StartState.RUNNING): "boots from its disks of then",
-    (False, StartState.PAUSED): "is started from its disks of then, and stands still",
-    (False, StartState.OFF): "stays off, as it was then",
-}
-
-
-def _lines(task: RestoreOperation, config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
-    yield f"restore {task.point}:"
-    if task.was_active:
-        yield f"  {task.domain} is stopped" + (
-            ", its RAM and disks of now are kept" if task.safety_entry else ""
-        )
-    if task.safety_entry:
-        yield f"  what is there now becomes the point {task.domain}@{task.safety_entry.run}"
-    else:
-        yield "  what is there now is NOT kept as a point"
-    for unit in task.swap_trees:
-        for member in unit.datasets:
-            yield f"  {unit.top}{member.path} holds {member.origin} again"
-        yield f"  what it holds now, and newer snapshots, are called {unit.replaced_top} then"
-    for name, snapshot in wanted.items():
-        if task.rollback:
-            yield f"  {name} is rolled back to {snapshot.full_name}"
-    if task.rollback:
-        yield from _destroyed(config, wanted)
-    for target, (_, path, _) in task.sources.items():
-        yield f"  disk {target} lies at {path} now"
-    yield f"  {task.domain} {_MEANING[task.memory, task.start_state]}"
-
-
-def _destroyed(config: Config, wanted: Mapping[str, Snapshot]) -> Iterator[str]:
-    """What a rollback destroys. Raises RestoreImpossible for clones and holds in its way."""
-    doomed: set[int] = set()
-    for name, snapshot in wanted.items():
+def _check_rollback(options: RestoreOptions, observed: Observed) -> None:
+    """Nothing prevents `zfs rollback -r`, if it was asked for. Raises RestoreImpossible."""
+    if not options.rollback:
+        return
+    for name, snapshot in observed.snapshots.items():
         if snapshot.dataset != name:
             raise RestoreImpossible(
                 f"{snapshot.full_name} is no snapshot of {name} any more: restore without "
                 "--rollback"
             )
-    for use in zfs.snapshot_usage(list(wanted)):
-        snapshot = use.snapshot
-        if snapshot.createtxg <= wanted[snapshot.dataset].createtxg:
-            continue
-        if use.clones or use.holds:
-            why = f"has the clone {use.clones[0]}" if use.clones else "is held (zfs holds)"
+    for usage in observed.newer:
+        if usage.clones or usage.holds:
+            why = f"has the clone {usage.clones[0]}" if usage.clones else "is held (zfs holds)"
             raise RestoreImpossible(
-                f"{snapshot.full_name} is newer, and {why}: end that, or restore without --rollback"
+                f"{usage.snapshot.full_name} is newer, and {why}: end that, or restore without "
+                "--rollback"
             )
-        doomed.add(snapshot.guid)
-        yield f"  DESTROYS snapshot {snapshot.full_name}"
-    for entry in entries(config.vault_dir):
-        if isinstance(entry, RestorePoint) and doomed & {
-            tie.guid for tie in entry.manifest.snapshots
-        }:
-            yield f"  DESTROYS point {entry.name}"
+
+
+def _check_fits(point: RestorePoint, image: Header | None, observed: Observed) -> None:
+    hint = "; --cold boots from the disks" if image else ""
+    compatibility.refuse_misfits(point, observed.misfits, RestoreImpossible, hint)
+
+
+# -- build
+
+
+def _build(
+    config: Config,
+    point: RestorePoint,
+    options: RestoreOptions,
+    image: Header | None,
+    observed: Observed,
+) -> RestoreOperation:
+    """The operation, owned by this process. Raises as `_new_sources` and `_swap_trees` do."""
+    manifest, replaced = point.manifest, observed.replaced
+    capture = StagingDir.fresh(config.staging_dir, manifest.uuid).path.name
+    rollback = [snapshot.full_name for snapshot in observed.snapshots.values()]
+    safety = None
+    if replaced and options.safety and not options.rollback:
+        safety = safety_entry(replaced.disks, observed.snapshots, capture, observed.now)
+    was_active = replaced is not None and replaced.is_active
+    return RestoreOperation(
+        domain=manifest.domain,
+        uuid=manifest.uuid,
+        point=point.name,
+        directory=str(point.directory),
+        owner=Process.of(os.getpid()),
+        sources=_new_sources(manifest, observed),
+        restored_disks={
+            disk.target: (observed.current[disk.dataset], disk.path) for disk in manifest.disks
+        },
+        memory=image is not None,
+        start_state=_start_state(manifest, options, image),
+        capture=capture,
+        swap_trees=() if options.rollback else _swap_trees(observed),
+        rollback=tuple(rollback) if options.rollback else (),
+        guest_existed=replaced is not None and replaced.is_persistent,
+        was_active=was_active,
+        was_paused=replaced is not None and replaced.is_paused,
+        saves_memory=was_active and options.safety,
+        safety_entry=safety,
+    )
+
+
+def _start_state(manifest: Manifest, options: RestoreOptions, image: Header | None) -> StartState:
+    if manifest.level is ConsistencyLevel.OFFLINE and not options.cold and not image:
+        return StartState.OFF
+    # The RAM of level paused was written while the guest was paused for the snapshot.
+    ran = image is None or image.was_running or manifest.level is ConsistencyLevel.PAUSED
+    if options.paused or not ran:
+        return StartState.PAUSED
+    return StartState.RUNNING
+
+
+def _swap_trees(observed: Observed) -> tuple[SwapTree, ...]:
+    """What is swapped. Raises RestoreImpossible for datasets that cannot be swapped."""
+    stamp = f"{observed.now.astimezone():%Y%m%dT%H%M%S}"
+    trees = dataset_swap.plan(observed.snapshots, observed.datasets, secrets.token_hex(4), stamp)
+    for tree in trees:
+        if tree.replaced_top in observed.datasets:
+            raise RestoreImpossible(f"{tree.replaced_top}: exists already; try again in a second")
+    return trees
+
+
+def _new_sources(manifest: Manifest, observed: Observed) -> dict[str, Source]:
+    """The disks that get another path, as theirs in the manifest leads elsewhere now.
+
+    Raises ZfsFailed if the filesystem of one is not mounted.
+    """
+    sources = {}
+    for disk in manifest.disks:
+        place = DiskLocation(observed.current[disk.dataset], disk.path)
+        # A device /dev/zd16 may be another volume's tomorrow.
+        is_numbered = disk.source.startswith("/dev/zd")
+        if observed.sources[disk.target] == place and not is_numbered:
+            continue
+        if disk.type == "volume" and place.dataset == disk.dataset:
+            continue
+        kind = "file" if disk.path else "block"
+        sources[disk.target] = (kind, location.current_path(place, observed.mounts), disk.format)
+    return sources

@@ -1,4 +1,4 @@
-"""Snapshots have moved with their datasets: their points must find them."""
+"""Writes into points where their snapshots are, when these have moved with their datasets."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from zvmsnap.zfs import zfs
 from zvmsnap.zfs.dataset_swap import SwapTree
 
 
-def retie(config: Config, units: Iterable[SwapTree]) -> None:
-    """Write into all points where the snapshots of these units are now.
+def relocate_points(config: Config, trees: Iterable[SwapTree]) -> None:
+    """Write into all points where the snapshots of these datasets are now.
 
     Raises ZfsFailed, LockTimeout and OSError; may be repeated.
     """
     names = [
-        side + member.path
-        for unit in units
-        for side in (unit.top, unit.replaced_top)
-        for member in unit.datasets
+        top + dataset.path
+        for tree in trees
+        for top in (tree.top, tree.replaced_top)
+        for dataset in tree.datasets
     ]
     if not names:
         return
-    there = zfs.datasets()
-    present = [
-        use.snapshot for use in zfs.snapshot_usage([name for name in names if name in there])
-    ]
+    existing = zfs.datasets()
+    usages = zfs.snapshot_usage([name for name in names if name in existing])
+    snapshots = [usage.snapshot for usage in usages]
     timeout_s = config.limits.lock_timeout_s
-    with lock(config.locks_dir, "vault", "tell points of a restore", timeout_s):
-        for found in vault.entries(config.vault_dir):
-            if not isinstance(found, RestorePoint):
+    with lock(config.locks_dir, "vault", "update points of a restore", timeout_s):
+        for entry in vault.entries(config.vault_dir):
+            if not isinstance(entry, RestorePoint):
                 continue
-            if new := locate.relocated(found.manifest, present):
+            if manifest := locate.relocated(entry.manifest, snapshots):
                 with suppress(FileNotFoundError):
-                    vault.rewrite(found, new)
+                    vault.rewrite(entry, manifest)

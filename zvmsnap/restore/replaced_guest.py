@@ -1,4 +1,4 @@
-"""The machine that a restore replaces: stopped so that it can go on, and kept as a point."""
+"""The guest that a restore replaces: stopped so that it can go on, and kept as a point."""
 
 from __future__ import annotations
 
@@ -28,45 +28,55 @@ from zvmsnap.zfs import zfs
 
 
 class ReplacedGuest:
-    """The guest of now, and what is kept of it in staging until the restore is over."""
+    """The replaced guest, and what is kept of it in staging until the restore is over.
+
+    All methods may be repeated.
+    """
 
     def __init__(
-        self, config: Config, hypervisor: Host, work: OperationWriter[RestoreOperation]
+        self, config: Config, host: Host, writer: OperationWriter[RestoreOperation]
     ) -> None:
         self._config = config
-        self._hypervisor = hypervisor
-        self._work = work
-        self._log = log.about(work.task.domain, "restore")
-        self.kept = StagingDir(config.staging_dir / work.task.capture)
+        self._host = host
+        self._writer = writer
+        self._log = log.about(writer.task.domain, "restore")
+        self.kept = StagingDir(config.staging_dir / writer.task.capture)
+
+    @property
+    def _operation(self) -> RestoreOperation:
+        return self._writer.task
 
     def guest(self) -> Guest | None:
-        """The guest, now or then; None if it is not defined."""
-        return self._hypervisor.find(self._work.task.uuid)
+        """The guest, replaced or restored: they have one UUID; None if it is not defined."""
+        return self._host.find(self._operation.uuid)
 
     def is_active(self) -> bool:
-        """Is there a QEMU process for it?"""
+        """Does a QEMU process of it exist?"""
         guest = self.guest()
         return guest is not None and guest.is_active()
 
     def keep(self) -> None:
-        """Definition, NVRAM and TPM state into staging, where its RAM has room. Raises NoSpace."""
+        """Store definition, NVRAM and TPM state in staging, and reserve space for its RAM.
+
+        Raises NoSpace.
+        """
         self.kept.make()
         guest = self.guest()
         if guest is None:
             return
         definition.store(guest, self.kept.point, (), [])
-        if self._work.task.saves_memory:
+        if self._operation.saves_memory:
             ram_bytes = domain_xml.parse(guest.xml()).memory_kib << 10
             StagingSpace(self._config.staging_dir, 0).reserve(guest.uuid, ram_bytes)
 
     def forget(self) -> None:
-        """Remove that again. Raises RestoreFailed if its RAM is nowhere else."""
-        if self._work.task.was_active and not self.is_active() and self.saved():
+        """Remove what `keep` stored. Raises RestoreFailed if its RAM is nowhere else."""
+        if self._operation.was_active and not self.is_active() and self.saved():
             raise RestoreFailed(f"kept, as it holds the RAM of its guest: {self.kept.memory}")
         self.kept.remove()
 
     def saved(self) -> bool:
-        """Is its RAM saved to the end, and was not loaded since?"""
+        """Is its RAM saved completely, and not loaded since?"""
         try:
             save_image.xml_of(self.kept.memory)
             return True
@@ -79,62 +89,63 @@ class ReplacedGuest:
         if guest is None or not guest.is_active():
             return
         wait_idle(guest, self._config.limits.busy_timeout_s)
-        if self._work.task.saves_memory:
+        if self._operation.saves_memory:
             self.kept.memory.unlink(missing_ok=True)
             guest.save(str(self.kept.memory))
         else:
             guest.destroy()
 
     def bring_back(self) -> None:
-        """Let it run on as it did, over its disks of now.
+        """Let it go on as it was, on its own disks.
 
-        Its RAM is loaded once: it is removed before the guest runs and changes its disks.
+        Its RAM is loaded once: the image is removed before the guest runs and changes its disks.
         Raises RestoreFailed.
         """
-        task = self._work.task
+        operation = self._operation
         if not self.is_active():
-            if task.rollback_begun:
+            if operation.rollback_begun:
                 raise RestoreFailed(
-                    f"{task.domain} is off, and disks of it were rolled back already"
+                    f"{operation.domain} is off, and disks of it were rolled back already"
                 )
             if not self.saved():
                 self._start()
                 return
-            self._hypervisor.restore(str(self.kept.memory), paused=True)
+            self._host.restore(str(self.kept.memory), paused=True)
         self.kept.memory.unlink(missing_ok=True)
         sync_dir(self.kept.point)
-        guest = self._hypervisor.guest(task.uuid)
-        if guest.pause_reason() and not task.was_paused:
+        guest = self._host.guest(operation.uuid)
+        if guest.pause_reason() and not operation.was_paused:
             guest.resume()
 
     def _start(self) -> None:
-        task = self._work.task
-        if task.owner.boot != Process.of(task.owner.pid).boot:
+        operation = self._operation
+        if operation.owner.boot != Process.of(operation.owner.pid).boot:
             self._log.warning("is off: the host went down before its RAM was saved")
             return
         guest = self.guest()
         if guest is None:
-            raise RestoreFailed(f"{task.domain} is off, and was transient: start it again")
+            raise RestoreFailed(f"{operation.domain} is off, and was transient: start it again")
         self._log.warning("its RAM was not saved: it boots from its disks")
         guest.create()
 
     def define(self) -> None:
-        """Its definition, NVRAM and TPM state of now again."""
-        task = self._work.task
-        if task.guest_existed:
+        """Put its definition, NVRAM and TPM state back."""
+        operation = self._operation
+        if operation.guest_existed:
             xml = (self.kept.point / PERSISTENT_XML).read_text()
-            self._hypervisor.define(xml)
-            definition.put_firmware(self.kept.point, xml, task.uuid)
+            self._host.define(xml)
+            definition.put_firmware(self.kept.point, xml, operation.uuid)
             return
         guest = self.guest()
-        if guest and guest.is_persistent() and not task.was_active:
+        if guest and guest.is_persistent() and not operation.was_active:
             guest.undefine()
 
     def take_safety(self) -> None:
-        """Snapshots of its disks of now."""
-        if self._work.task.was_active:
+        """Snapshot its disks, where they are not yet."""
+        if self._operation.was_active:
             self._note_memory()
-        done = {found.dataset for found in zfs.snapshots(self._snapshots()).present.values()}
+        existing = zfs.snapshots(self._snapshots()).present.values()
+        done = {snapshot.dataset for snapshot in existing}
         missing = [dataset for dataset in self._safety.request_datasets if dataset not in done]
         zfs.take_snapshots(missing, self._safety.run)
 
@@ -144,31 +155,31 @@ class ReplacedGuest:
             changes["memory_format"] = save_image.read_header(self.kept.memory).format
         except ImageUnloadable as error:
             changes |= {"level": ConsistencyLevel.CRASH, "reason": str(error)}
-        self._work.note(safety_entry=msgspec.structs.replace(self._safety, **changes))
+        self._writer.note(safety_entry=msgspec.structs.replace(self._safety, **changes))
 
     def drop_safety(self) -> None:
         """Destroy these snapshots again."""
-        for found in zfs.snapshots(self._snapshots()).present:
-            zfs.destroy(found)
+        for full_name in zfs.snapshots(self._snapshots()).present:
+            zfs.destroy(full_name)
 
     def publish(self) -> None:
-        """The safety point goes into the vault, with what is kept in staging."""
-        moved = {
-            unit.top + member.path: unit.replaced_top + member.path
-            for unit in self._work.task.swap_trees
-            for member in unit.datasets
+        """Publish the safety point: its snapshots, and what is kept in staging."""
+        relocated = {
+            tree.top + dataset.path: tree.replaced_top + dataset.path
+            for tree in self._operation.swap_trees
+            for dataset in tree.datasets
         }
-        safety = msgspec.structs.replace(self._safety, relocated_datasets=moved)
+        safety = msgspec.structs.replace(self._safety, relocated_datasets=relocated)
         journal = Journal(self._config.journal_dir)
         try:
-            publish(self._config, self._hypervisor, EntryWriter(journal, safety), self._log)
+            publish(self._config, self._host, EntryWriter(journal, safety), self._log)
         except SnapshotMissing as error:
             self._log.warning("no safety point: %s", error)
 
     @property
     def _safety(self) -> Entry:
-        assert self._work.task.safety_entry
-        return self._work.task.safety_entry
+        assert self._operation.safety_entry
+        return self._operation.safety_entry
 
     def _snapshots(self) -> list[str]:
         return [f"{dataset}@{self._safety.run}" for dataset in self._safety.request_datasets]

@@ -1,4 +1,4 @@
-"""The machine of then: defined, loaded and resumed, once its disks are back at their place."""
+"""The guest that a restore brings back: defined, loaded and resumed on its restored disks."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _UNPACKED = "loading.img"
 
 
 class RestoredGuest:
-    """What a point tells of its guest, brought to life. Every verb may be repeated."""
+    """The guest as the point describes it. All methods may be repeated."""
 
     def __init__(
-        self, hypervisor: Host, work: OperationWriter[RestoreOperation], former: ReplacedGuest
+        self, host: Host, writer: OperationWriter[RestoreOperation], replaced: ReplacedGuest
     ) -> None:
-        self._hypervisor = hypervisor
-        self._work = work
-        self._former = former
-        self._log = log.about(work.task.domain, "restore")
+        self._host = host
+        self._writer = writer
+        self._replaced = replaced
+        self._log = log.about(writer.task.domain, "restore")
 
     @property
-    def _task(self) -> RestoreOperation:
-        return self._work.task
+    def _operation(self) -> RestoreOperation:
+        return self._writer.task
 
     @cached_property
     def _point(self) -> RestorePoint:
-        return read_point(Path(self._task.directory))
+        return read_point(Path(self._operation.directory))
 
     def unpack(self) -> None:
-        """A compressed RAM image comes into staging. Raises ImageUnloadable and OSError."""
+        """Unpack a compressed RAM image into staging. Raises ImageUnloadable and OSError."""
         memory = self._point.manifest.memory
         if memory is None or memory.compression == "none":
             return
@@ -54,31 +54,31 @@ class RestoredGuest:
         memory = self._point.manifest.memory
         assert memory
         if memory.compression != "none":
-            return self._former.kept.path / _UNPACKED
+            return self._replaced.kept.path / _UNPACKED
         return self._point.directory / memory.file
 
     def define(self) -> None:
-        """Its definition, with the paths of now, its NVRAM and the state of its TPM."""
+        """Put its definition, with the present paths of its disks, its NVRAM and TPM state back."""
         directory = self._point.directory
         persistent = directory / PERSISTENT_XML
         source = persistent if persistent.exists() else directory / DOMAIN_XML
-        xml = domain_xml.with_sources(source.read_text(), self._task.sources)
+        xml = domain_xml.with_sources(source.read_text(), self._operation.sources)
         for disk in domain_xml.parse(xml).disks:
             if disk.type == "file" and disk.writable:
                 security_labels.give_back(disk.source)
-        if persistent.exists() or not self._task.memory:
-            self._hypervisor.define(xml)
-        definition.put_firmware(directory, xml, self._task.uuid)
+        if persistent.exists() or not self._operation.memory:
+            self._host.define(xml)
+        definition.put_firmware(directory, xml, self._operation.uuid)
 
     def load(self, *, after_crash: bool) -> None:
-        """Its RAM, or a start from its disks; it stands still."""
-        if self._former.is_active():
-            # By us, before a crash, or by somebody: who stands still may have run since.
+        """Load its RAM, or start it from its disks; it is paused."""
+        if self._replaced.is_active():
+            # By zvmsnap before a crash, or by somebody: also a paused guest may have run since.
             self._log.warning("was started meanwhile, so its RAM is not loaded")
-        elif not self._task.memory:
-            if self._task.start_state is not StartState.OFF:
+        elif not self._operation.memory:
+            if self._operation.start_state is not StartState.OFF:
                 self._guest().create(paused=True)
-        elif after_crash and (used := self._used()):
+        elif after_crash and (used := self._used_disks()):
             self._log.warning("its RAM is not loaded, as %s went on without it", ", ".join(used))
         else:
             self._load_memory()
@@ -86,43 +86,43 @@ class RestoredGuest:
     def _load_memory(self) -> None:
         image = str(self._image())
         xml = None
-        if self._task.sources:
-            xml = domain_xml.with_sources(save_image.xml_of(self._image()), self._task.sources)
-        self._hypervisor.restore(image, xml, paused=True)
+        if self._operation.sources:
+            xml = domain_xml.with_sources(save_image.xml_of(self._image()), self._operation.sources)
+        self._host.restore(image, xml, paused=True)
 
-    def _used(self) -> list[str]:
-        """The disks of then that somebody has used since they were put back."""
-        put_back = [
-            f"{unit.top}{member.path}@{member.origin.partition('@')[2]}"
-            for unit in self._task.swap_trees
-            for member in unit.datasets
+    def _used_disks(self) -> list[str]:
+        """The restored disks that somebody has written to since they were restored."""
+        swapped = [
+            f"{tree.top}{dataset.path}@{dataset.origin.partition('@')[2]}"
+            for tree in self._operation.swap_trees
+            for dataset in tree.datasets
         ]
         places = {
-            target: DiskLocation(*place) for target, place in self._task.restored_disks.items()
+            target: DiskLocation(*place) for target, place in self._operation.restored_disks.items()
         }
-        snapshots = [*put_back, *self._task.rollback]
-        return changes.written_to(places, snapshots, self._task.written_bytes)
+        snapshots = [*swapped, *self._operation.rollback]
+        return changes.written_to(places, snapshots, self._operation.written_bytes)
 
     def unload(self) -> None:
-        """It is gone again."""
-        if self._former.is_active():
+        """Destroy its process, so that the replaced guest can be brought back."""
+        if self._replaced.is_active():
             self._guest().destroy()
 
     def resume(self) -> None:
-        """It goes on, if it is to."""
-        if self._task.start_state is StartState.OFF:
+        """Let it go on, if it is to run in the end."""
+        if self._operation.start_state is StartState.OFF:
             return
         guest = self._guest()
         if not guest.is_active():
-            # It ran, and then the host went down: it boots, as it would have anyway.
-            if self._task.owner.boot != Process.of(self._task.owner.pid).boot:
+            # It ran, but the host has gone down since: it boots, as any guest does after that.
+            if self._operation.owner.boot != Process.of(self._operation.owner.pid).boot:
                 guest.create()
-        elif self._task.start_state is StartState.RUNNING and guest.state() == "paused":
+        elif self._operation.start_state is StartState.RUNNING and guest.state() == "paused":
             guest.resume()
 
     def set_clock(self) -> None:
-        """Its agent, if it has one, is told the time."""
-        if self._task.start_state is not StartState.RUNNING or not self._task.memory:
+        """Tell its agent the time, if it has one."""
+        if self._operation.start_state is not StartState.RUNNING or not self._operation.memory:
             return
         try:
             agent.try_clock(self._guest(), self._log)
@@ -130,4 +130,4 @@ class RestoredGuest:
             self._log.warning("its clock is not set: %s", error)
 
     def _guest(self) -> Guest:
-        return self._hypervisor.guest(self._task.uuid)
+        return self._host.guest(self._operation.uuid)

@@ -1,4 +1,5 @@
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -130,24 +131,40 @@ def test_tpm(
     assert stored.exists() is (device == EMULATED)
 
 
+def clone_operation(guest: DumpedGuest, owner: Process) -> CloneOperation:
+    return CloneOperation(
+        domain="web",
+        uuid=guest.uuid,
+        point="web@m",
+        directory="/v/web/m",
+        owner=owner,
+        memory=True,
+        start_state=StartState.RUNNING,
+        capture=f"{guest.uuid}.00000001",
+        network="none",
+    )
+
+
+def test_no_point_of_a_clone_that_is_being_verified(
+    begin: Callable[[], tuple[bool, Entry]],
+    config: Config,
+    guest: DumpedGuest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Operations(config.journal_dir).write(clone_operation(guest, Process.of(os.getpid())))
+    config.staging_dir.mkdir()
+    assert all_guests.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
+    assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 def test_no_point_of_a_guest_that_is_being_restored(
     begin: Callable[[], tuple[bool, Entry]],
     config: Config,
     guest: DumpedGuest,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    operation = CloneOperation(
-        domain="web",
-        uuid=guest.uuid,
-        point="web@m",
-        directory="/v/web/m",
-        owner=Process.none(),
-        memory=True,
-        start_state=StartState.RUNNING,
-        capture=f"{guest.uuid}.00000001",
-        network="none",
-    )
-    Operations(config.journal_dir).write(operation)
+    Operations(config.journal_dir).write(clone_operation(guest, Process.none()))
     config.staging_dir.mkdir()
     owner = Process.none()
     assert not all_guests.begin(CALL, config, owner, {}, threading.Event(), 0)

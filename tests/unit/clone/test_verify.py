@@ -1,17 +1,17 @@
 import base64
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.fakes.guest import FakeGuest
-from tests.fakes.restore_scene import DATASET, Machine, MachineHost, Scene, set_scene
-from zvmsnap.clone import destroy, verify
-from zvmsnap.config.settings import Config
-from zvmsnap.points import compatibility, memory_image, verify_result
-from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Manifest
+from tests.fakes.restore_scene import DATASET, Killed, Machine, MachineHost, Scene
+from zvmsnap.clone import verify
+from zvmsnap.clone.create import CloneCreation
+from zvmsnap.journal.operation import CloneOperation
+from zvmsnap.points import memory_image, verify_result
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import SCREEN, VerifyResult
 
@@ -75,35 +75,24 @@ class Clones(MachineHost):
 
 
 @pytest.fixture
-def scene(
-    config: Config,
-    tmp_path: Path,
-    manifest: Callable[..., Manifest],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
-    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
-    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
-    monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.02)
-    monkeypatch.setattr(verify, "_AGENT_WITHIN_S", 0.005)
-    monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001)
-    found = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    found.host = Clones(found.world, found.guest)
-    return found
+def scene(scene: Scene) -> Scene:
+    scene.host = Clones(scene.world, scene.guest)
+    return scene
 
 
 def kept(point: RestorePoint) -> VerifyResult:
-    found = verify_result.read(point)
-    assert found
-    return found
+    result = verify_result.read(point)
+    assert result
+    return result
 
 
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("zstd", [True, False])
 def test_whole(scene: Scene, memory: bool, zstd: bool) -> None:
     point = scene.point(memory=memory, zstd=zstd)
-    found = verify.verify(point, scene.world.all_snapshots().present)
-    assert (found.good, found.why, found.booted) == (True, "", False)
-    assert kept(point) == found
+    result = verify.check_files(point, scene.world.all_snapshots().present)
+    assert (result.good, result.why, result.booted) == (True, "", False)
+    assert kept(point) == result
 
 
 def flipped(point: RestorePoint) -> None:
@@ -148,31 +137,29 @@ def damaged_xml(point: RestorePoint) -> None:
 def test_damaged(scene: Scene, spoil: Callable[[RestorePoint], None], says: str) -> None:
     point = scene.point()
     spoil(point)
-    found = verify.verify(point, scene.world.all_snapshots().present)
-    assert not found.good
-    assert says in found.why
-    assert kept(point) == found
+    result = verify.check_files(point, scene.world.all_snapshots().present)
+    assert not result.good
+    assert says in result.why
+    assert kept(point) == result
 
 
-def test_ram_that_cannot_be_read_is_a_verdict(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ram_that_cannot_be_read_is_a_result(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(memory_image, "check", fail)
-    found = verify.verify(scene.point(), scene.world.all_snapshots().present)
-    assert "Input/output error" in found.why
+    result = verify.check_files(scene.point(), scene.world.all_snapshots().present)
+    assert "Input/output error" in result.why
 
 
 def test_all_that_is_wrong_is_said_at_once(scene: Scene) -> None:
     point = scene.point()
     without_ram(point)
     undefined(point)
-    found = verify.verify(point, {})
-    assert "its definition is gone" in found.why
-    assert "cannot be opened" in found.why
-    assert "no snapshot of it is left" in found.why
+    result = verify.check_files(point, {})
+    assert "its definition is gone" in result.why
+    assert "cannot be opened" in result.why
+    assert "no snapshot of it is left" in result.why
 
 
 @pytest.mark.parametrize(
@@ -183,7 +170,7 @@ def test_all_that_is_wrong_is_said_at_once(scene: Scene) -> None:
         pytest.param("cpu", "", True, "its CPU works", id="CPU"),
         pytest.param("cpu", AGENT, True, "its CPU works", id="CPU, after its agent kept silent"),
         pytest.param("screen", "", True, "its screen changes", id="screen"),
-        pytest.param("", "", False, "did nothing for 0.02 s: no agent, no CPU time", id="nothing"),
+        pytest.param("", "", False, "did nothing for 60 s: no agent, no CPU time", id="nothing"),
         pytest.param("dies", "", False, "was started, but is off now", id="dies"),
     ],
 )
@@ -193,10 +180,10 @@ def test_boot(scene: Scene, lives_by: str, devices: str, good: bool, says: str) 
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = lives_by
     before = scene.world.summary()
-    found = verify.boot(scene.config, scene.host, point, None)
-    assert (found.good, found.booted) == (good, True)
-    assert says in (found.alive if good else found.why)
-    assert kept(point) == found
+    result = verify.boot(scene.config, scene.host, point, None)
+    assert (result.good, result.booted) == (good, True)
+    assert says in (result.alive if good else result.why)
+    assert kept(point) == result
     assert (point.directory / SCREEN).exists() is (lives_by == "screen")
     check_gone(scene, before)
 
@@ -215,13 +202,13 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
     assert isinstance(scene.host, Clones)
     scene.host.lives_by, scene.host.exit_code = "agent", exit_code
     before = scene.world.summary()
-    found = verify.boot(scene.config, scene.host, point, "true")
-    assert found.good is (exit_code == 0)
+    result = verify.boot(scene.config, scene.host, point, "true")
+    assert result.good is (exit_code == 0)
     if exit_code:
-        assert found.why == "'true' in its clone ended with 3: what it said\n"
+        assert result.why == "'true' in its clone ended with 3: what it said\n"
     else:
-        assert found.output == "what it said\n"
-    assert kept(point) == found
+        assert result.output == "what it said\n"
+    assert kept(point) == result
     assert "guest-exec" in scene.host.made.asked
     check_gone(scene, before)
 
@@ -230,12 +217,12 @@ def test_expected_command_without_an_agent(scene: Scene) -> None:
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
     before = scene.world.summary()
-    found = verify.boot(scene.config, scene.host, scene.point(), "true")
-    assert "not connected" in found.why
+    result = verify.boot(scene.config, scene.host, scene.point(), "true")
+    assert "not connected" in result.why
     check_gone(scene, before)
 
 
-def test_each_act_that_fails_is_a_verdict_and_leaves_no_clone(scene: Scene) -> None:
+def test_each_act_that_fails_is_a_result_and_leaves_no_clone(scene: Scene) -> None:
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
     point = scene.point()
@@ -248,9 +235,9 @@ def test_each_act_that_fails_is_a_verdict_and_leaves_no_clone(scene: Scene) -> N
         scene.world.errors = {(number, "before")}
         if act.startswith("write"):
             continue
-        found = verify.boot(scene.config, scene.host, point, None)
-        assert "failed here" in found.why, act
-        assert kept(point) == found
+        result = verify.boot(scene.config, scene.host, point, None)
+        assert "failed here" in result.why, act
+        assert kept(point) == result
         check_gone(scene, before)
 
 
@@ -262,10 +249,34 @@ def test_clone_that_a_sanoid_has_snapshotted_goes_too(
         scene.world.snap(f"{name}@autosnap")
         return "seen"
 
-    monkeypatch.setattr(verify, "_lives", look)
+    monkeypatch.setattr(verify, "_sign_of_life", look)
     before = scene.world.summary()
     assert verify.boot(scene.config, scene.host, scene.point(), None).alive == "seen"
     check_gone(scene, before)
+
+
+def test_clone_whose_verify_was_killed_is_removed_by_recover(scene: Scene) -> None:
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "screen"
+    point = scene.point()
+    before = scene.world.summary()
+    scene.world.acts.clear()
+    assert verify.boot(scene.config, scene.host, point, None).good
+    acts = scene.world.acts[:]
+    # While it watches, and until the clone is gone.
+    watched = acts.index("resume")
+    assert acts[watched + 1 :] == ["destroy", "undefine", "zfs destroy"]
+    for number in range(watched, len(acts)):
+        for when in ("before", "after"):
+            scene.world.acts.clear()
+            scene.world.death = (number, when)
+            with pytest.raises(Killed):
+                verify.boot(scene.config, scene.host, point, None)
+            scene.world.disarm()
+            (operation,) = scene.operations()
+            assert isinstance(operation, CloneOperation)
+            CloneCreation(scene.config, scene.host, operation).discard()
+            check_gone(scene, before)
 
 
 @pytest.mark.parametrize("name", ["web", "the web server (old)", "w" * 200, "a@b"])
@@ -278,9 +289,9 @@ def test_guests_of_any_name_are_started(scene: Scene, name: str) -> None:
 def test_point_that_fits_nowhere(scene: Scene) -> None:
     scene.host.no_machine = "no such machine"
     point = scene.point()
-    found = verify.boot(scene.config, scene.host, point, None)
-    assert "no such machine" in found.why
-    assert (found.booted, kept(point)) == (True, found)
+    result = verify.boot(scene.config, scene.host, point, None)
+    assert "no such machine" in result.why
+    assert (result.booted, kept(point)) == (True, result)
 
 
 @pytest.mark.parametrize(
@@ -294,16 +305,16 @@ def test_point_that_fits_nowhere(scene: Scene) -> None:
         b'{"schema":2,"checked":"x","why":null}',
     ],
 )
-def test_damaged_verdict_is_none(scene: Scene, content: bytes) -> None:
+def test_damaged_result_is_none(scene: Scene, content: bytes) -> None:
     point = scene.point()
     assert verify_result.read(point) is None
     (point.directory / verify_result.READ).write_bytes(content)
     assert verify_result.read(point) is None
 
 
-def test_verdict_is_kept_over_the_former(scene: Scene) -> None:
+def test_result_replaces_the_one_before(scene: Scene) -> None:
     point = scene.point()
     first = VerifyResult(checked="2026-11-21T00:00:00+00:00", why="x")
-    for found in (first, msgspec.structs.replace(first, why="", booted=True, alive="y")):
-        verify_result.keep(point, found)
-        assert verify_result.read(point) == found
+    for result in (first, msgspec.structs.replace(first, why="", booted=True, alive="y")):
+        verify_result.keep(point, result)
+        assert verify_result.read(point) == result

@@ -11,7 +11,8 @@ from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, make_base, make_overlay, write
 from tests.fakes.restore_scene import NEW, OLD, Killed, Scene, set_scene
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.clone import create, destroy, plan
+from zvmsnap.clone.create import CloneCreation
+from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.errors import GuestNotFound, HypervisorUnreachable, LibvirtFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
@@ -420,7 +421,6 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0)
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     scene = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
     scene.host.install(monkeypatch)
@@ -436,8 +436,8 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
     def work() -> None:
         scene.world.acts.clear()
         if what == "clone":
-            operation = plan.plan(scene.config, scene.host, point, plan.CloneOptions("w2"))
-            create.CloneCreation(scene.config, scene.host, operation).run()
+            operation = plan_clone(scene.config, scene.host, point, CloneOptions("w2"))
+            CloneCreation(scene.config, scene.host, operation).run()
             return
         image = memory_image.check(point.directory / memory.file, memory)
         cancelled = threading.Event()

@@ -14,8 +14,8 @@ from zvmsnap.journal.operation import StartState
 from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore import plan
-from zvmsnap.restore.plan import RestoreOptions, RestorePlan
+from zvmsnap.restore import observe
+from zvmsnap.restore.plan import RestoreOptions, RestorePlan, plan_restore
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
 ROLLBACK = RestoreOptions(rollback=True)
@@ -35,18 +35,20 @@ def scene(
 on_volume = pytest.mark.parametrize("scene", ["volume"], indirect=True)
 
 
-def plan_of(scene: Scene, point: RestorePoint, wish: RestoreOptions | None = None) -> RestorePlan:
-    wish = wish or RestoreOptions()
-    memory = None if wish.cold else point.manifest.memory
+def plan_of(
+    scene: Scene, point: RestorePoint, options: RestoreOptions | None = None
+) -> RestorePlan:
+    options = options or RestoreOptions()
+    memory = None if options.cold else point.manifest.memory
     image = memory_image.check(point.directory / memory.file, memory) if memory else None
-    return plan.plan(scene.config, scene.host, point, wish, image)
+    return plan_restore(scene.config, scene.host, point, options, image)
 
 
 def another(scene: Scene, name: str = "db", dataset: str = DATASET) -> Machine:
     disk = str(Path(scene.world.disk_of(dataset)).with_name("other.raw"))
-    found = Machine(scene.world, name, OTHER, vda=Path(disk))
-    scene.host.known.append(found)
-    return found
+    other = Machine(scene.world, name, OTHER, vda=Path(disk))
+    scene.host.known.append(other)
+    return other
 
 
 def named_as_it_was(scene: Scene, point: RestorePoint) -> None:
@@ -117,7 +119,7 @@ def locked(scene: Scene, point: RestorePoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "wish", "says"),
+    ("spoil", "options", "says"),
     [
         pytest.param(
             locked, RestoreOptions(), "tank/web: its key is not loaded: zfs load-key tank/web"
@@ -155,7 +157,7 @@ def test_refusals(
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Scene, RestorePoint], None],
-    wish: RestoreOptions,
+    options: RestoreOptions,
     says: str,
 ) -> None:
     class Frozen(datetime):
@@ -163,13 +165,13 @@ def test_refusals(
         def now(cls, tz: Any = None) -> Any:
             return SECOND
 
-    monkeypatch.setattr(plan, "datetime", Frozen)
+    monkeypatch.setattr(observe, "datetime", Frozen)
     point = scene.point()
-    assert plan_of(scene, point, wish)
+    assert plan_of(scene, point, options)
     spoil(scene, point)
     acts, shape = len(scene.world.acts), scene.world.summary()
     with pytest.raises((RestoreImpossible, SnapshotMissing)) as caught:
-        plan_of(scene, point, wish)
+        plan_of(scene, point, options)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (len(scene.world.acts), scene.world.summary()) == (acts, shape)
@@ -181,12 +183,12 @@ def off_below(scene: Scene) -> None:
 
 
 def vanishing(scene: Scene) -> None:
-    found = another(scene)
+    other = another(scene)
 
     def go() -> None:
-        found.exists = False
+        other.exists = False
 
-    found.at["xml"] = go
+    other.at["xml"] = go
 
 
 def elsewhere(scene: Scene) -> None:
@@ -199,28 +201,28 @@ def older(scene: Scene) -> None:
     scene.world.pool_snapshots[0].holds = 1
 
 
-@pytest.mark.parametrize("wish", [RestoreOptions(), ROLLBACK])
+@pytest.mark.parametrize("options", [RestoreOptions(), ROLLBACK])
 @pytest.mark.parametrize("change", [off_below, vanishing, elsewhere, older])
 def test_what_is_not_in_the_way(
-    scene: Scene, change: Callable[[Scene], None], wish: RestoreOptions
+    scene: Scene, change: Callable[[Scene], None], options: RestoreOptions
 ) -> None:
     point = scene.point()
     change(scene)
-    assert plan_of(scene, point, wish).datasets == {DATASET}
+    assert plan_of(scene, point, options).datasets == {DATASET}
 
 
 def test_disk_of_a_renamed_dataset_gets_its_new_path(scene: Scene) -> None:
     point = scene.point()
-    assert plan_of(scene, point).task.sources == {}
+    assert plan_of(scene, point).operation.sources == {}
     scene.guest.active = scene.guest.exists = False
     scene.world.unmount(DATASET)
     scene.world.rename(DATASET, "tank/old")
     scene.world.mount("tank/old")
     planned = plan_of(scene, point)
     path = scene.world.disk_of("tank/old")
-    assert planned.task.sources == {"vda": ("file", path, "qcow2")}
+    assert planned.operation.sources == {"vda": ("file", path, "qcow2")}
     assert planned.datasets == {"tank/old"}
-    assert f"  disk vda lies at {path} now" in planned.lines
+    assert f"  disk vda is at {path} now" in planned.lines
     scene.world.unmount("tank/old")
     with pytest.raises(ZvmsnapError, match="tank/old: is not mounted"):
         plan_of(scene, point)
@@ -247,11 +249,11 @@ def test_disk_on_a_volume(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zvmsnap.zfs.volume.volume_of", volume_of)
-        assert plan_of(scene, point).task.sources == sources
+        assert plan_of(scene, point).operation.sources == sources
 
 
 @pytest.mark.parametrize(
-    ("wish", "memory", "running", "level", "begin"),
+    ("options", "memory", "running", "level", "begin"),
     [
         (RestoreOptions(), True, True, ConsistencyLevel.MEMORY, StartState.RUNNING),
         (RestoreOptions(), True, False, ConsistencyLevel.MEMORY, StartState.PAUSED),
@@ -264,7 +266,7 @@ def test_disk_on_a_volume(
             ConsistencyLevel.MEMORY,
             StartState.PAUSED,
         ),
-        # Its RAM was written while it stood still for the snapshot.
+        # Its RAM was written while it was paused for the snapshot.
         (RestoreOptions(), True, False, ConsistencyLevel.PAUSED, StartState.RUNNING),
         (RestoreOptions(paused=True), True, False, ConsistencyLevel.PAUSED, StartState.PAUSED),
         (RestoreOptions(cold=True), True, False, ConsistencyLevel.PAUSED, StartState.RUNNING),
@@ -280,15 +282,15 @@ def test_disk_on_a_volume(
 )
 def test_what_the_guest_does_in_the_end(
     scene: Scene,
-    wish: RestoreOptions,
+    options: RestoreOptions,
     memory: bool,
     running: bool,
     level: ConsistencyLevel,
     begin: StartState,
 ) -> None:
     point = scene.point(memory=memory, running=running, level=level)
-    task = plan_of(scene, point, wish).task
-    assert (task.start_state, task.memory) == (begin, memory and not wish.cold)
+    operation = plan_of(scene, point, options).operation
+    assert (operation.start_state, operation.memory) == (begin, memory and not options.cold)
 
 
 def shut_off(scene: Scene) -> None:
@@ -312,15 +314,15 @@ def test_safety(
 ) -> None:
     point = scene.point()
     change(scene)
-    task = plan_of(scene, point).task
-    assert task.safety_entry
-    assert (task.safety_entry.level, task.safety_entry.reason) == (level, reason)
-    assert task.safety_entry.request_datasets == (DATASET,)
-    assert [disk.target for disk in task.safety_entry.disks] == ["vda"]
-    assert task.saves_memory is task.was_active is scene.guest.active
-    assert task.safety_entry.capture == task.capture
-    assert plan_of(scene, point, RestoreOptions(safety=False)).task.safety_entry is None
-    rollback = plan_of(scene, point, ROLLBACK).task
+    operation = plan_of(scene, point).operation
+    assert operation.safety_entry
+    assert (operation.safety_entry.level, operation.safety_entry.reason) == (level, reason)
+    assert operation.safety_entry.request_datasets == (DATASET,)
+    assert [disk.target for disk in operation.safety_entry.disks] == ["vda"]
+    assert operation.saves_memory is operation.was_active is scene.guest.active
+    assert operation.safety_entry.capture == operation.capture
+    assert plan_of(scene, point, RestoreOptions(safety=False)).operation.safety_entry is None
+    rollback = plan_of(scene, point, ROLLBACK).operation
     assert (rollback.safety_entry, rollback.swap_trees) == (None, ())
     assert rollback.saves_memory is scene.guest.active
     assert rollback.rollback == (f"{DATASET}@{NAME}",)
@@ -330,30 +332,33 @@ def test_safety_holds_all_datasets_of_the_guest(scene: Scene) -> None:
     point = scene.point()
     scene.world.add("tank/more")
     scene.guest.live["vdb"] = scene.world.disk_of("tank/more")
-    task = plan_of(scene, point).task
-    assert task.safety_entry and task.safety_entry.request_datasets == ("tank/more", DATASET)
-    assert [unit.top for unit in task.swap_trees] == [DATASET]
+    operation = plan_of(scene, point).operation
+    assert operation.safety_entry and operation.safety_entry.request_datasets == (
+        "tank/more",
+        DATASET,
+    )
+    assert [tree.top for tree in operation.swap_trees] == [DATASET]
 
 
 def test_lines(scene: Scene) -> None:
     point = scene.point()
     planned = plan_of(scene, point)
-    (unit,), safety = planned.task.swap_trees, planned.task.safety_entry
+    (tree,), safety = planned.operation.swap_trees, planned.operation.safety_entry
     assert safety
     assert planned.lines == (
         f"restore {point.name}:",
-        "  web is stopped, its RAM and disks of now are kept",
-        f"  what is there now becomes the point web@{safety.run}",
+        "  web is stopped; its RAM and disks are kept",
+        f"  the replaced guest becomes the point web@{safety.run}",
         f"  tank/web holds tank/web@{NAME} again",
-        f"  what it holds now, and newer snapshots, are called {unit.replaced_top} then",
+        f"  the replaced disks, and newer snapshots, are on {tree.replaced_top} afterwards",
         "  web goes on from its RAM",
     )
     scene.guest.exists = False
     assert plan_of(scene, point, RestoreOptions(cold=True)).lines[1:] == (
-        "  what is there now is NOT kept as a point",
+        "  the replaced guest is NOT kept as a point",
         f"  tank/web holds tank/web@{NAME} again",
         plan_of(scene, point).lines[3],
-        "  web boots from its disks of then",
+        "  web boots from the restored disks",
     )
 
 
@@ -372,7 +377,7 @@ def test_lines_of_a_rollback_name_all_that_it_destroys(
     assert plan_of(scene, point, ROLLBACK).lines == (
         f"restore {point.name}:",
         "  web is stopped",
-        "  what is there now is NOT kept as a point",
+        "  the replaced guest is NOT kept as a point",
         f"  tank/web is rolled back to tank/web@{NAME}",
         "  DESTROYS snapshot tank/web@later",
         f"  DESTROYS point {doomed.name}",

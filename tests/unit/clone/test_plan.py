@@ -1,0 +1,159 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.guest import OTHER
+from tests.fakes.restore_scene import DATASET, Machine, Scene
+from zvmsnap.clone import plan
+from zvmsnap.clone.plan import CloneOptions, plan_clone
+from zvmsnap.common.errors import CloneImpossible, ZvmsnapError
+from zvmsnap.journal.operation import CloneOperation
+from zvmsnap.points import compatibility, memory_image
+from zvmsnap.points.manifest import DOMAIN_XML
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.zfs.types import Dataset, Snapshot
+
+
+def plan_of(scene: Scene, point: RestorePoint) -> CloneOperation:
+    return plan_clone(scene.config, scene.host, point, CloneOptions("w2"))
+
+
+def in_use(scene: Scene, point: RestorePoint) -> None:
+    scene.host.known.append(Machine(scene.world, "w2", OTHER))
+
+
+def dataset_taken(scene: Scene, point: RestorePoint) -> None:
+    scene.world.add("tank/w2")
+
+
+def no_machine(scene: Scene, point: RestorePoint) -> None:
+    scene.host.no_machine = "no such machine"
+
+
+def damaged(scene: Scene, point: RestorePoint) -> None:
+    path = point.directory / "memory.img"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def pruned(scene: Scene, point: RestorePoint) -> None:
+    scene.world.pool_snapshots.clear()
+
+
+def locked(scene: Scene, point: RestorePoint) -> None:
+    scene.world.pool[DATASET].locked = True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (locked, f"{DATASET}: its key is not loaded: zfs load-key {DATASET}"),
+        (in_use, "w2: there is a guest of that name already"),
+        (dataset_taken, "tank/w2: exists already; choose another name"),
+        (no_machine, "does not fit this host: QEMU here cannot be that machine"),
+        (damaged, "does not match its checksum"),
+        (pruned, "no snapshot of it is left"),
+    ],
+)
+def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], says: str) -> None:
+    point = scene.point()
+    spoil(scene, point)
+    before = scene.world.summary()
+    with pytest.raises(ZvmsnapError) as caught:
+        plan_of(scene, point)
+    assert says in str(caught.value)
+    assert scene.world.summary() == before
+    assert (scene.operations(), scene.staged()) == ([], [])
+
+
+@pytest.mark.parametrize("spoil", [locked, in_use, dataset_taken, no_machine, pruned])
+def test_ram_image_is_read_after_all_else_was_checked(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Scene, RestorePoint], None]
+) -> None:
+    point = scene.point()
+    spoil(scene, point)
+    monkeypatch.setattr(memory_image, "check", lambda *_: pytest.fail("was read"))
+    with pytest.raises(ZvmsnapError):
+        plan_of(scene, point)
+
+
+def test_firmware_variables_of_another(scene: Scene, tmp_path: Path) -> None:
+    point = scene.point()
+    xml = point.directory / DOMAIN_XML
+    nvram = f"<os><nvram>{tmp_path}/web_VARS.fd</nvram></os>"
+    xml.write_text(xml.read_text().replace("<devices>", f"{nvram}<devices>", 1))
+    assert plan_of(scene, point)
+    (tmp_path / "w2_VARS.fd").touch()
+    with pytest.raises(CloneImpossible, match=r"w2_VARS.fd: exists already; choose another name"):
+        plan_of(scene, point)
+
+
+def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 0)
+    with pytest.raises(CloneImpossible, match="it needs 1 MiB of memory, and 0 MiB are available"):
+        plan_of(scene, scene.point())
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "..", ".", "-x", "a@b", "a b", "a\n", "", "ä", "w" * 101, "a%b", "/etc/x"]
+)
+def test_names_that_no_dataset_can_have(scene: Scene, name: str) -> None:
+    with pytest.raises(CloneImpossible, match="no name for a clone"):
+        plan_clone(scene.config, scene.host, scene.point(), CloneOptions(name))
+
+
+def at(full_name: str) -> Snapshot:
+    dataset, _, name = full_name.partition("@")
+    return Snapshot(dataset, name, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "present", "names"),
+    [
+        pytest.param(
+            {"tank/web": "tank/web@a"}, ["tank"], {"tank/w2": "tank/web@a"}, id="named as its guest"
+        ),
+        pytest.param(
+            {"tank/disk": "tank/disk@a"},
+            ["tank"],
+            {"tank/disk-w2": "tank/disk@a"},
+            id="named otherwise",
+        ),
+        pytest.param(
+            {"tank/web": "tank/web@a", "tank/web/db": "tank/web/db@a"},
+            ["tank"],
+            {"tank/w2": "tank/web@a", "tank/w2/db": "tank/web/db@a"},
+            id="a child",
+        ),
+        pytest.param(
+            {"tank/web": "tank/web@a", "tank/web/x/db": "tank/web/x/db@a"},
+            ["tank", "tank/web/x"],
+            {"tank/w2": "tank/web@a", "tank/web/x/db-w2": "tank/web/x/db@a"},
+            id="a grandchild, whose parent is not cloned",
+        ),
+        pytest.param(
+            {"fast/vm/web": "fast/vm/web@a", "tank/web": "tank/web@a"},
+            ["fast/vm", "tank"],
+            {"fast/vm/w2": "fast/vm/web@a", "tank/w2": "tank/web@a"},
+            id="two tops",
+        ),
+        pytest.param(
+            {"tank/old/web": "tank/new/web@a"},
+            ["tank", "tank/new"],
+            {"tank/new/w2": "tank/new/web@a"},
+            id="the parent is gone",
+        ),
+        pytest.param(
+            {"tank": "tank@a", "tank/db": "tank/db@a"},
+            ["tank"],
+            {"tank/tank-w2": "tank@a", "tank/tank-w2/db": "tank/db@a"},
+            id="a whole pool",
+        ),
+    ],
+)
+def test_names_of_datasets(
+    snapshots: dict[str, str], present: list[str], names: dict[str, str]
+) -> None:
+    datasets = {name: Dataset(name, "filesystem", compressed=False) for name in present}
+    wanted = {name: at(full_name) for name, full_name in snapshots.items()}
+    assert plan._new_datasets("web", "w2", wanted, datasets) == tuple(names.items())

@@ -1,0 +1,162 @@
+"""What the plan of a restore in place must know of the host: each fact is asked for once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zvmsnap.common.errors import DomainGone
+from zvmsnap.disks import location
+from zvmsnap.disks.location import GuestDisks
+from zvmsnap.points import compatibility, locate, vault
+from zvmsnap.points.definition import definition_of
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.virt.guest import Guest
+from zvmsnap.virt.host import Host
+from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs.mounts import DiskLocation, Mount
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
+
+
+@dataclass(frozen=True)
+class ObservedGuest:
+    """A guest of this host, and where its disks are."""
+
+    name: str
+    uuid: str
+    is_active: bool
+    disks: GuestDisks
+
+
+@dataclass(frozen=True)
+class ObservedReplaced(ObservedGuest):
+    """The guest of the point, as it is now."""
+
+    is_persistent: bool
+    is_paused: bool
+    has_saved_ram: bool
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the host says, asked once.
+
+    `snapshots` are those of the point by the datasets that will hold them, `current` the names of
+    these datasets by those in the manifest. `sources` is where the manifest's disk paths lead now,
+    by target. `misfits` is why this host cannot run the machine. `newer` and `newer_points` are
+    what a rollback destroys; empty without one.
+    """
+
+    now: datetime
+    datasets: Mapping[str, Dataset]
+    mounts: list[Mount]
+    snapshots: Mapping[str, Snapshot]
+    current: Mapping[str, str]
+    sources: Mapping[str, DiskLocation | None]
+    replaced: ObservedReplaced | None
+    others: tuple[ObservedGuest, ...]
+    misfits: tuple[str, ...]
+    newer: tuple[SnapshotUsage, ...]
+    newer_points: tuple[str, ...]
+
+
+def observe(
+    vault_dir: Path, host: Host, point: RestorePoint, *, with_memory: bool, rollback: bool
+) -> Observed:
+    """Ask libvirt, ZFS and the vault. Raises SnapshotMissing, RestoreImpossible, LibvirtFailed."""
+    manifest = point.manifest
+    datasets = zfs.datasets()
+    table = mounts.read_table()
+    located = locate.snapshots_of(point, zfs.all_snapshots().present)
+    current = {name: _current_name(name, located[name], datasets) for name in located}
+    snapshots = {current[name]: snapshot for name, snapshot in located.items()}
+    guests = host.guests()
+    own = next((guest for guest in guests if guest.uuid == manifest.uuid), None)
+    newer_snapshots = _newer(snapshots) if rollback else ()
+    return Observed(
+        now=datetime.now(UTC),
+        datasets=datasets,
+        mounts=table,
+        snapshots=snapshots,
+        current=current,
+        sources={disk.target: location.locate_path(disk.source, table) for disk in manifest.disks},
+        replaced=_observe_replaced(host, own, table) if own else None,
+        others=_observe_others(host, [guest for guest in guests if guest is not own], table),
+        misfits=_misfits(host, point, with_memory=with_memory),
+        newer=newer_snapshots,
+        newer_points=_points_of(vault_dir, newer_snapshots),
+    )
+
+
+def _current_name(dataset: str, snapshot: Snapshot, datasets: Mapping[str, Dataset]) -> str:
+    """The dataset that will hold the snapshot: of the name in the manifest, or of a new name.
+
+    It was renamed, or sent here. A dataset of the old name that is not related to the snapshot is
+    another machine's.
+    """
+    if dataset in datasets and _origins(dataset, datasets) & _origins(snapshot.dataset, datasets):
+        return dataset
+    return snapshot.dataset
+
+
+def _origins(dataset: str, datasets: Mapping[str, Dataset]) -> set[str]:
+    """A dataset, and what it is a clone of, down to the first one."""
+    origins: set[str] = set()
+    while dataset in datasets and dataset not in origins:
+        origins.add(dataset)
+        dataset = datasets[dataset].origin.partition("@")[0]
+    return origins
+
+
+def _observe_replaced(host: Host, guest: Guest, table: list[Mount]) -> ObservedReplaced:
+    return ObservedReplaced(
+        name=guest.name,
+        uuid=guest.uuid,
+        is_active=guest.is_active(),
+        disks=location.locate_disks(host, guest, table),
+        is_persistent=guest.is_persistent(),
+        is_paused=guest.pause_reason() is not None,
+        has_saved_ram=guest.managed_save_xml() is not None,
+    )
+
+
+def _observe_others(
+    host: Host, guests: Iterable[Guest], table: list[Mount]
+) -> tuple[ObservedGuest, ...]:
+    others = []
+    for guest in guests:
+        try:
+            disks = location.locate_disks(host, guest, table)
+            others.append(ObservedGuest(guest.name, guest.uuid, guest.is_active(), disks))
+        except DomainGone:
+            continue
+    return tuple(others)
+
+
+def _misfits(host: Host, point: RestorePoint, *, with_memory: bool) -> tuple[str, ...]:
+    # The next start of the guest needs this one, whatever it is restored with.
+    definition_of(point)
+    xml = definition_of(point, live=with_memory)
+    return tuple(compatibility.why_not(host, xml, point.manifest.host, cold=not with_memory))
+
+
+def _newer(snapshots: Mapping[str, Snapshot]) -> tuple[SnapshotUsage, ...]:
+    return tuple(
+        usage
+        for usage in zfs.snapshot_usage(list(snapshots))
+        if usage.snapshot.createtxg > snapshots[usage.snapshot.dataset].createtxg
+    )
+
+
+def _points_of(vault_dir: Path, usages: tuple[SnapshotUsage, ...]) -> tuple[str, ...]:
+    if not usages:
+        return ()
+    guids = {usage.snapshot.guid for usage in usages}
+    return tuple(
+        entry.name
+        for entry in vault.entries(vault_dir)
+        if isinstance(entry, RestorePoint)
+        and guids & {ref.guid for ref in entry.manifest.snapshots}
+    )

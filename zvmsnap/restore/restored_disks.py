@@ -1,0 +1,95 @@
+"""The datasets of a restore: clones that are swapped in, or a rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zvmsnap.common.errors import RestoreFailed
+from zvmsnap.journal.operation import OperationWriter, RestoreOperation
+from zvmsnap.restore.replaced_guest import ReplacedGuest
+from zvmsnap.zfs import dataset_swap, volume, zfs
+
+
+class RestoredDisks:
+    """The disks of the point, brought under the names of the replaced ones.
+
+    No method changes the disks under a guest that runs. All may be repeated.
+    """
+
+    def __init__(self, writer: OperationWriter[RestoreOperation], replaced: ReplacedGuest) -> None:
+        self._writer = writer
+        self._replaced = replaced
+
+    @property
+    def _operation(self) -> RestoreOperation:
+        return self._writer.task
+
+    def clone(self) -> None:
+        """Clone the snapshots of the point, beside the datasets."""
+        trees = dataset_swap.make_clones(self._operation.swap_trees)
+        written_bytes = {
+            tree.top + dataset.path: zfs.written_bytes(tree.clone_top + dataset.path)
+            for tree in trees
+            for dataset in tree.datasets
+        }
+        self._writer.note(swap_trees=trees, written_bytes=written_bytes)
+
+    def discard_clones(self) -> None:
+        """Destroy the clones again."""
+        dataset_swap.destroy_clones(self._operation.swap_trees)
+
+    def swap(self) -> None:
+        """Let the datasets' names lead to the clones. Raises RestoreFailed and ZfsFailed."""
+        self._require_stopped()
+        dataset_swap.swap(self._operation.swap_trees)
+
+    def swap_back(self) -> None:
+        """Let them lead to the replaced datasets. Raises RestoreFailed and ZfsFailed."""
+        if self._replaced.is_active() and not self.are_replaced():
+            raise RestoreFailed(
+                f"{self._operation.domain} was started meanwhile, on the restored disks: "
+                "shut it off first"
+            )
+        dataset_swap.swap_back(self._operation.swap_trees)
+
+    def promote(self) -> None:
+        """Let the clones own the snapshots up to theirs."""
+        dataset_swap.promote(self._operation.swap_trees)
+
+    def demote(self) -> None:
+        """Give these snapshots back to the replaced datasets."""
+        dataset_swap.demote(self._operation.swap_trees)
+
+    def roll_back(self) -> None:
+        """Roll the datasets back: this cannot be undone. Raises RestoreFailed and ZfsFailed."""
+        self._require_stopped()
+        self._writer.note(rollback_begun=True)
+        for snapshot in self._operation.rollback:
+            zfs.rollback(snapshot)
+        datasets = [snapshot.partition("@")[0] for snapshot in self._operation.rollback]
+        written_bytes = {dataset: zfs.written_bytes(dataset) for dataset in datasets}
+        self._writer.note(written_bytes=written_bytes)
+        for dataset in datasets:
+            if zfs.datasets()[dataset].type == "volume":
+                volume.wait_device(dataset, dataset_swap.DEVICE_TIMEOUT_S)
+
+    def are_restored(self) -> bool:
+        """Do all names lead to the restored disks? Of a rollback: has it begun?"""
+        return all(self._swapped())
+
+    def are_replaced(self) -> bool:
+        """Do all names lead to the replaced disks? Of a rollback: has it not begun?"""
+        return not any(self._swapped())
+
+    def _require_stopped(self) -> None:
+        if self._replaced.is_active():
+            raise RestoreFailed(f"{self._operation.domain} was started meanwhile")
+
+    def _swapped(self) -> Iterator[bool]:
+        if not self._operation.swap_trees:
+            yield self._operation.rollback_begun
+            return
+        datasets = zfs.datasets()
+        for tree in self._operation.swap_trees:
+            top = datasets.get(tree.top)
+            yield top is not None and top.guid == tree.datasets[0].new_guid

@@ -1,0 +1,46 @@
+"""The safety point: the restore point of the guest that a restore replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.disks.location import GuestDisks
+from zvmsnap.journal.entry import Disk, Entry
+
+
+def safety_entry(guest: GuestDisks, restored: Iterable[str], capture: str, now: datetime) -> Entry:
+    """The journal entry of a run that captures the guest at the instant at which it is stopped.
+
+    It covers the datasets of the guest's disks, and all that are `restored`. Pure.
+    """
+    writable = {disk.target: disk for disk in guest.domain.disks if disk.writable}
+    places = {target: guest.locations[target] for target in writable if target in guest.locations}
+    datasets = {*restored, *(place.dataset for place in places.values())}
+    level, reason = _level(guest, [target for target in writable if target not in places])
+    name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"
+    return Entry(
+        domain=guest.domain.name,
+        uuid=guest.domain.uuid,
+        run=name,
+        request_datasets=tuple(sorted(datasets)),
+        snapshot_names=(name,),
+        preexisting_guids=(),
+        owner=Process.none(),
+        capture=capture,
+        level=level,
+        reason=reason,
+        disks=tuple(Disk.of(writable[target], place) for target, place in places.items()),
+        created=now.isoformat(timespec="milliseconds"),
+    )
+
+
+def _level(guest: GuestDisks, elsewhere: list[str]) -> tuple[ConsistencyLevel, str | None]:
+    """The level, and why it is not `memory`; `elsewhere` are the disks that are not on ZFS."""
+    if guest.is_off:
+        return ConsistencyLevel.OFFLINE, f"the guest was {guest.state}"
+    if elsewhere:
+        return ConsistencyLevel.CRASH, f"not all disks are on ZFS: {', '.join(elsewhere)}"
+    return ConsistencyLevel.MEMORY, None
