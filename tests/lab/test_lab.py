@@ -81,6 +81,7 @@ def test_apparmor_confines_the_guest(lab: Lab) -> None:
     assert lab.run(f"cat /proc/{process}/attr/current").stdout.strip() == profile
 
 
+@pytest.mark.whole
 def test_power_cut_boots_again(lab: Lab) -> None:
     lab.run("echo kept > /tank/vm/kept && zpool sync && echo kept > /root/kept && sync")
     before = lab.run("cat /proc/sys/kernel/random/boot_id").stdout

@@ -108,7 +108,10 @@ def test_points_of_an_exported_pool_are_kept(lab: Lab) -> None:
     assert scenario.vault_files(lab) == everything
 
 
-@pytest.mark.parametrize("by_hook", [True, False], ids=["hook", "command"])
+@pytest.mark.parametrize("by_hook", [
+    pytest.param(True, id="hook"),
+    pytest.param(False, id="command", marks=pytest.mark.whole),
+])
 def test_damaged_entries_and_symlinks_are_reported_and_spared(lab: Lab, by_hook: bool) -> None:
     point = scenario.the_point(lab, "web")
     folder = f"{VAULT}/web"

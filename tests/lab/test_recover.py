@@ -132,6 +132,7 @@ def test_one_disk_was_brought_back_by_somebody_else(lab: Lab) -> None:
     scenario.assert_counted_through(lab, "web")
 
 
+@pytest.mark.whole
 def test_overlays_piled_up(lab: Lab) -> None:
     uuid = lab.run("virsh domuuid web").stdout.strip()
     again = f"{STAGING}/{uuid}.0badcafe"
