@@ -36,6 +36,7 @@ _DIAGNOSES = (
 )
 _CRASH = pytest.StashKey[str]()
 _PASSED = pytest.StashKey[frozenset[str]]()
+_LATE_TURNS = 3
 _LAB = pytest.StashKey[Lab]()
 _CPU = "seconds of CPU"
 _REPEATED = "repeated as the lab's own kernel crashed"
@@ -54,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known, and say which code this run is of."""
     config.addinivalue_line("markers", "state(name): the state of the lab a test starts from")
     config.addinivalue_line("markers", "long: takes minutes, so it is begun first")
+    config.addinivalue_line("markers", "late: begun later, as what it begins from is made slowly")
     config.addinivalue_line("markers", "whole: other scenarios, or cells of the fault matrix, are "
                             "the like; it is left to `--faults=all`, unless it is named")
     if not config.getoption("--missing"):
@@ -97,7 +99,8 @@ def _in_turns(items: list[pytest.Item]) -> list[pytest.Item]:
     places: list[tuple[bool, int, int]] = []
     for item in items:
         long = item.get_closest_marker("long") is not None
-        places.append((not long, turns[item.path], len(places)))
+        late = _LATE_TURNS if item.get_closest_marker("late") else 0
+        places.append((not long, turns[item.path] + late, len(places)))
         turns[item.path] += 1
     return [items[place[-1]] for place in sorted(places)]
 

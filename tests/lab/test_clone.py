@@ -34,6 +34,7 @@ def assert_clone_goes_on(lab: Lab, name: str, stored: int) -> None:
     assert guests.mismatches(lab, f"{name}-web") == []
 
 
+@pytest.mark.long
 def test_two_clones_beside_their_original(lab: Lab) -> None:
     name = back.hourly(lab)
     stored = back.stored_count(lab, name)
@@ -104,6 +105,7 @@ def test_cold_and_of_packed_ram(lab: Lab) -> None:
     back.assert_nothing_left(lab)
 
 
+@pytest.mark.long
 def test_verify_by_reading_and_by_starting(lab: Lab) -> None:
     scenario.pass_hours(lab, 1)
     scenario.take(lab)

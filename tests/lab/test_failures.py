@@ -224,6 +224,7 @@ def test_second_sanoid_leaves_the_moment_of_the_first_alone(lab: Lab) -> None:
     scenario.assert_coherent(lab, WEB, hourly, point.image)
 
 
+@pytest.mark.long
 def test_two_sanoids_at_once_take_turns(lab: Lab) -> None:
     scenario.configure(lab, "[limits]\nlock_timeout_s = 300")
     scenario.write_sanoid_conf(lab, daily="0", monthly="0")

@@ -77,6 +77,7 @@ def post(lab: Lab) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("overlay", [
     pytest.param(False, id="frozen for the round"),
     pytest.param(True, id="with overlays", marks=pytest.mark.whole),
@@ -133,6 +134,7 @@ def test_paused(lab: Lab) -> None:
     assert abs(guest_clock_s(lab) - float(lab.run("date +%s.%N").stdout)) < CLOCK_SLACK_S
 
 
+@pytest.mark.whole
 def test_the_level_of_each_type(lab: Lab) -> None:
     lab.set_clock("2031-05-06T12:01:00")
     mode(lab, "quiesced,crash", "hourly")

@@ -32,6 +32,8 @@ while (left := end - time.monotonic()) > 0:
         print(frame[22:28].hex())
 """
 
+pytestmark = pytest.mark.late
+
 
 @pytest.fixture
 def lab(lab_session: Lab) -> Lab:

@@ -251,6 +251,7 @@ def test_guard_merges_behind_the_snapshot_before_staging_is_full(small_staging: 
     scenario.assert_counted_through(lab, "web")
 
 
+@pytest.mark.long
 def test_vault_that_is_not_mounted(lab: Lab) -> None:
     """Nothing is written below its mountpoint, and the point appears as soon as it is back."""
     recover(lab)

@@ -65,8 +65,9 @@ class Process:
         while self.alive():
             if time.monotonic() > deadline:
                 raise LabError(f"process {self.pid} does not go away")
-            _reap(self.pid)
             time.sleep(0.01)
+        with suppress(ChildProcessError):  # not ours if another lab command started it
+            os.waitpid(self.pid, 0)
 
 
 def _started(pid: int) -> str:
@@ -76,11 +77,6 @@ def _started(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if fields[0] in "ZX" else fields[19]
-
-
-def _reap(pid: int) -> None:
-    with suppress(ChildProcessError):  # not ours if another lab command started it
-        os.waitpid(pid, os.WNOHANG)
 
 
 def fingerprint(image: Image) -> str:
