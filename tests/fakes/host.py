@@ -1,16 +1,23 @@
 """A host, faked: a connection to libvirt that knows some FakeGuests."""
 
+import importlib
+import pkgutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+import zvmsnap
 from tests.fakes.guest import FakeGuest
 from zvmsnap.common.errors import DomainGone, HypervisorUnreachable
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
+
+# A module that was first imported during a test would keep the host of that test.
+for _module in pkgutil.walk_packages(zvmsnap.__path__, "zvmsnap."):
+    importlib.import_module(_module.name)
 
 
 class FakeHost(Host):

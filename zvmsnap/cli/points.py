@@ -123,7 +123,7 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
             yield f"{entry.domain}: {describe.work(entry)} is {describe.progress(entry)}"
     for operation in operations:
         if domain in (None, operation.domain):
-            yield f"{operation.domain}: {describe.task(operation)}"
+            yield f"{operation.domain}: {describe.operation(operation)}"
     captures = {each.capture for each in (*entries, *operations)}
     for unfinished in vault.unfinished(settings.vault_dir):
         folder = unfinished.directory.parent.name

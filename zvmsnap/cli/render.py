@@ -70,17 +70,17 @@ def _amount(dataset: DatasetReport) -> str:
     return f"{since}, {size(dataset.stream_bytes)}"
 
 
-def status(found: Sequence[SendStatus], never_sent: Sequence[str]) -> list[str]:
+def status(statuses: Sequence[SendStatus], never_sent: Sequence[str]) -> list[str]:
     """How old the newest complete point of each guest is at each destination."""
     now = datetime.now(UTC)
     rows = [_STATUS_HEADINGS]
-    for receipt in found:
-        old = age(receipt.newest_created, now) if receipt.newest_created else "-"
-        ram = "yes" if receipt.newest_has_memory else "no"
-        tried = age(receipt.last_attempt, now)
-        note = f"FAILED: {receipt.error}" if receipt.error else ""
-        newest = receipt.newest or "none"
-        rows.append((receipt.domain, receipt.destination, newest, old, ram, tried, note))
+    for each in statuses:
+        old = age(each.newest_created, now) if each.newest_created else "-"
+        ram = "yes" if each.newest_has_memory else "no"
+        tried = age(each.last_attempt, now)
+        note = f"FAILED: {each.error}" if each.error else ""
+        newest = each.newest or "none"
+        rows.append((each.domain, each.destination, newest, old, ram, tried, note))
     rows += [(guest, "-", "never sent", "-", "-", "-", "") for guest in never_sent]
     return columns(rows) if len(rows) > 1 else ["nothing was ever sent"]
 

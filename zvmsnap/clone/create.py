@@ -95,7 +95,7 @@ class CloneCreation:
 
     @property
     def _operation(self) -> CloneOperation:
-        return self._writer.task
+        return self._writer.operation
 
     def _record(self, step: str) -> None:
         self._writer.note(step=step)

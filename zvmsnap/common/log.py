@@ -42,7 +42,16 @@ class _About(logging.LoggerAdapter[logging.Logger]):
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
-        return f"{self.extra['about'] if self.extra else ''}: {msg}", kwargs
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **named: Any) -> None:
+        # By an argument of its own: a name may have a percent sign.
+        about = self.extra["about"] if self.extra else ""
+        named.setdefault("stacklevel", 2)
+        if args:
+            super().log(level, f"%s: {msg}", about, *args, **named)
+        else:
+            super().log(level, "%s: %s", about, msg, **named)
 
 
 Logger = logging.LoggerAdapter[logging.Logger]

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from zvmsnap.journal.operation import CloneOperation, RestoreOperation
 
 
-def task(operation: RestoreOperation | CloneOperation) -> str:
+def operation(command: RestoreOperation | CloneOperation) -> str:
     """What an operator's command is about, and who will end it."""
-    what = f"{operation.kind} of {operation.point}"
-    if operation.owner.is_alive():
-        return f"{what} is under way at step {operation.step or 'none'} (pid {operation.owner.pid})"
-    return f"{what} was interrupted at step {operation.step or 'none'}: zvmsnap recover ends it"
+    what = f"{command.kind} of {command.point}"
+    if command.owner.is_alive():
+        return f"{what} is under way at step {command.step or 'none'} (pid {command.owner.pid})"
+    return f"{what} was interrupted at step {command.step or 'none'}: zvmsnap recover ends it"
 
 
 def work(entry: Entry) -> str:

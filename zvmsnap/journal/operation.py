@@ -126,17 +126,17 @@ class OperationWriter(Generic[Kind]):
 
     def __init__(self, journal: Path, operation: Kind) -> None:
         self._operations = Operations(journal)
-        self.task: Kind = operation
+        self.operation: Kind = operation
 
     def note(self, **changes: Any) -> None:
         """Write changes of the operation down."""
-        operation = msgspec.structs.replace(self.task, **changes)
-        self._operations.write(operation)
-        self.task = operation
+        changed = msgspec.structs.replace(self.operation, **changes)
+        self._operations.write(changed)
+        self.operation = changed
 
     def close(self) -> None:
         """The operation is done."""
-        self._operations.close(self.task.uuid)
+        self._operations.close(self.operation.uuid)
 
 
 def _check(operation: RestoreOperation | CloneOperation, uuid: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from zvmsnap.config.level import ConsistencyLevel
@@ -15,6 +17,9 @@ NVRAM = "nvram.fd"
 TPM = "tpm.tar"
 MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
+
+# No file is larger; what a damaged manifest says can be computed with.
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class SnapshotRef(msgspec.Struct, frozen=True):
@@ -64,8 +69,8 @@ class Memory(msgspec.Struct, frozen=True):
     file: str
     format: str
     compression: str
-    image_bytes: int
-    stored_bytes: int
+    image_bytes: _Bytes
+    stored_bytes: _Bytes
     sha256: str
 
 

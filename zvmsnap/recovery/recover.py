@@ -89,7 +89,7 @@ def recover_entries(config: Config, entries: Iterable[Entry]) -> bool:
 def _end_operation(
     config: Config, host: Host, operation: RestoreOperation | CloneOperation, *, dry_run: bool
 ) -> Outcome:
-    findings = (describe.task(operation),)
+    findings = (describe.operation(operation),)
     if operation.owner.is_alive():
         result, why = Result.UNDER_WAY, f"pid {operation.owner.pid}"
     elif dry_run:

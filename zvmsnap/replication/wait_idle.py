@@ -59,7 +59,7 @@ def _why_busy(settings: Config, guest: Guest) -> str:
         if entry and entry.owner.is_alive():
             return f"its run {entry.run} is under way"
         if operation := Operations(settings.journal_dir).read(guest.uuid):
-            return describe.task(operation)
+            return describe.operation(operation)
         with suppress(DomainGone):
             if chains := overlay_chain.of_guest(guest):
                 return f"its disk {min(chains)} is on an overlay"

@@ -136,7 +136,7 @@ class InPlaceRestore:
 
     @property
     def _operation(self) -> RestoreOperation:
-        return self._writer.task
+        return self._writer.operation
 
     def run(self) -> None:
         """Restore the point. Raises RestoreFailed, with the state of the guest."""

@@ -39,12 +39,12 @@ class ReplacedGuest:
         self._config = config
         self._host = host
         self._writer = writer
-        self._log = log.about(writer.task.domain, "restore")
-        self.kept = StagingDir(config.staging_dir / writer.task.capture)
+        self._log = log.about(writer.operation.domain, "restore")
+        self.kept = StagingDir(config.staging_dir / writer.operation.capture)
 
     @property
     def _operation(self) -> RestoreOperation:
-        return self._writer.task
+        return self._writer.operation
 
     def guest(self) -> Guest | None:
         """The guest, replaced or restored: they have one UUID; None if it is not defined."""

@@ -22,7 +22,7 @@ class RestoredDisks:
 
     @property
     def _operation(self) -> RestoreOperation:
-        return self._writer.task
+        return self._writer.operation
 
     def clone(self) -> None:
         """Clone the snapshots of the point, beside the datasets."""

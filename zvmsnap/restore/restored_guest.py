@@ -31,11 +31,11 @@ class RestoredGuest:
         self._host = host
         self._writer = writer
         self._replaced = replaced
-        self._log = log.about(writer.task.domain, "restore")
+        self._log = log.about(writer.operation.domain, "restore")
 
     @property
     def _operation(self) -> RestoreOperation:
-        return self._writer.task
+        return self._writer.operation
 
     @cached_property
     def _point(self) -> RestorePoint:

@@ -9,7 +9,6 @@ from tests.fakes.host import FakeHost
 from tests.fakes.restore_scene import Scene, set_scene
 from tests.fakes.take_scene import configure
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.clone import destroy, verify
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, vault
 from zvmsnap.points.manifest import Manifest
@@ -63,9 +62,6 @@ def scene(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
     """A host with a guest and, after `point()`, a point of it."""
-    monkeypatch.setattr(destroy, "_RELEASED_AFTER_S", 0, raising=False)
-    monkeypatch.setattr(verify, "_LIVES_WITHIN_S", 0.01, raising=False)
-    monkeypatch.setattr(verify, "_LOOK_EVERY_S", 0.001, raising=False)
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     built = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
     built.host.install(monkeypatch)

@@ -108,7 +108,7 @@ def test_list_shows_results_of_verify_and_operations(scene_run: Run, scene: Scen
         network="none",
     )
     Operations(scene.config.journal_dir).write(operation)
-    under_way = f"w2: {describe.task(operation)}"
+    under_way = f"w2: {describe.operation(operation)}"
     assert scene_run("list", "w2")[1].splitlines()[-1] == under_way
     assert json.loads(scene_run("list", "--json")[1])["interrupted"] == [under_way]
 

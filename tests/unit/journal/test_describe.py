@@ -52,7 +52,7 @@ def test_task(
         if kind is CloneOperation
         else {"guest_existed": True, "was_active": True, "was_paused": False, "saves_memory": True}
     )
-    assert describe.task(kind(**common, **own)) == line
+    assert describe.operation(kind(**common, **own)) == line
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_writer_writes_each_change_down(tmp_path: Path, operations: Operations) 
     assert operations.read(A) is None
     writer.note(step="clone")
     writer.note(swap_trees=(UNIT,))
-    assert operations.read(A) == writer.task == restore(step="clone", swap_trees=(UNIT,))
+    assert operations.read(A) == writer.operation == restore(step="clone", swap_trees=(UNIT,))
     writer.close()
     assert operations.read(A) is None
 

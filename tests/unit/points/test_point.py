@@ -59,8 +59,12 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda document: document | changes
 
 
+def with_memory(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda document: document | {"memory": document["memory"] | changes}
+
+
 def with_memory_file(file: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda document: document | {"memory": document["memory"] | {"file": file}}
+    return with_memory(file=file)
 
 
 DAMAGED = [
@@ -76,6 +80,8 @@ DAMAGED = [
     pytest.param(with_memory_file(".."), "'..'", id="memory file dot dot"),
     pytest.param(with_memory_file(""), "''", id="memory file of no name"),
     pytest.param(with_memory_file("manifest.json"), "'manifest.json'", id="memory file not ours"),
+    pytest.param(with_memory(image_bytes=-1), "$.memory.image_bytes", id="less than nothing"),
+    pytest.param(with_memory(stored_bytes=2**63), "$.memory.stored_bytes", id="no such size"),
 ]
 
 
