@@ -15,6 +15,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention.forget import LOCK
 from zvmsnap.zfs import zfs
 
@@ -27,7 +28,7 @@ def snapshots(settings: Config, points: Sequence[RestorePoint]) -> list[str]:
 
     Raises DropRefused and ZfsFailed.
     """
-    return _droppable(settings, points, vault.read(settings)[0], _liveness())
+    return _droppable(settings, points, vault.read(settings), _liveness())
 
 
 def destroy(settings: Config, points: Sequence[RestorePoint], names: Sequence[str]) -> None:
@@ -52,7 +53,7 @@ def surplus(
     are dropped too, if they are surplus as well. Returns the names of the points that are dropped;
     the log says why a point is kept. Raises VaultMissing.
     """
-    points = vault.read(settings)[0]
+    known = points, _ = vault.read(settings)
     old = _all_but_newest([p for p in points if _RUN_OF_TAKE.fullmatch(p.manifest.run)], keep)
     runs: dict[str, list[RestorePoint]] = {}
     for point in old:
@@ -65,7 +66,7 @@ def surplus(
         names = [point.name for point in together]
         try:
             liveness = liveness or _liveness()
-            to_destroy = _droppable(settings, together, points, liveness)
+            to_destroy = _droppable(settings, together, known, liveness)
             if not dry_run:
                 destroy(settings, together, to_destroy)
             dropped += names
@@ -113,12 +114,14 @@ def _liveness() -> Liveness:
 def _droppable(
     settings: Config,
     points: Sequence[RestorePoint],
-    all_points: Sequence[RestorePoint],
+    known: tuple[Sequence[RestorePoint], Sequence[DamagedPoint]],
     liveness: Liveness,
 ) -> list[str]:
     """The existing snapshots of these points, if nothing else needs any. Raises DropRefused."""
+    all_points, unreadable = known
     names = _existing(points, liveness)
     _check_other_points(names, points, all_points, liveness)
+    _check_unreadable_points(points, unreadable)
     datasets = {name.partition("@")[0] for name in names}
     _check_journal(settings, names, datasets)
     _check_clones_and_holds(names, datasets)
@@ -152,6 +155,18 @@ def _check_other_points(
         shared = names & {ref.full_name for ref in liveness.alive(other.manifest)}
         if shared and other.directory not in dropped:
             raise DropRefused(f"{min(shared)}: {other.name} needs it, too; drop both, or none")
+
+
+def _check_unreadable_points(
+    points: Sequence[RestorePoint], unreadable: Sequence[DamagedPoint]
+) -> None:
+    """One of the same run, damaged or of another version, may need the snapshots as well."""
+    runs = {vault.folder_of(point.manifest.run) for point in points}
+    for other in unreadable:
+        if other.directory.name in runs:
+            raise DropRefused(
+                f"a point that may need the same snapshots cannot be read: {other.why}"
+            )
 
 
 def _check_journal(settings: Config, names: set[str], datasets: set[str]) -> None:

@@ -233,6 +233,22 @@ def test_says_what_it_took(run: Run, pool: Pool) -> None:
     assert run("take", "web", "--name", "before_daily")[1] == "web@before: memory\n"
 
 
+def test_what_a_point_of_another_version_may_need_is_not_dropped(
+    run: Run, pool: Pool, config: Config
+) -> None:
+    run("take", "web", "--name", NAME)
+    manifest = config.vault_dir / "db" / NAME / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"schema": 3}')
+    code, _, err = run("drop", "--yes", f"web@{NAME}")
+    assert code == 1
+    assert f"may need the same snapshots cannot be read: {manifest}: schema 3" in err
+    assert list(pool.present) == [f"{WEB}@{NAME}"]
+    manifest.rename(manifest.with_name("moved away"))
+    manifest.parent.rename(config.vault_dir / "db" / "another run")
+    assert run("drop", "--yes", f"web@{NAME}")[0] == 0
+
+
 def test_what_is_not_dropped(run: Run, pool: Pool) -> None:
     run("take", "web", "--name", NAME)
     full_name = f"{WEB}@{NAME}"
