@@ -230,7 +230,7 @@ def test_guard_gives_a_point_up_before_staging_is_full(small_staging: Lab) -> No
     wait_merged(lab)
     lab.run("rm /srv/small/filler; touch /root/go")
     said = sanoid.communicate(timeout=scenario.ROUND_LIMIT_S)[0]
-    assert "in the middle of a merge: tank/vm/web@" in said
+    assert "in the middle of a merge: tank/vm/web" in said
     assert scenario.points(lab) == []
     scenario.assert_at_rest(lab)
     scenario.assert_counted_through(lab, "web")

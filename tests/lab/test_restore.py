@@ -159,6 +159,9 @@ def test_refused_before_anything_stops(lab_session: Lab) -> None:
     scenario.taken(lab)
     moment = back.hourly(lab).removesuffix("_hourly")
     point = scenario.the_point(lab, "web").directory
+    lab.run("virsh destroy web && virsh domrename web other && virsh start other")
+    assert "is called other now" in back.restore(lab, f"web@{moment}", status=1).stderr
+    lab.run("virsh destroy other && virsh domrename other web && virsh start web")
     lab.run(f"cp -a {point} /root/point")
     for harm, why in HARMS.items():
         lab.run(harm.format(point=point, moment=moment))
@@ -169,8 +172,6 @@ def test_refused_before_anything_stops(lab_session: Lab) -> None:
         assert "Traceback" not in done.stderr
         assert lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout == before
         lab.run(f"rm -r {point} && cp -a /root/point {point}")
-    lab.run("virsh destroy web && virsh domrename web other && virsh start other")
-    assert "is called other now" in back.restore(lab, f"web@{moment}", status=1).stderr
 
 
 def test_pool_without_room_is_found_out_before_anything_stops(lab_session: Lab) -> None:

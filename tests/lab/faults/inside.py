@@ -221,13 +221,14 @@ def zfs() -> dict[str, str]:
 def serial(since: int = 0) -> Story:
     """What the guest has printed."""
     text = SERIAL.read_bytes()[since:].decode(errors="replace") if SERIAL.exists() else ""
-    counts = [int(line, 16) for line in re.findall(r"^([0-9a-f]{8})\n", text, re.M)]
+    # Before a line may stand what the guest had printed of another one when it was ended.
+    counts = [int(line, 16) for line in re.findall(r"(?<! )([0-9a-f]{8})\n", text)]
     return {
         "bytes": since + len(text),
         "first": counts[0] if counts else None,
         "last": counts[-1] if counts else None,
         "gaps": [(a, b) for a, b in itertools.pairwise(counts) if b != a + 1],
-        "boots": len(re.findall(r"^B$", text, re.M)),
+        "boots": len(re.findall(r"B\n", text)),
         "mismatches": re.findall(r"[!E][0-9a-f]{2} [0-9a-f]{8} [0-9a-f]{8}\n", text),
     }
 

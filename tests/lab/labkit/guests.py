@@ -59,7 +59,7 @@ def counts(lab: Host, name: str, since_byte: int = 0) -> list[int]:
 
 def boots(lab: Host, name: str, since_byte: int = 0) -> int:
     """How often a guest has booted."""
-    return len(re.findall(r"^B$", serial(lab, name, since_byte), re.M))
+    return len(re.findall(r"B\n", serial(lab, name, since_byte)))
 
 
 def mismatches(lab: Host, name: str, since_byte: int = 0) -> list[str]:
@@ -68,7 +68,8 @@ def mismatches(lab: Host, name: str, since_byte: int = 0) -> list[str]:
 
 
 def _counts(text: str) -> list[int]:
-    return [int(line, 16) for line in re.findall(r"^([0-9a-f]{8})\n", text, re.M)]
+    # Before it may stand what a guest had printed of a line when it was ended.
+    return [int(line, 16) for line in re.findall(r"(?<! )([0-9a-f]{8})\n", text)]
 
 
 def _mismatches(text: str) -> list[str]:
