@@ -30,6 +30,7 @@ from zvmsnap.quiesce import deadline, thaw
 from zvmsnap.recovery import recover, report, watchdog_daemon
 from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Pause
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
 NAME = f"{RUN}_hourly"
@@ -99,7 +100,7 @@ def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
         guest.paused_because = Pause.USER
         return host
 
-    monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
+    monkeypatch.setattr(Host, "connect", connect)
     after_snapshot.finish_run(POST, config, OWNER)
     assert levels_of(config) == [ConsistencyLevel.CRASH]
     assert guest.paused_because is Pause.USER
@@ -154,7 +155,7 @@ def test_watchdog_outlives_a_host_without_threads(
             raise RuntimeError("can't start new thread")
         return host
 
-    monkeypatch.setattr("zvmsnap.recovery.recover.Host", connect)
+    monkeypatch.setattr(Host, "connect", connect)
     assert watchdog_daemon.watch(config, OWNER)
     assert guest.paused_because is None
 

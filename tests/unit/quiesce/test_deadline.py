@@ -243,18 +243,18 @@ def test_a_connection_that_broke_is_made_anew(
 ) -> None:
     """As when libvirt is restarted: an old connection to it fails for ever."""
     connections: list[int] = []
-    look_up, connect = host.guest, host.connect
+    look_up = host.guest
 
     def connected(uri: str) -> FakeHost:
         connections.append(len(connections))
-        return connect(uri)
+        return host.reached(uri)
 
     def broken(uuid: str) -> Guest:
         if len(connections) < 2:
             raise LibvirtFailed(f"looking up {uuid}: client socket is closed", 1)
         return look_up(uuid)
 
-    monkeypatch.setattr("zvmsnap.virt.host.Host", connected)
+    monkeypatch.setattr(Host, "connect", connected)
     monkeypatch.setattr(host, "guest", broken)
     standing(ConsistencyLevel.PAUSED, **overdue())
     with deadline.enforce_deadline(config, OWNER):
