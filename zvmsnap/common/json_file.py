@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -50,6 +51,24 @@ class _Header(msgspec.Struct):
     schema: int
 
 
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_making_decoder = threading.Lock()
+
+
+def decode(data: bytes | str | msgspec.Raw, kind: Any) -> Any:
+    """JSON as a `kind`. Raises msgspec.MsgspecError, UnicodeDecodeError and RecursionError.
+
+    msgspec keeps what it knows of a struct with the struct, before it knows all of it: another
+    thread that decodes one at that time dies of a segmentation fault (seen with 0.19 and 0.22). So
+    decoders are made one after the other.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        with _making_decoder:
+            decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    return decoder.decode(data)
+
+
 @overload
 def read(
     path: Path, kind: type[Content], schema: int, *, follow_symlinks: bool = True
@@ -67,10 +86,10 @@ def read(path: Path, kind: Any, schema: int, *, follow_symlinks: bool = True) ->
         why = "is a symlink; not followed" if is_link else error.strerror or str(error)
         raise Unreadable(path, why) from error
     try:
-        written_as = msgspec.json.decode(data, type=_Header).schema
+        written_as = decode(data, _Header).schema
         if written_as != schema:
             raise OtherSchema(path, written_as)
-        return msgspec.json.decode(data, type=kind)
+        return decode(data, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(path, str(error)) from error
 

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from zvmsnap.common import waiting
+from zvmsnap.common import json_file, waiting
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.virt import domain_xml
@@ -164,11 +164,13 @@ def _ask(
     within_s: float = 0,
 ) -> Answer:
     """Ask the agent; for `within_s` ask again if it is silent, and so has not got the question."""
-    answer = _send(guest, json.dumps({"execute": command, "arguments": arguments}), within_s)
+    sent = _send(guest, json.dumps({"execute": command, "arguments": arguments}), within_s)
     # Whoever is root in the guest may answer anything.
     try:
-        decoded = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
-        return msgspec.json.decode(decoded["return"], type=kind)
+        answer: Answer = json_file.decode(
+            json_file.decode(sent, dict[str, msgspec.Raw])["return"], kind
+        )
+        return answer
     except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError) as error:
         raise LibvirtFailed(f"{guest.name}: {command}: no sense in the answer: {error}") from error
 

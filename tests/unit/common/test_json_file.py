@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
+import zvmsnap
 from zvmsnap.common import json_file
 from zvmsnap.common.json_file import Damaged, OtherSchema, Unreadable
 
@@ -99,3 +102,47 @@ def test_symlinks_are_followed_unless_they_must_not_be(path: Path, tmp_path: Pat
     with pytest.raises(Unreadable, match="is a symlink; not followed") as caught:
         json_file.read(path, Note, 2, follow_symlinks=False)
     assert type(caught.value) is Unreadable
+
+
+TWO_THREADS = """\
+from __future__ import annotations
+import threading, time
+import msgspec
+from zvmsnap.common.json_file import decode
+
+def slow():
+    begun.set()
+    time.sleep(0.3)
+    return int
+
+class Inner(msgspec.Struct):
+    x: slow()
+
+class Outer(msgspec.Struct):
+    a: int
+    inner: Inner
+
+def go():
+    contents.append(decode(b'{"a": 1, "inner": {"x": 1}}', Outer))
+
+begun, contents = threading.Event(), []
+threads = [threading.Thread(target=go) for _ in range(2)]
+threads[0].start()
+begun.wait(60)
+threads[1].start()
+for thread in threads:
+    thread.join()
+print(contents)
+"""
+
+
+def test_two_threads_decode_a_struct_for_the_first_time() -> None:
+    """msgspec's own decode() dies of a segmentation fault here."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(zvmsnap.__file__).parents[1])},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[Outer(a=1, inner=Inner(x=1)), Outer(a=1, inner=Inner(x=1))]\n"
