@@ -18,7 +18,7 @@ demo: needs
 	@tests/lab/lab build
 	@ZVMSNAP_LAB_INSTANCE=demo python3 tests/lab/demo.py
 
-test: $(VENV)/ready
+test: needs $(VENV)/ready
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
 	@$(MAKE) --no-print-directory lab-test
 
@@ -30,11 +30,11 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check zvmsnap hooks tests/unit tests/scenarios tests/fakes
 	$(VENV)/bin/mypy
 
-lab-test: $(VENV)/ready
+lab-test: needs $(VENV)/ready
 	@tests/lab/lab build
 	$(PYTEST) tests/lab $(IN_LABS) $(if $(K),-k "$(K)",--durations=25)
 
-faults: $(VENV)/ready
+faults: needs $(VENV)/ready
 	@tests/lab/lab build
 	$(if $(FRESH),rm -f build/lab.jsonl)
 	$(PYTEST) tests/lab $(IN_LABS) --faults=all --missing
@@ -52,7 +52,7 @@ clean:
 needs:
 	@tests/lab/needs
 
-$(VENV)/ready: pyproject.toml | needs
+$(VENV)/ready: pyproject.toml
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@

@@ -210,10 +210,10 @@ def staged(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Cal
 
 
 @pytest.fixture
-def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Callable[..., Entry]:
+def hold(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> Callable[..., Entry]:
     """Holds the guest at a level, as pre does; returns the journal entry."""
 
-    def stand(level: ConsistencyLevel, **changes: Any) -> Entry:
+    def hold_at(level: ConsistencyLevel, **changes: Any) -> Entry:
         capture = StagingDir(config.staging_dir / f"{guest.uuid}.00000001")
         capture.make()
         (capture.point / DOMAIN_XML).write_text(guest.xml())
@@ -233,7 +233,7 @@ def standing(config: Config, guest: FakeGuest, entry: Callable[..., Entry]) -> C
         Journal(config.journal_dir).write(built)
         return built
 
-    return stand
+    return hold_at
 
 
 @pytest.fixture

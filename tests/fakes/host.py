@@ -1,23 +1,15 @@
 """A host, faked: a connection to libvirt that knows some FakeGuests."""
 
-import importlib
-import pkgutil
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-import zvmsnap
 from tests.fakes.guest import FakeGuest
 from zvmsnap.common.errors import DomainGone, HypervisorUnreachable
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-
-# A module that was first imported during a test would keep the host of that test.
-for _module in pkgutil.walk_packages(zvmsnap.__path__, "zvmsnap."):
-    importlib.import_module(_module.name)
 
 
 class FakeHost(Host):
@@ -31,13 +23,11 @@ class FakeHost(Host):
         self.any_cpu = True
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Let every module that connects to libvirt get this host."""
-        for name, module in list(sys.modules.items()):
-            if name.startswith("zvmsnap.") and _is_host(vars(module).get("Host")):
-                patch.setattr(module, "Host", self.connect)
+        """Let all that connect to libvirt get this host."""
+        patch.setattr(Host, "connect", self.reached)
 
-    def connect(self, uri: str) -> "FakeHost":
-        """In place of the class itself."""
+    def reached(self, uri: str) -> "FakeHost":
+        """In place of Host.connect."""
         if not self.reachable:
             raise HypervisorUnreachable(f"{uri}: no")
         return self
@@ -99,11 +89,3 @@ class FakeHost(Host):
 
     def versions(self) -> dict[str, str]:
         return {"libvirt": "11.3.0", "qemu": "10.0.2", "host_cpu": "Skylake"}
-
-
-def _is_host(value: object) -> bool:
-    """The class itself, or what an earlier host has put in its place.
-
-    A module that was first imported during a test has that test's host for good.
-    """
-    return value is Host or getattr(value, "__func__", None) is FakeHost.connect

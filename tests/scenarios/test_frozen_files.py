@@ -99,7 +99,7 @@ def test_everything_in_it_is_read(file: Path, tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     assert schema == f"schema-{written['schema']}"
     content = READERS[kind](file, tmp_path)
-    # As JSON: tuples are lists there, and enums words.
+    # As JSON: tuples become lists, and enums words.
     assert has_all(json.loads(msgspec.json.encode(content)), written)
 
 

@@ -30,12 +30,13 @@ from zvmsnap.quiesce import deadline, thaw
 from zvmsnap.recovery import recover, report, watchdog_daemon
 from zvmsnap.virt import host as libvirt_host
 from zvmsnap.virt.guest import Pause
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
 NAME = f"{RUN}_hourly"
 POST = HookCall(Role.POST, ("tank/web",), (NAME,))
 NOBODY = Process(1, 1, "b")
-Standing = Callable[..., Entry]
+Hold = Callable[..., Entry]
 
 
 def entries(config: Config) -> list[Entry]:
@@ -78,7 +79,7 @@ def test_a_guest_of_an_undone_run_has_begun_another_run(
 def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,7 +87,7 @@ def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
     """Post has read the journal, and waits for the lock; then an administrator pauses the guest."""
     monkeypatch.setattr(mounts, "read_table", list)
     pools.present = {f"tank/web@{NAME}": 11}
-    known = standing(ConsistencyLevel.PAUSED)
+    known = hold(ConsistencyLevel.PAUSED)
 
     def connect(uri: str) -> FakeHost:
         guest.resume()
@@ -99,7 +100,7 @@ def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
         guest.paused_because = Pause.USER
         return host
 
-    monkeypatch.setattr("zvmsnap.finalize.after_snapshot.Host", connect)
+    monkeypatch.setattr(Host, "connect", connect)
     after_snapshot.finish_run(POST, config, OWNER)
     assert levels_of(config) == [ConsistencyLevel.CRASH]
     assert guest.paused_because is Pause.USER
@@ -109,7 +110,7 @@ def test_the_watchdog_resumes_the_guest_that_post_is_about_to_resume(
 def test_watchdog_outlives_a_host_without_descriptors(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +121,7 @@ def test_watchdog_outlives_a_host_without_descriptors(
     configure(tmp_path, config, monkeypatch)
     with (tmp_path / "config.toml").open("a") as file:
         file.write("[limits]\nmax_freeze_s = 1\n")
-    standing(ConsistencyLevel.PAUSED, owner=OWNER)
+    hold(ConsistencyLevel.PAUSED, owner=OWNER)
     looks = Journal.entries
     failed: list[int] = []
 
@@ -138,14 +139,14 @@ def test_watchdog_outlives_a_host_without_descriptors(
 def test_watchdog_outlives_a_host_without_threads(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """libvirt's events have a thread of their own."""
     monkeypatch.setattr(mounts, "read_table", list)
-    standing(ConsistencyLevel.PAUSED, owner=OWNER)
+    hold(ConsistencyLevel.PAUSED, owner=OWNER)
     failed: list[int] = []
 
     def connect(uri: str) -> FakeHost:
@@ -154,7 +155,7 @@ def test_watchdog_outlives_a_host_without_threads(
             raise RuntimeError("can't start new thread")
         return host
 
-    monkeypatch.setattr("zvmsnap.recovery.recover.Host", connect)
+    monkeypatch.setattr(Host, "connect", connect)
     assert watchdog_daemon.watch(config, OWNER)
     assert guest.paused_because is None
 
@@ -181,11 +182,11 @@ def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.Mo
 def test_watchdog_goes_when_its_guest_is_gone(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=1.0)
+    hold(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=1.0)
     guest.exists = False
     with deadline.enforce_deadline(config, OWNER):
         waiting = threading.Thread(
@@ -199,11 +200,11 @@ def test_watchdog_goes_when_its_guest_is_gone(
 def test_deadline_outlives_a_host_without_threads(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=uptime_s() - 61)
+    hold(ConsistencyLevel.PAUSED, owner=OWNER, held_since_s=uptime_s() - 61)
     start = threading.Thread.start
     failed: list[int] = []
 
@@ -221,7 +222,7 @@ def test_deadline_outlives_a_host_without_threads(
 def test_watchdog_does_not_go_while_a_guest_is_frozen(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     pools: FakeZfs,
     monkeypatch: pytest.MonkeyPatch,
@@ -229,7 +230,7 @@ def test_watchdog_does_not_go_while_a_guest_is_frozen(
     """A guest so busy that its agent does not answer for minutes."""
     monkeypatch.setattr(mounts, "read_table", list)
     monkeypatch.setattr(thaw, "_THAW_ATTEMPTS", 1)
-    standing(ConsistencyLevel.QUIESCED, owner=OWNER)
+    hold(ConsistencyLevel.QUIESCED, owner=OWNER)
     agent = guest.agent
     assert agent
     agent.answering = False
@@ -289,7 +290,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
 def test_pre_that_died_after_pre_freeze(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -302,7 +303,7 @@ def test_pre_that_died_after_pre_freeze(
     path.parent.mkdir(parents=True)
     path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
     path.chmod(0o755)
-    standing(
+    hold(
         ConsistencyLevel.QUIESCED,
         owner=OWNER,
         frozen=False,
@@ -321,12 +322,12 @@ def test_pre_that_died_after_pre_freeze(
 def test_journal_that_was_damaged_while_a_guest_is_held(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     host: FakeHost,
     pools: FakeZfs,
     level: ConsistencyLevel,
 ) -> None:
-    standing(level)
+    hold(level)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     (needed,) = recover.recover_guests(config, dry_run=True).outcomes
     assert needed.result is report.Result.NEEDED
@@ -340,9 +341,9 @@ def test_journal_that_was_damaged_while_a_guest_is_held(
 
 
 def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
-    config: Config, guest: FakeGuest, standing: Standing, host: FakeHost, pools: FakeZfs
+    config: Config, guest: FakeGuest, hold: Hold, host: FakeHost, pools: FakeZfs
 ) -> None:
-    standing(ConsistencyLevel.QUIESCED)
+    hold(ConsistencyLevel.QUIESCED)
     guest.on_overlay("vda", config.staging_dir / f"{UUID}.00000001" / "vda.zvmsnap.qcow2")
     (config.journal_dir / f"{UUID}.json").write_text("{")
     assert recover.recover_guests(config).complete
@@ -351,9 +352,9 @@ def test_journal_that_was_damaged_while_a_guest_is_frozen_on_its_overlay(
 
 
 def test_journal_that_was_damaged_while_libvirt_dumps(
-    config: Config, guest: FakeGuest, standing: Standing, host: FakeHost, pools: FakeZfs
+    config: Config, guest: FakeGuest, hold: Hold, host: FakeHost, pools: FakeZfs
 ) -> None:
-    standing(ConsistencyLevel.PAUSED)
+    hold(ConsistencyLevel.PAUSED)
     (config.journal_dir / f"{UUID}.json").write_text("{")
     guest.paused_because, guest.job = None, True
     assert not recover.recover_guests(config).complete

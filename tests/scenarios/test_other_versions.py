@@ -106,9 +106,9 @@ def test_whose_run_is_under_way_is_not_touched(
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_guest_that_is_held_is_released(
-    config: Config, guest: FakeGuest, host: FakeHost, standing: Stage, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, host: FakeHost, hold: Stage, level: ConsistencyLevel
 ) -> None:
-    standing(level)
+    hold(level)
     path, data = age(config)
     before = tree(config.staging_dir)
     assert not recover.recover_guests(config).complete
@@ -198,8 +198,8 @@ def test_prune_keeps_all_captures_of_such_a_guest(config: Config, folder: str) -
         capture.memory.write_bytes(b"RAM")
         incoming = vault.incoming(config.vault_dir, "web", f"{uuid}.00000001")
         (incoming / MEMORY).write_bytes(b"RAM")
-    found = prune.sweep(config)
-    assert (found.leftovers.overlays, len(found.leftovers.paths)) == ([], 2)
+    sweep = prune.sweep(config)
+    assert (sweep.leftovers.overlays, len(sweep.leftovers.paths)) == ([], 2)
     assert list(tree(config.staging_dir)) == [f"{UUID}.00000001/point/{MEMORY}"]
     assert list(tree(config.vault_dir)) == [f"web/.incoming-{UUID}.00000001/{MEMORY}"]
 

@@ -20,7 +20,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.virt import host as libvirt_host
+from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import SnapshotListing, SnapshotUsage
 
@@ -239,7 +239,7 @@ def test_required_and_missed_leaves_no_snapshot(
     run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch, config: Config
 ) -> None:
     names = numbered(monkeypatch)
-    web = libvirt_host.Host("x").guests()[0]
+    web = Host.connect("x").guests()[0]
     assert isinstance(web, DumpedGuest)
     agent = web.agent = FakeAgent()
 

@@ -75,7 +75,7 @@ def capture_guests(config: Config, request: CaptureRequest) -> bool:
     if not request.covered:
         return True
     table = mounts.read_table()
-    with Host(config.uri) as host:
+    with Host.connect(config.uri) as host:
         run = SnapshotRun(config, host, Journal(config.journal_dir), request, table)
         guests, complete = _concerned(run)
         if not guests:

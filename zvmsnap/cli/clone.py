@@ -69,7 +69,7 @@ def _create(settings: Config, point: str, options: CloneOptions) -> None:
     from zvmsnap.common.signals import finish_before_dying
     from zvmsnap.virt.host import Host
 
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         operation = plan_clone(settings, host, find_point(settings, point), options)
         finish_before_dying()
         CloneCreation(settings, host, operation).run()
@@ -82,7 +82,7 @@ def _destroy(settings: Config, name: str) -> None:
     from zvmsnap.common.signals import finish_before_dying
     from zvmsnap.virt.host import Host
 
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         finish_before_dying()
         for dataset in destroy_clone(host, name):
             typer.echo(f"destroyed {dataset}")

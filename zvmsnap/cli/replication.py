@@ -77,7 +77,7 @@ def send(
     else:
         tables = _configured(settings, every=every)
     cancel_at_once()
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         reports = _send_to_each(settings, host, tables, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "sent": [msgspec.to_builtins(each) for each in reports]})
@@ -162,7 +162,7 @@ def fetch(
     settings = load_settings()
     destination.check_rate(bwlimit)
     origin = destination.parse(source)
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         fetcher = Fetcher(settings, host, origin, SyncoidOptions(bwlimit=bwlimit))
         plan = fetcher.plan(point)
         typer.echo("\n".join(plan.lines))

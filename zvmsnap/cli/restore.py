@@ -58,7 +58,7 @@ def restore(
     chosen = find_point(settings, point)
     options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
     image = _checked_image(chosen, cold=cold)
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         planned = plan_restore(settings, host, chosen, options, image)
         typer.echo("\n".join(planned.lines))
         if dry_run:

@@ -142,7 +142,7 @@ def _plan(settings: Config, options: TakeOptions) -> TakePlan:
     from zvmsnap.virt.host import Host
 
     name = options.name or take.default_name()
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         return take.plan(host, options.domains, options.group, name, options.mode)
 
 

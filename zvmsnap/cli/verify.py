@@ -73,7 +73,7 @@ def _boot(
     from zvmsnap.clone import verify
     from zvmsnap.virt.host import Host
 
-    with Host(settings.uri) as host:
+    with Host.connect(settings.uri) as host:
         return {point.name: verify.boot(settings, host, point, expect_command) for point in points}
 
 

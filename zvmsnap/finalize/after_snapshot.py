@@ -57,7 +57,7 @@ def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
         log.plain().debug("%s: no run is under way", ",".join(call.datasets))
         return True
     with (
-        Host(config.uri) as host,
+        Host.connect(config.uri) as host,
         ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries))) as pool,
     ):
         finishers = [_Finisher(config, host, journal, entry) for entry in entries]

@@ -72,7 +72,7 @@ class DeadlineEnforcer:
         from zvmsnap.virt.host import Host
 
         lost = threading.Event()
-        with Host(self._config.uri) as host:
+        with Host.connect(self._config.uri) as host:
             while (entries := self._concerned()) and not lost.is_set():
                 for entry in entries:
                     if entry.capture not in self._under_check:

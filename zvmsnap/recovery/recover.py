@@ -45,7 +45,7 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
     Raises GuestNotFound and HypervisorUnreachable.
     """
     report = Report()
-    with Host(config.uri) as host:
+    with Host.connect(config.uri) as host:
         operations = [
             operation
             for operation in Operations(config.journal_dir).all()
@@ -73,7 +73,7 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
 def recover_entries(config: Config, entries: Iterable[Entry]) -> bool:
     """Finish the runs of these entries; True if all could be. Raises HypervisorUnreachable."""
     complete = True
-    with Host(config.uri) as host:
+    with Host.connect(config.uri) as host:
         for entry in entries:
             subject = _Subject(entry.uuid, entry.domain, host.find(entry.uuid), entry)
             outcome = _recover(config, host, subject, dry_run=False)

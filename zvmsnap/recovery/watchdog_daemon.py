@@ -180,7 +180,7 @@ def _finish_overdue(config: Config, journal: Journal, known: Entry, post_within_
         if journal.age_s(entry) > post_within_s:
             journal.tried(entry)
             about.warning("post was not called: finishing run %s", entry.run)
-            with Host(config.uri) as host:
+            with Host.connect(config.uri) as host:
                 finish_entry(config, host, entry)
 
     _if_free(config, journal, known, "finish", finish)
@@ -196,7 +196,7 @@ def _release_early(config: Config, journal: Journal, known: Entry) -> None:
     about = log.about(known.domain, ",".join(known.request_datasets))
 
     def merge(entry: Entry) -> None:
-        with Host(config.uri) as host:
+        with Host.connect(config.uri) as host:
             guest = host.guest(entry.uuid)
             if not overlay_chain.of_guest(guest):
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import libvirt
 
@@ -21,12 +22,16 @@ _loop_started = threading.Lock()
 class Host:
     """A connection to libvirt with a running event loop; a context manager."""
 
-    def __init__(self, uri: str) -> None:
-        """Connect to `uri`. Raises HypervisorUnreachable."""
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    @classmethod
+    def connect(cls, uri: str) -> Host:
+        """Connect to libvirt at `uri`. Raises HypervisorUnreachable."""
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         _start_event_loop()
         try:
-            self._connection = libvirt.open(uri)
+            return cls(libvirt.open(uri))
         except libvirt.libvirtError as error:
             raise HypervisorUnreachable(
                 f"{uri}: {error.get_error_message()}; is libvirt running?"

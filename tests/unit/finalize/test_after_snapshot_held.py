@@ -26,7 +26,7 @@ from zvmsnap.zfs import mounts
 T = "autosnap_2026-11-20_03:00:00"
 OWNER = Process(4711, 815, "a-boot")
 CALL = HookCall(Role.POST, ("tank/web",), (f"{T}_hourly",))
-Standing = Callable[..., Entry]
+Hold = Callable[..., Entry]
 PAUSED, QUIESCED, CRASH = ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED, ConsistencyLevel.CRASH
 BOTH = pytest.mark.parametrize("level", [PAUSED, QUIESCED])
 
@@ -54,10 +54,8 @@ def assert_done(config: Config, guest: FakeGuest) -> None:
 
 
 @BOTH
-def test_a_whole_run(
-    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
-) -> None:
-    standing(level)
+def test_a_whole_run(config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel) -> None:
+    hold(level)
     assert after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     assert guest.calls == ["resume" if level is PAUSED else "thaw"]
@@ -136,13 +134,13 @@ LESS = [
 def test_less_than_was_begun(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     level: ConsistencyLevel,
     changes: dict[str, Any],
     happens: Callable[[FakeGuest], None],
     reason: str | None,
 ) -> None:
-    standing(level, **changes)
+    hold(level, **changes)
     happens(guest)
     assert after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
@@ -158,7 +156,7 @@ def test_less_than_is_required_is_no_point(
     config: Config,
     host: FakeHost,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     caplog: pytest.LogCaptureFixture,
     level: ConsistencyLevel,
     changes: dict[str, Any],
@@ -166,7 +164,7 @@ def test_less_than_is_required_is_no_point(
     reason: str | None,
     by_post: bool,
 ) -> None:
-    entry = standing(level, minimum_level=level, **changes)
+    entry = hold(level, minimum_level=level, **changes)
     happens(guest)
     if by_post:
         assert after_snapshot.finish_run(CALL, config, OWNER) is (reason is None)
@@ -181,17 +179,17 @@ def test_less_than_is_required_is_no_point(
 
 @BOTH
 def test_more_than_is_required(
-    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel
 ) -> None:
-    standing(level, minimum_level=QUIESCED)
+    hold(level, minimum_level=QUIESCED)
     assert after_snapshot.finish_run(CALL, config, OWNER)
     assert [manifest.level for manifest in points(config)] == [level]
 
 
 def test_agent_that_does_not_answer_keeps_the_entry_open(
-    config: Config, guest: FakeGuest, standing: Standing, caplog: pytest.LogCaptureFixture
+    config: Config, guest: FakeGuest, hold: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = standing(QUIESCED)
+    known = hold(QUIESCED)
     assert guest.agent
     guest.agent.answering = False
     assert not after_snapshot.finish_run(CALL, config, OWNER)
@@ -210,11 +208,11 @@ def test_agent_that_does_not_answer_keeps_the_entry_open(
 def test_released_but_not_published(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     monkeypatch: pytest.MonkeyPatch,
     level: ConsistencyLevel,
 ) -> None:
-    standing(level)
+    hold(level)
 
     def full(*_arguments: object) -> None:
         raise OSError("no space left on device")
@@ -236,7 +234,7 @@ def test_released_but_not_published(
 def test_guest_that_does_not_exist_any_more(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     tmp_path: Path,
     level: ConsistencyLevel,
     when: str,
@@ -247,7 +245,7 @@ def test_guest_that_does_not_exist_any_more(
     path.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
     path.chmod(0o755)
     config = msgspec.structs.replace(config, guest_scripts=str(tmp_path / "guest.d"))
-    standing(level, thaw_script_due=level is QUIESCED)
+    hold(level, thaw_script_due=level is QUIESCED)
 
     def vanish() -> None:
         guest.exists = False
@@ -270,41 +268,41 @@ def test_an_interrupted_run(
     config: Config,
     host: FakeHost,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     level: ConsistencyLevel,
 ) -> None:
-    after_snapshot.finish_interrupted(config, host, guest, standing(level, owner=Process.none()))
+    after_snapshot.finish_interrupted(config, host, guest, hold(level, owner=Process.none()))
     assert_done(config, guest)
     assert [manifest.level for manifest in points(config)] == [level]
 
 
 @BOTH
 def test_without_a_snapshot_there_is_no_point(
-    config: Config, guest: FakeGuest, pools: FakeZfs, standing: Standing, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, pools: FakeZfs, hold: Hold, level: ConsistencyLevel
 ) -> None:
     pools.present = {}
-    standing(level)
+    hold(level)
     assert not after_snapshot.finish_run(CALL, config, OWNER)
     assert_done(config, guest)
     assert points(config) == []
 
 
 def test_several_names_are_one_point(
-    config: Config, guest: FakeGuest, pools: FakeZfs, standing: Standing
+    config: Config, guest: FakeGuest, pools: FakeZfs, hold: Hold
 ) -> None:
     names = (f"{T}_hourly", f"{T}_daily")
     pools.present = {f"tank/web@{name}": number for number, name in enumerate(names)}
-    standing(QUIESCED, snapshot_names=names, preexisting_guids=())
+    hold(QUIESCED, snapshot_names=names, preexisting_guids=())
     assert after_snapshot.finish_run(HookCall(Role.POST, ("tank/web",), names), config, OWNER)
     (manifest,) = points(config)
     assert sorted(ref.name for ref in manifest.snapshots) == sorted(names)
 
 
 def test_times_of_a_guest_that_was_on_no_overlay(
-    config: Config, guest: FakeGuest, standing: Standing, caplog: pytest.LogCaptureFixture
+    config: Config, guest: FakeGuest, hold: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "zvmsnap")
-    standing(PAUSED, dump_s=3.5)
+    hold(PAUSED, dump_s=3.5)
     assert after_snapshot.finish_run(CALL, config, OWNER)
     (manifest,) = points(config)
     assert manifest.timing.dump_s == 3.5

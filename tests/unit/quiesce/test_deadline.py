@@ -28,7 +28,7 @@ from zvmsnap.virt.host import Host
 
 OWNER = Process(4711, 815, "a-boot")
 ANOTHER = Process(4712, 815, "a-boot")
-Standing = Callable[..., Entry]
+Hold = Callable[..., Entry]
 HOUR_S = 3600.0
 BOTH = pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 
@@ -39,7 +39,7 @@ def _on_the_host(host: FakeHost) -> None:
 
 
 @pytest.fixture
-def db(tmp_path: Path, config: Config, entry: Standing, host: FakeHost) -> DumpedGuest:
+def db(tmp_path: Path, config: Config, entry: Hold, host: FakeHost) -> DumpedGuest:
     """Another guest of the same owner, which is paused for an hour already."""
     other = DumpedGuest("db", OTHER, vda=make_base(tmp_path / "tank" / "db.raw"))
     other.paused_because = Pause.JOB
@@ -89,9 +89,9 @@ def of_guest(config: Config, uuid: str = UUID) -> Entry:
 
 @BOTH
 def test_released_though_somebody_hangs_with_its_lock(
-    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel
 ) -> None:
-    known = standing(level, **overdue())
+    known = hold(level, **overdue())
     with lock(config.locks_dir, UUID, "capture", 1), deadline.enforce_deadline(config, OWNER):
         until(lambda: not is_held(guest))
     assert guest.calls == ["resume" if level is ConsistencyLevel.PAUSED else "thaw"]
@@ -102,7 +102,7 @@ def test_released_though_somebody_hangs_with_its_lock(
 def test_post_thaw_and_the_entry_where_the_lock_is_free(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     level: ConsistencyLevel,
@@ -112,7 +112,7 @@ def test_post_thaw_and_the_entry_where_the_lock_is_free(
     path.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     path.chmod(0o755)
     config = msgspec.structs.replace(config, guest_scripts=str(tmp_path / "guest.d"))
-    standing(level, thaw_script_due=level is ConsistencyLevel.QUIESCED, **overdue())
+    hold(level, thaw_script_due=level is ConsistencyLevel.QUIESCED, **overdue())
     with deadline.enforce_deadline(config, OWNER):
         until(lambda: of_guest(config).level is ConsistencyLevel.CRASH)
         until(lambda: not of_guest(config).thaw_script_due)
@@ -126,10 +126,8 @@ def test_post_thaw_and_the_entry_where_the_lock_is_free(
 
 
 @BOTH
-def test_not_before(
-    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
-) -> None:
-    known = standing(level, owner=OWNER, held_since_s=since(0))
+def test_not_before(config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel) -> None:
+    known = hold(level, owner=OWNER, held_since_s=since(0))
     with deadline.enforce_deadline(within(config, 0.3), OWNER):
         until(lambda: not is_held(guest))
     assert uptime_s() - known.held_since_s >= 0.3
@@ -147,11 +145,11 @@ def test_which_guests_are_not_touched(
     config: Config,
     guest: FakeGuest,
     db: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     held_s: float,
     said: dict[str, Any],
 ) -> None:
-    known = standing(ConsistencyLevel.PAUSED, held_since_s=since(held_s), **said)
+    known = hold(ConsistencyLevel.PAUSED, held_since_s=since(held_s), **said)
     overdue_db = msgspec.structs.replace(of_guest(config, OTHER), held_since_s=since(9 * HOUR_S))
     Journal(config.journal_dir).write(overdue_db)
     with deadline.enforce_deadline(within(config, 5 * HOUR_S), OWNER):
@@ -165,9 +163,9 @@ UNNOTED: dict[str, Any] = {"owner": OWNER, "held_since_s": 0.0, "disks_frozen_at
 
 
 def test_hook_died_before_it_could_note_the_pause(
-    config: Config, guest: FakeGuest, standing: Standing
+    config: Config, guest: FakeGuest, hold: Hold
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **UNNOTED)
+    hold(ConsistencyLevel.PAUSED, **UNNOTED)
     begun_s = time.monotonic()
     with deadline.enforce_deadline(within(config, 0.2), OWNER):
         until(lambda: not is_held(guest))
@@ -190,10 +188,10 @@ def test_pauses_that_are_not_of_zvmsnap(
     config: Config,
     guest: FakeGuest,
     checks: list[str],
-    standing: Standing,
+    hold: Hold,
     change: Callable[[FakeGuest], None],
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **UNNOTED)
+    hold(ConsistencyLevel.PAUSED, **UNNOTED)
     change(guest)
     with deadline.enforce_deadline(within(config, 0.01), OWNER):
         until(lambda: len(checks) > 20)
@@ -204,10 +202,10 @@ def test_pauses_that_are_not_of_zvmsnap(
 
 
 def test_short_pauses_of_a_dump_are_not_added_up(
-    config: Config, guest: FakeGuest, standing: Standing
+    config: Config, guest: FakeGuest, hold: Hold
 ) -> None:
     enforcer = DeadlineEnforcer(config, OWNER, threading.Event())
-    known = standing(ConsistencyLevel.PAUSED, **UNNOTED)
+    known = hold(ConsistencyLevel.PAUSED, **UNNOTED)
     first_s = enforcer.paused_since_s(guest, known)
     assert enforcer.paused_since_s(guest, known) == first_s > 0
     guest.paused_because = None
@@ -220,10 +218,10 @@ def test_libvirt_does_not_run_yet(
     config: Config,
     host: FakeHost,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **overdue())
+    hold(ConsistencyLevel.PAUSED, **overdue())
     host.reachable = False
     with deadline.enforce_deadline(config, OWNER):
         until(
@@ -238,33 +236,33 @@ def test_a_connection_that_broke_is_made_anew(
     config: Config,
     host: FakeHost,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As when libvirt is restarted: an old connection to it fails for ever."""
     connections: list[int] = []
-    look_up, connect = host.guest, host.connect
+    look_up = host.guest
 
     def connected(uri: str) -> FakeHost:
         connections.append(len(connections))
-        return connect(uri)
+        return host.reached(uri)
 
     def broken(uuid: str) -> Guest:
         if len(connections) < 2:
             raise LibvirtFailed(f"looking up {uuid}: client socket is closed", 1)
         return look_up(uuid)
 
-    monkeypatch.setattr("zvmsnap.virt.host.Host", connected)
+    monkeypatch.setattr(Host, "connect", connected)
     monkeypatch.setattr(host, "guest", broken)
-    standing(ConsistencyLevel.PAUSED, **overdue())
+    hold(ConsistencyLevel.PAUSED, **overdue())
     with deadline.enforce_deadline(config, OWNER):
         until(lambda: not is_held(guest))
 
 
 def test_a_journal_that_cannot_be_read_now(
-    config: Config, guest: FakeGuest, standing: Standing, monkeypatch: pytest.MonkeyPatch
+    config: Config, guest: FakeGuest, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **overdue())
+    hold(ConsistencyLevel.PAUSED, **overdue())
     entries = Journal.entries
     failures: list[int] = []
 
@@ -283,10 +281,10 @@ def test_agent_that_does_not_answer_keeps_no_other_guest(
     config: Config,
     guest: FakeGuest,
     db: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    standing(ConsistencyLevel.QUIESCED, **overdue())
+    hold(ConsistencyLevel.QUIESCED, **overdue())
     assert guest.agent
     guest.agent.answering = False
     with deadline.enforce_deadline(config, OWNER):
@@ -301,10 +299,10 @@ def test_guest_that_does_not_exist_any_more_keeps_no_other(
     config: Config,
     guest: FakeGuest,
     db: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **overdue())
+    hold(ConsistencyLevel.PAUSED, **overdue())
     guest.exists = False
     with deadline.enforce_deadline(config, OWNER):
         until(lambda: not is_held(db))
@@ -314,9 +312,9 @@ def test_guest_that_does_not_exist_any_more_keeps_no_other(
 
 
 def test_another_run_that_began_meanwhile_is_not_touched(
-    config: Config, guest: FakeGuest, db: FakeGuest, standing: Standing, entry: Standing
+    config: Config, guest: FakeGuest, db: FakeGuest, hold: Hold, entry: Hold
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, **overdue())
+    hold(ConsistencyLevel.PAUSED, **overdue())
     newer = entry(
         capture=f"{UUID}.0000000f", level=ConsistencyLevel.QUIESCED, frozen=True, owner=ANOTHER
     )
@@ -331,7 +329,7 @@ def test_no_guest_is_asked_where_none_may_be_held(
     config: Config,
     guest: FakeGuest,
     host: FakeHost,
-    entry: Standing,
+    entry: Hold,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[int] = []

@@ -150,7 +150,7 @@ HELD = [
 def test_resume_or_thaw(
     config: Config,
     guest: FakeGuest,
-    standing: Held,
+    hold: Held,
     level: ConsistencyLevel,
     said: dict[str, Any],
     change: Change,
@@ -158,7 +158,7 @@ def test_resume_or_thaw(
     becomes: ConsistencyLevel,
     reason: str | None,
 ) -> None:
-    known = standing(level, **said)
+    known = hold(level, **said)
     change(guest)
     entry = release(config, guest, known)
     assert guest.calls == calls
@@ -176,12 +176,12 @@ def test_resume_or_thaw(
 def test_agent_that_answers_after_a_while(
     config: Config,
     guest: FakeGuest,
-    standing: Held,
+    hold: Held,
     clock: TestClock,
     monkeypatch: pytest.MonkeyPatch,
     attempts: int,
 ) -> None:
-    known = standing(QUIESCED)
+    known = hold(QUIESCED)
     silent(guest)
     slept: list[float] = []
 
@@ -195,9 +195,9 @@ def test_agent_that_answers_after_a_while(
 
 
 def test_agent_that_does_not_answer_is_asked_by_the_next_one(
-    config: Config, guest: FakeGuest, standing: Held, tmp_path: Path
+    config: Config, guest: FakeGuest, hold: Held, tmp_path: Path
 ) -> None:
-    known = standing(QUIESCED, thaw_script_due=True)
+    known = hold(QUIESCED, thaw_script_due=True)
     config = with_post_thaw(config, tmp_path, "touch ran")
     silent(guest)
     with pytest.raises(NotHeld, match=r"cannot be thawed now: .*by hand: virsh domfsthaw web"):
@@ -211,9 +211,9 @@ def test_agent_that_does_not_answer_is_asked_by_the_next_one(
 
 
 def test_guest_that_cannot_be_resumed_is_resumed_by_the_next_one(
-    config: Config, guest: FakeGuest, standing: Held
+    config: Config, guest: FakeGuest, hold: Held
 ) -> None:
-    known = standing(PAUSED)
+    known = hold(PAUSED)
     fails("resume", LibvirtFailed("no", 38))(guest)
     with pytest.raises(LibvirtFailed):
         release(config, guest, known)
@@ -253,13 +253,13 @@ def with_post_thaw(config: Config, tmp_path: Path, text: str) -> Config:
 def test_post_thaw(
     config: Config,
     guest: FakeGuest,
-    standing: Held,
+    hold: Held,
     tmp_path: Path,
     said: dict[str, Any],
     change: Change,
     runs: bool,
 ) -> None:
-    known = standing(QUIESCED, **said)
+    known = hold(QUIESCED, **said)
     change(guest)
     config = with_post_thaw(config, tmp_path, "echo $ZVMSNAP_UUID >> ran")
     entry = release(config, guest, known)
@@ -274,12 +274,12 @@ def test_post_thaw(
 def test_post_thaw_that_fails_changes_nothing(
     config: Config,
     guest: FakeGuest,
-    standing: Held,
+    hold: Held,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     exists: bool,
 ) -> None:
-    known = standing(QUIESCED, thaw_script_due=True)
+    known = hold(QUIESCED, thaw_script_due=True)
     if exists:
         config = with_post_thaw(config, tmp_path, "echo no database\nexit 4")
     entry = release(config, guest, known)
@@ -297,9 +297,9 @@ def test_post_thaw_that_fails_changes_nothing(
     ],
 )
 def test_thaw_file_systems(
-    config: Config, guest: FakeGuest, standing: Held, change: Change, why: str
+    config: Config, guest: FakeGuest, hold: Held, change: Change, why: str
 ) -> None:
-    writer = EntryWriter(Journal(config.journal_dir), standing(QUIESCED))
+    writer = EntryWriter(Journal(config.journal_dir), hold(QUIESCED))
     change(guest)
     if why:
         with pytest.raises(NotHeld, match=why):
@@ -339,14 +339,14 @@ AT_DEADLINE = [
 def test_without_the_lock(
     config: Config,
     guest: FakeGuest,
-    standing: Held,
+    hold: Held,
     level: ConsistencyLevel,
     said: dict[str, Any],
     change: Change,
     was: str | None,
     calls: list[str],
 ) -> None:
-    known = standing(level, **said)
+    known = hold(level, **said)
     change(guest)
     if was is None:
         with pytest.raises(LibvirtFailed):
@@ -359,10 +359,10 @@ def test_without_the_lock(
 
 
 def test_post_sees_what_was_done_at_the_deadline(
-    config: Config, guest: FakeGuest, standing: Held
+    config: Config, guest: FakeGuest, hold: Held
 ) -> None:
     for level, reason in ((PAUSED, WENT_ON), (QUIESCED, EARLY)):
-        known = standing(level)
+        known = hold(level)
         assert thaw.resume_or_thaw_unlocked(guest, known)
         entry = release(config, guest, known)
         assert (entry.level, entry.reason) == (CRASH, reason)

@@ -28,7 +28,7 @@ from zvmsnap.zfs import mounts
 DEAD = Process(4711, 815, "a-boot")
 WORDS = ["4711", "815", "a-boot"]
 NAME = "watchdog-4711-815"
-Standing = Callable[..., Entry]
+Hold = Callable[..., Entry]
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def _seams(
 
 
 def test_a_process_that_looks_for_the_watchdog_does_not_stop_it(
-    config: Config, guest: FakeGuest, standing: Standing, monkeypatch: pytest.MonkeyPatch
+    config: Config, guest: FakeGuest, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing(ConsistencyLevel.PAUSED, owner=DEAD)
+    hold(ConsistencyLevel.PAUSED, owner=DEAD)
     path = private_dir(config.locks_dir) / f"{NAME}.lock"
     flock, looking = fcntl.flock, os.open(path, os.O_RDWR | os.O_CREAT)
     flock(looking, fcntl.LOCK_SH)
@@ -70,10 +70,10 @@ def test_a_process_that_looks_for_the_watchdog_does_not_stop_it(
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_sanoid_is_dead(
-    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel
 ) -> None:
     """Whatever the deadline: nobody will call post."""
-    standing(level, owner=DEAD)
+    hold(level, owner=DEAD)
     assert watchdog_daemon.main([*WORDS, "inf"]) == 0
     assert guest.calls == ["resume" if level is ConsistencyLevel.PAUSED else "thaw"]
     assert Journal(config.journal_dir).entries() == []
@@ -86,10 +86,10 @@ def due() -> dict[str, Any]:
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_a_script_that_called_pre_is_dead(
-    config: Config, guest: FakeGuest, standing: Standing, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel
 ) -> None:
     """It may have called pre, and may call post, from shells of their own."""
-    known = standing(level, **due())
+    known = hold(level, **due())
     assert watchdog_daemon.main([*WORDS, "0"]) == 0
     assert set(guest.calls) == {"resume" if level is ConsistencyLevel.PAUSED else "thaw"}
     (left,) = Journal(config.journal_dir).entries()
@@ -112,11 +112,11 @@ def test_a_script_that_called_pre_is_dead(
 def test_it_exits_if_no_guest_is_held(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     level: ConsistencyLevel,
     changes: dict[str, Any],
 ) -> None:
-    known = standing(level, **{"owner": DEAD, **changes})
+    known = hold(level, **{"owner": DEAD, **changes})
     ended = threading.Thread(target=watchdog_daemon.main, args=([*WORDS, "0"],), daemon=True)
     ended.start()
     ended.join(10)
@@ -126,11 +126,11 @@ def test_it_exits_if_no_guest_is_held(
 
 
 def test_it_runs_as_long_as_its_owner_lives_or_a_guest_is_held(
-    config: Config, standing: Standing, monkeypatch: pytest.MonkeyPatch
+    config: Config, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive = [True]
     monkeypatch.setattr(Process, "is_alive", lambda process: alive[0])
-    known = standing(ConsistencyLevel.PAUSED, owner=DEAD)
+    known = hold(ConsistencyLevel.PAUSED, owner=DEAD)
     clock = ScriptedClock()
     clock.after = {
         3: lambda: alive.__setitem__(0, False),
@@ -145,12 +145,12 @@ def test_it_runs_as_long_as_its_owner_lives_or_a_guest_is_held(
 def test_the_deadline_is_kept_at_the_same_time(
     config: Config,
     guest: FakeGuest,
-    standing: Standing,
+    hold: Hold,
     monkeypatch: pytest.MonkeyPatch,
     word: str,
 ) -> None:
     """Sanoid hangs between pre and post."""
-    standing(ConsistencyLevel.PAUSED, **due())
+    hold(ConsistencyLevel.PAUSED, **due())
     ends_s = time.monotonic() + 60
     monkeypatch.setattr(
         Process,
