@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,6 +59,6 @@ def _exists(test: str) -> bool:
 def _outcomes(path: Path) -> Iterable[Outcome]:
     if path.exists():
         for line in path.read_text().splitlines():
-            # A run that was killed may have left half a line.
-            if line.endswith("}"):
+            # Of a run that was killed there may be half a line; of older code other fields.
+            with suppress(ValueError, TypeError):
                 yield Outcome(**json.loads(line))
