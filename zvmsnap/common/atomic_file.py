@@ -68,3 +68,14 @@ def sync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename_to_free(path: Path, wanted: Path) -> Path:
+    """Rename to `wanted`, with a number behind it if that exists already. Raises OSError."""
+    number = 1
+    free = wanted
+    while os.path.lexists(free):
+        number += 1
+        free = wanted.with_name(f"{wanted.name}.{number}")
+    os.rename(path, free)
+    return free

@@ -13,17 +13,16 @@ all captures of its guest in staging and vault are kept, as any of them may belo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from zvmsnap.common import json_file
-from zvmsnap.common.atomic_file import private_dir, remove_durably
+from zvmsnap.common import capture_name, json_file
+from zvmsnap.common.atomic_file import private_dir, remove_durably, rename_to_free
 from zvmsnap.common.errors import WorkOfOtherVersion
 from zvmsnap.common.json_file import Damaged, OtherSchema, Unreadable
 from zvmsnap.common.process import Process
@@ -33,6 +32,15 @@ _DAMAGED = ".damaged"
 _SEEN = ".seen"
 
 Content = TypeVar("Content", bound=msgspec.Struct)
+
+
+class OfGuest(Protocol):
+    """What a file of the journal says of its guest."""
+
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def capture(self) -> str: ...
 
 
 class _Owned(msgspec.Struct):
@@ -151,7 +159,7 @@ class GuestFiles(Generic[Content]):
     def forget_lost(self, uuid: str) -> None:
         """The guest was seen to; the damaged files stay, under another name."""
         for path in self._unseen(uuid):
-            _rename_to_free(path, self._directory / f"{uuid}{_DAMAGED}{_SEEN}")
+            rename_to_free(path, self._directory / f"{uuid}{_DAMAGED}{_SEEN}")
 
     def _read(self, uuid: str) -> Content:
         path = self.path(uuid)
@@ -169,7 +177,7 @@ class GuestFiles(Generic[Content]):
 
     def _rename_damaged(self, path: Path) -> None:
         with suppress(FileNotFoundError):  # another process has just done it
-            self._tell_damaged(path, _rename_to_free(path, path.with_suffix(_DAMAGED)))
+            self._tell_damaged(path, rename_to_free(path, path.with_suffix(_DAMAGED)))
 
     def _unseen(self, uuid: str) -> list[Path]:
         seen = f"{uuid}{_DAMAGED}{_SEEN}"
@@ -177,19 +185,14 @@ class GuestFiles(Generic[Content]):
         return [path for path in paths if not path.name.startswith(seen)]
 
 
+def check_guest(content: OfGuest, uuid: str) -> None:
+    """Raises ValueError if a file, or the capture that it names, is of another guest."""
+    if content.uuid != uuid or capture_name.uuid_of(content.capture) != uuid:
+        raise ValueError("it is of another guest")
+
+
 def _owner(error: OtherSchema) -> Process:
     try:
         return json_file.read(error.path, _Owned, error.schema).owner
     except (FileNotFoundError, Unreadable):
         return Process.none()
-
-
-def _rename_to_free(path: Path, wanted: Path) -> Path:
-    """Rename to `wanted`, with a number behind it if that exists already."""
-    number = 1
-    free = wanted
-    while os.path.lexists(free):
-        number += 1
-        free = wanted.with_name(f"{wanted.name}.{number}")
-    os.rename(path, free)
-    return free

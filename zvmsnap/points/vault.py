@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap.common import json_file
-from zvmsnap.common.atomic_file import private_dir, sync_dir, write_atomic
+from zvmsnap.common.atomic_file import private_dir, rename_to_free, sync_dir, write_atomic
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
@@ -92,7 +92,7 @@ def entries(vault: Path, run: str | None = None) -> Iterator[RestorePoint | Dama
                 )
             continue
         for directory in _listed(folder):
-            if run is None or _is_of_run(directory.name, run):
+            if run is None or is_of_run(directory.name, run):
                 yield _read_entry(directory)
 
 
@@ -201,15 +201,9 @@ def publish(directory: Path, manifest: Manifest) -> RestorePoint:
     after its name.
     """
     json_file.write(directory / MANIFEST, manifest)
-    number = 1
-    while True:
-        name = folder_of(manifest.run)
-        target = directory.with_name(name if number == 1 else f"{name}.{number}")
-        if not os.path.lexists(target):
-            os.rename(directory, target)
-            sync_dir(target.parent)
-            return RestorePoint(target, manifest)
-        number += 1
+    target = rename_to_free(directory, directory.with_name(folder_of(manifest.run)))
+    sync_dir(target.parent)
+    return RestorePoint(target, manifest)
 
 
 def rewrite(point: RestorePoint, manifest: Manifest) -> None:
@@ -233,7 +227,8 @@ def _listed(directory: Path, *, hidden: bool = False) -> list[Path]:
         return []
 
 
-def _is_of_run(name: str, run: str) -> bool:
+def is_of_run(name: str, run: str) -> bool:
+    """May a directory of that name have a point of the run? Further ones get a number."""
     folder = folder_of(run)
     base, _, number = name.rpartition(".")
     return name == folder or (base == folder and number.isdigit())

@@ -161,9 +161,9 @@ def _check_unreadable_points(
     points: Sequence[RestorePoint], unreadable: Sequence[DamagedPoint]
 ) -> None:
     """One of the same run, damaged or of another version, may need the snapshots as well."""
-    runs = {vault.folder_of(point.manifest.run) for point in points}
+    runs = {point.manifest.run for point in points}
     for other in unreadable:
-        if other.directory.name in runs:
+        if any(vault.is_of_run(other.directory.name, run) for run in runs):
             raise DropRefused(
                 f"a point that may need the same snapshots cannot be read: {other.why}"
             )

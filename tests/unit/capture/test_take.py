@@ -243,9 +243,10 @@ def test_what_a_point_of_another_version_may_need_is_not_dropped(
     code, _, err = run("drop", "--yes", f"web@{NAME}")
     assert code == 1
     assert f"may need the same snapshots cannot be read: {manifest}: schema 3" in err
+    numbered = manifest.parent.rename(config.vault_dir / "db" / f"{NAME}.2")
+    assert run("drop", "--yes", f"web@{NAME}")[0] == 1
     assert list(pool.present) == [f"{WEB}@{NAME}"]
-    manifest.rename(manifest.with_name("moved away"))
-    manifest.parent.rename(config.vault_dir / "db" / "another run")
+    numbered.rename(config.vault_dir / "db" / "another run")
     assert run("drop", "--yes", f"web@{NAME}")[0] == 0
 
 
