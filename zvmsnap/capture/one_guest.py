@@ -78,7 +78,9 @@ class GuestCapture:
             other_versions.refuse(self._run.config.journal_dir, self._guest.uuid)
             operation = Operations(self._run.config.journal_dir).read(self._guest.uuid)
             if isinstance(operation, CloneOperation) and operation.owner.is_alive():
-                self._run.about(self._guest).info("is being cloned or verified: no point of it")
+                self._run.about(self._guest).info(
+                    "is a clone that is being made or verified: no point of it"
+                )
                 return True
             if operation:
                 raise DomainBusy("a restore of it is under way, or interrupted: zvmsnap recover")
@@ -171,13 +173,12 @@ class _LevelChoice:
         return modes.satisfied_by(reached) or not (self._errors or modes.forbids(reached))
 
     def _reaches(self, level: ConsistencyLevel) -> bool:
-        obstacle = self._eligible.obstacles.get(level)
-        obstacle = obstacle or LEVELS[level].obstacle(self._attempt(level))
-        if obstacle:
+        attempt = self._attempt(level)
+        if obstacle := self._eligible.obstacles.get(level) or LEVELS[level].obstacle(attempt):
             self._missed.append(obstacle)
             return False
         try:
-            self._capture_at(level)
+            LEVELS[level].capture(attempt)
             return True
         except ZvmsnapError as error:
             self._log.error("not of level %s: %s", level, error)
