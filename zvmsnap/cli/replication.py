@@ -210,5 +210,5 @@ def remote_points(
     remote = RemoteHost(target.host, settings.locks_dir)
     subtree = zfs.subtree(target.root, remote)
     points, damaged = RemoteVault.of(settings, target, remote).read()
-    liveness = Liveness(subtree.snapshots, frozenset({target.root.partition("/")[0]}))
+    liveness = Liveness.below(target.root, subtree)
     return points, damaged, liveness

@@ -51,6 +51,7 @@ from zvmsnap.points.manifest import (
     SnapshotRef,
     Timing,
 )
+from zvmsnap.quiesce.thaw import WENT_ON
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
@@ -215,7 +216,7 @@ def _changes(entry: Entry, files: CaptureFiles) -> dict[str, Any]:
     why = ""
     if level not in (ConsistencyLevel.CRASH, ConsistencyLevel.OFFLINE):
         if entry.snapshots_at_release == ():
-            why = "it went on before its snapshot was known to be taken"
+            why = WENT_ON
         elif not entry.disks_frozen_at_s:
             # The RAM image may be complete, but it is of a later instant than the snapshot.
             what = "the disks" if level.has_memory else "its file systems"

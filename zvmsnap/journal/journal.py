@@ -22,7 +22,7 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.steps import Step
 from zvmsnap.common.steps import run as run_steps
 from zvmsnap.journal.entry import SCHEMA, Entry
-from zvmsnap.journal.guest_files import GuestFiles, OtherVersionsFile
+from zvmsnap.journal.guest_files import GuestFiles, OtherVersionsFile, check_guest
 
 
 class Journal:
@@ -132,8 +132,7 @@ class EntryWriter:
 
 
 def _check(entry: Entry, uuid: str) -> None:
-    if entry.uuid != uuid or not entry.capture.startswith(f"{uuid}."):
-        raise ValueError("it is of another guest")
+    check_guest(entry, uuid)
     if bool(entry.snapshot_names) != bool(entry.run):
         raise ValueError("a run has snapshot names, a recovery has none")
 

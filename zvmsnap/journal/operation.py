@@ -16,7 +16,7 @@ from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import FullName
 from zvmsnap.journal.entry import Entry
-from zvmsnap.journal.guest_files import OPERATIONS, GuestFiles, OtherVersionsFile
+from zvmsnap.journal.guest_files import OPERATIONS, GuestFiles, OtherVersionsFile, check_guest
 from zvmsnap.zfs.dataset_swap import SwapTree
 
 # An operation holds an entry: when the entry's schema changes, this one does, too.
@@ -83,7 +83,7 @@ class Operations:
             journal / OPERATIONS,
             RestoreOperation | CloneOperation,
             SCHEMA,
-            check=_check,
+            check=check_guest,
             tell_damaged=_tell_damaged,
         )
 
@@ -137,11 +137,6 @@ class OperationWriter(Generic[Kind]):
     def close(self) -> None:
         """The operation is done."""
         self._operations.close(self.operation.uuid)
-
-
-def _check(operation: RestoreOperation | CloneOperation, uuid: str) -> None:
-    if operation.uuid != uuid or not operation.capture.startswith(f"{uuid}."):
-        raise ValueError("it is of another guest")
 
 
 def _tell_damaged(path: Path, renamed: Path) -> None:

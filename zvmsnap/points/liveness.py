@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from zvmsnap.points.manifest import Manifest, SnapshotRef
-from zvmsnap.zfs.types import Snapshot, SnapshotListing
+from zvmsnap.zfs.types import Snapshot, SnapshotListing, Subtree
 
 
 class Life(Enum):
@@ -22,13 +22,13 @@ class Life(Enum):
 class Liveness:
     """Which snapshots ZFS has now.
 
-    Nothing is known of pools that are not imported, nor of `homeless` names, whose datasets may
+    Nothing is known of pools that are not imported, nor of `without_dataset` names, whose datasets may
     have been renamed.
     """
 
     present: Mapping[str, Snapshot]
     imported_pools: frozenset[str]
-    homeless: frozenset[str] = frozenset()
+    without_dataset: frozenset[str] = frozenset()
 
     @classmethod
     def by(cls, listing: SnapshotListing, *, only_names: bool = False) -> Liveness:
@@ -37,12 +37,17 @@ class Liveness:
         `only_names`: nobody looks for renamed datasets by guid as well, so a snapshot of a dataset
         that does not exist is not known to be gone.
         """
-        homeless = listing.without_dataset if only_names else frozenset()
-        return cls(listing.present, listing.pools, homeless)
+        without_dataset = listing.without_dataset if only_names else frozenset()
+        return cls(listing.present, listing.pools, without_dataset)
+
+    @classmethod
+    def below(cls, root: str, subtree: Subtree) -> Liveness:
+        """What the listing of a destination's root says; nothing of other pools than its own."""
+        return cls(subtree.snapshots, frozenset({root.partition("/")[0]}))
 
     def of(self, ref: SnapshotRef) -> Life:
         """A snapshot of the same name with another guid is another snapshot: this one is gone."""
-        if ref.pool not in self.imported_pools or ref.full_name in self.homeless:
+        if ref.pool not in self.imported_pools or ref.full_name in self.without_dataset:
             return Life.UNKNOWN
         snapshot = self.present.get(ref.full_name)
         return Life.ALIVE if snapshot and snapshot.guid == ref.guid else Life.GONE

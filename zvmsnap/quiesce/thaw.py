@@ -29,6 +29,9 @@ from zvmsnap.quiesce import scripts
 from zvmsnap.virt import agent, domain_xml
 from zvmsnap.virt.guest import Guest, Pause
 
+# Why a point is of level crash though its guest was held.
+WENT_ON = "it went on before its snapshot was known to be taken"
+
 _THAW_ATTEMPTS = 3
 _THAW_POLL_S = 1.0
 
@@ -128,7 +131,7 @@ def _resume(guest: Guest, writer: EntryWriter) -> None:
         writer.note(
             paused=False,
             level=ConsistencyLevel.CRASH,
-            reason="it went on before its snapshot was known to be taken",
+            reason=WENT_ON,
         )
     else:
         writer.note(paused=False, pause_s=_held_s(writer.entry))

@@ -37,7 +37,7 @@ from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.dataset_swap import name_before
+from zvmsnap.zfs.dataset_swap import name_before, stamp_of
 from zvmsnap.zfs.types import Subtree
 
 
@@ -183,7 +183,7 @@ class Sender:
         tops = divergence.plan(targets, common, subtree)
         if not tops:
             return
-        stamp = f"{datetime.now():%Y%m%dT%H%M%S}"
+        stamp = stamp_of(datetime.now())
         for top in tops:
             self._log.warning(
                 "%s has newer snapshots there than on this host: they are kept, as %s",

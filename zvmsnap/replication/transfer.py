@@ -109,8 +109,7 @@ def pruned(
     remote: Iterable[RestorePoint], destination: Destination, subtree: Subtree
 ) -> list[RestorePoint]:
     """Points at the destination whose snapshots were all below its root, and are all destroyed."""
-    pools = frozenset({destination.root.partition("/")[0]})
-    liveness = Liveness(subtree.snapshots, pools)
+    liveness = Liveness.below(destination.root, subtree)
     guids = {snapshot.guid for snapshot in subtree.snapshots.values()}
     return [
         point

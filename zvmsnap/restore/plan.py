@@ -225,7 +225,7 @@ def _start_state(manifest: Manifest, options: RestoreOptions, image: Header | No
 
 def _swap_trees(observed: Observed) -> tuple[SwapTree, ...]:
     """What is swapped. Raises RestoreImpossible for datasets that cannot be swapped."""
-    stamp = f"{observed.now.astimezone():%Y%m%dT%H%M%S}"
+    stamp = dataset_swap.stamp_of(observed.now)
     trees = dataset_swap.plan(observed.snapshots, observed.datasets, secrets.token_hex(4), stamp)
     for tree in trees:
         if tree.replaced_top in observed.datasets:

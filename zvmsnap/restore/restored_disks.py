@@ -69,8 +69,9 @@ class RestoredDisks:
         datasets = [snapshot.partition("@")[0] for snapshot in self._operation.rollback]
         written_bytes = {dataset: zfs.written_bytes(dataset) for dataset in datasets}
         self._writer.note(written_bytes=written_bytes)
+        known = zfs.datasets()
         for dataset in datasets:
-            if zfs.datasets()[dataset].type == "volume":
+            if known[dataset].type == "volume":
                 volume.wait_device(dataset, dataset_swap.DEVICE_TIMEOUT_S)
 
     def are_restored(self) -> bool:

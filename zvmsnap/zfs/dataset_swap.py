@@ -15,6 +15,7 @@ renames, tell where everything is now. Newer snapshots stay with the replaced da
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import PurePosixPath
 
 import msgspec
@@ -70,6 +71,11 @@ class SwapTree(msgspec.Struct, frozen=True):
     datasets: tuple[SwapDataset, ...]
     bystanders: tuple[Bystander, ...]
     mounted: tuple[str, ...]
+
+
+def stamp_of(now: datetime) -> str:
+    """The time of a replacement, as names have it; local time."""
+    return f"{now.astimezone():%Y%m%dT%H%M%S}"
 
 
 def name_before(dataset: str, stamp: str) -> str:

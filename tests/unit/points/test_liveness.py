@@ -146,17 +146,19 @@ RELOCATED = [
 ]
 
 
-@pytest.mark.parametrize(("current", "present", "pools", "homeless", "life"), RELOCATED)
+@pytest.mark.parametrize(("current", "present", "pools", "without_dataset", "life"), RELOCATED)
 def test_snapshots_that_a_restore_has_moved(
     manifest: Build,
     current: str,
     present: Mapping[str, int],
     pools: tuple[str, ...],
-    homeless: tuple[str, ...],
+    without_dataset: tuple[str, ...],
     life: Life,
 ) -> None:
     known = SnapshotRef("tank/a", "h", 1, 1, current)
-    liveness = dataclasses.replace(live(present, *pools), homeless=frozenset(homeless))
+    liveness = dataclasses.replace(
+        live(present, *pools), without_dataset=frozenset(without_dataset)
+    )
     assert liveness.of(known) is life
     named = manifest(snapshots=(known,), disks=disks("tank/a"))
     assert liveness.orphaned(named) is (life is Life.GONE)

@@ -425,7 +425,7 @@ def test_forget_keeps_a_point_whose_other_dataset_may_have_been_renamed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     put(snapshots=(*refs(hourly=1), SnapshotRef("tank/data", f"{T}_hourly", 2, 2)))
-    homeless = SnapshotListing({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
-    monkeypatch.setattr(zfs, "snapshots", lambda names: homeless)
+    without_dataset = SnapshotListing({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
+    monkeypatch.setattr(zfs, "snapshots", lambda names: without_dataset)
     assert forget(destroyed("hourly"), config)
     assert remaining(config) == [f"web/{T}"]
