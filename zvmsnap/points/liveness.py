@@ -22,8 +22,8 @@ class Life(Enum):
 class Liveness:
     """Which snapshots ZFS has now.
 
-    Nothing is known of pools that are not imported, nor of `without_dataset` names, whose datasets may
-    have been renamed.
+    Nothing is known of pools that are not imported, nor of names `without_dataset`: their datasets
+    may have been renamed.
     """
 
     present: Mapping[str, Snapshot]
