@@ -125,7 +125,7 @@ def test_which_cpu_fits_this_host(lab: Lab) -> None:
 from zvmsnap.virt.host import Host
 cpu = """<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model>
 <feature policy='require' name='%s'/></cpu>"""
-with Host("qemu:///system") as host:
+with Host.connect("qemu:///system") as host:
     for feature in ("sse2", "vmx"):
         print(host.has_cpu("/usr/bin/qemu-system-x86_64", "x86_64", "q35", "qemu", cpu % feature))
 ''')
