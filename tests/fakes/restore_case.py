@@ -15,8 +15,9 @@ from zvmsnap.points import memory_image, vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import in_place
 from zvmsnap.restore.in_place import InPlaceRestore
-from zvmsnap.restore.plan import RestoreOptions
+from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
 from zvmsnap.virt.guest import Pause
+from zvmsnap.virt.save_image import Header
 
 PLAIN = RestoreOptions()
 
@@ -34,6 +35,18 @@ class Kind:
 
 
 Make = Callable[[Kind], "Case"]
+
+
+def put_back(
+    scene: Scene,
+    point: RestorePoint,
+    options: RestoreOptions = PLAIN,
+    image: Header | None = None,
+    cancelled: threading.Event | None = None,
+) -> None:
+    """Plan a restore, and carry it out."""
+    plan = plan_restore(scene.config, scene.host, RestoreRequest(point, options, image))
+    in_place.restore(scene.config, scene.host, plan, cancelled or threading.Event())
 
 
 class Case:
@@ -56,14 +69,7 @@ class Case:
     def run(self) -> None:
         memory = None if self.kind.options.cold else self.point.manifest.memory
         image = memory_image.check(self.point.directory / memory.file, memory) if memory else None
-        in_place.restore(
-            self.scene.config,
-            self.scene.host,
-            self.point,
-            self.kind.options,
-            image,
-            threading.Event(),
-        )
+        put_back(self.scene, self.point, self.kind.options, image)
 
     def again(self) -> bool:
         """Go on in a new process; False if there was nothing to do, or it failed."""

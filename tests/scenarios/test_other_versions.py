@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tests.fakes.capture_scene import Scene
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, write
+from tests.fakes.restore_case import put_back
 from tests.fakes.restore_scene import set_scene
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import WorkOfOtherVersion
@@ -29,8 +29,6 @@ from zvmsnap.points import vault
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
 from zvmsnap.recovery import recover
 from zvmsnap.recovery.report import Result
-from zvmsnap.restore import in_place
-from zvmsnap.restore.plan import RestoreOptions
 from zvmsnap.retention import drop, forget, prune
 from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.types import SnapshotListing
@@ -179,9 +177,8 @@ def test_restore_is_refused(
     scene = set_scene(config, tmp_path, manifest, monkeypatch)
     path, data = age(scene.config, folder=folder)
     point = scene.point(memory=False, level=ConsistencyLevel.CRASH)
-    never = threading.Event()
     with pytest.raises(WorkOfOtherVersion, match=TOLD):
-        in_place.restore(config, scene.host, point, RestoreOptions(), None, never)
+        put_back(scene, point)
     assert path.read_bytes() == data
     assert [file for file in tree(config.journal_dir) if file.endswith(".json")] == [
         str(path.relative_to(config.journal_dir))

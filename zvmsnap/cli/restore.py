@@ -51,21 +51,21 @@ def restore(
     """
     from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.restore.in_place import restore as put_back
-    from zvmsnap.restore.plan import RestoreOptions, plan_restore
+    from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
     from zvmsnap.virt.host import Host
 
     settings = load_settings()
     chosen = find_point(settings, point)
     options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
-    image = _checked_image(chosen, cold=cold)
+    request = RestoreRequest(chosen, options, _checked_image(chosen, cold=cold))
     with Host.connect(settings.uri) as host:
-        planned = plan_restore(settings, host, chosen, options, image)
+        planned = plan_restore(settings, host, request)
         typer.echo("\n".join(planned.lines))
         if dry_run:
             return
         if not yes:
             confirm()
-        put_back(settings, host, chosen, options, image, cancelled_by_signal())
+        put_back(settings, host, planned, cancelled_by_signal())
 
 
 def bring_back(
@@ -77,13 +77,14 @@ def bring_back(
     """
     from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.restore.in_place import restore as put_back
-    from zvmsnap.restore.plan import RestoreOptions, newer
+    from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, newer, plan_restore
     from zvmsnap.zfs import zfs
 
-    image = _checked_image(point, cold=cold)
     rollback = not newer(point, zfs.all_snapshots().present)
     options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
-    put_back(settings, host, point, options, image, cancelled_by_signal())
+    request = RestoreRequest(point, options, _checked_image(point, cold=cold))
+    planned = plan_restore(settings, host, request)
+    put_back(settings, host, planned, cancelled_by_signal())
 
 
 def _checked_image(point: RestorePoint, *, cold: bool) -> Header | None:

@@ -55,13 +55,12 @@ from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore.plan import RestoreOptions, plan_restore
+from zvmsnap.restore.plan import RestorePlan, plan_restore
 from zvmsnap.restore.relocate import relocate_points
 from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.restore.restored_disks import RestoredDisks
 from zvmsnap.restore.restored_guest import RestoredGuest
 from zvmsnap.virt.host import Host
-from zvmsnap.virt.save_image import Header
 from zvmsnap.zfs import mounts
 
 _UNTOUCHED = ("", "keep", "clone", "unpack")
@@ -75,15 +74,15 @@ _UNDONE_FIRST = ("load", "promote", "swap", "stop")
 def restore(
     config: Config,
     host: Host,
-    point: RestorePoint,
-    options: RestoreOptions,
-    image: Header | None,
+    plan: RestorePlan,
     cancelled: threading.Event,
 ) -> None:
-    """Restore a point in place. `image` is the checked header of its RAM image, None without RAM.
+    """Carry the plan of a restore out, as it was shown, under the names that it says.
 
-    Raises RestoreImpossible with nothing touched, and RestoreFailed with the state of the guest.
+    Raises RestoreImpossible with nothing touched, also if it does not fit any more; and
+    RestoreFailed with the state of the guest.
     """
+    point = plan.request.point
     domain, uuid = point.manifest.domain, point.manifest.uuid
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, uuid, f"restore {point.name}", timeout_s):
@@ -93,10 +92,11 @@ def restore(
                 f"{domain}: another restore of it was interrupted: zvmsnap recover {domain} ends it"
             )
         _finish_interrupted_run(config, host, point)
-        plan = plan_restore(config, host, point, options, image)
+        again = plan_restore(config, host, plan.request, plan.names)
+        plan.refuse_other(again)
         if plan.operation.was_active:
             staging.check_usable(config.staging_dir, plan.datasets, mounts.read_table())
-        InPlaceRestore(config, host, plan.operation, cancelled).run()
+        InPlaceRestore(config, host, again.operation, cancelled).run()
 
 
 def _finish_interrupted_run(config: Config, host: Host, point: RestorePoint) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from zvmsnap.common.errors import DomainGone
@@ -49,7 +48,6 @@ class Observed:
     what a rollback destroys; empty without one.
     """
 
-    now: datetime
     datasets: Mapping[str, Dataset]
     mounts: list[Mount]
     snapshots: Mapping[str, Snapshot]
@@ -76,7 +74,6 @@ def observe(
     own = next((guest for guest in guests if guest.uuid == manifest.uuid), None)
     newer_snapshots = _newer(snapshots) if rollback else ()
     return Observed(
-        now=datetime.now(UTC),
         datasets=datasets,
         mounts=table,
         snapshots=snapshots,

@@ -17,6 +17,9 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
 
 from zvmsnap.common.errors import RestoreImpossible
 from zvmsnap.common.process import Process
@@ -50,25 +53,73 @@ class RestoreOptions:
 
 
 @dataclass(frozen=True)
+class RestoreRequest:
+    """What is to be restored; `image` is the checked header of its RAM image, None without RAM."""
+
+    point: RestorePoint
+    options: RestoreOptions
+    image: Header | None
+
+
+@dataclass(frozen=True)
+class Names:
+    """What names are made of, chosen once: what an operator agrees to is called so in the end.
+
+    `number` is of the clones, `capture` the directory in staging.
+    """
+
+    now: datetime
+    number: str
+    capture: str
+
+    @classmethod
+    def fresh(cls, config: Config, uuid: str) -> Names:
+        """Names that no restore had before."""
+        capture = StagingDir.fresh(config.staging_dir, uuid).path.name
+        return cls(datetime.now(UTC), secrets.token_hex(4), capture)
+
+
+@dataclass(frozen=True)
 class RestorePlan:
     """The operation, the datasets that it changes, and in words what it will do."""
 
+    request: RestoreRequest
+    names: Names
     operation: RestoreOperation
     datasets: frozenset[str]
     lines: tuple[str, ...]
 
+    def refuse_other(self, again: RestorePlan) -> None:
+        """Raises RestoreImpossible if `again`, made later of the same names, is another plan.
+
+        How the safety point names the disks does not count: the guest may have been taken off
+        overlays between the two.
+        """
+        if again.lines != self.lines:
+            differing = [line.strip() for line in again.lines if line not in self.lines]
+            differing = differing or [line.strip() for line in self.lines]
+            what = f"now it would be: {'; '.join(differing)}"
+        elif self._essence() != again._essence():
+            what = "something about the guest or its datasets has changed"
+        else:
+            return
+        raise RestoreImpossible(
+            f"{self.operation.domain}: the plan does not fit any more, {what}: look at it again"
+        )
+
+    def _essence(self) -> tuple[RestoreOperation, frozenset[str]]:
+        return msgspec.structs.replace(self.operation, safety_entry=None), self.datasets
+
 
 def plan_restore(
-    config: Config,
-    host: Host,
-    point: RestorePoint,
-    options: RestoreOptions,
-    image: Header | None,
+    config: Config, host: Host, request: RestoreRequest, names: Names | None = None
 ) -> RestorePlan:
-    """Check everything and plan; `image` is the checked header of the RAM image, None without RAM.
+    """Check everything and plan; `names` are those of an earlier plan, if that is made again.
 
     Raises RestoreImpossible, SnapshotMissing, and ZfsFailed for a disk that cannot be reached.
     """
+    point, options, image = request.point, request.options, request.image
+    names = names or Names.fresh(config, point.manifest.uuid)
     observed = observe(
         config.vault_dir,
         host,
@@ -81,14 +132,13 @@ def plan_restore(
     _check_other_guests(observed)
     _check_rollback(options, observed)
     _check_fits(point, image, observed)
-    operation = _build(config, point, options, image, observed)
+    operation = _build(request, names, observed)
     destroyed = (
         *(f"snapshot {usage.snapshot.full_name}" for usage in observed.newer),
         *(f"point {name}" for name in observed.newer_points),
     )
-    return RestorePlan(
-        operation, frozenset(observed.snapshots), tuple(preview.describe(operation, destroyed))
-    )
+    lines = tuple(preview.describe(operation, destroyed))
+    return RestorePlan(request, names, operation, frozenset(observed.snapshots), lines)
 
 
 def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot]:
@@ -175,20 +225,14 @@ def _check_fits(point: RestorePoint, image: Header | None, observed: Observed) -
 # -- build
 
 
-def _build(
-    config: Config,
-    point: RestorePoint,
-    options: RestoreOptions,
-    image: Header | None,
-    observed: Observed,
-) -> RestoreOperation:
+def _build(request: RestoreRequest, names: Names, observed: Observed) -> RestoreOperation:
     """The operation, owned by this process. Raises as `_new_sources` and `_swap_trees` do."""
+    point, options, image = request.point, request.options, request.image
     manifest, replaced = point.manifest, observed.replaced
-    capture = StagingDir.fresh(config.staging_dir, manifest.uuid).path.name
     rollback = [snapshot.full_name for snapshot in observed.snapshots.values()]
     safety = None
     if replaced and options.safety and not options.rollback:
-        safety = safety_entry(replaced.disks, observed.snapshots, capture, observed.now)
+        safety = safety_entry(replaced.disks, observed.snapshots, names.capture, names.now)
     was_active = replaced is not None and replaced.is_active
     return RestoreOperation(
         domain=manifest.domain,
@@ -202,8 +246,8 @@ def _build(
         },
         memory=image is not None,
         start_state=_start_state(manifest, options, image),
-        capture=capture,
-        swap_trees=() if options.rollback else _swap_trees(observed),
+        capture=names.capture,
+        swap_trees=() if options.rollback else _swap_trees(observed, names),
         rollback=tuple(rollback) if options.rollback else (),
         guest_existed=replaced is not None and replaced.is_persistent,
         was_active=was_active,
@@ -223,10 +267,10 @@ def _start_state(manifest: Manifest, options: RestoreOptions, image: Header | No
     return StartState.RUNNING
 
 
-def _swap_trees(observed: Observed) -> tuple[SwapTree, ...]:
+def _swap_trees(observed: Observed, names: Names) -> tuple[SwapTree, ...]:
     """What is swapped. Raises RestoreImpossible for datasets that cannot be swapped."""
-    stamp = dataset_swap.stamp_of(observed.now)
-    trees = dataset_swap.plan(observed.snapshots, observed.datasets, secrets.token_hex(4), stamp)
+    stamp = dataset_swap.stamp_of(names.now)
+    trees = dataset_swap.plan(observed.snapshots, observed.datasets, names.number, stamp)
     for tree in trees:
         if tree.replaced_top in observed.datasets:
             raise RestoreImpossible(f"{tree.replaced_top}: exists already; try again in a second")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -142,19 +143,21 @@ class ReplacedGuest:
 
     def take_safety(self) -> None:
         """Snapshot its disks, where they are not yet."""
-        if self._operation.was_active:
-            self._note_memory()
+        self._note_instant()
         existing = zfs.snapshots(self._snapshots()).present.values()
         done = {snapshot.dataset for snapshot in existing}
         missing = [dataset for dataset in self._safety.request_datasets if dataset not in done]
         zfs.take_snapshots(missing, self._safety.run)
 
-    def _note_memory(self) -> None:
-        changes: dict[str, Any] = {"disks_frozen_at_s": time.time()}
-        try:
-            changes["memory_format"] = save_image.read_header(self.kept.memory).format
-        except ImageUnloadable as error:
-            changes |= {"level": ConsistencyLevel.CRASH, "reason": str(error)}
+    def _note_instant(self) -> None:
+        """The point is of now: its name, which was shown and agreed to, may be minutes older."""
+        changes: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        if self._operation.was_active:
+            changes["disks_frozen_at_s"] = time.time()
+            try:
+                changes["memory_format"] = save_image.read_header(self.kept.memory).format
+            except ImageUnloadable as error:
+                changes |= {"level": ConsistencyLevel.CRASH, "reason": str(error)}
         self._writer.note(safety_entry=msgspec.structs.replace(self._safety, **changes))
 
     def drop_safety(self) -> None:

@@ -1,10 +1,16 @@
+import re
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
 
 import pytest
 import typer
 
-from tests.fakes.restore_scene import NAME, Scene
+from tests.fakes.restore_scene import DATASET, NAME, Scene
+from zvmsnap.points import vault
+from zvmsnap.restore import plan
 
 Run = Callable[..., tuple[int, str, str]]
 WEB = f"web@{NAME}"
@@ -16,6 +22,77 @@ def test_restore(scene_run: Run, scene: Scene) -> None:
     assert (code, out.splitlines()[0]) == (0, f"restore {point.name}:")
     assert "web@" in err.splitlines()[-1] and err.endswith(" is back: web is running\n")
     assert scene.world.loaded == ["old"]
+
+
+def test_what_was_said_is_what_is_done(
+    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on between plan and deed, as while somebody reads what is asked."""
+    scene.point()
+    times = (datetime.now(UTC) + timedelta(minutes=number) for number in count())
+
+    class Passing(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return next(times)
+
+    monkeypatch.setattr(plan, "datetime", Passing)
+    _, out, err = scene_run("restore", "--yes", WEB)
+    (safety,) = re.findall(r"becomes the point (web@\S+)", out)
+    (before,) = re.findall(r"are on (\S+) afterwards", out)
+    assert before in scene.world.pool
+    (made,) = [point for point in vault.all_in(scene.config.vault_dir)[0] if "safety" in point.name]
+    assert made.name == safety
+    assert made.manifest.snapshots[0].current_dataset == before
+    assert f"point {safety}" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "says"),
+    [
+        (
+            ["--rollback"],
+            lambda scene: scene.world.snap(f"{DATASET}@later"),
+            f"now it would be: DESTROYS snapshot {DATASET}@later: look at it again",
+        ),
+        (
+            [],
+            lambda scene: scene.guest.destroy(),
+            "now it would be: ",
+        ),
+        (
+            [],
+            lambda scene: scene.world.add(f"{DATASET}/notes"),
+            "something about the guest or its datasets has changed: look at it again",
+        ),
+    ],
+    ids=["a snapshot more", "shut off", "a dataset below"],
+)
+def test_plan_that_does_not_fit_any_more_is_refused(
+    scene_run: Run,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    change: Callable[[Scene], object],
+    says: str,
+) -> None:
+    scene.point()
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    def confirm(text: str, abort: bool) -> None:
+        change(scene)
+        scene.world.acts.clear()
+        scene.guest.calls.clear()
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(typer, "confirm", confirm)
+    code, _, err = scene_run("restore", *options, WEB)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "web: the plan does not fit any more" in err and says in err
+    assert (scene.world.acts, scene.operations(), scene.guest.calls) == ([], [], [])
 
 
 def test_dry_run(scene_run: Run, scene: Scene) -> None:

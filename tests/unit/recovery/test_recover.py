@@ -1,5 +1,4 @@
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, make_base, make_overlay, write
+from tests.fakes.restore_case import put_back
 from tests.fakes.restore_scene import NEW, OLD, Killed, Scene, set_scene
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.clone.create import CloneCreation
@@ -26,8 +26,6 @@ from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.recovery import recover
 from zvmsnap.recovery.report import Result
-from zvmsnap.restore import in_place
-from zvmsnap.restore.plan import RestoreOptions
 from zvmsnap.zfs import mounts
 
 Stage = Callable[..., Entry]
@@ -440,8 +438,7 @@ def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> st
             CloneCreation(scene.config, scene.host, operation).run()
             return
         image = memory_image.check(point.directory / memory.file, memory)
-        cancelled = threading.Event()
-        in_place.restore(scene.config, scene.host, point, RestoreOptions(), image, cancelled)
+        put_back(scene, point, image=image)
 
     act_of = scene.world.act
 

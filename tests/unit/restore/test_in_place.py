@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.restore_case import Kind, Make, check_one_of_both
+from tests.fakes.restore_case import Kind, Make, check_one_of_both, put_back
 from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Scene
 from zvmsnap.common.errors import DomainBusy, LibvirtFailed, RestoreFailed
 from zvmsnap.common.process import Process
@@ -15,7 +15,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import memory_image
 from zvmsnap.points.point import read_point
-from zvmsnap.restore import in_place, observe
+from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions
 
 ALL = ["keep", "clone", "unpack", "stop", "safety", "swap", "promote"]
@@ -129,18 +129,11 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
     reference = safety.manifest.snapshots[0]
     assert case.world.all_snapshots().present[reference.full_name].guid == reference.guid
     # And back again.
-    monkeypatch.setattr(observe, "datetime", Later)
+    monkeypatch.setattr(plan, "datetime", Later)
     memory = safety.manifest.memory
     assert memory
     image = memory_image.check(safety.directory / memory.file, memory)
-    in_place.restore(
-        case.scene.config,
-        case.scene.host,
-        safety,
-        RestoreOptions(safety=False),
-        image,
-        threading.Event(),
-    )
+    put_back(case.scene, safety, RestoreOptions(safety=False), image)
     assert case.world.mismatches == []
     assert case.content() == f"{NEW}+"
     for point in (case.point, safety):
@@ -182,13 +175,13 @@ def test_a_signal_undoes_all_until_the_guest_is_stopped(
     memory = case.point.manifest.memory
     assert memory
     image = memory_image.check(case.point.directory / memory.file, memory)
-    where = (case.scene.config, case.scene.host, case.point, RestoreOptions(), image, cancelled)
+    what = (case.scene, case.point, RestoreOptions(), image, cancelled)
     if before is None:
-        in_place.restore(*where)
+        put_back(*what)
         assert case.is_back()
     else:
         with pytest.raises(RestoreFailed, match=f"interrupted before {before}. All is as it was"):
-            in_place.restore(*where)
+            put_back(*what)
         assert case.guest.calls == []
     check_one_of_both(case)
 

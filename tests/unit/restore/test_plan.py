@@ -14,8 +14,8 @@ from zvmsnap.journal.operation import StartState
 from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore import observe
-from zvmsnap.restore.plan import RestoreOptions, RestorePlan, plan_restore
+from zvmsnap.restore import plan
+from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
 ROLLBACK = RestoreOptions(rollback=True)
@@ -41,7 +41,7 @@ def plan_of(
     options = options or RestoreOptions()
     memory = None if options.cold else point.manifest.memory
     image = memory_image.check(point.directory / memory.file, memory) if memory else None
-    return plan_restore(scene.config, scene.host, point, options, image)
+    return plan_restore(scene.config, scene.host, RestoreRequest(point, options, image))
 
 
 def another(scene: Scene, name: str = "db", dataset: str = DATASET) -> Machine:
@@ -165,7 +165,7 @@ def test_refusals(
         def now(cls, tz: Any = None) -> Any:
             return SECOND
 
-    monkeypatch.setattr(observe, "datetime", Frozen)
+    monkeypatch.setattr(plan, "datetime", Frozen)
     point = scene.point()
     assert plan_of(scene, point, options)
     spoil(scene, point)
