@@ -92,6 +92,8 @@ def plan(
         datasets |= own
     uuids = tuple(disks.domain.uuid for disks in guests.values())
     planned = TakePlan(tuple(sorted(guests)), tuple(sorted(datasets)), name, uuids, parsed_mode)
+    if why := snapshot_name.too_long(planned.full_names):
+        raise TakeRefused(f"{why}: say a shorter --name")
     if existing := zfs.snapshots(planned.full_names).present:
         raise TakeRefused(f"{min(existing)}: exists already; say another --name")
     return planned

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap.clone.identity import Network
+from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import CloneImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
@@ -124,6 +125,8 @@ def _check(
             raise CloneImpossible(
                 f"{snapshot.dataset}: its key is not loaded: zfs load-key {snapshot.dataset}"
             )
+    if why := snapshot_name.too_long(name for name, _ in datasets):
+        raise CloneImpossible(f"{why}: choose a shorter name for the clone")
     taken = [name for name, _ in datasets if name in observed.datasets]
     for name in (*taken, *([observed.taken_nvram] if observed.taken_nvram else [])):
         raise CloneImpossible(f"{name}: exists already; choose another name for the clone")

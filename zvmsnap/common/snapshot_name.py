@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -68,6 +69,17 @@ def is_name(name: str) -> bool:
 def is_safe(full_name: str) -> bool:
     """May that `dataset@name`, out of a file of ours, be used in command lines and messages?"""
     return bool(_SAFE_SNAPSHOT.fullmatch(full_name)) and full_name.isprintable()
+
+
+def too_long(names: Iterable[str]) -> str:
+    """Why these names of datasets and snapshots (DATASET@NAME) cannot all be given; "" if they can.
+
+    ZFS_MAX_DATASET_NAME_LEN is 256, with the NUL at the end.
+    """
+    longest = max(names, key=len, default="")
+    if len(longest) <= _NAME_MAX:
+        return ""
+    return f"{longest} would be {len(longest)} characters long, and ZFS allows {_NAME_MAX}"
 
 
 def spellings(name: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from zvmsnap.disks.location import GuestDisks
 from zvmsnap.points import compatibility, locate, vault
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
@@ -39,9 +41,20 @@ class ObservedReplaced(ObservedGuest):
 
 
 @dataclass(frozen=True)
+class OtherDisk:
+    """A disk of the point's definition that is no part of the point, and its dataset, if any."""
+
+    disk: domain_xml.Disk
+    dataset: str
+    is_missing: bool
+
+
+@dataclass(frozen=True)
 class Observed:
     """What the host says, asked once.
 
+    `present` are all snapshots by their full names, `other_disks` those that are no part of the
+    point.
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
     these datasets by those in the manifest. `sources` is where the manifest's disk paths lead now,
     by target. `misfits` is why this host cannot run the machine. `newer` and `newer_points` are
@@ -50,7 +63,9 @@ class Observed:
 
     datasets: Mapping[str, Dataset]
     mounts: list[Mount]
+    present: Mapping[str, Snapshot]
     snapshots: Mapping[str, Snapshot]
+    other_disks: tuple[OtherDisk, ...]
     current: Mapping[str, str]
     sources: Mapping[str, DiskLocation | None]
     replaced: ObservedReplaced | None
@@ -67,7 +82,8 @@ def observe(
     manifest = point.manifest
     datasets = zfs.datasets()
     table = mounts.read_table()
-    located = locate.snapshots_of(point, zfs.all_snapshots().present)
+    present = zfs.all_snapshots().present
+    located = locate.snapshots_of(point, present)
     current = {name: _current_name(name, located[name], datasets) for name in located}
     snapshots = {current[name]: snapshot for name, snapshot in located.items()}
     guests = host.guests()
@@ -76,7 +92,9 @@ def observe(
     return Observed(
         datasets=datasets,
         mounts=table,
+        present=present,
         snapshots=snapshots,
+        other_disks=_other_disks(point, table, with_memory=with_memory),
         current=current,
         sources={disk.target: location.locate_path(disk.source, table) for disk in manifest.disks},
         replaced=_observe_replaced(host, own, table) if own else None,
@@ -105,6 +123,20 @@ def _origins(dataset: str, datasets: Mapping[str, Dataset]) -> set[str]:
         origins.add(dataset)
         dataset = datasets[dataset].origin.partition("@")[0]
     return origins
+
+
+def _other_disks(
+    point: RestorePoint, table: list[Mount], *, with_memory: bool
+) -> tuple[OtherDisk, ...]:
+    """Raises RestoreImpossible if the definition cannot be read."""
+    own = {disk.target for disk in point.manifest.disks}
+    others = []
+    for disk in domain_xml.parse(definition_of(point, live=with_memory)).disks:
+        if disk.target not in own:
+            place = location.locate_path(disk.source, table) if disk.source else None
+            is_missing = bool(disk.source) and not os.path.exists(disk.source)
+            others.append(OtherDisk(disk, place.dataset if place else "", is_missing))
+    return tuple(others)
 
 
 def _observe_replaced(host: Host, guest: Guest, table: list[Mount]) -> ObservedReplaced:

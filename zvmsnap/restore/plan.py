@@ -28,10 +28,10 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import RestoreOperation, Source, StartState
-from zvmsnap.points import compatibility, locate
+from zvmsnap.points import locate
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore import preview
+from zvmsnap.restore import checks, disk_fates, preview
 from zvmsnap.restore.observe import Observed, observe
 from zvmsnap.restore.safety_point import safety_entry
 from zvmsnap.virt.host import Host
@@ -127,17 +127,17 @@ def plan_restore(
         with_memory=image is not None,
         rollback=options.rollback,
     )
-    _check_identity(point.manifest, observed)
-    _check_keys(observed)
-    _check_other_guests(observed)
-    _check_rollback(options, observed)
-    _check_fits(point, image, observed)
+    checks.check_host(point, observed, with_memory=image is not None)
+    if options.rollback:
+        checks.check_rollback(observed)
     operation = _build(request, names, observed)
+    checks.check_names(operation, observed)
     destroyed = (
         *(f"snapshot {usage.snapshot.full_name}" for usage in observed.newer),
         *(f"point {name}" for name in observed.newer_points),
     )
-    lines = tuple(preview.describe(operation, destroyed))
+    fates = disk_fates.of(point.manifest, operation, observed)
+    lines = tuple(preview.describe(operation, fates, destroyed))
     return RestorePlan(request, names, operation, frozenset(observed.snapshots), lines)
 
 
@@ -149,77 +149,6 @@ def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot
         for snapshot in present.values()
         if snapshot.dataset in own and snapshot.createtxg > own[snapshot.dataset].createtxg
     ]
-
-
-# -- check
-
-
-def _check_identity(manifest: Manifest, observed: Observed) -> None:
-    """The name and the UUID belong together. Raises RestoreImpossible."""
-    for other in observed.others:
-        if other.name == manifest.domain:
-            raise RestoreImpossible(
-                f"{other.name}: another guest has this name now (UUID {other.uuid}): rename it, "
-                "or zvmsnap clone the point under another name"
-            )
-    replaced = observed.replaced
-    if replaced and replaced.name != manifest.domain:
-        raise RestoreImpossible(
-            f"{manifest.domain}: the guest is called {replaced.name} now: virsh domrename "
-            f"{replaced.name} {manifest.domain}, or zvmsnap clone the point"
-        )
-    if replaced and replaced.has_saved_ram:
-        raise RestoreImpossible(
-            f"{replaced.name}: has RAM in a managed save image, which would be loaded over "
-            f"the restored disks: start it, or virsh managedsave-remove {replaced.name}"
-        )
-
-
-def _check_keys(observed: Observed) -> None:
-    for name in observed.snapshots:
-        if observed.datasets[name].locked:
-            raise RestoreImpossible(f"{name}: its key is not loaded: zfs load-key {name}")
-
-
-def _check_other_guests(observed: Observed) -> None:
-    """No other guest's disk may be restored with it. Raises RestoreImpossible."""
-    restored = observed.snapshots.keys()
-    for other in observed.others:
-        for target, place in other.disks.locations.items():
-            if place.dataset in restored:
-                raise RestoreImpossible(
-                    f"{place.dataset} also holds {target} of {other.name}, which would be "
-                    "restored too: zvmsnap clone makes a machine of its own"
-                )
-            if other.is_active and any(place.dataset.startswith(f"{top}/") for top in restored):
-                raise RestoreImpossible(
-                    f"{other.name} runs on {place.dataset}, which is below a dataset that is "
-                    "renamed: stop it, or zvmsnap clone"
-                )
-
-
-def _check_rollback(options: RestoreOptions, observed: Observed) -> None:
-    """Nothing prevents `zfs rollback -r`, if it was asked for. Raises RestoreImpossible."""
-    if not options.rollback:
-        return
-    for name, snapshot in observed.snapshots.items():
-        if snapshot.dataset != name:
-            raise RestoreImpossible(
-                f"{snapshot.full_name} is no snapshot of {name} any more: restore without "
-                "--rollback"
-            )
-    for usage in observed.newer:
-        if usage.clones or usage.holds:
-            why = f"has the clone {usage.clones[0]}" if usage.clones else "is held (zfs holds)"
-            raise RestoreImpossible(
-                f"{usage.snapshot.full_name} is newer, and {why}: end that, or restore without "
-                "--rollback"
-            )
-
-
-def _check_fits(point: RestorePoint, image: Header | None, observed: Observed) -> None:
-    hint = "; --cold boots from the disks" if image else ""
-    compatibility.refuse_misfits(point, observed.misfits, RestoreImpossible, hint)
 
 
 # -- build

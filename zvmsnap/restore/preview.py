@@ -16,8 +16,13 @@ _END = {
 }
 
 
-def describe(operation: RestoreOperation, destroyed: Iterable[str]) -> Iterator[str]:
-    """The lines; `destroyed` names the snapshots and points that a rollback destroys."""
+def describe(
+    operation: RestoreOperation, fates: Iterable[str], destroyed: Iterable[str]
+) -> Iterator[str]:
+    """The lines; `fates` are of the disks.
+
+    `destroyed` names the snapshots and points that a rollback destroys.
+    """
     domain, safety = operation.domain, operation.safety_entry
     yield f"restore {operation.point}:"
     if operation.was_active:
@@ -34,6 +39,8 @@ def describe(operation: RestoreOperation, destroyed: Iterable[str]) -> Iterator[
         yield f"  {snapshot.partition('@')[0]} is rolled back to {snapshot}"
     for name in destroyed:
         yield f"  DESTROYS {name}"
+    for fate in fates:
+        yield f"  {fate}"
     for target, (_, path, _) in operation.sources.items():
         yield f"  disk {target} is at {path} now"
     yield f"  {domain} {_END[operation.memory, operation.start_state]}"

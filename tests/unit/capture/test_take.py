@@ -121,6 +121,7 @@ def test_a_guest_that_is_off(pool: Pool, config: Config, host: FakeHost, db: Fak
 REFUSED = [
     pytest.param(["nix"], NAME, GuestNotFound, "nix: libvirt has no such guest", id="no guest"),
     pytest.param(["web"], "a/b", TakeRefused, "is no name of a snapshot", id="no name"),
+    pytest.param(["web"], "n" * 247, TakeRefused, "256 characters long, and ZFS", id="too long"),
     pytest.param(["web"], "old", TakeRefused, "tank/web@old: exists", id="name is taken"),
     pytest.param(["db"], NAME, TakeRefused, "db: has no disk on ZFS, or all", id="left out"),
 ]

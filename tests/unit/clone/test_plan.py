@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.guest import OTHER
-from tests.fakes.restore_scene import DATASET, Machine, Scene
+from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene
 from zvmsnap.clone import plan
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.errors import CloneImpossible, ZvmsnapError
 from zvmsnap.journal.operation import CloneOperation
 from zvmsnap.points import compatibility, memory_image
-from zvmsnap.points.manifest import DOMAIN_XML
+from zvmsnap.points.manifest import DOMAIN_XML, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs.types import Dataset, Snapshot
 
@@ -157,3 +157,16 @@ def test_names_of_datasets(
     datasets = {name: Dataset(name, "filesystem", compressed=False) for name in present}
     wanted = {name: at(full_name) for name, full_name in snapshots.items()}
     assert plan._new_datasets("web", "w2", wanted, datasets) == tuple(names.items())
+
+
+def test_name_that_is_too_long_for_its_datasets(scene: Scene) -> None:
+    deep = "tank/" + "l" * 200
+    own = scene.snapshot
+    point = scene.point(snapshots=(SnapshotRef(f"{deep}/web", NAME, own.guid, own.createtxg),))
+    scene.world.add(deep)
+    scene.world.pool[f"{deep}/web"] = scene.world.pool.pop(DATASET)
+    longest = "w" * (255 - len(f"{deep}/"))
+    clone = plan_clone(scene.config, scene.host, point, CloneOptions(longest))
+    assert [len(name) for name, _ in clone.datasets] == [255]
+    with pytest.raises(CloneImpossible, match=r"256 characters long.*choose a shorter name"):
+        plan_clone(scene.config, scene.host, point, CloneOptions(f"{longest}w"))

@@ -13,11 +13,12 @@ from zvmsnap.journal.operation import CloneOperation, RestoreOperation, StartSta
 @pytest.mark.parametrize(
     ("kind", "step", "alive", "line"),
     [
-        (
+        pytest.param(
             CloneOperation,
             "disks",
             True,
             f"clone of web@m is under way at step disks (pid {os.getpid()})",
+            id="under way",
         ),
         (
             CloneOperation,

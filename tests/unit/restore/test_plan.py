@@ -351,6 +351,7 @@ def test_lines(scene: Scene) -> None:
         f"  the replaced guest becomes the point web@{safety.run}",
         f"  tank/web holds tank/web@{NAME} again",
         f"  the replaced disks, and newer snapshots, are on {tree.replaced_top} afterwards",
+        f"  disk vda will be as of tank/web@{NAME}",
         "  web goes on from its RAM",
     )
     scene.guest.exists = False
@@ -358,6 +359,7 @@ def test_lines(scene: Scene) -> None:
         "  the replaced guest is NOT kept as a point",
         f"  tank/web holds tank/web@{NAME} again",
         plan_of(scene, point).lines[3],
+        f"  disk vda will be as of tank/web@{NAME}",
         "  web boots from the restored disks",
     )
 
@@ -381,5 +383,91 @@ def test_lines_of_a_rollback_name_all_that_it_destroys(
         f"  tank/web is rolled back to tank/web@{NAME}",
         "  DESTROYS snapshot tank/web@later",
         f"  DESTROYS point {doomed.name}",
+        f"  disk vda will be as of tank/web@{NAME}",
         "  web goes on from its RAM",
     )
+
+
+def test_lines_name_every_disk_and_what_becomes_of_it(scene: Scene) -> None:
+    """Of a point of one disk only: the others stay as they are, whoever has them."""
+    world, guest = scene.world, scene.guest
+    for name in ("more", "gone"):
+        world.add(f"tank/{name}")
+    guest.live |= {
+        "vdb": world.disk_of("tank/more"),
+        "vdc": str(Path(world.disk_of(DATASET)).with_name("swap.raw")),
+    }
+    Path(guest.live["vdc"]).touch()
+    own = Disk("vda", "file", "qcow2", guest.live["vda"], DATASET, "vda.raw")
+    point = scene.point(memory=False, level=ConsistencyLevel.CRASH, disks=(own,))
+    for path in (point.directory / DOMAIN_XML, point.directory / PERSISTENT_XML):
+        drive = "<disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>"
+        path.write_text(path.read_text().replace("</devices>", f"{drive}</devices>"))
+    guest.live["vdd"] = world.disk_of("tank/gone")
+    guest.live["vde"] = str(Path(world.disk_of(DATASET)).with_name("new.raw"))
+    lines = [line.strip() for line in plan_of(scene, point).lines]
+    assert [line for line in lines if line.startswith(("disk", "drive"))] == [
+        f"disk vda will be as of {DATASET}@{NAME}",
+        f"disk vdb ({guest.live['vdb']}) is no part of the point: it STAYS as it is now",
+        f"disk vdc ({guest.live['vdc']}) is no part of the point, but will be as of "
+        f"{DATASET}@{NAME}, too",
+        "drive sda will be empty",
+        f"disk vdd ({guest.live['vdd']}) is not in the definition of the point: detached, and "
+        "left as it is now",
+        f"disk vde ({guest.live['vde']}) is not in the definition of the point: detached, and "
+        "kept with the replaced disks",
+    ]
+    Path(guest.live["vdb"]).unlink()
+    with pytest.raises(RestoreImpossible, match=r"vdb is no part of the point, and .* not exist"):
+        plan_of(scene, point)
+
+
+def long_named(scene: Scene, length: int) -> None:
+    name = "tank/" + "l" * (length - len("tank/"))
+    scene.guest.active = scene.guest.exists = False
+    scene.world.unmount(DATASET)
+    scene.world.rename(DATASET, name)
+    scene.world.mount(name)
+
+
+def with_child(scene: Scene, length: int) -> None:
+    long_named(scene, 196)
+    name = next(iter(set(scene.world.pool) - {"tank"})) + "/n"
+    scene.world.add(name)
+    scene.world.snap(f"{name}@{'s' * (length - 196)}")
+
+
+def with_disk_elsewhere(scene: Scene, length: int) -> None:
+    """Only the safety point is of this dataset: @zvmsnap_2026-11-21_12:00:00_safety."""
+    name = "tank/" + "l" * (length - len("tank/"))
+    scene.world.add(name)
+    scene.guest.live["vdb"] = str(scene.world.root / name[-9:] / "vda.raw")
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        # .before-20261121T120000 and @autosnap_2026-11-20_03:00:00_hourly
+        (long_named, 255 - 23 - 36),
+        (with_child, 255 - 23 - len("/n@")),
+        (with_disk_elsewhere, 255 - 35),
+    ],
+)
+def test_names_that_zfs_does_not_allow_are_known_before(
+    scene: Scene, make: Callable[[Scene, int], None], most: int
+) -> None:
+    point = scene.point()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene.world, "_mountpoint", lambda name: str(scene.world.root / name[-9:]))
+        make(scene, most)
+        assert plan_of(scene, point)
+        longer = {
+            f"{name[:5]}l{name[5:]}" if len(name) > 100 else name: dataset
+            for name, dataset in scene.world.pool.items()
+        }
+        scene.world.pool.clear()
+        scene.world.pool.update(longer)
+        with pytest.raises(RestoreImpossible, match="256 characters long, and ZFS allows 255"):
+            plan_of(scene, point)
+        if make is not with_disk_elsewhere:
+            assert plan_of(scene, point, ROLLBACK)

@@ -1,0 +1,123 @@
+"""What is checked before a restore stops anything. Pure: it judges what was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import RestoreImpossible
+from zvmsnap.journal.operation import RestoreOperation
+from zvmsnap.points import compatibility
+from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.restore.observe import Observed
+
+
+def check_host(point: RestorePoint, observed: Observed, *, with_memory: bool) -> None:
+    """The guest and its disks can be put back on this host. Raises RestoreImpossible."""
+    _check_identity(point.manifest, observed)
+    _check_keys(observed)
+    _check_other_guests(observed)
+    _check_other_disks(point, observed)
+    hint = "; --cold boots from the disks" if with_memory else ""
+    compatibility.refuse_misfits(point, observed.misfits, RestoreImpossible, hint)
+
+
+def _check_identity(manifest: Manifest, observed: Observed) -> None:
+    """The name and the UUID belong together. Raises RestoreImpossible."""
+    for other in observed.others:
+        if other.name == manifest.domain:
+            raise RestoreImpossible(
+                f"{other.name}: another guest has this name now (UUID {other.uuid}): rename it, "
+                "or zvmsnap clone the point under another name"
+            )
+    replaced = observed.replaced
+    if replaced and replaced.name != manifest.domain:
+        raise RestoreImpossible(
+            f"{manifest.domain}: the guest is called {replaced.name} now: virsh domrename "
+            f"{replaced.name} {manifest.domain}, or zvmsnap clone the point"
+        )
+    if replaced and replaced.has_saved_ram:
+        raise RestoreImpossible(
+            f"{replaced.name}: has RAM in a managed save image, which would be loaded over "
+            f"the restored disks: start it, or virsh managedsave-remove {replaced.name}"
+        )
+
+
+def _check_keys(observed: Observed) -> None:
+    for name in observed.snapshots:
+        if observed.datasets[name].locked:
+            raise RestoreImpossible(f"{name}: its key is not loaded: zfs load-key {name}")
+
+
+def _check_other_guests(observed: Observed) -> None:
+    """No other guest's disk may be restored with it. Raises RestoreImpossible."""
+    restored = observed.snapshots.keys()
+    for other in observed.others:
+        for target, place in other.disks.locations.items():
+            if place.dataset in restored:
+                raise RestoreImpossible(
+                    f"{place.dataset} also holds {target} of {other.name}, which would be "
+                    "restored too: zvmsnap clone makes a machine of its own"
+                )
+            if other.is_active and any(place.dataset.startswith(f"{top}/") for top in restored):
+                raise RestoreImpossible(
+                    f"{other.name} runs on {place.dataset}, which is below a dataset that is "
+                    "renamed: stop it, or zvmsnap clone"
+                )
+
+
+def check_rollback(observed: Observed) -> None:
+    """Nothing prevents `zfs rollback -r`. Raises RestoreImpossible."""
+    for name, snapshot in observed.snapshots.items():
+        if snapshot.dataset != name:
+            raise RestoreImpossible(
+                f"{snapshot.full_name} is no snapshot of {name} any more: restore without "
+                "--rollback"
+            )
+    for usage in observed.newer:
+        if usage.clones or usage.holds:
+            why = f"has the clone {usage.clones[0]}" if usage.clones else "is held (zfs holds)"
+            raise RestoreImpossible(
+                f"{usage.snapshot.full_name} is newer, and {why}: end that, or restore without "
+                "--rollback"
+            )
+
+
+def _check_other_disks(point: RestorePoint, observed: Observed) -> None:
+    """The disks that are no part of the point are still there: it does not start without them."""
+    for disk in observed.other_disks:
+        if disk.is_missing and disk.disk.writable:
+            raise RestoreImpossible(
+                f"{point.name}: its disk {disk.disk.target} is no part of the point, and "
+                f"{disk.disk.source} does not exist any more: zvmsnap clone"
+            )
+
+
+def check_names(operation: RestoreOperation, observed: Observed) -> None:
+    """No name that will be made is too long for ZFS. Raises RestoreImpossible."""
+    if why := snapshot_name.too_long(_new_names(operation, observed)):
+        raise RestoreImpossible(
+            f"{why}: zfs rename its dataset to a shorter name, or restore with --rollback"
+        )
+
+
+def _new_names(operation: RestoreOperation, observed: Observed) -> Iterator[str]:
+    """All names that datasets and snapshots get, also for a while."""
+    for tree in operation.swap_trees:
+        yield from (tree.clone_top + swapped.path for swapped in tree.datasets)
+        # All that is below is renamed with it, and its snapshots, too.
+        for name in (*observed.datasets, *observed.present):
+            if _is_in(name.partition("@")[0], tree.top):
+                yield tree.replaced_top + name.removeprefix(tree.top)
+    if safety := operation.safety_entry:
+        tops = {tree.top: tree.replaced_top for tree in operation.swap_trees}
+        for dataset in safety.request_datasets:
+            yield f"{dataset}@{safety.run}"
+            for top, replaced_top in tops.items():
+                if _is_in(dataset, top):
+                    yield f"{replaced_top}{dataset.removeprefix(top)}@{safety.run}"
+
+
+def _is_in(dataset: str, top: str) -> bool:
+    return dataset == top or dataset.startswith(f"{top}/")
