@@ -10,7 +10,7 @@ from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.errors import CloneImpossible, ZvmsnapError
 from zvmsnap.journal.operation import CloneOperation
 from zvmsnap.points import compatibility, memory_image
-from zvmsnap.points.manifest import DOMAIN_XML, SnapshotRef
+from zvmsnap.points.manifest import DOMAIN_XML, Disk, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs.types import Dataset, Snapshot
 
@@ -162,7 +162,10 @@ def test_names_of_datasets(
 def test_name_that_is_too_long_for_its_datasets(scene: Scene) -> None:
     deep = "tank/" + "l" * 200
     own = scene.snapshot
-    point = scene.point(snapshots=(SnapshotRef(f"{deep}/web", NAME, own.guid, own.createtxg),))
+    point = scene.point(
+        snapshots=(SnapshotRef(f"{deep}/web", NAME, own.guid, own.createtxg),),
+        disks=(Disk("vda", "file", "qcow2", scene.guest.live["vda"], f"{deep}/web", "vda.raw"),),
+    )
     scene.world.add(deep)
     scene.world.pool[f"{deep}/web"] = scene.world.pool.pop(DATASET)
     longest = "w" * (255 - len(f"{deep}/"))
