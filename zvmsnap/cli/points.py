@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -11,7 +11,7 @@ import typer
 from zvmsnap.cli import render, replication
 from zvmsnap.cli.options import DryRunOption, JsonOption, PointArgument, find_point, print_json
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.journal import describe
 from zvmsnap.journal.journal import Journal
@@ -23,6 +23,9 @@ from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import prune
 from zvmsnap.virt import qemu_conf
 from zvmsnap.zfs import zfs
+
+if TYPE_CHECKING:
+    from zvmsnap.points.next_start import NextStart
 
 
 def list_points(
@@ -81,7 +84,7 @@ def show(point: PointArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(_as_json(chosen, liveness))
     else:
-        typer.echo("\n".join(render.point_details(chosen, liveness)))
+        typer.echo("\n".join(render.point_details(chosen, liveness, _next_start(chosen))))
 
 
 def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -136,6 +139,16 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
 
 def _liveness() -> Liveness:
     return Liveness.by(zfs.all_snapshots())
+
+
+def _next_start(point: RestorePoint) -> NextStart | None:
+    """None if it cannot be read, which `verify` tells."""
+    from zvmsnap.points.next_start import next_start
+
+    try:
+        return next_start(point)
+    except RestoreImpossible:
+        return None
 
 
 def _table(points: list[RestorePoint], liveness: Liveness) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from zvmsnap.common.snapshot_name import type_of
 from zvmsnap.points.liveness import Life, Liveness
-from zvmsnap.points.manifest import HostDescription, Manifest
+from zvmsnap.points.manifest import Disk, HostDescription, Manifest
 from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
+    from zvmsnap.points.next_start import NextStart
     from zvmsnap.points.verify_result import VerifyResult
     from zvmsnap.recovery.report import Report
     from zvmsnap.replication.send_report import DatasetReport, SendReport
@@ -179,8 +180,10 @@ def _removed_leftover(path: object, *, dry_run: bool) -> str:
     return f"{'would remove' if dry_run else 'removed'} {path}: left by an interrupted run"
 
 
-def point_details(point: RestorePoint, liveness: Liveness) -> list[str]:
-    """Everything that the manifest of a point says."""
+def point_details(
+    point: RestorePoint, liveness: Liveness, next_start: NextStart | None
+) -> list[str]:
+    """Everything that the manifest of a point says; `next_start` is of its other definition."""
     manifest = point.manifest
     remark = _remark(manifest, liveness)
     return [
@@ -193,7 +196,8 @@ def point_details(point: RestorePoint, liveness: Liveness) -> list[str]:
         "  snapshots",
         *_snapshot_lines(manifest, liveness),
         "  disks",
-        *_disk_lines(manifest),
+        *_disk_lines(manifest.disks),
+        *(_next_start_lines(next_start, manifest) if next_start else ()),
         *_memory_lines(manifest),
         _host_line(manifest.host),
     ]
@@ -206,8 +210,18 @@ def _snapshot_lines(manifest: Manifest, liveness: Liveness) -> Iterator[str]:
         yield f"    {snapshot.full_name}  guid {snapshot.guid}{remark}"
 
 
-def _disk_lines(manifest: Manifest) -> Iterator[str]:
-    for disk in manifest.disks:
+def _next_start_lines(next_start: NextStart, manifest: Manifest) -> Iterator[str]:
+    """The disks of the definition for the next start, if they are others."""
+    if next_start.is_like(manifest):
+        return
+    yield "  disks of its next start, which are others"
+    yield from _disk_lines(next_start.disks)
+    for disk in next_start.outside:
+        yield f"    {disk.target}  not part of the point  ({disk.source or disk.type})"
+
+
+def _disk_lines(disks: Iterable[Disk]) -> Iterator[str]:
+    for disk in disks:
         path = f" {disk.path}" if disk.path else ""
         yield f"    {disk.target}  {disk.format}  {disk.dataset}{path}  ({disk.source})"
 

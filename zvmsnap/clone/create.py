@@ -14,11 +14,12 @@ A failure undoes all of them; after a crash `zvmsnap recover` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_clone, destroy_dataset
+from zvmsnap.clone import datasets
+from zvmsnap.clone.destroy import remove_guest, stop_unused_network
 from zvmsnap.clone.domain_xml import CloneXml, as_clone
 from zvmsnap.clone.identity import ISOLATED_NETWORK, Identity, Network
 from zvmsnap.clone.plan import own_nvram
@@ -26,20 +27,17 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.journal.operation import CloneOperation, OperationWriter, StartState
+from zvmsnap.journal.operation import CloneOperation, OperationWriter, Source, StartState
 from zvmsnap.points import definition, memory_image, vault
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import NVRAM, TPM
+from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint, read_point
-from zvmsnap.virt import agent, domain_xml, security_labels, tpm_state
+from zvmsnap.virt import agent, domain_xml, tpm_state
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
-from zvmsnap.zfs.mounts import DiskLocation
 
-_MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 _ISOLATED = f"<network><name>{ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
 
@@ -61,15 +59,14 @@ class CloneCreation:
     def temporary(self) -> Iterator[None]:
         """Make it for the time of a `with`, and remove it, with all snapshots of it.
 
-        The operation stays open until the clone is gone: if this process dies, `zvmsnap recover`
-        removes the clone. Raises as `run` and `destroy_clone` do.
+        The operation stays open until the clone is gone: if this process dies, or something is in
+        the way, `zvmsnap recover` removes it. Raises RestoreFailed, as `run` and `discard` do.
         """
         self._make(self._steps())
         try:
             yield
         finally:
-            destroy_clone(self._host, self._operation.domain, with_snapshots=True)
-            self._close()
+            self._take_back("resume")
 
     def discard(self) -> None:
         """Undo what a crash interrupted. Raises RestoreFailed with what could not be undone."""
@@ -78,6 +75,9 @@ class CloneCreation:
             # What could not be undone may be any step before.
             step = "resume"
         self._log.warning("was not finished: removing it")
+        self._take_back(step)
+
+    def _take_back(self, step: str) -> None:
         not_undone = take_back(self._steps(), step, self._record)
         if not_undone:
             raise RestoreFailed(
@@ -102,7 +102,11 @@ class CloneCreation:
 
     def _steps(self) -> list[Step]:
         steps = [
-            Step("datasets", self._make_datasets, self._destroy_datasets),
+            Step(
+                "datasets",
+                lambda: datasets.make(self._operation),
+                lambda: datasets.destroy(self._operation),
+            ),
             Step("disks", self._find_disks),
         ]
         if self._operation.memory:
@@ -115,41 +119,23 @@ class CloneCreation:
             Step("resume", self._resume),
         ]
 
-    def _make_datasets(self) -> None:
-        for name, origin in self._operation.datasets:
-            zfs.clone(origin, name, {CLONE_PROPERTY: self._operation.domain})
-        datasets = zfs.datasets()
-        for name, _ in self._operation.datasets:
-            mountpoint = datasets[name].mountpoint
-            if mountpoint and not mountpoint.startswith("/"):
-                # Inherited "none" or "legacy": its disks could not be reached.
-                zfs.set_property(name, "mountpoint", str(_MOUNTED_AT / name))
-
-    def _destroy_datasets(self) -> None:
-        marks = zfs.marked(CLONE_PROPERTY)
-        for name, _ in reversed(self._operation.datasets):
-            if marks.get(name) == self._operation.domain:
-                destroy_dataset(name, with_snapshots=True)
-
     def _find_disks(self) -> None:
         manifest = self._point.manifest
-        clones = dict(zip(sorted(manifest.datasets), self._operation.datasets, strict=True))
-        table = mounts.read_table()
-        sources = {}
-        for disk in manifest.disks:
-            name, _ = clones[disk.dataset]
-            if disk.path:
-                path = location.current_path(DiskLocation(name, disk.path), table)
-                security_labels.give_back(path)
-            else:
-                volume.wait_device(name, dataset_swap.DEVICE_TIMEOUT_S)
-                path = volume.device_of(name)
-            sources[disk.target] = ("file" if disk.path else "block", path, disk.format)
-        self._writer.note(sources=sources)
+        names = (name for name, _ in self._operation.datasets)
+        clones = dict(zip(sorted(manifest.datasets), names, strict=True))
+        self._writer.note(
+            sources=datasets.sources(manifest.disks, clones),
+            next_sources=datasets.sources(next_start(self._point).disks, clones),
+        )
 
     @property
     def _point(self) -> RestorePoint:
         return read_point(Path(self._operation.directory))
+
+    @property
+    def _directory(self) -> Path:
+        """The point's directory; whoever undoes the work may find it gone."""
+        return Path(self._operation.directory)
 
     @property
     def _image(self) -> Path:
@@ -157,23 +143,31 @@ class CloneCreation:
         memory = self._point.manifest.memory
         assert memory
         if memory.compression == "none":
-            return vault.loading(self._point, self._operation.capture)
+            return vault.loading(self._directory, self._operation.capture)
         return self._staging.memory
 
     def _make_image(self) -> None:
         memory = self._point.manifest.memory
         assert memory
         self._staging.make()
-        stored = self._point.directory / memory.file
-        clone = self._as_clone(memory_image.xml_of(stored, memory))
+        stored = self._directory / memory.file
+        xml = memory_image.xml_of(stored, memory)
+        clone = self._as_clone(xml, self._operation.sources, cold=False)
         memory_image.materialize(stored, memory, self._image, xml=clone.xml)
 
     def _drop_image(self) -> None:
         if self._operation.memory:
-            vault.drop_loading(self._point, self._operation.capture)
+            vault.drop_loading(self._directory, self._operation.capture)
         self._staging.remove()
 
-    def _as_clone(self, xml: str) -> CloneXml:
+    def _for_next_start(self) -> CloneXml:
+        """Its persistent definition. The RAM does not know of it, so things may be left out."""
+        sources = self._operation.next_sources
+        if sources is None:
+            sources = self._operation.sources
+        return self._as_clone(definition_of(self._point), sources, cold=True)
+
+    def _as_clone(self, xml: str, sources: Mapping[str, Source], *, cold: bool) -> CloneXml:
         nvram = domain_xml.parse(xml).nvram
         return as_clone(
             xml,
@@ -184,31 +178,33 @@ class CloneCreation:
                 nvram=own_nvram(nvram, self._operation.domain) if nvram else None,
                 network=Network(self._operation.network),
             ),
-            self._operation.sources,
-            cold=not self._operation.memory,
+            sources,
+            cold=cold,
         )
 
     def _make_firmware(self) -> None:
-        xml = definition_of(self._point)
-        nvram = domain_xml.parse(xml).nvram
-        stored = self._point.directory / NVRAM
-        if nvram and stored.exists():
-            definition.put_nvram(stored, Path(own_nvram(nvram, self._operation.domain)))
-        archive = self._point.directory / TPM
-        if archive.exists() and not self._operation.memory:
-            tpm_state.put_back(archive, self._as_clone(xml).xml, self._operation.uuid)
+        stored = self._directory / NVRAM
+        for path in self._operation.nvram if stored.exists() else ():
+            definition.put_nvram(stored, Path(path))
+        if self._operation.memory:
+            return  # the state of its TPM comes with the RAM
+        archive = self._directory / TPM
+        xml = self._for_next_start().xml
+        if archive.exists():
+            tpm_state.put_back(archive, xml, self._operation.uuid)
+        elif tpm_state.state_of(xml, self._operation.uuid):
+            self._log.warning("its TPM is empty: the point does not have the state")
 
     def _drop_firmware(self) -> None:
-        nvram = domain_xml.parse(definition_of(self._point)).nvram
-        if nvram:
-            Path(own_nvram(nvram, self._operation.domain)).unlink(missing_ok=True)
+        for path in self._operation.nvram:
+            Path(path).unlink(missing_ok=True)
 
     def _define(self) -> None:
         if self._operation.network == Network.ISOLATED and not self._host.has_network(
             ISOLATED_NETWORK
         ):
             self._host.start_network(_ISOLATED)
-        clone = self._as_clone(definition_of(self._point))
+        clone = self._for_next_start()
         for warning in clone.warnings:
             self._log.warning("%s", warning)
         self._host.define(clone.xml)
@@ -216,7 +212,9 @@ class CloneCreation:
     def _undefine(self) -> None:
         guest = self._guest()
         if guest:
-            guest.undefine()
+            remove_guest(guest)
+        if self._operation.network == Network.ISOLATED:
+            stop_unused_network(self._host)
 
     def _load(self) -> None:
         if self._operation.memory:

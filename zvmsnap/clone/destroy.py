@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from zvmsnap.clone.domain_xml import cloned_from
 from zvmsnap.clone.identity import ISOLATED_NETWORK
-from zvmsnap.common.errors import CloneImpossible, GuestNotFound, LibvirtFailed, ZfsFailed
+from zvmsnap.common.errors import (
+    CloneImpossible,
+    DomainGone,
+    GuestNotFound,
+    LibvirtFailed,
+    ZfsFailed,
+)
 from zvmsnap.common.waiting import wait_until
+from zvmsnap.disks import location
+from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import mounts, zfs
 
 CLONE_PROPERTY = "zvmsnap:clone"
 
@@ -16,12 +26,12 @@ _RELEASED_WITHIN_S = 15
 _POLL_S = 0.3
 
 
-def destroy_clone(host: Host, name: str, *, with_snapshots: bool = False) -> list[str]:
+def destroy_clone(host: Host, name: str) -> list[str]:
     """Remove a clone: guest, datasets, and the isolated network with its last user.
 
-    Returns the datasets that were destroyed; `with_snapshots`: also if they have snapshots.
-    Raises GuestNotFound if no clone has that name, and CloneImpossible, with nothing touched, if
-    something that zvmsnap did not make is in the way.
+    Returns the datasets that were destroyed. What libvirt keeps with the guest, such as its
+    snapshots and checkpoints, goes with it. Raises GuestNotFound if no clone has that name, and
+    CloneImpossible, with nothing touched, if something that zvmsnap did not make is in the way.
     """
     marks = zfs.marked(CLONE_PROPERTY)
     datasets = sorted(dataset for dataset, mark in marks.items() if mark == name)
@@ -32,18 +42,25 @@ def destroy_clone(host: Host, name: str, *, with_snapshots: bool = False) -> lis
         )
     if not guest and not datasets:
         raise GuestNotFound(f"{name}: there is no clone of that name")
-    _check_nothing_else(datasets, with_snapshots=with_snapshots)
+    _check_nothing_else(datasets)
+    _check_no_other_guest(host, name, datasets)
     if guest:
-        if guest.is_active():
-            guest.destroy()
-        guest.undefine()
+        remove_guest(guest)
     for dataset in reversed(datasets):
-        destroy_dataset(dataset, with_snapshots=with_snapshots)
-    _stop_unused_network(host)
+        destroy_dataset(dataset, with_snapshots=False)
+    stop_unused_network(host)
     return datasets
 
 
-def _check_nothing_else(datasets: list[str], *, with_snapshots: bool) -> None:
+def remove_guest(guest: Guest) -> None:
+    """End its process and remove its definition. Raises LibvirtFailed."""
+    with suppress(DomainGone):  # a guest without a persistent definition goes with its process
+        if guest.is_active():
+            guest.destroy()
+        guest.undefine()
+
+
+def _check_nothing_else(datasets: list[str]) -> None:
     if not datasets:
         return
     for name in zfs.datasets():
@@ -55,11 +72,27 @@ def _check_nothing_else(datasets: list[str], *, with_snapshots: bool) -> None:
             raise CloneImpossible(
                 f"{full_name}: {usage.clones[0]} depends on it; destroy that first"
             )
-        if not with_snapshots:
-            raise CloneImpossible(
-                f"{full_name}: is a snapshot of the clone, not made by zvmsnap: zfs destroy "
-                f"{full_name.partition('@')[0]}@% destroys all of them"
-            )
+        held = f"; it is held: zfs holds {full_name}" if usage.holds else ""
+        raise CloneImpossible(
+            f"{full_name}: is a snapshot of the clone, not made by zvmsnap: zfs destroy "
+            f"{full_name.partition('@')[0]}@% destroys all of them{held}"
+        )
+
+
+def _check_no_other_guest(host: Host, name: str, datasets: list[str]) -> None:
+    table = mounts.read_table()
+    for guest in host.guests():
+        if guest.name == name:
+            continue
+        try:
+            disks = location.locate_disks(host, guest, table)
+        except LibvirtFailed:
+            continue
+        for target, place in disks.locations.items():
+            if place.dataset in datasets:
+                raise CloneImpossible(
+                    f"{place.dataset}: holds {target} of {guest.name}, too: detach that first"
+                )
 
 
 def destroy_dataset(dataset: str, *, with_snapshots: bool) -> None:
@@ -79,7 +112,7 @@ def destroy_dataset(dataset: str, *, with_snapshots: bool) -> None:
         raise failure
 
 
-def _stop_unused_network(host: Host) -> None:
+def stop_unused_network(host: Host) -> None:
     """Stop the isolated network if no clone uses it any more."""
     if not host.has_network(ISOLATED_NETWORK):
         return

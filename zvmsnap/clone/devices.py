@@ -30,9 +30,9 @@ def adapt_devices(
         *_host_devices(devices, clone, cold),
         *_interfaces(devices, clone, cold),
         *_character_devices(devices, clone),
-        *_tpm(devices, clone, cold),
         *_shared(devices),
     )
+    _tpm(devices, clone)
     _own_pstore(devices, clone)
     _reset_numbers(devices)
     return warnings
@@ -177,7 +177,7 @@ def _beside(path: str, clone: Identity) -> str:
     return os.path.join(folder, f"{clone.name}-{name}")
 
 
-def _tpm(devices: ET.Element, clone: Identity, cold: bool) -> Iterator[str]:
+def _tpm(devices: ET.Element, clone: Identity) -> None:
     for tpm in devices.findall("tpm"):
         kind = get(tpm, "backend", "type")
         if kind != "emulator":
@@ -185,8 +185,6 @@ def _tpm(devices: ET.Element, clone: Identity, cold: bool) -> Iterator[str]:
         # Without a path libvirt keeps its state by the UUID.
         for backend in tpm.findall("backend"):
             drop(backend, "source")
-        if cold:
-            yield "tpm is empty: its state is in the RAM image alone"
 
 
 def _shared(devices: ET.Element) -> Iterator[str]:

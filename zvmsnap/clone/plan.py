@@ -46,14 +46,15 @@ class CloneOptions:
 class _Observed:
     """What the host says, asked once.
 
-    `taken_nvram` is the path of the clone's firmware variables if that file exists, `misfits` is
-    why this host cannot run the machine.
+    `nvram` are the paths of the clone's firmware variables, of its RAM and of its next start, and
+    `taken_nvram` those that exist; `misfits` is why this host cannot run the machine.
     """
 
     guest_names: frozenset[str]
     datasets: Mapping[str, Dataset]
     snapshots: Mapping[str, Snapshot]
-    taken_nvram: str | None
+    nvram: tuple[str, ...]
+    taken_nvram: tuple[str, ...]
     misfits: tuple[str, ...]
 
 
@@ -71,7 +72,7 @@ def plan_clone(
     _check(point, options, observed, snapshots, datasets)
     if point.manifest.memory and _has_memory(point, options):
         memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
-    return _build(config, point, options, datasets)
+    return _build(config, point, options, datasets, observed.nvram)
 
 
 def _check_name(name: str) -> None:
@@ -85,13 +86,14 @@ def _check_name(name: str) -> None:
 def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observed:
     memory = _has_memory(point, options)
     xml = definition_of(point, live=memory)
-    nvram = domain_xml.parse(xml).nvram
-    own = own_nvram(nvram, options.name) if nvram else None
+    paths = (domain_xml.parse(each).nvram for each in (xml, definition_of(point)))
+    nvram = tuple(dict.fromkeys(own_nvram(path, options.name) for path in paths if path))
     return _Observed(
         guest_names=frozenset(guest.name for guest in host.guests()),
         datasets=zfs.datasets(),
         snapshots=zfs.all_snapshots().present,
-        taken_nvram=own if own and os.path.exists(own) else None,
+        nvram=nvram,
+        taken_nvram=tuple(filter(os.path.lexists, nvram)),
         misfits=(
             *compatibility.why_not(host, xml, point.manifest.host, cold=not memory),
             *_lacking_memory(xml),
@@ -128,7 +130,7 @@ def _check(
     if why := snapshot_name.too_long(name for name, _ in datasets):
         raise CloneImpossible(f"{why}: choose a shorter name for the clone")
     taken = [name for name, _ in datasets if name in observed.datasets]
-    for name in (*taken, *([observed.taken_nvram] if observed.taken_nvram else [])):
+    for name in (*taken, *observed.taken_nvram):
         raise CloneImpossible(f"{name}: exists already; choose another name for the clone")
     compatibility.refuse_misfits(point, observed.misfits, CloneImpossible)
 
@@ -138,6 +140,7 @@ def _build(
     point: RestorePoint,
     options: CloneOptions,
     datasets: tuple[tuple[str, str], ...],
+    nvram: tuple[str, ...],
 ) -> CloneOperation:
     """The operation: a new machine, owned by this process."""
     own_uuid = str(uuid.uuid4())
@@ -152,6 +155,7 @@ def _build(
         capture=StagingDir.fresh(config.staging_dir, own_uuid).path.name,
         network=options.network,
         datasets=datasets,
+        nvram=nvram,
     )
 
 

@@ -44,6 +44,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     owner: Process
     step: str = ""
     sources: dict[str, Source] = {}  # of the guest's disks, by target
+    next_sources: dict[str, Source] | None = None  # for the next start; None: as `sources`
     memory: bool  # the RAM is loaded; else the guest boots from its disks
     start_state: StartState
     capture: CaptureName  # a directory in staging, for this operation alone
@@ -73,6 +74,7 @@ class CloneOperation(Operation, frozen=True, kw_only=True, tag="clone"):
 
     network: str
     datasets: tuple[tuple[FullName, FullName], ...] = ()
+    nvram: tuple[str, ...] = ()  # paths of its firmware variables, which did not exist before
 
 
 class Operations:

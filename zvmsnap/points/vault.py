@@ -175,18 +175,18 @@ def incoming(vault: Path, domain: str, capture: str) -> Path:
     return private_dir(directory)
 
 
-def loading(point: RestorePoint, capture: str) -> Path:
-    """The path for a copy of its RAM image that libvirt loads, beside the point."""
-    return private_dir(_loading(point, capture)) / MEMORY
+def loading(directory: Path, capture: str) -> Path:
+    """The path for a copy of a point's RAM image that libvirt loads, beside the point."""
+    return private_dir(_loading(directory, capture)) / MEMORY
 
 
-def drop_loading(point: RestorePoint, capture: str) -> None:
-    """Remove that copy."""
-    shutil.rmtree(_loading(point, capture), ignore_errors=True)
+def drop_loading(directory: Path, capture: str) -> None:
+    """Remove that copy; the point may be gone."""
+    shutil.rmtree(_loading(directory, capture), ignore_errors=True)
 
 
-def _loading(point: RestorePoint, capture: str) -> Path:
-    return point.directory.with_name(LOADING + capture)
+def _loading(directory: Path, capture: str) -> Path:
+    return directory.with_name(LOADING + capture)
 
 
 def drop_incoming(directory: Path) -> None:

@@ -86,8 +86,10 @@ def check_rollback(observed: Observed) -> None:
 
 def _check_other_disks(point: RestorePoint, observed: Observed) -> None:
     """The disks that are no part of the point are still there: it does not start without them."""
+    # Of the next start alone, but in datasets that are restored.
+    come_back = {disk.source for disk in observed.next_disks}
     for disk in observed.other_disks:
-        if disk.is_missing and disk.disk.writable:
+        if disk.is_missing and disk.disk.writable and disk.disk.source not in come_back:
             raise RestoreImpossible(
                 f"{point.name}: its disk {disk.disk.target} is no part of the point, and "
                 f"{disk.disk.source} does not exist any more: zvmsnap clone"

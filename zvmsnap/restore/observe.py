@@ -12,6 +12,8 @@ from zvmsnap.disks import location
 from zvmsnap.disks.location import GuestDisks
 from zvmsnap.points import compatibility, locate, vault
 from zvmsnap.points.definition import definition_of
+from zvmsnap.points.manifest import Disk
+from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
@@ -56,9 +58,10 @@ class Observed:
     `present` are all snapshots by their full names, `other_disks` those that are no part of the
     point.
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
-    these datasets by those in the manifest. `sources` is where the manifest's disk paths lead now,
-    by target. `misfits` is why this host cannot run the machine. `newer` and `newer_points` are
-    what a rollback destroys; empty without one.
+    these datasets by those in the manifest. `next_disks` are the point's disks of the definition
+    for the next start. `leads_to` is where the paths of all disks lead now. `misfits` is why this
+    host cannot run the machine. `newer` and `newer_points` are what a rollback destroys; empty
+    without one.
     """
 
     datasets: Mapping[str, Dataset]
@@ -67,7 +70,8 @@ class Observed:
     snapshots: Mapping[str, Snapshot]
     other_disks: tuple[OtherDisk, ...]
     current: Mapping[str, str]
-    sources: Mapping[str, DiskLocation | None]
+    next_disks: tuple[Disk, ...]
+    leads_to: Mapping[str, DiskLocation | None]
     replaced: ObservedReplaced | None
     others: tuple[ObservedGuest, ...]
     misfits: tuple[str, ...]
@@ -89,6 +93,7 @@ def observe(
     guests = host.guests()
     own = next((guest for guest in guests if guest.uuid == manifest.uuid), None)
     newer_snapshots = _newer(snapshots) if rollback else ()
+    next_disks = next_start(point).disks
     return Observed(
         datasets=datasets,
         mounts=table,
@@ -96,7 +101,11 @@ def observe(
         snapshots=snapshots,
         other_disks=_other_disks(point, table, with_memory=with_memory),
         current=current,
-        sources={disk.target: location.locate_path(disk.source, table) for disk in manifest.disks},
+        next_disks=next_disks,
+        leads_to={
+            disk.source: location.locate_path(disk.source, table)
+            for disk in (*manifest.disks, *next_disks)
+        },
         replaced=_observe_replaced(host, own, table) if own else None,
         others=_observe_others(host, [guest for guest in guests if guest is not own], table),
         misfits=_misfits(host, point, with_memory=with_memory),

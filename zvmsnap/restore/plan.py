@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -29,7 +29,7 @@ from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import RestoreOperation, Source, StartState
 from zvmsnap.points import locate
-from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import checks, disk_fates, preview
 from zvmsnap.restore.observe import Observed, observe
@@ -169,7 +169,8 @@ def _build(request: RestoreRequest, names: Names, observed: Observed) -> Restore
         point=point.name,
         directory=str(point.directory),
         owner=Process.of(os.getpid()),
-        sources=_new_sources(manifest, observed),
+        sources=_new_sources(manifest.disks, observed),
+        next_sources=_new_sources(observed.next_disks, observed),
         restored_disks={
             disk.target: (observed.current[disk.dataset], disk.path) for disk in manifest.disks
         },
@@ -206,17 +207,17 @@ def _swap_trees(observed: Observed, names: Names) -> tuple[SwapTree, ...]:
     return trees
 
 
-def _new_sources(manifest: Manifest, observed: Observed) -> dict[str, Source]:
-    """The disks that get another path, as theirs in the manifest leads elsewhere now.
+def _new_sources(disks: Iterable[Disk], observed: Observed) -> dict[str, Source]:
+    """The disks that get another path, as theirs leads elsewhere now.
 
     Raises ZfsFailed if the filesystem of one is not mounted.
     """
     sources = {}
-    for disk in manifest.disks:
+    for disk in disks:
         place = DiskLocation(observed.current[disk.dataset], disk.path)
         # A device /dev/zd16 may be another volume's tomorrow.
         is_numbered = disk.source.startswith("/dev/zd")
-        if observed.sources[disk.target] == place and not is_numbered:
+        if observed.leads_to[disk.source] == place and not is_numbered:
             continue
         if disk.type == "volume" and place.dataset == disk.dataset:
             continue

@@ -41,6 +41,6 @@ def describe(
         yield f"  DESTROYS {name}"
     for fate in fates:
         yield f"  {fate}"
-    for target, (_, path, _) in operation.sources.items():
+    for target, (_, path, _) in (operation.sources | (operation.next_sources or {})).items():
         yield f"  disk {target} is at {path} now"
     yield f"  {domain} {_END[operation.memory, operation.start_state]}"

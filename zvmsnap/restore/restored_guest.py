@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process
-from zvmsnap.disks import changes
+from zvmsnap.disks import changes, location
 from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartState
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
@@ -17,6 +18,7 @@ from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.virt import agent, domain_xml, save_image, security_labels
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
+from zvmsnap.zfs import mounts
 from zvmsnap.zfs.mounts import DiskLocation
 
 _UNPACKED = "loading.img"
@@ -62,10 +64,11 @@ class RestoredGuest:
         directory = self._point.directory
         persistent = directory / PERSISTENT_XML
         source = persistent if persistent.exists() else directory / DOMAIN_XML
-        xml = domain_xml.with_sources(source.read_text(), self._operation.sources)
-        for disk in domain_xml.parse(xml).disks:
-            if disk.type == "file" and disk.writable:
-                security_labels.give_back(disk.source)
+        sources = self._operation.next_sources
+        if sources is None:
+            sources = self._operation.sources
+        xml = domain_xml.with_sources(source.read_text(), sources)
+        self._give_back(xml)
         if persistent.exists() or not self._operation.memory:
             self._host.define(xml)
         definition.put_firmware(directory, xml, self._operation.uuid)
@@ -84,11 +87,22 @@ class RestoredGuest:
             self._load_memory()
 
     def _load_memory(self) -> None:
-        image = str(self._image())
-        xml = None
-        if self._operation.sources:
-            xml = domain_xml.with_sources(save_image.xml_of(self._image()), self._operation.sources)
-        self._host.restore(image, xml, paused=True)
+        own = save_image.xml_of(self._image())
+        xml = domain_xml.with_sources(own, self._operation.sources)
+        self._give_back(xml)
+        changed = xml if self._operation.sources else None
+        self._host.restore(str(self._image()), changed, paused=True)
+
+    def _give_back(self, xml: str) -> None:
+        """Give the restored image files of a definition to their owners."""
+        restored = {dataset for dataset, _ in self._operation.restored_disks.values()}
+        table = mounts.read_table()
+        for disk in domain_xml.parse(xml).disks:
+            place = location.locate_path(disk.source, table) if disk.type == "file" else None
+            # A file that the snapshot does not have is missed by whoever starts the guest with it.
+            exists = disk.writable and os.path.isfile(disk.source)
+            if exists and place and place.dataset in restored:
+                security_labels.give_back(disk.source)
 
     def _used_disks(self) -> list[str]:
         """The restored disks that somebody has written to since they were restored."""

@@ -131,8 +131,17 @@ class Guest:
                     )
 
     def undefine(self) -> None:
-        """Remove its definition, its NVRAM and the state of its TPM."""
-        flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        """Remove its definition, and all that libvirt keeps with it.
+
+        NVRAM, the state of its TPM, a managed save image, and what is known of snapshots and
+        checkpoints: libvirt refuses to undefine a guest that is off and still has any of these.
+        """
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        )
         # libvirt 8.9 and later; before, the state of a TPM always went with the definition.
         flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_TPM", 0)
         with self._doing("undefining"):

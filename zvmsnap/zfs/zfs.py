@@ -27,6 +27,23 @@ _FIXED = {
     "volblocksize",
     "volsize",
 }
+# A clone has its own place, and no claim to room; nor is it shared, read-only or a container's
+# because its origin is.
+_NOT_CLONED = {
+    "canmount",
+    "filesystem_limit",
+    "jailed",
+    "mountpoint",
+    "quota",
+    "readonly",
+    "refquota",
+    "refreservation",
+    "reservation",
+    "sharenfs",
+    "sharesmb",
+    "snapshot_limit",
+    "zoned",
+}
 _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
 
 
@@ -167,6 +184,21 @@ def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
         if name not in _FIXED:
             by_dataset[dataset][name] = value
     return by_dataset
+
+
+def cloned_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Those of `local_properties` that a clone which lives beside its origin has, too.
+
+    No user properties: by these, tools would snapshot and replicate the clone. Raises ZfsFailed.
+    """
+    return {
+        dataset: {
+            name: value
+            for name, value in own.items()
+            if name not in _NOT_CLONED and ":" not in name
+        }
+        for dataset, own in local_properties(datasets).items()
+    }
 
 
 def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:

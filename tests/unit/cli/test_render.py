@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.guest import FakeGuest
 from zvmsnap.cli import render
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.next_start import NextStart
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.points.verify_result import VerifyResult
 from zvmsnap.recovery.report import Outcome, Report, Result
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.retention.prune import Findings
+from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.types import Snapshot
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -132,7 +135,7 @@ def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
         tpm_warning="t",
     )
     assert render.note(point, fine) == "r; t"
-    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine)
+    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None)
     assert [line for line in lines if line.startswith(("  note ", "  TPM "))] == [
         "  note       r",
         "  TPM        t",
@@ -209,9 +212,28 @@ def test_verify_result(result: VerifyResult, cell: str, line: str) -> None:
 
 def test_details_say_which_snapshots_are_gone(manifest: Callable[..., Manifest]) -> None:
     point = RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS))
-    text = "\n".join(render.point_details(point, live({"tank/a@m_daily": 1}, "tank")))
+    text = "\n".join(render.point_details(point, live({"tank/a@m_daily": 1}, "tank"), None))
     assert "tank/a@m_daily  guid 1\n" in text
     assert "tank/b@m_daily  guid 2  (gone)" in text
+
+
+def test_details_say_which_disks_the_next_start_has(manifest: Callable[..., Manifest]) -> None:
+    own = Disk("vda", "file", "raw", "/t/a.raw", "tank/a", "a.raw")
+    point = RestorePoint(Path("/v/web/m"), manifest(disks=(own,), snapshots=SNAPSHOTS))
+
+    def lines(*disks: Disk, outside: tuple[domain_xml.Disk, ...] = ()) -> list[str]:
+        details = render.point_details(point, live({}, "tank"), NextStart(disks, outside))
+        begin = "  disks of its next start, which are others"
+        return details[details.index(begin) + 1 :][:2] if begin in details else []
+
+    assert lines(own) == []
+    extra = Disk("vdb", "file", "raw", "/t/b.raw", "tank/a", "b.raw")
+    assert lines(own, extra) == [
+        "    vda  raw  tank/a a.raw  (/t/a.raw)",
+        "    vdb  raw  tank/a b.raw  (/t/b.raw)",
+    ]
+    (other,) = domain_xml.parse(FakeGuest().xml_of({"vdc": "/x/c.raw"})).disks
+    assert lines(own, outside=(other,))[1] == "    vdc  not part of the point  (/x/c.raw)"
 
 
 def test_pruning(manifest: Callable[..., Manifest]) -> None:

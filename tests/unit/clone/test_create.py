@@ -11,7 +11,8 @@ from zvmsnap.clone.domain_xml import cloned_from
 from zvmsnap.clone.plan import CloneOptions
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.journal.operation import CloneOperation
-from zvmsnap.points.manifest import Disk, SnapshotRef
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Disk, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 
@@ -61,7 +62,7 @@ def test_clone(
     assert {name: scene.world.summary()[name] for name in before} == before
     assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == stored
     assert scene.guest.calls == []
-    assert destroy_clone(scene.host, "w2", with_snapshots=False) == ["tank/w2"]
+    assert destroy_clone(scene.host, "w2") == ["tank/w2"]
     assert nothing_left(scene)
 
 
@@ -170,3 +171,47 @@ def test_two_disks_of_which_each_finds_its_own(scene: Scene) -> None:
     }
     assert destroy_clone(scene.host, "w2") == ["tank/w2", "tank/w2/db"]
     assert list(scene.world.pool) == ["tank", DATASET, "tank/web/db"]
+
+
+def test_clone_has_the_properties_of_its_origin_that_fit_it(scene: Scene) -> None:
+    kept = {"volmode": "dev", "compression": "zstd", "primarycache": "metadata"}
+    scene.dataset.properties |= kept | {
+        "canmount": "noauto",
+        "refquota": "1G",
+        "refreservation": "1G",
+        "readonly": "on",
+        "sharenfs": "on",
+        "autobackup:offsite1": "true",
+        "syncoid:sync": "true",
+        "com.sun:auto-snapshot": "true",
+        "zvmsnap:mode": "memory",
+    }
+    make(scene, scene.point())
+    assert scene.world.pool["tank/w2"].properties == kept | {CLONE_PROPERTY: "w2"}
+
+
+@pytest.mark.parametrize("step", ["load", "resume", "undo firmware", "close"])
+@pytest.mark.parametrize("memory", [True, False])
+def test_discard_when_the_point_is_gone(scene: Scene, step: str, memory: bool) -> None:
+    point = scene.point(memory=memory)
+    operation = msgspec.structs.replace(make(scene, point), step=step)
+    vault.remove(point)
+    CloneCreation(scene.config, scene.host, operation).discard()
+    assert list(scene.world.pool) == ["tank", DATASET]
+    assert [guest.name for guest in scene.host.guests()] == ["web"]
+    assert (scene.operations(), scene.staged()) == ([], [])
+
+
+def test_firmware_variables_go_though_the_point_is_gone(scene: Scene, tmp_path: Path) -> None:
+    own = tmp_path / "w2_VARS.fd"
+    point = scene.point()
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        path = point.directory / name
+        nvram = f"<os><nvram>{tmp_path}/web_VARS.fd</nvram></os><devices>"
+        path.write_text(path.read_text().replace("<devices>", nvram))
+    (point.directory / NVRAM).write_bytes(b"variables")
+    operation = msgspec.structs.replace(make(scene, point), step="load")
+    assert own.read_bytes() == b"variables"
+    vault.remove(point)
+    CloneCreation(scene.config, scene.host, operation).discard()
+    assert not own.exists()

@@ -317,12 +317,6 @@ def test_cold_without_redirected_devices() -> None:
     assert warnings == ("redirdev serves one machine: left out",)
 
 
-def test_cold_without_the_state_of_its_tpm() -> None:
-    root, warnings = cloned(domain("<tpm><backend type='emulator'/></tpm>"), cold=True)
-    assert root.find("devices/tpm") is not None
-    assert len(warnings) == 1 and warnings[0].startswith("tpm is empty")
-
-
 IMPOSSIBLE = [
     *(
         pytest.param(

@@ -265,7 +265,11 @@ def test_clone_whose_verify_was_killed_is_removed_by_recover(scene: Scene) -> No
     acts = scene.world.acts[:]
     # While it watches, and until the clone is gone.
     watched = acts.index("resume")
-    assert acts[watched + 1 :] == ["destroy", "undefine", "zfs destroy"]
+    assert [act for act in acts[watched + 1 :] if not act.startswith("write")] == [
+        "destroy",
+        "undefine",
+        "zfs destroy",
+    ]
     for number in range(watched, len(acts)):
         for when in ("before", "after"):
             scene.world.acts.clear()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.guest import FakeGuest
 from tests.fakes.restore_case import Kind, Make, check_one_of_both, put_back
 from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Scene
 from zvmsnap.common.errors import DomainBusy, LibvirtFailed, RestoreFailed
@@ -14,6 +15,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import memory_image
+from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.points.point import read_point
 from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions
@@ -217,3 +219,21 @@ def test_clock(make: Make, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
     case.run()
     assert case.guest.clock_s == (0.0 if fails else 1700000000.0)
     assert case.is_back()
+
+
+def test_next_start_has_its_own_disks(make: Make) -> None:
+    case = make(Kind(guest="undefined"))
+    was = case.world.disk_of(DATASET)
+    (case.point.directory / PERSISTENT_XML).write_text(
+        case.guest.xml_of({"vda": was.replace("vda.raw", "new.raw"), "vdb": was})
+    )
+    case.world.unmount(DATASET)
+    case.world.rename(DATASET, "tank/old")
+    case.world.mount("tank/old")
+    case.run()
+    now = case.world.disk_of("tank/old")
+    guest = case.scene.find()
+    assert isinstance(guest, FakeGuest)
+    assert guest.live == {"vda": now}
+    assert guest.persistent == {"vda": now.replace("vda.raw", "new.raw"), "vdb": now}
+    case.check_clean()

@@ -228,6 +228,35 @@ def test_disk_of_a_renamed_dataset_gets_its_new_path(scene: Scene) -> None:
         plan_of(scene, point)
 
 
+def test_the_next_start_keeps_its_own_disks(scene: Scene) -> None:
+    point = scene.point()
+    here = scene.world.disk_of(DATASET)
+    other, extra = (here.replace("vda.raw", name) for name in ("new.raw", "extra.raw"))
+    next_disks = {"vda": other, "vdb": here, "vdc": extra, "vdd": "/elsewhere/x.raw"}
+    (point.directory / PERSISTENT_XML).write_text(scene.guest.xml_of(next_disks))
+    operation = plan_of(scene, point).operation
+    assert (operation.sources, operation.next_sources) == ({}, {})
+    scene.guest.active = scene.guest.exists = False
+    scene.world.unmount(DATASET)
+    scene.world.rename(DATASET, "tank/old")
+    scene.world.mount("tank/old")
+    operation = plan_of(scene, point).operation
+    now = scene.world.disk_of("tank/old")
+    assert operation.sources == {"vda": ("file", now, "qcow2")}
+    assert operation.next_sources == {
+        "vda": ("file", now.replace("vda.raw", "new.raw"), "qcow2"),
+        "vdb": ("file", now, "qcow2"),
+        "vdc": ("file", now.replace("vda.raw", "extra.raw"), "qcow2"),
+    }
+
+
+def test_file_of_the_next_start_that_comes_back_with_its_dataset(scene: Scene) -> None:
+    point = scene.point(memory=False)
+    extra = scene.world.disk_of(DATASET).replace("vda.raw", "deleted-since.raw")
+    (point.directory / PERSISTENT_XML).write_text(scene.guest.xml_of({"vdb": extra}))
+    assert plan_of(scene, point).operation.next_sources == {}
+
+
 @on_volume
 @pytest.mark.parametrize(
     ("source", "kind", "sources"),

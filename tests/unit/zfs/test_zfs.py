@@ -323,6 +323,22 @@ def test_local_properties(world: World) -> None:
     assert call[-4:] == ["all", "tank/My VMs", "tank/v", "tank/plain"]
 
 
+def test_cloned_properties(world: World) -> None:
+    world.gets(
+        b"tank/v\tvolsize\t1048576\n"
+        b"tank/v\tvolmode\tdev\n"
+        b"tank/v\trefreservation\t1048576\n"
+        b"tank/v\tautobackup:offsite\ttrue\n"
+        b"tank/web\tmountpoint\t/srv\n"
+        b"tank/web\tcanmount\tnoauto\n"
+        b"tank/web\trecordsize\t65536\n"
+    )
+    assert zfs.cloned_properties(["tank/v", "tank/web"]) == {
+        "tank/v": {"volmode": "dev"},
+        "tank/web": {"recordsize": "65536"},
+    }
+
+
 def test_a_line_break_in_a_property(world: World) -> None:
     world.gets(b"tank\tcom.x:note\ttwo\nlines\n")
     with pytest.raises(ZfsFailed, match="line break, near 'lines'"):

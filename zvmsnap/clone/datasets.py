@@ -1,0 +1,66 @@
+"""The datasets of a clone, and the paths of its disks in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
+from zvmsnap.disks import location
+from zvmsnap.journal.operation import CloneOperation, Source
+from zvmsnap.points.manifest import Disk
+from zvmsnap.virt import security_labels
+from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
+from zvmsnap.zfs.mounts import DiskLocation
+
+_MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
+
+
+def make(operation: CloneOperation) -> None:
+    """Clone the snapshots, mark the clones, and let their files be reached. Raises ZfsFailed."""
+    properties = zfs.cloned_properties([_dataset(origin) for _, origin in operation.datasets])
+    for name, origin in operation.datasets:
+        own = properties[_dataset(origin)] | {CLONE_PROPERTY: operation.domain}
+        zfs.clone(origin, name, own)
+    datasets = zfs.datasets()
+    for name, _ in operation.datasets:
+        mountpoint = datasets[name].mountpoint
+        if mountpoint and not mountpoint.startswith("/"):
+            # Inherited "none" or "legacy": its disks could not be reached.
+            zfs.set_property(name, "mountpoint", str(_MOUNTED_AT / name))
+
+
+def destroy(operation: CloneOperation) -> None:
+    """Destroy those that bear the clone's mark, with all snapshots of them. Raises ZfsFailed."""
+    marks = zfs.marked(CLONE_PROPERTY)
+    for name, _ in reversed(operation.datasets):
+        if marks.get(name) == operation.domain:
+            destroy_dataset(name, with_snapshots=True)
+
+
+def sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Source]:
+    """The images of the clone, by target; a disk whose file is not in the snapshot has none.
+
+    `clones` are the clone's datasets, by those of the disks. Files become root's, and volumes get
+    their devices. Raises ZfsFailed and OSError.
+    """
+    table = mounts.read_table()
+    images: dict[str, Source] = {}
+    for disk in disks:
+        name = clones[disk.dataset]
+        if not disk.path:
+            volume.wait_device(name, dataset_swap.DEVICE_TIMEOUT_S)
+            images[disk.target] = ("block", volume.device_of(name), disk.format)
+            continue
+        path = os.path.realpath(location.current_path(DiskLocation(name, disk.path), table))
+        place = location.locate_path(path, table)
+        # A symlink may lead to an image of the original.
+        if place and place.dataset == name and os.path.isfile(path):
+            security_labels.give_back(path)
+            images[disk.target] = ("file", path, disk.format)
+    return images
+
+
+def _dataset(snapshot: str) -> str:
+    return snapshot.partition("@")[0]
