@@ -17,7 +17,7 @@ from tests.fakes.images import RAM, libvirt_image, make_overlay, run_qemu_img
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.downtime import PauseClock
-from zvmsnap.virt.guest import Guest, Pause
+from zvmsnap.virt.guest import Guest, JobProgress, Pause
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
@@ -309,6 +309,10 @@ class DumpedGuest(FakeGuest):
 
     def migrate_max_downtime_ms(self) -> int:
         return self.allowed_ms
+
+    def job_progress(self) -> JobProgress:
+        self._called("job_progress")
+        return JobProgress()
 
     def abort_job(self) -> None:
         self._called("abort_job")

@@ -1,5 +1,6 @@
 """What others do meanwhile: another hook, the watchdog, an administrator, a host out of memory."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import deadline, thaw
 from zvmsnap.recovery import recover, report, watchdog_daemon
 from zvmsnap.virt import host as libvirt_host
-from zvmsnap.virt.guest import Pause
+from zvmsnap.virt.guest import JobProgress, Pause
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
@@ -267,7 +268,7 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     """zvmsnap paused the guest, just after the dump had ended."""
     guest = scene.add()
     scene.modes["tank/web"] = {"": "memory"}
-    scene.change(limits=Limits(dump_raise_pause_after_s=0.001, dump_pause_after_s=0.002))
+    scene.change(limits=Limits(pause_first_ms=1, pause_max_ms=1))
     dump = guest.snapshot_create
 
     def suspend() -> None:
@@ -278,8 +279,10 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
         until(lambda: bool(guest.paused_because))
         time.sleep(0.05)
 
+    passes = itertools.count(1)
     monkeypatch.setattr(guest, "suspend", suspend, raising=False)
     monkeypatch.setattr(guest, "snapshot_create", create)
+    monkeypatch.setattr(guest, "job_progress", lambda: JobProgress(next(passes), 0, 1024))
     guest.at["resume"] = failing("cannot acquire state change lock")
     scene.pre()
     pools.present[f"tank/web@{NAME}"] = 11

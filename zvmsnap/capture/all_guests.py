@@ -132,9 +132,9 @@ def _shared(run: SnapshotRun, guests: Iterable[str]) -> Shared:
     space = StagingSpace(run.config.staging_dir, run.config.limits.overlay_room_mib * _MIB)
     reserving = threading.Lock()
 
-    def reserve(uuid: str, ram_bytes: int) -> None:
+    def reserve(uuid: str, image_bytes: int) -> None:
         with reserving:
-            space.reserve(uuid, ram_bytes)
+            space.reserve(uuid, image_bytes)
 
     return Shared(preexisting, reserve, FreezeBarrier(guests))
 

@@ -5,68 +5,29 @@ would be dumped for ever, into a file that grows without bound. And libvirt's fi
 file is part of the guest's pause. So two threads accompany each dump:
 
 * one flushes the growing file all the time, so that little remains to be flushed at the end;
-* one decides by this table what to do now:
+* one does what dump_progress decides: allows QEMU a longer pause, pauses the guest until the rest
+  is written, or aborts the dump.
 
-| since the dump began                 | image      | what                                        |
-|--------------------------------------|------------|---------------------------------------------|
-| before dump_raise_pause_after_s      | below cap  | allowed pause = pause_first_ms              |
-| before dump_pause_after_s            | below cap  | allowed pause doubles up to pause_max_ms    |
-| before dump_abort_after_s            | any        | guest is paused until the rest is written   |
-| any                                  | above cap  | the same                                    |
-| from dump_abort_after_s, or cancelled| any        | dump is aborted                             |
+Whatever fails, they go on. The guest is not paused as long as that cannot be written down: after a
+crash nobody would know that it is to be resumed. An abort needs no note.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
+from zvmsnap.capture.dump_progress import Action, DumpProgress, Look, Verb
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
+from zvmsnap.virt.guest import JobProgress, Pause
 
 _FLUSH_EVERY_S = 0.05
-_POLL_S = 0.1
-
-
-class Verb(Enum):
-    """What to do to a dump that is under way."""
-
-    ALLOW = auto()
-    PAUSE = auto()
-    ABORT = auto()
-
-
-@dataclass(frozen=True)
-class Action:
-    """A verb, and the allowed pause that goes with it."""
-
-    verb: Verb
-    pause_ms: int = 0
-
-
-def decide(
-    limits: Limits, ram_bytes: int, elapsed_s: float, image_bytes: int, *, cancelled: bool
-) -> Action:
-    """What the table above says."""
-    if cancelled or elapsed_s >= limits.dump_abort_after_s:
-        return Action(Verb.ABORT)
-    if (
-        elapsed_s >= limits.dump_pause_after_s
-        or image_bytes > ram_bytes * limits.dump_max_ram_ratio
-    ):
-        return Action(Verb.PAUSE)
-    if elapsed_s < limits.dump_raise_pause_after_s:
-        return Action(Verb.ALLOW, limits.pause_first_ms)
-    doublings = max(1, math.ceil(math.log2(limits.pause_max_ms / limits.pause_first_ms)))
-    each_s = (limits.dump_pause_after_s - limits.dump_raise_pause_after_s) / doublings
-    done = 1 + int((elapsed_s - limits.dump_raise_pause_after_s) / each_s)
-    return Action(Verb.ALLOW, min(limits.pause_max_ms, limits.pause_first_ms * 2**done))
+_LOOK_EVERY_S = 0.1
 
 
 class DumpableGuest(Protocol):
@@ -74,7 +35,8 @@ class DumpableGuest(Protocol):
 
     def migrate_max_downtime_ms(self) -> int: ...
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None: ...
-    def state(self) -> str: ...
+    def pause_reason(self) -> Pause | None: ...
+    def job_progress(self) -> JobProgress: ...
     def suspend(self) -> None: ...
     def resume(self) -> None: ...
     def abort_job(self) -> None: ...
@@ -98,13 +60,13 @@ class DumpObserver(Protocol):
 
 @dataclass(frozen=True)
 class Dump:
-    """The image that libvirt writes, and the RAM that goes into it.
+    """The image that libvirt writes, and the room that is reserved for it.
 
     `stays_paused`: libvirt does not resume the guest after the dump.
     """
 
     image: Path
-    ram_bytes: int
+    room_bytes: int
     stays_paused: bool = False
 
     def written_bytes(self) -> int:
@@ -139,6 +101,9 @@ class DumpSupervisor:
         self._clock = clock or Clock()
         self._ended = threading.Event()
         self._paused = False
+        # Why the dump was aborted; "" if it was not.
+        self.why_aborted = ""
+        self._warnings: set[str] = set()
         self._threads = [
             threading.Thread(target=self._flush, name=f"flush {dump.image}", daemon=True),
             threading.Thread(target=self._supervise, name=f"watch {dump.image}", daemon=True),
@@ -149,7 +114,6 @@ class DumpSupervisor:
         self._allowed_ms = self._limits.pause_first_ms
         self._observer.changes_downtime(self._original_ms)
         self._guest.migrate_set_max_downtime_ms(self._allowed_ms)
-        self._begun_s = self._clock.now_s()
         for thread in self._threads:
             thread.start()
         return self
@@ -167,11 +131,14 @@ class DumpSupervisor:
             self._observer.warns(
                 f"its allowed pause could not be put back to {self._original_ms} ms: {error}"
             )
+        except OSError as error:
+            # It is put back once more, by whoever ends the run.
+            self._observer.warns(f"its allowed pause was put back, but not noted so: {error}")
 
     def _resume(self) -> None:
         """libvirt resumes the guest after its dump, but not if it was paused an instant later."""
         try:
-            if self._paused and self._guest.state() == "paused":
+            if self._paused and self._guest.pause_reason():
                 self._guest.resume()
         except LibvirtFailed as error:
             self._observer.warns(f"it may still be paused, as it could not be resumed: {error}")
@@ -186,37 +153,61 @@ class DumpSupervisor:
                     os.fdatasync(descriptor)
                 except FileNotFoundError:
                     continue
+                except OSError as error:
+                    self._warn_once(f"its RAM image cannot be flushed ahead: {error}")
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
     def _supervise(self) -> None:
-        while not self._clock.wait(self._ended, _POLL_S):
-            action = decide(
-                self._limits,
-                self._dump.ram_bytes,
-                self._clock.now_s() - self._begun_s,
-                self._dump.written_bytes(),
-                cancelled=self._cancelled.is_set(),
-            )
+        progress = None
+        while not self._clock.wait(self._ended, _LOOK_EVERY_S):
             try:
-                self._do(action)
+                if not self._dump.image.exists():
+                    continue  # the dump has not begun: libvirt waits for somebody else's job
+                if progress is None:
+                    progress = DumpProgress(
+                        self._limits, self._dump.room_bytes, self._clock.now_s()
+                    )
+                self._do(progress.decide(self._look(), cancelled=self._cancelled.is_set()))
             except LibvirtFailed:
                 # The dump may have just ended; if not, this is tried again.
                 continue
+            except Exception as error:  # a full disk, or no memory: the watch goes on
+                self._warn_once(f"while its RAM is dumped: {error}")
+
+    def _look(self) -> Look:
+        image_bytes = self._dump.image.stat().st_size
+        try:
+            is_paused = self._paused or self._guest.pause_reason() is Pause.JOB
+            job = self._guest.job_progress()
+        except LibvirtFailed:
+            # Of the image alone its size and its speed can be told.
+            is_paused, job = self._paused, JobProgress()
+        return Look(
+            self._clock.now_s(),
+            image_bytes,
+            is_paused,
+            job.number,
+            job.written_bytes,
+            job.rest_bytes,
+        )
 
     def _do(self, action: Action) -> None:
-        if action.verb is not Verb.ALLOW and not self._dump.image.exists():
-            return  # the dump has not begun: libvirt waits for somebody else's job
         if action.verb is Verb.ABORT:
+            self.why_aborted = action.why
             self._guest.abort_job()
         elif action.verb is Verb.PAUSE and not self._paused:
-            self._observer.warns(
-                "its RAM changes faster than it can be written: pausing it to finish"
-            )
             self._observer.pauses()
+            self._warn_once(action.why)
             self._guest.suspend()
             self._paused = True
         elif action.verb is Verb.ALLOW and action.pause_ms > self._allowed_ms:
             self._guest.migrate_set_max_downtime_ms(action.pause_ms)
             self._allowed_ms = action.pause_ms
+
+    def _warn_once(self, message: str) -> None:
+        """Log it once, though it is tried again and again."""
+        if message not in self._warnings:
+            self._warnings.add(message)
+            self._observer.warns(message)

@@ -21,6 +21,9 @@ from zvmsnap.points.manifest import DOMAIN_XML, TPM
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.virt import qemu_conf, save_image, tpm_state
 
+# What a RAM image has besides RAM: video memory, firmware, the state of devices, heads of pages.
+_DEVICES_BYTES = 64 << 20
+
 
 def obstacle(attempt: Attempt) -> str:
     """Why no RAM is dumped any more in this run; "" if it may be."""
@@ -41,7 +44,7 @@ def capture(attempt: Attempt) -> None:
     is_paused = attempt.level is ConsistencyLevel.PAUSED
     cancelled = attempt.run.request.cancelled
     wait_idle(attempt.guest, attempt.config.limits.busy_timeout_s, cancelled)
-    attempt.shared.reserve(attempt.guest.uuid, _ram_bytes(attempt))
+    attempt.shared.reserve(attempt.guest.uuid, _room_bytes(attempt))
     if is_paused:
         attempt.enter(Stage.PAUSE)
     writer = attempt.open_entry(overlays=not is_paused)
@@ -60,8 +63,10 @@ def capture(attempt: Attempt) -> None:
     )
 
 
-def _ram_bytes(attempt: Attempt) -> int:
-    return attempt.eligibility.domain.memory_kib << 10
+def _room_bytes(attempt: Attempt) -> int:
+    """What is reserved for the RAM image, which is aborted before it becomes larger."""
+    ram_bytes = attempt.eligibility.domain.memory_kib << 10
+    return int(ram_bytes * attempt.config.limits.dump_max_ram_ratio) + _DEVICES_BYTES
 
 
 class _DumpJournal:
@@ -90,7 +95,7 @@ def _dump(attempt: Attempt, writer: EntryWriter) -> None:
     xml = attempt.snapshot_xml(writer, str(attempt.staging.memory))
     supervisor = DumpSupervisor(
         guest,
-        Dump(attempt.staging.memory, _ram_bytes(attempt), stays_paused),
+        Dump(attempt.staging.memory, _room_bytes(attempt), stays_paused),
         attempt.config.limits,
         _DumpJournal(writer, attempt.log),
         attempt.run.request.cancelled,
@@ -98,8 +103,11 @@ def _dump(attempt: Attempt, writer: EntryWriter) -> None:
     with attempt.shared.barrier.slot(), guest.pauses() as clock:
         begun_s = time.monotonic()
         writer.note(paused=stays_paused)
-        with supervisor:
-            guest.snapshot_create(xml)
+        try:
+            with supervisor:
+                guest.snapshot_create(xml)
+        except DumpAborted as error:
+            raise DumpAborted(supervisor.why_aborted or str(error)) from error
         ended_s = time.monotonic()
         held_since_s = uptime_s() - (ended_s - clock.paused_since_s()) if stays_paused else 0.0
         writer.note(

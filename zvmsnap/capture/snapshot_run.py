@@ -68,7 +68,8 @@ class PreexistingSnapshots:
 class Shared:
     """What the guests of one run share while they are captured in parallel.
 
-    `reserve(uuid, ram_bytes)` reserves staging space for a guest; it raises NoSpace.
+    `reserve(uuid, image_bytes)` reserves staging space for a guest, whose RAM image may become so
+    large; it raises NoSpace.
     """
 
     preexisting: PreexistingSnapshots

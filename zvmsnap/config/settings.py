@@ -32,16 +32,15 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Times and sizes that bound the work for each guest."""
 
-    # How long QEMU may pause the guest for the last of its RAM: at first, and at most.
+    # How long QEMU may pause the guest for the last of its RAM: at first, and at most, if its RAM
+    # changes so fast that the dump would not end. If that is not enough the guest is paused, for
+    # max_freeze_s at most, or the dump is aborted and undone, and the point has no RAM.
     pause_first_ms: int = 30
     pause_max_ms: int = 1000
-    # Seconds since the dump began. After the first the allowed pause is doubled, up to
-    # pause_max_ms; after the second the guest is paused until its RAM is written; after the third
-    # the dump is aborted and undone, and the point has no RAM.
-    dump_raise_pause_after_s: float = 20
-    dump_pause_after_s: float = 60
-    dump_abort_after_s: float = 300
-    # The guest is also paused when the image has grown to this many times its RAM.
+    # A dump that goes on more slowly than that for a minute is aborted.
+    dump_min_mib_per_s: float = 4
+    # So many times its RAM is reserved in staging for the image: RAM that changes during the dump
+    # is written again. A dump that would need more is aborted.
     dump_max_ram_ratio: float = 1.5
     # What must be free in staging beside the RAM image, for the writes of the guest until post.
     overlay_room_mib: int = 1024
@@ -50,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # How long to wait for another job on the guest (migration, backup, save).
     busy_timeout_s: float = 60
     # After this long a guest that is paused or frozen for a snapshot is resumed or thawed,
-    # whatever hangs or died, and its point is of level crash.
+    # whatever hangs or died, and its point is of level crash. No longer is it paused to end a dump.
     max_freeze_s: float = 60
     # How long the agent may take to freeze the file systems, with the hooks that it runs for that.
     freeze_timeout_s: int = 30

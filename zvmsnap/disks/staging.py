@@ -130,18 +130,18 @@ class StagingSpace:
         self._overlay_room_bytes = overlay_room_bytes
         self._reserved_bytes: dict[str, int] = {}
 
-    def reserve(self, uuid: str, ram_bytes: int) -> None:
+    def reserve(self, uuid: str, image_bytes: int) -> None:
         """Reserve space for a guest's RAM image and overlays. Raises NoSpace.
 
         It replaces what the guest had reserved before, for a level that could not be reached.
         """
         self._free_bytes += self._reserved_bytes.pop(uuid, 0)
-        needed_bytes = ram_bytes + self._overlay_room_bytes
+        needed_bytes = image_bytes + self._overlay_room_bytes
         if needed_bytes > self._free_bytes:
             raise NoSpace(
                 f"staging {self._staging} has {self._free_bytes >> 20} MiB free, but its RAM image "
-                f"and overlay need {needed_bytes >> 20} MiB: free space there, set `staging` to "
-                "another file system, or lower limits.overlay_room_mib"
+                f"and overlay may need {needed_bytes >> 20} MiB: free space there, set `staging` "
+                "to another file system, or lower limits.dump_max_ram_ratio or overlay_room_mib"
             )
         self._free_bytes -= needed_bytes
         self._reserved_bytes[uuid] = needed_bytes

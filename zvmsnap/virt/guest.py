@@ -6,6 +6,7 @@ import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -43,6 +44,19 @@ _PAUSES = {
     libvirt.VIR_DOMAIN_PAUSED_DUMP: Pause.JOB,
     libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: Pause.JOB,
 }
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a dump of RAM is, as QEMU says.
+
+    `number`: of its pass over the RAM, from 1 on; 0 if QEMU does not tell yet. `written_bytes`: in
+    all passes; `rest_bytes`: what is left of this one.
+    """
+
+    number: int = 0
+    written_bytes: int = 0
+    rest_bytes: int = 0
 
 
 class Guest:
@@ -209,6 +223,16 @@ class Guest:
         """Is a migration, backup, save or dump under way?"""
         with self._doing("asking for its job"):
             return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+
+    def job_progress(self) -> JobProgress:
+        """How far the dump under way is."""
+        with self._doing("asking for the progress of its dump"):
+            stats = self._domain.jobStats(0)
+        return JobProgress(
+            int(stats.get("memory_iteration", 0)),
+            int(stats.get("memory_processed", 0)),
+            int(stats.get("memory_remaining", 0)),
+        )
 
     def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
         """Take an atomic snapshot of which libvirt keeps no metadata: live RAM and disks, or disks.

@@ -1,86 +1,18 @@
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from zvmsnap.capture import memory_dump
-from zvmsnap.capture.memory_dump import Action, Dump, DumpSupervisor, Verb, decide
+from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
+from zvmsnap.virt.guest import JobProgress, Pause
 
-GIB = 1 << 30
-LIMITS = Limits(
-    pause_first_ms=30,
-    pause_max_ms=1000,
-    dump_raise_pause_after_s=20,
-    dump_pause_after_s=80,
-    dump_abort_after_s=300,
-    dump_max_ram_ratio=1.5,
-)
-
-
-def allow(pause_ms: int) -> Action:
-    return Action(Verb.ALLOW, pause_ms)
-
-
-PAUSE, ABORT = Action(Verb.PAUSE), Action(Verb.ABORT)
-
-
-@pytest.mark.parametrize(
-    ("elapsed_s", "image_bytes", "cancelled", "expected"),
-    [
-        pytest.param(0, 0, False, allow(30), id="begin"),
-        pytest.param(19.99, GIB, False, allow(30), id="just before the first raise"),
-        pytest.param(20, GIB, False, allow(60), id="first raise"),
-        pytest.param(29.99, GIB, False, allow(60), id="just before the second raise"),
-        pytest.param(30, GIB, False, allow(120), id="second raise"),
-        pytest.param(69.99, GIB, False, allow(960), id="just before the last raise"),
-        pytest.param(70, GIB, False, allow(1000), id="never more than the most"),
-        pytest.param(79.99, GIB, False, allow(1000), id="just before the pause"),
-        pytest.param(80, GIB, False, PAUSE, id="pause"),
-        pytest.param(299.99, GIB, False, PAUSE, id="just before the end"),
-        pytest.param(300, GIB, False, ABORT, id="end"),
-        pytest.param(0, 3 * GIB // 2, False, allow(30), id="image just as large as allowed"),
-        pytest.param(0, 3 * GIB // 2 + 1, False, PAUSE, id="image too large"),
-        pytest.param(20, 9 * GIB, False, PAUSE, id="image too large while raising"),
-        pytest.param(300, 9 * GIB, False, ABORT, id="image too large at the end"),
-        pytest.param(0, 0, True, ABORT, id="cancelled at once"),
-        pytest.param(100, 9 * GIB, True, ABORT, id="cancelled while paused"),
-    ],
-)
-def test_decide(elapsed_s: float, image_bytes: int, cancelled: bool, expected: Action) -> None:
-    assert decide(LIMITS, GIB, elapsed_s, image_bytes, cancelled=cancelled) == expected
-
-
-TIMES = st.floats(0.1, 1000)
-PAUSES = st.integers(1, 10_000)
-
-
-@given(st.tuples(PAUSES, PAUSES).map(sorted), TIMES, TIMES, TIMES, st.lists(TIMES, min_size=2))
-def test_any_limits(
-    pauses: list[int], raise_s: float, pause_s: float, abort_s: float, elapsed: list[float]
-) -> None:
-    limits = Limits(
-        pause_first_ms=pauses[0],
-        pause_max_ms=pauses[1],
-        dump_raise_pause_after_s=raise_s,
-        dump_pause_after_s=pause_s,
-        dump_abort_after_s=abort_s,
-    )
-    order = [Verb.ALLOW, Verb.PAUSE, Verb.ABORT]
-    last = Action(Verb.ALLOW, 0)
-    for elapsed_s in sorted(elapsed):
-        action = decide(limits, GIB, elapsed_s, 0, cancelled=False)
-        assert (action.verb is Verb.ABORT) == (elapsed_s >= abort_s)
-        assert order.index(action.verb) >= order.index(last.verb)
-        if action.verb is Verb.ALLOW:
-            assert pauses[0] <= action.pause_ms <= pauses[1]
-            assert action.pause_ms >= last.pause_ms
-        last = action
+MIB = 1 << 20
+LIMITS = Limits(pause_first_ms=30, pause_max_ms=1000, dump_min_mib_per_s=4, max_freeze_s=60)
 
 
 class FakeGuest:
@@ -90,7 +22,8 @@ class FakeGuest:
         self.pause_ms = 300
         self.calls: list[str] = []
         self.failing: dict[str, int] = {}
-        self._state = "running"
+        self.progress = JobProgress()
+        self.paused_because: Pause | None = None
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -105,26 +38,28 @@ class FakeGuest:
         self._note(f"allow {pause_ms}")
         self.pause_ms = pause_ms
 
-    def state(self) -> str:
-        return self._state
+    def pause_reason(self) -> Pause | None:
+        return self.paused_because
+
+    def job_progress(self) -> JobProgress:
+        if self.failing.get("progress"):
+            raise LibvirtFailed("no progress")
+        return self.progress
 
     def suspend(self) -> None:
         self._note("suspend")
-        self._state = "paused"
+        self.paused_because = Pause.USER
 
     def resume(self) -> None:
         self._note("resume")
-        self._state = "running"
+        self.paused_because = None
 
     def abort_job(self) -> None:
         self._note("abort")
 
-    def is_paused_by_somebody(self) -> None:
-        self._state = "paused"
-
     def dump_ends(self) -> None:
         """libvirt resumes the guest at the end of every dump."""
-        self._state = "running"
+        self.paused_because = None
 
 
 class DumpClock(Clock):
@@ -183,7 +118,7 @@ class Notes:
 
 
 class Supervised:
-    """A guest, its image of at most 1000 bytes, and a supervisor with the limits of the test."""
+    """A guest, the image of its dump, and a supervisor with the limits of the test."""
 
     def __init__(self, image: Path) -> None:
         image.touch()
@@ -193,11 +128,25 @@ class Supervised:
         self.cancelled = threading.Event()
         self.notes = Notes(self.guest)
 
-    def dump(self, limits: Limits = LIMITS, *, stays_paused: bool = False) -> DumpSupervisor:
-        dump = Dump(self.image, 1000, stays_paused)
+    def dump(
+        self, limits: Limits = LIMITS, *, stays_paused: bool = False, room_bytes: int = 10**12
+    ) -> DumpSupervisor:
+        dump = Dump(self.image, room_bytes, stays_paused)
         return DumpSupervisor(
             self.guest, dump, limits, self.notes, self.cancelled, clock=self.clock
         )
+
+    def passes(self, count: int, each_s: float = 10) -> None:
+        """As many passes, none of which has less to write than the one before."""
+        for _ in range(count):
+            last = self.guest.progress
+            self.guest.progress = JobProgress(
+                last.number + 1, last.written_bytes + 100 * MIB, 100 * MIB
+            )
+            self.clock.pass_s(each_s)
+
+
+STUCK = 4  # passes after which the guest is paused
 
 
 @pytest.fixture
@@ -208,93 +157,124 @@ def supervised(tmp_path: Path) -> Supervised:
 def test_an_easy_dump_changes_only_the_allowed_pause(supervised: Supervised) -> None:
     with supervised.dump():
         assert supervised.guest.pause_ms == 30
-        supervised.clock.let_look(3)
+        supervised.passes(1, each_s=3600)
     assert supervised.guest.calls == ["allow 30", "allow 300"]
     assert supervised.notes.warnings == []
 
 
-def test_the_allowed_pause_is_raised_step_by_step(supervised: Supervised) -> None:
+def test_the_allowed_pause_is_raised_as_the_passes_demand(supervised: Supervised) -> None:
     with supervised.dump():
-        for seconds in (19, 1, 5, 5, 40):
-            supervised.clock.pass_s(seconds)
-    allowed = ("allow 30", "allow 60", "allow 120", "allow 1000", "allow 300")
-    assert supervised.guest.calls == list(allowed)
+        supervised.passes(4, each_s=0.3)
+    assert supervised.guest.calls == [
+        "allow 30",
+        "allow 375",
+        "allow 750",
+        "allow 1000",
+        "allow 300",
+    ]
 
 
-def test_the_allowed_pause_is_never_lowered(
-    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = iter([allow(pause_ms) for pause_ms in (30, 60, 60, 120, 90)])
-    monkeypatch.setattr(memory_dump, "decide", lambda *_, **__: next(table, allow(1000)))
+def test_guest_is_paused_once_to_finish(supervised: Supervised) -> None:
     with supervised.dump():
-        supervised.clock.let_look(6)
-    assert supervised.guest.calls == [f"allow {pause_ms}" for pause_ms in (30, 60, 120, 1000, 300)]
-
-
-@pytest.mark.parametrize(
-    ("after_s", "image"),
-    [
-        pytest.param(80, b"", id="for its time"),
-        pytest.param(0, b"x" * 1501, id="for its size"),
-    ],
-)
-def test_guest_is_paused_once_to_finish(
-    supervised: Supervised, after_s: float, image: bytes
-) -> None:
-    supervised.image.write_bytes(image)
-    with supervised.dump():
-        supervised.clock.pass_s(after_s)
-        assert supervised.guest.state() == "paused"
+        supervised.passes(STUCK)
+        assert supervised.guest.paused_because
         supervised.clock.let_look(3)
         supervised.guest.dump_ends()
     assert supervised.guest.calls == ["allow 30", "suspend", "allow 300"]
     assert supervised.notes.warnings == [
-        "its RAM changes faster than it can be written: pausing it to finish"
+        "its RAM changes faster than it can be written: pausing it to finish, for about 10.0 s"
     ]
+
+
+def test_pause_that_lasts_too_long_is_ended_by_an_abort(supervised: Supervised) -> None:
+    """The disk has become slow since."""
+    supervisor = supervised.dump()
+    with pytest.raises(LibvirtFailed, match="aborted"), supervisor:
+        supervised.passes(STUCK)
+        supervised.image.write_bytes(b"x" * MIB)
+        supervised.clock.pass_s(49)
+        assert supervised.guest.calls == ["allow 30", "suspend"]
+        supervised.clock.pass_s(11)
+        raise LibvirtFailed("aborted")
+    assert supervisor.why_aborted == "the guest is paused for it since 60 s (limits.max_freeze_s)"
+    assert supervised.guest.calls[-2:] == ["resume", "allow 300"]
+    assert supervised.guest.paused_because is None
+
+
+def test_pause_of_qemu_that_lasts_too_long_is_ended_by_an_abort(supervised: Supervised) -> None:
+    """It took the disk for faster than it is."""
+    with pytest.raises(LibvirtFailed, match="aborted"), supervised.dump():
+        supervised.passes(2)
+        supervised.guest.paused_because = Pause.JOB
+        supervised.clock.pass_s(0)
+        supervised.clock.pass_s(60)
+        assert "abort" in supervised.guest.calls
+        raise LibvirtFailed("aborted")
+
+
+@pytest.mark.parametrize("because", [Pause.USER, Pause.IO_ERROR])
+def test_pause_of_somebody_else_is_none_of_the_dump(supervised: Supervised, because: Pause) -> None:
+    with supervised.dump():
+        supervised.guest.paused_because = because
+        supervised.passes(1)
+        for _ in range(2):
+            supervised.guest.progress = JobProgress(1, 1000 * MIB, 50 * MIB)
+            supervised.clock.pass_s(50)
+    assert supervised.guest.calls == ["allow 30", "allow 300"]
+    assert supervised.guest.paused_because is because
 
 
 @pytest.mark.parametrize("stays_paused", [False, True])
 def test_a_pause_that_comes_after_the_dump(supervised: Supervised, stays_paused: bool) -> None:
     with supervised.dump(stays_paused=stays_paused):
-        supervised.clock.pass_s(80)
+        supervised.passes(STUCK)
     resumed = [] if stays_paused else ["resume"]
     assert supervised.guest.calls == ["allow 30", "suspend", *resumed, "allow 300"]
-    assert supervised.guest.state() == ("paused" if stays_paused else "running")
-
-
-def test_a_guest_that_somebody_else_paused_is_not_resumed(supervised: Supervised) -> None:
-    with supervised.dump():
-        supervised.guest.is_paused_by_somebody()
-    assert supervised.guest.calls == ["allow 30", "allow 300"]
+    assert bool(supervised.guest.paused_because) is stays_paused
 
 
 def test_a_guest_that_cannot_be_resumed_is_warned_of(supervised: Supervised) -> None:
     supervised.guest.failing = {"resume": 9}
     with supervised.dump():
-        supervised.clock.pass_s(80)
+        supervised.passes(STUCK)
     assert supervised.notes.warnings[1:] == [
         "it may still be paused, as it could not be resumed: no resume"
     ]
     assert supervised.guest.pause_ms == 300
 
 
-@pytest.mark.parametrize(
-    ("after_s", "cancelled"),
-    [pytest.param(300, False, id="deadline"), pytest.param(0, True, id="cancelled")],
-)
-def test_aborted(supervised: Supervised, after_s: float, cancelled: bool) -> None:
-    if cancelled:
-        supervised.cancelled.set()
+def test_aborted_when_cancelled(supervised: Supervised) -> None:
+    supervised.cancelled.set()
     with pytest.raises(LibvirtFailed, match="aborted"), supervised.dump():
-        supervised.clock.pass_s(after_s)
+        supervised.clock.let_look()
         raise LibvirtFailed("aborted")
     assert set(supervised.guest.calls) == {"allow 30", "abort", "allow 300"}
     assert supervised.guest.calls[-1] == "allow 300"
 
 
+def test_aborted_before_it_outgrows_what_is_reserved(supervised: Supervised) -> None:
+    supervisor = supervised.dump(room_bytes=1000)
+    with supervisor:
+        supervised.image.write_bytes(b"x" * 1000)
+        supervised.clock.let_look()
+        assert "abort" not in supervised.guest.calls
+        supervised.image.write_bytes(b"x" * 1001)
+        supervised.clock.let_look()
+        assert "abort" in supervised.guest.calls
+    assert "are reserved for it in staging" in supervisor.why_aborted
+
+
+def test_no_abort_is_prevented_by_progress_that_cannot_be_told(supervised: Supervised) -> None:
+    supervised.guest.failing = {"progress": 1}
+    with supervised.dump(room_bytes=1000):
+        supervised.image.write_bytes(b"x" * 1001)
+        supervised.clock.let_look()
+    assert "abort" in supervised.guest.calls
+
+
 def test_the_observer_is_told_before_a_change(supervised: Supervised) -> None:
     with supervised.dump():
-        supervised.clock.pass_s(80)
+        supervised.passes(STUCK)
         supervised.guest.dump_ends()
     assert supervised.notes.told == [
         ("changes 300", []),
@@ -309,13 +289,12 @@ def test_no_pause_and_no_abort_before_the_dump_begins(
 ) -> None:
     """libvirt waits for the job of somebody else."""
     supervised.image.unlink()
-    with supervised.dump():
+    with supervised.dump(room_bytes=0):
         if cancelled:
             supervised.cancelled.set()
-        supervised.clock.pass_s(80)
-        supervised.clock.pass_s(300)
-        assert not {"abort", "suspend"} & set(supervised.guest.calls)
-        supervised.image.touch()
+        supervised.passes(STUCK)
+        assert supervised.guest.calls == ["allow 30"]
+        supervised.image.write_bytes(b"x")
         supervised.clock.let_look()
         assert "abort" in supervised.guest.calls
 
@@ -332,10 +311,84 @@ def test_abort_is_tried_again(supervised: Supervised) -> None:
 def test_suspend_is_tried_again(supervised: Supervised) -> None:
     supervised.guest.failing = {"suspend": 2}
     with supervised.dump():
-        supervised.clock.pass_s(80)
+        supervised.passes(STUCK)
         supervised.clock.let_look(3)
         supervised.guest.dump_ends()
     assert supervised.guest.calls == ["allow 30", *["suspend"] * 3, "allow 300"]
+
+
+# -- a full journal
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def full(notes: Notes, monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
+    def fail(*_arguments: object) -> None:
+        raise FULL
+
+    for call in calls:
+        monkeypatch.setattr(notes, call, fail)
+
+
+def test_no_pause_that_cannot_be_noted_but_the_watch_goes_on(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, supervised.dump(room_bytes=1 << 30):
+        full(supervised.notes, patch, "pauses")
+        supervised.passes(STUCK)
+        supervised.clock.let_look(3)
+        assert supervised.guest.calls == ["allow 30"]
+        os.truncate(supervised.image, (1 << 30) + 1)
+        supervised.clock.let_look()
+        assert supervised.guest.calls[1] == "abort"
+    (warning,) = supervised.notes.warnings
+    assert "No space left on device" in warning
+
+
+def test_the_pause_comes_when_it_can_be_noted_again(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with supervised.dump():
+        with monkeypatch.context() as patch:
+            full(supervised.notes, patch, "pauses")
+            supervised.passes(STUCK)
+            assert supervised.guest.calls == ["allow 30"]
+        supervised.clock.let_look()
+        assert supervised.guest.calls == ["allow 30", "suspend"]
+        supervised.guest.dump_ends()
+
+
+def test_cancellation_needs_no_note(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full(supervised.notes, monkeypatch, "pauses")
+    with supervised.dump():
+        supervised.passes(STUCK)
+        supervised.cancelled.set()
+        supervised.clock.let_look()
+        assert "abort" in supervised.guest.calls
+
+
+def test_whatever_goes_wrong_the_watch_goes_on(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with supervised.dump():
+        with monkeypatch.context() as patch:
+            patch.setattr(supervised.guest, "job_progress", lambda: 1 // 0)
+            supervised.clock.let_look(3)
+        supervised.cancelled.set()
+        supervised.clock.let_look()
+        assert "abort" in supervised.guest.calls
+
+
+def test_a_dump_is_not_lost_because_the_end_cannot_be_noted(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full(supervised.notes, monkeypatch, "restored_downtime")
+    with supervised.dump():
+        pass
+    assert supervised.guest.pause_ms == 300
+    assert "not noted" in supervised.notes.warnings[0]
 
 
 @pytest.mark.parametrize("failure", [LibvirtFailed("no dump"), DomainGone("gone"), OSError("no")])
