@@ -5,20 +5,20 @@ meanwhile. By itself it ends the dump when the rest can be written within the al
 long that takes depends on the RAM and on the disk, so time alone says nothing: a guest of 256 GiB
 may need an hour, and no pause at all. The first row that fits decides:
 
-| the dump                                                             | what is done               |
-|----------------------------------------------------------------------|----------------------------|
-| is cancelled                                                         | aborted                    |
-| has an image larger than the room reserved for it                    | aborted                    |
-| goes on at less than dump_min_mib_per_s for a minute                 | aborted                    |
-| keeps the guest paused since max_freeze_s, by zvmsnap or by QEMU     | aborted                    |
-| was found endless, and the guest is paused, or the dump aborted      | the same again             |
-| is stuck, or has no room for another such pass, and its rest takes   | that pause is allowed      |
-| no longer than pause_max_ms                                          |                            |
-| comes to an end: its passes become shorter                           | nothing                    |
-| is stuck for fewer than 3 passes, and has room for another one       | nothing: it may be a burst |
-| is stuck, and its rest takes no longer than max_freeze_s, and has    | the guest is paused until  |
-| room                                                                 | the rest is written        |
-| is stuck                                                             | aborted                    |
+| the dump                                                            | what is done             |
+|---------------------------------------------------------------------|--------------------------|
+| is cancelled                                                        | aborted                  |
+| has an image larger than the room reserved for it                   | aborted                  |
+| goes on at less than dump_min_mib_per_s for a minute                | aborted                  |
+| has the guest paused since max_freeze_s, by zvmsnap or by QEMU      | aborted                  |
+| was found endless once                                              | the same again           |
+| is stuck, or has no room for another such pass; its rest takes no   | that pause is allowed    |
+| longer than pause_max_ms                                            |                          |
+| comes to an end: its passes become shorter                          | nothing                  |
+| is stuck since fewer than 3 passes, and has room for another one    | nothing: maybe a burst   |
+| is stuck; its rest takes no longer than max_freeze_s, and has room  | guest is paused until    |
+|                                                                     | the rest is written      |
+| is stuck                                                            | aborted                  |
 
 It is stuck when a pass has not a tenth less to write than the shortest one before. It has no room
 for another pass if its image, this pass and the next one are more than is reserved.
