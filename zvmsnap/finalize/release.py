@@ -29,7 +29,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import other_versions, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
-from zvmsnap.quiesce.thaw import resume_or_thaw
+from zvmsnap.quiesce.thaw import resume_or_thaw, resume_or_thaw_unlocked
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest, Pause
 
@@ -41,8 +41,16 @@ def release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> N
     """Bring a guest to its bases. The caller holds its lock. Raises ZvmsnapError and OSError.
 
     May be repeated after any interruption. When it raises, no data is lost: what the guest wrote
-    is in its overlays, which are kept.
+    is in its overlays, which are kept. A guest that is held is let go even so, if that is possible.
     """
+    try:
+        _release(config, guest, writer, log)
+    except (ZvmsnapError, OSError):
+        _let_go(guest, writer.entry, log)
+        raise
+
+
+def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:
     snapshot_match.note(writer, log)
     if writer.entry.frozen:
         _resume_or_thaw(config, guest, writer, log)  # at once: it cannot write to its disks
@@ -68,6 +76,22 @@ def _resume_or_thaw(config: Config, guest: Guest, writer: EntryWriter, log: Logg
         if isinstance(error.cause, DomainGone):
             raise error.cause from error
         raise
+
+
+def _let_go(guest: Guest, entry: Entry, log: Logger) -> None:
+    """Resume or thaw the guest without a note, as after a full journal; its point is `crash` then.
+
+    An entry that says held, of a guest that goes on, never makes a point of a better level.
+    """
+    if not entry.is_held:
+        return
+    try:
+        was = resume_or_thaw_unlocked(guest, entry)
+    except ZvmsnapError as error:
+        log.error("not resumed or thawed yet: %s", error)
+        return
+    if was:
+        log.warning("was %s, and goes on, though that is not noted", was)
 
 
 # -- from the overlays to the bases

@@ -129,7 +129,10 @@ class DeadlineEnforcer:
                 "resumed" if was == "paused" else "thawed",
             )
         if was or (entry.held_since_s and not thaw.is_busy(guest)):
-            self._finish(guest, entry, about)
+            try:
+                self._finish(guest, entry, about)
+            except OSError as error:  # a full journal; the next look tries again
+                self._error_once(about, f"goes on, but that cannot be noted yet: {error}")
 
     def paused_since_s(self, guest: Guest, entry: Entry) -> float:
         """Since when the guest has been seen paused without a break; 0.0 if it runs."""
