@@ -1,0 +1,31 @@
+"""A guest on a snapshot of its user's own: it is as it was, when a round of sanoid is over."""
+
+import pytest
+import scenario
+from scenario import WEB
+
+from labkit.api import Lab
+
+TOP = "/tank/vm/web/s1.qcow2"
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Lab:
+    scenario.configured(lab_session)
+    return lab_session
+
+
+def test_the_user_can_still_commit(lab: Lab) -> None:
+    """With AppArmor libvirt writes `deny` for the images below an overlay when that is merged."""
+    lab.run(
+        "virsh snapshot-create-as web s1 --disk-only --atomic --no-metadata "
+        f"--diskspec vda,snapshot=external,file={TOP} --diskspec vdb,snapshot=no"
+    )
+    on_top = {**WEB.disks, "vda": TOP}
+    scenario.take(lab)
+    assert scenario.the_point(lab, "web").manifest["level"] == "memory"
+    scenario.assert_on_base(lab, "web", on_top)
+    lab.run("virsh blockcommit web vda --active --pivot --wait")
+    scenario.assert_at_rest(lab, WEB)
+    scenario.counts_on(lab)
+    scenario.assert_counted_through(lab, "web")
