@@ -5,6 +5,9 @@ profile of a guest anew: when the guest is started on the overlay, and with the 
 several disks. A deny beats any allow, so each later commit fails with "Permission denied". Once
 these lines are removed from the guest's own file, and the profile is loaded again, the commit
 works; the next pivot writes the lines again (libvirt work item 806).
+
+The lines outlive our commit for what is below the base itself: a guest on a snapshot of its user's
+own could not be brought back from that any more.
 """
 
 from __future__ import annotations
@@ -23,18 +26,27 @@ PROFILES = Path("/etc/apparmor.d/libvirt")
 _DENY = re.compile(r'\s*deny\s+"(?P<path>[^"]*)"\s+\w+,\s*')
 
 
+def denied(uuid: str, images: Iterable[str], profiles: Path = PROFILES) -> set[str]:
+    """Those of `images` that the guest's profile denies it to write to. Raises OSError."""
+    lines = _lines(_rules(uuid, profiles))
+    return {
+        image
+        for image in images
+        if any(_denies(line, {image, os.path.realpath(image)}) for line in lines)
+    }
+
+
 def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> bool:
     """Let the guest write to `bases` again; True if its profile was loaded.
 
     It is loaded even if its file denies nothing: an earlier run may have died, or failed, after it
     had changed the file. Raises OSError.
     """
-    rules = profiles / f"libvirt-{uuid}.files"
+    rules = _rules(uuid, profiles)
     if not rules.exists():
         return False
     spellings = {spelling for base in bases for spelling in (base, os.path.realpath(base))}
-    # A path may hold any byte; and of those that end a line for Python only \n does for AppArmor.
-    lines = os.fsdecode(rules.read_bytes()).split("\n")
+    lines = _lines(rules)
     kept = [line for line in lines if not _denies(line, spellings)]
     if len(kept) < len(lines):
         mode = stat.S_IMODE(rules.stat().st_mode)
@@ -51,6 +63,19 @@ def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> 
         log.plain().warning("%s: not loaded again: %s", rules, done.stderr.strip())
         return False
     return True
+
+
+def _rules(uuid: str, profiles: Path) -> Path:
+    return profiles / f"libvirt-{uuid}.files"
+
+
+def _lines(rules: Path) -> list[str]:
+    try:
+        data = rules.read_bytes()
+    except FileNotFoundError:
+        return []
+    # A path may hold any byte; and of those that end a line for Python only \n does for AppArmor.
+    return os.fsdecode(data).split("\n")
 
 
 def _denies(line: str, paths: set[str]) -> bool:

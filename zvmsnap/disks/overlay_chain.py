@@ -36,12 +36,16 @@ class DefinedGuest(Protocol):
 
 @dataclass(frozen=True)
 class OverlayChain:
-    """The overlays of one disk, top first; `problem` says why it cannot be brought to `base`."""
+    """The overlays of one disk, top first; `problem` says why it cannot be brought to `base`.
+
+    `below`: what the base itself is on, as after a snapshot that somebody else has made.
+    """
 
     target: str
     overlays: tuple[str, ...]
     base: str = ""
     problem: str = ""
+    below: tuple[str, ...] = ()
 
     @property
     def top(self) -> str:
@@ -91,4 +95,4 @@ def _of_disk(disk: domain_xml.Disk, read: ReadChain) -> OverlayChain | None:
     more = tuple(takewhile(is_overlay, below))
     base = below[len(more)] if len(below) > len(more) else ""
     problem = "" if base else f"{disk.source} has no base below it"
-    return OverlayChain(disk.target, (disk.source, *more), base, problem)
+    return OverlayChain(disk.target, (disk.source, *more), base, problem, below[len(more) + 1 :])

@@ -21,7 +21,7 @@ from zvmsnap.common.errors import CommitFailed, DomainGone, ZvmsnapError
 from zvmsnap.common.log import Logger
 from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import live_commit, offline_commit, overlay_chain, qemu_img
+from zvmsnap.disks import apparmor, live_commit, offline_commit, overlay_chain, qemu_img
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.live_commit import ReleaseDisk
 from zvmsnap.disks.overlay_chain import OverlayChain, all_overlays, images_of
@@ -60,6 +60,7 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
     _resume_or_thaw(config, guest, writer, log)
     chains = _commit_all(config, guest, writer, log)
     _mend_persistent(guest, writer)
+    _allow_as_before(guest, writer.entry, log)
     live_commit.prove(guest, _chains_once(guest, writer.entry) | chains)
     _resume_after_merge(guest, writer.entry, was_on_overlay=bool(chains), log=log)
     if guest.is_active() and writer.entry.original_downtime_ms is not None:
@@ -108,7 +109,7 @@ def _commit_all(
         if not chains:
             break
         merged |= chains
-        _note_begin(writer, chains)
+        _note_begin(guest, writer, chains)
         release_disk = _releasing(writer, chains)
         try:
             if was_active:
@@ -125,7 +126,7 @@ def _commit_all(
     return merged
 
 
-def _note_begin(writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> None:
+def _note_begin(guest: Guest, writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> None:
     """Write down, before a merge of these chains begins, what it means for the entry."""
     if writer.entry.snapshots_at_release == ():
         writer.note(released_early=True)
@@ -134,6 +135,9 @@ def _note_begin(writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> None
     committed = writer.entry.committed_overlays
     if still_used & set(committed):
         writer.note(committed_overlays=tuple(path for path in committed if path not in still_used))
+    below = {image for chain in chains.values() for image in chain.below}
+    if below and writer.entry.denied_below is None:
+        writer.note(denied_below=tuple(sorted(apparmor.denied(guest.uuid, below))))
 
 
 def _releasing(writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> ReleaseDisk:
@@ -159,6 +163,20 @@ def _mend_persistent(guest: Guest, writer: EntryWriter) -> None:
     }
     if stale:
         writer.step("redefine", lambda: offline_commit.redefine(guest, stale))
+
+
+def _allow_as_before(guest: Guest, entry: Entry, log: Logger) -> None:
+    """Let the guest write to what is below its bases if it could before: see disks/apparmor.
+
+    Else its user could not commit a snapshot of his own any more.
+    """
+    if entry.denied_below is None or not guest.is_active():
+        return
+    below = {image for disk in domain_xml.parse(guest.xml()).disks for image in disk.chain}
+    try:
+        apparmor.allow_writes(guest.uuid, below - set(entry.denied_below))
+    except OSError as error:
+        log.warning("its AppArmor profile may deny it what is below its disks: %s", error)
 
 
 def _chains_once(guest: Guest, entry: Entry) -> dict[str, OverlayChain]:

@@ -132,6 +132,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     # Its overlays were merged before its snapshots were known to exist, maybe during a snapshot.
     released_early: bool = False
     committed_overlays: tuple[str, ...] = ()  # their data was in the base before it left them
+    # What its AppArmor profile denied it of the images below its bases, before the first merge.
+    denied_below: tuple[str, ...] | None = None
     relocated_datasets: dict[str, str] = {}  # where a restore has moved datasets since
 
     @property

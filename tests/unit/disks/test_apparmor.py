@@ -132,10 +132,17 @@ def no_directory(profiles: Profiles) -> None:
     profiles.directory.rmdir()
 
 
+def test_what_is_denied(profiles: Profiles, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/tank/web")
+    images = {BASE, "/tank/web/b.raw", str(tmp_path / "link" / "c.raw")}
+    assert apparmor.denied(UUID, images, profiles.directory) == images - {"/tank/web/b.raw"}
+
+
 @pytest.mark.parametrize("make", [no_profile, no_directory])
 def test_without_apparmor_nothing_is_done(
     profiles: Profiles, make: Callable[[Profiles], None]
 ) -> None:
     make(profiles)
     assert not profiles.allow(OTHER)
+    assert apparmor.denied(UUID, {OTHER}, profiles.directory) == set()
     assert profiles.loaded() == ""

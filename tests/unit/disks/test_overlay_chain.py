@@ -43,25 +43,25 @@ TABLE = [
     pytest.param(
         domain(TOP, BASE, GOLDEN),
         not_read,
-        OverlayChain("vda", (TOP,), BASE),
+        OverlayChain("vda", (TOP,), BASE, below=(GOLDEN,)),
         id="never further down",
     ),
     pytest.param(
         domain(TOP, MIDDLE, LOWEST, BASE, GOLDEN),
         not_read,
-        OverlayChain("vda", (TOP, MIDDLE, LOWEST), BASE),
+        OverlayChain("vda", (TOP, MIDDLE, LOWEST), BASE, below=(GOLDEN,)),
         id="three of ours",
     ),
     pytest.param(
         domain(TOP, THEIRS, MIDDLE, BASE),
         not_read,
-        OverlayChain("vda", (TOP,), THEIRS),
+        OverlayChain("vda", (TOP,), THEIRS, below=(MIDDLE, BASE)),
         id="somebody's between two of ours: one at a time",
     ),
     pytest.param(
         domain(TOP),
         read_of(BASE, GOLDEN),
-        OverlayChain("vda", (TOP,), BASE),
+        OverlayChain("vda", (TOP,), BASE, below=(GOLDEN,)),
         id="off: chain is read",
     ),
     pytest.param(

@@ -12,7 +12,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
-from zvmsnap.disks import live_commit, offline_commit
+from zvmsnap.disks import apparmor, live_commit, offline_commit
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize import release as release_module
 from zvmsnap.finalize.release import release
@@ -354,6 +354,65 @@ def test_one_disk_that_cannot_be_committed_stops_no_other(run: Captured) -> None
     run.release()
     assert run.on_base() and run.merged()
     assert run.dir.overlays() == []
+
+
+class Profile:
+    """The guest's AppArmor profile: with a pivot libvirt denies it all that is below its disks."""
+
+    def __init__(self, run: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.denied: set[str] = set()
+        self.golden = make_base(run.bases["vda"].with_name("golden.raw"))
+        self._pivot = run.guest.block_job_pivot
+        self._guest = run.guest
+        run.guest.below[str(run.bases["vda"])] = str(self.golden)
+        monkeypatch.setattr(run.guest, "block_job_pivot", self.pivot)
+        monkeypatch.setattr(apparmor, "denied", lambda _uuid, images: self.denied & set(images))
+        monkeypatch.setattr(apparmor, "allow_writes", self.allow)
+
+    def pivot(self, target: str) -> None:
+        below = dict(self._guest.below)
+        del self._guest.below[self._guest.below[self._guest.live["vda"]]]
+        self._pivot(target)
+        self._guest.below = below
+        self.denied.add(str(self.golden))
+
+    def allow(self, _uuid: str, images: set[str]) -> bool:
+        self.denied -= set(images)
+        return True
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_is_below_its_base_is_as_writable_as_before(
+    run: Captured, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """It is on a snapshot of its user's own, who will commit that."""
+    del run.guest.live["vdb"], run.guest.persistent["vdb"], run.bases["vdb"]
+    profile = Profile(run, monkeypatch)
+    profile.denied = {str(profile.golden)} if before else set()
+    run.freeze("vda")
+    run.release()
+    assert run.on_base()
+    assert bool(profile.denied) is before
+
+
+def test_what_was_writable_before_is_noted_before_the_merge(
+    run: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt dies just after the pivot."""
+    del run.guest.live["vdb"], run.guest.persistent["vdb"], run.bases["vdb"]
+    profile = Profile(run, monkeypatch)
+    run.freeze("vda")
+    with monkeypatch.context() as patch, pytest.raises(ZvmsnapError, match="killed"):
+
+        def killed(*_arguments: object) -> None:
+            raise OSError("killed")
+
+        patch.setattr(live_commit, "prove", killed)
+        patch.setattr(apparmor, "allow_writes", lambda *_: True)
+        run.release()
+    assert profile.denied
+    run.release()
+    assert not profile.denied
 
 
 def test_capture_that_no_journal_entry_names_is_removed_with_its_last_overlay(
