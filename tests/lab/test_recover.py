@@ -172,7 +172,7 @@ def test_guest_that_stands_still_on_a_full_overlay(lab_session: Lab) -> None:
     """Staging fills up to the last byte just before the guest writes to its fresh overlay."""
     lab = lab_session
     scenario.configured(lab)
-    scenario.mount_small(lab, 160)
+    scenario.mount_small(lab, 240)
     scenario.configure(lab, 'staging = "/srv/small/staging"\n[limits]\noverlay_room_mib = 1')
     held = "ZVMSNAP_TEST_STOP_BEFORE='dump,read header'"
     sanoid = lab.start(f"{held} exec sanoid --take-snapshots 2>&1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from zvmsnap.capture import expected_pause
 from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
 from zvmsnap.capture.steps import Attempt
 from zvmsnap.common.errors import DumpAborted, NotReached
@@ -34,7 +35,15 @@ def obstacle(attempt: Attempt) -> str:
         for error in attempt.errors
     ):
         return "its RAM could not be written in time"
-    return ""
+    if attempt.level is ConsistencyLevel.PAUSED:
+        return ""  # it has no overlays, and is paused until its snapshot is taken
+    return expected_pause.why_too_long(
+        attempt.config.limits.memory_max_pause_s,
+        attempt.config.vault_dir,
+        attempt.guest.name,
+        attempt.guest.uuid,
+        len(attempt.eligibility.covered),
+    )
 
 
 def capture(attempt: Attempt) -> None:

@@ -42,6 +42,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # So many times its RAM is reserved in staging for the image: RAM that changes during the dump
     # is written again. A dump that would need more is aborted.
     dump_max_ram_ratio: float = 1.5
+    # A guest that is expected to be paused for longer than that at level memory, as its disks are
+    # many, gets the next level of its mode.
+    memory_max_pause_s: float = 10
     # What must be free in staging beside the RAM image, for the writes of the guest until post.
     overlay_room_mib: int = 1024
     # If staging has less than this left, the overlays are merged at once, and no point is made.

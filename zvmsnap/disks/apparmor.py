@@ -26,6 +26,11 @@ PROFILES = Path("/etc/apparmor.d/libvirt")
 _DENY = re.compile(r'\s*deny\s+"(?P<path>[^"]*)"\s+\w+,\s*')
 
 
+def confines(uuid: str, profiles: Path = PROFILES) -> bool:
+    """Has the guest a profile of its own?"""
+    return (profiles / f"libvirt-{uuid}").exists()
+
+
 def denied(uuid: str, images: Iterable[str], profiles: Path = PROFILES) -> set[str]:
     """Those of `images` that the guest's profile denies it to write to. Raises OSError."""
     lines = _lines(_rules(uuid, profiles))

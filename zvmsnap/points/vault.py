@@ -121,6 +121,22 @@ def all_in(vault: Path) -> tuple[list[RestorePoint], list[DamagedPoint]]:
     return points, damaged
 
 
+def newest(vault: Path, domain: str, at_most: int) -> Iterator[Manifest]:
+    """The manifests of a guest, those first that were published or changed last."""
+    directories = sorted(_listed(vault / folder_of(domain)), key=_changed_s, reverse=True)
+    for directory in directories[:at_most]:
+        point = _read_entry(directory)
+        if isinstance(point, RestorePoint):
+            yield point.manifest
+
+
+def _changed_s(directory: Path) -> float:
+    try:
+        return directory.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
 @dataclass(frozen=True)
 class UnfinishedPoint:
     """The directory of a point that is being published, loaded or removed, or was when it died."""
