@@ -7,7 +7,8 @@ from itertools import count
 import pytest
 
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.zfs import types, volume, zfs
+from zvmsnap.common.ssh import HERE, RemoteHost
+from zvmsnap.zfs import marks, types, volume, zfs
 
 
 class FakeZfs:
@@ -38,11 +39,15 @@ class _PoolSnapshot:
     guid: int
     createtxg: int
     content: str
+    holds: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _PoolDataset:
-    """A dataset in a FakePool; `origin` is the guid of a snapshot, 0 if it is no clone."""
+    """A dataset in a FakePool; `origin` is the guid of a snapshot, 0 if it is no clone.
+
+    `partial` is the snapshot of which a receive was interrupted, and the guid of its base.
+    """
 
     guid: int
     type: str = "filesystem"
@@ -51,6 +56,8 @@ class _PoolDataset:
     content: str = ""
     own: dict[str, str] = field(default_factory=dict)
     snapshots: list[_PoolSnapshot] = field(default_factory=list)
+    bookmarks: dict[str, _PoolSnapshot] = field(default_factory=dict)
+    partial: tuple[_PoolSnapshot, int] | None = None
 
 
 class FakePool:
@@ -69,8 +76,10 @@ class FakePool:
             "take_snapshots",
         ),
         *("clone", "promote", "rename", "set_property", "mount", "unmount", "rollback", "destroy"),
+        *("subtree", "create_folder", "stream_bytes", "bookmarks", "held_snapshots"),
         "wait_device",
     )
+    MARKS = ("bookmark", "destroy_bookmarks", "hold", "release", "tags")
 
     def __init__(self) -> None:
         self.by_name: dict[str, _PoolDataset] = {}
@@ -86,6 +95,8 @@ class FakePool:
         for verb in self.VERBS:
             module = volume if verb == "wait_device" else zfs
             monkeypatch.setattr(module, verb, getattr(self, verb))
+        for verb in self.MARKS:
+            monkeypatch.setattr(marks, verb, getattr(self, verb))
 
     def add(
         self,
@@ -123,7 +134,7 @@ class FakePool:
         return {
             name: (
                 (dataset.guid, dataset.type, dataset.mounted, dataset.content, self._where(name)),
-                self._full_name(dataset.origin),
+                self._origin(name),
                 {**dataset.own, "canmount": dataset.own.get("canmount", "on")},
                 [snapshot for snapshot in dataset.snapshots if snapshot.name != without],
             )
@@ -139,7 +150,7 @@ class FakePool:
                 type=dataset.type,
                 compressed=False,
                 guid=dataset.guid,
-                origin=self._full_name(dataset.origin),
+                origin=self._origin(name),
                 mounted=dataset.mounted,
                 mountpoint=self._where(name),
                 canmount="" if dataset.type == "volume" else dataset.own.get("canmount", "on"),
@@ -164,8 +175,8 @@ class FakePool:
         return [
             types.SnapshotUsage(
                 types.Snapshot(name, snapshot.name, snapshot.guid, snapshot.createtxg),
-                self._clones(snapshot.guid),
-                0,
+                self._clones(f"{name}@{snapshot.name}"),
+                len(snapshot.holds),
             )
             for name in datasets
             for snapshot in self._dataset(name).snapshots
@@ -184,7 +195,9 @@ class FakePool:
                 _PoolSnapshot(name, next(self._snapshot_guids), txg, dataset.content)
             )
 
-    def clone(self, origin: str, name: str, properties: Mapping[str, str]) -> None:
+    def clone(
+        self, origin: str, name: str, properties: Mapping[str, str], _remote: RemoteHost = HERE
+    ) -> None:
         snapshot = self._snapshot(origin)
         self._check_free(name)
         source = self._dataset(origin.partition("@")[0])
@@ -198,10 +211,10 @@ class FakePool:
         automatic = own.get("canmount", "on") == "on"
         self.by_name[name].mounted = automatic and self._may_mount(name)
 
-    def promote(self, name: str) -> None:
+    def promote(self, name: str, _remote: RemoteHost = HERE) -> None:
         dataset = self._dataset(name)
         self._refuse(not dataset.origin, f"{name}: is no clone")
-        origin = self._full_name(dataset.origin)
+        origin = self._origin(name)
         other = self._dataset(origin.partition("@")[0])
         position = 1 + [snapshot.guid for snapshot in other.snapshots].index(dataset.origin)
         moving, staying = other.snapshots[:position], other.snapshots[position:]
@@ -212,8 +225,11 @@ class FakePool:
         self._change()
         dataset.origin, other.origin = other.origin, dataset.origin
         dataset.snapshots, other.snapshots = moving + dataset.snapshots, staying
+        for mark, each in list(other.bookmarks.items()):
+            if each.createtxg <= moving[-1].createtxg:
+                dataset.bookmarks[mark] = other.bookmarks.pop(mark)
 
-    def rename(self, name: str, new_name: str) -> None:
+    def rename(self, name: str, new_name: str, _remote: RemoteHost = HERE) -> None:
         self._dataset(name)
         self._refuse(new_name.startswith(f"{name}/"), f"{new_name}: is below itself")
         self._check_free(new_name)
@@ -246,11 +262,17 @@ class FakePool:
         dataset.mounted = False
 
     def rollback(self, snapshot: str) -> None:
-        dataset = self._dataset(snapshot.partition("@")[0])
-        target = self._snapshot(snapshot)
+        name = snapshot.partition("@")[0]
+        dataset, target = self._dataset(name), self._snapshot(snapshot)
         newer = [each for each in dataset.snapshots if each.createtxg > target.createtxg]
-        self._refuse(any(self._clones(each.guid) for each in newer), f"{snapshot}: newer clones")
+        self._refuse(
+            any(self._clones(f"{name}@{each.name}") for each in newer), f"{snapshot}: newer clones"
+        )
+        self._refuse(any(each.holds for each in newer), f"{snapshot}: newer ones are held")
         self._change()
+        for mark, each in list(dataset.bookmarks.items()):
+            if each.createtxg > target.createtxg:
+                del dataset.bookmarks[mark]
         dataset.snapshots = [each for each in dataset.snapshots if each not in newer]
         dataset.content = target.content
 
@@ -261,7 +283,8 @@ class FakePool:
             self.destroy(f"{name}@{snapshot.name}")
         if is_snapshot:
             gone = self._snapshot(name)
-            self._refuse(bool(self._clones(gone.guid)), f"{name}: has clones")
+            self._refuse(bool(self._clones(name)), f"{name}: has clones")
+            self._refuse(bool(gone.holds), f"{name}: is held")
             self._change()
             dataset.snapshots.remove(gone)
             return
@@ -271,6 +294,116 @@ class FakePool:
 
     def wait_device(self, volume: str, timeout_s: float) -> None:
         self._refuse(self._dataset(volume).type != "volume", f"{volume}: no volume, no device")
+
+    # -- bookmarks, holds and streams
+
+    def subtree(self, root: str, _remote: RemoteHost = HERE) -> types.Subtree:
+        names = frozenset(self._tree(root))
+        self._refuse(not names, f"cannot open '{root}': dataset does not exist")
+        usages = self.snapshot_usage(sorted(names))
+        return types.Subtree(
+            names,
+            {usage.snapshot.full_name: usage.snapshot for usage in usages},
+            frozenset(name for name in names if self.by_name[name].type == "filesystem"),
+            frozenset(name for name in names if self.by_name[name].partial),
+        )
+
+    def create_folder(self, name: str, _remote: RemoteHost = HERE) -> None:
+        self._check_free(name)
+        self.add(name, canmount="off")
+
+    def stream_bytes(self, newest: str, since: str = "", *, raw: bool = False) -> int:
+        self._snapshot(newest)
+        self.source(since) if since else None
+        return 1000
+
+    def bookmarks(self, datasets: Sequence[str] = ()) -> list[types.Bookmark]:
+        return [
+            types.Bookmark(name, mark, each.guid, each.createtxg)
+            for name in datasets or self.by_name
+            for mark, each in self._dataset(name).bookmarks.items()
+        ]
+
+    def held_snapshots(self) -> list[str]:
+        usages = self.snapshot_usage(list(self.by_name))
+        return [usage.snapshot.full_name for usage in usages if usage.holds]
+
+    def bookmark(self, names: Mapping[str, str]) -> None:
+        for name, snapshot in names.items():
+            dataset, _, mark = name.partition("#")
+            self._refuse(mark in self._dataset(dataset).bookmarks, f"{name}: exists")
+            self._dataset(dataset).bookmarks[mark] = self._snapshot(snapshot)
+
+    def destroy_bookmarks(self, names: Iterable[str]) -> None:
+        for name in names:
+            dataset, _, mark = name.partition("#")
+            self._dataset(dataset).bookmarks.pop(mark, None)
+
+    def hold(self, snapshots: Iterable[str], tag: str) -> set[str]:
+        missing = set()
+        for name in snapshots:
+            dataset, _, bare = name.partition("@")
+            if bare not in self.history(dataset):
+                missing.add(name)
+                continue
+            self._refuse(tag in self._snapshot(name).holds, f"{name}: hold {tag} exists")
+            self._snapshot(name).holds.add(tag)
+        return missing
+
+    def release(self, snapshots: Iterable[str], tag: str) -> None:
+        for name in snapshots:
+            dataset, _, bare = name.partition("@")
+            if bare in self.history(dataset):
+                self._snapshot(name).holds.discard(tag)
+
+    def tags(self, snapshot: str) -> set[str]:
+        dataset, _, bare = snapshot.partition("@")
+        return self._snapshot(snapshot).holds if bare in self.history(dataset) else set()
+
+    def source(self, name: str) -> _PoolSnapshot:
+        """The snapshot `dataset@name`, or what a bookmark `dataset#name` has kept of it."""
+        dataset, _, mark = name.partition("#")
+        if not mark:
+            return self._snapshot(name)
+        self._refuse(mark not in self._dataset(dataset).bookmarks, f"{name}: does not exist")
+        return self._dataset(dataset).bookmarks[mark]
+
+    def receive(self, newest: str, since: str, target: str, *, cut: bool = False) -> None:
+        """`zfs send [-i since] newest | zfs receive -s target`; `cut`: only a part arrives."""
+        sent = self._snapshot(newest)
+        base = self.source(since).guid if since else 0
+        self._refuse("@" in since and base == sent.guid, f"{newest}: is the base itself")
+        if target not in self.by_name:
+            self._refuse(bool(since), f"{target}: does not exist")
+            self._check_free(target)
+            self.add(target, mounted=False)
+        elif not since:
+            self._refuse(True, f"{target}: exists")
+        there = self.by_name[target]
+        self._refuse(there.partial is not None, f"{target}: contains partially-complete state")
+        last = there.snapshots[-1].guid if there.snapshots else 0
+        self._refuse(last != base, f"{target}: most recent snapshot does not match {since}")
+        if cut:
+            there.partial = (sent, base)
+        else:
+            self._arrive(there, sent)
+
+    def resume(self, source: str, target: str) -> None:
+        """`zfs send -t TOKEN | zfs receive -s target`: only what was interrupted can go on."""
+        there = self._dataset(target)
+        assert there.partial
+        sent, base = there.partial
+        own = self._dataset(source)
+        known = {each.guid for each in (*own.snapshots, *own.bookmarks.values())} | {0}
+        gone = sent.guid not in {each.guid for each in own.snapshots}
+        self._refuse(gone, f"{source}@{sent.name} used in the initial send no longer exists")
+        self._refuse(base not in known, f"incremental source {base:#x} no longer exists")
+        there.partial = None
+        self._arrive(there, sent)
+
+    def _arrive(self, there: _PoolDataset, sent: _PoolSnapshot) -> None:
+        there.content = sent.content
+        there.snapshots.append(_PoolSnapshot(sent.name, sent.guid, next(self._txgs), sent.content))
 
     # -- helpers
 
@@ -293,15 +426,21 @@ class FakePool:
         self._refuse(not named, f"{full_name}: does not exist")
         return named[0]
 
-    def _full_name(self, guid: int) -> str:
-        for name, dataset in self.by_name.items():
-            for snapshot in dataset.snapshots:
-                if snapshot.guid == guid:
-                    return f"{name}@{snapshot.name}"
+    def _origin(self, name: str) -> str:
+        """The snapshot of which a dataset is a clone; other pools may have one of that guid."""
+        for other, dataset in self.by_name.items():
+            for snapshot in dataset.snapshots if _pool(other) == _pool(name) else ():
+                if snapshot.guid == self.by_name[name].origin:
+                    return f"{other}@{snapshot.name}"
         return ""
 
-    def _clones(self, guid: int) -> tuple[str, ...]:
-        return tuple(name for name, dataset in self.by_name.items() if dataset.origin == guid)
+    def _clones(self, full_name: str) -> tuple[str, ...]:
+        guid, pool = self._snapshot(full_name).guid, _pool(full_name)
+        return tuple(
+            name
+            for name, dataset in self.by_name.items()
+            if dataset.origin == guid and _pool(name) == pool
+        )
 
     def _tree(self, name: str) -> list[str]:
         return [each for each in self.by_name if each == name or each.startswith(f"{name}/")]
@@ -329,3 +468,7 @@ class FakePool:
         )
         off = self.by_name[name].own.get("canmount") == "off"
         return where.startswith("/") and not off and not taken
+
+
+def _pool(name: str) -> str:
+    return name.partition("@")[0].partition("/")[0]

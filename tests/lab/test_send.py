@@ -171,6 +171,111 @@ def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     assert again["points"] == [] and not again["error"]
 
 
+def no_fork(lab: Lab) -> None:
+    assert ".before-" not in lab.run(f"zfs list -Hr -o name {ROOT}").stdout
+
+
+def bookmarks(lab: Lab) -> list[str]:
+    return lab.run("zfs list -H -t bookmark -o name -r tank").stdout.split()
+
+
+def test_what_was_sent_last_is_pruned_here(lab: Lab) -> None:
+    """The next stream begins at its bookmark, though both sides have an older snapshot, too."""
+    lab.run(f"zfs set zvmsnap:mode=crash {WEB.top}")
+    take_another(lab)
+    far.send(lab, "web", DESTINATION)
+    last = list(scenario.snapshots(lab, WEB.top))[-1]
+    lab.run(f"zfs destroy -r {WEB.top}@{last}")
+    take_another(lab)
+    unit = far.send(lab, "web", DESTINATION)
+    assert not unit["error"] and unit["datasets"][0]["since"] == last
+    no_fork(lab)
+    assert last in scenario.snapshots(lab, f"{ROOT}/{WEB.top}")
+    assert far.guids(lab, f"{ROOT}/{WEB.top}")[-1] == far.guids(lab, WEB.top)[-1]
+    assert holds(lab) == "0"
+    # A restore to a moment after it would lose that bookmark, if promote did not take it along.
+    moved = lab.run(
+        "zfs create tank/x && zfs snapshot tank/x@a && zfs bookmark tank/x@a tank/x#a && "
+        "zfs snapshot tank/x@b && zfs clone tank/x@b tank/y && zfs promote tank/y && "
+        "zfs list -H -t bookmark -o name -r tank/x tank/y; zfs destroy -R tank/y"
+    )
+    assert moved.stdout.split() == ["tank/y#a"]
+
+
+@pytest.mark.whole
+def test_days_of_sends_while_sanoid_prunes(lab: Lab) -> None:
+    """Three nights, a gap of three days, a receive that is cut, use_hold; and it is forgotten."""
+    lab.run(f"zfs set zvmsnap:mode=crash {WEB.top}")
+    scenario.write_sanoid_conf(lab, hourly="1", daily="2", monthly="1")
+
+    def day() -> str:
+        """A day passes, and the hour after; returns what the destination had last."""
+        last = list(scenario.snapshots(lab, f"{ROOT}/{WEB.top}"))[-1]
+        for hours in (24, 1):
+            scenario.pass_hours(lab, hours)
+            scenario.take(lab)
+            said = scenario.prune(lab)
+            assert "could not remove" not in said.stderr, said
+        assert last not in scenario.snapshots(lab, WEB.top)
+        return last
+
+    def sent(last: str) -> None:
+        unit = far.send(lab, "web", DESTINATION)
+        assert not unit["error"]
+        assert {each["since"] for each in unit["datasets"]} == {last}
+        for dataset in WEB.datasets:
+            assert far.guids(lab, f"{ROOT}/{dataset}")[-1] == far.guids(lab, dataset)[-1]
+        assert holds(lab) == "0"
+        no_fork(lab)
+
+    far.send(lab, "web", DESTINATION)
+    scenario.pass_hours(lab, 1)
+    scenario.take(lab)
+    far.send(lab, "web", DESTINATION)
+    for _ in range(3):
+        sent(day())
+    far.stop_sshd(lab)
+    for _ in range(3):
+        last = day() if _ == 0 else (day(), last)[1]
+        zvmsnap(lab, "send", "web", DESTINATION, status=1)
+    far.start_sshd(lab)
+    sent(last)
+
+    # Cut while it is sent from a bookmark; what is under way there is held, and goes on.
+    lab.run("head -c 4M /dev/urandom > /tank/vm/web/blob")
+    last = day()
+    sending = lab.start(" ".join(["exec", "zvmsnap", "send", *SLOW]))
+    receiving(lab)
+    assert "#zvmsnap-" in lab.run("pgrep -af '[z]fs send'").stdout
+    far.stop_sshd(lab)
+    sending.communicate(timeout=scenario.ROUND_LIMIT_S)
+    far.start_sshd(lab)
+    lab.run("until ! pgrep -f '[z]fs receive' > /dev/null; do sleep 0.2; done")
+    assert holds(lab) != "0"
+    status = json.loads(zvmsnap(lab, "status", "--json", status=1).stdout)
+    assert list(status["held"]) == [DESTINATION]
+    scenario.pass_hours(lab, 30)
+    scenario.take(lab)
+    assert "could not remove" in scenario.prune(lab).stderr
+    unit = far.send(lab, "web", DESTINATION)
+    assert not unit["error"]
+    assert holds(lab) == "0"
+    no_fork(lab)
+
+    # What the recipe allows the user there is enough for use_hold.
+    scenario.configure(lab, f'[[destination]]\ntarget = "{DESTINATION}"\nuse_hold = true')
+    for _ in range(2):
+        take_another(lab)
+        said = zvmsnap(lab, "send")
+        assert "WARNING" not in said.stderr + said.stdout, said
+    refs = f"zfs list -Hp -t snapshot -o userrefs -r {ROOT}/tank"
+    assert sorted(map(int, lab.run(refs).stdout.split()))[-3:] == [0, 1, 1]
+    assert bookmarks(lab)
+    zvmsnap(lab, "send", "--forget", DESTINATION)
+    assert bookmarks(lab) == []
+    assert "never sent" in zvmsnap(lab, "status").stdout
+
+
 @pytest.mark.whole
 def test_one_clear_line_each(lab: Lab) -> None:
     before = lab.run("zfs list -Hp -t all -o name,guid -r tank; virsh list --all").stdout

@@ -60,7 +60,7 @@ def as_send_status(file: Path, root: Path) -> Any:
     folder = root / "send-status" / "offsite"
     folder.mkdir(parents=True)
     shutil.copy(file, folder / f"{UUID}.json")
-    (status,) = send_status.read_all(root)
+    ((status,), _) = send_status.read_all(root)
     return status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -84,6 +85,24 @@ def status(statuses: Sequence[SendStatus], never_sent: Sequence[str]) -> list[st
         rows.append((each.domain, each.destination, newest, old, ram, tried, note))
     rows += [(guest, "-", "never sent", "-", "-", "-", "") for guest in never_sent]
     return columns(rows) if len(rows) > 1 else ["nothing was ever sent"]
+
+
+def kept_for(silent: Mapping[str, str], held: Mapping[str, Sequence[str]]) -> list[str]:
+    """Destinations that may be gone, and what is held for a send that was interrupted."""
+    now = datetime.now(UTC)
+    lines = []
+    for destination in sorted({*silent, *held}):
+        said = []
+        if destination in silent:
+            said.append(f"its newest point is {age(silent[destination], now)} old")
+        if snapshots := held.get(destination):
+            said.append(
+                f"{len(snapshots)} snapshots on this host, such as {min(snapshots)}, are held for "
+                "an interrupted send"
+            )
+        hint = f"if it will not come back: zvmsnap send --forget {shlex.quote(destination)}"
+        lines.append(f"{destination}: {'; '.join(said)}; {hint}")
+    return lines
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -54,6 +55,13 @@ def send(
     bwlimit: BwlimitOption = "",
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
+    forget: Annotated[
+        str,
+        typer.Option(
+            metavar="DESTINATION",
+            help="Send nothing: end what this host keeps for a destination that is gone.",
+        ),
+    ] = "",
 ) -> None:
     """Send datasets, with syncoid, and their points to another pool or machine.
 
@@ -65,11 +73,17 @@ def send(
       zvmsnap send web backup@nas:pool/offsite
       zvmsnap send --all --memory none usb/offsite
       zvmsnap send                       to every [[destination]] of the configuration
+      zvmsnap send --forget backup@nas:pool/offsite
     """
     from zvmsnap.common.signals import cancel_at_once
     from zvmsnap.virt.host import Host
 
     settings = load_settings()
+    if forget:
+        if words or every:
+            raise typer.BadParameter("--forget takes a destination, and nothing is sent")
+        _forget(settings, destination.parse(forget).name)
+        return
     if words:
         *names, target = words
         given = DestinationTable(target, tuple(names), memory, raw, bwlimit)
@@ -136,6 +150,19 @@ def _send(settings: Config, host: Host, table: DestinationTable, *, dry_run: boo
     return sender.plan(units) if dry_run else sender.send(units)
 
 
+def _forget(settings: Config, name: str) -> None:
+    """End the marks of a destination, and remove all that the journal says of it."""
+    from zvmsnap.replication import remote_vault
+    from zvmsnap.replication.send import send_lock
+    from zvmsnap.replication.send_marks import SendMarks
+
+    with send_lock(settings, name):
+        bookmarks, holds = SendMarks(name).forget()
+        statuses = send_status.forget(settings.journal_dir, name)
+        remote_vault.forget(settings, name)
+    typer.echo(f"{name}: forgot {bookmarks} bookmarks, {holds} holds, {statuses} statuses")
+
+
 def fetch(
     point: options.PointArgument,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="[USER@HOST:]POOL/PATH")],
@@ -178,23 +205,40 @@ def fetch(
 def status(as_json: JsonOption = False) -> None:
     """Say how old the newest complete point of each guest is at each destination.
 
-    As the last sends have noted it: no destination is asked. Exits with 1 if a send has failed.
+    As the last sends have noted it: no destination is asked. Also says which snapshots on this host
+    are held for an interrupted send. Exits with 1 if a send has failed, or if something that was
+    noted cannot be read.
 
     \b
     Example:
       zvmsnap status
     """
+    from zvmsnap.replication import send_marks
+
     settings = load_settings()
-    statuses = send_status.read_all(settings.journal_dir)
+    statuses, unreadable = send_status.read_all(settings.journal_dir)
     points, _ = vault.read(settings)
-    sent = {status.domain for status in statuses}
-    never_sent = sorted({point.manifest.domain for point in points} - sent)
+    sent = {status.uuid for status in statuses}
+    never_sent = sorted(
+        {point.manifest.domain for point in points if point.manifest.uuid not in sent}
+    )
+    held = send_marks.held_by_destination()
+    silent = send_status.silent(statuses, datetime.now(UTC))
     if as_json:
         described = [msgspec.to_builtins(status) for status in statuses]
-        print_json({"destinations": described, "never_sent": never_sent})
+        print_json(
+            {
+                "destinations": described,
+                "never_sent": never_sent,
+                "silent": silent,
+                "held": held,
+                "unreadable": [str(path) for path in unreadable],
+            }
+        )
     else:
-        typer.echo("\n".join(render.status(statuses, never_sent)))
-    failed = any(status.error for status in statuses)
+        lines = [*render.status(statuses, never_sent), *render.kept_for(silent, held)]
+        typer.echo("\n".join(lines))
+    failed = bool(unreadable) or any(status.error for status in statuses)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -56,6 +57,21 @@ def path_of(destination: Destination, remote: RemoteHost) -> str:
     return path
 
 
+def forget(settings: Config, destination: str) -> None:
+    """Remove what this host knows of the vault of a destination. Raises OSError."""
+    mirror = _mirror(settings, destination)
+    shutil.rmtree(mirror, ignore_errors=True)
+    _id(mirror).unlink(missing_ok=True)
+
+
+def _mirror(settings: Config, destination: str) -> Path:
+    return settings.journal_dir / "mirrors" / folder_of(destination)
+
+
+def _id(mirror: Path) -> Path:
+    return mirror.with_name(f"{mirror.name}.id")
+
+
 class RemoteVault:
     """The vault in the directory `path` of a destination."""
 
@@ -64,8 +80,8 @@ class RemoteVault:
     ) -> None:
         self._remote = remote
         self.path = PurePosixPath(path)
-        self._mirror = settings.journal_dir / "mirrors" / folder_of(destination.name)
-        self._known = self._mirror.with_name(f"{self._mirror.name}.id")
+        self._mirror = _mirror(settings, destination.name)
+        self._known = _id(self._mirror)
         self._own = settings.vault_dir / vault.MARK
         self._destination = destination
 

@@ -2,7 +2,10 @@
 
     plan      for each dataset: what both sides have, and what is newer on this host
     idle      wait until no guest with disks on it is in a run
+    marks     hold what is sent, and bookmark it: the next send goes on from there
+    bookmark  if what both sides have was pruned here: send the next snapshot, from its bookmark
     syncoid   send the dataset, if there is something to send
+    settle    release what has arrived
     points    send those whose snapshots have arrived, with RAM as it is wanted
     pruned    remove points whose snapshots the destination has pruned
     status    note what both sides have now
@@ -15,12 +18,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import Cancelled, SendRefused, ZvmsnapError
+from zvmsnap.common.errors import Cancelled, SendRefused, ZfsFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination, MemoryWanted
@@ -30,13 +34,14 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint, folder_of
 from zvmsnap.replication import divergence, send_plan, send_status, syncoid, transfer, wait_idle
 from zvmsnap.replication.remote_vault import RemoteVault
+from zvmsnap.replication.send_marks import SendMarks
 from zvmsnap.replication.send_plan import DatasetSend, SendUnit
 from zvmsnap.replication.send_report import DatasetReport, PointReport, SendReport, UnitReport
 from zvmsnap.replication.send_status import SendStatus, SentDataset
 from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import stream, zfs
 from zvmsnap.zfs.dataset_swap import name_before, stamp_of
 from zvmsnap.zfs.types import Subtree
 
@@ -80,6 +85,10 @@ class Sender:
         self._destination = destination
         self._options = options
         self._remote = RemoteHost(destination.host, settings.locks_dir)
+        self._marks = SendMarks(destination.name)
+        # Two guests may have disks on one dataset: it is sent once.
+        self._planned: dict[str, DatasetSend] = {}
+        self._sent: set[str] = set()
         self._log = log.about(destination.name, "send")
 
     def plan(self, units: Sequence[SendUnit]) -> SendReport:
@@ -99,10 +108,7 @@ class Sender:
     def send(self, units: Sequence[SendUnit]) -> SendReport:
         """Send everything. What failed for one unit is in the report."""
         syncoid.check(self._options.syncoid)
-        name = f"send-{folder_of(self._destination.name)}"
-        timeout_s = self._settings.limits.lock_timeout_s
-        intent = f"send to {self._destination.name}"
-        with lock(self._settings.locks_dir, name, intent, timeout_s):
+        with send_lock(self._settings, self._destination.name):
             try:
                 return self._report(self._send(units))
             except ZvmsnapError as error:
@@ -120,6 +126,7 @@ class Sender:
             self._attempt(outcome, self._send_datasets, subtree)
         subtree = self._subtree()
         for outcome in outcomes:
+            self._settle(outcome, subtree)
             self._attempt(outcome, self._check_arrived, subtree)
         self._send_points(remote_vault, outcomes, subtree)
         remote_points, _ = remote_vault.read()
@@ -155,28 +162,58 @@ class Sender:
         log.about(name, self._destination.name).error("%s", error)
 
     def _dataset_sends(self, unit: SendUnit, subtree: Subtree) -> list[DatasetSend]:
-        raw = self._options.syncoid.raw
-        return send_plan.dataset_sends(unit, subtree, self._destination, raw=raw)
+        new = tuple(each for each in unit.datasets if each not in self._planned)
+        sends = send_plan.dataset_sends(
+            dataclasses.replace(unit, datasets=new),
+            subtree,
+            self._destination,
+            raw=self._options.syncoid.raw,
+        )
+        self._planned |= {send.dataset: send for send in sends}
+        return [self._planned[each] for each in unit.datasets if each in self._planned]
 
     def _send_datasets(self, outcome: UnitOutcome, subtree: Subtree) -> None:
         outcome.sends = self._dataset_sends(outcome.unit, subtree)
         self._rename_diverged(outcome, subtree)
         guests = wait_idle.guests_on(self._host, outcome.unit.datasets)
         for send in outcome.sends:
-            if send.is_empty:
+            if not send.is_empty:
+                wait_idle.wait(self._settings, guests)
+            self._marks.make(send)
+            if send.is_empty or send.dataset in self._sent:
                 continue
-            wait_idle.wait(self._settings, guests)
             self._create_parents(send.target, subtree)
             since = f"since {send.since_name}" if send.since else "all of it"
             self._log.info("%s: %s, %d bytes", send.newest.full_name, since, send.size_bytes)
             started_s = time.monotonic()
-            syncoid.run(
-                send.dataset,
-                self._destination.at(send.target),
-                dataclasses.replace(self._options.syncoid, raw=send.raw),
-                readonly=True,
-            )
+            self._send_dataset(send)
             outcome.took_s[send.dataset] = time.monotonic() - started_s
+            self._sent.add(send.dataset)
+
+    def _send_dataset(self, send: DatasetSend) -> None:
+        if send.since_bookmark and not send.interrupted:
+            stream.send_since_bookmark(
+                send.since,
+                send.arriving[0].full_name,
+                send.target,
+                self._remote,
+                raw=send.raw,
+                bwlimit=self._options.syncoid.bwlimit,
+            )
+        # It begins with what was interrupted, if there is such.
+        syncoid.run(
+            send.dataset,
+            self._destination.at(send.target),
+            dataclasses.replace(self._options.syncoid, raw=send.raw),
+            readonly=True,
+        )
+
+    def _settle(self, outcome: UnitOutcome, subtree: Subtree) -> None:
+        for send in outcome.sends:
+            try:
+                self._marks.settle(send, subtree)
+            except ZfsFailed as error:
+                self._log.warning("%s; the next send tries again", error)
 
     def _rename_diverged(self, outcome: UnitOutcome, subtree: Subtree) -> None:
         targets, common = send_plan.diverged(outcome.sends)
@@ -186,10 +223,12 @@ class Sender:
         stamp = stamp_of(datetime.now())
         for top in tops:
             self._log.warning(
-                "%s has newer snapshots there than on this host: they are kept, as %s",
-                *(top, name_before(top, stamp)),
+                "%s has newer snapshots there that %s never had: they are kept, as %s",
+                *(top, outcome.unit.domain or "this host", name_before(top, stamp)),
             )
         divergence.rename_away(tops, common, subtree, stamp, self._remote)
+        for send in outcome.sends:
+            self._planned[send.dataset] = dataclasses.replace(send, diverged=False)
 
     def _create_parents(self, target: str, subtree: Subtree) -> None:
         """Create the datasets between root and target that nobody sends."""
@@ -208,7 +247,9 @@ class Sender:
     def _check_arrived(self, outcome: UnitOutcome, subtree: Subtree) -> None:
         """syncoid also succeeds when a property has it skip a dataset. Raises SendRefused."""
         for send in outcome.sends:
-            if not any(each.guid == send.newest.guid for each in subtree.of(send.target)):
+            if not send.is_empty and not any(
+                each.guid == send.newest.guid for each in subtree.of(send.target)
+            ):
                 raise SendRefused(
                     f"{send.newest.full_name}: has not arrived, though syncoid says so; is "
                     f"syncoid:sync set on {send.dataset}?"
@@ -274,6 +315,13 @@ class Sender:
     def _report(self, outcomes: Iterable[UnitOutcome]) -> SendReport:
         units = tuple(_unit_report(outcome) for outcome in outcomes)
         return SendReport(destination=self._destination.name, units=units)
+
+
+def send_lock(settings: Config, destination: str) -> AbstractContextManager[None]:
+    """The lock of one destination. Raises LockTimeout."""
+    name = f"send-{folder_of(destination)}"
+    intent = f"send to {destination}"
+    return lock(settings.locks_dir, name, intent, settings.limits.lock_timeout_s)
 
 
 def _unit_report(outcome: UnitOutcome) -> UnitReport:

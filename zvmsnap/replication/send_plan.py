@@ -10,7 +10,7 @@ from zvmsnap.common.errors import SendRefused
 from zvmsnap.config.destination import Destination
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, Subtree
+from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class SendUnit:
 class DatasetSend:
     """What is to be sent of one dataset.
 
-    `since` is the newest snapshot that both sides have, as `dataset@name` on this host, "" to send
-    the whole dataset; `common` is the same snapshot at the destination.
+    `common` is the newest snapshot of the destination that this host had, too, as it is there;
+    `since` is on this host: `dataset@name`, or `dataset#name` if only a bookmark of it is left, or
+    "" to send the whole dataset. `held` are snapshots that somebody holds on this host.
     """
 
     dataset: str
@@ -38,17 +39,25 @@ class DatasetSend:
     raw: bool
     arriving: tuple[Snapshot, ...]
     common: Snapshot | None
-    diverged: bool  # the destination has newer snapshots, which this host does not have
+    diverged: bool  # the destination has newer snapshots, which this dataset never had
+    interrupted: bool  # the destination has a part of a stream, and can go on with it
+    bookmarks: tuple[Bookmark, ...]
+    held: tuple[Snapshot, ...]
 
     @property
     def is_empty(self) -> bool:
-        """Does the destination have the newest snapshot already?"""
-        return self.since == self.newest.full_name
+        """Does the destination have all that is newer than what both sides have?"""
+        return not self.arriving
+
+    @property
+    def since_bookmark(self) -> bool:
+        """Is only a bookmark left on this host of what both sides have?"""
+        return "#" in self.since
 
     @property
     def since_name(self) -> str:
-        """The bare name of the snapshot `since`; "" to send the whole dataset."""
-        return self.since.partition("@")[2]
+        """The bare name of the snapshot `common`; "" to send the whole dataset."""
+        return self.common.name if self.common else ""
 
 
 def send_units(
@@ -59,26 +68,39 @@ def send_units(
     Raises SendRefused.
     """
     datasets = zfs.datasets()
-    guests = {point.manifest.domain for point in points}
+    guests = _by_guest(points)
+    domains = {point.manifest.domain for point in points}
     units: list[SendUnit] = []
-    for name in sorted(guests) if every else names:
-        if name in guests:
-            units.append(_guest_unit([p for p in points if p.manifest.domain == name], datasets))
+    if every:
+        units = [_guest_unit(own, datasets) for own in guests]
+    for name in names:
+        if name in domains:
+            # Another guest may have had that name: each has a unit, a status and points of its own.
+            named = [own for own in guests if any(p.manifest.domain == name for p in own)]
+            units += [_guest_unit(own, datasets) for own in named]
         elif name in datasets:
             below = {each for each in datasets if each == name or each.startswith(f"{name}/")}
             units += _units_below(points, below)
         else:
             raise SendRefused(
                 f"{name}: is no guest with points, and no dataset; guests with points: "
-                f"{', '.join(sorted(guests)) or 'none'}"
+                f"{', '.join(sorted(domains)) or 'none'}"
             )
     if not units:
         raise SendRefused("no guest has a point yet: the hooks take them, see zvmsnap list")
     return units
 
 
+def _by_guest(points: Sequence[RestorePoint]) -> list[list[RestorePoint]]:
+    """The points of each guest, oldest first; the guests by name."""
+    guests: dict[str, list[RestorePoint]] = {}
+    for point in sorted(points, key=lambda each: each.created):
+        guests.setdefault(point.manifest.uuid, []).append(point)
+    return sorted(guests.values(), key=lambda own: (own[-1].manifest.domain, own[-1].manifest.uuid))
+
+
 def _guest_unit(points: Sequence[RestorePoint], existing: Mapping[str, Dataset]) -> SendUnit:
-    newest = max(points, key=lambda point: point.created).manifest
+    newest = points[-1].manifest
     datasets = {dataset for point in points for dataset in point.manifest.datasets}
     missing = sorted(newest.datasets - existing.keys())
     if missing:
@@ -88,17 +110,18 @@ def _guest_unit(points: Sequence[RestorePoint], existing: Mapping[str, Dataset])
 
 def _units_below(points: Sequence[RestorePoint], datasets: set[str]) -> Iterator[SendUnit]:
     """The guests whose disks are all on these datasets, and the datasets that remain."""
-    of_guests: dict[tuple[str, str], set[str]] = {}
-    for point in points:
+    of_guests: dict[str, set[str]] = {}
+    domains: dict[str, str] = {}
+    for point in sorted(points, key=lambda each: each.created):
         manifest = point.manifest
         if manifest.datasets and manifest.datasets <= datasets:
-            guest = (manifest.domain, manifest.uuid)
-            of_guests.setdefault(guest, set()).update(manifest.datasets)
+            domains[manifest.uuid] = manifest.domain
+            of_guests.setdefault(manifest.uuid, set()).update(manifest.datasets)
     # First, as datasets of no guest may be the parents of the others.
     if others := datasets.difference(*of_guests.values()):
         yield SendUnit("", "", tuple(sorted(others)))
-    for (domain, uuid), own in sorted(of_guests.items()):
-        yield SendUnit(domain, uuid, tuple(sorted(own)))
+    for domain, uuid in sorted((domain, uuid) for uuid, domain in domains.items()):
+        yield SendUnit(domain, uuid, tuple(sorted(of_guests[uuid])))
 
 
 def dataset_sends(
@@ -109,14 +132,22 @@ def dataset_sends(
     Raises SendRefused and ZfsFailed.
     """
     datasets = zfs.datasets()
-    snapshots: dict[str, list[Snapshot]] = {dataset: [] for dataset in unit.datasets}
+    usages: dict[str, list[SnapshotUsage]] = {dataset: [] for dataset in unit.datasets}
     for usage in zfs.snapshot_usage(unit.datasets):
-        snapshots[usage.snapshot.dataset].append(usage.snapshot)
+        usages[usage.snapshot.dataset].append(usage)
+    bookmarks: dict[str, list[Bookmark]] = {dataset: [] for dataset in unit.datasets}
+    for bookmark in zfs.bookmarks(unit.datasets) if unit.datasets else ():
+        bookmarks[bookmark.dataset].append(bookmark)
     return [
         _dataset_send(
-            datasets[name], own, subtree, destination, raw=raw or datasets[name].encrypted
+            datasets[name],
+            own,
+            bookmarks[name],
+            destination.of(name),
+            subtree,
+            raw=raw or datasets[name].encrypted,
         )
-        for name, own in snapshots.items()
+        for name, own in usages.items()
         # A dataset of no guest that was never snapshotted only holds others.
         if own or unit.uuid
     ]
@@ -124,40 +155,49 @@ def dataset_sends(
 
 def _dataset_send(
     dataset: Dataset,
-    snapshots: Sequence[Snapshot],
+    usages: Sequence[SnapshotUsage],
+    bookmarks: Sequence[Bookmark],
+    target: str,
     subtree: Subtree,
-    destination: Destination,
     *,
     raw: bool,
 ) -> DatasetSend:
-    if not snapshots:
+    if not usages:
         raise SendRefused(f"{dataset.name}: has no snapshot yet")
-    target = destination.of(dataset.name)
-    arrived = {snapshot.guid: snapshot for snapshot in subtree.of(target)}
-    common = next((each for each in reversed(snapshots) if each.guid in arrived), None)
+    snapshots = [usage.snapshot for usage in usages]
+    # Where a bookmark and a snapshot have one guid, the snapshot counts: streams of it hold all
+    # that is newer.
+    known: dict[int, Bookmark | Snapshot] = {each.guid: each for each in bookmarks}
+    known |= {each.guid: each for each in snapshots}
+    arrived = subtree.of(target)
+    common = next((each for each in reversed(arrived) if each.guid in known), None)
+    since = known[common.guid] if common else None
     send = DatasetSend(
         dataset=dataset.name,
         target=target,
         newest=snapshots[-1],
-        since=common.full_name if common else "",
+        since=since.full_name if since else "",
         size_bytes=0,
         raw=raw,
-        arriving=tuple(snapshots[snapshots.index(common) + 1 if common else 0 :]),
-        common=arrived[common.guid] if common else None,
-        diverged=common is not None and subtree.of(target)[-1].guid != common.guid,
+        arriving=tuple(each for each in snapshots if not since or each.createtxg > since.createtxg),
+        common=common,
+        diverged=common is not None and arrived[-1].guid != common.guid,
+        interrupted=target in subtree.interrupted,
+        bookmarks=tuple(bookmarks),
+        held=tuple(usage.snapshot for usage in usages if usage.holds),
     )
     return dataclasses.replace(send, size_bytes=_size_bytes(send))
 
 
 def _size_bytes(send: DatasetSend) -> int:
+    """As it is sent: what is newer than `since`, or than the oldest, after that one itself."""
     if not send.arriving:
         return 0
     newest = send.newest.full_name
-    if send.since:
+    if send.since and not send.since_bookmark:
         return zfs.stream_bytes(newest, send.since, raw=send.raw)
-    # As syncoid sends it: the oldest snapshot, and after it all newer ones.
     oldest = send.arriving[0].full_name
-    first_bytes = zfs.stream_bytes(oldest, raw=send.raw)
+    first_bytes = zfs.stream_bytes(oldest, send.since, raw=send.raw)
     if oldest == newest:
         return first_bytes
     return first_bytes + zfs.stream_bytes(newest, oldest, raw=send.raw)

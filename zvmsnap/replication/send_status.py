@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,9 @@ from zvmsnap.points.vault import folder_of
 
 SCHEMA = 2
 _FOLDER = "send-status"
+
+# After so many days without a new point a destination may be one that will not come back.
+_SILENT_DAYS = 7
 
 
 class SentDataset(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,17 +84,44 @@ def write_failure(journal: Path, destination: str, domain: str, uuid: str, error
     write(journal, msgspec.structs.replace(status, last_attempt=now(), error=error))
 
 
-def read_all(journal: Path) -> list[SendStatus]:
-    """All statuses, by guest and destination. Those that cannot be read are logged and left out."""
-    statuses = []
+def read_all(journal: Path) -> tuple[list[SendStatus], list[Path]]:
+    """All statuses, by guest and destination; and those that cannot be read, which are logged."""
+    statuses, unreadable = [], []
     for path in sorted((journal / _FOLDER).glob("*/*.json")):
         try:
             statuses.append(_read(path))
+        except FileNotFoundError:
+            continue  # it was removed since it was listed
         except json_file.OtherSchema as error:
             _warn_of_other_schema(error)
-        except (FileNotFoundError, json_file.Unreadable) as error:
+            unreadable.append(path)
+        except json_file.Unreadable as error:
             log.plain().warning("%s; remove it, and send again", error)
-    return sorted(statuses, key=lambda status: (status.domain, status.destination))
+            unreadable.append(path)
+    return sorted(statuses, key=lambda each: (each.domain, each.destination)), unreadable
+
+
+def forget(journal: Path, destination: str) -> int:
+    """Remove all statuses of a destination: so many. Raises OSError."""
+    paths = list((journal / _FOLDER / folder_of(destination)).glob("*.json"))
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return len(paths)
+
+
+def silent(statuses: Iterable[SendStatus], now: datetime) -> dict[str, str]:
+    """Destinations that have had no new point for long, and when the newest of each was made."""
+    newest: dict[str, str] = {}
+    for each in statuses:
+        known = newest.get(each.destination)
+        if each.newest_created and (not known or _time(each.newest_created) > _time(known)):
+            newest[each.destination] = each.newest_created
+    limit = now - timedelta(days=_SILENT_DAYS)
+    return {name: created for name, created in newest.items() if _time(created) < limit}
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def now() -> str:

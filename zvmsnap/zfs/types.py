@@ -46,6 +46,21 @@ class Snapshot:
         return f"{self.dataset}@{self.name}"
 
 
+@dataclass(frozen=True, order=True)
+class Bookmark:
+    """A bookmark: the guid and createtxg are those of its snapshot, which may be gone."""
+
+    dataset: str
+    name: str
+    guid: int
+    createtxg: int
+
+    @property
+    def full_name(self) -> str:
+        """`dataset#name`."""
+        return f"{self.dataset}#{self.name}"
+
+
 @dataclass(frozen=True)
 class SnapshotListing:
     """Which snapshots exist, by `dataset@name`, and which pools are imported.
@@ -61,11 +76,15 @@ class SnapshotListing:
 
 @dataclass(frozen=True)
 class Subtree:
-    """A dataset and all below it: datasets, and snapshots by `dataset@name`."""
+    """A dataset and all below it: datasets, and snapshots by `dataset@name`.
+
+    `interrupted` are the datasets that have received only a part of a stream, and can go on.
+    """
 
     datasets: frozenset[str]
     snapshots: Mapping[str, Snapshot]
     filesystems: frozenset[str] = frozenset()
+    interrupted: frozenset[str] = frozenset()
 
     def of(self, dataset: str) -> list[Snapshot]:
         """The snapshots of one dataset, oldest first."""

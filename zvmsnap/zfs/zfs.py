@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import RemoteFailed, ZfsFailed
 from zvmsnap.common.ssh import HERE, RemoteHost, reason
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
+from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
 
 # Fixed when a dataset is made, taken over from an origin, or of its keys: `zfs clone` refuses them.
 _FIXED = {
@@ -116,12 +116,14 @@ def all_snapshots() -> SnapshotListing:
 def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
     """`root` and all below it, here or at a destination. Raises ZfsFailed."""
     kinds = "filesystem,volume,snapshot"
-    lines = _list("-r", "-t", kinds, "-o", f"{_SNAPSHOT_COLUMNS},type", root, remote=remote)
+    columns = f"{_SNAPSHOT_COLUMNS},type,receive_resume_token"
+    lines = _list("-r", "-t", kinds, "-o", columns, root, remote=remote)
     listed = [_snapshot(line) for line in lines if "@" in line[0]]
     return Subtree(
         frozenset(line[0] for line in lines if "@" not in line[0]),
         {snapshot.full_name: snapshot for snapshot in listed},
         frozenset(line[0] for line in lines if line[3] == "filesystem"),
+        frozenset(line[0] for line in lines if _value(line[4])),
     )
 
 
@@ -144,9 +146,10 @@ def create_folder(name: str, remote: RemoteHost = HERE) -> None:
 def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
     """How large ZFS estimates a stream: of one snapshot, or of all from `since` to it.
 
-    Raises ZfsFailed.
+    Of the snapshot alone if `since` is a bookmark. Raises ZfsFailed.
     """
-    options = ["-nPw" if raw else "-nP", *(["-I", since] if since else [])]
+    each = "-i" if "#" in since else "-I"
+    options = ["-nPw" if raw else "-nP", *([each, since] if since else [])]
     output = _zfs("send", *options, newest)
     return sum(
         int(line.split("\t")[1]) for line in output.splitlines() if line.startswith("size\t")
@@ -167,6 +170,19 @@ def snapshot_usage(datasets: Sequence[str]) -> list[SnapshotUsage]:
         )
         for line in lines
     ]
+
+
+def bookmarks(datasets: Sequence[str] = ()) -> list[Bookmark]:
+    """The bookmarks of these datasets, or of all, oldest first. Raises ZfsFailed."""
+    below = ["-d", "1", *datasets] if datasets else []
+    lines = _list("-t", "bookmark", "-s", "createtxg", "-o", _SNAPSHOT_COLUMNS, *below)
+    return [Bookmark(*_names(line[0], "#"), int(line[1]), int(line[2])) for line in lines]
+
+
+def held_snapshots() -> list[str]:
+    """All snapshots that somebody holds, as `dataset@name`. Raises ZfsFailed."""
+    lines = _list("-t", "snapshot", "-o", "name,userrefs")
+    return [line[0] for line in lines if int(_value(line[1]) or 0)]
 
 
 def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -311,8 +327,12 @@ _SNAPSHOT_COLUMNS = "name,guid,createtxg"
 
 
 def _snapshot(line: Sequence[str]) -> Snapshot:
-    dataset, _, name = line[0].partition("@")
-    return Snapshot(dataset, name, int(line[1]), int(line[2]))
+    return Snapshot(*_names(line[0], "@"), int(line[1]), int(line[2]))
+
+
+def _names(full_name: str, mark: str) -> tuple[str, str]:
+    dataset, _, name = full_name.partition(mark)
+    return dataset, name
 
 
 def _value(text: str) -> str:

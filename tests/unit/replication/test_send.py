@@ -18,7 +18,7 @@ from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, 
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import send_status, syncoid, wait_idle
 from zvmsnap.replication.syncoid import SyncoidOptions
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import marks, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
@@ -52,6 +52,12 @@ class World:
         patch.setattr(syncoid, "check", lambda _options: None)
         patch.setattr(syncoid, "run", self._syncoid)
         patch.setattr(wait_idle, "guests_on", lambda *_: [])
+        # Not of these tests: see test_nightly.
+        patch.setattr(zfs, "bookmarks", lambda *_: [])
+        patch.setattr(zfs, "held_snapshots", lambda: [])
+        patch.setattr(marks, "hold", lambda *_: set())
+        for verb in ("bookmark", "destroy_bookmarks", "release"):
+            patch.setattr(marks, verb, lambda *_: None)
 
     def _noting(self, verb: str) -> Callable[..., None]:
         return lambda *words: self.calls.append(" ".join([verb, *map(str, words[:-1])]))
@@ -207,7 +213,7 @@ def test_status(world: World, take: Take, run: Run, config: Config) -> None:
     take(1)
     assert "never sent" in run("status")[1]
     run("send", "web", ROOT)
-    (status,) = send_status.read_all(config.journal_dir)
+    ((status,), _) = send_status.read_all(config.journal_dir)
     assert (status.newest, status.newest_has_memory, status.error) == ("h1", True, "")
     assert [(each.newest, each.guid) for each in status.datasets] == [("h1", 10), ("h1", 11)]
     code, out, _ = run("status")
@@ -227,7 +233,7 @@ def test_one_dataset_fails(world: World, take: Take, run: Run, config: Config) -
     assert (code, "FAILED: out of space" in out, "out of space" in err) == (1, True, True)
     # Points of which a disk has arrived are sent, their RAM only when all disks have arrived.
     assert remote_files(world) == files("h1+", "h2")
-    (status,) = send_status.read_all(config.journal_dir)
+    ((status,), _) = send_status.read_all(config.journal_dir)
     assert (status.newest, status.error) == ("h1", "out of space")
     world.fails_at = ""
     assert run("send", "web", ROOT)[0] == 0

@@ -10,7 +10,7 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import send_plan
 from zvmsnap.replication.send_plan import DatasetSend, SendUnit
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
+from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
 UUIDS = {
@@ -81,13 +81,18 @@ def test_no_units(points: list[RestorePoint], existing: dict[str, Dataset]) -> N
 
 
 class LocalZfs:
-    """Snapshots `name=guid` of the dataset t/vm/web, and what ZFS estimates of streams."""
+    """Snapshots `name=guid` of t/vm/web, its bookmarks `#name=guid`, and sizes of streams."""
 
-    def __init__(self, *snapshots: str) -> None:
-        self.own = list(snapshots)
+    def __init__(self, *own: str) -> None:
+        self.own = [each for each in own if each[0] != "#"]
+        self.marks = [each[1:] for each in own if each[0] == "#"]
 
     def snapshot_usage(self, datasets: Iterable[str]) -> list[SnapshotUsage]:
         return [SnapshotUsage(each, (), 0) for each in snapshots("t/vm/web", *self.own)]
+
+    def bookmarks(self, datasets: Iterable[str]) -> list[Bookmark]:
+        found = snapshots("t/vm/web", *self.marks)
+        return [Bookmark(each.dataset, each.name, each.guid, each.createtxg) for each in found]
 
     def stream_bytes(self, newest: str, since: str = "", *, raw: bool = False) -> int:
         return 1000 if not since else 10 if not raw else 7
@@ -113,6 +118,14 @@ SENDS = [
     pytest.param(["a=1", "b=2"], ["b=2"], ("b", 0, False, ""), id="nothing"),
     pytest.param(["a=1", "b=2"], ["a=1", "x=9"], ("a", 10, True, "b"), id="diverged"),
     pytest.param(["a=1"], ["a=1", "x=9"], ("a", 0, True, ""), id="diverged, and nothing new"),
+    pytest.param(
+        ["a=1", "#m=2", "c=3", "d=4"], ["a=1", "b=2"], ("b", 20, False, "cd"), id="a bookmark"
+    ),
+    pytest.param(["a=1", "#m=2"], ["a=1", "b=2"], ("b", 0, False, ""), id="nothing new"),
+    pytest.param(
+        ["a=1", "#m=2", "c=3"], ["a=1", "b=2", "x=9"], ("b", 10, True, "c"), id="diverged from it"
+    ),
+    pytest.param(["b=2", "#m=2", "c=3"], ["b=2"], ("b", 10, False, "c"), id="and its snapshot"),
     pytest.param(["a=5"], ["a=1"], ("", 1000, False, "a"), id="another of the same name"),
 ]
 
@@ -136,6 +149,7 @@ def dataset_send(
 ) -> DatasetSend:
     stand_in = LocalZfs(*local)
     monkeypatch.setattr(zfs, "snapshot_usage", stand_in.snapshot_usage)
+    monkeypatch.setattr(zfs, "bookmarks", stand_in.bookmarks)
     monkeypatch.setattr(zfs, "stream_bytes", stand_in.stream_bytes)
     unit = SendUnit("web", UUIDS["web"], ("t/vm/web",))
     (send,) = send_plan.dataset_sends(unit, subtree(*remote), NAS, raw=raw)

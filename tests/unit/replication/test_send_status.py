@@ -33,21 +33,21 @@ GOOD = SendStatus(
 
 
 def test_write_and_read(tmp_path: Path) -> None:
-    assert send_status.read_all(tmp_path) == []
+    assert send_status.read_all(tmp_path)[0] == []
     other = msgspec.structs.replace(GOOD, destination=USB.name)
     send_status.write(tmp_path, other)
     send_status.write(tmp_path, msgspec.structs.replace(GOOD, points=()))
     send_status.write(tmp_path, GOOD)
-    assert send_status.read_all(tmp_path) == [GOOD, other]
+    assert send_status.read_all(tmp_path)[0] == [GOOD, other]
 
 
 def test_a_failure_keeps_what_was_noted_before(tmp_path: Path) -> None:
     send_status.write_failure(tmp_path, NAS.name, "web", UUID, "unreachable")
-    (status,) = send_status.read_all(tmp_path)
+    ((status,), _) = send_status.read_all(tmp_path)
     assert (status.error, status.newest, status.domain) == ("unreachable", "", "web")
     send_status.write(tmp_path, GOOD)
     send_status.write_failure(tmp_path, NAS.name, "web", UUID, "again")
-    (status,) = send_status.read_all(tmp_path)
+    ((status,), _) = send_status.read_all(tmp_path)
     assert status == msgspec.structs.replace(GOOD, last_attempt=status.last_attempt, error="again")
     assert status.last_attempt > GOOD.last_attempt
 
@@ -57,7 +57,7 @@ def test_damaged(tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture) 
     send_status.write(tmp_path, GOOD)
     path = next(tmp_path.glob("send-status/*/*.json"))
     path.write_bytes(data)
-    assert send_status.read_all(tmp_path) == []
+    assert send_status.read_all(tmp_path)[0] == []
     assert "remove it, and send again" in caplog.text
 
 
@@ -68,7 +68,7 @@ def test_another_schema_is_kept_and_named(tmp_path: Path, caplog: pytest.LogCapt
     for act in (
         lambda: send_status.write(tmp_path, GOOD),
         lambda: send_status.write_failure(tmp_path, NAS.name, "web", UUID, "unreachable"),
-        lambda: send_status.read_all(tmp_path),
+        lambda: send_status.read_all(tmp_path)[0],
     ):
         caplog.clear()
         assert not act()
@@ -82,7 +82,7 @@ def test_schema_2_is_read_and_written(tmp_path: Path) -> None:
     path = tmp_path / "send-status" / "a" / "b.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(kept.read_bytes())
-    (status,) = send_status.read_all(tmp_path)
+    ((status,), _) = send_status.read_all(tmp_path)
     assert (status.schema, status.newest_has_memory, status.datasets[0].seconds) == (2, True, 21.42)
     send_status.write(tmp_path / "again", status)
     (written,) = tmp_path.glob("again/send-status/*/*.json")
@@ -93,12 +93,12 @@ def test_a_damaged_status_is_replaced(tmp_path: Path) -> None:
     send_status.write(tmp_path, GOOD)
     next(tmp_path.glob("send-status/*/*.json")).write_bytes(b"{")
     send_status.write(tmp_path, GOOD)
-    assert send_status.read_all(tmp_path) == [GOOD]
+    assert send_status.read_all(tmp_path)[0] == [GOOD]
 
 
 def test_a_time_that_is_none(tmp_path: Path) -> None:
     send_status.write(tmp_path, msgspec.structs.replace(GOOD, newest_created="yesterday"))
-    assert send_status.read_all(tmp_path) == []
+    assert send_status.read_all(tmp_path)[0] == []
 
 
 def test_status() -> None:

@@ -12,7 +12,7 @@ from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
+from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotListing, SnapshotUsage
 
 FAKE_ZFS = f"""\
 #!{sys.executable} -SE
@@ -48,7 +48,7 @@ for name in names or [n for n in world["rows"] if names or not options.get("-d")
         continue
     if options.get("-d") == "1":
         for below, row in world["rows"].items():
-            if below.startswith(name + "@"):
+            if re.match(re.escape(name) + ("#" if "bookmark" in options["-t"] else "@"), below):
                 print("\\t".join(row[column] for column in options["-o"].split(",")))
         continue
     if row is None:
@@ -77,7 +77,7 @@ class World:
     def filesystem(self, name: str, **properties: str) -> None:
         defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
         defaults |= {"origin": "-", "mounted": "-", "canmount": "-", "mountpoint": "-"}
-        defaults |= {"encryption": "off", "keystatus": "-"}
+        defaults |= {"encryption": "off", "keystatus": "-", "receive_resume_token": "-"}
         defaults |= {f"zvmsnap:mode:{each}": "-" for each in snapshot_name.TYPES}
         row = {"name": name, "type": "filesystem", "guid": "1", "createtxg": "1"}
         self._rows[name] = row | defaults | properties
@@ -93,6 +93,7 @@ class World:
             "createtxg": str(createtxg),
             "clones": clones,
             "userrefs": userrefs,
+            "receive_resume_token": "-",
         }
         self._write({})
 
@@ -408,7 +409,10 @@ def test_subtree(world: World) -> None:
     world.snapshot("usb/off/a@late", guid=5, createtxg=9)
     world.snapshot("usb/off/a@early", guid=6, createtxg=8)
     world.snapshot("usb/offside@x", guid=7, createtxg=7)
+    assert zfs.subtree("usb/off").interrupted == frozenset()
+    world.filesystem("usb/off/a", type="volume", receive_resume_token="1-c0ffee")
     subtree = zfs.subtree("usb/off")
+    assert subtree.interrupted == {"usb/off/a"}
     assert subtree.datasets == {"usb/off", "usb/off/a"}
     assert subtree.filesystems == {"usb/off"}
     assert [snapshot.name for snapshot in subtree.of("usb/off/a")] == ["early", "late"]
@@ -416,6 +420,23 @@ def test_subtree(world: World) -> None:
     assert set(subtree.snapshots) == {"usb/off/a@late", "usb/off/a@early"}
     with pytest.raises(ZfsFailed, match="usb/none"):
         zfs.subtree("usb/none")
+
+
+def test_bookmarks(world: World) -> None:
+    world.filesystem("t/a")
+    world.snapshot("t/a@s", guid=5, createtxg=9)
+    world.snapshot("t/a#My: s@1", guid=6, createtxg=8)
+    assert zfs.bookmarks(["t/a"]) == [Bookmark("t/a", "My: s@1", 6, 8)]
+    assert world.calls[0] == [
+        *["list", "-Hp", "-t", "bookmark", "-s", "createtxg", "-o", "name,guid,createtxg"],
+        *["-d", "1", "t/a"],
+    ]
+
+
+def test_held_snapshots(world: World) -> None:
+    world.snapshot("t/a@s", guid=5, createtxg=9)
+    world.snapshot("t/a@held", guid=6, createtxg=8, userrefs="2")
+    assert zfs.held_snapshots() == ["t/a@held"]
 
 
 def test_properties(world: World) -> None:
@@ -433,7 +454,12 @@ def test_stream_bytes(world: World) -> None:
     assert zfs.stream_bytes("t/a@1") == 1000
     world.gets(b"incremental\t1\tt/a@2\t600\nincremental\t2\tt/a@3\t24\nsize\t624\n")
     assert zfs.stream_bytes("t/a@3", "t/a@1", raw=True) == 624
-    assert world.calls == [["send", "-nP", "t/a@1"], ["send", "-nPw", "-I", "t/a@1", "t/a@3"]]
+    zfs.stream_bytes("t/a@2", "t/a#1")
+    assert world.calls == [
+        ["send", "-nP", "t/a@1"],
+        ["send", "-nPw", "-I", "t/a@1", "t/a@3"],
+        ["send", "-nP", "-i", "t/a#1", "t/a@2"],
+    ]
 
 
 def test_at_a_destination(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

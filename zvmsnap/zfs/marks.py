@@ -1,0 +1,89 @@
+"""Bookmarks and holds on many snapshots at once, through libzfs_core: all of a pool or none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from zvmsnap.common.errors import ZfsFailed
+
+
+def bookmark(names: Mapping[str, str]) -> None:
+    """Make bookmarks, `dataset#name`, of snapshots that exist. Raises ZfsFailed."""
+    import libzfs_core
+    from libzfs_core.exceptions import ZFSError
+
+    for pool in _by_pool(names):
+        wanted = {name.encode(): names[name].encode() for name in pool}
+        try:
+            libzfs_core.lzc_bookmark(wanted)
+        except ZFSError as error:
+            raise ZfsFailed(f"{pool[0]}: cannot be made: {_why(error)}") from error
+
+
+def destroy_bookmarks(names: Iterable[str]) -> None:
+    """Destroy those of these bookmarks that exist. Raises ZfsFailed."""
+    import libzfs_core
+    from libzfs_core.exceptions import ZFSError
+
+    for pool in _by_pool(names):
+        try:
+            libzfs_core.lzc_destroy_bookmarks([name.encode() for name in pool])
+        except ZFSError as error:
+            raise ZfsFailed(f"{pool[0]}: cannot be destroyed: {_why(error)}") from error
+
+
+def hold(snapshots: Iterable[str], tag: str) -> set[str]:
+    """Hold those of these snapshots that exist, none of which has that hold yet; the others.
+
+    Raises ZfsFailed.
+    """
+    import libzfs_core
+    from libzfs_core.exceptions import ZFSError
+
+    missing: set[str] = set()
+    for pool in _by_pool(snapshots):
+        try:
+            gone = libzfs_core.lzc_hold({name.encode(): tag.encode() for name in pool})
+        except ZFSError as error:
+            raise ZfsFailed(f"{pool[0]}: cannot be held: {_why(error)}") from error
+        missing |= {name.decode() for name in gone}
+    return missing
+
+
+def release(snapshots: Iterable[str], tag: str) -> None:
+    """Release that hold of those of these snapshots that have it. Raises ZfsFailed."""
+    import libzfs_core
+    from libzfs_core.exceptions import ZFSError
+
+    for pool in _by_pool(snapshots):
+        try:
+            libzfs_core.lzc_release({name.encode(): [tag.encode()] for name in pool})
+        except ZFSError as error:
+            raise ZfsFailed(f"{pool[0]}: cannot be released: {_why(error)}") from error
+
+
+def tags(snapshot: str) -> set[str]:
+    """The tags with which a snapshot is held; none if it does not exist. Raises ZfsFailed."""
+    import libzfs_core
+    from libzfs_core.exceptions import SnapshotNotFound, ZFSError
+
+    try:
+        holds = libzfs_core.lzc_get_holds(snapshot.encode())
+    except SnapshotNotFound:
+        return set()
+    except ZFSError as error:
+        raise ZfsFailed(f"{snapshot}: cannot be asked who holds it: {error}") from error
+    return {tag.decode(errors="replace") for tag in holds}
+
+
+def _by_pool(names: Iterable[str]) -> list[list[str]]:
+    pools: dict[str, list[str]] = {}
+    for name in names:
+        pools.setdefault(re.split("[/@#]", name, maxsplit=1)[0], []).append(name)
+    return list(pools.values())
+
+
+def _why(error: Exception) -> str:
+    """The first of the errors that one call may have."""
+    return str(next(iter(getattr(error, "errors", ())), error))
