@@ -63,7 +63,7 @@ class SendScene:
         self.config = Config(
             vault=f"{tmp_path}/vault", journal=f"{tmp_path}/journal", locks=f"{tmp_path}/locks"
         )
-        self.now = datetime(2026, 10, 1)
+        self.now = datetime(2026, 10, 1, 2, 30)
         self.unreachable: set[str] = set()
         self.cuts_after: int | None = None  # so many snapshots arrive, and a part of the next
         self.refused: list[str] = []  # snapshots that sanoid could not prune
@@ -84,13 +84,14 @@ class SendScene:
         return root
 
     def hours(self, count: int) -> None:
-        """Let so many hours pass: sanoid takes, and prunes after that."""
+        """Let so many hours pass: sanoid takes at each full hour, and prunes half an hour later."""
         for _ in range(count):
             self.now += timedelta(hours=1)
-            types = ["monthly"] if self.now.day == 1 and self.now.hour == 0 else []
-            types += ["daily"] if self.now.hour == 0 else []
-            for each in (*types, "hourly"):
-                self.pool.take_snapshots(DATASETS, f"autosnap_{self.now:{_STAMP}}_{each}")
+            taken = self.now.replace(minute=0)
+            kinds = ["monthly"] if taken.day == 1 and taken.hour == 0 else []
+            kinds += ["daily"] if taken.hour == 0 else []
+            for each in (*kinds, "hourly"):
+                self.pool.take_snapshots(DATASETS, f"autosnap_{taken:{_STAMP}}_{each}")
             for dataset in DATASETS:
                 self.prune(dataset, RETENTION)
 

@@ -10,10 +10,11 @@ import typer
 
 from zvmsnap.cli import render, replication
 from zvmsnap.cli.options import DryRunOption, JsonOption, PointArgument, find_point, print_json
-from zvmsnap.common import log
+from zvmsnap.common import capture_name, log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.journal import describe
+from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault, verify_result
@@ -127,12 +128,16 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
     for operation in operations:
         if domain in (None, operation.domain):
             yield f"{operation.domain}: {describe.operation(operation)}"
+    fetches = Fetches(settings.journal_dir)
+    yield from fetches.interrupted(settings)
     captures = {each.capture for each in (*entries, *operations)}
     for unfinished in vault.unfinished(settings.vault_dir):
         folder = unfinished.directory.parent.name
         if domain is not None and folder != vault.folder_of(domain):
             continue
-        if unfinished.capture not in captures:
+        capture = unfinished.capture
+        fetched = capture is not None and capture_name.uuid_of(capture) in fetches.guests()
+        if capture not in captures and not fetched:
             what = "publishing" if unfinished.capture else "removal"
             yield f"{unfinished.directory}: its {what} was interrupted; zvmsnap recover ends it"
 

@@ -30,6 +30,7 @@ from zvmsnap.disks import overlay_chain
 from zvmsnap.finalize.after_snapshot import finish_entry, finish_interrupted
 from zvmsnap.journal import describe, other_versions
 from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.recovery.orphan_overlays import clear_leftovers
@@ -66,6 +67,7 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
             if subject.guest:
                 report.foreign.extend(_foreign(subject.guest))
         if domain is None:
+            report.problems.extend(Fetches(config.journal_dir).interrupted(config))
             clear_leftovers(config, guests.values(), report, dry_run=dry_run)
     return report
 

@@ -1,12 +1,14 @@
 """Fetches a point from a destination, with its datasets, to a host that has nothing of it.
 
+    note       the journal says what is fetched, and which datasets are made for it
     small      copy definition, NVRAM and TPM state; check that the guest can run on this host
     datasets   syncoid receives them, with all their snapshots, under the names that they had
     memory     copy the RAM image, and compare its checksum
-    publish    the point appears in the vault of this host
+    small      once more
+    publish    the point appears in the vault of this host, and the note is removed
 
-After that it is restored like any other point. Which datasets a fetch makes is written down before
-it begins, so that the same command goes on with it, and never overwrites any other dataset.
+After that it is restored like any other point. While there is the note, the same command goes on
+with the fetch, never overwrites any other dataset, and nobody removes what has been fetched.
 """
 
 from __future__ import annotations
@@ -15,15 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import msgspec
-
 from zvmsnap.common import json_file, log
-from zvmsnap.common.atomic_file import private_dir, sync_dir
 from zvmsnap.common.errors import FetchRefused, ImageUnloadable
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
+from zvmsnap.journal.fetches import Fetches, UnfinishedFetch
 from zvmsnap.points import compatibility, definition, locate, memory_image, selector, vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
@@ -33,18 +33,6 @@ from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Snapshot
-
-SCHEMA = 2
-_FOLDER = "fetches"
-
-
-class UnfinishedFetch(msgspec.Struct, frozen=True):
-    """A fetch that has begun: its datasets did not exist before."""
-
-    source: str
-    point: str
-    datasets: tuple[str, ...]
-    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,7 @@ class Fetcher:
         self._source = source
         self._options = options
         self._remote = RemoteHost(source.host, settings.locks_dir)
+        self._fetches = Fetches(settings.journal_dir)
         self._remote_vault = RemoteVault.of(settings, source, self._remote)
 
     def plan(self, text: str) -> FetchPlan:
@@ -95,22 +84,53 @@ class Fetcher:
             vault.claim(self._settings)
             vault_dir = self._settings.vault_dir
             published = vault.published(vault_dir, manifest.domain, manifest.capture)
-            incoming = vault.incoming(vault_dir, manifest.domain, manifest.capture)
-            self._remote_vault.get_small(plan.point, incoming)
-            self._check_fits(RestorePoint(incoming, manifest))
-            self._write_unfinished(plan)
+            # Noted before anything of it is in the vault: `prune` would remove it.
+            self._begin(plan)
             for dataset, snapshot in sorted(plan.snapshots.items()):
                 self._receive(dataset, snapshot)
             if published is None:
-                self._remote_vault.get_memory(plan.point, incoming)
-                self._check_memory(incoming, manifest)
-                received = zfs.snapshot_usage(sorted(plan.snapshots))
-                refs = _refs(manifest, [usage.snapshot for usage in received])
-                published = vault.publish(incoming, manifest.with_snapshots(refs))
+                published = self._publish(plan)
             else:
-                vault.drop_incoming(incoming)
-            self._unfinished_path(manifest.uuid).unlink(missing_ok=True)
+                vault.drop_incoming(self._incoming(manifest))
+            self._fetches.close(manifest.uuid)
             return published
+
+    def _begin(self, plan: FetchPlan) -> None:
+        """Note the fetch, and check that the guest can run here before anything large is fetched.
+
+        Raises FetchRefused, with nothing left, if it cannot.
+        """
+        manifest = plan.point.manifest
+        goes_on = self._read_unfinished(manifest.uuid) is not None
+        datasets = tuple(sorted(plan.snapshots))
+        fetch = UnfinishedFetch(self._source.name, plan.point.name, datasets)
+        self._fetches.write(manifest.uuid, fetch)
+        try:
+            self._get_small(plan.point)
+        except FetchRefused:
+            if not goes_on:
+                vault.drop_incoming(self._incoming(manifest))
+                self._fetches.close(manifest.uuid)
+            raise
+
+    def _incoming(self, manifest: Manifest) -> Path:
+        return vault.incoming(self._settings.vault_dir, manifest.domain, manifest.capture)
+
+    def _get_small(self, point: RestorePoint) -> None:
+        incoming = self._incoming(point.manifest)
+        self._remote_vault.get_small(point, incoming)
+        self._check_fits(RestorePoint(incoming, point.manifest))
+
+    def _publish(self, plan: FetchPlan) -> RestorePoint:
+        manifest = plan.point.manifest
+        incoming = self._incoming(manifest)
+        self._remote_vault.get_memory(plan.point, incoming)
+        self._check_memory(incoming, manifest)
+        # Once more: hours have passed, and a point is complete when it appears.
+        self._get_small(plan.point)
+        received = zfs.snapshot_usage(sorted(plan.snapshots))
+        refs = _refs(manifest, [usage.snapshot for usage in received])
+        return vault.publish(incoming, manifest.with_snapshots(refs))
 
     def _check_memory(self, incoming: Path, manifest: Manifest) -> None:
         if memory := manifest.memory:
@@ -184,23 +204,11 @@ class Fetcher:
         if received.type == "filesystem" and not received.mounted:
             zfs.mount(dataset)
 
-    def _write_unfinished(self, plan: FetchPlan) -> None:
-        path = self._unfinished_path(plan.point.manifest.uuid)
-        private_dir(path.parent)
-        datasets = tuple(sorted(plan.snapshots))
-        json_file.write(path, UnfinishedFetch(self._source.name, plan.point.name, datasets))
-        sync_dir(path.parent)
-
     def _read_unfinished(self, uuid: str) -> UnfinishedFetch | None:
         try:
-            return json_file.read(self._unfinished_path(uuid), UnfinishedFetch, SCHEMA)
-        except FileNotFoundError:
-            return None
+            return self._fetches.read(uuid)
         except json_file.Unreadable as error:
             raise FetchRefused(f"{error}: remove it") from error
-
-    def _unfinished_path(self, uuid: str) -> Path:
-        return self._settings.journal_dir / _FOLDER / f"{uuid}.json"
 
 
 def _refs(manifest: Manifest, received: Sequence[Snapshot]) -> tuple[SnapshotRef, ...]:

@@ -11,6 +11,7 @@ from zvmsnap.common import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import staging_dirs
 from zvmsnap.journal import other_versions
+from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault
@@ -33,17 +34,18 @@ class Leftovers:
 
 def find(settings: Config) -> Leftovers:
     """Look through staging and vault. Raises OSError and Unreadable."""
-    # The journal last: an entry is written before anything appears in staging or vault. So what was
-    # seen in them and has no entry belongs to nobody.
+    # The journal last: an entry or a fetch is written before anything appears in staging or vault.
+    # So what was seen in them and is not in the journal belongs to nobody.
     captures = staging_dirs(settings.staging_dir)
     unfinished_points = vault.unfinished(settings.vault_dir)
     open_captures = {entry.capture for entry in Journal(settings.journal_dir).entries()}
     open_captures |= {operation.capture for operation in Operations(settings.journal_dir).all()}
-    others = other_versions.guests(settings.journal_dir)
+    # Any capture of these guests may be the one that is worked on.
+    kept = other_versions.guests(settings.journal_dir) | Fetches(settings.journal_dir).guests()
 
     def is_open(capture: str | None) -> bool:
         return capture is not None and (
-            capture in open_captures or capture_name.uuid_of(capture) in others
+            capture in open_captures or capture_name.uuid_of(capture) in kept
         )
 
     leftovers = Leftovers()

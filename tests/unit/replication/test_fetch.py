@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from zvmsnap.common.errors import FetchRefused, PointNotFound, SyncoidFailed, Zv
 from zvmsnap.common.ssh import HERE
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
+from zvmsnap.journal.fetches import Fetches
 from zvmsnap.points import compatibility, vault
 from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
@@ -22,8 +24,9 @@ from zvmsnap.replication.fetch import Fetcher
 from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
+from zvmsnap.retention import leftovers, prune
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
+from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
 USB = Destination("", "usb/off")
@@ -45,6 +48,7 @@ class World:
         self.fails_at = ""
         self.locked = False
         self.mounted: list[str] = []
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(zfs, "datasets", lambda: dict(self.local))
@@ -73,6 +77,7 @@ class World:
         self, source: str, target: str, options: SyncoidOptions, *, readonly: bool
     ) -> None:
         self.sent.append(f"{source} {target}{' raw' if options.raw else ''}")
+        self.meanwhile()
         assert not readonly
         self.local[target] = Dataset(target, "filesystem", False, locked=self.locked)
         if target == self.fails_at:
@@ -145,6 +150,64 @@ def test_an_interrupted_fetch_goes_on(world: World, config: Config) -> None:
         fetch(config)
 
 
+@pytest.mark.parametrize("owner", ["runs", "was killed"])
+def test_what_is_fetched_is_no_leftover(
+    world: World, config: Config, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    """`prune` and `recover` leave it alone, and the same command goes on with it."""
+    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset()))
+    seen = []
+
+    def swept() -> None:
+        seen.append(leftovers.find(config).paths)
+        leftovers.find(config).remove()
+        seen.append(prune.sweep(config).leftovers.paths)
+        assert len(vault.unfinished(config.vault_dir)) == 1
+
+    if owner == "runs":
+        world.meanwhile = swept
+    else:
+        world.fails_at = NAMES[1]
+        with pytest.raises(SyncoidFailed):
+            fetch(config)
+        swept()
+        world.fails_at = ""
+    fetched = fetch(config)
+    assert seen and not any(seen)
+    assert sorted(os.listdir(fetched.directory)) == ["domain.xml", "manifest.json", "memory.img"]
+    assert not list((config.journal_dir / "fetches").iterdir())
+    assert leftovers.find(config).paths == []
+
+
+def test_nothing_incomplete_is_published(world: World, config: Config) -> None:
+    """Even if somebody removes by hand what was fetched so far."""
+
+    def removed() -> None:
+        for unfinished in vault.unfinished(config.vault_dir):
+            shutil.rmtree(unfinished.directory)
+
+    world.meanwhile = removed
+    fetched = fetch(config)
+    assert sorted(os.listdir(fetched.directory)) == ["domain.xml", "manifest.json", "memory.img"]
+
+
+def test_an_interrupted_fetch_is_told(world: World, config: Config) -> None:
+    fetches = Fetches(config.journal_dir)
+    told = []
+    world.meanwhile = lambda: told.extend(fetches.interrupted(config))
+    world.fails_at = NAMES[1]
+    with pytest.raises(SyncoidFailed):
+        fetch(config)
+    # While its process holds the guest's lock it is under way.
+    assert told == []
+    (line,) = fetches.interrupted(config)
+    assert "the fetch of web@h1 from usb/off was interrupted" in line
+    (config.journal_dir / "fetches" / f"{UUID}.json").write_bytes(b"\xff\xfe")
+    (line,) = fetches.interrupted(config)
+    assert "an unfinished fetch; remove the file" in line
+    assert fetches.guests() == {UUID}
+
+
 def test_key_that_is_not_loaded(world: World, config: Config) -> None:
     world.locked, world.properties["encryption"] = True, "aes-256-gcm"
     with pytest.raises(FetchRefused, match="zfs load-key tank/web, and the same command"):
@@ -203,8 +266,8 @@ def test_unfinished_fetch_from_another_source(world: World, config: Config) -> N
     unfinished = next((config.journal_dir / "fetches").iterdir())
     unfinished.write_text(unfinished.read_text().replace("usb/off", "other/off"))
     assert "tank/web: exists on this host" in refused(world, config)
-    for text in ("{", '{"schema": 3}'):
-        unfinished.write_text(text)
+    for data in (b"{", b'{"schema": 3}', b"\xff\xfe{}"):
+        unfinished.write_bytes(data)
         assert "remove it" in refused(world, config)
 
 
@@ -218,3 +281,6 @@ def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPa
     with pytest.raises(FetchRefused, match="does not fit this host: no such machine"):
         fetch(config)
     assert world.sent == []
+    # Nothing is left of it: a dataset that is made later is not taken for one of its own.
+    assert vault.unfinished(config.vault_dir) == []
+    assert Fetches(config.journal_dir).guests() == frozenset()
