@@ -5,9 +5,10 @@
 | there is no such file                      | FileNotFoundError   |                         |
 | it cannot be read now (permissions, disk)  | Unreadable          | as it should be         |
 | it has another schema                      | OtherSchema         | of another version      |
+| it is larger than any of ours              | Damaged             | moved out of the way    |
 | anything else                              | Damaged             | moved out of the way    |
 
-Who catches Unreadable catches all but the first.
+Each says in one short line what is wrong. Who catches Unreadable catches all but the first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.errors import ZvmsnapError
 
 Content = TypeVar("Content")
+
+# A manifest with 10 000 snapshots has 3 MB.
+_BYTES_MAX = 64 << 20
+_WHY_MAX = 300  # characters: an error may quote the value that it found
 
 
 class Unreadable(ZvmsnapError):
@@ -85,13 +90,20 @@ def read(path: Path, kind: Any, schema: int, *, follow_symlinks: bool = True) ->
         is_link = error.errno == errno.ELOOP
         why = "is a symlink; not followed" if is_link else error.strerror or str(error)
         raise Unreadable(path, why) from error
+    if len(data) > _BYTES_MAX:
+        raise Damaged(path, f"is larger than {_BYTES_MAX >> 20} MiB, so it is none of ours")
     try:
         written_as = decode(data, _Header).schema
         if written_as != schema:
             raise OtherSchema(path, written_as)
         return decode(data, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(path, str(error)) from error
+        raise Damaged(path, _line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _WHY_MAX else f"{text[:_WHY_MAX]}…"
 
 
 def encoded(content: msgspec.Struct) -> bytes:
@@ -108,4 +120,4 @@ def _bytes(path: Path, *, follow_symlinks: bool) -> bytes:
     # O_NONBLOCK: a pipe that somebody put there does not make us wait.
     flags = os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
     with open(path, "rb", opener=lambda name, given: os.open(name, given | flags)) as file:
-        return file.read()
+        return file.read(_BYTES_MAX + 1)

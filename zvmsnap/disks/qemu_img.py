@@ -71,7 +71,7 @@ def merge_down(overlay: str) -> None:
 def _query(verb: str, *arguments: str) -> Any:
     try:
         return json.loads(_run(verb, "--output=json", "-f", "qcow2", *arguments))
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, no text, or too deep
         raise QemuImgFailed(f"qemu-img {verb}: an answer of another kind: {error}") from error
 
 

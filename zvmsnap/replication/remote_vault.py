@@ -199,9 +199,9 @@ class RemoteVault:
         return self.path / point.directory.parent.name / point.directory.name
 
     def _check(self) -> None:
-        known = self._known.read_text() if self._known.exists() else ""
+        known, own = _text(self._known), _text(self._own)
         mark = self._mark()
-        if mark and self._own.exists() and mark == self._own.read_text():
+        if mark and mark == own:
             raise VaultMissing(
                 f"{self._destination.name}: {self.path} is the vault that points are sent from: "
                 f"zfs set {PROPERTY}=/ANOTHER {self._destination.root}"
@@ -258,6 +258,14 @@ class RemoteVault:
 
     def _rsync(self, *words: str) -> str:
         return self._remote.rsync("-p", "--chmod=D700,F600", *words)
+
+
+def _text(path: Path) -> str:
+    """A small file; "" if there is none. It may hold any bytes."""
+    try:
+        return path.read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _sha256(path: Path) -> str:
