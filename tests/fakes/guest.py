@@ -18,9 +18,34 @@ from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.downtime import PauseClock
 from zvmsnap.virt.guest import Guest, JobProgress, Pause
+from zvmsnap.virt.qemu_process import QemuProcess
+from zvmsnap.zfs import volume
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
+
+
+class FakeProcess(QemuProcess):
+    """A QEMU process that has opened what the paths of its guest's disks led to.
+
+    `instead` has the path of what it has opened in fact; "" if nothing. With `own_names` its paths
+    lead to that, too.
+    """
+
+    def __init__(self, instead: dict[str, str], *, own_names: bool) -> None:
+        self.instead = instead
+        self.own_names = own_names
+
+    @property
+    def has_own_names(self) -> bool:
+        return self.own_names
+
+    def has_file(self, path: str) -> bool:
+        return self.instead.get(path, path) == path
+
+    def device(self, path: str) -> int | None:
+        opened = self.instead.get(path, path)
+        return volume.device_number(opened) if opened == path or self.own_names else None
 
 
 class FakeGuest(Guest):
@@ -52,6 +77,7 @@ class FakeGuest(Guest):
         self.worked_s = 0.0
         self.picture = b""
         self.agent: FakeAgent | None = None
+        self.qemu: FakeProcess | None = FakeProcess({}, own_names=True)
         self.asked: list[str] = []
         self.clock_s = 0.0
 
@@ -118,6 +144,9 @@ class FakeGuest(Guest):
     def is_persistent(self) -> bool:
         self._called("is_persistent")
         return self.is_defined
+
+    def process(self) -> QemuProcess | None:
+        return self.qemu if self.active else None
 
     def state(self) -> str:
         if not self.active:

@@ -77,6 +77,11 @@ class World:
         self.mismatches: list[str] = []
         self.loaded: list[str] = []
         self.acts: list[str] = []
+        # Links by content, to the paths of devices; those of partitions; devices by number.
+        self.links: dict[str, str] = {}
+        self.partitions: tuple[types.Partition, ...] = ()
+        self.part_links: dict[str, tuple[int, types.Partition]] = {}
+        self.devices: list[tuple[int, types.Partition | None]] = []
         # Acts that fail, and the one at which the process dies: number, "before" or "after".
         self.errors: set[tuple[int, str]] = set()
         self.death: tuple[int, str] | None = None
@@ -89,6 +94,7 @@ class World:
         self, name: str, content: str = "", kind: str = "filesystem", **more: Any
     ) -> PoolDataset:
         dataset = self.pool[name] = PoolDataset(self._next(), kind, content, **more)
+        self.rename_partitions(name)
         if kind == "filesystem" and dataset.properties.get("canmount", "on") == "on":
             self._mount(name)
         return dataset
@@ -153,7 +159,9 @@ class World:
             patch.setattr(zfs, verb, getattr(self, verb))
         patch.setattr(mounts, "read_table", self.mounts)
         patch.setattr(zfs, "local_properties", self.local_properties)
-        patch.setattr(volume, "volume_of", self.volume_of)
+        patch.setattr(volume, "device_number", self.device_number)
+        patch.setattr(volume, "location_at", self.location_at)
+        patch.setattr(volume, "rename_partitions", self.rename_partitions)
         patch.setattr(changes, "written_to", self.written_to)
         patch.setattr(zfs, "written_bytes", lambda dataset: len(self.pool[dataset].content))
         for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
@@ -249,9 +257,40 @@ class World:
             table.append(mounts.Mount(number, above.number, "/", point, name))
         return table
 
-    def volume_of(self, device: str) -> str | None:
-        name = device.removeprefix("/dev/zvol/")
-        return name if name in self.pool and self.pool[name].type == "volume" else None
+    def partition(self, *parts: types.Partition) -> None:
+        """All volumes have these partitions, and so have their clones."""
+        self.partitions = parts
+        for name in self.pool:
+            self.rename_partitions(name)
+
+    def rename_partitions(self, name: str) -> None:
+        """As udev does when it is told. It does not follow a rename by itself."""
+        dataset = self.pool.get(name)
+        if dataset is None or dataset.type != "volume":
+            return
+        links = self.part_links.items()
+        self.part_links = {path: own for path, own in links if own[0] != dataset.guid}
+        for part in self.partitions:
+            self.part_links[volume.device_of(name, part)] = dataset.guid, part
+
+    def device_number(self, path: str) -> int | None:
+        """The number of the device to which a path leads, by udev's links of now."""
+        path = self.links.get(path, path)
+        device: tuple[int, types.Partition | None] | None = self.part_links.get(path)
+        for name, dataset in self.pool.items():
+            if dataset.type == "volume" and volume.device_of(name) == path:
+                device = dataset.guid, None
+        if device is None:
+            return None
+        if device not in self.devices:
+            self.devices.append(device)
+        return self.devices.index(device)
+
+    def location_at(self, number: int) -> DiskLocation | None:
+        """What the kernel says."""
+        guid, part = self.devices[number]
+        names = [name for name, dataset in self.pool.items() if dataset.guid == guid]
+        return DiskLocation(names[0], "", part) if names else None
 
     def take_snapshots(self, datasets: Iterable[str], name: str) -> None:
         for dataset in datasets:
@@ -376,7 +415,7 @@ class Machine(FakeGuest):
         world.machines.append(self)
 
     def ram(self) -> bytes:
-        return fitting({target: self.world.of_path(path).content for target, path in self._at()})
+        return fitting({target: self.world.of_path(path).content for target, path in self._open()})
 
     def loads(self, ram: bytes) -> None:
         fits: dict[str, str] = json.loads(ram)
@@ -388,8 +427,12 @@ class Machine(FakeGuest):
                 )
 
     def runs(self) -> None:
-        for _, path in self._at():
+        for _, path in self._open():
             self.world.of_path(path).content += "+"
+
+    def _open(self) -> list[tuple[str, str]]:
+        instead = self.qemu.instead if self.qemu else {}
+        return [(target, instead.get(path, path)) for target, path in self._at()]
 
     def _at(self) -> list[tuple[str, str]]:
         return sorted(self.live.items())

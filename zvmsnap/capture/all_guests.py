@@ -64,9 +64,12 @@ def begin(
     def modes_for(names: Iterable[str]) -> ModeSet:
         return eligibility.modes_for(names, datasets, call.types, config.default_modes)
 
+    guids = {name: dataset.guid for name, dataset in datasets.items()}
     return capture_guests(
         config,
-        CaptureRequest(call, owner, covered, snapshotted, modes_for, cancelled, post_within_s),
+        CaptureRequest(
+            call, owner, covered, snapshotted, modes_for, cancelled, post_within_s, guids
+        ),
     )
 
 
@@ -97,6 +100,8 @@ def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], bool]:
             disks = location.locate_disks(run.host, guest, run.mounts)
             if eligibility.assess(disks, run.request.covered):
                 guests[guest.uuid] = guest
+            elif doubts := eligibility.doubts_of(disks):
+                run.about(guest).warning("no point: %s", "; ".join(doubts))
         except DomainGone:
             continue
         except ZvmsnapError as error:

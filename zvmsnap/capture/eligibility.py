@@ -4,9 +4,13 @@
 |-----------------------------|-----------------------------|------------------------|
 | any                         | none on a covered dataset   | (not concerned)        |
 | off                         | at least one covered        | anything but offline   |
+| off                         | by a link that a clone      | anything               |
+|                             | shares                      |                        |
 | paused, or otherwise not    | at least one covered        | anything but crash     |
 | running                     |                             |                        |
 | running                     | some on other datasets      | memory, paused         |
+| running                     | not surely what QEMU has    | memory, paused         |
+|                             | open                        |                        |
 | running                     | of a kind without overlay   | memory                 |
 | running, with a device that | any                         | memory, paused         |
 | cannot be migrated, or a    |                             |                        |
@@ -40,7 +44,8 @@ class Eligibility:
     """What a run can do for one guest.
 
     `obstacles`: why it cannot have a level; `covered`: its disks on covered datasets, by target;
-    `others`: the targets of its other disks.
+    `others`: the targets of its other disks. `no_overlay`: why one of the covered disks must not
+    be put on an overlay, "" if all may.
     """
 
     domain: domain_xml.Domain
@@ -48,6 +53,7 @@ class Eligibility:
     obstacles: Mapping[ConsistencyLevel, str]
     covered: Mapping[str, DiskLocation]
     others: tuple[str, ...]
+    no_overlay: str = ""
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -119,7 +125,7 @@ def modes_for(
 
 def assess(disks: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
     """Decide for one guest by the table above; None if it has no disk on a covered dataset."""
-    writable = [disk for disk in disks.domain.disks if disk.writable]
+    writable = _writable(disks)
     inside = {
         disk.target: disks.locations[disk.target]
         for disk in writable
@@ -133,28 +139,52 @@ def assess(disks: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
         obstacles=_obstacles(disks, writable, inside),
         covered=inside,
         others=tuple(disk.target for disk in disks.domain.disks if disk.target not in inside),
+        no_overlay=_why_no_overlay(disks, [disk for disk in writable if disk.target in inside]),
     )
+
+
+def doubts_of(disks: GuestDisks) -> list[str]:
+    """Why a writable disk may not be what its path leads to."""
+    return [
+        f"{disk.target}: {disks.doubts[disk.target]}"
+        for disk in _writable(disks)
+        if disk.target in disks.doubts
+    ]
+
+
+def _writable(disks: GuestDisks) -> list[domain_xml.Disk]:
+    return [disk for disk in disks.domain.disks if disk.writable]
 
 
 def _obstacles(
     disks: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
 ) -> dict[ConsistencyLevel, str]:
+    obstacles = {}
+    if disks.is_off and (doubts := doubts_of(disks)):
+        obstacles[ConsistencyLevel.OFFLINE] = "; ".join(doubts)
     if disks.state != "running":
         why = f"the guest is {disks.state}"
-        return dict.fromkeys(
+        return obstacles | dict.fromkeys(
             (ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED), why
         )
-    obstacles = {}
     if disks.domain.agent != "connected":
         obstacles[ConsistencyLevel.QUIESCED] = (
             "its agent is not connected" if disks.domain.agent else "it has no channel for an agent"
         )
     if reason := _why_no_memory(disks, writable, inside):
         return obstacles | dict.fromkeys((ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED), reason)
-    for disk in writable:
-        if why_not := domain_xml.why_no_overlay(disk):
-            obstacles[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
+    if why_not := _why_no_overlay(disks, writable):
+        obstacles[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
     return obstacles
+
+
+def _why_no_overlay(disks: GuestDisks, writable: list[domain_xml.Disk]) -> str:
+    for disk in writable:
+        if known := disks.doubts.get(disk.target) or disks.no_overlays.get(disk.target):
+            return f"{disk.target}: {known}"
+        if why_not := domain_xml.why_no_overlay(disk):
+            return why_not
+    return ""
 
 
 def _why_no_memory(
@@ -164,6 +194,8 @@ def _why_no_memory(
     if outside:
         listed = ", ".join(f"{disk.target} ({_where(disks, disk)})" for disk in outside)
         return f"not all disks are in this snapshot: {listed}"
+    if doubts := doubts_of(disks):
+        return f"its disks are not surely known: {'; '.join(doubts)}"
     if disks.domain.unmigratable:
         return f"its RAM cannot be saved because of {disks.domain.unmigratable}"
     for disk in writable:
@@ -174,4 +206,6 @@ def _why_no_memory(
 
 def _where(disks: GuestDisks, disk: domain_xml.Disk) -> str:
     place = disks.locations.get(disk.target)
+    if doubt := disks.doubts.get(disk.target):
+        return doubt
     return f"on {place.dataset}" if place else disk.source or f"of type {disk.type}"

@@ -137,6 +137,9 @@ class _LevelChoice:
     def capture(self) -> bool:
         """As `GuestCapture.capture`."""
         if self._eligible.is_off:
+            if why := self._eligible.obstacles.get(ConsistencyLevel.OFFLINE):
+                self._log.error("no point: %s", why)
+                return False
             self._missed.append(self._eligible.obstacles[ConsistencyLevel.MEMORY])
             self._capture_at(ConsistencyLevel.OFFLINE)
             return True

@@ -15,7 +15,7 @@ from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.quiesce import scripts
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.quiesce.thaw import thaw_file_systems
-from zvmsnap.virt import agent, domain_xml
+from zvmsnap.virt import agent
 
 
 def obstacle(_attempt: Attempt) -> str:
@@ -39,11 +39,7 @@ def capture(attempt: Attempt) -> None:
 
 
 def _can_use_overlays(attempt: Attempt) -> bool:
-    return attempt.config.quiesce_overlay and not any(
-        domain_xml.why_no_overlay(disk)
-        for disk in attempt.eligibility.domain.disks
-        if disk.target in attempt.eligibility.covered
-    )
+    return attempt.config.quiesce_overlay and not attempt.eligibility.no_overlay
 
 
 def _steps(attempt: Attempt, writer: EntryWriter, *, overlays: bool) -> list[Step]:

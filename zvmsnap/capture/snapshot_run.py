@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zvmsnap.common import log
 from zvmsnap.common.process import Process
@@ -25,7 +25,8 @@ class CaptureRequest:
 
     `modes_for` says which levels are wanted of a guest with disks on such datasets; it raises
     ModeInvalid. When `owner` dies, the run ends. While it lives it calls post within
-    `post_within_s` (see hooks/callers). `cancelled`: undo everything.
+    `post_within_s` (see hooks/callers). `cancelled`: undo everything. `guids`: those of
+    datasets.
     """
 
     call: HookCall
@@ -35,6 +36,7 @@ class CaptureRequest:
     modes_for: Callable[[Iterable[str]], ModeSet]
     cancelled: threading.Event
     post_within_s: float = math.inf
+    guids: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,12 @@ class Attempt:
             minimum_level=self.minimum,
             reason=self.missed or None,
             disks=tuple(
-                Disk.of(disks[target], place, str(self.staging.overlay(target)) if overlays else "")
+                Disk.of(
+                    disks[target],
+                    place,
+                    str(self.staging.overlay(target)) if overlays else "",
+                    dataset_guid=self.run.request.guids.get(place.dataset, 0),
+                )
                 for target, place in self.eligibility.covered.items()
             ),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -38,6 +38,7 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.retention import drop
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs.types import Dataset
 
 _GROUP = "zvmsnap:group"
 
@@ -158,9 +159,11 @@ def _capture_and_snapshot(
 ) -> tuple[list[Entry], list[str], str]:
     """Capture, snapshot and finish; returns the entries, the snapshots, and why there are none."""
     call = HookCall(Role.PRE, planned.datasets, (planned.name,))
-    modes_for = _modes_for(config, planned)
+    known = zfs.datasets()
+    guids = {name: dataset.guid for name, dataset in known.items()}
+    modes_for = _modes_for(config, planned, known)
     datasets = frozenset(planned.datasets)
-    request = CaptureRequest(call, owner, datasets, datasets, modes_for, cancelled)
+    request = CaptureRequest(call, owner, datasets, datasets, modes_for, cancelled, guids=guids)
     captured: list[Entry] = []
     try:
         if not all_guests.capture_guests(config, request):
@@ -174,9 +177,9 @@ def _capture_and_snapshot(
         after_snapshot.finish_run(call, config, owner)
 
 
-def _modes_for(config: Config, planned: TakePlan) -> Callable[[Iterable[str]], ModeSet]:
-    datasets = zfs.datasets()
-
+def _modes_for(
+    config: Config, planned: TakePlan, datasets: Mapping[str, Dataset]
+) -> Callable[[Iterable[str]], ModeSet]:
     def modes_for(names: Iterable[str]) -> ModeSet:
         if planned.mode:
             modes = mode_set([planned.mode])

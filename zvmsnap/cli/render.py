@@ -241,8 +241,9 @@ def _next_start_lines(next_start: NextStart, manifest: Manifest) -> Iterator[str
 
 def _disk_lines(disks: Iterable[Disk]) -> Iterator[str]:
     for disk in disks:
-        path = f" {disk.path}" if disk.path else ""
-        yield f"    {disk.target}  {disk.format}  {disk.dataset}{path}  ({disk.source})"
+        inside = disk.path or str(disk.partition or "")
+        where = f"{disk.dataset} {inside}".rstrip()
+        yield f"    {disk.target}  {disk.format}  {where}  ({disk.source})"
 
 
 def _memory_lines(manifest: Manifest) -> Iterator[str]:

@@ -6,6 +6,7 @@
     firmware     writes NVRAM and, for a start from the disks, the state of the TPM
     define       defines the clone, with a mark in its metadata
     load         loads the RAM, or starts from the disks; the clone is paused
+    check        asks QEMU which disks it has open: the clone's own, or all is undone
     resume       resumes it
     close        removes the copy of the RAM image, and closes the operation
 
@@ -27,6 +28,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
+from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, OperationWriter, Source, StartState
 from zvmsnap.points import definition, memory_image, vault
@@ -116,17 +118,21 @@ class CloneCreation:
             Step("firmware", self._make_firmware, self._drop_firmware),
             Step("define", self._define, self._undefine),
             Step("load", self._load, self._unload),
+            Step("check", self._check),
             Step("resume", self._resume),
         ]
 
     def _find_disks(self) -> None:
-        manifest = self._point.manifest
-        names = (name for name, _ in self._operation.datasets)
-        clones = dict(zip(sorted(manifest.datasets), names, strict=True))
+        clones = self._clones()
         self._writer.note(
-            sources=datasets.sources(manifest.disks, clones),
+            sources=datasets.sources(self._point.manifest.disks, clones),
             next_sources=datasets.sources(next_start(self._point).disks, clones),
         )
+
+    def _clones(self) -> dict[str, str]:
+        """Its datasets, by those of the point's disks."""
+        names = (name for name, _ in self._operation.datasets)
+        return dict(zip(sorted(self._point.manifest.datasets), names, strict=True))
 
     @property
     def _point(self) -> RestorePoint:
@@ -222,6 +228,13 @@ class CloneCreation:
             self._host.guest(self._operation.uuid).pull_plugs()
         else:
             self._host.guest(self._operation.uuid).create(paused=True)
+
+    def _check(self) -> None:
+        has_memory = self._operation.memory
+        disks = self._point.manifest.disks if has_memory else next_start(self._point).disks
+        clones = self._clones()
+        own = {disk.target: disk.location_in(clones[disk.dataset]) for disk in disks}
+        location.check_open(self._host, self._host.guest(self._operation.uuid), own)
 
     def _unload(self) -> None:
         guest = self._guest()

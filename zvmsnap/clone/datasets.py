@@ -12,7 +12,6 @@ from zvmsnap.journal.operation import CloneOperation, Source
 from zvmsnap.points.manifest import Disk
 from zvmsnap.virt import security_labels
 from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
-from zvmsnap.zfs.mounts import DiskLocation
 
 _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 
@@ -48,15 +47,17 @@ def sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Sourc
     table = mounts.read_table()
     images: dict[str, Source] = {}
     for disk in disks:
-        name = clones[disk.dataset]
-        if not disk.path:
-            volume.wait_device(name, dataset_swap.DEVICE_TIMEOUT_S)
-            images[disk.target] = ("block", volume.device_of(name), disk.format)
+        own = disk.location_in(clones[disk.dataset])
+        if not own.path:
+            volume.wait_device(own.dataset, dataset_swap.DEVICE_TIMEOUT_S)
+            if own.partition:
+                volume.wait_partition(own.dataset, own.partition, dataset_swap.DEVICE_TIMEOUT_S)
+            images[disk.target] = ("block", location.current_path(own, table), disk.format)
             continue
-        path = os.path.realpath(location.current_path(DiskLocation(name, disk.path), table))
+        path = os.path.realpath(location.current_path(own, table))
         place = location.locate_path(path, table)
         # A symlink may lead to an image of the original.
-        if place and place.dataset == name and os.path.isfile(path):
+        if place and place.dataset == own.dataset and os.path.isfile(path):
             security_labels.give_back(path)
             images[disk.target] = ("file", path, disk.format)
     return images

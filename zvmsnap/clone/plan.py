@@ -66,6 +66,7 @@ def plan_clone(
     Raises CloneImpossible, RestoreImpossible, SnapshotMissing and ImageUnloadable.
     """
     _check_name(options.name)
+    compatibility.refuse_unidentified(point, CloneImpossible)
     observed = _observe(host, point, options)
     snapshots = locate.snapshots_of(point, observed.snapshots)
     datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)

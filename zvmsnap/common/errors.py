@@ -178,6 +178,10 @@ class RestoreImpossible(ZvmsnapError):
     """A point cannot be restored as requested; nothing was touched."""
 
 
+class WrongDisk(ZvmsnapError):
+    """QEMU has another disk open than the guest's: it must not run."""
+
+
 class VerifyFailed(ZvmsnapError):
     """A guest that was started from a point does not live."""
 

@@ -1,70 +1,135 @@
-"""Where the disks of guests are: in which datasets, and at which paths they can be opened."""
+"""Where the disks of guests are: in which datasets, and at which paths they can be opened.
+
+The disk of a guest that runs is what its QEMU has open, whatever its path leads to by now:
+
+| QEMU has open           | its path leads to        | location | doubt                      |
+|-------------------------|--------------------------|----------|----------------------------|
+| the device or file      | the same                 | that     | none                       |
+| the device              | another, or none         | that     | the path leads elsewhere   |
+| another device, or file | a device, or file        | none     | QEMU has another one open  |
+| cannot be looked at     | a device, or file        | its path | nothing says what is open  |
+
+Without a process only the path is left. Links below /dev/disk are made by the content of a disk:
+where there is a clone of it, they may lead to that.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
+from zvmsnap.common.errors import LibvirtFailed, WrongDisk, ZfsFailed
 from zvmsnap.disks import overlay_chain
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
+from zvmsnap.virt.qemu_process import QemuProcess
 from zvmsnap.zfs import mounts, volume
 from zvmsnap.zfs.mounts import DiskLocation
+
+_OFF = ("shut off", "crashed")
+_LINKS_MAX = 40
+_UNKNOWN = "something else"
+_BY_CONTENT = (
+    "is a link by the content of the disk, which may lead to a clone of it: let the definition "
+    "name it /dev/zvol/..."
+)
 
 
 @dataclass(frozen=True)
 class GuestDisks:
     """One guest as it is now: definition, state, and the location of each disk by its target.
 
-    Disks that are not on ZFS have no location.
+    Disks that are not on ZFS have no location. `doubts` says why a disk may not be what its path
+    leads to, `no_overlays` why else a disk must not be put on an overlay; by target.
     """
 
     domain: domain_xml.Domain
     state: str
     locations: Mapping[str, DiskLocation]
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    no_overlays: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_off(self) -> bool:
         """Has the guest no QEMU process?"""
-        return self.state in ("shut off", "crashed")
+        return self.state in _OFF
 
 
 def locate_disks(host: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDisks:
     """Look up the disks that the live XML of a guest names. Raises LibvirtFailed."""
     state = guest.state()
     domain = domain_xml.parse(guest.xml())
+    is_off = state in _OFF
+    process = None if is_off else guest.process()
     chains = overlay_chain.of(domain)
-    locations = {}
+    locations, doubts, no_overlays = {}, {}, {}
     for disk in domain.disks:
         # A disk on an overlay of zvmsnap counts as where its base is.
         chain = chains.get(disk.target)
         path = chain.base if chain and chain.base else _path(host, disk)
-        disk_location = locate_path(path, table) if path else None
-        if disk_location:
-            locations[disk.target] = disk_location
-    return GuestDisks(domain, state, locations)
+        if not path:
+            continue
+        where, doubt = _locate(path, table, process, is_off=is_off)
+        if where:
+            locations[disk.target] = where
+        if doubt:
+            doubts[disk.target] = doubt
+        elif _is_by_content(path) and not (process and process.has_own_names):
+            no_overlays[disk.target] = f"{path} {_BY_CONTENT}"
+    return GuestDisks(domain, state, locations, doubts, no_overlays)
+
+
+def check_open(host: Host, guest: Guest, *definitions: Mapping[str, DiskLocation]) -> None:
+    """Raises WrongDisk unless the QEMU of this guest has its disks open, as one of these says.
+
+    They are by target. A target that none of them knows is no matter of this.
+    """
+    table = mounts.read_table()
+    seen = locate_disks(host, guest, table)
+    wrong = []
+    for disk in seen.domain.disks:
+        own = [each[disk.target] for each in definitions if disk.target in each]
+        is_open = seen.locations.get(disk.target)
+        if own and not any(_is(is_open, each, table) for each in own):
+            wrong.append(f"{disk.target} is {is_open or _UNKNOWN}, not {own[0]}")
+    if wrong:
+        raise WrongDisk(f"{guest.name}: QEMU has opened another disk: {'; '.join(wrong)}")
+
+
+def stop_unless_on(host: Host, guest: Guest, *definitions: Mapping[str, DiskLocation]) -> None:
+    """As `check_open`, of a guest that was just started, paused: on other disks it is stopped."""
+    try:
+        check_open(host, guest, *definitions)
+    except WrongDisk:
+        guest.destroy()
+        raise
+
+
+def _is(is_open: DiskLocation | None, own: DiskLocation, table: list[mounts.Mount]) -> bool:
+    """Is it that disk, or the file of the same dataset to which a link in its place leads?"""
+    if is_open is None or is_open.dataset != own.dataset or not (own.path and is_open.path):
+        return is_open == own
+    return is_open in (own, locate_path(current_path(own, table), table))
 
 
 def locate_path(path: str, table: list[mounts.Mount]) -> DiskLocation | None:
     """The location of a path or device, symlinks followed; None if it is not on ZFS."""
     real = os.path.realpath(path)
     if real.startswith("/dev/"):
-        dataset = volume.volume_of(real)
-        return DiskLocation(dataset, "") if dataset else None
+        return volume.location_of(real)
     dataset_and_path = mounts.dataset_of_path(real, table)
     return DiskLocation(*dataset_and_path) if dataset_and_path else None
 
 
 def current_path(where: DiskLocation, table: list[mounts.Mount]) -> str:
-    """The path at which a disk can be opened now; of a volume its device.
+    """The path at which a disk can be opened now; of a volume, or its partition, the device.
 
     Raises ZfsFailed if its filesystem is not mounted.
     """
     if not where.path:
-        return volume.device_of(where.dataset)
+        return volume.device_of(where.dataset, where.partition)
     mountpoint = mounts.mountpoint_of(where.dataset, table)
     if mountpoint is None:
         raise ZfsFailed(
@@ -82,3 +147,40 @@ def _path(host: Host, disk: domain_xml.Disk) -> str:
             # For instance of an inactive pool: its location is unknown, so no run covers it.
             return ""
     return disk.source
+
+
+def _locate(
+    path: str, table: list[mounts.Mount], process: QemuProcess | None, *, is_off: bool
+) -> tuple[DiskLocation | None, str]:
+    """By the table above: the location of a disk, and the doubt, "" if there is none."""
+    leads_to = locate_path(path, table)
+    if is_off:
+        return leads_to, f"{path} {_BY_CONTENT}" if leads_to and _is_by_content(path) else ""
+    if process is None:
+        return leads_to, "its QEMU process cannot be looked at" if leads_to else ""
+    if leads_to and leads_to.path:
+        if process.has_file(path):
+            return leads_to, ""
+        return None, f"QEMU has another file open than {path} is now"
+    if not path.startswith("/dev/") and leads_to is None:
+        return None, ""  # a file that is not on ZFS
+    number = process.device(path)
+    if number is None:
+        return None, f"QEMU has another device open than {path} is now" if leads_to else ""
+    is_open = volume.location_at(number)
+    if number == volume.device_number(path):
+        return is_open, ""
+    elsewhere, own = leads_to or _UNKNOWN, is_open or _UNKNOWN
+    return is_open, f"{path} leads to {elsewhere} now, but its disk is {own}"
+
+
+def _is_by_content(path: str) -> bool:
+    """Is one of the links by which a path leads to a device made by what is on the device?"""
+    for _ in range(_LINKS_MAX):
+        if path.startswith("/dev/disk/"):
+            return True
+        try:
+            path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+        except OSError:
+            break
+    return False

@@ -321,8 +321,17 @@ class _Publication:
             reason=entry.reason,
             snapshots=self._snapshots,
             disks=tuple(
-                manifest.Disk(d.target, d.type, d.format, d.base, d.dataset, d.path)
-                for d in entry.disks
+                manifest.Disk(
+                    disk.target,
+                    disk.type,
+                    disk.format,
+                    disk.base,
+                    disk.dataset,
+                    disk.path,
+                    disk.partition,
+                    disk.dataset_guid,
+                )
+                for disk in entry.disks
             ),
             memory=self._memory,
             host=self._host_description(),

@@ -33,6 +33,7 @@ from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Partition
 
 SCHEMA = 3
 
@@ -58,7 +59,10 @@ class EntryState(StrEnum):
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """A disk of the run: what it is, its place in a dataset, and its overlay ("" if none)."""
+    """A disk of the run: what it is, its place in a dataset, and its overlay ("" if none).
+
+    `dataset_guid` is 0 if it is not known.
+    """
 
     target: str
     type: str
@@ -67,9 +71,18 @@ class Disk(msgspec.Struct, frozen=True):
     dataset: DatasetName
     path: str
     overlay: str = ""
+    partition: Partition | None = None
+    dataset_guid: int = 0
 
     @classmethod
-    def of(cls, disk: domain_xml.Disk, location: DiskLocation, overlay: str = "") -> Disk:
+    def of(
+        cls,
+        disk: domain_xml.Disk,
+        location: DiskLocation,
+        overlay: str = "",
+        *,
+        dataset_guid: int = 0,
+    ) -> Disk:
         """A disk of a definition, at that location."""
         return cls(
             disk.target,
@@ -79,6 +92,8 @@ class Disk(msgspec.Struct, frozen=True):
             location.dataset,
             location.path,
             overlay,
+            location.partition,
+            dataset_guid,
         )
 
 

@@ -18,6 +18,8 @@ from zvmsnap.common.snapshot_name import FullName
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.guest_files import OPERATIONS, GuestFiles, OtherVersionsFile, check_guest
 from zvmsnap.zfs.dataset_swap import SwapTree
+from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Partition
 
 # An operation holds an entry: when the entry's schema changes, this one does, too.
 SCHEMA = 2
@@ -56,6 +58,9 @@ class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
     kind: ClassVar[str] = "restore"
 
     restored_disks: dict[str, tuple[str, str]] = {}  # dataset and path of each, by target
+    partitions: dict[str, Partition] = {}  # those of them that are partitions of their dataset
+    next_disks: dict[str, DiskLocation] = {}  # the same of the definition for the next start
+    replaced_disks: dict[str, DiskLocation] = {}  # of the replaced guest, by target
     written_bytes: dict[str, int] = {}  # ZFS's `written` of each restored dataset, when restored
     swap_trees: tuple[SwapTree, ...] = ()
     rollback: tuple[FullName, ...] = ()  # snapshots
@@ -65,6 +70,14 @@ class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
     saves_memory: bool  # the RAM of the replaced guest is saved when it is stopped
     safety_entry: Entry | None = None
     rollback_begun: bool = False  # the replaced guest's disks cannot be had back any more
+
+    @property
+    def restored_locations(self) -> dict[str, DiskLocation]:
+        """Where the restored disks are, by target."""
+        return {
+            target: DiskLocation(dataset, path, self.partitions.get(target))
+            for target, (dataset, path) in self.restored_disks.items()
+        }
 
 
 class CloneOperation(Operation, frozen=True, kw_only=True, tag="clone"):

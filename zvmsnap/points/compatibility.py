@@ -12,7 +12,9 @@ from zvmsnap.common.errors import ZvmsnapError
 from zvmsnap.points.manifest import HostDescription
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.host import Host
+from zvmsnap.zfs.volume import device_of
 
+_NUMBERED = re.compile(r"/dev/zd\d+\Z")
 _PASSED_THROUGH = ("host-passthrough", "maximum")
 
 
@@ -26,6 +28,22 @@ def refuse_misfits(
     text = "; ".join(reasons)
     if text:
         raise refused(f"{point.name} does not fit this host: {text}{hint}")
+
+
+def refuse_unidentified(point: RestorePoint, refused: type[ZvmsnapError]) -> None:
+    """Raises `refused` if the point does not say which part of a volume a disk of it was.
+
+    Versions that did not ask the kernel took a partition, or whatever a link led to, for its
+    volume. Their points are good for disks that were named as the volume itself.
+    """
+    for disk in point.manifest.disks:
+        is_whole = disk.source in ("", device_of(disk.dataset)) or _NUMBERED.match(disk.source)
+        if not (disk.dataset_guid or disk.path or is_whole):
+            raise refused(
+                f"{point.name}: {disk.target} was {disk.source}, and the point does not say which "
+                f"part of {disk.dataset} that was, as an older version made it: zfs clone "
+                "its snapshot, and look"
+            )
 
 
 def why_not(host: Host, xml: str, made_on: HostDescription, *, cold: bool) -> list[str]:

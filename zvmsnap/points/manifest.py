@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.zfs.types import Snapshot
+from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Partition, Snapshot
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -53,7 +54,11 @@ class SnapshotRef(msgspec.Struct, frozen=True):
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """A disk of the point; `path` is its path in its dataset ("" for a volume)."""
+    """A disk of the point; `path` is its path in its dataset ("" for a volume).
+
+    What it was: the dataset by its guid, and the partition of a volume. `source` is how the
+    definition named it. Points of older versions have neither, and the guid is 0.
+    """
 
     target: str
     type: str
@@ -61,6 +66,12 @@ class Disk(msgspec.Struct, frozen=True):
     source: str
     dataset: str
     path: str
+    partition: Partition | None = None
+    dataset_guid: int = 0
+
+    def location_in(self, dataset: str) -> DiskLocation:
+        """Where the disk is in `dataset`, which holds the content of its own now."""
+        return DiskLocation(dataset, self.path, self.partition)
 
 
 class Memory(msgspec.Struct, frozen=True):

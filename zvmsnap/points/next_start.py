@@ -7,7 +7,7 @@ manifest's disks are those of the first. Of the second:
 | its image                                                     | is in the point            |
 |---------------------------------------------------------------|----------------------------|
 | is that of a disk of the first one, whatever their targets    | as that disk               |
-| is a volume of the point                                      | as that volume             |
+| is a volume, or a partition, of the point                     | as that one                |
 | was below the mountpoint of a dataset of the point            | there, if the file exists  |
 | any other                                                     | not                        |
 """
@@ -66,7 +66,9 @@ def _known_images(point: RestorePoint) -> dict[object, Disk]:
     """The manifest's disks, by what definitions may call their images."""
     by_target = {disk.target: disk for disk in point.manifest.disks}
     volumes = {
-        volume.device_of(disk.dataset): disk for disk in point.manifest.disks if not disk.path
+        volume.device_of(disk.dataset, disk.partition): disk
+        for disk in point.manifest.disks
+        if not disk.path
     }
     return volumes | {
         _image_of(disk): by_target[disk.target]

@@ -66,6 +66,7 @@ class Fetcher:
         syncoid.check(self._options)
         remote_points, _ = self._remote_vault.read()
         point = selector.choose(remote_points, text)
+        compatibility.refuse_unidentified(point, FetchRefused)
         subtree = zfs.subtree(self._source.root, self._remote)
         snapshots = locate.snapshots_of(point, subtree.snapshots)
         self._check_free(point, snapshots)

@@ -15,6 +15,7 @@ from zvmsnap.restore.observe import Observed
 
 def check_host(point: RestorePoint, observed: Observed, *, with_memory: bool) -> None:
     """The guest and its disks can be put back on this host. Raises RestoreImpossible."""
+    compatibility.refuse_unidentified(point, RestoreImpossible)
     _check_identity(point.manifest, observed)
     _check_keys(observed)
     _check_other_guests(observed)

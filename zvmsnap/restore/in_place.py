@@ -10,6 +10,7 @@
     rollback     with --rollback, instead of clone, swap and promote
     definition   definition, NVRAM and TPM state of the point
     load         loads the RAM, or starts from the disks; the guest is paused
+    check        asks QEMU which disks it has open: those of the point, or all is undone
     resume       resumes it
     clock        tells its agent the time
     points       writes into the points where their snapshots are now
@@ -248,6 +249,7 @@ class InPlaceRestore:
         steps += [
             Step("definition", restored.define, replaced.define),
             Step("load", self._load, restored.unload),
+            Step("check", restored.check),
             Step("resume", restored.resume),
         ]
         return [self._undone_in_order(step) for step in steps]

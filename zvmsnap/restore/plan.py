@@ -38,7 +38,6 @@ from zvmsnap.virt.host import Host
 from zvmsnap.virt.save_image import Header
 from zvmsnap.zfs import dataset_swap
 from zvmsnap.zfs.dataset_swap import SwapTree
-from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Snapshot
 
 
@@ -161,7 +160,13 @@ def _build(request: RestoreRequest, names: Names, observed: Observed) -> Restore
     rollback = [snapshot.full_name for snapshot in observed.snapshots.values()]
     safety = None
     if replaced and options.safety and not options.rollback:
-        safety = safety_entry(replaced.disks, observed.snapshots, names.capture, names.now)
+        safety = safety_entry(
+            replaced.disks,
+            observed.snapshots,
+            observed.datasets,
+            names.capture,
+            names.now,
+        )
     was_active = replaced is not None and replaced.is_active
     return RestoreOperation(
         domain=manifest.domain,
@@ -174,6 +179,12 @@ def _build(request: RestoreRequest, names: Names, observed: Observed) -> Restore
         restored_disks={
             disk.target: (observed.current[disk.dataset], disk.path) for disk in manifest.disks
         },
+        partitions={disk.target: disk.partition for disk in manifest.disks if disk.partition},
+        next_disks={
+            disk.target: disk.location_in(observed.current[disk.dataset])
+            for disk in observed.next_disks
+        },
+        replaced_disks=dict(replaced.disks.locations) if replaced else {},
         memory=image is not None,
         start_state=_start_state(manifest, options, image),
         capture=names.capture,
@@ -208,19 +219,26 @@ def _swap_trees(observed: Observed, names: Names) -> tuple[SwapTree, ...]:
 
 
 def _new_sources(disks: Iterable[Disk], observed: Observed) -> dict[str, Source]:
-    """The disks that get another path, as theirs leads elsewhere now.
+    """The disks that get another path, as theirs leads elsewhere now, or may.
 
-    Raises ZfsFailed if the filesystem of one is not mounted.
+    | the disk                             | its path in the manifest | another path |
+    |--------------------------------------|--------------------------|--------------|
+    | a file                               | leads to it now          | no           |
+    | a volume of a libvirt pool           | has none                 | no           |
+    | a volume, or a partition of one      | /dev/zvol/..., of it     | no           |
+    | any                                  | any other                | yes          |
+
+    /dev/zd16 may be another volume's tomorrow, and a link by content lead to a clone. Raises
+    ZfsFailed if the filesystem of one is not mounted.
     """
     sources = {}
     for disk in disks:
-        place = DiskLocation(observed.current[disk.dataset], disk.path)
-        # A device /dev/zd16 may be another volume's tomorrow.
-        is_numbered = disk.source.startswith("/dev/zd")
-        if observed.leads_to[disk.source] == place and not is_numbered:
+        place = disk.location_in(observed.current[disk.dataset])
+        if disk.path and observed.leads_to[disk.source] == place:
             continue
         if disk.type == "volume" and place.dataset == disk.dataset:
             continue
-        kind = "file" if disk.path else "block"
-        sources[disk.target] = (kind, location.current_path(place, observed.mounts), disk.format)
+        path = location.current_path(place, observed.mounts)
+        if disk.path or disk.source != path:
+            sources[disk.target] = ("file" if disk.path else "block", path, disk.format)
     return sources

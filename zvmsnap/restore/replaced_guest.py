@@ -14,6 +14,7 @@ from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissin
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
+from zvmsnap.disks import location
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.staging import StagingDir, StagingSpace
 from zvmsnap.finalize.publish import publish
@@ -25,7 +26,8 @@ from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs.dataset_swap import DEVICE_TIMEOUT_S
 
 
 class ReplacedGuest:
@@ -100,7 +102,7 @@ class ReplacedGuest:
         """Let it go on as it was, on its own disks.
 
         Its RAM is loaded once: the image is removed before the guest runs and changes its disks.
-        Raises RestoreFailed.
+        Raises RestoreFailed, and WrongDisk if QEMU opened others: it does not run on these.
         """
         operation = self._operation
         if not self.is_active():
@@ -111,12 +113,42 @@ class ReplacedGuest:
             if not self.saved():
                 self._start()
                 return
-            self._host.restore(str(self.kept.memory), paused=True)
+            self._load()
+        guest = self._host.guest(operation.uuid)
+        is_stopped = guest.pause_reason() is not None and not operation.was_paused
+        if is_stopped:
+            # By the load, now or before a crash.
+            location.check_open(self._host, guest, operation.replaced_disks)
         self.kept.memory.unlink(missing_ok=True)
         sync_dir(self.kept.point)
-        guest = self._host.guest(operation.uuid)
-        if guest.pause_reason() and not operation.was_paused:
+        if is_stopped:
             guest.resume()
+
+    def _load(self) -> None:
+        for place in self._operation.replaced_disks.values():
+            if place.partition:
+                volume.wait_partition(place.dataset, place.partition, DEVICE_TIMEOUT_S)
+        self._host.restore(str(self.kept.memory), self._xml_with_devices(), paused=True)
+        self._stop_unless_on_own()
+
+    def _xml_with_devices(self) -> str | None:
+        """The definition in the saved RAM, where it names a volume otherwise than ZFS does.
+
+        A link by content may lead to the clone of the disk that was to replace it.
+        """
+        xml = save_image.xml_of(self.kept.memory)
+        sources = {}
+        for disk in domain_xml.parse(xml).disks:
+            place = self._operation.replaced_disks.get(disk.target)
+            if place and not place.path and disk.type == "block":
+                device = volume.device_of(place.dataset, place.partition)
+                if device != disk.source:
+                    sources[disk.target] = ("block", device, disk.format)
+        return domain_xml.with_sources(xml, sources) if sources else None
+
+    def _stop_unless_on_own(self) -> None:
+        guest = self._host.guest(self._operation.uuid)
+        location.stop_unless_on(self._host, guest, self._operation.replaced_disks)
 
     def _start(self) -> None:
         operation = self._operation
@@ -127,7 +159,9 @@ class ReplacedGuest:
         if guest is None:
             raise RestoreFailed(f"{operation.domain} is off, and was transient: start it again")
         self._log.warning("its RAM was not saved: it boots from its disks")
-        guest.create()
+        guest.create(paused=True)
+        self._stop_unless_on_own()
+        guest.resume()
 
     def define(self) -> None:
         """Put its definition, NVRAM and TPM state back."""

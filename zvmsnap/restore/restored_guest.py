@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.virt import agent, domain_xml, save_image, security_labels
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts
+from zvmsnap.zfs import mounts, volume
+from zvmsnap.zfs.dataset_swap import DEVICE_TIMEOUT_S
 from zvmsnap.zfs.mounts import DiskLocation
 
 _UNPACKED = "loading.img"
@@ -60,7 +62,13 @@ class RestoredGuest:
         return self._point.directory / memory.file
 
     def define(self) -> None:
-        """Put its definition, with the present paths of its disks, its NVRAM and TPM state back."""
+        """Put its definition, with the present paths of its disks, its NVRAM and TPM state back.
+
+        Raises ZfsFailed for a partition to which its path does not lead.
+        """
+        for place in self._operation.restored_locations.values():
+            if place.partition:
+                volume.wait_partition(place.dataset, place.partition, DEVICE_TIMEOUT_S)
         directory = self._point.directory
         persistent = directory / PERSISTENT_XML
         source = persistent if persistent.exists() else directory / DOMAIN_XML
@@ -85,6 +93,16 @@ class RestoredGuest:
             self._log.warning("its RAM is not loaded, as %s went on without it", ", ".join(used))
         else:
             self._load_memory()
+
+    def check(self) -> None:
+        """Ask QEMU which disks it has open, before the guest runs. Raises WrongDisk."""
+        guest = self._replaced.guest()
+        if guest and guest.is_active():
+            location.check_open(self._host, guest, *self._definitions())
+
+    def _definitions(self) -> tuple[Mapping[str, DiskLocation], ...]:
+        """The disks of the definition that the RAM belongs to, and of that for the next start."""
+        return self._operation.restored_locations, self._operation.next_disks
 
     def _load_memory(self) -> None:
         own = save_image.xml_of(self._image())
@@ -111,11 +129,11 @@ class RestoredGuest:
             for tree in self._operation.swap_trees
             for dataset in tree.datasets
         ]
-        places = {
-            target: DiskLocation(*place) for target, place in self._operation.restored_disks.items()
-        }
-        snapshots = [*swapped, *self._operation.rollback]
-        return changes.written_to(places, snapshots, self._operation.written_bytes)
+        return changes.written_to(
+            self._operation.restored_locations,
+            [*swapped, *self._operation.rollback],
+            self._operation.written_bytes,
+        )
 
     def unload(self) -> None:
         """Destroy its process, so that the replaced guest can be brought back."""
@@ -130,7 +148,9 @@ class RestoredGuest:
         if not guest.is_active():
             # It ran, but the host has gone down since: it boots, as any guest does after that.
             if self._operation.owner.boot != Process.of(self._operation.owner.pid).boot:
-                guest.create()
+                guest.create(paused=True)
+                location.stop_unless_on(self._host, guest, *self._definitions())
+                guest.resume()
         elif self._operation.start_state is StartState.RUNNING and guest.state() == "paused":
             guest.resume()
 

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.disks.location import GuestDisks
 from zvmsnap.journal.entry import Disk, Entry
+from zvmsnap.zfs.types import Dataset
 
 
-def safety_entry(guest: GuestDisks, restored: Iterable[str], capture: str, now: datetime) -> Entry:
+def safety_entry(
+    guest: GuestDisks,
+    restored: Iterable[str],
+    datasets: Mapping[str, Dataset],
+    capture: str,
+    now: datetime,
+) -> Entry:
     """The journal entry of a run that captures the guest at the instant at which it is stopped.
 
-    It covers the datasets of the guest's disks, and all that are `restored`. Pure.
+    It covers the datasets of the guest's disks, and all that are `restored`. `datasets` are those
+    that exist. Pure.
     """
     writable = {disk.target: disk for disk in guest.domain.disks if disk.writable}
-    places = {target: guest.locations[target] for target in writable if target in guest.locations}
-    datasets = {*restored, *(place.dataset for place in places.values())}
+    # Of a guest that is off, nothing but the path says what its disk is.
+    unknown = guest.doubts if guest.is_off else {}
+    places = {
+        target: guest.locations[target]
+        for target in writable
+        if target in guest.locations and target not in unknown
+    }
+    covered = {*restored, *(place.dataset for place in places.values())}
     level, reason = _level(guest, [target for target in writable if target not in places])
     name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"
     return Entry(
         domain=guest.domain.name,
         uuid=guest.domain.uuid,
         run=name,
-        request_datasets=tuple(sorted(datasets)),
+        request_datasets=tuple(sorted(covered)),
         snapshot_names=(name,),
         preexisting_guids=(),
         owner=Process.none(),
         capture=capture,
         level=level,
         reason=reason,
-        disks=tuple(Disk.of(writable[target], place) for target, place in places.items()),
+        disks=tuple(
+            Disk.of(writable[target], place, dataset_guid=datasets[place.dataset].guid)
+            for target, place in places.items()
+        ),
         created=now.isoformat(timespec="milliseconds"),
     )
 

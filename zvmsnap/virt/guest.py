@@ -14,6 +14,7 @@ import libvirt
 
 from zvmsnap.virt.downtime import PauseClock
 from zvmsnap.virt.libvirt_error import translated
+from zvmsnap.virt.qemu_process import QemuProcess
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
@@ -96,6 +97,10 @@ class Guest:
         if state != libvirt.VIR_DOMAIN_PAUSED:
             return None
         return _PAUSES.get(reason, Pause.OTHER)
+
+    def process(self) -> QemuProcess | None:
+        """Its QEMU process, of which can be asked what it has open; None if there is none."""
+        return QemuProcess.find(self.name, self.uuid)
 
     def define(self, xml: str) -> None:
         """Replace its persistent definition."""

@@ -285,6 +285,8 @@ def _mount(tree: SwapTree, *, out: str) -> None:
         name = tree.top + each.path
         if existing[name].type == _VOLUME:
             volume.wait_device(name, DEVICE_TIMEOUT_S)
+            volume.rename_partitions(name)
+            volume.rename_partitions(out + each.path)
 
 
 def _set_canmount(name: str, dataset: SwapDataset, value: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from zvmsnap.zfs.types import Partition
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -85,7 +87,13 @@ def _unescape(text: str) -> str:
 
 @dataclass(frozen=True)
 class DiskLocation:
-    """Where a disk really is: dataset, and path in it ("" for a volume)."""
+    """Where a disk really is: dataset, path in it ("" for a volume), or partition of a volume."""
 
     dataset: str
     path: str
+    partition: Partition | None = None
+
+    def __str__(self) -> str:
+        if self.partition:
+            return f"{self.partition} of {self.dataset}"
+        return f"{self.path} in {self.dataset}" if self.path else self.dataset

@@ -31,6 +31,18 @@ class Dataset:
     modes: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Partition:
+    """A partition of a volume: its number, where it begins in the volume, and its size."""
+
+    number: int
+    start_bytes: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"partition {self.number} ({self.size_bytes} bytes from {self.start_bytes})"
+
+
 @dataclass(frozen=True, order=True)
 class Snapshot:
     """A snapshot that exists; its guid outlives renames and replication, its name does not."""

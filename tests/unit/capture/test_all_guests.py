@@ -21,9 +21,9 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, StartState
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.virt import qemu_conf, tpm_state
-from zvmsnap.zfs import mounts, types, zfs
+from zvmsnap.zfs import mounts, types, volume, zfs
 
-DATASET = types.Dataset("tank/web", "filesystem", compressed=False)
+DATASET = types.Dataset("tank/web", "filesystem", compressed=False, guid=4711)
 CALL = HookCall(Role.PRE, ("tank/web",), ("autosnap_2026-11-20_03:00:00_hourly",))
 
 
@@ -64,6 +64,72 @@ def test_with_memory(begin: Callable[[], tuple[bool, Entry]], guest: DumpedGuest
     assert (complete, entry.level, entry.reason) == (True, ConsistencyLevel.MEMORY, None)
     assert (entry.step, entry.memory_format) == ("frozen", "raw")
     assert guest.live["vda"] == entry.disks[0].overlay
+
+
+def test_what_its_disk_is_is_written_down(begin: Callable[[], tuple[bool, Entry]]) -> None:
+    _, entry = begin()
+    (disk,) = entry.disks
+    assert (disk.dataset, disk.dataset_guid, disk.path) == ("tank/web", 4711, "vda.raw")
+
+
+@pytest.mark.parametrize("clone_exists", [False, True])
+def test_disk_by_a_link_that_leads_to_a_clone(
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    clone_exists: bool,
+) -> None:
+    link, part = "/dev/disk/by-uuid/1234", types.Partition(1, 1 << 20, 4 << 20)
+    devices = {"/own": 1, "/clone": 2, link: 2 if clone_exists else 1}
+    places = {1: mounts.DiskLocation("tank/web", "", part), 2: mounts.DiskLocation("tank/w2", "")}
+    monkeypatch.setattr(volume, "device_number", devices.get)
+    monkeypatch.setattr(volume, "location_at", places.get)
+    # Overlays of a device are no subject here.
+    monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "asked for an image")
+    guest.live["vda"] = guest.persistent["vda"] = link
+    assert guest.qemu
+    guest.qemu.instead[link] = "/own"
+    complete, entry = begin()
+    (disk,) = entry.disks
+    assert (disk.base, disk.dataset, disk.partition) == (link, "tank/web", part)
+    assert entry.level is ConsistencyLevel.CRASH
+    known = f"vda: {link} leads to tank/w2 now, but its disk is {part} of tank/web"
+    assert (entry.reason == f"its disks are not surely known: {known}") is clone_exists
+    assert complete is clone_exists
+
+
+def test_no_point_of_a_guest_that_is_off_by_a_link_of_a_clone(
+    config: Config,
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    link = "/dev/disk/by-uuid/1234"
+    monkeypatch.setattr(volume, "location_of", lambda _: mounts.DiskLocation("tank/web", ""))
+    guest.persistent["vda"] = link
+    guest.active = False
+    with pytest.raises(ValueError, match="not enough values"):
+        begin()
+    assert Journal(config.journal_dir).entries() == []
+    (error,) = (record.message for record in caplog.records)
+    assert error.startswith(f"web (tank/web): no point: vda: {link} is a link by the content")
+
+
+def test_disk_of_which_qemu_has_another_open_is_named(
+    config: Config,
+    begin: Callable[[], tuple[bool, Entry]],
+    guest: DumpedGuest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = guest.live["vda"]
+    assert guest.qemu
+    guest.qemu.instead[path] = "/replaced"
+    with pytest.raises(ValueError, match="not enough values"):
+        begin()
+    (warning,) = (record.message for record in caplog.records)
+    known = f"vda: QEMU has another file open than {path} is now"
+    assert warning == f"web (tank/web): no point: {known}"
 
 
 def test_no_dump_that_could_not_be_loaded(

@@ -110,11 +110,14 @@ def placed(
     disks: tuple[Disk, ...] = (disk(),),
     agent: str = "connected",
     unmigratable: str = "",
+    doubts: Mapping[str, str] | None = None,
+    no_overlays: Mapping[str, str] | None = None,
     **elsewhere: DiskLocation,
 ) -> Eligibility:
     domain = Domain("web", "u", disks, None, "", "", "", "", "", 1, agent, unmigratable)
     places = {each.target: INSIDE for each in disks} | elsewhere
-    eligible = eligibility.assess(GuestDisks(domain, state, places), COVERED)
+    located = GuestDisks(domain, state, places, doubts or {}, no_overlays or {})
+    eligible = eligibility.assess(located, COVERED)
     assert eligible
     return eligible
 
@@ -126,6 +129,10 @@ SHMEM = "its RAM cannot be saved because of shmem"
 SHAREABLE = "a disk cannot be frozen: vda is shareable"
 LUN = "a disk cannot be frozen: sda is a passed-through LUN"
 TWO = (disk(), disk("vdb"))
+WRITABLE, READ = (disk(), disk("vdb")), (disk(), disk("vdb", readonly=True))
+UNSURE = {"vdb": "/dev/disk/by-uuid/1 leads to a clone"}
+DOUBT = "its disks are not surely known: vdb: /dev/disk/by-uuid/1 leads to a clone"
+BY_LINK = "a disk cannot be frozen: vdb: by a link"
 OBSTACLES = [
     # Why not memory, paused, quiesced.
     pytest.param(placed(), None, None, None, id="nothing is in the way"),
@@ -146,6 +153,17 @@ OBSTACLES = [
         None,
         id="a disk that it only reads",
     ),
+    pytest.param(placed(disks=WRITABLE, doubts=UNSURE), DOUBT, DOUBT, None, id="not surely known"),
+    pytest.param(
+        placed(disks=READ, doubts=UNSURE), None, None, None, id="not known, but read only"
+    ),
+    pytest.param(
+        placed(disks=WRITABLE, no_overlays={"vdb": "by a link"}),
+        BY_LINK,
+        None,
+        None,
+        id="a link that QEMU opens anew",
+    ),
     *(
         pytest.param(placed(state), *[f"the guest is {state}"] * 3, id=state)
         for state in ("paused", "shutting down", "shut off")
@@ -163,6 +181,44 @@ def test_obstacles(
         ConsistencyLevel.QUIESCED: quiesced,
     }
     assert eligible.obstacles == {level: why for level, why in wanted.items() if why}
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("shut off", "vdb: /dev/disk/by-uuid/1 leads to a clone"),
+        ("paused", None),
+        ("running", None),
+    ],
+)
+def test_off_with_a_disk_that_nothing_tells(state: str, why: str | None) -> None:
+    obstacles = placed(state, disks=WRITABLE, doubts=UNSURE).obstacles
+    assert obstacles.get(ConsistencyLevel.OFFLINE) == why
+
+
+@pytest.mark.parametrize(
+    ("eligible", "why"),
+    [
+        (placed(disks=TWO), ""),
+        (placed(disks=TWO, doubts=UNSURE), "vdb: /dev/disk/by-uuid/1 leads to a clone"),
+        (placed(disks=TWO, no_overlays={"vda": "by a link"}), "vda: by a link"),
+        (placed(disks=(disk(shareable=True),)), "vda is shareable"),
+        # That one gets no overlay anyway.
+        (placed(disks=(disk(), disk("vdb", shareable=True)), vdb=OUTSIDE), ""),
+        (placed(disks=READ, no_overlays={"vdb": "by a link"}), ""),
+    ],
+)
+def test_no_overlay(eligible: Eligibility, why: str) -> None:
+    assert eligible.no_overlay == why
+
+
+def test_disk_of_which_another_is_open_is_no_disk_of_the_snapshot() -> None:
+    domain = Domain("web", "u", TWO, None, "", "", "", "", "", 1, "", "")
+    located = GuestDisks(domain, "running", {"vda": INSIDE}, {"vdb": "QEMU has another"})
+    eligible = eligibility.assess(located, COVERED)
+    why = "not all disks are in this snapshot: vdb (QEMU has another)"
+    assert eligible and eligible.obstacles[ConsistencyLevel.PAUSED] == why
+    assert eligibility.doubts_of(located) == ["vdb: QEMU has another"]
 
 
 @pytest.mark.parametrize(

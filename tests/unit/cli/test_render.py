@@ -17,7 +17,7 @@ from zvmsnap.recovery.report import Outcome, Report, Result
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.retention.prune import Findings
 from zvmsnap.virt import domain_xml
-from zvmsnap.zfs.types import Snapshot
+from zvmsnap.zfs.types import Partition, Snapshot
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 TWO_DISKS = (
@@ -234,6 +234,20 @@ def test_details_say_which_disks_the_next_start_has(manifest: Callable[..., Mani
     ]
     (other,) = domain_xml.parse(FakeGuest().xml_of({"vdc": "/x/c.raw"})).disks
     assert lines(own, outside=(other,))[1] == "    vdc  not part of the point  (/x/c.raw)"
+
+
+def test_details_say_which_partition_a_disk_was() -> None:
+    part = Partition(2, 1 << 20, 4 << 20)
+    disks = (
+        Disk("vda", "block", "raw", "/dev/disk/by-uuid/1", "tank/v", "", part, 7),
+        Disk("vdb", "block", "raw", "/dev/zvol/tank/v", "tank/v", ""),
+        Disk("vdc", "file", "qcow2", "/tank/a/c", "tank/a", "c"),
+    )
+    assert list(render._disk_lines(disks)) == [
+        "    vda  raw  tank/v partition 2 (4194304 bytes from 1048576)  (/dev/disk/by-uuid/1)",
+        "    vdb  raw  tank/v  (/dev/zvol/tank/v)",
+        "    vdc  qcow2  tank/a c  (/tank/a/c)",
+    ]
 
 
 def test_pruning(manifest: Callable[..., Manifest]) -> None:

@@ -16,7 +16,7 @@ from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Disk, Sna
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 
-STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "resume", "close"]
+STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "check", "resume", "close"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], sa
     assert (scene.operations(), scene.staged()) == ([], [])
 
 
+def test_point_that_does_not_say_which_part_of_its_volume(scene: Scene) -> None:
+    disk = Disk("vda", "block", "raw", "/dev/zvol/tank/web-part1", DATASET, "")
+    with pytest.raises(CloneImpossible, match="does not say which part of tank/web that was"):
+        plan_of(scene, scene.point(disks=(disk,)))
+
+
 @pytest.mark.parametrize("spoil", [locked, in_use, dataset_taken, no_machine, pruned])
 def test_ram_image_is_read_after_all_else_was_checked(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Scene, RestorePoint], None]

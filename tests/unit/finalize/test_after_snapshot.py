@@ -20,8 +20,10 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import memory_image, vault
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.zfs import mounts
+from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Partition
 
 T = "autosnap_2026-11-20_03:00:00"
 FULL = f"tank/web@{T}_hourly"
@@ -67,6 +69,20 @@ def test_a_whole_run(config: Config, guest: FakeGuest, staged: Stage) -> None:
     assert manifest.timing.overlay_s > 0
     assert after_snapshot.finish_run(CALL, config, OWNER)
     assert len(points(config)) == 1
+
+
+def test_the_point_says_what_its_disks_are(config: Config, staged: Stage) -> None:
+    known = staged()
+    part = Partition(2, 1 << 20, 4 << 20)
+    disks = (msgspec.structs.replace(known.disks[0], partition=part, dataset_guid=4711),)
+    Journal(config.journal_dir).write(msgspec.structs.replace(known, disks=disks))
+    assert after_snapshot.finish_run(CALL, config, OWNER)
+    (point,) = points(config)
+    (disk,) = read_point(point.directory).manifest.disks
+    assert (disk.dataset_guid, disk.location_in("tank/w2")) == (
+        4711,
+        DiskLocation("tank/w2", "vda.raw", part),
+    )
 
 
 def test_the_state_of_a_tpm(config: Config, guest: FakeGuest, staged: Stage) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.fakes.guest import OTHER, UUID, FakeGuest
@@ -274,6 +275,18 @@ def test_unfinished_fetch_from_another_source(world: World, config: Config) -> N
 def test_no_such_point(world: World, config: Config) -> None:
     with pytest.raises(PointNotFound):
         fetcher(config).plan("db@latest")
+
+
+def test_point_that_does_not_say_which_part_of_its_volume(
+    world: World, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (point,), _ = RemoteVault(config, USB, HERE, world.properties["zvmsnap:vault"]).read()
+    disks = (Disk("vda", "block", "raw", "/dev/zvol/tank/web-part1", "tank/web", ""),)
+    old = RestorePoint(point.directory, msgspec.structs.replace(point.manifest, disks=disks))
+    monkeypatch.setattr(RemoteVault, "read", lambda _self: ([old], []))
+    with pytest.raises(FetchRefused, match="does not say which part of tank/web that was"):
+        fetch(config)
+    assert world.sent == []
 
 
 def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions
 
 ALL = ["keep", "clone", "unpack", "stop", "safety", "swap", "promote"]
-END = ["definition", "load", "resume", "clock", "points", "close"]
+END = ["definition", "load", "check", "resume", "clock", "points", "close"]
 
 KINDS = [
     pytest.param(Kind(), [*ALL, *END], "running", id="running"),

@@ -16,6 +16,9 @@ from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, 
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
+from zvmsnap.zfs import volume
+from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Partition
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
 ROLLBACK = RestoreOptions(rollback=True)
@@ -257,28 +260,64 @@ def test_file_of_the_next_start_that_comes_back_with_its_dataset(scene: Scene) -
     assert plan_of(scene, point).operation.next_sources == {}
 
 
+AS_VOLUME = {"vda": ("block", "/dev/zvol/tank/web", "raw")}
+AS_PART = {"vda": ("block", "/dev/zvol/tank/web-part1", "raw")}
+PART = Partition(1, 1 << 20, 4 << 20)
+
+
 @on_volume
 @pytest.mark.parametrize(
-    ("source", "kind", "sources"),
+    ("source", "kind", "partition", "sources"),
     [
-        ("/dev/zvol/tank/web", "block", {}),
-        ("/dev/zd16", "block", {"vda": ("block", "/dev/zvol/tank/web", "raw")}),
-        ("", "volume", {}),
+        ("/dev/zvol/tank/web", "block", None, {}),
+        ("/dev/zd16", "block", None, AS_VOLUME),
+        ("", "volume", None, {}),
+        ("/dev/zvol/tank/web-part1", "block", PART, {}),
+        ("/dev/zd16p1", "block", PART, AS_PART),
+        # It leads to the right one now, and may lead to a clone of it in an instant.
+        ("/dev/disk/by-uuid/1234", "block", None, AS_VOLUME),
+        ("/dev/disk/by-uuid/1234", "block", PART, AS_PART),
+        ("/root/link", "block", None, AS_VOLUME),
     ],
 )
 def test_disk_on_a_volume(
-    scene: Scene, source: str, kind: str, sources: dict[str, tuple[str, str, str]]
+    scene: Scene,
+    source: str,
+    kind: str,
+    partition: Partition | None,
+    sources: dict[str, tuple[str, str, str]],
 ) -> None:
-    disk = Disk("vda", kind, "raw", source, DATASET, "")
-    point = scene.point(disks=(disk,))
-    of_path = scene.world.volume_of
+    disk = Disk("vda", kind, "raw", source, DATASET, "", partition, 17)
+    scene.world.partition(PART)
+    scene.world.links[source] = volume.device_of(DATASET, partition)
+    operation = plan_of(scene, scene.point(disks=(disk,))).operation
+    assert operation.sources == sources
+    assert operation.restored_locations == {"vda": DiskLocation(DATASET, "", partition)}
 
-    def volume_of(device: str) -> str | None:
-        return DATASET if device == "/dev/zd16" else of_path(device)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zvmsnap.zfs.volume.volume_of", volume_of)
-        assert plan_of(scene, point).operation.sources == sources
+@on_volume
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("/dev/zvol/tank/web", False),
+        ("/dev/zd16", False),
+        ("", False),
+        ("/dev/zvol/tank/web-part1", True),
+        ("/dev/zd16p1", True),
+        ("/dev/disk/by-uuid/1234", True),
+        ("/dev/zvol/tank/web2", True),
+    ],
+)
+def test_point_that_does_not_say_which_part_of_the_volume(
+    scene: Scene, source: str, refused: bool
+) -> None:
+    point = scene.point(disks=(Disk("vda", "block", "raw", source, DATASET, ""),))
+    if not refused:
+        plan_of(scene, point)
+        return
+    why = f"vda was {source}, and the point does not say which part of tank/web that was"
+    with pytest.raises(RestoreImpossible, match=why):
+        plan_of(scene, point)
 
 
 @pytest.mark.parametrize(

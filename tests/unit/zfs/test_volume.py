@@ -1,13 +1,93 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from tests.fakes.clock import TestClock
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.types import Partition
+
+FIRST, SECOND = Partition(1, 1 << 20, 4 << 20), Partition(2, 5 << 20, 2 << 20)
+WHOLE = DiskLocation("tank/v", "")
+PART = DiskLocation("tank/v", "", SECOND)
+
+
+class Kernel:
+    """Its block devices in sysfs: by number and by name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.volumes: dict[str, str] = {}
+
+    def add(self, name: str, number: int, volume_name: str = "", *parts: Partition) -> None:
+        device = self._directory(f"devices/{name}", name, number)
+        if volume_name:
+            self.volumes[f"/dev/{name}"] = volume_name
+        for part in parts:
+            own = f"{name}p{part.number}"
+            directory = self._directory(f"devices/{name}/{own}", own, number + part.number)
+            (directory / "partition").write_text(f"{part.number}\n")
+            (directory / "start").write_text(f"{part.start_bytes // 512}\n")
+            (directory / "size").write_text(f"{part.size_bytes // 512}\n")
+        assert device.exists()
+
+    def _directory(self, path: str, name: str, number: int) -> Path:
+        directory = self.root / path
+        directory.mkdir(parents=True)
+        (directory / "uevent").write_text("")
+        for link in (f"numbers/{os.major(number)}:{os.minor(number)}", f"names/{name}"):
+            (self.root / link).parent.mkdir(exist_ok=True)
+            (self.root / link).symlink_to(directory)
+        return directory
+
+    def told(self) -> list[str]:
+        """The devices at which udev was told to look again."""
+        told = [each for each in self.root.glob("devices/**/uevent") if each.read_text()]
+        assert {each.read_text() for each in told} <= {"change"}
+        return sorted(each.parent.name for each in told)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel(tmp_path)
+    made.add("zd16", os.makedev(230, 16), "tank/v", FIRST, SECOND)
+    made.add("dm-0", os.makedev(253, 0))
+    made.add("loop0", os.makedev(7, 0), "", FIRST)
+    monkeypatch.setattr(volume, "_BY_NUMBER", tmp_path / "numbers")
+    monkeypatch.setattr(volume, "_BY_NAME", tmp_path / "names")
+    monkeypatch.setattr(volume, "_volume_of", made.volumes.get)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "location"),
+    [
+        pytest.param(230, 16, WHOLE, id="a volume"),
+        pytest.param(230, 17, DiskLocation("tank/v", "", FIRST), id="its partition"),
+        pytest.param(230, 18, PART, id="its second partition"),
+        # Over a volume or not: what is in it cannot be found again in another volume.
+        pytest.param(253, 0, None, id="device mapper"),
+        pytest.param(7, 0, None, id="a loop device"),
+        pytest.param(7, 1, None, id="a partition of a loop device"),
+        pytest.param(230, 99, None, id="a device that is gone"),
+    ],
+)
+@pytest.mark.usefixtures("kernel")
+def test_what_a_device_number_is(major: int, minor: int, location: DiskLocation | None) -> None:
+    assert volume.location_at(os.makedev(major, minor)) == location
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
 def test_no_volume(device: str) -> None:
-    assert volume.volume_of(device) is None
+    assert volume.location_of(device) is None
+
+
+def test_paths() -> None:
+    assert volume.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
+    assert volume.device_of("tank/My VMs/a", SECOND) == "/dev/zvol/tank/My+VMs/a-part2"
 
 
 @pytest.fixture(autouse=True)
@@ -16,16 +96,28 @@ def volmode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_that_never_comes() -> None:
-    assert volume.device_of("tank/My VMs/a") == "/dev/zvol/tank/My+VMs/a"
     with pytest.raises(ZfsFailed, match=r"^/dev/zvol/no/such\+one: did not appear within 30 s"):
         volume.wait_device("no/such one", 30)
 
 
-def test_the_device_of_another_volume_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    volumes = iter(["tank/old", None, "tank/v"])
-    monkeypatch.setattr(volume, "volume_of", lambda device: next(volumes))
+@pytest.fixture
+def leads_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Says where a path leads, each time it is asked for; at last for ever."""
+
+    def set_answers(*answers: DiskLocation | None) -> None:
+        left = list(answers)
+        answer = lambda _path: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
+        monkeypatch.setattr(volume, "location_of", answer)
+
+    return set_answers
+
+
+def test_the_device_of_another_volume_is_not_taken(leads_to: Callable[..., None]) -> None:
+    leads_to(DiskLocation("tank/old", ""), None, PART, WHOLE)
     volume.wait_device("tank/v", 60)
-    assert list(volumes) == []
+    leads_to(PART)
+    with pytest.raises(ZfsFailed, match="did not appear"):
+        volume.wait_device("tank/v", 1)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +141,64 @@ def test_a_device_that_zfs_does_not_make_is_not_waited_for(
     with pytest.raises(ZfsFailed, match=f"^/dev/zvol/tank/v: does not appear: .*{says}"):
         volume.wait_device("tank/v", 30)
     assert clock.now_s() - begun_s < 3
+
+
+def at(monkeypatch: pytest.MonkeyPatch, **names: str) -> None:
+    """Let the paths lead to these devices of the kernel."""
+    links = {f"/dev/zvol/tank/{name.replace('_', '-')}": f"/dev/{to}" for name, to in names.items()}
+    monkeypatch.setattr(os.path, "realpath", lambda path: links.get(path, path))
+
+
+def test_a_link_that_did_not_follow_a_rename_is_made_anew(
+    kernel: Kernel, leads_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.add("zd32", os.makedev(230, 32), "tank/v.before", FIRST, SECOND)
+    at(monkeypatch, v="zd16", v_part2="zd32p2")
+    leads_to(DiskLocation("tank/v.before", "", SECOND), PART)
+    volume.wait_partition("tank/v", SECOND, 30)
+    assert kernel.told() == ["zd16p1", "zd16p2", "zd32p2"]
+
+
+def test_nothing_is_told_of_a_link_that_is_right(
+    kernel: Kernel, leads_to: Callable[..., None]
+) -> None:
+    leads_to(PART)
+    volume.wait_partition("tank/v", SECOND, 30)
+    assert kernel.told() == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (WHOLE, "tank/v"),
+        (None, "no device of a volume"),
+        (
+            DiskLocation("tank/v", "", Partition(2, 5 << 20, 1 << 20)),
+            "partition 2 (1048576 bytes from 5242880) of tank/v",
+        ),
+        (
+            DiskLocation("tank/old", "", SECOND),
+            "partition 2 (2097152 bytes from 5242880) of tank/old",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("kernel")
+def test_another_partition_is_never_taken(
+    leads_to: Callable[..., None], seen: DiskLocation | None, said: str
+) -> None:
+    leads_to(seen)
+    with pytest.raises(ZfsFailed) as refused:
+        volume.wait_partition("tank/v", SECOND, 30)
+    assert str(refused.value) == (
+        "/dev/zvol/tank/v-part2: is not partition 2 (2097152 bytes from 5242880) of tank/v within "
+        f"30 s, but {said}: see zfs get volmode tank/v"
+    )
+
+
+def test_partitions_of_a_renamed_volume_get_their_links(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, v="zd16")
+    volume.rename_partitions("tank/v")
+    assert kernel.told() == ["zd16p1", "zd16p2"]
+    volume.rename_partitions("tank/none")  # its device has not come yet
