@@ -54,7 +54,11 @@ def redefine(guest: RedefinableGuest, chains: Mapping[str, OverlayChain]) -> Non
 
     Raises LibvirtFailed and OverlayUnreadable.
     """
-    sources = {target: _base_source(chain) for target, chain in chains.items()}
+    redefine_sources(guest, {target: _base_source(chain) for target, chain in chains.items()})
+
+
+def redefine_sources(guest: RedefinableGuest, sources: Mapping[str, tuple[str, str, str]]) -> None:
+    """The same, with type, path and format of each base. Raises LibvirtFailed."""
     guest.define(domain_xml.with_sources(guest.xml(persistent=True, secure=True), sources))
     saved_xml = guest.managed_save_xml()
     if saved_xml:

@@ -73,13 +73,22 @@ def all_overlays(chains: Mapping[str, OverlayChain]) -> set[str]:
 
 
 def images_of(guest: Guest) -> set[str]:
-    """All images that a guest's definitions name, or that these are on."""
+    """All images that a guest's definitions name, or that these are on.
+
+    Of a guest that is off libvirt tells no chain, and somebody's overlay may be on one of ours.
+    Raises OverlayUnreadable if an overlay of ours is named, and what is below it is unknown.
+    """
     images: set[str] = set()
     for persistent in (False, True) if guest.is_persistent() else (False,):
         for disk in domain_xml.parse(guest.xml(persistent=persistent)).disks:
             images.update((disk.source, *disk.chain))
-            if is_overlay(disk.source) and not disk.chain:
+            if disk.chain or disk.format != "qcow2":
+                continue
+            try:
                 images.update(layer.path for layer in qemu_img.chain(disk.source))
+            except OverlayUnreadable:
+                if is_overlay(disk.source):
+                    raise
     return images
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from zvmsnap.common.errors import OverlayUnreadable, QemuImgFailed
@@ -20,6 +21,14 @@ class Layer:
 
     path: str
     format: str
+
+
+class Soundness(Enum):
+    """Do the tables of a qcow2 image account for what is in the file? By qemu-img's exit code."""
+
+    SOUND = 0
+    CORRUPT = 2  # tables contradict each other, or are cut off
+    LEAKS = 3  # clusters that no table names: after a crash while they were allocated
 
 
 def chain(path: str) -> tuple[Layer, ...]:
@@ -50,16 +59,32 @@ def holds_nothing(overlay: str) -> bool:
         raise QemuImgFailed(f"qemu-img map: {overlay}: an answer of another kind") from error
 
 
+def check(overlay: str) -> Soundness:
+    """Do its tables account for all that is in it? Raises QemuImgFailed."""
+    done = _call("check", "-q", "-f", "qcow2", overlay)
+    try:
+        return Soundness(done.returncode)
+    except ValueError:
+        raise _failed("check", done) from None
+
+
 def merge_down(overlay: str) -> None:
     """Write the data of a qcow2 overlay into the image below it, durably.
 
-    The overlay stays as it is (`-d`), so this may be repeated after any interruption. Raises
+    The overlay stays as it is (`-d`), so this may be repeated after any interruption. One whose
+    tables are torn is refused: qemu-img would merge what is left of them, and call it done. Raises
     QemuImgFailed, OverlayUnreadable and OSError.
     """
     layers = chain(overlay)
     if len(layers) < 2:
         raise QemuImgFailed(f"{overlay} has no image below it that it could be merged into")
     below = layers[1].path
+    soundness = check(overlay)
+    if soundness is Soundness.CORRUPT or (soundness is Soundness.LEAKS and holds_nothing(overlay)):
+        raise QemuImgFailed(
+            f"{overlay}: its tables are torn, so not all that its guest has written can be merged: "
+            f"kept. qemu-img check {overlay} tells more"
+        )
     _run("commit", "-q", "-d", "-f", "qcow2", overlay)
     descriptor = os.open(below, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -76,8 +101,15 @@ def _query(verb: str, *arguments: str) -> Any:
 
 
 def _run(*arguments: str) -> str:
+    done = _call(*arguments)
+    if done.returncode != 0:
+        raise _failed(arguments[0], done)
+    return done.stdout
+
+
+def _call(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             ["qemu-img", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -89,7 +121,8 @@ def _run(*arguments: str) -> str:
         raise QemuImgFailed(
             f"qemu-img cannot be run: {error.strerror}; is qemu-utils installed?"
         ) from error
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise QemuImgFailed(f"qemu-img {arguments[0]}: {reason.removeprefix('qemu-img: ')}")
-    return done.stdout
+
+
+def _failed(verb: str, done: subprocess.CompletedProcess[str]) -> QemuImgFailed:
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return QemuImgFailed(f"qemu-img {verb}: {reason.removeprefix('qemu-img: ')}")

@@ -2,6 +2,7 @@
 
     <staging>/<uuid>.<8 hex digits>/vda.zvmsnap.qcow2      overlay, QEMU can reach it
     <staging>/<uuid>.<8 hex digits>/point/memory.img ...   for root alone
+    <staging>/kept/<the directory>.vda.zvmsnap.qcow2       moved aside: see unused_overlay
 
 The names say whose an overlay is, even if the journal is lost. They end in .qcow2 because
 AppArmor's helper reads image headers in unusual directories only of files named so.
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap.common import capture_name
-from zvmsnap.common.atomic_file import passable_dir, private_dir
+from zvmsnap.common.atomic_file import passable_dir, private_dir, rename_to_free
 from zvmsnap.common.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.points.manifest import MEMORY
 from zvmsnap.zfs import mounts
 
 _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
+_KEPT = "kept"
 _OTHERS_OR_GROUP_MAY_PASS = 0o011
 
 
@@ -86,6 +88,18 @@ def staging_dirs(staging: Path) -> list[StagingDir]:
         for path in sorted(staging.iterdir())
         if capture_name.is_capture(path.name) and path.is_dir() and not path.is_symlink()
     ]
+
+
+def move_aside(overlay: Path) -> Path:
+    """Move an overlay that no guest uses out of its capture; returns where it is now."""
+    kept = private_dir(overlay.parent.parent / _KEPT)
+    return rename_to_free(overlay, kept / f"{overlay.parent.name}.{overlay.name}")
+
+
+def moved_aside(staging: Path) -> list[Path]:
+    """All that was moved aside, and that nobody has seen to since."""
+    kept = staging / _KEPT
+    return sorted(kept.iterdir()) if kept.is_dir() and not kept.is_symlink() else []
 
 
 def is_overlay(path: str) -> bool:

@@ -4,15 +4,18 @@
 2. Step `resume or thaw`: if the guest is held (quiesce/thaw). One that is frozen is thawed first;
    for any other, 3 comes first.
 3. Wait until no job of libvirt is under way: one whose caller was killed goes on.
-4. Step `commit`: merge and pivot the disks of a running guest (live_commit). Of one that is off,
-   steps `merge vda`, `redefine`: qemu-img, and after that its definition (offline_commit).
+4. Step `redefine`: the definition of a guest that is off leaves overlays that never came to the
+   disk. Step `commit`: merge and pivot the disks of a running guest (live_commit). Of one that is
+   off, steps `merge vda`, `redefine`: qemu-img, and after that its definition (offline_commit).
 5. Prove that live and persistent definition name the bases.
 6. Resume the guest by the table at `_is_ours_to_resume`.
-7. Step `tidy`: delete the overlays that are proven worthless, keep all others.
+7. Step `tidy`: delete the overlays that are proven worthless, move all others aside
+   (disks/unused_overlay).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +24,13 @@ from zvmsnap.common.errors import CommitFailed, DomainGone, ZvmsnapError
 from zvmsnap.common.log import Logger
 from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import apparmor, live_commit, offline_commit, overlay_chain, qemu_img
+from zvmsnap.disks import (
+    apparmor,
+    live_commit,
+    offline_commit,
+    overlay_chain,
+    unused_overlay,
+)
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.live_commit import ReleaseDisk
 from zvmsnap.disks.overlay_chain import OverlayChain, all_overlays, images_of
@@ -58,6 +67,7 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
         # libvirt goes on with a dump whose caller was killed; it ends on overlays, or paused.
         wait_idle(guest, config.limits.busy_timeout_s)
     _resume_or_thaw(config, guest, writer, log)
+    _leave_blank_overlays(guest, writer, log)
     chains = _commit_all(config, guest, writer, log)
     _mend_persistent(guest, writer)
     _allow_as_before(guest, writer.entry, log)
@@ -96,6 +106,28 @@ def _let_go(guest: Guest, entry: Entry, log: Logger) -> None:
 
 
 # -- from the overlays to the bases
+
+
+def _leave_blank_overlays(guest: Guest, writer: EntryWriter, log: Logger) -> None:
+    """Take a guest that is off from overlays of which nothing came to the disk before a power cut.
+
+    Not even a header did, so nothing that the guest wrote did; and it could not be started.
+    """
+    if guest.is_active():
+        return
+    named = {disk.target: disk.source for disk in domain_xml.parse(guest.xml()).disks}
+    blank = {
+        disk.target: (disk.type, disk.base, disk.format)
+        for disk in writer.entry.disks
+        if disk.overlay
+        and disk.base
+        and named.get(disk.target) == disk.overlay
+        and Path(disk.overlay).is_file()
+        and unused_overlay.is_blank(Path(disk.overlay))
+    }
+    if blank:
+        log.warning("its overlays never came to the disk: %s: leaving them", ", ".join(blank))
+        writer.step("redefine", lambda: offline_commit.redefine_sources(guest, blank))
 
 
 def _commit_all(
@@ -229,7 +261,7 @@ def _tidy(
     directory = StagingDir(config.staging_dir / entry.capture)
     directory.check()
     merged = all_overlays(chains)
-    _delete_overlays(guest, entry, merged | {str(path) for path in directory.overlays()}, log)
+    _clear_overlays(guest, entry, merged | {str(path) for path in directory.overlays()}, log)
     _remove_lost_captures(config, entry, merged)
     for name in set(guest.snapshot_names()) & set(entry.snapshot_names):
         # Older scripts name libvirt's snapshots as sanoid's. To revert to one of them after this
@@ -238,22 +270,23 @@ def _tidy(
         guest.snapshot_delete_metadata(name)
 
 
-def _delete_overlays(guest: Guest, entry: Entry, overlays: set[str], log: Logger) -> None:
-    """Delete those whose data is in the base, or that never had any.
+def _clear_overlays(guest: Guest, entry: Entry, overlays: set[str], log: Logger) -> None:
+    """Delete those whose data is in the base, or that never had any; move all others aside.
 
-    Raises CommitFailed for one that a definition names again.
+    Raises CommitFailed for one that is in use.
     """
     in_use = images_of(guest)
+    bases = {disk.overlay: disk.base for disk in entry.disks}
     for overlay in sorted(overlays):
         if overlay in in_use:
             raise CommitFailed(f"{guest.name}: {overlay} is in use again; kept")
-        if not Path(overlay).exists():
+        if not os.path.lexists(overlay):
             continue
-        if overlay in entry.committed_overlays or qemu_img.holds_nothing(overlay):
-            Path(overlay).unlink()
-        else:
+        merged = overlay in entry.committed_overlays
+        moved = unused_overlay.clear(Path(overlay), bases.get(overlay, ""), merged=merged)
+        if moved:
             # Somebody has brought its guest back to the base, and need not have merged it.
-            log.warning("%s holds writes that zvmsnap has not merged: kept; see to it", overlay)
+            log.warning("may hold writes that zvmsnap has not merged: see to %s", moved)
 
 
 def _remove_lost_captures(config: Config, entry: Entry, merged: set[str]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
+from zvmsnap.common import capture_name
 from zvmsnap.common.errors import DomainGone, VaultMissing, ZvmsnapError
+from zvmsnap.common.process import writers_of
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import qemu_img
 from zvmsnap.disks.overlay_chain import images_of
 from zvmsnap.disks.staging import StagingDir
+from zvmsnap.disks.unused_overlay import Content, content_of, why_kept
 from zvmsnap.points import vault
 from zvmsnap.recovery.report import Report
 from zvmsnap.retention import leftovers
@@ -36,29 +37,33 @@ def clear_leftovers(
         left.remove()
     if not left.overlays:
         return
-    try:
-        in_use = _images_of_all(guests)
-    except ZvmsnapError as error:
-        report.problems.extend(f"{overlay}: kept; {error}" for overlay in left.overlays)
-        return
+    in_use, unreadable = _images_of_all(guests)
     for overlay in left.overlays:
-        if str(overlay) not in in_use:
+        if why := unreadable.get(capture_name.uuid_of(overlay.parent.name) or ""):
+            report.problems.append(f"{overlay}: kept; {why}")
+        elif str(overlay) not in in_use:
             _clear_overlay(overlay, report, dry_run=dry_run)
 
 
-def _images_of_all(guests: Iterable[Guest]) -> set[str]:
+def _images_of_all(guests: Iterable[Guest]) -> tuple[set[str], dict[str, str]]:
+    """All images in use; and, by UUID, why those of some guests are not known."""
     images: set[str] = set()
+    unreadable: dict[str, str] = {}
     for guest in guests:
-        with suppress(DomainGone):
+        try:
             images |= images_of(guest)
-    return images
+        except DomainGone:
+            continue
+        except ZvmsnapError as error:
+            unreadable[guest.uuid] = str(error)
+    return images, unreadable
 
 
 def _clear_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:
     """Remove an overlay that no guest uses, if nothing was ever written to it."""
     try:
-        if not qemu_img.holds_nothing(str(overlay)):
-            report.problems.append(_why_kept(overlay))
+        if content_of(overlay) is not Content.NOTHING or writers_of(overlay):
+            report.problems.append(why_kept(overlay))
             return
         report.removed.append(str(overlay))
         if dry_run:
@@ -67,13 +72,5 @@ def _clear_overlay(overlay: Path, report: Report, *, dry_run: bool) -> None:
         directory = StagingDir(overlay.parent)
         if not directory.overlays():
             directory.remove()
-    except (ZvmsnapError, OSError, IndexError) as error:
+    except (ZvmsnapError, OSError) as error:
         report.problems.append(f"{overlay}: kept; {error}")
-
-
-def _why_kept(overlay: Path) -> str:
-    base = qemu_img.chain(str(overlay))[1].path
-    return (
-        f"{overlay}: kept; no guest uses it, but it holds writes that {base} may lack. If "
-        f"that disk was not used since: qemu-img commit {overlay}. Then remove it"
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zvmsnap.common import capture_name
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.staging import staging_dirs
+from zvmsnap.disks.staging import moved_aside, staging_dirs
 from zvmsnap.journal import other_versions
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
@@ -19,7 +19,10 @@ from zvmsnap.points import vault
 
 @dataclass(frozen=True)
 class Leftovers:
-    """`paths` can be removed. `overlays` are in no journal: they may have a guest's writes."""
+    """`paths` can be removed. `overlays` are in no journal: they may have a guest's writes.
+
+    Among these are those that were moved aside (disks/unused_overlay).
+    """
 
     paths: list[Path] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
@@ -48,7 +51,7 @@ def find(settings: Config) -> Leftovers:
             capture in open_captures or capture_name.uuid_of(capture) in kept
         )
 
-    leftovers = Leftovers()
+    leftovers = Leftovers(overlays=moved_aside(settings.staging_dir))
     for unfinished in unfinished_points:
         if not is_open(unfinished.capture):
             leftovers.paths.append(unfinished.directory)

@@ -1,5 +1,7 @@
 import logging
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,12 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import UUID, FakeGuest
-from tests.fakes.images import holds, make_base, write
+from tests.fakes.images import holds, make_base, make_overlay, write
 from zvmsnap.common import log
 from zvmsnap.common.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
-from zvmsnap.disks import apparmor, live_commit, offline_commit
+from zvmsnap.disks import apparmor, live_commit, offline_commit, qemu_img, staging
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize import release as release_module
 from zvmsnap.finalize.release import release
@@ -47,6 +49,9 @@ class Captured:
 
     def release(self) -> None:
         release(self.config, self.guest, self.writer, log.about("web", "tank/web"))
+
+    def moved_aside(self) -> list[Path]:
+        return staging.moved_aside(self.config.staging_dir)
 
     def on_base(self) -> bool:
         wanted = {target: str(base) for target, base in self.bases.items()}
@@ -283,9 +288,14 @@ def test_unmerged_writes_are_kept(run: Captured, caplog: pytest.LogCaptureFixtur
     run.freeze()
     back_by_hand(run)
     run.release()
-    assert run.dir.overlays() == [run.dir.overlay("vda"), run.dir.overlay("vdb")]
-    assert caplog.text.count("holds writes that zvmsnap has not merged: kept; see to it") == 2
+    assert run.dir.overlays() == []
+    vda, vdb = run.moved_aside()
+    assert f"may hold writes that zvmsnap has not merged: see to {vda}" in caplog.text
+    assert f"may hold writes that zvmsnap has not merged: see to {vdb}" in caplog.text
     assert not run.merged()
+    # Nothing is lost: it can still be merged.
+    qemu_img.merge_down(str(vda))
+    assert holds(run.bases["vda"], 7)
 
 
 def test_an_overlay_without_writes_goes(run: Captured) -> None:
@@ -293,7 +303,8 @@ def test_an_overlay_without_writes_goes(run: Captured) -> None:
     run.guest.on_overlay("vdb", run.dir.overlay("vdb"))
     back_by_hand(run)
     run.release()
-    assert run.dir.overlays() == [run.dir.overlay("vda")]
+    assert run.dir.overlays() == []
+    assert [path.name.split(".")[-3] for path in run.moved_aside()] == ["vda"]
 
 
 def test_writes_after_a_pivot_that_failed_do_not_count_as_merged(run: Captured) -> None:
@@ -312,7 +323,8 @@ def test_writes_after_a_pivot_that_failed_do_not_count_as_merged(run: Captured) 
         run.release()
     back_by_hand(run)
     run.release()
-    assert run.dir.overlays() == [run.dir.overlay("vda")]
+    assert run.dir.overlays() == []
+    assert [path.name.split(".")[-3] for path in run.moved_aside()] == ["vda"]
 
 
 @pytest.mark.parametrize("where", ["live", "persistent"])
@@ -457,3 +469,104 @@ def test_logger_is_the_one_of_the_guest(caplog: pytest.LogCaptureFixture, run: C
     run.guest.paused_because = Pause.IO_ERROR
     run.release()
     assert "web (tank/web): is paused because of an I/O error" in caplog.text
+
+
+# -- what a crash of libvirt or of the machine leaves
+
+
+def empty(overlay: Path) -> None:
+    overlay.touch()
+
+
+def header_cut_off(overlay: Path) -> None:
+    overlay.write_bytes(overlay.read_bytes()[:100])
+
+
+def tables_cut_off(overlay: Path) -> None:
+    overlay.write_bytes(overlay.read_bytes()[:65536])
+
+
+def garbage(overlay: Path) -> None:
+    overlay.write_bytes(b"garbage " * 1000)
+
+
+def directory(overlay: Path) -> None:
+    overlay.unlink()
+    overlay.mkdir()
+
+
+def symlink(overlay: Path) -> None:
+    overlay.unlink()
+    overlay.symlink_to("/dev/null")
+
+
+LEAVINGS = [
+    pytest.param(empty, False, id="libvirt died before QEMU formatted it"),
+    pytest.param(header_cut_off, False, id="torn header"),
+    pytest.param(tables_cut_off, True, id="torn tables"),
+    pytest.param(garbage, True, id="garbage"),
+    pytest.param(directory, True, id="directory"),
+    pytest.param(symlink, True, id="symlink"),
+]
+
+
+@pytest.mark.parametrize(("deface", "kept"), LEAVINGS)
+def test_leavings_that_no_guest_uses_stop_nothing(
+    run: Captured, deface: Callable[[Path], None], kept: bool
+) -> None:
+    """The guest is on its bases; nothing stays in the way, and nothing that may be data goes."""
+    run.dir.make()
+    overlay = run.dir.overlay("vda")
+    if deface is not empty:
+        write(make_overlay(overlay, run.bases["vda"]), 7)
+    deface(overlay)
+    run.release()
+    assert run.dir.overlays() == []
+    run.dir.remove()  # as the undo of `staging` does
+    assert len(run.moved_aside()) == kept
+    assert run.guest.calls == []
+
+
+def test_guest_that_is_off_on_an_overlay_that_never_came_to_the_disk(run: Captured) -> None:
+    run.freeze()
+    run.guest.shut_off()
+    run.dir.overlay("vda").write_bytes(b"")
+    run.release()
+    assert run.guest.persistent == {target: str(base) for target, base in run.bases.items()}
+    assert holds(run.bases["vdb"], 8)
+    assert run.dir.overlays() == run.moved_aside() == []
+
+
+def test_guest_that_is_off_on_a_torn_overlay_keeps_it(run: Captured) -> None:
+    """qemu-img would merge nothing, and call it done: what the guest wrote was gone."""
+    run.freeze("vda")
+    run.guest.shut_off()
+    overlay = run.dir.overlay("vda")
+    with overlay.open("r+b") as file:  # its first table
+        file.seek(3 << 16)
+        file.write(bytes(8))
+    for _ in range(2):
+        with pytest.raises(ZvmsnapError, match="its tables are torn"):
+            run.release()
+    assert run.guest.persistent["vda"] == str(overlay)
+    assert overlay.exists()
+
+
+@pytest.mark.parametrize("base_too", [False, True])
+def test_overlay_that_qemu_has_open_is_never_removed(run: Captured, base_too: bool) -> None:
+    """libvirt died before it had written down that the guest is on it, or before it was."""
+    run.dir.make()
+    overlay = make_overlay(run.dir.overlay("vda"), run.bases["vda"])
+    with ExitStack() as open_files:
+        open_files.enter_context(overlay.open("r+b"))
+        mode = "r+b" if base_too else "rb"
+        open_files.enter_context(run.bases["vda"].open(mode))
+        if base_too:
+            run.release()
+            assert len(run.moved_aside()) == 1
+        else:
+            with pytest.raises(ZvmsnapError, match=f"process {os.getpid()} writes to"):
+                run.release()
+            assert overlay.exists()
+    run.release()
+    assert not overlay.exists()

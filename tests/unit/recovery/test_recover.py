@@ -17,6 +17,7 @@ from zvmsnap.common.errors import GuestNotFound, HypervisorUnreachable, LibvirtF
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks import staging
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -316,7 +317,7 @@ def test_leftovers(config: Config, tmp_path: Path) -> None:
         capture.memory.write_bytes(b"RAM")
     make_overlay(untouched.overlay("vda"), base)
     write(make_overlay(written.overlay("vda"), base), 7)
-    broken.overlay("vda").write_bytes(b"no image")
+    broken.overlay("vda").write_bytes(b"no image" * 100)
 
     before = tree(config)
     dry = recover.recover_guests(config, dry_run=True)
@@ -339,6 +340,50 @@ def test_leftovers(config: Config, tmp_path: Path) -> None:
     ]
     assert str(base) in report.problems[0]
     assert sorted(config.staging_dir.iterdir()) == [written.path, broken.path]
+
+
+def test_overlay_that_was_moved_aside_is_named_until_somebody_sees_to_it(
+    config: Config, tmp_path: Path
+) -> None:
+    capture = StagingDir(config.staging_dir / f"{UUID}.0000000f")
+    base = make_base(tmp_path / "tank" / "old.raw")
+    write(make_overlay(capture.overlay("vda"), base), 7)
+    moved = staging.move_aside(capture.overlay("vda"))
+    for _ in range(2):
+        report = recover.recover_guests(config)
+        (problem,) = report.problems
+        assert problem.startswith(f"{moved}: kept; no guest uses it, but it holds writes that")
+        assert moved.exists()
+    moved.unlink()
+    assert recover.recover_guests(config).complete
+
+
+def test_an_unreadable_overlay_of_one_guest_keeps_no_other_from_its_own(
+    config: Config, guest: FakeGuest, tmp_path: Path
+) -> None:
+    """What is below the one is unknown, so all captures of its guest stay."""
+    torn = StagingDir(config.staging_dir / f"{UUID}.00000001").overlay("vda")
+    guest.on_overlay("vda", torn)
+    guest.shut_off()
+    torn.write_bytes(b"torn" * 1000)
+    base = make_base(tmp_path / "tank" / "old.raw")
+    same = make_overlay(StagingDir(config.staging_dir / f"{UUID}.00000002").overlay("vda"), base)
+    other = make_overlay(StagingDir(config.staging_dir / f"{OTHER}.00000003").overlay("vda"), base)
+    report = recover.recover_guests(config)
+    assert torn.exists() and same.exists() and not other.exists()
+    assert [problem.split(":")[0] for problem in report.problems] == [str(torn), str(same)]
+
+
+def test_overlay_below_somebody_elses_of_a_guest_that_is_off_stays(
+    config: Config, guest: FakeGuest, tmp_path: Path
+) -> None:
+    """libvirt tells no chain of it."""
+    ours = StagingDir(config.staging_dir / f"{UUID}.00000001").overlay("vda")
+    guest.on_overlay("vda", ours)
+    guest.on_overlay("vda", tmp_path / "tank" / "theirs.qcow2", ours)
+    guest.shut_off()
+    recover.recover_guests(config)
+    assert ours.exists()
 
 
 def test_overlays_are_removed_only_if_all_guests_can_be_asked(
