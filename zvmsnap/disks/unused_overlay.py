@@ -33,7 +33,7 @@ from enum import Enum
 from pathlib import Path
 
 from zvmsnap.common.errors import CommitFailed, QemuImgFailed
-from zvmsnap.common.process import writers_of
+from zvmsnap.common.open_files import writers_of
 from zvmsnap.disks import qemu_img, staging
 
 # qcow2 knows no smaller one; the first cluster has the header.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zvmsnap.common import capture_name
 from zvmsnap.common.errors import DomainGone, VaultMissing, ZvmsnapError
-from zvmsnap.common.process import writers_of
+from zvmsnap.common.open_files import writers_of
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.overlay_chain import images_of
 from zvmsnap.disks.staging import StagingDir

@@ -1,9 +1,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-from zvmsnap.common.process import INIT, Process, parent_of, writers_of
+from zvmsnap.common.process import INIT, Process, parent_of
 
 NO_PID = 2**22 + 1
 
@@ -27,17 +26,3 @@ def test_a_later_process_of_the_same_number_is_another() -> None:
     own = Process.of(os.getpid())
     assert not Process(own.pid, own.started - 1, own.boot).is_alive()
     assert not Process(own.pid, own.started, "another boot").is_alive()
-
-
-def test_writers_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "disk"
-    path.touch()
-    link = tmp_path / "link"
-    link.symlink_to(path)
-    assert writers_of(path) == writers_of(tmp_path / "missing") == set()
-    with path.open("rb"):
-        assert writers_of(path) == set()
-    with path.open("ab"):
-        assert writers_of(link) == {os.getpid()}
-        path.rename(tmp_path / "moved")
-        assert writers_of(tmp_path / "moved") == {os.getpid()}
