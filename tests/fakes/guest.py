@@ -64,6 +64,8 @@ class FakeGuest(Guest):
         self.is_defined = True
         self.exists = True
         self.job = False
+        self.kind_of_job = ""
+        self.block_jobs: set[str] = set()
         self.mirrors: dict[str, str] = {}
         self.paused_because: Pause | None = None
         self.allowed_ms = 300
@@ -265,6 +267,14 @@ class FakeGuest(Guest):
     def has_job(self) -> bool:
         self._called("has_job")
         return self.job
+
+    def job_kind(self) -> str:
+        self._called("job_kind")
+        return self.kind_of_job
+
+    def has_block_job(self, target: str) -> bool:
+        self._called("has_block_job")
+        return target in self.block_jobs
 
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
         self._does(f"allow {pause_ms}")

@@ -55,7 +55,7 @@ def test_image_that_comes_too_late_is_not_published(lab_session: Lab) -> None:
         )
         lab.run("pkill -KILL -x pre-snapshot")
         said = sanoid.wait()
-    assert "a job (dump, migration, backup or save) is under way" in said, said
+    assert "a job (snapshot) is under way" in said, said
     names = scenario.snapshots(lab, WEB.top)
     assert len(names) == 3, said
     assert scenario.points(lab) == []

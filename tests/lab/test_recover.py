@@ -304,7 +304,7 @@ def test_somebody_else_works_on_the_guest(lab_session: Lab) -> None:
     scenario.take(lab)
     point = scenario.the_point(lab, "web")
     assert point.manifest["level"] == "crash"
-    assert "a block job on vda" in point.manifest["reason"]
+    assert "a block job (copy) on vda" in point.manifest["reason"]
     assert "<mirror" in scenario.dumpxml(lab, "web")
 
     scenario.pass_hours(lab, 1)

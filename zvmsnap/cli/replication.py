@@ -16,6 +16,8 @@ from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, SendRefused, 
 from zvmsnap.config import destination
 from zvmsnap.config.destination import MemoryWanted
 from zvmsnap.config.settings import Config, DestinationTable, load_settings
+from zvmsnap.journal import describe
+from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.point import RestorePoint
@@ -206,8 +208,8 @@ def status(as_json: JsonOption = False) -> None:
     """Say how old the newest complete point of each guest is at each destination.
 
     As the last sends have noted it: no destination is asked. Also says which snapshots on this host
-    are held for an interrupted send. Exits with 1 if a send has failed, or if something that was
-    noted cannot be read.
+    are held for an interrupted send, and which guests stay on their overlays because of somebody
+    else's job. Exits with 1 if a send has failed, or if something that was noted cannot be read.
 
     \b
     Example:
@@ -224,6 +226,8 @@ def status(as_json: JsonOption = False) -> None:
     )
     held = send_marks.held_by_destination()
     silent = send_status.silent(statuses, datetime.now(UTC))
+    waiting = [entry for entry in Journal(settings.journal_dir).entries() if entry.in_the_way]
+    held_up = [f"{e.domain}: {describe.work(e)} is {describe.progress(e)}" for e in waiting]
     if as_json:
         described = [msgspec.to_builtins(status) for status in statuses]
         print_json(
@@ -232,11 +236,12 @@ def status(as_json: JsonOption = False) -> None:
                 "never_sent": never_sent,
                 "silent": silent,
                 "held": held,
+                "held_up": held_up,
                 "unreadable": [str(path) for path in unreadable],
             }
         )
     else:
-        lines = [*render.status(statuses, never_sent), *render.kept_for(silent, held)]
+        lines = [*render.status(statuses, never_sent), *render.kept_for(silent, held), *held_up]
         typer.echo("\n".join(lines))
     failed = bool(unreadable) or any(status.error for status in statuses)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)

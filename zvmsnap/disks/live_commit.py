@@ -15,12 +15,12 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import BlockJobNotReady, CommitFailed, LibvirtFailed
 from zvmsnap.common.waiting import now_s, sleep, wait
 from zvmsnap.disks import apparmor
+from zvmsnap.disks.jobs import ACTIVE_COMMIT
 from zvmsnap.disks.overlay_chain import DefinedGuest, OverlayChain
 from zvmsnap.virt import domain_xml
 
 _LOOK_EVERY_S = 0.2
 _PIVOT_AGAIN_S = 0.05
-_ACTIVE_COMMIT = "active-commit"
 _DENIED = "Permission denied"
 
 # Called with a target and what takes the disk off its overlays. At that instant the base has all
@@ -120,7 +120,7 @@ def _start_each(
         if disk is None or disk.source != chain.top:
             continue
         try:
-            if disk.mirror and disk.mirror_job != _ACTIVE_COMMIT:
+            if disk.mirror and disk.mirror_job != ACTIVE_COMMIT:
                 raise CommitFailed(
                     f"{guest.name}: {target}: a block job of another kind ({disk.mirror_job}) is "
                     "on it; end that first"

@@ -33,8 +33,8 @@ from enum import Enum
 from pathlib import Path
 
 from zvmsnap.common.errors import CommitFailed, QemuImgFailed
-from zvmsnap.common.open_files import writers_of
 from zvmsnap.disks import qemu_img, staging
+from zvmsnap.disks.open_files import writers_of
 
 # qcow2 knows no smaller one; the first cluster has the header.
 _SMALLEST_CLUSTER_BYTES = 512
@@ -92,7 +92,7 @@ def clear(overlay: Path, base: str, *, merged: bool) -> Path | None:
         pids = ", ".join(map(str, sorted(writers)))
         raise CommitFailed(
             f"process {pids} writes to {overlay}, though no definition of the guest names it: "
-            "kept. Shut the guest down from inside; after that zvmsnap recover tells what the overlay has"
+            "kept. Shut the guest down from inside; after that zvmsnap recover tells what it has"
         )
     if merged or (not writers and content_of(overlay) is Content.NOTHING):
         overlay.unlink()

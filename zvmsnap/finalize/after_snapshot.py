@@ -10,6 +10,7 @@ always, its real name. All of it may be repeated after a crash: by the next hook
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,8 +101,11 @@ def finish_interrupted(config: Config, host: Host, guest: Guest, entry: Entry | 
         raise WorkOfOtherVersion(str(other))
     held = thaw.held_fields(guest) if other or journal.is_lost(guest.uuid) else {}
     if entry:
-        log.about(guest.name, ",".join(entry.request_datasets)).warning(
-            "finishing the interrupted run %s", entry.run or "of an earlier recovery"
+        # What is in the way was said when it was met first; the watchdog tries again and again.
+        log.about(guest.name, ",".join(entry.request_datasets)).log(
+            logging.DEBUG if entry.in_the_way else logging.WARNING,
+            "finishing the interrupted run %s",
+            entry.run or "of an earlier recovery",
         )
     else:
         entry = _recovery(config, guest, held)

@@ -16,7 +16,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +27,12 @@ from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import (
     apparmor,
+    jobs,
     live_commit,
     offline_commit,
     overlay_chain,
     unused_overlay,
 )
-from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.live_commit import ReleaseDisk
 from zvmsnap.disks.overlay_chain import OverlayChain, all_overlays, images_of
 from zvmsnap.disks.staging import StagingDir
@@ -63,12 +64,13 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
     snapshot_match.note(writer, log)
     if writer.entry.frozen:
         _resume_or_thaw(config, guest, writer, log)  # at once: it cannot write to its disks
-    if writer.entry.dump_may_continue:
-        # libvirt goes on with a dump whose caller was killed; it ends on overlays, or paused.
-        wait_idle(guest, config.limits.busy_timeout_s)
-    _resume_or_thaw(config, guest, writer, log)
-    _leave_blank_overlays(guest, writer, log)
-    chains = _commit_all(config, guest, writer, log)
+    with _noting_what_is_in_the_way(guest, writer):
+        if writer.entry.dump_may_continue:
+            # libvirt goes on with a dump whose caller was killed; it ends on overlays, or paused.
+            jobs.wait_idle(guest, config.limits.busy_timeout_s)
+        _resume_or_thaw(config, guest, writer, log)
+        _leave_blank_overlays(guest, writer, log)
+        chains = _commit_all(config, guest, writer, log)
     _mend_persistent(guest, writer)
     _allow_as_before(guest, writer.entry, log)
     live_commit.prove(guest, _chains_once(guest, writer.entry) | chains)
@@ -76,6 +78,21 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
     if guest.is_active() and writer.entry.original_downtime_ms is not None:
         guest.migrate_set_max_downtime_ms(writer.entry.original_downtime_ms)
     writer.step("tidy", lambda: _tidy(config, guest, writer.entry, chains, log))
+
+
+@contextmanager
+def _noting_what_is_in_the_way(guest: Guest, writer: EntryWriter) -> Iterator[None]:
+    """Note whose work keeps the guest on its overlays, for those who ask why it is there."""
+    work = ""
+    try:
+        yield
+    except ZvmsnapError:
+        with suppress(ZvmsnapError):
+            work = jobs.work_of_others(guest)
+        raise
+    finally:
+        if writer.entry.in_the_way != work:
+            writer.note(in_the_way=work)
 
 
 def _resume_or_thaw(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:

@@ -27,4 +27,9 @@ def progress(entry: Entry) -> str:
     step = entry.step or "none"
     if entry.owner.is_alive():
         return f"under way at step {step} ({entry.state}; sanoid has pid {entry.owner.pid})"
+    if entry.in_the_way:
+        return (
+            f"interrupted at step {step} ({entry.state}): it stays on its overlays because of "
+            f"{entry.in_the_way}; they are merged when that has ended"
+        )
     return f"interrupted at step {step} ({entry.state}): zvmsnap recover ends it"

@@ -149,6 +149,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     committed_overlays: tuple[str, ...] = ()  # their data was in the base before it left them
     # What its AppArmor profile denied it of the images below its bases, before the first merge.
     denied_below: tuple[str, ...] | None = None
+    in_the_way: str = ""  # the work of somebody else that keeps it on its overlays
     relocated_datasets: dict[str, str] = {}  # where a restore has moved datasets since
 
     @property
@@ -210,6 +211,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         As `is_held`; and preparing, from the step pre-freeze on.
         """
         return self.is_held or self.thaw_script_due
+
+    @property
+    def may_need_release(self) -> bool:
+        """May it still be held, or on overlays?
+
+        Until both definitions were proven to name its own disks: the state committed.
+        """
+        is_back = self.state in (EntryState.COMMITTED, EntryState.PUBLISHING)
+        return self.holds_guest or (self.may_be_on_overlay and not is_back)
 
     @property
     def may_hold_guest(self) -> bool:

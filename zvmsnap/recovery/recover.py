@@ -72,8 +72,14 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
     return report
 
 
-def recover_entries(config: Config, entries: Iterable[Entry]) -> bool:
-    """Finish the runs of these entries; True if all could be. Raises HypervisorUnreachable."""
+def recover_entries(
+    config: Config, entries: Iterable[Entry], said: dict[str, str] | None = None
+) -> bool:
+    """Finish the runs of these entries; True if all could be. Raises HypervisorUnreachable.
+
+    `said` has, by UUID, why it failed before: the same is not logged again.
+    """
+    said = {} if said is None else said
     complete = True
     with Host.connect(config.uri) as host:
         for entry in entries:
@@ -81,7 +87,11 @@ def recover_entries(config: Config, entries: Iterable[Entry]) -> bool:
             outcome = _recover(config, host, subject, dry_run=False)
             if outcome and outcome.result is Result.FAILED:
                 complete = False
-                log.about(entry.domain, ",".join(entry.request_datasets)).error("%s", outcome.why)
+                if said.get(entry.uuid) != outcome.why:
+                    said[entry.uuid] = outcome.why
+                    log.about(entry.domain, ",".join(entry.request_datasets)).error(
+                        "%s", outcome.why
+                    )
     return complete
 
 
@@ -173,6 +183,8 @@ def _inspect(config: Config, subject: _Subject) -> tuple[str, ...]:
     if subject.entry:
         step = subject.entry.step or "none"
         findings.append(f"{describe.work(subject.entry)} is open at step {step}")
+        if subject.entry.in_the_way:
+            findings.append(f"it waits for {subject.entry.in_the_way}, which is not zvmsnap's")
     if subject.guest:
         findings += [
             f"{chain.target} is on {chain.top}" + (f" ({chain.problem})" if chain.problem else "")

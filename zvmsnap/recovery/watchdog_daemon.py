@@ -12,7 +12,9 @@ too. If it is killed, systemd starts it again. It looks once a second:
 | is dead                               | some         | any               | recovers their guests |
 | is dead                               | none         | any               | exits                 |
 
-A recovery that fails is tried up to 8 times, and without end while a guest is held.
+A recovery that fails is tried again and again, at intervals that grow up to a minute: without end
+while a guest may be held or on its overlays, as somebody else's job may keep it there for hours;
+else up to 8 times. What is in the way is said once, and so is that staging runs low meanwhile.
 
 It also releases guests that are held for longer than limits.max_freeze_s (quiesce/deadline). The
 death of some callers means nothing, as of a shell. For these the deadline is all that it does.
@@ -22,6 +24,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
@@ -37,7 +41,12 @@ from zvmsnap.quiesce.watchdog import unit_name
 _LOOK_EVERY_S = 1.0
 _MIB = 1 << 20
 
-# After this many attempts, each after twice the time, it is for the next hook.
+# Each attempt comes after twice the time of the one before, up to the latter.
+_FIRST_INTERVAL_S = 2.0
+_LAST_INTERVAL_S = 60.0
+# How often staging is looked at meanwhile.
+_ROOM_EVERY_S = 10.0
+# After this many attempts what is left is for the next hook, unless a guest needs to be released.
 _ATTEMPTS = 8
 
 # A process that only looks whether there is a watchdog holds its lock for an instant.
@@ -87,7 +96,7 @@ def _run(config: Config, owner: Process, post_within_s: float) -> bool:
 def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bool:
     """Follow the table until the owner is dead and all is finished; False if it was given up."""
     journal = Journal(config.journal_dir)
-    failures = 0
+    recovery = _Recovery(config)
     while True:
         try:
             is_alive = owner.is_alive()
@@ -96,16 +105,11 @@ def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bo
                 _watch_living(config, journal, entries, post_within_s)
             elif not entries:
                 return True
-            else:
-                if not _recovered(config, entries):
-                    failures += 1
-                if failures == _ATTEMPTS:
-                    if not any(entry.holds_guest for entry in entries):
-                        return False
-                    failures -= 1  # nobody else may ever come and release that guest
+            elif not recovery.go_on(entries):
+                return False
         except Exception as error:  # descriptors or threads may run out
             log.plain().error("watchdog: cannot look now: %s", error)
-        sleep(_LOOK_EVERY_S * 2**failures)
+        sleep(recovery.next_look_s())
 
 
 def wait_until_none_held(config: Config, owner: Process) -> None:
@@ -133,14 +137,63 @@ def _entries_of(journal: Journal, owner: Process) -> list[Entry]:
 # -- the owner is dead
 
 
-def _recovered(config: Config, entries: list[Entry]) -> bool:
-    from zvmsnap.recovery.recover import recover_entries
+class _Recovery:
+    """Recovers the guests of a dead owner: patiently, and saying each thing once."""
 
-    try:
-        return recover_entries(config, entries)
-    except (ZvmsnapError, OSError) as error:
-        log.plain().error("watchdog: not yet recovered: %s", error)
-        return False
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._failures = 0
+        self._wait_s = 0.0
+        self._said: dict[str, str] = {}
+        self._was_low = False
+
+    def go_on(self, entries: list[Entry]) -> bool:
+        """Try again if it is time, and look at staging; False if it is given up."""
+        if self._wait_s == 0 and not self._recovered(entries):
+            self._failures += 1
+            interval_s = _FIRST_INTERVAL_S * 2 ** min(self._failures - 1, _ATTEMPTS)
+            self._wait_s = min(interval_s, _LAST_INTERVAL_S)
+        self._warn_of_room(entries)
+        # Nobody else may ever come to release that guest.
+        return self._failures < _ATTEMPTS or any(entry.may_need_release for entry in entries)
+
+    def next_look_s(self) -> float:
+        """How long to sleep now."""
+        pause_s = min(self._wait_s or _LOOK_EVERY_S, _ROOM_EVERY_S)
+        self._wait_s = max(0.0, self._wait_s - pause_s)
+        return pause_s
+
+    def _recovered(self, entries: list[Entry]) -> bool:
+        from zvmsnap.recovery.recover import recover_entries
+
+        config = self._config
+        if self._failures:
+            # It comes again: nobody else waits for the guest's lock, or a guest for this one.
+            limits = msgspec.structs.replace(config.limits, busy_timeout_s=0)
+            config = msgspec.structs.replace(config, limits=limits)
+        try:
+            return recover_entries(config, entries, self._said)
+        except (ZvmsnapError, OSError) as error:
+            if self._said.get("") != str(error):
+                self._said[""] = str(error)
+                log.plain().error("watchdog: not yet recovered: %s", error)
+            return False
+
+    def _warn_of_room(self, entries: list[Entry]) -> None:
+        on_overlays = [entry.domain for entry in entries if entry.may_need_release]
+        if not on_overlays:
+            return
+        free = free_bytes(self._config.staging_dir)
+        is_low = free < _reserve_bytes(self._config)
+        if is_low and not self._was_low:
+            log.plain().error(
+                "staging %s has %d MiB left, and %s may still be on overlays: make room there, or "
+                "end what is in the way. A guest whose overlay cannot grow is paused until then",
+                self._config.staging,
+                free // _MIB,
+                ", ".join(on_overlays),
+            )
+        self._was_low = is_low
 
 
 # -- the owner lives

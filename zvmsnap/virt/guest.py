@@ -47,6 +47,16 @@ _PAUSES = {
 }
 
 
+_JOBS = {
+    libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "save",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "migration",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: "migration",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "snapshot",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "dump",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "backup",
+}
+
+
 @dataclass(frozen=True)
 class JobProgress:
     """How far a dump of RAM is, as QEMU says.
@@ -238,6 +248,17 @@ class Guest:
             int(stats.get("memory_processed", 0)),
             int(stats.get("memory_remaining", 0)),
         )
+
+    def job_kind(self) -> str:
+        """What job is under way: `backup`, `migration`, ...; "" if none, or one of another kind."""
+        with self._doing("asking for its job"):
+            stats = self._domain.jobStats(0)
+        return _JOBS.get(stats.get("operation", 0), "")
+
+    def has_block_job(self, target: str) -> bool:
+        """Is a job on this disk under way: a copy, a commit, a backup?"""
+        with self._doing(f"asking for the job on {target}"):
+            return bool(self._domain.blockJobInfo(target, 0))
 
     def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
         """Take an atomic snapshot of which libvirt keeps no metadata: live RAM and disks, or disks.

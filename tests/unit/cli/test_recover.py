@@ -27,6 +27,20 @@ def test_recover(
     assert run("recover", "web") == (0, nothing, "")
 
 
+def test_recover_says_who_is_in_the_way(
+    run: Run, overlaid_host: FakeHost, guest: FakeGuest, staged: Callable[..., Entry]
+) -> None:
+    staged()
+    guest.job, guest.kind_of_job, guest.block_jobs = True, "backup", {"vda"}
+    code, out, _ = run("recover")
+    assert (code, out.splitlines()[0]) == (
+        1,
+        "web: failed: web: a job (backup) on vda is under way since more than 60 s",
+    )
+    waits = "  it waits for a job (backup) on vda, which is not zvmsnap's"
+    assert waits in run("recover", "--dry-run")[1].splitlines()
+
+
 def test_recover_as_json(
     run: Run, overlaid_host: FakeHost, guest: FakeGuest, staged: Callable[..., Entry]
 ) -> None:

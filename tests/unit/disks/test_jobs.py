@@ -28,7 +28,7 @@ def is_locked(guest: FakeGuest) -> None:
 
 BUSY = [
     pytest.param(has_job, "a job", id="dump, migration, backup"),
-    pytest.param(has_copy, "a block job on vda", id="block job"),
+    pytest.param(has_copy, r"a block job \(copy\) on vda", id="block job"),
     pytest.param(is_locked, "a call that keeps libvirt from answering", id="call"),
 ]
 

@@ -248,6 +248,32 @@ def test_a_job_of_somebody_else_is_waited_for(run: Captured) -> None:
     assert run.guest.calls == []
 
 
+def test_what_is_in_the_way_is_noted_until_it_is_over(run: Captured) -> None:
+    run.freeze()
+    run.guest.mirrors["vdb"] = "<mirror type='file' job='copy' ready='yes'/>"
+    with pytest.raises(DomainBusy, match=r"web: a block job \(copy\) on vdb is under way"):
+        run.release()
+    entry = run.journal.read(UUID)
+    assert entry and entry.in_the_way == "a block job (copy) on vdb"
+    run.guest.mirrors.clear()
+    run.release()
+    assert run.writer.entry.in_the_way == ""
+    assert run.on_base() and run.merged()
+
+
+def test_a_job_that_begins_just_before_the_merge_is_noted(run: Captured) -> None:
+    run.freeze()
+
+    def begins() -> None:
+        run.guest.job, run.guest.kind_of_job, run.guest.block_jobs = True, "backup", {"vda", "vdb"}
+        raise LibvirtFailed("already in active block job", 55)
+
+    run.guest.at["commit vda"] = begins
+    with pytest.raises(ZvmsnapError, match="already in active block job"):
+        run.release()
+    assert run.writer.entry.in_the_way == "a job (backup) on vda, vdb"
+
+
 def test_a_dump_that_goes_on_is_waited_for(run: Captured) -> None:
     """Its caller was killed; libvirt ends it on overlays."""
     run.guest.job = True

@@ -72,6 +72,13 @@ def test_task(
             id="interrupted",
         ),
         pytest.param(
+            {"step": "commit", "in_the_way": "a job (backup) on vda"},
+            "run autosnap_2026-11-20_03:00:00",
+            "interrupted at step commit (committing): it stays on its overlays because of a job "
+            "(backup) on vda; they are merged when that has ended",
+            id="somebody else is in the way",
+        ),
+        pytest.param(
             {"snapshot_names": (), "run": ""},
             "a recovery",
             "interrupted at step none (on overlays): zvmsnap recover ends it",

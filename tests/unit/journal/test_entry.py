@@ -83,3 +83,20 @@ def test_is_held(
 ) -> None:
     known = entry(**fields)
     assert (known.is_held, known.holds_guest) == (is_held, holds_guest)
+
+
+@pytest.mark.parametrize(("step", "changes", "overlays", "state"), ROWS)
+def test_may_need_release_until_its_own_disks_are_proven(
+    entry: Callable[..., Entry],
+    step: str,
+    changes: dict[str, Any],
+    overlays: bool,
+    state: EntryState,
+) -> None:
+    disks = tuple(
+        msgspec.structs.replace(disk, overlay="/o" if overlays else "") for disk in entry().disks
+    )
+    known = entry(**{**changes, "step": step, "disks": disks})
+    is_back = state in (EntryState.COMMITTED, EntryState.PUBLISHING)
+    on_overlays = (overlays or known.is_recovery) and not is_back
+    assert known.may_need_release is (known.holds_guest or on_overlays)

@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ from tests.fakes.host import FakeHost
 from tests.fakes.images import holds
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common import waiting
-from zvmsnap.common.errors import LibvirtFailed, ZvmsnapError
+from zvmsnap.common.errors import DomainBusy, LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.config.settings import Config
+from zvmsnap.config.settings import Config, Limits
+from zvmsnap.disks import jobs
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
@@ -135,18 +137,76 @@ def test_tries_again_each_time_after_twice_as_long(
 
     clock.after[3] = comes_back
     assert watchdog_daemon.watch(config, DEAD)
-    assert clock.slept == [2.0, 4.0, 8.0, 8.0]
+    assert clock.slept == [2.0, 4.0, 8.0, 1.0]
     assert entries(config) == []
 
 
 def test_gives_up_after_some_attempts(
     config: Config, host: FakeHost, clock: ScriptedClock, staged: Stage
 ) -> None:
-    known = staged(owner=DEAD)
+    """What is left needs nobody's guest: it is on its own disks, and the point waits."""
+    known = staged(owner=DEAD, step="store")
     host.reachable = False
     assert not watchdog_daemon.watch(config, DEAD)
-    assert clock.slept == [2.0**number for number in range(1, watchdog_daemon._ATTEMPTS)]
+    assert sum(clock.slept) == 2 + 4 + 8 + 16 + 32 + 60 + 60
+    assert max(clock.slept) == 10
     assert entries(config) == [known]
+
+
+def test_a_backup_by_somebody_else_is_waited_for_without_end(
+    config: Config,
+    guest: FakeGuest,
+    clock: ScriptedClock,
+    staged: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is said once who is in the way, and once that staging runs low meanwhile."""
+    caplog.set_level(logging.WARNING)
+    known = staged(owner=DEAD)
+    guest.job, guest.kind_of_job, guest.block_jobs = True, "backup", {"vda"}
+    free(monkeypatch, 9999)
+    config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=0))
+    minutes: list[int] = []
+
+    def goes_on() -> None:
+        (entry,) = entries(config)
+        assert entry.in_the_way == "a job (backup) on vda"
+        assert guest.calls == []
+        assert Path(known.disks[0].overlay).exists()
+        minutes.append(1)
+        if len(minutes) == 5:
+            free(monkeypatch, 255)
+        if len(minutes) == 60:
+            guest.job = False
+        clock.slept.clear()
+        clock.after = {10: goes_on}
+
+    clock.after = {10: goes_on}
+    assert watchdog_daemon.watch(config, DEAD)
+    assert len(minutes) >= 60  # far more than its 8 attempts
+    assert caplog.text.count("a job (backup) on vda") == 1
+    assert caplog.text.count("finishing the interrupted run") == 2  # the first and the last time
+    assert caplog.text.count("has 255 MiB left, and web may still be on overlays") == 1
+    assert entries(config) == []
+    assert holds(Path(guest.live["vda"]), 7)
+
+
+def test_only_the_first_attempt_waits_for_the_end_of_a_job(
+    config: Config, clock: ScriptedClock, staged: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else waits for the guest's lock, nor another guest for its turn."""
+    staged(owner=DEAD)
+    waited_s: list[float] = []
+
+    def wait_idle(guest: FakeGuest, timeout_s: float) -> None:
+        waited_s.append(timeout_s)
+        if len(waited_s) < 4:
+            raise DomainBusy("web: a job")
+
+    monkeypatch.setattr(jobs, "wait_idle", wait_idle)
+    assert watchdog_daemon.watch(config, DEAD)
+    assert waited_s == [config.limits.busy_timeout_s, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +416,7 @@ def test_a_second_watchdog_exits_at_once(
 def test_exit_code_after_it_gave_up(
     settings: None, config: Config, host: FakeHost, staged: Stage
 ) -> None:
-    staged(owner=DEAD)
+    staged(owner=DEAD, step="store")
     host.reachable = False
     assert watchdog_daemon.main(WORDS) == 1
 

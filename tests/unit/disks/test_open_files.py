@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from zvmsnap.common.open_files import writers_of
+from zvmsnap.disks.open_files import writers_of
 
 
 def test_writers_of_a_file(tmp_path: Path) -> None:
