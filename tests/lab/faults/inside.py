@@ -2,6 +2,8 @@
 
     arm ROW             start a round of sanoid, and hold it at that step
     hurt FAULT ROUTE    do the fault, let go, wait until sanoid has ended, recover, tell everything
+    strike SEED NUMBER  kill somebody at some time of a round, as the seed says; tell the rest
+    finale              one more round, and load each RAM image
     before              tell what there is, ahead of a power cut
     after BEFORE        tell everything, after the boot that followed it
 
@@ -15,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import struct
@@ -48,6 +51,10 @@ FILLER = STAGING / "filler"
 HOOKS = ("pre-snapshot", "post-snapshot")
 IOHELPER = "libvirt_iohelpe"  # the kernel keeps 15 characters
 UNDER_WAY = "dump under way"
+OVERLAY_MADE = "overlay made"
+HELD_WITHOUT_STEP = (UNDER_WAY, OVERLAY_MADE)
+VICTIMS = ("libvirtd", "qemu", "sanoid", "hook", "watchdog")
+STRIKE_WITHIN_S = 20.0
 
 ROUND_LIMIT_S = 240.0
 RECOVERY_LIMIT_S = 100.0
@@ -273,14 +280,9 @@ def points() -> list[Story]:
 
 def arm(row: str) -> Story:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    if row != UNDER_WAY:
+    if row not in HELD_WITHOUT_STEP:
         environment["ZVMSNAP_TEST_STOP_BEFORE"] = row
-    with ROUND_LOG.open("w") as log:
-        sanoid = subprocess.Popen(
-            ["sanoid", "--take-snapshots", "--verbose"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-            start_new_session=True,
-        )
+    sanoid = start_sanoid(environment)
 
     def stopped() -> list[int]:
         if sanoid.poll() is not None:
@@ -289,6 +291,11 @@ def arm(row: str) -> Story:
             pids = ram_writers()
             send(signal.SIGSTOP, pids)
             return pids
+        if row == OVERLAY_MADE:
+            if not any(path.stat().st_size == 0 for path in STAGING.glob("*-*/*.qcow2")):
+                return []
+            send(signal.SIGSTOP, [int(libvirtd_pid())])
+            return [int(libvirtd_pid())]
         return [pid for pid, state in named(HOOKS).items() if state == "T"]
 
     held = wait(f"the hook at {row}", stopped, ROUND_LIMIT_S, every_s=0.02)
@@ -299,6 +306,15 @@ def arm(row: str) -> Story:
     return armed
 
 
+def start_sanoid(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with ROUND_LOG.open("w") as log:
+        return subprocess.Popen(
+            ["sanoid", "--take-snapshots", "--verbose"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            start_new_session=True,
+        )
+
+
 def before() -> Story:
     """What there is while the round is held."""
     armed = json.loads(ARMED.read_text())
@@ -307,7 +323,8 @@ def before() -> Story:
         "armed": armed,
         "step": [entry["step"] for entry in entries],
         "moments": [entry["run"] for entry in entries],
-        "on_overlay": ".zvmsnap.qcow2" in definition(),
+        # A libvirtd that is stopped answers nobody.
+        "on_overlay": armed["row"] != OVERLAY_MADE and ".zvmsnap.qcow2" in definition(),
         "zfs": zfs(),
         "points": [point["directory"] for point in points()],
         "serial": serial(),
@@ -318,7 +335,7 @@ def let_go(armed: Story) -> None:
     """Go on until sanoid and its hooks have ended; a hook may come to that step again."""
 
     def over() -> bool:
-        send(signal.SIGCONT, [*named(HOOKS), *named([IOHELPER])])
+        send(signal.SIGCONT, [*named(HOOKS), *named([IOHELPER]), *armed["held"]])
         return not runs(armed["sanoid"], armed["started"]) and not named(HOOKS)
 
     wait("sanoid and its hooks to end", over, ROUND_LIMIT_S)
@@ -439,17 +456,17 @@ def after_boot() -> Story | None:
 # -- afterwards
 
 
-def back_to_work(story: Story) -> None:
+def back_to_work(story: Story, begun: int = 0) -> None:
     """A guest that is off is started, after its disks were looked at."""
     story["was_off"] = story["rest"]["state"] == "shut off"
     since = serial()["bytes"]
     if story["was_off"]:
-        story["died"] = serial()
+        story["died"] = serial(begun)
         story["disk_counts"] = disk_counts()
         done = run("virsh", "start", GUEST)
         story["start"] = done.stdout + done.stderr
     story["counts_on"] = counted(2, since)
-    story["serial"] = serial(since if story["was_off"] else 0)
+    story["serial"] = serial(since if story["was_off"] else begun)
 
 
 def load_all(there_before: Collection[str]) -> list[Story]:
@@ -539,6 +556,56 @@ def hurt(fault: str, route: str, story: Story) -> None:
     aftermath(route, story)
 
 
+# -- kills at any time
+
+
+def strike(seed: str, number: str, story: Story) -> None:
+    """Kill somebody at some time of a round; then nobody does anything but start libvirtd."""
+    dice = random.Random(f"{seed}/{number}")
+    victim, after_s = dice.choice(VICTIMS), dice.uniform(0, STRIKE_WITHIN_S)
+    pass_an_hour()
+    begun = serial()["bytes"]
+    sanoid = start_sanoid(dict(os.environ))
+    armed = {"sanoid": sanoid.pid, "started": processes()[sanoid.pid][2], "held": []}
+    story |= {"victim": victim, "after_s": round(after_s, 1), "points_before": len(points())}
+    time.sleep(after_s)
+    while not (pids := victims(victim, sanoid)) and sanoid.poll() is None:
+        time.sleep(0.02)
+    story["steps"] = [json.loads(path.read_text())["step"] for path in JOURNAL.glob("*-*.json")]
+    story["killed"] = len(pids)
+    send(signal.SIGKILL, pids)
+    let_go(armed)
+    sanoid.wait(ROUND_LIMIT_S)
+    start_libvirtd()
+    story["round"] = ROUND_LOG.read_text()
+    recover("guard", story)
+    story["rest"] = observe()
+    back_to_work(story, begun)
+    new = points()[story["points_before"]:]
+    story["levels"] = [(point["level"], point["reason"]) for point in new]
+
+
+def victims(which: str, sanoid: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of a victim that run now."""
+    if which == "watchdog":
+        units = [f"{Path('/sys/fs/cgroup/system.slice', name)}/cgroup.procs" for name in guards()]
+        return [int(pid) for unit in units for pid in Path(unit).read_text().split()]
+    if which == "hook":
+        return [*named(HOOKS)]
+    if which == "sanoid":
+        return [] if sanoid.poll() is not None else [sanoid.pid]
+    return [qemu() if which == "qemu" else int(libvirtd_pid())]
+
+
+def finale(story: Story) -> None:
+    story["next"] = sanoid_again()
+    with suppress(TimeoutError):
+        wait("rest", at_rest, 20, every_s=0.2)
+    story["end"] = observe()
+    story["end_points"] = points()
+    story["loads"] = load_all([])
+
+
 def main(command: str, *words: str) -> None:
     story: Story = {}
     try:
@@ -549,6 +616,11 @@ def main(command: str, *words: str) -> None:
         elif command == "hurt":
             fault, route = words
             hurt(fault, route, story)
+        elif command == "strike":
+            seed, number = words
+            strike(seed, number, story)
+        elif command == "finale":
+            finale(story)
         else:
             story["before"] = json.loads(*words)
             aftermath("boot", story)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRE = ("staging", "definition", "dump", "dump under way", "read header", "frozen")
+PRE = ("staging", "definition", "dump", "dump under way", "overlay made", "read header", "frozen")
 POST = ("commit", "release vda", "release vdb", "tidy", "store", "publish", "close")
 ROWS = (*PRE, *POST)
 # Not a step: the hook is not stopped there, but what libvirt writes the RAM image with.
 UNDER_WAY = "dump under way"
+# Nor there: libvirtd is stopped when it has made an overlay, before QEMU has formatted it.
+OVERLAY_MADE = "overlay made"
 
 POWER_CUT = "power cut"
 SNAPSHOT_REFUSED = "snapshot refused"
@@ -45,6 +47,9 @@ FAULTS = tuple(COLUMNS)
 GUARD, RECOVER, NEXT_RUN, BOOT = "guard", "recover", "next run", "boot"
 ROTATED = (GUARD, RECOVER, NEXT_RUN)
 
+# Whoever asks libvirt while it is stopped hangs, and its end is waited for by systemd.
+_WITH_LIBVIRTD_STOPPED = ("hook KILL", "sanoid KILL", "libvirtd KILL", "qemu KILL", POWER_CUT)
+
 # The rows at which a fault of the vault is a situation of its own.
 _VAULT_ROWS = ("frozen", "tidy", "store", "publish", "close")
 
@@ -70,6 +75,8 @@ class Cell:
 
 def why_not(row: str, fault: str) -> str | None:
     """Why that cell does not exist; None if it does."""
+    if row == OVERLAY_MADE and fault not in _WITH_LIBVIRTD_STOPPED:
+        return "libvirtd is stopped there: the same as `dump under way`"
     if fault == SNAPSHOT_REFUSED and row in POST:
         return "the snapshot was taken before post began"
     if fault in (VAULT_FULL, VAULT_GONE) and row not in _VAULT_ROWS:
@@ -98,6 +105,7 @@ def cells() -> list[Cell]:
 # What cuts deepest, of each kind: who dies, what is lost, who recovers.
 _FEW = (
     "dump under way:hook KILL",
+    "overlay made:libvirtd KILL",
     "frozen:sanoid KILL",
     "release vdb:power cut",
     "store:vault full",

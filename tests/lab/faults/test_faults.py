@@ -86,4 +86,4 @@ def test_the_matrix_is_whole() -> None:
         routes = {cell.route for cell in existing if cell.fault == fault}
         assert routes == ({"boot"} if fault == matrix.POWER_CUT else {*matrix.ROTATED})
     few = matrix.select("few")
-    assert len({cell.fault for cell in few}) == len(few) == 4
+    assert len({cell.fault for cell in few}) == len(few) == 5

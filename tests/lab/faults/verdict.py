@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 
-from faults.matrix import BOOT, POWER_CUT, Cell
+from faults.matrix import BOOT, OVERLAY_MADE, POWER_CUT, UNDER_WAY, Cell
 
 Story = dict[str, Any]
 
@@ -43,6 +43,33 @@ def violations(cell: Cell, story: Story) -> list[str]:
     return found
 
 
+def after_a_kill(story: Story) -> list[str]:
+    """All that is not as it must be after a kill at any time of a round."""
+    if "broken" in story:
+        return [f"it came to no end: {story['broken']}"]
+    found = [*_at_rest(story["rest"])]
+    told = story["died"] if story["was_off"] else story["serial"]
+    found += _counted("", told)
+    if told["boots"]:
+        found.append(f"the guest booted {told['boots']} times")
+    if not story["counts_on"]:
+        found.append(f"the guest does not count on: {story['serial']}; {story.get('start', '')}")
+    if story["was_off"] and told["last"] is not None and min(story["disk_counts"]) < told["last"]:
+        found.append(f"disks have {story['disk_counts']}, but the guest had written {told['last']}")
+    return found
+
+
+def after_all_kills(story: Story) -> list[str]:
+    """The next round is as any other, and each RAM image loads."""
+    if "broken" in story:
+        return [f"it came to no end: {story['broken']}"]
+    said = story["next"]
+    found = [f"the next run: {said}"] if said["returncode"] != 0 else []
+    if not story["end_points"] or story["end_points"][-1]["level"] != "memory":
+        found.append(f"the last point: {story['end_points'][-1:]}")
+    return [*found, *_at_rest(story["end"]), *_loads(story["loads"])]
+
+
 def letter(story: Story) -> str:
     """What became of the moment."""
     moments = story.get("before", {}).get("moments", [])
@@ -53,7 +80,7 @@ def letter(story: Story) -> str:
 
 
 def _begun(cell: Cell, before: Story) -> Iterator[str]:
-    expected = "dump" if cell.row == "dump under way" else cell.row
+    expected = "dump" if cell.row in (UNDER_WAY, OVERLAY_MADE) else cell.row
     if before["step"] != [expected]:
         yield f"the journal said {before['step']}, not {expected}"
 
@@ -172,7 +199,11 @@ def _points(story: Story) -> Iterator[str]:
         }
         if ties != real:
             yield f"{point['directory']} names {ties}, but there is {real}"
-    for told in story["loads"]:
+    yield from _loads(story["loads"])
+
+
+def _loads(loads: list[Story]) -> Iterator[str]:
+    for told in loads:
         where = f"{told['directory']}: "
         if "same" in told:
             if not told["same"]:
