@@ -92,7 +92,8 @@ def _noting_what_is_in_the_way(guest: Guest, writer: EntryWriter) -> Iterator[No
         raise
     finally:
         if writer.entry.in_the_way != work:
-            writer.note(in_the_way=work)
+            with suppress(OSError):  # it only tells a person
+                writer.note(in_the_way=work)
 
 
 def _resume_or_thaw(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:
