@@ -295,6 +295,58 @@ def test_at_boot(lab: Lab) -> None:
     scenario.counts_on(lab)
 
 
+BACKUP = """<domainbackup mode='pull'>
+  <server transport='tcp' name='127.0.0.1' port='10809'/>
+  <disks>
+    <disk name='vda' backup='yes' type='file'>
+      <scratch file='/var/lib/libvirt/images/scratch.qcow2'/>
+    </disk>
+    <disk name='vdb' backup='no'/>
+  </disks>
+</domainbackup>
+"""
+COPY = "virsh blockcopy web vda /srv/copy.raw --format raw --transient-job"
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "work"),
+    [
+        pytest.param("virsh backup-begin web /root/backup.xml", "virsh domjobabort web",
+                     "a job (backup) on vda", id="backup"),
+        pytest.param(COPY, "virsh blockjob web vda --abort",
+                     "a block job (copy) on vda", id="copy", marks=pytest.mark.whole),
+    ],
+)
+def test_somebody_else_begins_to_work_on_the_guest_while_it_is_on_its_overlays(
+    lab_session: Lab, begin: str, end: str, work: str
+) -> None:
+    """Its overlays cannot be merged: the watchdog goes on until they are, and says so once."""
+    lab = lab_session
+    scenario.configured(lab)
+    scenario.configure(lab, "[limits]\nbusy_timeout_s = 2")
+    lab.put("/root/backup.xml", BACKUP)
+    sanoid = lab.start("ZVMSNAP_TEST_STOP_BEFORE=commit exec sanoid --take-snapshots 2>&1")
+    lab.run(STOPPED.format(hook="post-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
+    lab.run(begin)
+    lab.run("pkill -CONT -x post-snapshot")
+    sanoid.communicate(timeout=scenario.ROUND_LIMIT_S)
+    tries = "journalctl --no-pager -u 'zvmsnap-watchdog-*'"
+    scenario.wait_until("the watchdog to say so", lambda: work in lab.run(tries).stdout)
+    for command in ("list", "status"):
+        assert f"stays on its overlays because of {work}" in lab.run(f"zvmsnap {command}").stdout
+    assert work in recover(lab, status=1).stdout
+    lab.run("sleep 15")
+    assert lab.run(tries).stdout.count(work) == 1
+    scenario.counts_on(lab)
+    lab.run(end)
+    scenario.wait_until(
+        "the watchdog to merge", lambda: scenario.leftovers(lab) == [], timeout_s=120
+    )
+    scenario.assert_at_rest(lab)
+    assert scenario.the_point(lab, "web").manifest["level"] == "memory"
+    scenario.assert_counted_through(lab, "web")
+
+
 def test_somebody_else_works_on_the_guest(lab_session: Lab) -> None:
     """A mirror of a disk: it is waited for, and then there is a point without RAM."""
     lab = lab_session

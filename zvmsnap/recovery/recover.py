@@ -77,7 +77,7 @@ def recover_entries(
 ) -> bool:
     """Finish the runs of these entries; True if all could be. Raises HypervisorUnreachable.
 
-    `said` has, by UUID, why it failed before: the same is not logged again.
+    `said` has, by UUID, why it failed before, or what was in the way: the same is not logged again.
     """
     said = {} if said is None else said
     complete = True
@@ -87,8 +87,10 @@ def recover_entries(
             outcome = _recover(config, host, subject, dry_run=False)
             if outcome and outcome.result is Result.FAILED:
                 complete = False
-                if said.get(entry.uuid) != outcome.why:
-                    said[entry.uuid] = outcome.why
+                now = Journal(config.journal_dir).read(entry.uuid)
+                why = (now and now.in_the_way) or outcome.why
+                if said.get(entry.uuid) != why:
+                    said[entry.uuid] = why
                     log.about(entry.domain, ",".join(entry.request_datasets)).error(
                         "%s", outcome.why
                     )

@@ -166,7 +166,7 @@ def test_a_backup_by_somebody_else_is_waited_for_without_end(
     known = staged(owner=DEAD)
     guest.job, guest.kind_of_job, guest.block_jobs = True, "backup", {"vda"}
     free(monkeypatch, 9999)
-    config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=0))
+    config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=1e-9))
     minutes: list[int] = []
 
     def goes_on() -> None:
