@@ -166,7 +166,7 @@ def test_a_backup_by_somebody_else_is_waited_for_without_end(
     known = staged(owner=DEAD)
     guest.job, guest.kind_of_job, guest.block_jobs = True, "backup", {"vda"}
     free(monkeypatch, 9999)
-    config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=1e-9))
+    config = msgspec.structs.replace(config, limits=Limits(busy_timeout_s=0))
     minutes: list[int] = []
 
     def goes_on() -> None:
@@ -193,20 +193,27 @@ def test_a_backup_by_somebody_else_is_waited_for_without_end(
 
 
 def test_only_the_first_attempt_waits_for_the_end_of_a_job(
-    config: Config, clock: ScriptedClock, staged: Stage, monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    guest: FakeGuest,
+    clock: ScriptedClock,
+    staged: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nobody else waits for the guest's lock, nor another guest for its turn."""
     staged(owner=DEAD)
+    guest.job, guest.kind_of_job = True, "migration"
     waited_s: list[float] = []
 
     def wait_idle(guest: FakeGuest, timeout_s: float) -> None:
         waited_s.append(timeout_s)
         if len(waited_s) < 4:
-            raise DomainBusy("web: a job")
+            raise DomainBusy(f"web: a job since {timeout_s} s")
 
     monkeypatch.setattr(jobs, "wait_idle", wait_idle)
     assert watchdog_daemon.watch(config, DEAD)
     assert waited_s == [config.limits.busy_timeout_s, 0, 0, 0]
+    assert caplog.text.count("web: a job since") == 1
 
 
 @pytest.mark.parametrize(
