@@ -68,7 +68,15 @@ def begin(
     return capture_guests(
         config,
         CaptureRequest(
-            call, owner, covered, snapshotted, modes_for, cancelled, post_within_s, guids
+            call,
+            owner,
+            covered,
+            snapshotted,
+            modes_for,
+            cancelled,
+            post_within_s,
+            guids,
+            may_be_late=True,
         ),
     )
 

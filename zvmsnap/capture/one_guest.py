@@ -20,14 +20,23 @@ A level of which a step fails is undone at once, and the next one is tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol
+
+import msgspec
 
 from zvmsnap.capture import crash_level, eligibility, memory_level, quiesced_level
 from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.capture.snapshot_run import Shared, SnapshotRun
 from zvmsnap.capture.steps import Attempt
-from zvmsnap.common.errors import Cancelled, DomainBusy, ModeInvalid, ZvmsnapError
+from zvmsnap.common.errors import (
+    Cancelled,
+    DomainBusy,
+    LockTimeout,
+    ModeInvalid,
+    RunUnderWay,
+    ZvmsnapError,
+)
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.waiting import now_s, wait
 from zvmsnap.config.level import ConsistencyLevel
@@ -35,11 +44,12 @@ from zvmsnap.config.mode import ModeSet, mode_set, parse_mode
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
-from zvmsnap.journal import other_versions
+from zvmsnap.journal import late, other_versions
 from zvmsnap.journal.operation import CloneOperation, Operations
 from zvmsnap.virt.guest import Guest
 
 _POLL_S = 0.2
+_CRASH = ConsistencyLevel.CRASH
 
 
 class Level(Protocol):
@@ -90,6 +100,8 @@ class GuestCapture:
                 if eligible is None:
                     return True
                 return _LevelChoice(self._run, self._guest, self._shared, eligible).capture()
+        except RunUnderWay as error:
+            return self._come_late(error)
         finally:
             self._shared.barrier.finish(self._guest.uuid)
 
@@ -98,25 +110,65 @@ class GuestCapture:
         """Hold the guest's lock, with no run of it open; that of another sanoid is waited for.
 
         A snapshot that is taken while that one merges its overlays would have half of their
-        writes. Raises LockTimeout, DomainBusy, WorkOfOtherVersion and Cancelled.
+        writes. Raises RunUnderWay, WorkOfOtherVersion and Cancelled.
         """
         config, request = self._run.config, self._run.request
         limit_s = config.limits.lock_timeout_s
         deadline_s = now_s() + limit_s
         while True:
-            with lock(config.locks_dir, self._guest.uuid, f"capture {self._guest.name}", limit_s):
+            with ExitStack() as held:
+                try:
+                    intent = f"capture {self._guest.name}"
+                    held.enter_context(lock(config.locks_dir, self._guest.uuid, intent, limit_s))
+                except LockTimeout as error:
+                    raise RunUnderWay(str(error)) from error
                 entry = self._run.journal.read(self._guest.uuid)
                 if not entry or entry.owner == request.owner or not entry.owner.is_alive():
                     finish_interrupted(config, self._run.host, self._guest, entry)
                     yield
                     return
             if now_s() > deadline_s:
-                raise DomainBusy(
+                raise RunUnderWay(
                     f"run {entry.run} of {','.join(entry.request_datasets)} is under way "
                     f"(sanoid has pid {entry.owner.pid})"
                 )
             if wait(request.cancelled, _POLL_S):
                 raise Cancelled("interrupted while another run was under way")
+
+    def _come_late(self, error: RunUnderWay) -> bool:
+        """Note that the snapshot is taken, for a point when the other run has ended (journal/late).
+
+        Always False. Raises the error, if there can be no such point; so during a restore, which
+        renames datasets.
+        """
+        request, config, uuid = self._run.request, self._run.config, self._guest.uuid
+        in_another_run = self._run.journal.read(uuid) and not Operations(config.journal_dir).read(
+            uuid
+        )
+        if not request.may_be_late or not in_another_run:
+            raise error
+        disks = location.locate_disks(self._run.host, self._guest, self._run.mounts)
+        eligible = eligibility.assess(disks, request.covered)
+        modes = mode_set([parse_mode(config.mode)])
+        with suppress(ModeInvalid):
+            modes = request.modes_for(eligible.datasets) if eligible else modes
+        journal = late.journal_of(config.journal_dir, request.owner)
+        if not eligible or modes.forbids(_CRASH) or journal.read(uuid):
+            raise error
+        attempt = Attempt(
+            self._run,
+            self._shared,
+            self._guest,
+            eligible,
+            _CRASH,
+            modes.minimum,
+            f"its snapshot was taken during another run: {error}",
+            (),
+            StagingDir.fresh(config.staging_dir, self._guest.uuid),
+        )
+        journal.write(msgspec.structs.replace(attempt.open_entry().entry, step="waiting"))
+        self._run.about(self._guest).error("level crash: %s", error)
+        return False
 
 
 class _LevelChoice:

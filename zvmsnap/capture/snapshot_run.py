@@ -26,7 +26,7 @@ class CaptureRequest:
     `modes_for` says which levels are wanted of a guest with disks on such datasets; it raises
     ModeInvalid. When `owner` dies, the run ends. While it lives it calls post within
     `post_within_s` (see hooks/callers). `cancelled`: undo everything. `guids`: those of
-    datasets.
+    datasets. `may_be_late`: snapshots are taken even of a guest that is in another run.
     """
 
     call: HookCall
@@ -37,6 +37,7 @@ class CaptureRequest:
     cancelled: threading.Event
     post_within_s: float = math.inf
     guids: Mapping[str, int] = field(default_factory=dict)
+    may_be_late: bool = False
 
 
 @dataclass(frozen=True)

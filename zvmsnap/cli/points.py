@@ -13,7 +13,7 @@ from zvmsnap.cli.options import DryRunOption, JsonOption, PointArgument, find_po
 from zvmsnap.common import capture_name, log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.config.settings import Config, load_settings
-from zvmsnap.journal import describe
+from zvmsnap.journal import describe, late
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
@@ -120,7 +120,8 @@ def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> 
 
 def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
     """What is under way, or was interrupted and waits for `zvmsnap recover`."""
-    entries = Journal(settings.journal_dir).entries()
+    journal_dir = settings.journal_dir
+    entries = [*Journal(journal_dir).entries(), *late.entries(journal_dir)]
     operations = Operations(settings.journal_dir).all()
     for entry in entries:
         if domain in (None, entry.domain):

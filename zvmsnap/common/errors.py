@@ -130,6 +130,10 @@ class DomainBusy(ZvmsnapError):
     """The domain has a job, a block job or an overlay that must end first."""
 
 
+class RunUnderWay(DomainBusy):
+    """Another run of the guest, or a command, is under way for too long to wait for it."""
+
+
 class CommitFailed(ZvmsnapError):
     """An overlay could not be merged into its base; the guest still writes to it."""
 

@@ -33,9 +33,10 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.disks.staging import StagingDir
+from zvmsnap.finalize import late_run
 from zvmsnap.finalize.publish import publish
 from zvmsnap.finalize.release import release
-from zvmsnap.journal import snapshot_match
+from zvmsnap.journal import late, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall
@@ -54,12 +55,13 @@ def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
     """
     journal = Journal(config.journal_dir)
     entries = [entry for entry in journal.entries() if belongs(entry, call, owner)]
-    if not entries:
+    late_runs = [entry for entry in late.entries(config.journal_dir) if belongs(entry, call, owner)]
+    if not entries and not late_runs:
         log.plain().debug("%s: no run is under way", ",".join(call.datasets))
         return True
     with (
         Host.connect(config.uri) as host,
-        ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries))) as pool,
+        ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries) or 1)) as pool,
     ):
         finishers = [_Finisher(config, host, journal, entry) for entry in entries]
         released = list(pool.map(lambda each: each.locked("release", each.release), finishers))
@@ -67,6 +69,8 @@ def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
             ok and each.locked("publish", each.publish)
             for each, ok in zip(finishers, released, strict=True)
         ]
+        for entry in late_runs:
+            late_run.finish(config, host, entry)  # else the watchdog does it; pre has said so
     return all(published)
 
 
@@ -113,8 +117,19 @@ def finish_interrupted(config: Config, host: Host, guest: Guest, entry: Entry | 
         finish_entry(config, host, entry)
     if held is not None:
         journal.forget_lost(guest.uuid)
+    _finish_late_runs(config, host, guest)
     if other:
         raise WorkOfOtherVersion(str(other))
+
+
+def _finish_late_runs(config: Config, host: Host, guest: Guest) -> None:
+    """Make the points of late runs whose owner is dead; no failure of these stops a new run."""
+    for entry in late.entries(config.journal_dir):
+        if entry.uuid == guest.uuid and not entry.owner.is_alive():
+            try:
+                late_run.finish_locked(config, host, entry)
+            except (ZvmsnapError, OSError) as error:
+                log.about(entry.domain, ",".join(entry.request_datasets)).error("%s", error)
 
 
 def finish_entry(config: Config, host: Host, entry: Entry) -> None:

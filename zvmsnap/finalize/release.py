@@ -36,7 +36,7 @@ from zvmsnap.disks import (
 from zvmsnap.disks.live_commit import ReleaseDisk
 from zvmsnap.disks.overlay_chain import OverlayChain, all_overlays, images_of
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.journal import other_versions, snapshot_match
+from zvmsnap.journal import late, other_versions, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.quiesce.thaw import resume_or_thaw, resume_or_thaw_unlocked
@@ -74,6 +74,8 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
     _mend_persistent(guest, writer)
     _allow_as_before(guest, writer.entry, log)
     live_commit.prove(guest, _chains_once(guest, writer.entry) | chains)
+    if chains or writer.entry.committed_overlays:
+        _tell_late_runs(config, guest, late.merge_ended, log)
     _resume_after_merge(guest, writer.entry, was_on_overlay=bool(chains), log=log)
     if guest.is_active() and writer.entry.original_downtime_ms is not None:
         guest.migrate_set_max_downtime_ms(writer.entry.original_downtime_ms)
@@ -159,6 +161,7 @@ def _commit_all(
         if not chains:
             break
         merged |= chains
+        _tell_late_runs(config, guest, late.merge_begins, log)
         _note_begin(guest, writer, chains)
         release_disk = _releasing(writer, chains)
         try:
@@ -174,6 +177,15 @@ def _commit_all(
             if attempt == _ATTEMPTS or guest.is_active() == was_active:
                 raise
     return merged
+
+
+def _tell_late_runs(
+    config: Config, guest: Guest, note: Callable[[Path, str], None], log: Logger
+) -> None:
+    try:
+        note(config.journal_dir, guest.uuid)
+    except (ZvmsnapError, OSError) as error:
+        log.warning("a snapshot of another run may hold disks in the middle of a merge: %s", error)
 
 
 def _note_begin(guest: Guest, writer: EntryWriter, chains: Mapping[str, OverlayChain]) -> None:

@@ -150,6 +150,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     # What its AppArmor profile denied it of the images below its bases, before the first merge.
     denied_below: tuple[str, ...] | None = None
     in_the_way: str = ""  # the work of somebody else that keeps it on its overlays
+    # Of a late run: guids as another run began to merge, until it has ended; those taken meanwhile.
+    before_merge: tuple[int, ...] | None = None
+    spoilt: tuple[int, ...] = ()
     relocated_datasets: dict[str, str] = {}  # where a restore has moved datasets since
 
     @property

@@ -27,8 +27,9 @@ from zvmsnap.common.errors import DomainGone, GuestNotFound, LibvirtFailed, Zvms
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
+from zvmsnap.finalize import late_run
 from zvmsnap.finalize.after_snapshot import finish_entry, finish_interrupted
-from zvmsnap.journal import describe, other_versions
+from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
@@ -66,6 +67,9 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
                 report.outcomes.append(outcome)
             if subject.guest:
                 report.foreign.extend(_foreign(subject.guest))
+        for entry in late.entries(config.journal_dir):
+            if domain in (None, entry.domain, entry.uuid):
+                report.outcomes.append(_end_late_run(config, host, entry, dry_run=dry_run))
         if domain is None:
             report.problems.extend(Fetches(config.journal_dir).interrupted(config))
             clear_leftovers(config, guests.values(), report, dry_run=dry_run)
@@ -95,6 +99,26 @@ def recover_entries(
                         "%s", outcome.why
                     )
     return complete
+
+
+def recover_late_runs(config: Config, entries: Iterable[Entry]) -> bool:
+    """Make the points of these late runs; True if all could be. Raises HypervisorUnreachable."""
+    with Host.connect(config.uri) as host:
+        finished = [late_run.finish(config, host, entry) for entry in entries]
+    return all(finished)
+
+
+def _end_late_run(config: Config, host: Host, entry: Entry, *, dry_run: bool) -> Outcome:
+    findings = (f"{describe.work(entry)} waits for the end of another run",)
+    if entry.owner.is_alive():
+        result, why = _under_way(entry)
+    elif dry_run:
+        result, why = Result.NEEDED, ""
+    elif late_run.finish(config, host, entry):
+        result, why = Result.RECOVERED, ""
+    else:
+        result, why = Result.FAILED, "its point cannot be made yet"
+    return Outcome(entry.domain, entry.uuid, findings, result, why)
 
 
 # -- interrupted restores and clones

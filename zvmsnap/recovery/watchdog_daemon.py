@@ -34,6 +34,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.common.waiting import sleep
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import free_bytes
+from zvmsnap.journal import late
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.quiesce.watchdog import unit_name
@@ -101,11 +102,12 @@ def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bo
         try:
             is_alive = owner.is_alive()
             entries = _entries_of(journal, owner)
+            late_runs = [e for e in late.entries(config.journal_dir) if e.owner == owner]
             if is_alive:
                 _watch_living(config, journal, entries, post_within_s)
-            elif not entries:
+            elif not entries and not late_runs:
                 return True
-            elif not recovery.go_on(entries):
+            elif not recovery.go_on(entries, late_runs):
                 return False
         except Exception as error:  # descriptors or threads may run out
             log.plain().error("watchdog: cannot look now: %s", error)
@@ -147,9 +149,9 @@ class _Recovery:
         self._said: dict[str, str] = {}
         self._was_low = False
 
-    def go_on(self, entries: list[Entry]) -> bool:
+    def go_on(self, entries: list[Entry], late_runs: list[Entry]) -> bool:
         """Try again if it is time, and look at staging; False if it is given up."""
-        if self._wait_s == 0 and not self._recovered(entries):
+        if self._wait_s == 0 and not self._recovered(entries, late_runs):
             self._failures += 1
             interval_s = _FIRST_INTERVAL_S * 2 ** min(self._failures - 1, _ATTEMPTS)
             self._wait_s = min(interval_s, _LAST_INTERVAL_S)
@@ -163,8 +165,8 @@ class _Recovery:
         self._wait_s = max(0.0, self._wait_s - pause_s)
         return pause_s
 
-    def _recovered(self, entries: list[Entry]) -> bool:
-        from zvmsnap.recovery.recover import recover_entries
+    def _recovered(self, entries: list[Entry], late_runs: list[Entry]) -> bool:
+        from zvmsnap.recovery.recover import recover_entries, recover_late_runs
 
         config = self._config
         if self._failures:
@@ -172,7 +174,8 @@ class _Recovery:
             limits = msgspec.structs.replace(config.limits, busy_timeout_s=0)
             config = msgspec.structs.replace(config, limits=limits)
         try:
-            return recover_entries(config, entries, self._said)
+            recovered = recover_entries(config, entries, self._said)
+            return recover_late_runs(config, late_runs) and recovered
         except (ZvmsnapError, OSError) as error:
             if self._said.get("") != str(error):
                 self._said[""] = str(error)
