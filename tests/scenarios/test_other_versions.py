@@ -18,17 +18,19 @@ from tests.fakes.images import holds, write
 from tests.fakes.restore_case import put_back
 from tests.fakes.restore_scene import set_scene
 from tests.fakes.zfs_pool import FakeZfs
-from zvmsnap.common.errors import WorkOfOtherVersion
+from zvmsnap.common.errors import DropRefused, SendRefused, WorkOfOtherVersion
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
+from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
 from zvmsnap.recovery import recover
 from zvmsnap.recovery.report import Result
+from zvmsnap.replication import wait_idle
 from zvmsnap.retention import drop, forget, prune
 from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.types import SnapshotListing
@@ -227,3 +229,40 @@ def test_points_of_another_version_are_told_and_stay(
     assert newer.directory.name == f"{T}.2"
     vault.remove(newer)
     assert tree(config.vault_dir) == before
+
+
+@pytest.mark.parametrize("folder", [".", "operations"])
+def test_a_point_is_not_dropped_whose_snapshots_its_work_may_need(
+    config: Config, manifest: Callable[..., Manifest], folder: str
+) -> None:
+    incoming = vault.incoming(config.vault_dir, "web", f"{UUID}.00000002")
+    point = vault.publish(incoming, manifest(run="zvmsnap_x_manual"))
+    path, _ = age(config, folder=folder)
+    with pytest.raises(DropRefused, match=f"{path}: {TOLD}"):
+        drop.snapshots(config, [point])
+    assert drop.surplus(config, [UUID], 0) == []
+    assert point.directory.exists()
+    path.unlink()
+    assert drop.surplus(config, [UUID], 0) == [point.name]
+
+
+@pytest.mark.parametrize(
+    ("folder", "alive", "busy"),
+    [(".", True, True), (".", False, False), ("operations", False, True)],
+)
+def test_nothing_is_sent_during_its_work(
+    config: Config, guest: FakeGuest, folder: str, alive: bool, busy: bool
+) -> None:
+    path, _ = age(config, Process.of(os.getpid()) if alive else None, folder)
+    if busy:
+        with pytest.raises(SendRefused, match=f"{path}: {TOLD}"):
+            wait_idle.wait(config, [guest])
+    else:
+        wait_idle.wait(config, [guest])
+
+
+def test_post_names_it(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    path, _ = age(config)
+    call = HookCall(Role.POST, ("tank/web",), (f"{T}_hourly",))
+    assert after_snapshot.finish_run(call, config, Process(1, 1, "b"))
+    assert f"{path}: {TOLD}" in caplog.text

@@ -13,7 +13,7 @@ from zvmsnap.cli.options import DryRunOption, JsonOption, PointArgument, find_po
 from zvmsnap.common import capture_name, log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.config.settings import Config, load_settings
-from zvmsnap.journal import describe, late
+from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
@@ -131,6 +131,9 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
             yield f"{operation.domain}: {describe.operation(operation)}"
     fetches = Fetches(settings.journal_dir)
     yield from fetches.interrupted(settings)
+    for file in other_versions.files(journal_dir):
+        if domain in (None, file.uuid):
+            yield str(file)
     captures = {each.capture for each in (*entries, *operations)}
     for unfinished in vault.unfinished(settings.vault_dir):
         folder = unfinished.directory.parent.name

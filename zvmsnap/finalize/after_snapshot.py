@@ -54,6 +54,8 @@ def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
     images may be copied for it.
     """
     journal = Journal(config.journal_dir)
+    for file in journal.of_other_versions():
+        log.plain().warning("%s", file)
     entries = [entry for entry in journal.entries() if belongs(entry, call, owner)]
     late_runs = [entry for entry in late.entries(config.journal_dir) if belongs(entry, call, owner)]
     if not entries and not late_runs:

@@ -14,7 +14,7 @@ from zvmsnap.common.errors import DomainGone, SendRefused
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, overlay_chain
-from zvmsnap.journal import describe
+from zvmsnap.journal import describe, other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.virt.guest import Guest
@@ -60,6 +60,9 @@ def _why_busy(settings: Config, guest: Guest) -> str:
             return f"its run {entry.run} is under way"
         if operation := Operations(settings.journal_dir).read(guest.uuid):
             return describe.operation(operation)
+        for file in other_versions.files(settings.journal_dir):
+            if file.uuid == guest.uuid and (file.is_operation or file.owner.is_alive()):
+                return str(file)
         with suppress(DomainGone):
             if chains := overlay_chain.of_guest(guest):
                 return f"its disk {min(chains)} is on an overlay"

@@ -10,7 +10,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import DropRefused, LockTimeout, ZfsFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
-from zvmsnap.journal import late, snapshot_match
+from zvmsnap.journal import late, other_versions, snapshot_match
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
@@ -124,6 +124,7 @@ def _droppable(
     _check_unreadable_points(points, unreadable)
     datasets = {name.partition("@")[0] for name in names}
     _check_journal(settings, names, datasets)
+    _check_other_versions(settings, points)
     _check_clones_and_holds(names, datasets)
     return sorted(names)
 
@@ -176,6 +177,14 @@ def _check_journal(settings: Config, names: set[str], datasets: set[str]) -> Non
             continue
         if shared := names & {ref.full_name for ref in snapshot_match.of(entry)}:
             raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
+
+
+def _check_other_versions(settings: Config, points: Sequence[RestorePoint]) -> None:
+    """Their work may need any snapshot of the guest, and nobody here knows which."""
+    uuids = {point.manifest.uuid for point in points}
+    for file in other_versions.files(settings.journal_dir):
+        if file.uuid in uuids:
+            raise DropRefused(str(file))
 
 
 def _check_clones_and_holds(names: set[str], datasets: set[str]) -> None:

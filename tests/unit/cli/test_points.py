@@ -184,3 +184,10 @@ def test_prune_exits_1_if_it_needs_a_person(
     (put(manifest()) / "manifest.json").unlink()
     code, out, _ = run("prune")
     assert (code, out.startswith("damaged: ")) == (1, True)
+
+
+def test_list_names_files_of_another_version(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "journal" / "c0ffee00-0000-4000-8000-000000000001.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"schema": 9, "owner": {"pid": 1, "started": 1, "boot": "b"}}')
+    assert run("list")[1].startswith(f"{path}: schema 9 is not one this version reads")
