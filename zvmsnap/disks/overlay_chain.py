@@ -80,14 +80,18 @@ def images_of(guest: Guest) -> set[str]:
     """
     images: set[str] = set()
     for persistent in (False, True) if guest.is_persistent() else (False,):
+        is_live = not persistent and guest.is_active()
         for disk in domain_xml.parse(guest.xml(persistent=persistent)).disks:
+            if disk.source in images:
+                continue
             images.update((disk.source, *disk.chain))
-            if disk.chain or disk.format != "qcow2":
+            ours = is_overlay(disk.source)
+            if disk.chain or (is_live and not ours) or disk.format != "qcow2":
                 continue
             try:
                 images.update(layer.path for layer in qemu_img.chain(disk.source))
             except OverlayUnreadable:
-                if is_overlay(disk.source):
+                if ours:
                     raise
     return images
 

@@ -93,9 +93,11 @@ def _prune(call: HookCall, settings: Config) -> bool:
 
 
 def _waits_for_post(settings: Config, owner: Process) -> bool:
+    from zvmsnap.journal import late
     from zvmsnap.journal.journal import Journal
 
-    return any(entry.owner == owner for entry in Journal(settings.journal_dir).entries())
+    entries = (*Journal(settings.journal_dir).entries(), *late.entries(settings.journal_dir))
+    return any(entry.owner == owner for entry in entries)
 
 
 def _finish_abandoned(call: HookCall, settings: Config, untried_for_s: float = 0) -> bool:

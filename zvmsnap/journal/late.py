@@ -46,6 +46,7 @@ def close(journal_dir: Path, owner: Process) -> None:
     """Remove the directory of that owner, if nothing is open in it."""
     with suppress(OSError):
         (journal_dir / _LATE / f"{owner.pid}-{owner.started}").rmdir()
+        (journal_dir / _LATE).rmdir()
 
 
 def merge_begins(journal_dir: Path, uuid: str) -> None:
