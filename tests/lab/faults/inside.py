@@ -571,7 +571,10 @@ def strike(seed: str, number: str, story: Story) -> None:
     time.sleep(after_s)
     while not (pids := victims(victim, sanoid)) and sanoid.poll() is None:
         time.sleep(0.02)
-    story["steps"] = [json.loads(path.read_text())["step"] for path in JOURNAL.glob("*-*.json")]
+    story["steps"] = []
+    for path in JOURNAL.glob("*-*.json"):
+        with suppress(OSError):  # it may be closed just now
+            story["steps"].append(json.loads(path.read_text())["step"])
     story["killed"] = len(pids)
     send(signal.SIGKILL, pids)
     let_go(armed)

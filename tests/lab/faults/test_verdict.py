@@ -146,3 +146,27 @@ def test_a_spoilt_story_is_found_out(spoil: Callable[[Story], None]) -> None:
 @pytest.mark.parametrize("counts", [[8, 9], [9, 8], [9, 11]])
 def test_lost_or_foreign_writes_of_a_killed_guest_are_found_out(counts: list[int]) -> None:
     assert verdict.violations(CELL, killed() | {"disk_counts": counts})
+
+
+def struck(**changes: object) -> Story:
+    return {"rest": seen(), "was_off": False, "counts_on": True, "serial": counted(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, ""),
+        ({"was_off": True, "died": counted(), "disk_counts": [9, 10]}, ""),
+        ({"was_off": True, "died": counted(), "disk_counts": [9, 8]}, "disks have"),
+        ({"rest": seen(live=definition(OVERLAY))}, "overlays"),
+        ({"rest": seen(staging=["x"])}, "in staging"),
+        ({"serial": counted(gaps=[(3, 5)])}, "gaps"),
+        ({"serial": counted(boots=1)}, "booted"),
+        ({"counts_on": False}, "count on"),
+        ({"broken": "why"}, "no end"),
+    ],
+)
+def test_after_a_kill(changes: Story, found: str) -> None:
+    told = verdict.after_a_kill(struck(**changes))
+    assert bool(told) is bool(found)
+    assert found in "\n".join(told)
