@@ -2,10 +2,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
+from zvmsnap.replication import send_marks
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_marks, "held_by_destination", dict)
+
+
 WAY = "a job (backup) on vda"
 
 
