@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -9,7 +11,8 @@ import typer
 
 from zvmsnap.cli import completion, render
 from zvmsnap.cli.options import JsonOption, find_point, print_json
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointNotFound
+from zvmsnap.common import log
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointGone, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
@@ -54,34 +57,47 @@ def verify(
     points, damaged = _chosen(settings, which)
     finish_before_dying()
     starts = boot or expect_command
-    results = _boot(settings, points, expect_command) if starts else _read(points)
+    results = dict(_boot(settings, points, expect_command) if starts else _read(points))
+    gone = [point.name for point in points if point.name not in results]
     if as_json:
         by_name = {name: msgspec.to_builtins(result) for name, result in results.items()}
-        print_json({"points": by_name, "damaged": [each.why for each in damaged]})
+        whys = [each.why for each in damaged]
+        print_json({"points": by_name, "damaged": whys, "removed_meanwhile": gone})
     else:
         for name, result in results.items():
             typer.echo(f"{name}: {render.verify_result(result)}")
+        for name in gone:
+            typer.echo(f"{name}: was removed meanwhile")
         for each in damaged:
             typer.echo(f"damaged: {each.why}")
     good = not damaged and all(result.good for result in results.values())
-    raise typer.Exit(EXIT_OK if good else EXIT_FAILED)
+    # Of one point that was named, nothing is known.
+    unknown = gone and which is not None and "@" in which
+    raise typer.Exit(EXIT_OK if good and not unknown else EXIT_FAILED)
 
 
 def _boot(
     settings: Config, points: list[RestorePoint], expect_command: str | None
-) -> dict[str, VerifyResult]:
+) -> Iterator[tuple[str, VerifyResult]]:
     from zvmsnap.clone import verify
+    from zvmsnap.recovery import recover
     from zvmsnap.virt.host import Host
 
     with Host.connect(settings.uri) as host:
-        return {point.name: verify.boot(settings, host, point, expect_command) for point in points}
+        for left in recover.end_clones(settings, host, verify.CLONES):
+            log.plain().error("%s", left)
+        for point in points:
+            with suppress(PointGone):
+                yield point.name, verify.boot(settings, host, point, expect_command)
 
 
-def _read(points: list[RestorePoint]) -> dict[str, VerifyResult]:
+def _read(points: list[RestorePoint]) -> Iterator[tuple[str, VerifyResult]]:
     from zvmsnap.clone import verify
 
     present = zfs.all_snapshots().present
-    return {point.name: verify.check_files(point, present) for point in points}
+    for point in points:
+        with suppress(PointGone):
+            yield point.name, verify.check_files(point, present)
 
 
 def _chosen(settings: Config, which: str | None) -> tuple[list[RestorePoint], list[DamagedPoint]]:

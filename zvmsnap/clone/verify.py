@@ -32,6 +32,8 @@ from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs.types import Snapshot
 
+CLONES = "zvmsnap-verify-"  # what their names begin with
+
 _LIVES_WITHIN_S = 60
 _AGENT_WITHIN_S = 20
 _COMMAND_TIMEOUT_S = 60
@@ -42,18 +44,16 @@ _WORKED_S = 0.05
 
 
 def check_files(point: RestorePoint, present: Mapping[str, Snapshot]) -> VerifyResult:
-    """Read the point's files, and look its snapshots up; the result is kept. Raises OSError."""
-    result = VerifyResult(checked=_now(), why="; ".join(_problems(point, present)))
-    keep(point, result)
-    return result
+    """Read the point's files, and look its snapshots up; the result is kept. Raises PointGone."""
+    return _kept(point, VerifyResult(checked=_now(), why="; ".join(_problems(point, present))))
 
 
 def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) -> VerifyResult:
     """Start the point as a clone, see whether it lives, and remove it; the result is kept.
 
-    `expect` is a command that must end with 0 in the guest, run by its agent. Raises OSError.
+    `expect` is a command that must end with 0 in the guest, run by its agent. Raises PointGone.
     """
-    name = f"zvmsnap-verify-{secrets.token_hex(4)}"
+    name = f"{CLONES}{secrets.token_hex(4)}"
     begun_s = time.monotonic()
     result = VerifyResult(checked=_now(), booted=True)
     try:
@@ -62,9 +62,18 @@ def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) ->
             to_running_s = time.monotonic() - begun_s
             result = _watch(host.guest(operation.uuid), point, expect, result)
         result = msgspec.structs.replace(result, to_running_s=round(to_running_s, 2))
-    except ZvmsnapError as error:
+    except (ZvmsnapError, OSError) as error:
         result = msgspec.structs.replace(result, why=str(error))
-    keep(point, result)
+    return _kept(point, result)
+
+
+def _kept(point: RestorePoint, result: VerifyResult) -> VerifyResult:
+    try:
+        keep(point, result)
+    except OSError as error:
+        return msgspec.structs.replace(
+            result, why="; ".join(filter(None, (result.why, f"its result cannot be kept: {error}")))
+        )
     return result
 
 
@@ -139,7 +148,9 @@ def _keep_screen(guest: Guest, directory: Path) -> None:
         return
     try:
         write_atomic(directory / SCREEN, screenshot.png_of(picture))
-    except ValueError as error:
+    except FileNotFoundError:
+        return  # the point was removed meanwhile, as `keep` will tell
+    except (ValueError, OSError) as error:
         log.about(guest.name, "verify").warning("no picture of its screen: %s", error)
 
 

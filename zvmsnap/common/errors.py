@@ -162,6 +162,10 @@ class VaultDamaged(ZvmsnapError):
     """A point in the vault cannot be read, or is reached through a symlink."""
 
 
+class PointGone(ZvmsnapError):
+    """A point was removed while it was in use."""
+
+
 class VaultMissing(ZvmsnapError):
     """The vault is not the one that was used so far: maybe its file system is not mounted."""
 

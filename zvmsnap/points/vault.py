@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,14 +94,17 @@ def entries(vault: Path, run: str | None = None) -> Iterator[RestorePoint | Dama
             continue
         for directory in _listed(folder):
             if run is None or is_of_run(directory.name, run):
-                yield _read_entry(directory)
+                entry = _read_entry(directory)
+                if entry:
+                    yield entry
 
 
-def _read_entry(directory: Path) -> RestorePoint | DamagedPoint:
+def _read_entry(directory: Path) -> RestorePoint | DamagedPoint | None:
+    """None if somebody has removed the point since it was listed."""
     try:
         return read_point(directory)
     except VaultDamaged as error:
-        return DamagedPoint(directory, str(error))
+        return DamagedPoint(directory, str(error)) if os.path.lexists(directory) else None
 
 
 def read(config: Config) -> tuple[list[RestorePoint], list[DamagedPoint]]:
@@ -169,15 +173,21 @@ def unfinished(vault: Path) -> list[UnfinishedPoint]:
 def remove(point: RestorePoint) -> None:
     """Remove a point: it disappears by one rename; its files are deleted after that."""
     removing = point.directory.with_name(REMOVING + point.directory.name)
-    if removing.exists():
-        shutil.rmtree(removing)
+    _delete(removing)
     try:
         os.rename(point.directory, removing)
+        sync_dir(removing.parent)
     except FileNotFoundError:
         return  # somebody else has removed it since it was read
-    sync_dir(removing.parent)
-    shutil.rmtree(removing)
+    _delete(removing)
     _remove_if_empty(removing.parent)
+
+
+def _delete(removing: Path) -> None:
+    """Delete the files of a point that has been removed; somebody else may be at it, too."""
+    while removing.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(removing)
 
 
 def incoming(vault: Path, domain: str, capture: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from zvmsnap.common import json_file
+from zvmsnap.common.errors import PointGone
 from zvmsnap.common.json_file import Unreadable
 from zvmsnap.points.point import RestorePoint, is_time
 
@@ -57,5 +58,8 @@ def _read(point: RestorePoint, name: str) -> VerifyResult | None:
 
 
 def keep(point: RestorePoint, result: VerifyResult) -> None:
-    """Write it beside the point. Raises OSError."""
-    json_file.write(point.directory / (BOOTED if result.booted else READ), result)
+    """Write it beside the point. Raises PointGone and OSError."""
+    try:
+        json_file.write(point.directory / (BOOTED if result.booted else READ), result)
+    except FileNotFoundError as error:
+        raise PointGone(f"{point.name}: was removed meanwhile") from error

@@ -124,6 +124,16 @@ def _end_late_run(config: Config, host: Host, entry: Entry, *, dry_run: bool) ->
 # -- interrupted restores and clones
 
 
+def end_clones(config: Config, host: Host, prefix: str) -> list[str]:
+    """Remove the clones with such names whose process has died; returns why some are left."""
+    outcomes = [
+        _end_operation(config, host, operation, dry_run=False)
+        for operation in Operations(config.journal_dir).all()
+        if isinstance(operation, CloneOperation) and operation.domain.startswith(prefix)
+    ]
+    return [f"{each.domain}: {each.why}" for each in outcomes if each.result is Result.FAILED]
+
+
 def _end_operation(
     config: Config, host: Host, operation: RestoreOperation | CloneOperation, *, dry_run: bool
 ) -> Outcome:

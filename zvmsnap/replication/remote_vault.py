@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from zvmsnap.common import json_file
 from zvmsnap.common.atomic_file import private_dir, write_atomic
-from zvmsnap.common.errors import RemoteFailed, VaultMissing
+from zvmsnap.common.errors import PointGone, RemoteFailed, VaultMissing
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
@@ -123,7 +123,7 @@ class RemoteVault:
     def put(self, transfer: PointTransfer, *, bwlimit: str) -> int:
         """Send a point; its RAM goes on where an interrupted run has stopped.
 
-        Returns bytes sent. Raises RemoteFailed and DestinationUnreachable.
+        Returns bytes sent. Raises RemoteFailed, DestinationUnreachable and PointGone.
         """
         point, manifest = transfer.point, transfer.manifest
         folder = self.path / folder_of(manifest.domain)
@@ -144,6 +144,9 @@ class RemoteVault:
             sums |= {path.name: _sha256(path) for path in small}
             # By content: a definition of an interrupted run may be older, and of the same length.
             sent_bytes += self._send(small, incoming, bwlimit, "--checksum")
+        if not point.directory.exists():
+            # Without its definition it would be of no use there.
+            raise PointGone(f"{point.name}: was removed meanwhile")
         self._verify(incoming, sums)
         self._publish(incoming, folder / transfer.name, list(sums))
         return sent_bytes

@@ -294,7 +294,13 @@ class Sender:
         self, remote_vault: RemoteVault, outcome: UnitOutcome, each: PointTransfer
     ) -> None:
         bwlimit = self._options.syncoid.bwlimit
-        outcome.points_bytes += remote_vault.put(each, bwlimit=bwlimit)
+        try:
+            outcome.points_bytes += remote_vault.put(each, bwlimit=bwlimit)
+        except (ZvmsnapError, OSError) as error:
+            if isinstance(error, Cancelled) or each.point.directory.exists():
+                raise
+            self._log.info("point %s was removed meanwhile, and is not sent", each.point.name)
+            return
         outcome.transfers.append(each)
         self._log.info("point %s has arrived", each.point.name)
 

@@ -1,6 +1,7 @@
 import base64
 import json
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,8 +10,9 @@ from tests.fakes.guest import FakeGuest
 from tests.fakes.restore_scene import DATASET, Killed, Machine, MachineHost, Scene
 from zvmsnap.clone import verify
 from zvmsnap.clone.create import CloneCreation
+from zvmsnap.common.errors import PointGone
 from zvmsnap.journal.operation import CloneOperation
-from zvmsnap.points import memory_image, verify_result
+from zvmsnap.points import memory_image, vault, verify_result
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import SCREEN, VerifyResult
@@ -220,6 +222,50 @@ def test_expected_command_without_an_agent(scene: Scene) -> None:
     result = verify.boot(scene.config, scene.host, scene.point(), "true")
     assert "not connected" in result.why
     check_gone(scene, before)
+
+
+@pytest.mark.parametrize("when", ["begin", "planned", "watched", "end"])
+def test_point_that_is_removed_while_it_is_started(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "screen"
+    point = scene.point()
+    before = scene.world.summary()
+    module, name = {
+        "begin": (verify, "plan_clone"),
+        "planned": (CloneCreation, "temporary"),
+        "watched": (verify, "_keep_screen"),
+        "end": (verify, "keep"),
+    }[when]
+    real = getattr(module, name)
+
+    def overtaken(*words: Any) -> Any:
+        vault.remove(point)
+        return real(*words)
+
+    monkeypatch.setattr(module, name, overtaken)
+    with pytest.raises(PointGone, match=f"^{point.name}: was removed meanwhile$"):
+        verify.boot(scene.config, scene.host, point, None)
+    check_gone(scene, before)
+
+
+def test_point_that_is_removed_while_it_is_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = scene.point()
+    monkeypatch.setattr(memory_image, "check", lambda *_: vault.remove(point))
+    with pytest.raises(PointGone):
+        verify.check_files(point, scene.world.all_snapshots().present)
+
+
+def test_result_that_cannot_be_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_words: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verify, "keep", full)
+    result = verify.check_files(scene.point(), scene.world.all_snapshots().present)
+    assert result.why == "its result cannot be kept: [Errno 28] No space left on device"
 
 
 def test_each_act_that_fails_is_a_result_and_leaves_no_clone(scene: Scene) -> None:

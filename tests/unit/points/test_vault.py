@@ -15,7 +15,7 @@ from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.config.settings import Config
 from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, Memory, SnapshotRef
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.points.vault import DamagedPoint, UnfinishedPoint
 
 Build = Callable[..., Manifest]
@@ -250,6 +250,35 @@ def test_removed_by_two_at_once(tmp_path: Path, manifest: Build) -> None:
     vault.remove(point)
     vault.remove(point)
     assert list(points(tmp_path)) == ["web/b"]
+
+
+def test_removed_by_another_while_its_files_are_deleted(
+    tmp_path: Path, manifest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree = shutil.rmtree
+
+    def overtaken(path: Path) -> None:
+        rmtree(path)
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+    vault.remove(put(tmp_path, manifest(run="m")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removed_while_the_vault_is_read(
+    tmp_path: Path, manifest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = put(tmp_path, manifest(run="a")), put(tmp_path, manifest(run="b"))
+
+    def overtaken(directory: Path) -> RestorePoint:
+        if directory == one.directory:
+            vault.remove(one)
+        return read_point(directory)
+
+    monkeypatch.setattr(vault, "read_point", overtaken)
+    assert vault.all_in(tmp_path) == ([other], [])
+    assert vault.published(tmp_path, "web", "another") is None
 
 
 def test_removal_interrupted(

@@ -7,13 +7,14 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zvmsnap.common.atomic_file import private_dir
-from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed, VaultMissing
+from zvmsnap.common.errors import DestinationUnreachable, PointGone, RemoteFailed, VaultMissing
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
@@ -132,6 +133,24 @@ def test_an_interrupted_put_goes_on(remote_vault: RemoteVault, web: RestorePoint
     sent_bytes = remote_vault.put(transfer_of(web), bwlimit="")
     assert sent_bytes < 100_000
     assert files(remote_vault) == WHOLE
+
+
+def test_point_that_is_removed_while_it_is_sent_does_not_appear_there(
+    remote_vault: RemoteVault, web: RestorePoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote_vault.claim()
+    send = remote_vault._send
+
+    def overtaken(paths: list[Path], *rest: Any) -> int:
+        sent_bytes = send(paths, *rest)
+        if paths[0].name == MEMORY:
+            vault.remove(web)
+        return sent_bytes
+
+    monkeypatch.setattr(remote_vault, "_send", overtaken)
+    with pytest.raises(PointGone, match="h1: was removed meanwhile"):
+        remote_vault.put(transfer_of(web), bwlimit="")
+    assert remote_vault.read() == ([], [])
 
 
 def test_image_with_a_wrong_checksum_is_sent_anew(

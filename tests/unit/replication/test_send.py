@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import send_status, syncoid, wait_idle
+from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.zfs import marks, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
@@ -195,6 +197,27 @@ def test_everything_and_after_that_what_is_new(world: World, take: Take, run: Ru
     assert (code, world.calls) == (0, SENT)
     assert remote_files(world) == files("h1+", "h2+", "h3+")
     assert "since h2" in out
+
+
+@pytest.mark.parametrize("when", ["before", "midway"])
+def test_point_that_is_removed_meanwhile_is_left_out(
+    world: World, take: Take, run: Run, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    pruned = take(1)
+    take(2)
+    verb = "put" if when == "before" else "_verify"
+    real = getattr(RemoteVault, verb)
+
+    def overtaken(own: RemoteVault, *words: Any, **options: Any) -> Any:
+        vault.remove(pruned)
+        return real(own, *words, **options)
+
+    monkeypatch.setattr(RemoteVault, verb, overtaken)
+    code, out, err = run("send", "web", ROOT)
+    assert (code, remote_files(world)[-3:]) == (0, files("h2+")[-3:])
+    if when == "before":
+        assert "point web@h1 was removed meanwhile, and is not sent" in err
+        assert "point web@h1" not in out
 
 
 def test_dry_run(world: World, take: Take, run: Run) -> None:
