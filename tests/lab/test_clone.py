@@ -124,3 +124,114 @@ def test_verify_by_reading_and_by_starting(lab: Lab) -> None:
     assert not [each for each in back.zfs_names(lab) if "verify" in each]
     scenario.assert_counted_through(lab, "web")
     back.assert_nothing_left(lab)
+
+
+EXTRA, ELSEWHERE = "/tank/vm/web/extra.raw", "/var/lib/libvirt/images/elsewhere.raw"
+
+
+def test_two_definitions_and_properties(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    # Its next start has another disk of its dataset, one of another place, and no volume.
+    for path in (EXTRA, ELSEWHERE):
+        lab.run(f"truncate -s 8M {path}")
+    lab.run(f"virsh attach-disk web {EXTRA} vdc --config")
+    lab.run(f"virsh attach-disk web {ELSEWHERE} vdd --config")
+    lab.run("virsh detach-disk web vdb --config")
+    # What is below tank/vm has no devices; but this volume has.
+    lab.run("zfs set volmode=dev com.sun:auto-snapshot=true tank/vm/web/data")
+    lab.run("zfs set volmode=none tank/vm && zfs set recordsize=64K refquota=2G tank/vm/web")
+    scenario.take(lab)
+    name = back.hourly(lab)
+    stored = back.stored_count(lab, name)
+    shown = zvmsnap(lab, "show", f"web@{name}").stdout
+    assert f"vdc  raw  tank/vm/web extra.raw  ({EXTRA})" in shown
+    assert f"vdd  not part of the point  ({ELSEWHERE})" in shown
+
+    done = zvmsnap(lab, "clone", f"web@{name}", "one")
+    assert "disk vdd is not part of the point: left out" in done.stderr
+    assert_clone_goes_on(lab, "one", stored)
+    assert scenario.disks(lab, "one") == {
+        "vda": "/tank/vm/one/disk0.raw", "vdb": "/dev/zvol/tank/vm/one/data"
+    }
+    next_start = {"vda": "/tank/vm/one/disk0.raw", "vdc": "/tank/vm/one/extra.raw"}
+    assert scenario.disks(lab, "one", persistent=True) == next_start
+    properties = "volmode,recordsize,refquota,com.sun:auto-snapshot,zvmsnap:clone"
+    assert lab.run(
+        f"zfs get -Hpo value -s local {properties} tank/vm/one tank/vm/one/data"
+    ).stdout.split() == ["65536", "one", "dev", "one"]
+
+    # Its own snapshot and checkpoint, of which libvirt keeps metadata, go with it.
+    # Checkpoints need qcow2, and are refused where a snapshot exists already.
+    for options in ("overlay --no-metadata", "before"):
+        overlay = f"/var/lib/libvirt/images/one-{options.split()[0]}.qcow2"
+        lab.run(f"virsh snapshot-create-as one {options} --disk-only --diskspec vda,file={overlay}"
+                " --diskspec vdb,snapshot=no")
+        if options != "before":
+            lab.run("virsh checkpoint-create-as one c --diskspec vda --diskspec vdb,checkpoint=no")
+    lab.run("zfs snapshot tank/vm/one/data@mine && zfs hold mine tank/vm/one/data@mine")
+    refused = zvmsnap(lab, "clone", "--destroy", "one", status=1).stderr
+    assert "tank/vm/one/data@mine" in refused and "it is held" in refused
+    assert scenario.state(lab, "one") == "running"
+    lab.run("zfs release mine tank/vm/one/data@mine && zfs destroy tank/vm/one/data@mine")
+    zvmsnap(lab, "clone", "--destroy", "one")
+    assert lab.run("virsh list --all --name").stdout.split() == ["web"]
+    assert not [each for each in back.zfs_names(lab) if "one" in each]
+
+    zvmsnap(lab, "clone", "--cold", "--paused", f"web@{name}", "two")
+    cold = {target: path.replace("one", "two") for target, path in next_start.items()}
+    assert scenario.disks(lab, "two") == scenario.disks(lab, "two", persistent=True) == cold
+    zvmsnap(lab, "clone", "--destroy", "two")
+
+    back.restore(lab, f"web@{name}")
+    back.assert_jumped_to(lab, stored)
+    scenario.assert_on_base(lab, "web", WEB.disks)
+    assert scenario.disks(lab, "web", persistent=True) == {
+        "vda": WEB.disks["vda"], "vdc": EXTRA, "vdd": ELSEWHERE
+    }
+
+    # A volume that has no device is not waited for.
+    lab.run("virsh destroy web && zfs set volmode=none tank/vm/web/data")
+    failed = zvmsnap(lab, "clone", f"web@{name}", "three", status=1).stderr
+    assert "/dev/zvol/tank/vm/three/data: does not appear: " in failed
+    assert "tank/vm/three/data has volmode=none" in failed
+    assert not [each for each in back.zfs_names(lab) if "three" in each]
+
+
+def kill_verify(lab: Lab, point: str) -> str:
+    """Start `verify --boot`, and kill it while its clone runs; returns the clone's name."""
+    lab.start(f"ZVMSNAP_TEST_STOP_BEFORE='undo load' exec zvmsnap verify --boot {point}")
+    stopped = "pgrep -f '[z]vmsnap verify --boot'"
+    lab.run(f"until grep -qs '^State:.T' /proc/$({stopped} | head -1)/status; do sleep 0.1; done",
+            timeout_s=scenario.ROUND_LIMIT_S)
+    lab.run(f"kill -KILL $({stopped})")
+    (clone,) = set(lab.run("virsh list --name").stdout.split()) - {"web"}
+    assert clone.startswith("zvmsnap-verify-")
+    assert f"{clone}: clone of {point}" in zvmsnap(lab, "list").stdout
+    return clone
+
+
+def assert_clone_is_gone(lab: Lab) -> None:
+    assert lab.run("virsh list --all --name").stdout.split() == ["web"]
+    assert not [each for each in back.zfs_names(lab) if "verify" in each]
+    back.assert_nothing_left(lab)
+
+
+@pytest.mark.long
+def test_verify_that_is_killed_while_its_clone_lives(lab: Lab) -> None:
+    (point,) = back.listed(lab)
+    clone = kill_verify(lab, point["name"])
+    done = zvmsnap(lab, "recover")
+    assert f"{clone}: recovered" in done.stdout
+    assert_clone_is_gone(lab)
+
+    kill_verify(lab, point["name"])
+    done = zvmsnap(lab, "verify", "--boot", point["name"])
+    assert f"{point['name']}: lives" in done.stdout
+    assert_clone_is_gone(lab)
+
+    clone = kill_verify(lab, point["name"])
+    lab.run(f"rm -r {point['directory']}")
+    assert f"{clone}: recovered" in zvmsnap(lab, "recover").stdout
+    assert_clone_is_gone(lab)
+    scenario.counts_on(lab)
