@@ -342,6 +342,7 @@ class DumpedGuest(FakeGuest):
 
     tpm = ""
     dumped = RAM
+    reused = False
 
     def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
         return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")
@@ -361,8 +362,11 @@ class DumpedGuest(FakeGuest):
     def pauses(self) -> Iterator[PauseClock]:
         yield PausedClock()
 
-    def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
+    def snapshot_create(
+        self, xml: str, *, disk_only: bool = False, reuse_overlays: bool = False
+    ) -> None:
         self._does("disk snapshot" if disk_only else "snapshot")
+        self.reused = reuse_overlays
         root = ET.fromstring(xml)
         memory = root.find("memory")
         assert (memory is None) is disk_only
@@ -373,4 +377,5 @@ class DumpedGuest(FakeGuest):
         for disk in root.findall("disks/disk[@snapshot='external']"):
             source = disk.find("source")
             assert source is not None
+            assert Path(source.get("file", "")).exists() is reuse_overlays
             self.on_overlay(disk.get("name", ""), Path(source.get("file", "")))

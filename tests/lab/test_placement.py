@@ -233,3 +233,23 @@ def test_dataset_without_guests_needs_nothing(lab_session: Lab) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert scenario.points(lab) == []
     scenario.assert_at_rest(lab)
+
+
+def test_libvirt_that_gives_qemu_no_files(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    # The images are QEMU's for good, as an administrator sees to it who wants it so.
+    lab.run("virsh destroy web")
+    lab.run("""echo 'KERNEL=="zd*", OWNER="libvirt-qemu"' > /etc/udev/rules.d/99-volumes.rules""")
+    lab.run("udevadm control --reload && udevadm trigger --settle --subsystem-match=block")
+    lab.run(f"chown libvirt-qemu:libvirt-qemu {WEB.disks['vda']}")
+    lab.run("echo 'dynamic_ownership = 0' >> /etc/libvirt/qemu.conf && systemctl restart libvirtd")
+    lab.run("virsh start web")
+    scenario.counts_on(lab)
+    scenario.take(lab)
+    point = scenario.the_point(lab, "web")
+    assert (point.manifest["level"], point.manifest["reason"]) == ("memory", None)
+    scenario.assert_at_rest(lab)
+    assert guests.mismatches(lab, "web") == []
+    (hourly,) = [name for name in point.names if name.endswith("_hourly")]
+    scenario.assert_coherent(lab, WEB, hourly, point.image)

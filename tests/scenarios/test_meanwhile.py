@@ -275,8 +275,8 @@ def test_pause_that_could_not_be_ended_is_ended_by_post(
     def suspend() -> None:
         guest.paused_because = Pause.USER
 
-    def create(xml: str, *, disk_only: bool = False) -> None:
-        dump(xml, disk_only=disk_only)
+    def create(xml: str, *, disk_only: bool = False, reuse_overlays: bool = False) -> None:
+        dump(xml, disk_only=disk_only, reuse_overlays=reuse_overlays)
         until(lambda: bool(guest.paused_because))
         time.sleep(0.05)
 

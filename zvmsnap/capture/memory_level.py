@@ -16,6 +16,7 @@ from zvmsnap.common.log import Logger
 from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step, StepFailed
 from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.disks import own_overlays
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.manifest import DOMAIN_XML, TPM
@@ -53,13 +54,14 @@ def capture(attempt: Attempt) -> None:
     is_paused = attempt.level is ConsistencyLevel.PAUSED
     cancelled = attempt.run.request.cancelled
     wait_idle(attempt.guest, attempt.config.limits.busy_timeout_s, cancelled)
+    owner = None if is_paused else own_overlays.owner_for(attempt.guest.xml())
     attempt.shared.reserve(attempt.guest.uuid, _room_bytes(attempt))
     if is_paused:
         attempt.enter(Stage.PAUSE)
     writer = attempt.open_entry(overlays=not is_paused)
     steps = [
         *attempt.preparation(writer),
-        Step("dump", lambda: _dump(attempt, writer), lambda: attempt.release(writer)),
+        Step("dump", lambda: _dump(attempt, writer, owner), lambda: attempt.release(writer)),
         Step("read header", lambda: _read_header(attempt, writer)),
         Step("frozen", lambda: None),
     ]
@@ -98,7 +100,9 @@ class _DumpJournal:
         self._log.warning("%s", message)
 
 
-def _dump(attempt: Attempt, writer: EntryWriter) -> None:
+def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) -> None:
+    if owner:
+        own_overlays.make(attempt.below_overlays(writer), owner)
     guest = attempt.guest
     stays_paused = attempt.level is ConsistencyLevel.PAUSED
     xml = attempt.snapshot_xml(writer, str(attempt.staging.memory))
@@ -114,7 +118,7 @@ def _dump(attempt: Attempt, writer: EntryWriter) -> None:
         writer.note(paused=stays_paused)
         try:
             with supervisor:
-                guest.snapshot_create(xml)
+                guest.snapshot_create(xml, reuse_overlays=owner is not None)
         except DumpAborted as error:
             raise DumpAborted(supervisor.why_aborted or str(error)) from error
         ended_s = time.monotonic()

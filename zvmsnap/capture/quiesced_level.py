@@ -11,6 +11,7 @@ from zvmsnap.capture.steps import Attempt
 from zvmsnap.common.errors import NotHeld, NotReached
 from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step
+from zvmsnap.disks import own_overlays
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.quiesce import scripts
 from zvmsnap.quiesce.barrier import Stage
@@ -28,10 +29,11 @@ def capture(attempt: Attempt) -> None:
     if why := agent.why_no_freeze(attempt.guest):
         raise NotReached(why)
     overlays = _can_use_overlays(attempt)
+    owner = own_overlays.owner_for(attempt.guest.xml()) if overlays else None
     if overlays:
         attempt.shared.reserve(attempt.guest.uuid, 0)
     writer = attempt.open_entry(overlays=overlays)
-    attempt.run_steps(_steps(attempt, writer, overlays=overlays), writer)
+    attempt.run_steps(_steps(attempt, writer, owner, overlays=overlays), writer)
     if overlays:
         attempt.log.info("its file systems were frozen for %.2f s", writer.entry.pause_s)
     else:
@@ -42,7 +44,9 @@ def _can_use_overlays(attempt: Attempt) -> bool:
     return attempt.config.quiesce_overlay and not attempt.eligibility.no_overlay
 
 
-def _steps(attempt: Attempt, writer: EntryWriter, *, overlays: bool) -> list[Step]:
+def _steps(
+    attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None, *, overlays: bool
+) -> list[Step]:
     def release() -> None:
         attempt.release(writer)
 
@@ -53,7 +57,7 @@ def _steps(attempt: Attempt, writer: EntryWriter, *, overlays: bool) -> list[Ste
     steps.append(Step("freeze", lambda: _freeze(attempt, writer), release))
     if overlays:
         # Undone with the freeze.
-        steps.append(Step("overlay", lambda: _make_overlays(attempt, writer)))
+        steps.append(Step("overlay", lambda: _make_overlays(attempt, writer, owner)))
         steps.append(Step("thaw", lambda: _thaw(attempt, writer)))
     steps.append(Step("frozen", lambda: _check_still_frozen(attempt, writer)))
     return steps
@@ -72,8 +76,12 @@ def _freeze(attempt: Attempt, writer: EntryWriter) -> None:
     writer.note(disks_frozen_at_s=time.time(), newest_txg_before=attempt.newest_txg_now())
 
 
-def _make_overlays(attempt: Attempt, writer: EntryWriter) -> None:
-    attempt.guest.snapshot_create(attempt.snapshot_xml(writer, ""), disk_only=True)
+def _make_overlays(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) -> None:
+    if owner:
+        own_overlays.make(attempt.below_overlays(writer), owner)
+    attempt.guest.snapshot_create(
+        attempt.snapshot_xml(writer, ""), disk_only=True, reuse_overlays=owner is not None
+    )
     writer.note(disks_frozen_at_s=time.time())
 
 

@@ -13,6 +13,7 @@ from zvmsnap.common.steps import Step, StepFailed
 from zvmsnap.common.steps import run as run_steps
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
+from zvmsnap.disks.qemu_img import Layer
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.release import release
 from zvmsnap.journal import snapshot_match
@@ -128,6 +129,10 @@ class Attempt:
         return domain_xml.snapshot_xml(
             self.staging.path.name, memory, overlays, self.eligibility.others
         )
+
+    def below_overlays(self, writer: EntryWriter) -> dict[str, Layer]:
+        """The overlays of the entry, and what is below each."""
+        return {disk.overlay: Layer(disk.base, disk.format) for disk in writer.entry.disks}
 
     def run_steps(self, steps: list[Step], writer: EntryWriter) -> None:
         """Run the steps; if one fails, undo them, close the entry and raise StepFailed.

@@ -1,4 +1,4 @@
-"""qemu-img: what is below an overlay, whether it holds anything, and its merge while it is unused.
+"""qemu-img: making an overlay, what is below it, whether it holds anything, and merging it.
 
 qemu-img takes QEMU's own image locks, so it refuses to write to an image that a machine has open.
 """
@@ -57,6 +57,18 @@ def holds_nothing(overlay: str) -> bool:
         return bool(extents) and all(extent["depth"] > 0 for extent in extents)
     except (LookupError, TypeError) as error:
         raise QemuImgFailed(f"qemu-img map: {overlay}: an answer of another kind") from error
+
+
+def make_overlay(overlay: str, below: Layer) -> None:
+    """Make a qcow2 overlay over an image, which may be in use. Raises QemuImgFailed."""
+    info = _run("info", "--output=json", "--force-share", "-f", below.format, below.path)
+    try:
+        size_bytes = int(json.loads(info)["virtual-size"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise QemuImgFailed(f"qemu-img info: {below.path}: an answer of another kind") from error
+    # `-u`: without opening the image below, which its guest has locked.
+    backing = ["-b", below.path, "-F", below.format]
+    _run("create", "-q", "-u", "-f", "qcow2", *backing, overlay, str(size_bytes))
 
 
 def check(overlay: str) -> Soundness:

@@ -260,13 +260,16 @@ class Guest:
         with self._doing(f"asking for the job on {target}"):
             return bool(self._domain.blockJobInfo(target, 0))
 
-    def snapshot_create(self, xml: str, *, disk_only: bool = False) -> None:
+    def snapshot_create(
+        self, xml: str, *, disk_only: bool = False, reuse_overlays: bool = False
+    ) -> None:
         """Take an atomic snapshot of which libvirt keeps no metadata: live RAM and disks, or disks.
 
         Blocks until RAM is written and the disks are on their overlays; `abort_job` from another
         thread ends it (DumpAborted). If it fails, libvirt resumes the guest and removes the files
-        that it made. If a disk is `manual`, the guest is paused when it returns. Without metadata
-        nobody can later load this RAM over newer disks.
+        that it made. If a disk is `manual`, the guest is paused when it returns. `reuse_overlays`:
+        the files of the overlays exist already, and stay if it fails. Without metadata nobody can
+        later load this RAM over newer disks.
         """
         flags = (
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
@@ -276,6 +279,8 @@ class Guest:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
         else:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+        if reuse_overlays:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
         with self._doing("snapshot of its disks" if disk_only else "memory snapshot"):
             self._domain.snapshotCreateXML(xml, flags)
 

@@ -1,4 +1,8 @@
-"""The one key of libvirt's qemu.conf that can spoil every RAM image: snapshot_image_format."""
+"""The keys of libvirt's qemu.conf on which points depend.
+
+`snapshot_image_format` can spoil every RAM image. With `dynamic_ownership = 0` libvirt gives no
+file to QEMU's user, not even the overlays that it makes.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ _KEY = re.compile(
     r"""(?:\"{3}(?P<triple>.*?)\"{3}|"(?P<double>[^"\r\n]*)"|'(?P<single>[^'\r\n]*)')""",
     re.MULTILINE | re.DOTALL,
 )
+# libvirt's parser takes digits for a number; it reads no more than this of the line.
+_OWNERSHIP = re.compile(r"^[ \t]*dynamic_ownership[ \t]*=[ \t]*(?P<number>\d+)", re.MULTILINE)
 _WHY = {
     "sparse": "libvirt then writes RAM images that QEMU cannot load",
     "lz4": "libvirt has no such format, and takes no RAM image",
@@ -36,3 +42,12 @@ def why_unloadable(path: Path = PATH) -> str | None:
         f'{path} sets snapshot_image_format = "{value}": {_WHY[value]}; '
         'set it to "raw" and restart libvirtd (or virtqemud)'
     )
+
+
+def gives_files_to_qemu(path: Path = PATH) -> bool:
+    """Does libvirt make QEMU's user the owner of files that a guest uses? By default it does."""
+    try:
+        setting = _OWNERSHIP.search(path.read_text(errors="replace"))
+    except OSError:
+        return True
+    return setting is None or int(setting["number"]) != 0

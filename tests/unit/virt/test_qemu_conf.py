@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.virt.qemu_conf import why_unloadable
+from zvmsnap.virt.qemu_conf import gives_files_to_qemu, why_unloadable
 
 SPARSE = 'snapshot_image_format = "sparse"'
 
@@ -56,3 +56,22 @@ def test_any_bytes_around_it(conf: Path, before: bytes, after: bytes) -> None:
     before = before.replace(b"snap", b"")
     conf.write_bytes(before + b"\n" + SPARSE.encode() + b"\n" + after)
     assert why_unloadable(conf)
+
+
+@pytest.mark.parametrize(
+    ("text", "gives"),
+    [
+        ("dynamic_ownership = 0", False),
+        ("a = 1\n\tdynamic_ownership=0 # fast\n", False),
+        ("dynamic_ownership = 0\ndynamic_ownership = 1", False),
+        ("dynamic_ownership = 1", True),
+        ("#dynamic_ownership = 0", True),
+        ("remember_owner = 0", True),
+        ("", True),
+    ],
+)
+def test_gives_files_to_qemu(tmp_path: Path, text: str, gives: bool) -> None:
+    path = tmp_path / "qemu.conf"
+    assert gives_files_to_qemu(path)
+    path.write_text(text)
+    assert gives_files_to_qemu(path) is gives

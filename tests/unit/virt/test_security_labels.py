@@ -1,9 +1,11 @@
+import grp
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
-from zvmsnap.virt import security_labels
+from zvmsnap.virt import qemu_conf, security_labels
 
 
 @pytest.fixture
@@ -64,3 +66,45 @@ def test_give_back(
 def test_a_missing_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         security_labels.give_back(str(tmp_path / "gone"))
+
+
+def domain(seclabel: str) -> str:
+    return f"<domain><seclabel model='apparmor'><label>x</label></seclabel>{seclabel}</domain>"
+
+
+DAC = "<seclabel type='dynamic' model='dac' relabel='{relabel}'><label>{label}</label></seclabel>"
+ROOT = (pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name)
+
+
+@pytest.mark.parametrize("gives", [True, False])
+@pytest.mark.parametrize("relabel", ["yes", "no"])
+@pytest.mark.parametrize(
+    ("label", "owner"),
+    [("+64055:+108", (64055, 108)), ("64055:108", (64055, 108)), (":".join(ROOT), (0, 0))],
+)
+def test_owner_for_qemu(
+    monkeypatch: pytest.MonkeyPatch,
+    gives: bool,
+    relabel: str,
+    label: str,
+    owner: tuple[int, int],
+) -> None:
+    monkeypatch.setattr(qemu_conf, "gives_files_to_qemu", lambda: gives)
+    xml = domain(DAC.format(relabel=relabel, label=label))
+    by_libvirt = gives and relabel == "yes"
+    assert security_labels.owner_for_qemu(xml) == (None if by_libvirt else owner)
+
+
+@pytest.mark.parametrize(
+    ("seclabel", "says"),
+    [
+        ("", "does not say as which user QEMU runs"),
+        (DAC.format(relabel="yes", label="+1"), "does not say as which user"),
+        (DAC.format(relabel="yes", label="no-such:+1"), "names no-such, whom this host"),
+        (DAC.format(relabel="yes", label="+1:no-such"), "names no-such, whom this host"),
+    ],
+)
+def test_owner_that_nobody_knows(monkeypatch: pytest.MonkeyPatch, seclabel: str, says: str) -> None:
+    monkeypatch.setattr(qemu_conf, "gives_files_to_qemu", lambda: False)
+    with pytest.raises(ValueError, match=says):
+        security_labels.owner_for_qemu(domain(seclabel))
