@@ -22,11 +22,19 @@ def passable_dir(path: Path) -> Path:
 
 
 def _make(path: Path, mode: int) -> Path:
+    try:
+        _make_missing(path, mode)
+    except FileNotFoundError:
+        # Somebody has just removed a directory above it, which was empty.
+        _make_missing(path, mode)
+    return path
+
+
+def _make_missing(path: Path, mode: int) -> None:
     for directory in reversed([p for p in (path, *path.parents) if not p.is_dir()]):
         directory.mkdir(exist_ok=True)
         # mkdir's own mode would obey the umask of whoever called sanoid.
         directory.chmod(mode if directory == path else PASSABLE_DIR)
-    return path
 
 
 def write_atomic(path: Path, data: bytes) -> None:

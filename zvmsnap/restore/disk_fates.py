@@ -6,6 +6,8 @@
 | of its definition only, an empty drive   |                            | empty                   |
 | of its definition only                   | restored, for another disk | as of the snapshot      |
 | of its definition only                   | any other, or none         | stays as it is now      |
+| of its next start only                   | restored                   | as of the snapshot      |
+| of its next start only                   | any other, or none         | stays as it is now      |
 | of the replaced guest only               | restored, for another disk | with the replaced disks |
 | of the replaced guest only               | any other, or none         | stays, but is detached  |
 """
@@ -32,6 +34,7 @@ def of(manifest: Manifest, operation: RestoreOperation, observed: Observed) -> I
         yield f"disk {own.target} will be as of {origins.get(dataset, dataset)}"
     for other in observed.other_disks:
         yield _of_other(other.disk, other.dataset, origins)
+    yield from _of_next_start(manifest, observed, origins)
     if observed.replaced is None:
         return
     kept = {own.target for own in manifest.disks}
@@ -40,6 +43,23 @@ def of(manifest: Manifest, operation: RestoreOperation, observed: Observed) -> I
         if disk.target not in kept:
             place = observed.replaced.disks.locations.get(disk.target)
             yield _of_replaced(disk, place.dataset if place else "", origins)
+
+
+def _of_next_start(
+    manifest: Manifest, observed: Observed, origins: Mapping[str, str]
+) -> Iterator[str]:
+    """The disks that the guest does not start with now."""
+    known = {own.source for own in manifest.disks}
+    known |= {other.disk.source for other in observed.other_disks}
+    for disk in observed.next_disks:
+        if disk.source not in known:
+            dataset = observed.current[disk.dataset]
+            what = f"disk {disk.target} of its next start"
+            yield f"{what} will be as of {origins.get(dataset, dataset)}, too"
+    for outside in observed.next_outside:
+        if outside.source not in known:
+            what = f"disk {outside.target} of its next start ({_where(outside)})"
+            yield f"{what} is no part of the point: it STAYS as it is now"
 
 
 def _of_other(disk: domain_xml.Disk, dataset: str, origins: Mapping[str, str]) -> str:

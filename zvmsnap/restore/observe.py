@@ -59,9 +59,9 @@ class Observed:
     point.
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
     these datasets by those in the manifest. `next_disks` are the point's disks of the definition
-    for the next start. `leads_to` is where the paths of all disks lead now. `misfits` is why this
-    host cannot run the machine. `newer` and `newer_points` are what a rollback destroys; empty
-    without one.
+    for the next start, `next_outside` its other ones. `leads_to` is where the paths of all disks
+    lead now. `misfits` is why this host cannot run the machine. `newer` and `newer_points` are what
+    a rollback destroys; empty without one.
     """
 
     datasets: Mapping[str, Dataset]
@@ -71,6 +71,7 @@ class Observed:
     other_disks: tuple[OtherDisk, ...]
     current: Mapping[str, str]
     next_disks: tuple[Disk, ...]
+    next_outside: tuple[domain_xml.Disk, ...]
     leads_to: Mapping[str, DiskLocation | None]
     replaced: ObservedReplaced | None
     others: tuple[ObservedGuest, ...]
@@ -93,7 +94,8 @@ def observe(
     guests = host.guests()
     own = next((guest for guest in guests if guest.uuid == manifest.uuid), None)
     newer_snapshots = _newer(snapshots) if rollback else ()
-    next_disks = next_start(point).disks
+    at_next_start = next_start(point)
+    next_disks = at_next_start.disks
     return Observed(
         datasets=datasets,
         mounts=table,
@@ -102,6 +104,7 @@ def observe(
         other_disks=_other_disks(point, table, with_memory=with_memory),
         current=current,
         next_disks=next_disks,
+        next_outside=at_next_start.outside,
         leads_to={
             disk.source: location.locate_path(disk.source, table)
             for disk in (*manifest.disks, *next_disks)

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,19 @@ def test_no_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         atomic_file.private_dir(tmp_path / "file")
+
+
+def test_directory_above_that_is_removed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above = tmp_path / "web"
+    above.mkdir()
+    mkdir = Path.mkdir
+
+    def overtaken(path: Path, **options: Any) -> None:
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        above.rmdir()
+        path.mkdir(**options)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    assert atomic_file.private_dir(above / "point").is_dir()

@@ -456,6 +456,20 @@ def test_lines_of_a_rollback_name_all_that_it_destroys(
     )
 
 
+def test_lines_name_the_disks_of_the_next_start(scene: Scene) -> None:
+    point = scene.point()
+    here = scene.world.disk_of(DATASET)
+    extra = here.replace("vda.raw", "extra.raw")
+    disks = {"vda": here, "vdc": extra, "vdd": "/elsewhere/x.raw"}
+    (point.directory / PERSISTENT_XML).write_text(scene.guest.xml_of(disks))
+    assert [line for line in plan_of(scene, point).lines if "disk " in line] == [
+        f"  disk vda will be as of tank/web@{NAME}",
+        f"  disk vdc of its next start will be as of tank/web@{NAME}, too",
+        "  disk vdd of its next start (/elsewhere/x.raw) is no part of the point: it STAYS as it "
+        "is now",
+    ]
+
+
 def test_lines_name_every_disk_and_what_becomes_of_it(scene: Scene) -> None:
     """Of a point of one disk only: the others stay as they are, whoever has them."""
     world, guest = scene.world, scene.guest
