@@ -198,15 +198,24 @@ def test_two_definitions_and_properties(lab_session: Lab) -> None:
     assert not [each for each in back.zfs_names(lab) if "three" in each]
 
 
-def kill_verify(lab: Lab, point: str) -> str:
-    """Start `verify --boot`, and kill it while its clone runs; returns the clone's name."""
-    lab.start(f"ZVMSNAP_TEST_STOP_BEFORE='undo load' exec zvmsnap verify --boot {point}")
-    stopped = "pgrep -f '[z]vmsnap verify --boot'"
-    lab.run(f"until grep -qs '^State:.T' /proc/$({stopped} | head -1)/status; do sleep 0.1; done",
+VERIFY = "pgrep -f '[z]vmsnap verify --boot'"
+
+
+def stop_verify(lab: Lab, which: str = "") -> str:
+    """Start `verify --boot`, and stop it while its clone runs; returns the clone's name."""
+    lab.start("ZVMSNAP_TEST_STOP_BEFORE='undo load' exec zvmsnap verify --boot "
+              f"{which} >/root/verify 2>&1")
+    lab.run(f"until grep -qs '^State:.T' /proc/$({VERIFY} | head -1)/status; do sleep 0.1; done",
             timeout_s=scenario.ROUND_LIMIT_S)
-    lab.run(f"kill -KILL $({stopped})")
     (clone,) = set(lab.run("virsh list --name").stdout.split()) - {"web"}
     assert clone.startswith("zvmsnap-verify-")
+    return clone
+
+
+def kill_verify(lab: Lab, point: str) -> str:
+    """The same, and kill it."""
+    clone = stop_verify(lab, point)
+    lab.run(f"kill -KILL $({VERIFY})")
     assert f"{clone}: clone of {point}" in zvmsnap(lab, "list").stdout
     return clone
 
@@ -230,6 +239,16 @@ def test_verify_that_is_killed_while_its_clone_lives(lab: Lab) -> None:
     assert f"{point['name']}: lives" in done.stdout
     assert_clone_is_gone(lab)
 
+    # The point is removed meanwhile.
+    lab.run(f"cp -a {point['directory']} /root/kept")
+    stop_verify(lab)
+    lab.run(f"rm -r {point['directory']} && kill -CONT $({VERIFY})")
+    lab.run(f"while {VERIFY}; do sleep 0.1; done", timeout_s=scenario.ROUND_LIMIT_S)
+    said = lab.run("cat /root/verify").stdout.splitlines()
+    assert said[-1] == f"{point['name']}: was removed meanwhile"
+    assert_clone_is_gone(lab)
+
+    lab.run(f"cp -a /root/kept {point['directory']}")
     clone = kill_verify(lab, point["name"])
     lab.run(f"rm -r {point['directory']}")
     assert f"{clone}: recovered" in zvmsnap(lab, "recover").stdout
