@@ -149,6 +149,33 @@ def test_fetch_home(lab: Lab) -> None:
 
 
 @pytest.mark.whole
+def test_fetch_while_others_clean_up_and_after_it_was_killed(lab: Lab) -> None:
+    grown(lab)
+    stored = back.stored_count(lab, back.hourly(lab, 1))
+    far.send(lab, "web", DESTINATION)
+    far.burn(lab)
+    since = guests.serial_size_bytes(lab, "web")
+    fetching = lab.start(" ".join(["exec", "zvmsnap", "fetch", "--yes", *SLOW_FETCH]))
+    receiving(lab)
+    for command in ("prune", "recover"):
+        zvmsnap(lab, command)
+        assert ".incoming-" in lab.run(f"ls -A {scenario.VAULT}/web").stdout
+    assert "interrupted" not in zvmsnap(lab, "list").stdout
+    lab.run("pkill -9 -f '[z]vmsnap fetch'; pkill -9 'syncoid|rsync|mbuffer'; true")
+    fetching.communicate(timeout=scenario.ROUND_LIMIT_S)
+    lab.run("until ! pgrep -f '[z]fs receive' > /dev/null; do sleep 0.2; done")
+    zvmsnap(lab, "prune")
+    said = zvmsnap(lab, "recover", status=1)
+    assert "was interrupted: the same zvmsnap fetch goes on" in said.stdout + said.stderr
+    assert "was interrupted" in zvmsnap(lab, "list").stdout
+    zvmsnap(lab, "fetch", "--yes", "web@latest", DESTINATION)
+    back.assert_goes_on(lab, "web", stored, since)
+    scenario.assert_on_base(lab, "web", WEB.disks)
+    scenario.counts_on(lab)
+    back.assert_nothing_left(lab)
+
+
+@pytest.mark.whole
 def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     name = back.hourly(lab)
     take_another(lab)
@@ -317,6 +344,7 @@ def test_a_guest_on_its_overlay_is_waited_for_and_then_refused(lab: Lab) -> None
 
 
 SLOW = ("--bwlimit", "150k", "web", DESTINATION)
+SLOW_FETCH = ("--bwlimit", "150k", "web@latest", DESTINATION)
 
 
 def grown(lab: Lab) -> None:

@@ -24,7 +24,13 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import Cancelled, SendRefused, ZfsFailed, ZvmsnapError
+from zvmsnap.common.errors import (
+    Cancelled,
+    SendRefused,
+    SyncoidFailed,
+    ZfsFailed,
+    ZvmsnapError,
+)
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination, MemoryWanted
@@ -88,6 +94,7 @@ class Sender:
         self._marks = SendMarks(destination.name)
         # Two guests may have disks on one dataset: it is sent once.
         self._planned: dict[str, DatasetSend] = {}
+        self._marked: set[str] = set()
         self._sent: set[str] = set()
         self._log = log.about(destination.name, "send")
 
@@ -96,7 +103,10 @@ class Sender:
         syncoid.check(self._options.syncoid)
         subtree = self._subtree()
         remote_points, damaged = self._vault().read()
-        outcomes = [UnitOutcome(unit, self._dataset_sends(unit, subtree)) for unit in units]
+        outcomes = [
+            UnitOutcome(unit, self._dataset_sends(unit, subtree), error=unit.problem)
+            for unit in units
+        ]
         for outcome in outcomes:
             divergence.plan(*send_plan.diverged(outcome.sends), subtree)
         sends = [send for outcome in outcomes for send in outcome.sends]
@@ -125,8 +135,8 @@ class Sender:
         for outcome in outcomes:
             self._attempt(outcome, self._send_datasets, subtree)
         subtree = self._subtree()
+        self._settle(outcomes, subtree)
         for outcome in outcomes:
-            self._settle(outcome, subtree)
             self._attempt(outcome, self._check_arrived, subtree)
         self._send_points(remote_vault, outcomes, subtree)
         remote_points, _ = remote_vault.read()
@@ -173,14 +183,20 @@ class Sender:
         return [self._planned[each] for each in unit.datasets if each in self._planned]
 
     def _send_datasets(self, outcome: UnitOutcome, subtree: Subtree) -> None:
+        if outcome.unit.problem:
+            raise SendRefused(outcome.unit.problem)
         outcome.sends = self._dataset_sends(outcome.unit, subtree)
         self._rename_diverged(outcome, subtree)
         guests = wait_idle.guests_on(self._host, outcome.unit.datasets)
         for send in outcome.sends:
+            if send.dataset in self._sent:
+                continue
             if not send.is_empty:
                 wait_idle.wait(self._settings, guests)
-            self._marks.make(send)
-            if send.is_empty or send.dataset in self._sent:
+            if send.dataset not in self._marked:
+                self._marked.add(send.dataset)
+                self._marks.make(send)
+            if send.is_empty:
                 continue
             self._create_parents(send.target, subtree)
             since = f"since {send.since_name}" if send.since else "all of it"
@@ -191,6 +207,7 @@ class Sender:
             self._sent.add(send.dataset)
 
     def _send_dataset(self, send: DatasetSend) -> None:
+        options = dataclasses.replace(self._options.syncoid, raw=send.raw)
         if send.since_bookmark and not send.interrupted:
             stream.send_since_bookmark(
                 send.since,
@@ -198,22 +215,27 @@ class Sender:
                 send.target,
                 self._remote,
                 raw=send.raw,
-                bwlimit=self._options.syncoid.bwlimit,
+                bwlimit=options.bwlimit,
             )
-        # It begins with what was interrupted, if there is such.
-        syncoid.run(
-            send.dataset,
-            self._destination.at(send.target),
-            dataclasses.replace(self._options.syncoid, raw=send.raw),
-            readonly=True,
-        )
+        try:
+            # It begins with what was interrupted, if there is such.
+            syncoid.run(send.dataset, self._destination.at(send.target), options, readonly=True)
+        except SyncoidFailed as error:
+            if not send.interrupted:
+                raise
+            raise SyncoidFailed(
+                f"{error}; if what {send.target} has of an interrupted send cannot go on: "
+                f"zfs receive -A {send.target} there, as root"
+            ) from error
 
-    def _settle(self, outcome: UnitOutcome, subtree: Subtree) -> None:
-        for send in outcome.sends:
-            try:
-                self._marks.settle(send, subtree)
-            except ZfsFailed as error:
-                self._log.warning("%s; the next send tries again", error)
+    def _settle(self, outcomes: Sequence[UnitOutcome], subtree: Subtree) -> None:
+        try:
+            for outcome in outcomes:
+                for send in outcome.sends:
+                    self._marks.settle(send, subtree)
+            self._marks.release_replaced(self._planned)
+        except ZfsFailed as error:
+            self._log.warning("%s; the next send tries again", error)
 
     def _rename_diverged(self, outcome: UnitOutcome, subtree: Subtree) -> None:
         targets, common = send_plan.diverged(outcome.sends)

@@ -21,11 +21,13 @@ Both are named after the destination. `forget` ends all of one that will never c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.replication.send_plan import DatasetSend
 from zvmsnap.zfs import marks, zfs
+from zvmsnap.zfs.dataset_swap import name_before
 from zvmsnap.zfs.types import Snapshot, Subtree
 
 # How many of the newest snapshots of a dataset there have a bookmark here: those of two days of
@@ -81,6 +83,16 @@ class SendMarks:
         made |= {each.full_name for each in send.bookmarks if each.name.startswith(self._prefix)}
         needed = {*there[-_BOOKMARKS_MAX:], *(each.guid for each in going_on)}
         marks.destroy_bookmarks(made - {self._bookmark(send, guid) for guid in needed})
+
+    def release_replaced(self, datasets: Iterable[str]) -> None:
+        """Release what a restore has set aside of these datasets: it is not sent any more.
+
+        Raises ZfsFailed.
+        """
+        before = tuple(name_before(dataset, "") for dataset in datasets)
+        held = [name for name in zfs.held_snapshots() if name.startswith(before)]
+        ours = [name for name in held if self._tag in marks.tags(name)]
+        marks.release(ours, self._tag)
 
     def forget(self) -> tuple[int, int]:
         """End all marks of the destination: so many bookmarks, and holds. Raises ZfsFailed."""

@@ -15,11 +15,15 @@ from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtre
 
 @dataclass(frozen=True)
 class SendUnit:
-    """A guest and its datasets, parents first; or datasets of no guest, with no uuid."""
+    """A guest and its datasets, parents first; or datasets of no guest, with no uuid.
+
+    `problem` is why nothing of it can be sent.
+    """
 
     domain: str
     uuid: str
     datasets: tuple[str, ...]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def send_units(
             )
     if not units:
         raise SendRefused("no guest has a point yet: the hooks take them, see zvmsnap list")
+    if all(unit.problem for unit in units):
+        raise SendRefused("; ".join(unit.problem for unit in units))
     return units
 
 
@@ -104,7 +110,8 @@ def _guest_unit(points: Sequence[RestorePoint], existing: Mapping[str, Dataset])
     datasets = {dataset for point in points for dataset in point.manifest.datasets}
     missing = sorted(newest.datasets - existing.keys())
     if missing:
-        raise SendRefused(f"{newest.domain}: {missing[0]} does not exist any more; was it renamed?")
+        why = f"{newest.domain}: {missing[0]} does not exist any more; was it renamed?"
+        return SendUnit(newest.domain, newest.uuid, (), why)
     return SendUnit(newest.domain, newest.uuid, tuple(sorted(datasets & existing.keys())))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from zvmsnap.common import log, waiting
-from zvmsnap.common.errors import DomainGone, SendRefused
+from zvmsnap.common.errors import DomainGone, LockTimeout, SendRefused
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, overlay_chain
@@ -53,6 +53,14 @@ def wait(settings: Config, guests: Iterable[Guest]) -> None:
 
 def _why_busy(settings: Config, guest: Guest) -> str:
     """Why nothing of the guest may be sent now; "" if it may."""
+    try:
+        return _why_busy_now(settings, guest)
+    except LockTimeout as error:
+        # A hook that dumps much RAM holds it for minutes.
+        return str(error)
+
+
+def _why_busy_now(settings: Config, guest: Guest) -> str:
     timeout_s = settings.limits.lock_timeout_s
     with lock(settings.locks_dir, guest.uuid, "send its disks", timeout_s):
         entry = Journal(settings.journal_dir).read(guest.uuid)

@@ -154,6 +154,45 @@ def test_restored_here_to_a_moment_after_the_last_send(scene: SendScene) -> None
     assert scene.forks == []
 
 
+def test_what_a_restore_sets_aside_is_not_held(scene: SendScene) -> None:
+    scene.hours(30)
+    sent(scene, NAS)
+    scene.hours(2)
+    scene.cuts_after = 0
+    assert scene.send(NAS).has_failed
+    scene.cuts_after = None
+    (held,) = scene.pool.held_snapshots()
+    top = f"{WEB}.before-20261101T000000"
+    scene.pool.rename(WEB, top)
+    for dataset, old in ((WEB, top), (DATA, f"{top}/data")):
+        scene.pool.clone(f"{old}@{scene.pool.history(old)[-3]}", dataset, {})
+        scene.pool.promote(dataset)
+    assert scene.pool.held_snapshots() == [held.replace(WEB, top)]
+    scene.hours(1)
+    report = scene.send(NAS)
+    assert held.replace(WEB, top) not in scene.pool.held_snapshots()
+    # Only root can end there what can never go on; this is said.
+    assert f"zfs receive -A {NAS}/{WEB} there, as root" in report.units[0].error
+    scene.pool.by_name[f"{NAS}/{WEB}"].partial = None
+    sent(scene, NAS)
+    assert (scene.forks, scene.pool.held_snapshots()) == ([], [])
+
+
+def test_two_guests_on_one_dataset(scene: SendScene) -> None:
+    """It is sent, held and bookmarked once."""
+    scene.hours(3)
+    units = [SendUnit(f"guest{n}", "", (WEB, dataset)) for n, dataset in enumerate((DATA, WEB))]
+    report = scene.send(NAS, *units)
+    assert not report.has_failed and scene.complete(NAS)
+    scene.hours(24)
+    scene.cuts_after = 0
+    report = scene.send(NAS, *units)
+    assert all("cut" in unit.error or "contains" in unit.error for unit in report.units)
+    scene.cuts_after = None
+    assert not scene.send(NAS, *units).has_failed
+    assert scene.complete(NAS) and scene.pool.held_snapshots() == []
+
+
 def test_nothing_is_marked_by_a_dry_run(scene: SendScene) -> None:
     scene.hours(3)
     report = scene.sender(NAS).plan([SendUnit("", "", DATASETS)])

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
-from zvmsnap.common.errors import SyncoidFailed, ZfsFailed
+from zvmsnap.common.errors import LockTimeout, SyncoidFailed, ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
@@ -21,7 +23,7 @@ from zvmsnap.replication import send_status, syncoid, wait_idle
 from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.zfs import marks, zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage, Subtree
+from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
 
 Build = Callable[..., Manifest]
 Run = Callable[..., tuple[int, str, str]]
@@ -353,3 +355,75 @@ def test_guest_that_stays_on_its_overlay(
     code, _, err = run("send", "web", ROOT)
     assert code == 1 and "its disk vda is on an overlay; zvmsnap recover web" in err
     assert world.calls == [] and remote_files(world) == files()
+
+
+def test_status_says_what_cannot_be_read_and_who_is_silent(
+    world: World, take: Take, run: Run, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(1)
+    run("send", "web", ROOT)
+    ((status,), _) = send_status.read_all(config.journal_dir)
+    code, out, _ = run("status")
+    assert (code, len(out.splitlines())) == (0, 2 if "old; if" not in out else 3)
+    old = msgspec.structs.replace(status, newest_created="2026-01-01T00:00:00+00:00")
+    send_status.write(config.journal_dir, old)
+    monkeypatch.setattr(zfs, "held_snapshots", lambda: ["tank/web@a", "tank/web@b"])
+    tags = {"tank/web@a": {f"zvmsnap send to {ROOT}", "own"}, "tank/web@b": {"own"}}
+    monkeypatch.setattr(marks, "tags", tags.__getitem__)
+    code, out, _ = run("status")
+    assert code == 0
+    assert out.splitlines()[-1].startswith(f"{ROOT}: its newest point is ")
+    assert out.splitlines()[-1].endswith(
+        "1 snapshots on this host, such as tank/web@a, are held for an interrupted send; if it "
+        f"will not come back: zvmsnap send --forget {ROOT}"
+    )
+    printed = json.loads(run("status", "--json")[1])
+    assert printed["held"] == {ROOT: ["tank/web@a"]}
+    assert printed["silent"] == {ROOT: "2026-01-01T00:00:00+00:00"}
+    (path,) = config.journal_dir.glob("send-status/*/*.json")
+    for data in (b'{"schema": 3}', b"\xff"):
+        path.write_bytes(data)
+        code, out, err = run("status", "--json")
+        assert (code, json.loads(out)["unreadable"]) == (1, [str(path)])
+        assert len(err.splitlines()) == 1
+
+
+def test_forget(
+    world: World, take: Take, run: Run, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(1)
+    run("send", "web", ROOT)
+    ended: list[str] = []
+    own = f"zvmsnap-{hashlib.sha256(ROOT.encode()).hexdigest()[:8]}-{10:016x}"
+    found = [Bookmark(WEB, own, 10, 1), Bookmark(WEB, "mine", 10, 1)]
+    monkeypatch.setattr(zfs, "bookmarks", lambda *_: found)
+    monkeypatch.setattr(zfs, "held_snapshots", lambda: [f"{WEB}@h1", f"{DATA}@h1"])
+    tags = {f"{WEB}@h1": {f"zvmsnap send to {ROOT}"}, f"{DATA}@h1": {"zvmsnap send to x/y"}}
+    monkeypatch.setattr(marks, "tags", tags.__getitem__)
+    monkeypatch.setattr(marks, "destroy_bookmarks", ended.extend)
+    monkeypatch.setattr(marks, "release", lambda names, _tag: ended.extend(names))
+    code, out, _ = run("send", "--forget", ROOT)
+    assert (code, out) == (0, f"{ROOT}: forgot 1 bookmarks, 1 holds, 1 statuses\n")
+    assert ended == [f"{WEB}#{own}", f"{WEB}@h1"]
+    assert send_status.read_all(config.journal_dir) == ([], [])
+    assert list((config.journal_dir / "mirrors").iterdir()) == []
+    assert run("send", "--forget", ROOT, "web", ROOT)[0] == 2
+
+
+def test_a_hook_that_holds_the_lock_is_waited_for(
+    world: World, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = FakeGuest("web", UUID)
+    monkeypatch.setattr(overlay_chain, "of_guest", lambda _guest: {})
+    tried = []
+
+    @contextmanager
+    def busy_once(*_: object) -> Iterator[None]:
+        tried.append(1)
+        if len(tried) == 1:
+            raise LockTimeout("waited 30 s; it is held to capture run a")
+        yield
+
+    monkeypatch.setattr(wait_idle, "lock", busy_once)
+    wait_idle.wait(config, [guest])
+    assert len(tried) == 2

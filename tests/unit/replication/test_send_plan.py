@@ -70,6 +70,43 @@ def test_units(
     assert send_plan.send_units(points, names, every=every) == expected
 
 
+def test_two_guests_that_had_one_name(points: list[RestorePoint], manifest: Build) -> None:
+    """Each has a unit of its own, and the renamed one has the name of its newest point."""
+
+    def of(uuid: str, domain: str, hour: int, dataset: str) -> RestorePoint:
+        disks = (Disk("vda", "file", "raw", "/x", dataset, "x"),)
+        created = f"2026-11-20T{hour:02}:00:00+00:00"
+        made = manifest(domain=domain, uuid=uuid, created=created, disks=disks)
+        return RestorePoint(Path("/v"), made)
+
+    old, other = "0ddba11" + UUIDS["web"][7:], "0ddba22" + UUIDS["web"][7:]
+    mixed = [
+        *points,
+        of(old, "web", 1, "t/else"),
+        of(other, "db", 1, "t/vm/db/log"),
+        of(other, "web", 2, "t/vm/db/log"),
+    ]
+    units = [
+        SendUnit("web", old, ("t/else",)),
+        SendUnit("web", other, ("t/vm/db/log",)),
+        WEB,
+    ]
+    assert send_plan.send_units(mixed, ["web"], every=False) == units
+    assert send_plan.send_units(mixed, [], every=True) == [DB, *units]
+    assert send_plan.send_units(mixed, ["db"], every=False) == [DB, units[1]]
+    below = send_plan.send_units(mixed, ["t/vm/db"], every=False)
+    assert below == [DB, units[1]]
+
+
+def test_guest_whose_datasets_are_gone_keeps_no_other_from_being_sent(
+    points: list[RestorePoint], existing: dict[str, Dataset]
+) -> None:
+    del existing["t/vm/db"]
+    db, web = send_plan.send_units(points, [], every=True)
+    assert (db.datasets, web) == ((), WEB)
+    assert db.problem == "db: t/vm/db does not exist any more; was it renamed?"
+
+
 def test_no_units(points: list[RestorePoint], existing: dict[str, Dataset]) -> None:
     with pytest.raises(SendRefused, match="nix: is no guest with points, and no dataset"):
         send_plan.send_units(points, ["nix"], every=False)
