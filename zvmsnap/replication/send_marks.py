@@ -73,15 +73,16 @@ class SendMarks:
 
         `subtree` is what the destination has now. Raises ZfsFailed.
         """
-        there = [each.guid for each in subtree.of(send.target)]
-        outstanding = [each for each in send.arriving if each.guid not in there]
-        # Streams go from the oldest to the newest.
-        going_on = outstanding[:1] if send.target in subtree.interrupted else []
+        there = dict.fromkeys(each.guid for each in subtree.of(send.target))
+        # Streams go from the oldest to the newest; what has arrived may have been pruned there.
+        arrived = [number for number, each in enumerate(send.arriving, 1) if each.guid in there]
+        outstanding = send.arriving[max(arrived, default=0) :]
+        going_on = outstanding[:1] if send.target in subtree.interrupted else ()
         held = {*self._held(send), *send.arriving}
         marks.release([each.full_name for each in held.difference(going_on)], self._tag)
         made = {self._bookmark(send, each.guid) for each in send.arriving}
         made |= {each.full_name for each in send.bookmarks if each.name.startswith(self._prefix)}
-        needed = {*there[-_BOOKMARKS_MAX:], *(each.guid for each in going_on)}
+        needed = {*list(there)[-_BOOKMARKS_MAX:], *(each.guid for each in going_on)}
         marks.destroy_bookmarks(made - {self._bookmark(send, guid) for guid in needed})
 
     def release_replaced(self, datasets: Iterable[str]) -> None:

@@ -9,7 +9,8 @@ from tests.fakes.send_scene import DATA, DATASETS, WEB, SendScene
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.replication import send_marks
 from zvmsnap.replication.send_marks import SendMarks
-from zvmsnap.replication.send_plan import SendUnit
+from zvmsnap.replication.send_plan import DatasetSend, SendUnit
+from zvmsnap.zfs.types import Subtree
 
 NAS, USB, DEAD = "nas/off", "usb/off", "dead/off"
 
@@ -121,6 +122,28 @@ def test_interrupted_and_pruned_meanwhile(scene: SendScene) -> None:
     scene.hours(72)
     sent(scene, NAS)
     assert (scene.forks, scene.pool.held_snapshots()) == ([], [])
+
+
+def test_what_has_arrived_is_pruned_there_while_it_is_sent(
+    scene: SendScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held is the snapshot that was under way, and none that has been there."""
+    scene.hours(3)
+    sent(scene, NAS)
+    scene.hours(5)
+    scene.cuts_after = 2
+    new = [f"{WEB}@{name}" for name in scene.pool.history(WEB)][3:]
+    settle = SendMarks.settle
+
+    def pruned_before(self: SendMarks, send: DatasetSend, _subtree: Subtree) -> None:
+        for name in scene.pool.history(f"{NAS}/{WEB}")[:4]:
+            scene.pool.destroy(f"{NAS}/{WEB}@{name}")
+        settle(self, send, scene.pool.subtree(NAS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SendMarks, "settle", pruned_before)
+        assert scene.send(NAS).has_failed
+    assert scene.pool.held_snapshots() == [new[2]]
 
 
 def test_killed_while_it_sends(scene: SendScene, monkeypatch: pytest.MonkeyPatch) -> None:
