@@ -38,12 +38,19 @@ from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint, folder_of
-from zvmsnap.replication import divergence, send_plan, send_status, syncoid, transfer, wait_idle
+from zvmsnap.replication import (
+    divergence,
+    send_plan,
+    send_report,
+    send_status,
+    syncoid,
+    transfer,
+    wait_idle,
+)
 from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.send_marks import SendMarks
 from zvmsnap.replication.send_plan import DatasetSend, SendUnit
-from zvmsnap.replication.send_report import DatasetReport, PointReport, SendReport, UnitReport
-from zvmsnap.replication.send_status import SendStatus, SentDataset
+from zvmsnap.replication.send_report import SendReport, UnitOutcome
 from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.virt.host import Host
@@ -58,22 +65,6 @@ class SendOptions:
 
     memory: MemoryWanted = MemoryWanted.LATEST
     syncoid: SyncoidOptions = field(default_factory=SyncoidOptions)
-
-
-@dataclass
-class UnitOutcome:
-    """What became of one unit so far; `error` says why not all was sent."""
-
-    unit: SendUnit
-    sends: list[DatasetSend] = field(default_factory=list)
-    took_s: dict[str, float] = field(default_factory=dict)
-    transfers: list[PointTransfer] = field(default_factory=list)
-    points_bytes: int = 0
-    error: str = ""
-
-    def seconds_of(self, dataset: str) -> float:
-        """How long syncoid took for a dataset, 0 if it was not needed."""
-        return round(self.took_s.get(dataset, 0.0), 2)
 
 
 class Sender:
@@ -337,11 +328,11 @@ class Sender:
             return
         guids = [snapshot.guid for snapshot in subtree.snapshots.values()]
         newest = transfer.newest_complete(remote_points, outcome.unit.uuid, guids)
-        status = _status(self._destination.name, outcome, newest)
+        status = send_report.status(self._destination.name, outcome, newest)
         send_status.write(self._settings.journal_dir, status)
 
     def _report(self, outcomes: Iterable[UnitOutcome]) -> SendReport:
-        units = tuple(_unit_report(outcome) for outcome in outcomes)
+        units = tuple(send_report.of(outcome) for outcome in outcomes)
         return SendReport(destination=self._destination.name, units=units)
 
 
@@ -350,58 +341,3 @@ def send_lock(settings: Config, destination: str) -> AbstractContextManager[None
     name = f"send-{folder_of(destination)}"
     intent = f"send to {destination}"
     return lock(settings.locks_dir, name, intent, settings.limits.lock_timeout_s)
-
-
-def _unit_report(outcome: UnitOutcome) -> UnitReport:
-    return UnitReport(
-        domain=outcome.unit.domain,
-        datasets=tuple(
-            DatasetReport(
-                dataset=send.dataset,
-                target=send.target,
-                newest=send.newest.name,
-                since=send.since_name,
-                stream_bytes=send.size_bytes,
-                raw=send.raw,
-                seconds=outcome.seconds_of(send.dataset),
-            )
-            for send in outcome.sends
-        ),
-        points=tuple(
-            PointReport(name=each.point.name, memory_bytes=each.size_bytes)
-            for each in outcome.transfers
-        ),
-        points_bytes=outcome.points_bytes,
-        error=outcome.error,
-    )
-
-
-def _status(
-    destination: str, outcome: UnitOutcome, newest: tuple[RestorePoint, str] | None
-) -> SendStatus:
-    """What is noted of a unit; `newest` is the newest complete point there, and its snapshot."""
-    manifest = newest[0].manifest if newest else None
-    return SendStatus(
-        destination=destination,
-        domain=outcome.unit.domain,
-        uuid=outcome.unit.uuid,
-        last_attempt=send_status.now(),
-        error=outcome.error,
-        seconds=round(sum(outcome.took_s.values()), 2),
-        datasets=tuple(
-            SentDataset(
-                dataset=send.dataset,
-                target=send.target,
-                newest=send.newest.name,
-                guid=send.newest.guid,
-                stream_bytes=send.size_bytes,
-                seconds=outcome.seconds_of(send.dataset),
-            )
-            for send in outcome.sends
-        ),
-        points=tuple(each.point.name for each in outcome.transfers),
-        points_bytes=outcome.points_bytes,
-        newest=newest[1] if newest else "",
-        newest_created=manifest.created if manifest else "",
-        newest_has_memory=bool(manifest and manifest.memory),
-    )
