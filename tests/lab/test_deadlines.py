@@ -132,6 +132,21 @@ def test_sanoid_dies_in_the_middle_of_the_dump(lab: Lab) -> None:
 
 
 @pytest.mark.whole
+def test_dump_that_nobody_bounds_any_more_is_ended(lab: Lab) -> None:
+    """Sanoid and its hook are killed; libvirt goes on, and the watchdog comes."""
+    pause_before = allowed_pause(lab)
+    with endless_dump(lab) as sanoid:
+        lab.run(f"pkill -KILL -x pre-snapshot; kill -KILL {sanoid.pid}")
+        sanoid.wait()
+        scenario.wait_until("the watchdog", lambda: scenario.leftovers(lab) == [])
+    said = lab.run("journalctl --no-pager -u 'zvmsnap-watchdog-*'").stdout
+    assert "libvirt goes on with the dump of its RAM: aborting it" in said
+    assert scenario.snapshots(lab, BUSY.top) == {}
+    assert_untouched(lab)
+    assert allowed_pause(lab) == pause_before
+
+
+@pytest.mark.whole
 def test_ctrl_c_in_the_middle_of_the_dump(lab: Lab) -> None:
     with endless_dump(lab) as sanoid:
         lab.run(f"kill -INT -- -{sanoid.pid}")
@@ -179,6 +194,29 @@ def test_slow_dump_of_a_guest_that_does_nothing_is_left_alone(calm: Lab) -> None
     scenario.assert_counted_through(calm, "calm")
     (name,) = point.names
     scenario.assert_coherent(calm, CALM, name, point.image)
+
+
+def test_guest_that_would_be_paused_for_too_long_gets_the_next_level(calm: Lab) -> None:
+    """Its last point tells how long it would be."""
+    scenario.configure(calm)
+    scenario.take(calm)
+    first = scenario.the_point(calm, "calm")
+    assert first.manifest["level"] == "memory"
+    scenario.pass_hours(calm, 1)
+    scenario.configure(calm, "[limits]\nmemory_max_pause_s = 0.05\n")
+    with scenario.watched(calm, "calm") as watch:
+        done = scenario.take(calm)
+        scenario.counts_on(calm, "calm")
+    assert watch.pauses_s == []
+    assert "failed" not in done.stderr
+    (second,) = [
+        point for point in scenario.points(calm, "calm") if point.directory != first.directory
+    ]
+    expected = f"paused for about {first.timing['pause_s']:.1f} s, by its last points"
+    assert second.manifest["level"] == "crash"
+    assert expected in second.manifest["reason"]
+    assert expected in done.stderr
+    scenario.assert_at_rest(calm, CALM)
 
 
 def assert_given_up(lab: Lab, done: Completed, why: str) -> None:

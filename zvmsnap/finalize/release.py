@@ -3,7 +3,7 @@
 1. Note which snapshots exist (snapshot_match).
 2. Step `resume or thaw`: if the guest is held (quiesce/thaw). One that is frozen is thawed first;
    for any other, 3 comes first.
-3. Wait until no job of libvirt is under way: one whose caller was killed goes on.
+3. End a dump whose caller was killed: libvirt goes on with it. Wait until no job is under way.
 4. Step `redefine`: the definition of a guest that is off leaves overlays that never came to the
    disk. Step `commit`: merge and pivot the disks of a running guest (live_commit). Of one that is
    off, steps `merge vda`, `redefine`: qemu-img, and after that its definition (offline_commit).
@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from zvmsnap.common.errors import CommitFailed, DomainGone, ZvmsnapError
+from zvmsnap.common.errors import CommitFailed, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.common.log import Logger
 from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
@@ -40,7 +40,7 @@ from zvmsnap.journal import late, other_versions, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.quiesce.thaw import resume_or_thaw, resume_or_thaw_unlocked
-from zvmsnap.virt import domain_xml
+from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest, Pause
 
 # A guest may be shut off while it is committed, or be started while it is merged.
@@ -66,7 +66,8 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
         _resume_or_thaw(config, guest, writer, log)  # at once: it cannot write to its disks
     with _noting_what_is_in_the_way(guest, writer):
         if writer.entry.dump_may_continue:
-            # libvirt goes on with a dump whose caller was killed; it ends on overlays, or paused.
+            _end_dump(config, guest, writer.entry, log)
+            # If it cannot be ended any more, the guest is on overlays after it, or paused.
             jobs.wait_idle(guest, config.limits.busy_timeout_s)
         _resume_or_thaw(config, guest, writer, log)
         _leave_blank_overlays(guest, writer, log)
@@ -123,6 +124,24 @@ def _let_go(guest: Guest, entry: Entry, log: Logger) -> None:
         return
     if was:
         log.warning("was %s, and goes on, though that is not noted", was)
+
+
+def _end_dump(config: Config, guest: Guest, entry: Entry, log: Logger) -> None:
+    """Abort a dump whose caller was killed: nobody bounds it, nor a pause that was to end it.
+
+    Its RAM would be of a later instant than the snapshot.
+    """
+    image = StagingDir(config.staging_dir / entry.capture).memory
+    if entry.disks_frozen_at_s or not save_image.is_partial(image):
+        return
+    try:
+        if guest.is_active() and guest.is_dumped():
+            log.warning("libvirt goes on with the dump of its RAM: aborting it")
+            guest.abort_job()
+    except DomainGone:
+        raise
+    except LibvirtFailed as error:
+        log.warning("the dump of its RAM is waited for: %s", error)
 
 
 # -- from the overlays to the bases

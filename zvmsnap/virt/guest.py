@@ -239,6 +239,12 @@ class Guest:
         with self._doing("asking for its job"):
             return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
 
+    def is_dumped(self) -> bool:
+        """Is the job under way a snapshot with RAM, of anybody?"""
+        with self._doing("asking for its job"):
+            operation = self._domain.jobStats(0).get("operation")
+        return bool(operation == libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT)
+
     def job_progress(self) -> JobProgress:
         """How far the dump under way is."""
         with self._doing("asking for the progress of its dump"):

@@ -86,6 +86,15 @@ class Head:
         return self._data[self._cookie_offset :].partition(b"\0")[0] + b"\0"
 
 
+def is_partial(path: Path) -> bool:
+    """Is it still being written, or was its dump interrupted?"""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_PARTIAL)) == _PARTIAL
+    except OSError:
+        return False
+
+
 def read_header(path: Path) -> Header:
     """The header of an image that libvirt can load. Raises ImageUnloadable with the reason."""
     with path.open("rb") as file:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import UUID, FakeGuest
-from tests.fakes.images import holds, make_base, make_overlay, write
+from tests.fakes.images import holds, libvirt_image, make_base, make_overlay, write
 from zvmsnap.common import log
 from zvmsnap.common.errors import CommitFailed, DomainBusy, DomainGone, LibvirtFailed, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel
@@ -285,6 +285,63 @@ def test_a_dump_that_goes_on_is_waited_for(run: Captured) -> None:
     run.guest.at["has_job"] = lambda: run.guest.at.update(has_job=ends)
     run.release()
     assert run.on_base() and run.merged()
+
+
+PARTIAL = b"LibvirtQemudPart" + bytes(100)
+
+
+class Dump:
+    """libvirt's job on the guest, which only an abort ends."""
+
+    def __init__(
+        self, run: Captured, monkeypatch: pytest.MonkeyPatch, *, dumps: bool = True
+    ) -> None:
+        run.guest.job = True
+        self.aborts = 0
+        self._guest = run.guest
+        monkeypatch.setattr(run.guest, "is_dumped", lambda: dumps, raising=False)
+        monkeypatch.setattr(run.guest, "abort_job", self.abort, raising=False)
+
+    def abort(self) -> None:
+        self.aborts += 1
+        self._guest.job = False
+
+
+def test_a_dump_without_end_is_ended(run: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller was killed, and nobody bounds it any more."""
+    dump = Dump(run, monkeypatch)
+    run.dir.make()
+    run.dir.memory.write_bytes(PARTIAL)
+    run.writer.note(step="dump", paused=True)
+    run.guest.paused_because = Pause.USER
+    run.release()
+    assert dump.aborts == 1
+    assert run.on_base()
+    assert run.guest.paused_because is None
+
+
+@pytest.mark.parametrize(
+    ("image", "dumps", "frozen_at_s"),
+    [
+        pytest.param(b"", True, 0.0, id="of somebody else: ours has not begun"),
+        pytest.param(
+            libvirt_image("<domain/>", b"RAM"), True, 0.0, id="of somebody else: ours is over"
+        ),
+        pytest.param(PARTIAL, False, 0.0, id="another job"),
+        pytest.param(PARTIAL, True, 1.0, id="noted to be over"),
+    ],
+)
+def test_no_other_job_is_ended(
+    run: Captured, monkeypatch: pytest.MonkeyPatch, image: bytes, dumps: bool, frozen_at_s: float
+) -> None:
+    dump = Dump(run, monkeypatch, dumps=dumps)
+    run.dir.make()
+    if image:
+        run.dir.memory.write_bytes(image)
+    run.writer.note(step="dump", disks_frozen_at_s=frozen_at_s)
+    with pytest.raises(DomainBusy, match="web: a job"):
+        run.release()
+    assert dump.aborts == 0
 
 
 def test_a_commit_that_runs_already_is_taken_over(run: Captured) -> None:
