@@ -138,7 +138,11 @@ def test_dump_that_nobody_bounds_any_more_is_ended(lab: Lab) -> None:
     with endless_dump(lab) as sanoid:
         lab.run(f"pkill -KILL -x pre-snapshot; kill -KILL {sanoid.pid}")
         sanoid.wait()
-        scenario.wait_until("the watchdog", lambda: scenario.leftovers(lab) == [])
+        scenario.wait_until(
+            "the watchdog",
+            lambda: scenario.leftovers(lab) == [],
+            timeout_s=scenario.ROUND_LIMIT_S,
+        )
     said = lab.run("journalctl --no-pager -u 'zvmsnap-watchdog-*'").stdout
     assert "libvirt goes on with the dump of its RAM: aborting it" in said
     assert scenario.snapshots(lab, BUSY.top) == {}
