@@ -157,47 +157,58 @@ class DumpProgress:
 
     def _decide_on_pass(self, last: Look, look: Look) -> Action:
         """The rows of the table for a pass that has just begun, as the one of `last` has ended."""
-        passes = look.number - last.number
-        sent_bytes = look.written_bytes - last.written_bytes
-        # Of several short passes between two looks, the present one is seen somewhere in it.
-        pass_bytes = max(look.rest_bytes, sent_bytes // passes if passes > 1 else 0)
-        rest_s = (look.at_s - last.at_s) * (pass_bytes / sent_bytes if sent_bytes > 0 else 1)
+        pass_bytes, rest_s = _to_write(last, look)
+        self._compare(pass_bytes)
+        room_bytes = self._room_bytes - look.image_bytes
+        has_room_for_more = room_bytes >= 2 * pass_bytes
+        limits, allowed_ms = self._limits, self._found.pause_ms
+        is_short = rest_s * 1000 <= limits.pause_max_ms and pass_bytes <= room_bytes
+        if (
+            is_short
+            and allowed_ms < limits.pause_max_ms
+            and (self._stuck_passes or not has_room_for_more)
+        ):
+            self._stuck_passes = 0
+            wanted_ms = max(2 * allowed_ms, math.ceil(rest_s * 1000 * _SLACK))
+            return Action(Verb.ALLOW, min(limits.pause_max_ms, wanted_ms))
+        may_be_a_burst = self._stuck_passes < _STUCK_PASSES and has_room_for_more
+        if not self._stuck_passes or may_be_a_burst:
+            return self._found
+        return self._end(has_room=pass_bytes <= room_bytes, rest_s=rest_s)
+
+    def _compare(self, pass_bytes: int) -> None:
         if pass_bytes < self._shortest_bytes * _SHORTER:
             self._shortest_bytes = pass_bytes
             self._stuck_passes = 0
         else:
             self._stuck_passes += 1
-        has_room = look.image_bytes + pass_bytes <= self._room_bytes
-        has_room_for_more = look.image_bytes + 2 * pass_bytes <= self._room_bytes
-        is_stuck = self._stuck_passes > 0
-        limits, allowed_ms = self._limits, self._found.pause_ms
-        if (
-            has_room
-            and (is_stuck or not has_room_for_more)
-            and rest_s * 1000 <= limits.pause_max_ms
-            and allowed_ms < limits.pause_max_ms
-        ):
-            self._stuck_passes = 0
-            wanted_ms = max(2 * allowed_ms, math.ceil(rest_s * 1000 * _SLACK))
-            return Action(Verb.ALLOW, min(limits.pause_max_ms, wanted_ms))
-        if not is_stuck or (self._stuck_passes < _STUCK_PASSES and has_room_for_more):
-            return self._found
+
+    def _end(self, *, has_room: bool, rest_s: float) -> Action:
+        """How a dump that is stuck is ended."""
+        cause = "its RAM changes faster than it can be written"
+        limit_s = self._limits.max_freeze_s
         if not has_room:
             return _abort(
-                "its RAM changes faster than it can be written, and outgrows the "
-                f"{self._room_bytes // _MIB} MiB that are reserved for it in staging "
-                "(limits.dump_max_ram_ratio)"
+                f"{cause}, and outgrows the {self._room_bytes // _MIB} MiB that are reserved for "
+                "it in staging (limits.dump_max_ram_ratio)"
             )
-        if rest_s > limits.max_freeze_s:
+        if rest_s > limit_s:
             return _abort(
-                "its RAM changes faster than it can be written, and to pause it for the rest would "
-                f"take about {rest_s:.0f} s (limits.max_freeze_s is {limits.max_freeze_s:g})"
+                f"{cause}, and to pause it for the rest would take about {rest_s:.0f} s "
+                f"(limits.max_freeze_s is {limit_s:g})"
             )
-        return Action(
-            Verb.PAUSE,
-            why="its RAM changes faster than it can be written: pausing it to finish, for about "
-            f"{rest_s:.1f} s",
-        )
+        why = f"{cause}: pausing it to finish, for about {rest_s:.1f} s"
+        return Action(Verb.PAUSE, why=why)
+
+
+def _to_write(last: Look, look: Look) -> tuple[int, float]:
+    """What the pass that has just begun has to write, in bytes and, as fast as before, seconds."""
+    passes = look.number - last.number
+    sent_bytes = look.written_bytes - last.written_bytes
+    # Of several short passes between two looks, the present one is seen somewhere in it.
+    pass_bytes = max(look.rest_bytes, sent_bytes // passes if passes > 1 else 0)
+    took_s = look.at_s - last.at_s
+    return pass_bytes, took_s * pass_bytes / sent_bytes if sent_bytes > 0 else took_s
 
 
 def _abort(why: str) -> Action:

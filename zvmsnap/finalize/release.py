@@ -119,6 +119,8 @@ def _let_go(guest: Guest, entry: Entry, log: Logger) -> None:
         return
     try:
         was = resume_or_thaw_unlocked(guest, entry)
+    except DomainGone:
+        return
     except ZvmsnapError as error:
         log.error("not resumed or thawed yet: %s", error)
         return
