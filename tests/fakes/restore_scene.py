@@ -82,6 +82,9 @@ class World:
         self.partitions: tuple[types.Partition, ...] = ()
         self.part_links: dict[str, tuple[int, types.Partition]] = {}
         self.devices: list[tuple[int, types.Partition | None]] = []
+        # Devices that are no volumes, by their paths; their numbers below zero stand for guids.
+        self.others: dict[str, int] = {}
+        self.below: dict[int, list[str]] = {}
         # Acts that fail, and the one at which the process dies: number, "before" or "after".
         self.errors: set[tuple[int, str]] = set()
         self.death: tuple[int, str] | None = None
@@ -161,6 +164,7 @@ class World:
         patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(volume, "device_number", self.device_number)
         patch.setattr(volume, "location_at", self.location_at)
+        patch.setattr(volume, "below", lambda number: self.below.get(self.devices[number][0], []))
         patch.setattr(volume, "rename_partitions", self.rename_partitions)
         patch.setattr(changes, "written_to", self.written_to)
         patch.setattr(zfs, "written_bytes", lambda dataset: len(self.pool[dataset].content))
@@ -280,6 +284,8 @@ class World:
         for name, dataset in self.pool.items():
             if dataset.type == "volume" and volume.device_of(name) == path:
                 device = dataset.guid, None
+        if path in self.others:
+            device = self.others[path], None
         if device is None:
             return None
         if device not in self.devices:

@@ -8,6 +8,8 @@ The disk of a guest that runs is what its QEMU has open, whatever its path leads
 | the device              | another, or none         | that     | the path leads elsewhere   |
 | another device, or file | a device, or file        | none     | QEMU has another one open  |
 | cannot be looked at     | a device, or file        | its path | nothing says what is open  |
+| any                     | LVM, device mapper, loop | none     | it lies on a dataset, if   |
+|                         |                          |          | it does                    |
 
 Without a process only the path is left. Links below /dev/disk are made by the content of a disk:
 where there is a clone of it, they may lead to that.
@@ -154,6 +156,9 @@ def _locate(
 ) -> tuple[DiskLocation | None, str]:
     """By the table above: the location of a disk, and the doubt, "" if there is none."""
     leads_to = locate_path(path, table)
+    number = volume.device_number(path)
+    if leads_to is None and number is not None and (dataset := _dataset_below(number, table)):
+        return None, f"{path} lies on {dataset}, and no snapshot of that brings it back"
     if is_off:
         return leads_to, f"{path} {_BY_CONTENT}" if leads_to and _is_by_content(path) else ""
     if process is None:
@@ -164,14 +169,25 @@ def _locate(
         return None, f"QEMU has another file open than {path} is now"
     if not path.startswith("/dev/") and leads_to is None:
         return None, ""  # a file that is not on ZFS
-    number = process.device(path)
-    if number is None:
+    opened = process.device(path)
+    if opened is None:
         return None, f"QEMU has another device open than {path} is now" if leads_to else ""
-    is_open = volume.location_at(number)
-    if number == volume.device_number(path):
+    is_open = volume.location_at(opened)
+    if opened == number:
         return is_open, ""
     elsewhere, own = leads_to or _UNKNOWN, is_open or _UNKNOWN
     return is_open, f"{path} leads to {elsewhere} now, but its disk is {own}"
+
+
+def _dataset_below(number: int, table: list[mounts.Mount]) -> str:
+    """The dataset on which a device of another kind lies, "" if none is known."""
+    for path in volume.below(number):
+        if where := locate_path(path, table):
+            return str(where)
+        deeper = volume.device_number(path)
+        if deeper is not None and (dataset := _dataset_below(deeper, table)):
+            return dataset
+    return ""
 
 
 def _is_by_content(path: str) -> bool:

@@ -127,6 +127,19 @@ def location_at(number: int) -> DiskLocation | None:
     return DiskLocation(volume, "", partition) if volume else None
 
 
+def below(number: int) -> list[str]:
+    """What a device of another kind lies on: paths of devices (LVM, device mapper), or of a file.
+
+    The whole of it, if it is a partition of a loop device.
+    """
+    real = (_BY_NUMBER / f"{os.major(number)}:{os.minor(number)}").resolve()
+    whole = real.parent if _partition_in(real) else real
+    try:
+        return [(whole / "loop/backing_file").read_text().rstrip("\n")]
+    except OSError:
+        return [f"/dev/{each.name}" for each in sorted(whole.glob("slaves/*"))]
+
+
 def _partition_in(directory: Path) -> Partition | None:
     """The partition that a directory of sysfs describes; None of a whole device."""
     try:

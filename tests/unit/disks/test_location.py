@@ -119,6 +119,19 @@ def test_files(world: World, replaced: bool, where: DiskLocation | None, doubt: 
         assert seen.doubts.get("vda", "") == doubt.format(path)
 
 
+@pytest.mark.parametrize("active", [True, False])
+def test_device_over_a_volume(world: World, active: bool) -> None:
+    world.others = {"/dev/dm-1": -1, "/dev/dm-0": -2, "/dev/dm-9": -3}
+    world.below = {-1: ["/dev/sda1", "/dev/dm-0"], -2: [f"{DEVICE}-part1"]}
+    world.links["/dev/mapper/web"] = "/dev/dm-1"
+    guest = on("/dev/mapper/web")
+    guest.active = active
+    seen = look(guest)
+    why = f"/dev/mapper/web lies on {PART}, and no snapshot of that brings it back"
+    assert (seen.locations, seen.doubts) == ({}, {"vda": why})
+    assert look(on("/dev/dm-9")).doubts == {}
+
+
 def test_file_elsewhere_is_no_doubt(world: World, tmp_path: Path) -> None:
     elsewhere = str(tmp_path / "elsewhere.raw")
     seen = look(on(elsewhere, {elsewhere: "/other"}))

@@ -80,6 +80,20 @@ def test_what_a_device_number_is(major: int, minor: int, location: DiskLocation 
     assert volume.location_at(os.makedev(major, minor)) == location
 
 
+def test_what_other_devices_lie_on(kernel: Kernel) -> None:
+    slaves = kernel.root / "devices/dm-0/slaves"
+    slaves.mkdir()
+    for name in ("zd16p1", "sda1"):
+        (slaves / name).symlink_to(kernel.root)
+    (kernel.root / "devices/loop0/loop").mkdir()
+    (kernel.root / "devices/loop0/loop/backing_file").write_text("/tank/a b.img\n")
+    assert volume.below(os.makedev(253, 0)) == ["/dev/sda1", "/dev/zd16p1"]
+    for minor in (0, 1):  # and its partition
+        assert volume.below(os.makedev(7, minor)) == ["/tank/a b.img"]
+    assert volume.below(os.makedev(230, 16)) == []
+    assert volume.below(os.makedev(8, 0)) == []
+
+
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
 def test_no_volume(device: str) -> None:
     assert volume.location_of(device) is None
