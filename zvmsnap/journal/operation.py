@@ -59,7 +59,8 @@ class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
 
     restored_disks: dict[str, tuple[str, str]] = {}  # dataset and path of each, by target
     partitions: dict[str, Partition] = {}  # those of them that are partitions of their dataset
-    next_disks: dict[str, DiskLocation] = {}  # the same of the definition for the next start
+    # The point's disks of the definition for the next start, by target.
+    next_disks: dict[str, DiskLocation] | None = None
     replaced_disks: dict[str, DiskLocation] = {}  # of the replaced guest, by target
     written_bytes: dict[str, int] = {}  # ZFS's `written` of each restored dataset, when restored
     swap_trees: tuple[SwapTree, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.atomic_file import sync_dir
-from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissing
+from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissing, WrongDisk
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
@@ -20,13 +21,13 @@ from zvmsnap.disks.staging import StagingDir, StagingSpace
 from zvmsnap.finalize.publish import publish
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
-from zvmsnap.journal.operation import OperationWriter, RestoreOperation
+from zvmsnap.journal.operation import OperationWriter, RestoreOperation, Source
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs import mounts, volume, zfs
 from zvmsnap.zfs.dataset_swap import DEVICE_TIMEOUT_S
 
 
@@ -117,19 +118,23 @@ class ReplacedGuest:
         guest = self._host.guest(operation.uuid)
         is_stopped = guest.pause_reason() is not None and not operation.was_paused
         if is_stopped:
-            # By the load, now or before a crash.
-            location.check_open(self._host, guest, operation.replaced_disks)
+            # By zvmsnap, now or before a crash: then nobody has looked yet.
+            self._check_not_on_clones(guest)
         self.kept.memory.unlink(missing_ok=True)
         sync_dir(self.kept.point)
         if is_stopped:
             guest.resume()
 
     def _load(self) -> None:
+        self._await_partitions()
+        self._host.restore(str(self.kept.memory), self._xml_with_devices(), paused=True)
+        guest = self._host.guest(self._operation.uuid)
+        location.stop_unless_on(self._host, guest, self._operation.replaced_disks)
+
+    def _await_partitions(self) -> None:
         for place in self._operation.replaced_disks.values():
             if place.partition:
                 volume.wait_partition(place.dataset, place.partition, DEVICE_TIMEOUT_S)
-        self._host.restore(str(self.kept.memory), self._xml_with_devices(), paused=True)
-        self._stop_unless_on_own()
 
     def _xml_with_devices(self) -> str | None:
         """The definition in the saved RAM, where it names a volume otherwise than ZFS does.
@@ -137,18 +142,19 @@ class ReplacedGuest:
         A link by content may lead to the clone of the disk that was to replace it.
         """
         xml = save_image.xml_of(self.kept.memory)
+        sources = self._devices_of(domain_xml.parse(xml).disks)
+        return domain_xml.with_sources(xml, sources) if sources else None
+
+    def _devices_of(self, disks: Iterable[domain_xml.Disk]) -> dict[str, Source]:
+        """The devices of its volumes, for those of these disks that are named otherwise."""
         sources = {}
-        for disk in domain_xml.parse(xml).disks:
+        for disk in disks:
             place = self._operation.replaced_disks.get(disk.target)
             if place and not place.path and disk.type == "block":
                 device = volume.device_of(place.dataset, place.partition)
                 if device != disk.source:
                     sources[disk.target] = ("block", device, disk.format)
-        return domain_xml.with_sources(xml, sources) if sources else None
-
-    def _stop_unless_on_own(self) -> None:
-        guest = self._host.guest(self._operation.uuid)
-        location.stop_unless_on(self._host, guest, self._operation.replaced_disks)
+        return sources
 
     def _start(self) -> None:
         operation = self._operation
@@ -159,9 +165,38 @@ class ReplacedGuest:
         if guest is None:
             raise RestoreFailed(f"{operation.domain} is off, and was transient: start it again")
         self._log.warning("its RAM was not saved: it boots from its disks")
+        self._await_partitions()
+        self._rename_disks(guest)
         guest.create(paused=True)
-        self._stop_unless_on_own()
+        try:
+            self._check_not_on_clones(guest)
+        except WrongDisk:
+            guest.destroy()
+            raise
         guest.resume()
+
+    def _rename_disks(self, guest: Guest) -> None:
+        """Let its definition name its volumes, where its links lead to the clones of them."""
+        wrong = self._on_clones(guest)
+        disks = domain_xml.parse(guest.xml(persistent=True)).disks
+        sources = self._devices_of(disk for disk in disks if disk.target in wrong)
+        if sources:
+            xml = guest.xml(persistent=True, secure=True)
+            self._host.define(domain_xml.with_sources(xml, sources))
+
+    def _check_not_on_clones(self, guest: Guest) -> None:
+        if targets := ", ".join(self._on_clones(guest)):
+            raise WrongDisk(f"{guest.name}: QEMU has opened a clone of its disk {targets}")
+
+    def _on_clones(self, guest: Guest) -> list[str]:
+        """The targets of its disks that are clones, which were to replace its disks."""
+        clones = {
+            tree.clone_top + dataset.path
+            for tree in self._operation.swap_trees
+            for dataset in tree.datasets
+        }
+        locations = location.locate_disks(self._host, guest, mounts.read_table()).locations
+        return [target for target, place in locations.items() if place.dataset in clones]
 
     def define(self) -> None:
         """Put its definition, NVRAM and TPM state back."""

@@ -36,6 +36,7 @@ class RestoredGuest:
         self._writer = writer
         self._replaced = replaced
         self._log = log.about(writer.operation.domain, "restore")
+        self._is_loaded = False
 
     @property
     def _operation(self) -> RestoreOperation:
@@ -98,11 +99,30 @@ class RestoredGuest:
         """Ask QEMU which disks it has open, before the guest runs. Raises WrongDisk."""
         guest = self._replaced.guest()
         if guest and guest.is_active():
-            location.check_open(self._host, guest, *self._definitions())
+            location.check_open(self._host, guest, *self._own_disks())
 
-    def _definitions(self) -> tuple[Mapping[str, DiskLocation], ...]:
-        """The disks of the definition that the RAM belongs to, and of that for the next start."""
-        return self._operation.restored_locations, self._operation.next_disks
+    def _own_disks(self) -> tuple[Mapping[str, DiskLocation], ...]:
+        """What its disks must be, by the definition with which it was started.
+
+        | started                                   | with the definition                       |
+        |-------------------------------------------|-------------------------------------------|
+        | by us, from its RAM                       | of the RAM                                |
+        | without RAM                               | for the next start                        |
+        | by somebody, or by us before a crash      | either: only disks of both tell anything  |
+        """
+        of_memory, of_next = self._operation.restored_locations, self._next_disks
+        if self._is_loaded:
+            return (of_memory,)
+        if not self._operation.memory:
+            return (of_next,)
+        return {target: of_memory[target] for target in of_memory if target in of_next}, of_next
+
+    @property
+    def _next_disks(self) -> Mapping[str, DiskLocation]:
+        operation = self._operation
+        if operation.next_disks is None:
+            return operation.restored_locations
+        return operation.next_disks
 
     def _load_memory(self) -> None:
         own = save_image.xml_of(self._image())
@@ -110,6 +130,7 @@ class RestoredGuest:
         self._give_back(xml)
         changed = xml if self._operation.sources else None
         self._host.restore(str(self._image()), changed, paused=True)
+        self._is_loaded = True
 
     def _give_back(self, xml: str) -> None:
         """Give the restored image files of a definition to their owners."""
@@ -149,7 +170,7 @@ class RestoredGuest:
             # It ran, but the host has gone down since: it boots, as any guest does after that.
             if self._operation.owner.boot != Process.of(self._operation.owner.pid).boot:
                 guest.create(paused=True)
-                location.stop_unless_on(self._host, guest, *self._definitions())
+                location.stop_unless_on(self._host, guest, self._next_disks)
                 guest.resume()
         elif self._operation.start_state is StartState.RUNNING and guest.state() == "paused":
             guest.resume()

@@ -3,13 +3,14 @@
 import msgspec
 import pytest
 
+from tests.fakes.images import make_base
 from tests.fakes.restore_case import PLAIN, Case, Kind, Make, check_one_of_both, died_at, put_back
 from tests.fakes.restore_scene import DATASET, NEW, OLD
 from zvmsnap.common.errors import RestoreFailed, WrongDisk
 from zvmsnap.common.process import Process
-from zvmsnap.journal.operation import Operations
+from zvmsnap.journal.operation import Operations, RestoreOperation
 from zvmsnap.points import memory_image, vault
-from zvmsnap.points.manifest import Disk
+from zvmsnap.points.manifest import PERSISTENT_XML, Disk
 from zvmsnap.restore import restored_disks
 from zvmsnap.restore.plan import RestoreOptions
 from zvmsnap.zfs import volume
@@ -213,3 +214,59 @@ def test_undone_restore_brings_a_guest_back_by_the_name_of_its_volume(make: Make
 
 def broken() -> None:
     raise RestoreFailed("broken")
+
+
+def test_undone_restore_boots_a_guest_from_its_own_disk(make: Make) -> None:
+    case = on_partition(make, LINK)
+    qemu = case.guest.qemu
+    assert qemu
+    qemu.instead[LINK] = PART
+    case.guest.at["load"] = broken
+
+    def leads_to_the_clone() -> None:
+        (operation,) = case.scene.operations()
+        assert isinstance(operation, RestoreOperation)
+        (tree,) = operation.swap_trees
+        qemu.instead.clear()
+        case.world.links[LINK] = volume.device_of(tree.clone_top, FIRST)
+
+    case.guest.at["define"] = lambda: case.guest.at.update(define=leads_to_the_clone)
+    with pytest.raises(RestoreFailed, match=r"load: broken. All is as it was: web is running"):
+        put_back_with_ram(case, RestoreOptions(safety=False))
+    assert case.guest.live == case.guest.persistent == {"vda": PART}
+    assert case.content() == f"{NEW}+"
+
+
+def test_guest_is_not_booted_on_a_clone_of_its_disk(make: Make) -> None:
+    case = on_volume(make, Kind(RestoreOptions(safety=False), volume=True))
+    case.guest.at["load"] = broken
+
+    def opens_the_clone() -> None:
+        (operation,) = case.scene.operations()
+        assert isinstance(operation, RestoreOperation) and case.guest.qemu
+        (tree,) = operation.swap_trees
+        case.guest.qemu.instead[DEVICE] = volume.device_of(tree.clone_top)
+        case.guest.at["destroy"] = case.guest.qemu.instead.clear
+
+    case.guest.at["create paused"] = opens_the_clone
+    with pytest.raises(RestoreFailed, match="stop: web: QEMU has opened a clone of its disk vda"):
+        case.run()
+    assert (case.guest.state(), case.content()) == ("shut off", NEW)
+    assert case.again()
+    check_one_of_both(case)
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_next_start_may_have_another_disk_in_that_place(make: Make, cold: bool) -> None:
+    case = on_volume(make)
+    elsewhere = str(make_base(case.world.root / "elsewhere.raw"))
+    xml = case.guest.xml_of({"vda": OTHER, "vdb": DEVICE, "vdc": elsewhere})
+    (case.point.directory / PERSISTENT_XML).write_text(xml)
+    if cold:
+        put_back(case.scene, case.point, RestoreOptions(cold=True, paused=True))
+        assert case.guest.live == {"vda": OTHER, "vdb": DEVICE, "vdc": elsewhere}
+    else:
+        put_back_with_ram(case)
+        assert case.guest.live == {"vda": DEVICE}
+    assert case.guest.persistent == {"vda": OTHER, "vdb": DEVICE, "vdc": elsewhere}
+    assert case.content() == (OLD if cold else f"{OLD}+")
