@@ -49,13 +49,14 @@ class QemuProcess:
 
     def has_file(self, path: str) -> bool:
         """Has it the very file open to which `path` leads?"""
-        real = os.path.realpath(path)
+        # The path of a file may begin otherwise where the process sees other mounts.
+        name = os.path.basename(os.path.realpath(path))
         try:
-            wanted = os.stat(real)
+            wanted = os.stat(path)
             return any(
                 os.path.samestat(os.stat(descriptor), wanted)
                 for descriptor, leads_to in self._descriptors
-                if leads_to == real
+                if os.path.basename(leads_to) == name
             )
         except OSError:
             return False

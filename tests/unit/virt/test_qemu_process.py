@@ -106,6 +106,10 @@ def test_files_are_those_that_are_open(proc: Path, tmp_path: Path) -> None:
     assert qemu.has_file(str(image))
     assert qemu.has_file(str(tmp_path / "link.raw"))
     assert not qemu.has_file(str(tmp_path / "other.raw"))
+    # One of the same name elsewhere is another one.
+    (tmp_path / "of-another").mkdir()
+    (tmp_path / "of-another/web.raw").touch()
+    assert not qemu.has_file(str(tmp_path / "of-another/web.raw"))
 
 
 def test_a_file_that_was_replaced_is_not_open(proc: Path, tmp_path: Path) -> None:
