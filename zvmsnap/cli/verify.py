@@ -51,11 +51,15 @@ def verify(
       zvmsnap verify --boot web@latest
       zvmsnap verify --boot --expect-command 'systemctl is-active nginx' web@latest
     """
+    from zvmsnap.clone.verify import CLONES
     from zvmsnap.common.signals import finish_before_dying
+    from zvmsnap.recovery import recover
 
     settings = load_settings()
     points, damaged = _chosen(settings, which)
     finish_before_dying()
+    for left in recover.end_clones(settings, CLONES):
+        log.plain().error("%s", left)
     starts = boot or expect_command
     results = dict(_boot(settings, points, expect_command) if starts else _read(points))
     gone = [point.name for point in points if point.name not in results]
@@ -80,12 +84,9 @@ def _boot(
     settings: Config, points: list[RestorePoint], expect_command: str | None
 ) -> Iterator[tuple[str, VerifyResult]]:
     from zvmsnap.clone import verify
-    from zvmsnap.recovery import recover
     from zvmsnap.virt.host import Host
 
     with Host.connect(settings.uri) as host:
-        for left in recover.end_clones(settings, host, verify.CLONES):
-            log.plain().error("%s", left)
         for point in points:
             with suppress(PointGone):
                 yield point.name, verify.boot(settings, host, point, expect_command)

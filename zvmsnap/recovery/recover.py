@@ -124,13 +124,22 @@ def _end_late_run(config: Config, host: Host, entry: Entry, *, dry_run: bool) ->
 # -- interrupted restores and clones
 
 
-def end_clones(config: Config, host: Host, prefix: str) -> list[str]:
-    """Remove the clones with such names whose process has died; returns why some are left."""
-    outcomes = [
-        _end_operation(config, host, operation, dry_run=False)
+def end_clones(config: Config, prefix: str) -> list[str]:
+    """Remove the clones with such names whose process has died; returns why some are left.
+
+    libvirt is asked only if there are any. Raises HypervisorUnreachable.
+    """
+    interrupted = [
+        operation
         for operation in Operations(config.journal_dir).all()
-        if isinstance(operation, CloneOperation) and operation.domain.startswith(prefix)
+        if isinstance(operation, CloneOperation)
+        and operation.domain.startswith(prefix)
+        and not operation.owner.is_alive()
     ]
+    if not interrupted:
+        return []
+    with Host.connect(config.uri) as host:
+        outcomes = [_end_operation(config, host, each, dry_run=False) for each in interrupted]
     return [f"{each.domain}: {each.why}" for each in outcomes if each.result is Result.FAILED]
 
 

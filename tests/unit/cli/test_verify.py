@@ -92,8 +92,9 @@ def lines_of(out: str) -> list[str]:
     return out.splitlines()
 
 
+@pytest.mark.parametrize("options", [[], ["--boot"]])
 def test_verify_removes_the_clone_of_one_that_was_killed(
-    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     point = scene.point()
     left = f"{verify.CLONES}00000001"
@@ -105,7 +106,7 @@ def test_verify_removes_the_clone_of_one_that_was_killed(
         )
         Operations(scene.config.journal_dir).write(operations[name])
     monkeypatch.setattr(verify, "boot", lambda *_: VerifyResult(checked="", booted=True))
-    assert scene_run("verify", "--boot")[0] == 0
+    assert scene_run("verify", *options)[0] == 0
     # What is no clone of verify is left to `zvmsnap recover`.
     assert scene.operations() == [operations["w2"]]
     assert [guest.name for guest in scene.host.guests()] == ["web", "w2"]
