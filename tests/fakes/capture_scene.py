@@ -67,6 +67,9 @@ class Scene:
         patch.setattr(staging, "check_usable", lambda *_: None)
         patch.setattr(watchdog, "start_watchdog", lambda *_: self._say("", "start watchdog"))
         patch.setattr(watchdog, "require_watchdog", self._require)
+        patch.setattr(
+            watchdog, "warn_without_watchdog", lambda *_: self._say("", "look for watchdog")
+        )
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
         self.config.staging_dir.mkdir(exist_ok=True)
 

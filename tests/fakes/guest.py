@@ -83,6 +83,13 @@ class FakeGuest(Guest):
         self.asked: list[str] = []
         self.clock_s = 0.0
 
+    @contextmanager
+    def apart(self) -> Iterator[Guest]:
+        yield self
+
+    def check_answers(self) -> None:
+        self._called("check_answers")
+
     def on_overlay(self, target: str, overlay: Path, below: Path | None = None) -> Path:
         """Put a disk under an overlay, as libvirt's snapshot does."""
         base = below or Path(self.live[target])

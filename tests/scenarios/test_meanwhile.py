@@ -29,7 +29,7 @@ from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import deadline, thaw
 from zvmsnap.recovery import recover, report, watchdog_daemon
-from zvmsnap.virt import host as libvirt_host
+from zvmsnap.virt import connection
 from zvmsnap.virt.guest import JobProgress, Pause
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
@@ -162,7 +162,7 @@ def test_watchdog_outlives_a_host_without_threads(
 
 
 def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_host, "_loop_started", threading.Lock())
+    monkeypatch.setattr(connection, "_loop_started", threading.Lock())
     for name in ("virEventRegisterDefaultImpl", "virEventRunDefaultImpl"):
         monkeypatch.setattr(f"libvirt.{name}", lambda: None, raising=False)
     started: list[str] = []
@@ -174,9 +174,9 @@ def test_loop_of_events_is_started_by_the_next_connection(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError):
-        libvirt_host._start_event_loop()
-    libvirt_host._start_event_loop()
-    libvirt_host._start_event_loop()
+        connection._start_event_loop()
+    connection._start_event_loop()
+    connection._start_event_loop()
     assert started == ["libvirt-events"] * 2
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from zvmsnap.capture import eligibility
 from zvmsnap.capture.one_guest import GuestCapture
@@ -20,9 +20,10 @@ from zvmsnap.capture.snapshot_run import (
     SnapshotRun,
 )
 from zvmsnap.common import log
-from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZvmsnapError
+from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
+from zvmsnap.common.waiting import Call, in_parallel
 from zvmsnap.config.mode import ModeSet
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, staging
@@ -96,7 +97,17 @@ def capture_guests(config: Config, request: CaptureRequest) -> bool:
         staging.check_usable(config.staging_dir, request.snapshotted, table)
         if request.post_within_s:
             watchdog.start_watchdog(request.owner, request.post_within_s)
-        return _capture_in_parallel(run, guests) and complete
+        captured = _capture_in_parallel(run, guests)
+        if request.post_within_s and _need_a_watchdog(run):
+            watchdog.warn_without_watchdog(config, request.owner)
+        return captured and complete
+
+
+def _need_a_watchdog(run: SnapshotRun) -> bool:
+    return any(
+        entry.owner == run.request.owner and (entry.holds_guest or entry.may_be_on_overlay)
+        for entry in run.journal.entries()
+    )
 
 
 def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], bool]:
@@ -105,39 +116,42 @@ def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], bool]:
     complete = True
     for guest in run.host.guests():
         try:
-            disks = location.locate_disks(run.host, guest, run.mounts)
+            # Its disks may be on a suspended pool.
+            disks = Call(partial(location.locate_disks, run.host, guest, run.mounts)).answer()
             if eligibility.assess(disks, run.request.covered):
                 guests[guest.uuid] = guest
             elif doubts := eligibility.doubts_of(disks):
                 run.about(guest).warning("no point: %s", "; ".join(doubts))
         except DomainGone:
             continue
-        except ZvmsnapError as error:
-            run.about(guest).error("not looked at: %s", error)
+        except Exception as error:
+            log.failure(run.about(guest), error, "not looked at")
             complete = False
     return guests, complete
 
 
 def _capture_in_parallel(run: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
     shared = _shared(run, guests)
-    # A thread for each guest, as they wait for each other; the barrier limits the load.
-    with ThreadPoolExecutor(len(guests)) as pool:
-        futures: dict[Guest, Future[bool]] = {
-            guest: pool.submit(GuestCapture(run, guest, shared).capture)
-            for guest in guests.values()
-        }
+    captures = {guest: partial(_capture, run, guest, shared) for guest in guests.values()}
     complete = True
-    for guest, future in futures.items():
-        error = future.exception()
-        if error is None:
-            complete = future.result() and complete
-        else:
+    # All at once, as they wait for each other; the barrier limits the load.
+    for guest, capture in in_parallel(captures, len(captures)):
+        try:
+            complete = capture.answer() and complete
+        except Exception as error:
             complete = False
-            run.about(guest).error("no point: %s", error, exc_info=_unexpected(error))
+            log.failure(run.about(guest), error, "no point")
+        # Maybe it hangs: the others go on, and the next hook or the watchdog sees to it.
+        shared.barrier.finish(guest.uuid)
     if run.request.cancelled.is_set():
         _put_back(run, guests)
         raise Cancelled("interrupted: no guest was captured")
     return complete
+
+
+def _capture(run: SnapshotRun, guest: Guest, shared: Shared) -> bool:
+    with guest.apart() as own:
+        return GuestCapture(run, own, shared).capture()
 
 
 def _shared(run: SnapshotRun, guests: Iterable[str]) -> Shared:
@@ -149,7 +163,8 @@ def _shared(run: SnapshotRun, guests: Iterable[str]) -> Shared:
         with reserving:
             space.reserve(uuid, image_bytes)
 
-    return Shared(preexisting, reserve, FreezeBarrier(guests))
+    dumps = run.config.limits.parallel_dumps or staging.parallel_dumps(run.config.staging_dir)
+    return Shared(preexisting, reserve, FreezeBarrier(guests, dumps))
 
 
 def _preexisting(request: CaptureRequest) -> PreexistingSnapshots:
@@ -166,22 +181,18 @@ def _preexisting(request: CaptureRequest) -> PreexistingSnapshots:
     )
 
 
-def _unexpected(error: BaseException) -> BaseException | None:
-    return None if isinstance(error, ZvmsnapError | OSError) else error
-
-
 def _put_back(run: SnapshotRun, guests: Mapping[str, Guest]) -> None:
     """After an interruption nobody may call post: guests that were captured are put back too."""
     limit_s = run.config.limits.lock_timeout_s
     for uuid, guest in guests.items():
-        captured = run.journal.read(uuid)
-        if captured is None or captured.owner != run.request.owner:
-            continue
         try:
+            captured = run.journal.read(uuid)
+            if captured is None or captured.owner != run.request.owner:
+                continue
             with run.journal.if_same(
                 run.config.locks_dir, captured, f"put back {guest.name}", limit_s
             ) as entry:
                 if entry:
                     finish_interrupted(run.config, run.host, guest, entry)
-        except (ZvmsnapError, OSError) as error:
-            run.about(guest).error("not put back, the next hook tries again: %s", error)
+        except Exception as error:
+            log.failure(run.about(guest), error, "not put back, the next hook tries again")

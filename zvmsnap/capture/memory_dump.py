@@ -28,6 +28,7 @@ from zvmsnap.virt.guest import JobProgress, Pause
 
 _FLUSH_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.1
+_ENDS_WITHIN_S = 60
 
 
 class DumpableGuest(Protocol):
@@ -121,7 +122,7 @@ class DumpSupervisor:
     def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(_ENDS_WITHIN_S)  # it may hang: in QEMU, or in a suspended pool
         if kind or not self._dump.stays_paused:
             self._resume()
         try:

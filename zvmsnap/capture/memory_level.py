@@ -7,11 +7,12 @@ At the end of the dump the guest is on overlays (`memory`), or is paused until t
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from zvmsnap.capture import expected_pause
 from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
 from zvmsnap.capture.steps import Attempt
-from zvmsnap.common.errors import DumpAborted, NotReached
+from zvmsnap.common.errors import ConnectionLost, DumpAborted, LibvirtFailed, NotReached
 from zvmsnap.common.log import Logger
 from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step, StepFailed
@@ -22,6 +23,7 @@ from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.manifest import DOMAIN_XML, TPM
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.virt import qemu_conf, save_image, tpm_state
+from zvmsnap.virt.guest import Guest
 
 # What a RAM image has besides RAM: video memory, firmware, the state of devices, heads of pages.
 _DEVICES_BYTES = 64 << 20
@@ -54,6 +56,7 @@ def capture(attempt: Attempt) -> None:
     is_paused = attempt.level is ConsistencyLevel.PAUSED
     cancelled = attempt.run.request.cancelled
     wait_idle(attempt.guest, attempt.config.limits.busy_timeout_s, cancelled)
+    attempt.guest.check_answers()
     owner = None if is_paused else own_overlays.owner_for(attempt.guest.xml())
     attempt.shared.reserve(attempt.guest.uuid, _room_bytes(attempt))
     if is_paused:
@@ -113,12 +116,13 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
         _DumpJournal(writer, attempt.log),
         attempt.run.request.cancelled,
     )
-    with attempt.shared.barrier.slot(), guest.pauses() as clock:
+    cancelled = attempt.run.request.cancelled
+    with attempt.shared.barrier.dump(guest.uuid, cancelled), guest.pauses() as clock:
         begun_s = time.monotonic()
         writer.note(paused=stays_paused)
         try:
             with supervisor:
-                guest.snapshot_create(xml, reuse_overlays=owner is not None)
+                _snapshot(guest, xml, reuse_overlays=owner is not None)
         except DumpAborted as error:
             raise DumpAborted(supervisor.why_aborted or str(error)) from error
         ended_s = time.monotonic()
@@ -133,6 +137,16 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
             last_ram_s=clock.last_ram_s,
             pause_s=0.0 if stays_paused else clock.total_s(),
         )
+
+
+def _snapshot(guest: Guest, xml: str, *, reuse_overlays: bool) -> None:
+    try:
+        guest.snapshot_create(xml, reuse_overlays=reuse_overlays)
+    except ConnectionLost:
+        # libvirt goes on with the dump, but nobody would watch it, nor end a pause.
+        with suppress(LibvirtFailed):
+            guest.abort_job()
+        raise
 
 
 def _read_header(attempt: Attempt, writer: EntryWriter) -> None:

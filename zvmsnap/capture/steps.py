@@ -105,13 +105,12 @@ class Attempt:
         """The first steps of each level: the staging directory, and what is stored in it."""
 
         def define() -> None:
-            with self.shared.barrier.slot():
-                warning = definition.store(
-                    self.guest,
-                    self.staging.point,
-                    self.eligibility.covered.values(),
-                    self.run.mounts,
-                )
+            warning = definition.store(
+                self.guest,
+                self.staging.point,
+                self.eligibility.covered.values(),
+                self.run.mounts,
+            )
             writer.note(tpm_warning=warning)
 
         return [

@@ -33,8 +33,8 @@ def main() -> None:
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         sys.exit(error.exit_code)
-    except OSError as error:
-        log.plain().error("%s", error)
+    except Exception as error:
+        log.failure(log.plain(), error)
         sys.exit(EXIT_FAILED)
 
 
@@ -79,7 +79,7 @@ def common(
     Exit codes: 0 done, 1 something failed, 2 usage, configuration or environment.
     """
     if config_file:
-        os.environ["ZVMSNAP_CONFIG"] = str(config_file)
+        os.environ["ZVMSNAP_CONFIG"] = str(config_file.absolute())
     log.setup(1 if verbose else -1 if quiet else 0)
 
 
@@ -115,6 +115,7 @@ def hook(
       post_snapshot_script = /usr/local/bin/zvmsnap hook post
       pruning_script = /usr/local/bin/zvmsnap hook prune
     """
+    from zvmsnap.hooks import stand_in
     from zvmsnap.hooks.main import run
 
-    raise typer.Exit(run([role, *(datasets or [])]))
+    raise typer.Exit(stand_in.run(lambda: run([role, *(datasets or [])])))

@@ -62,8 +62,8 @@ def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) ->
             to_running_s = time.monotonic() - begun_s
             result = _watch(host.guest(operation.uuid), point, expect, result)
         result = msgspec.structs.replace(result, to_running_s=round(to_running_s, 2))
-    except (ZvmsnapError, OSError) as error:
-        result = msgspec.structs.replace(result, why=str(error))
+    except Exception as error:  # the next point is looked at all the same
+        result = msgspec.structs.replace(result, why=log.one_line(error))
     return _kept(point, result)
 
 

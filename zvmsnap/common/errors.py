@@ -75,6 +75,10 @@ class Cancelled(ZvmsnapError):
     """A signal, or sanoid's death, ended the hook before it was done."""
 
 
+class GivenUp(ZvmsnapError):
+    """A call did not end in time; it goes on, and nobody waits for it any more."""
+
+
 class ZfsFailed(ZvmsnapError):
     """OpenZFS refused, or could not be asked: then nothing may be concluded."""
 
@@ -100,6 +104,14 @@ class DomainGone(LibvirtFailed):
 
 class DomainLocked(LibvirtFailed):
     """Another call keeps libvirt from answering for this domain (VIR_ERR_OPERATION_TIMEOUT)."""
+
+
+class NoAnswer(LibvirtFailed):
+    """libvirt, or the guest's QEMU, did not answer in time: the call was given up."""
+
+
+class ConnectionLost(LibvirtFailed):
+    """The connection broke during a call; the next call makes a new one."""
 
 
 class BlockJobNotReady(LibvirtFailed):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import MutableMapping
 from typing import Any
+
+from zvmsnap.common.errors import ZvmsnapError
 
 _root = logging.getLogger("zvmsnap")
 
@@ -65,3 +68,18 @@ def about(domain: str, dataset: str) -> Logger:
 def plain() -> logging.Logger:
     """The logger for lines that are about no guest."""
     return _root
+
+
+def failure(logger: Logger | logging.Logger, error: BaseException, doing: str = "") -> None:
+    """Log what went wrong, in one line; with a traceback at level debug if nobody foresaw it."""
+    logger.error("%s%s", f"{doing}: " if doing else "", one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong; the traceback is logged at level debug if nobody foresaw it."""
+    if isinstance(error, ZvmsnapError | OSError):
+        return str(error)
+    _root.debug("the traceback of what nobody foresaw", exc_info=error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}: {' '.join(str(error).split())}"

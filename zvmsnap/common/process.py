@@ -1,13 +1,24 @@
-"""Processes that cannot be mistaken for later ones, and a clock that all of them share."""
+"""Processes: which one is meant, does it live, does it hang; and how programs are run."""
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from zvmsnap.common.errors import GivenUp
+
 INIT = 1
+
+# A task that sleeps for so long in the kernel, and cannot be interrupted, hangs. More than a disk
+# that spins up needs. Whoever waits for a suspended pool wakes once a minute (OpenZFS' deadman).
+HANG_S = 45.0
+_WAKES_OF_A_HANGING_TASK = 1
+_LOOK_EVERY_S = 1.0
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -32,9 +43,92 @@ class Process(msgspec.Struct, frozen=True):
         return self.started != 0 and Process.of(self.pid) == self
 
 
+class HangWatch:
+    """Notices that a task hangs in the kernel; `task` is its directory in /proc.
+
+    So does whoever touches a suspended pool: without limit, and no signal ends it. Work that is
+    only slow wakes again and again. Look every second or so.
+    """
+
+    def __init__(self, task: Path) -> None:
+        self._task = task
+        self._asleep_since_s: float | None = None
+        self._wakes = 0
+
+    def hangs(self) -> bool:
+        """Has it slept for HANG_S, as far as has been looked?"""
+        state, wakes = self._look()
+        now_s = uptime_s()
+        if state != "D":
+            self._asleep_since_s = None
+        elif self._asleep_since_s is None or wakes - self._wakes > _WAKES_OF_A_HANGING_TASK:
+            self._asleep_since_s, self._wakes = now_s, wakes
+        return self._asleep_since_s is not None and now_s - self._asleep_since_s >= HANG_S
+
+    def _look(self) -> tuple[str, int]:
+        """Its state, and how often it has slept; no state if it has ended."""
+        try:
+            lines = (self._task / "status").read_text(errors="replace").splitlines()
+        except OSError:
+            return "", 0
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return fields["State"].strip()[:1], int(fields["voluntary_ctxt_switches"])
+
+
+def run_program(words: Sequence[str], given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a program and wait for it, `given` on its standard input.
+
+    Raises OSError, and GivenUp if it hangs in the kernel: it is killed, but nobody can wait for
+    the end of such a process.
+    """
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    watches: dict[Path, HangWatch] = {}
+    unsent: bytes | None = given
+    try:
+        while True:
+            try:
+                output, errors = process.communicate(unsent, _LOOK_EVERY_S)
+                return subprocess.CompletedProcess(words, process.returncode, output, errors)
+            except subprocess.TimeoutExpired:
+                unsent = None  # communicate() goes on with it
+                if _any_task_hangs(process.pid, watches):
+                    raise GivenUp(
+                        f"{' '.join(words[:2])} hangs in the kernel: given up after {HANG_S:g} s; "
+                        "is a pool suspended? zpool status -x"
+                    ) from None
+    except BaseException:
+        _abandon(process)
+        raise
+
+
+def _any_task_hangs(pid: int, watches: dict[Path, HangWatch]) -> bool:
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        watches.setdefault(task, HangWatch(task))
+    return any(watch.hangs() for watch in watches.values())
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_LOOK_EVERY_S)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            pipe.close()
+
+
 def uptime_s() -> float:
     """Seconds since boot: the same for all processes, whatever clocks are set to."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def is_stopped(pid: int) -> bool:
+    """Is that process stopped, by a signal or a debugger?"""
+    return _stat(pid)[:1] in ([b"T"], [b"t"])
 
 
 def parent_of(pid: int) -> int:
@@ -47,8 +141,16 @@ def parent_of(pid: int) -> int:
 
 
 def _started(pid: int) -> int:
+    """When a process that still runs was started; 0 if there is none, or it waits to be reaped."""
     fields = _stat(pid)
-    return int(fields[19]) if fields else 0
+    if not fields or _is_zombie(fields):
+        return 0
+    return int(fields[19])
+
+
+def _is_zombie(fields: list[bytes]) -> bool:
+    # The first thread of a process may have ended before the others, which live on.
+    return fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
 
 
 def _stat(pid: int) -> list[bytes]:

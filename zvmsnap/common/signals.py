@@ -51,6 +51,8 @@ def cancelled_with_parent(parent: int) -> threading.Event:
     cancelled = threading.Event()
 
     def cancel(name: str) -> None:
+        if cancelled.is_set():
+            return
         dead = os.getppid() != parent
         cause = "sanoid died (script_timeout?)" if dead else name
         log.plain().error("%s: putting every guest back", cause)

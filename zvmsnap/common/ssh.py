@@ -7,13 +7,13 @@ passes through a shell, so every word is quoted; on this machine no shell is use
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed
+from zvmsnap.common.process import run_program
 
 _SSH_FAILED = 255
 
@@ -41,11 +41,12 @@ class RemoteHost:
     def process(self, words: Sequence[str], given: bytes = b"") -> CompletedProcess[bytes]:
         """Run a program and wait for it, `given` on its standard input.
 
-        Raises DestinationUnreachable, and RemoteFailed if the program does not exist.
+        Raises DestinationUnreachable, RemoteFailed if the program does not exist, and GivenUp if
+        it hangs in the kernel.
         """
         command = [*self.ssh(), self.host, shlex.join(words)] if self.host else list(words)
         try:
-            done = subprocess.run(command, input=given, capture_output=True, check=False)
+            done = run_program(command, given)
         except OSError as error:
             raise RemoteFailed(f"{command[0]} cannot be run: {error.strerror}") from error
         if self.host and done.returncode == _SSH_FAILED:
@@ -69,12 +70,7 @@ class RemoteHost:
         """
         through = ["-e", shlex.join(self.ssh())] if self.host else []
         try:
-            done = subprocess.run(
-                ["rsync", "-s", *through, *words],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-            )
+            done = run_program(["rsync", "-s", *through, *words])
         except OSError as error:
             why = f"rsync cannot be run ({error.strerror}): apt install rsync"
             raise RemoteFailed(why) from error

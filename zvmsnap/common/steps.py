@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.common.log import one_line
 
 # For tests/lab: the hook stops itself (SIGSTOP) before each step of these names (separated by
 # commas), after it has been written down, so that anything may happen at that very point.
@@ -31,7 +32,7 @@ class StepFailed(ZvmsnapError):
     """The first error, in which step, and what could not be undone after it."""
 
     def __init__(self, step: str, cause: BaseException, not_undone: Sequence[str]) -> None:
-        message = f"{step}: {cause}"
+        message = f"{step}: {one_line(cause)}"
         if not_undone:
             message += f" (and could not be undone: {'; '.join(not_undone)})"
         super().__init__(message)
@@ -94,5 +95,5 @@ def _undo(done: Sequence[Step], record: Callable[[str], None]) -> list[str]:
             _boundary(f"undo {step.name}")
             step.undo()
         except Exception as error:
-            not_undone.append(f"{step.name}: {error}")
+            not_undone.append(f"{step.name}: {one_line(error)}")
     return not_undone

@@ -1,18 +1,27 @@
 """One way to wait: check, sleep, check again, until it is so or the time is up.
 
 All waiting goes through one clock, which tests replace: what they assert does not depend on how
-busy the machine is.
+busy the machine is. But for one kind: what may never end is a `Call`, in a thread of its own, which
+can be given up.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from zvmsnap.common.errors import GivenUp
+from zvmsnap.common.process import HANG_S, HangWatch
 
 Answer = TypeVar("Answer")
+Key = TypeVar("Key")
+
+_LOOK_EVERY_S = 1.0
 
 
 class Clock:
@@ -82,3 +91,75 @@ def wait_until(
             sleep(poll_s)
         else:
             wait(cancelled, poll_s)
+
+
+class Call(Generic[Answer]):
+    """A call in a thread of its own, which can be given up: it goes on, and nobody waits for it.
+
+    Nor does the end of this process, unless the thread hangs in the kernel (hooks/stand_in). It is
+    waited for in real time, in tests too.
+    """
+
+    def __init__(self, do: Callable[[], Answer]) -> None:
+        """Begin it. If no thread can be started, that is what it raises."""
+        self._do = do
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="call", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._error = error
+            self._ended.set()
+        self._watch = HangWatch(Path(f"/proc/self/task/{self._thread.native_id}"))
+
+    def ended(self, within_s: float = 0) -> bool:
+        """Has it ended, or does it within that time?"""
+        return self._ended.wait(within_s)
+
+    def hangs(self) -> bool:
+        """Does it hang in the kernel? To be asked every second or so."""
+        return not self._ended.is_set() and self._watch.hangs()
+
+    def answer(self, limit_s: float = math.inf) -> Answer:
+        """Wait for its answer, or raise what it raises.
+
+        Raises GivenUp after `limit_s`, and earlier if the thread hangs in the kernel.
+        """
+        deadline_s = time.monotonic() + limit_s
+        while not self.ended(min(_LOOK_EVERY_S, max(0, deadline_s - time.monotonic()))):
+            if self.hangs():
+                raise GivenUp(
+                    f"hangs in the kernel: given up after {HANG_S:g} s; is a pool suspended? "
+                    "zpool status -x"
+                )
+            if time.monotonic() >= deadline_s:
+                raise GivenUp(f"no answer: given up after {limit_s:g} s")
+        if self._error:
+            raise self._error
+        return self._answer
+
+    def _run(self) -> None:
+        try:
+            self._answer = self._do()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+
+def in_parallel(
+    works: Mapping[Key, Callable[[], Answer]], at_once: int
+) -> Iterator[tuple[Key, Call[Answer]]]:
+    """Begin all works, so many at once; yields each as soon as it has ended, or hangs."""
+    todo = dict(works)
+    under_way: dict[Key, Call[Answer]] = {}
+    while todo or under_way:
+        while todo and len(under_way) < at_once:
+            key = next(iter(todo))
+            under_way[key] = Call(todo.pop(key))
+        over = [key for key, call in under_way.items() if call.ended() or call.hangs()]
+        for key in over:
+            yield key, under_way.pop(key)
+        if not over:
+            next(iter(under_way.values())).ended(_LOOK_EVERY_S / 5)

@@ -45,6 +45,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # A guest that is expected to be paused for longer than that at level memory, as its disks are
     # many, gets the next level of its mode.
     memory_max_pause_s: float = 10
+    # How many guests may have their RAM dumped at once; 0: as many as CPUs and staging allow.
+    parallel_dumps: Annotated[int, msgspec.Meta(ge=0)] = 0
     # What must be free in staging beside the RAM image, for the writes of the guest until post.
     overlay_room_mib: int = 1024
     # If staging has less than this left, the overlays are merged at once, and no point is made.
@@ -168,7 +170,8 @@ def _check_numbers(source: Path, config: Config) -> None:
     for struct in (config.image, config.limits):
         for key in struct.__struct_fields__:
             value = getattr(struct, key)
-            if not isinstance(value, str) and not value > 0:  # nor NaN
+            allows_zero = key == "parallel_dumps"
+            if not isinstance(value, str) and not (value > 0 or allows_zero):  # nor NaN
                 raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
     if config.limits.pause_first_ms > config.limits.pause_max_ms:
         raise ConfigInvalid(f"{source}: pause_first_ms is more than pause_max_ms")

@@ -21,6 +21,7 @@ from zvmsnap.virt import domain_xml
 
 _LOOK_EVERY_S = 0.2
 _PIVOT_AGAIN_S = 0.05
+_ASK_EVERY_S = 15.0
 _DENIED = "Permission denied"
 
 # Called with a target and what takes the disk off its overlays. At that instant the base has all
@@ -37,6 +38,7 @@ class CommittableGuest(DefinedGuest, Protocol):
     name: str
     uuid: str
 
+    def check_answers(self) -> None: ...
     def block_commit(self, target: str, base: str) -> None: ...
     def block_job_pivot(self, target: str) -> None: ...
     def block_job_events(self) -> AbstractContextManager[threading.Event]: ...
@@ -136,7 +138,11 @@ def _start_each(
 def _await_ready(
     guest: CommittableGuest, target: str, overlay: str, changed: threading.Event, deadline_s: float
 ) -> bool:
-    """Wait until a disk can be pivoted; False if it is off its overlay, or detached, already."""
+    """Wait until a disk can be pivoted; False if it is off its overlay, or detached, already.
+
+    Raises NoAnswer if QEMU hangs: libvirt would show the commit as under way for ever.
+    """
+    asked_s = now_s()
     while True:
         changed.clear()
         disk = _disks(guest).get(target)
@@ -150,6 +156,9 @@ def _await_ready(
             raise CommitFailed(
                 f"{guest.name}: {target}: its commit is not ready within the deadline"
             )
+        if now_s() - asked_s > _ASK_EVERY_S:
+            guest.check_answers()
+            asked_s = now_s()
         wait(changed, _LOOK_EVERY_S)
 
 

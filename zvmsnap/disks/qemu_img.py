@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from zvmsnap.common.errors import OverlayUnreadable, QemuImgFailed
+from zvmsnap.common.errors import GivenUp, OverlayUnreadable, QemuImgFailed
+from zvmsnap.common.process import run_program
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,20 @@ def _run(*arguments: str) -> str:
 
 def _call(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            ["qemu-img", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=False,
-        )
+        done = run_program(["qemu-img", *arguments])
+    except GivenUp as error:
+        raise QemuImgFailed(str(error)) from error
     except OSError as error:
         raise QemuImgFailed(
             f"qemu-img cannot be run: {error.strerror}; is qemu-utils installed?"
         ) from error
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, _text(done.stdout), _text(done.stderr)
+    )
+
+
+def _text(output: bytes) -> str:
+    return output.decode(errors="surrogateescape")
 
 
 def _failed(verb: str, done: subprocess.CompletedProcess[str]) -> QemuImgFailed:

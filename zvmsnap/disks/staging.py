@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from zvmsnap.zfs import mounts
 
 _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
 _KEPT = "kept"
+_PARALLEL_DUMPS_MAX = 8
 _OTHERS_OR_GROUP_MAY_PASS = 0o011
 
 
@@ -133,6 +135,21 @@ def free_bytes(staging: Path) -> int:
     """The free bytes of its file system. Raises OSError."""
     stat = os.statvfs(staging)
     return stat.f_bavail * stat.f_frsize
+
+
+def parallel_dumps(staging: Path) -> int:
+    """How many RAM images may be written there at once, if the configuration does not say.
+
+    libvirt and QEMU need about two CPUs for each; a disk that turns is quickest with one. Of ZFS it
+    is not known what is below. libvirtd has 20 threads for all that anybody asks of it.
+    """
+    device = os.stat(staging).st_dev
+    queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for folder in (queue, queue.resolve().parent):  # a partition has no queue of its own
+        with suppress(OSError):
+            if (folder / "queue/rotational").read_text().strip() == "1":
+                return 1
+    return min(max((os.cpu_count() or 1) // 2, 1), _PARALLEL_DUMPS_MAX)
 
 
 class StagingSpace:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,10 +25,10 @@ from zvmsnap.common.errors import (
     LevelMissed,
     SnapshotMissing,
     WorkOfOtherVersion,
-    ZvmsnapError,
 )
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
+from zvmsnap.common.waiting import Call, in_parallel
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
@@ -61,19 +61,37 @@ def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
     if not entries and not late_runs:
         log.plain().debug("%s: no run is under way", ",".join(call.datasets))
         return True
-    with (
-        Host.connect(config.uri) as host,
-        ThreadPoolExecutor(min(_PARALLEL_GUESTS, len(entries) or 1)) as pool,
-    ):
+    with Host.connect(config.uri) as host:
         finishers = [_Finisher(config, host, journal, entry) for entry in entries]
-        released = list(pool.map(lambda each: each.locked("release", each.release), finishers))
-        published = [
-            ok and each.locked("publish", each.publish)
-            for each, ok in zip(finishers, released, strict=True)
-        ]
+        well = _publish_all(_released(finishers))
         for entry in late_runs:
             late_run.finish(config, host, entry)  # else the watchdog does it; pre has said so
-    return all(published)
+    return well == len(finishers)
+
+
+def _released(finishers: list[_Finisher]) -> list[_Finisher]:
+    """Release all guests, in parallel; returns those of which it went well."""
+    works = {each: partial(each.locked, "release", each.release) for each in finishers}
+    well = set()
+    for each, work in in_parallel(works, _PARALLEL_GUESTS):
+        try:
+            if work.answer():
+                well.add(each)
+        except Exception as error:  # it hangs in the kernel
+            each.log_failure(error)
+    return [each for each in finishers if each in well]
+
+
+def _publish_all(finishers: list[_Finisher]) -> int:
+    """Publish the points one by one; returns of how many it went well."""
+    well = 0
+    for each in finishers:
+        try:
+            well += Call(partial(each.locked, "publish", each.publish)).answer()
+        except Exception as error:
+            each.log_failure(error)
+            break  # it hangs in the kernel: so would the others, as all have one vault
+    return well
 
 
 def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
@@ -130,8 +148,8 @@ def _finish_late_runs(config: Config, host: Host, guest: Guest) -> None:
         if entry.uuid == guest.uuid and not entry.owner.is_alive():
             try:
                 late_run.finish_locked(config, host, entry)
-            except (ZvmsnapError, OSError) as error:
-                log.about(entry.domain, ",".join(entry.request_datasets)).error("%s", error)
+            except Exception as error:
+                log.failure(log.about(entry.domain, ",".join(entry.request_datasets)), error)
 
 
 def finish_entry(config: Config, host: Host, entry: Entry) -> None:
@@ -209,16 +227,20 @@ class _Finisher:
                     self._writer = EntryWriter(self._journal, now)
                     do()
             return True
-        except (ZvmsnapError, OSError) as error:
-            self._log.error("%s", error)
+        except Exception as error:
+            self.log_failure(error)
             return False
+
+    def log_failure(self, error: Exception) -> None:
+        """Log why this guest was not served; whoever comes next tries again."""
+        log.failure(self._log, error)
 
     def release(self) -> None:
         """Take the guest off its overlays; one that does not exist any more keeps them."""
         begun_s = time.monotonic()
         try:
-            guest = self._host.guest(self._writer.entry.uuid)
-            release(self._config, guest, self._writer, self._log)
+            with self._host.guest(self._writer.entry.uuid).apart() as guest:
+                release(self._config, guest, self._writer, self._log)
         except DomainGone:
             self._log.warning("the guest does not exist any more; its overlays, if any, are kept")
             snapshot_match.note(self._writer, self._log)

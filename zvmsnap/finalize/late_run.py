@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import LevelMissed, SnapshotMissing, ZvmsnapError
+from zvmsnap.common.errors import LevelMissed, SnapshotMissing
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
@@ -34,8 +34,8 @@ def finish(config: Config, host: Host, known: Entry) -> bool:
                 return False
             finish_locked(config, host, known)
         return True
-    except (ZvmsnapError, OSError) as error:
-        about.error("%s", error)
+    except Exception as error:
+        log.failure(about, error)
         return False
 
 

@@ -14,7 +14,6 @@ once a guest waits for post, and the watchdog does not wait for zrepl's post wit
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 from zvmsnap.common.errors import HookEnvironmentInvalid
 from zvmsnap.common.process import INIT, parent_of
 from zvmsnap.hooks import sanoid, zfs_autobackup, zrepl
+from zvmsnap.hooks.stand_in import caller_pid
 from zvmsnap.journal.request import HookCall, Role
 
 
@@ -66,13 +66,13 @@ def _search(
     *,
     post_only_after_success: bool = False,
 ) -> Caller:
-    pid = os.getppid()
+    pid = caller_pid()
     while pid > INIT:
         command_line = _command_line(pid)
         if is_caller(command_line):
             return Caller(pid, command_line, post_within_s, post_only_after_success)
         pid = parent_of(pid)
-    return Caller(os.getppid(), (), 0.0, post_only_after_success)
+    return Caller(caller_pid(), (), 0.0, post_only_after_success)
 
 
 def _role(words: Sequence[str]) -> Role:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
-from zvmsnap.common.process import Process
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, ZvmsnapError
+from zvmsnap.common.process import INIT, Process
 from zvmsnap.common.signals import cancelled_with_parent, finish_before_dying
-from zvmsnap.hooks import callers, sanoid
+from zvmsnap.hooks import callers, sanoid, stand_in
 from zvmsnap.hooks.callers import Caller
+from zvmsnap.hooks.stand_in import caller_pid
 from zvmsnap.journal.request import HookCall, Role
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     return run(arguments, environment)
 
 
+def in_child(arguments: Sequence[str]) -> int:
+    """The same in a child process, so that nobody waits for the end of what hangs."""
+    return stand_in.run(lambda: main(arguments))
+
+
 def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
     """Run the hook that arguments and environment name; returns the exit code."""
     try:
@@ -43,8 +49,8 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         return error.exit_code
-    except OSError as error:
-        log.plain().error("%s", error)
+    except Exception as error:
+        log.failure(log.plain(), error)
         return EXIT_FAILED
 
 
@@ -64,6 +70,8 @@ def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
 
 def _pre(call: HookCall, settings: Config, caller: Caller, parent: int) -> bool:
     owner = Process.of(caller.pid)
+    if caller_pid() == INIT:
+        raise Cancelled("sanoid is dead already; nothing was touched")
     cancelled = cancelled_with_parent(parent)
     from zvmsnap.capture.all_guests import begin
 
@@ -124,8 +132,8 @@ def _finish_abandoned(call: HookCall, settings: Config, untried_for_s: float = 0
         journal.tried(entry)
     try:
         return recover_entries(settings, entries)
-    except (ZvmsnapError, OSError) as error:
-        log.plain().error("interrupted runs are not finished: %s", error)
+    except Exception as error:
+        log.failure(log.plain(), error, "interrupted runs are not finished")
         return False
 
 

@@ -22,7 +22,6 @@ from enum import IntEnum
 from zvmsnap.common import waiting
 from zvmsnap.common.errors import Cancelled
 
-_SLOTS = 16
 _POLL_S = 0.2
 
 
@@ -39,13 +38,14 @@ class Stage(IntEnum):
 class FreezeBarrier:
     """Where the guests of one run wait for each other. Guests are named by UUID.
 
-    `slots`: how many guests may load the host at once.
+    `dumps`: how many guests may have their RAM dumped at once.
     """
 
-    def __init__(self, guests: Iterable[str], slots: int = _SLOTS) -> None:
+    def __init__(self, guests: Iterable[str], dumps: int = 1) -> None:
         self._stages = dict.fromkeys(guests, Stage.RUNNING)
         self._changed = threading.Condition()
-        self._slots = threading.Semaphore(slots)
+        self._dumps = dumps
+        self._dumping: set[str] = set()
 
     def enter(self, guest: str, stage: Stage, cancelled: threading.Event) -> None:
         """Wait until no guest is in an earlier stage. No guest goes back. Raises Cancelled."""
@@ -63,13 +63,24 @@ class FreezeBarrier:
             return len(self._stages) > 1 and self._stages[guest] > Stage.PAUSE
 
     def finish(self, guest: str) -> None:
-        """Let nobody wait for that guest any more."""
+        """Let nobody wait for that guest any more, whatever its thread does or hangs in."""
         with self._changed:
             self._stages[guest] = Stage.DONE
+            self._dumping.discard(guest)
             self._changed.notify_all()
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Do what loads the host when not too many guests do so already."""
-        with self._slots:
+    def dump(self, guest: str, cancelled: threading.Event) -> Iterator[None]:
+        """Dump the RAM of a guest when not too many are dumped already. Raises Cancelled."""
+        with self._changed:
+            while len(self._dumping) >= self._dumps:
+                if cancelled.is_set():
+                    raise Cancelled("interrupted while other guests were dumped")
+                waiting.wait(self._changed, _POLL_S)
+            self._dumping.add(guest)
+        try:
             yield
+        finally:
+            with self._changed:
+                self._dumping.discard(guest)
+                self._changed.notify_all()

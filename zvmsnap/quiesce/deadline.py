@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from zvmsnap.common import log
@@ -42,6 +42,22 @@ def enforce_deadline(config: Config, owner: Process) -> Iterator[None]:
         thread.join()
 
 
+class _Guests:
+    """The guests that are looked at, each through a connection of its own while `opened` lasts."""
+
+    def __init__(self, host: Host, opened: ExitStack) -> None:
+        self._host = host
+        self._opened = opened
+        self._known: dict[str, Guest] = {}
+
+    def of(self, entry: Entry) -> Guest:
+        """The guest of an entry. Raises DomainGone."""
+        guest = self._host.guest(entry.uuid)
+        if entry.capture not in self._known:
+            self._known[entry.capture] = self._opened.enter_context(guest.apart())
+        return self._known[entry.capture]
+
+
 class DeadlineEnforcer:
     """The thread of the deadline, and those that it starts for each guest."""
 
@@ -72,16 +88,17 @@ class DeadlineEnforcer:
         from zvmsnap.virt.host import Host
 
         lost = threading.Event()
-        with Host.connect(self._config.uri) as host:
+        with Host.connect(self._config.uri) as host, ExitStack() as opened:
+            guests = _Guests(host, opened)
             while (entries := self._concerned()) and not lost.is_set():
                 for entry in entries:
                     if entry.capture not in self._under_check:
-                        self._start_check(host, entry, lost)
+                        self._start_check(guests, entry, lost)
                 if wait(self._ended, _POLL_S):
                     return
 
-    def _start_check(self, host: Host, entry: Entry, lost: threading.Event) -> None:
-        arguments = (host, entry, lost)
+    def _start_check(self, guests: _Guests, entry: Entry, lost: threading.Event) -> None:
+        arguments = (guests, entry, lost)
         thread = threading.Thread(target=self._check, args=arguments, daemon=True)
         self._under_check.add(entry.capture)
         try:
@@ -97,14 +114,14 @@ class DeadlineEnforcer:
             if entry.owner == self._owner and (entry.may_hold_guest or entry.holds_guest)
         ]
 
-    def _check(self, host: Host, entry: Entry, lost: threading.Event) -> None:
+    def _check(self, guests: _Guests, entry: Entry, lost: threading.Event) -> None:
         about = log.about(entry.domain, ",".join(entry.request_datasets))
         try:
-            self._release_if_overdue(host.guest(entry.uuid), entry, about)
+            self._release_if_overdue(guests.of(entry), entry, about)
         except DomainGone:
             self._finish(None, entry, about)
         except Exception as error:
-            self._error_once(about, f"not resumed or thawed yet: {error}")
+            self._error_once(about, f"not resumed or thawed yet: {log.one_line(error)}")
             lost.set()  # libvirt may have been restarted
         finally:
             self._under_check.discard(entry.capture)

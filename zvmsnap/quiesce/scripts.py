@@ -20,6 +20,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,7 @@ from zvmsnap.journal.entry import Entry
 PRE_FREEZE = "pre-freeze"
 POST_THAW = "post-thaw"
 _LAST_LINE_MAX = 200
+_KILLED_WITHIN_S = 5
 
 
 def exists(config: Config, entry: Entry, name: str) -> bool:
@@ -61,7 +63,8 @@ def run(config: Config, entry: Entry, name: str) -> None:
             status = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # it may hang in the kernel
+                process.wait(_KILLED_WITHIN_S)
             raise ScriptFailed(f"{path}: takes longer than {limit_s:g} s") from None
         if status:
             raise ScriptFailed(f"{path}: failed ({status}): {_last_line(output)}")

@@ -42,6 +42,7 @@ def start_watchdog(owner: Process, post_within_s: float = math.inf) -> None:
             subprocess.Popen(
                 command,
                 cwd=_PACKAGE_PARENT,
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
@@ -54,14 +55,28 @@ def start_watchdog(owner: Process, post_within_s: float = math.inf) -> None:
 
 def require_watchdog(config: Config, owner: Process, post_within_s: float) -> None:
     """Return when the watchdog of this owner runs. Raises NotHeld if it does not start."""
-
-    def runs() -> bool:
-        return is_held(config.locks_dir, unit_name(owner))
-
-    if not runs():
+    if not _runs(config, owner):
         start_watchdog(owner, post_within_s)
-    if not wait_until(runs, _START_TIMEOUT_S, _POLL_S):
+    if not _runs_soon(config, owner):
         raise NotHeld("no watchdog runs that would release the guest if this process dies")
+
+
+def warn_without_watchdog(config: Config, owner: Process) -> None:
+    """Tell if the watchdog that was started does not run, as of a configuration it cannot read."""
+    if not _runs_soon(config, owner):
+        log.plain().warning(
+            "the watchdog of this run has not started: if sanoid dies, only the next hook or "
+            "`zvmsnap recover` brings its guests back. Why: journalctl -u zvmsnap-%s",
+            unit_name(owner),
+        )
+
+
+def _runs(config: Config, owner: Process) -> bool:
+    return is_held(config.locks_dir, unit_name(owner))
+
+
+def _runs_soon(config: Config, owner: Process) -> bool:
+    return wait_until(lambda: _runs(config, owner), _START_TIMEOUT_S, _POLL_S)
 
 
 def unit_name(owner: Process) -> str:
@@ -69,12 +84,20 @@ def unit_name(owner: Process) -> str:
     return f"watchdog-{owner.pid}-{owner.started}"
 
 
+def _environment() -> dict[str, str]:
+    """The watchdog's own: it runs in another directory, so a relative path would lead elsewhere."""
+    environment = dict(os.environ)
+    if path := environment.get("ZVMSNAP_CONFIG"):
+        environment["ZVMSNAP_CONFIG"] = os.path.abspath(path)
+    return environment
+
+
 def _words(owner: Process) -> list[str]:
     return [str(owner.pid), str(owner.started), owner.boot]
 
 
 def _unit_options(owner: Process) -> list[str]:
-    config_path = os.environ.get("ZVMSNAP_CONFIG")
+    config_path = _environment().get("ZVMSNAP_CONFIG")
     return [
         "--quiet",
         "--collect",

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.common import log
-from zvmsnap.common.errors import DomainGone, GuestNotFound, LibvirtFailed, ZvmsnapError
+from zvmsnap.common.errors import DomainGone, GuestNotFound, LibvirtFailed
 from zvmsnap.common.lockfile import lock
+from zvmsnap.common.waiting import Call
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.finalize import late_run
@@ -87,17 +89,21 @@ def recover_entries(
     complete = True
     with Host.connect(config.uri) as host:
         for entry in entries:
-            subject = _Subject(entry.uuid, entry.domain, host.find(entry.uuid), entry)
-            outcome = _recover(config, host, subject, dry_run=False)
+            about = log.about(entry.domain, ",".join(entry.request_datasets))
+            try:
+                subject = _Subject(entry.uuid, entry.domain, host.find(entry.uuid), entry)
+                outcome = _recover(config, host, subject, dry_run=False)
+            except Exception as error:
+                complete = False
+                log.failure(about, error)
+                continue
             if outcome and outcome.result is Result.FAILED:
                 complete = False
                 now = Journal(config.journal_dir).read(entry.uuid)
                 why = (now and now.in_the_way) or outcome.why
                 if said.get(entry.uuid) != why:
                     said[entry.uuid] = why
-                    log.about(entry.domain, ",".join(entry.request_datasets)).error(
-                        "%s", outcome.why
-                    )
+                    about.error("%s", outcome.why)
     return complete
 
 
@@ -153,9 +159,9 @@ def _end_operation(
         result, why = Result.NEEDED, ""
     else:
         try:
-            result, why = _end_interrupted(config, host, operation)
-        except (ZvmsnapError, OSError) as error:
-            result, why = Result.FAILED, str(error)
+            result, why = Call(partial(_end_interrupted, config, host, operation)).answer()
+        except Exception as error:
+            result, why = Result.FAILED, log.one_line(error)
     return Outcome(operation.domain, operation.uuid, findings, result, why)
 
 
@@ -206,7 +212,7 @@ def _recover(config: Config, host: Host, subject: _Subject, *, dry_run: bool) ->
     """None if the guest needs nothing, or does not exist any more."""
     findings: tuple[str, ...] = ()
     try:
-        findings = _inspect(config, subject)
+        findings = Call(partial(_inspect, config, subject)).answer()
         if not findings:
             return None
         if subject.entry and subject.entry.owner.is_alive():
@@ -214,11 +220,11 @@ def _recover(config: Config, host: Host, subject: _Subject, *, dry_run: bool) ->
         elif dry_run:
             result, why = Result.NEEDED, ""
         else:
-            result, why = _finish(config, host, subject)
+            result, why = Call(partial(_finish, config, host, subject)).answer()
     except DomainGone:
         return None
-    except (ZvmsnapError, OSError) as error:
-        result, why = Result.FAILED, str(error)
+    except Exception as error:
+        result, why = Result.FAILED, log.one_line(error)
     return Outcome(subject.name, subject.uuid, findings, result, why)
 
 

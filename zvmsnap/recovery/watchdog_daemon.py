@@ -31,7 +31,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
 from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
-from zvmsnap.common.waiting import sleep
+from zvmsnap.common.waiting import Call, sleep
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import free_bytes
 from zvmsnap.journal import late
@@ -110,7 +110,7 @@ def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bo
             elif not recovery.go_on(entries, late_runs):
                 return False
         except Exception as error:  # descriptors or threads may run out
-            log.plain().error("watchdog: cannot look now: %s", error)
+            log.failure(log.plain(), error, "watchdog: cannot look now")
         sleep(recovery.next_look_s())
 
 
@@ -176,10 +176,10 @@ class _Recovery:
         try:
             recovered = recover_entries(config, entries, self._said)
             return recover_late_runs(config, late_runs) and recovered
-        except (ZvmsnapError, OSError) as error:
+        except Exception as error:
             if self._said.get("") != str(error):
                 self._said[""] = str(error)
-                log.plain().error("watchdog: not yet recovered: %s", error)
+                log.failure(log.plain(), error, "watchdog: not yet recovered")
             return False
 
     def _warn_of_room(self, entries: list[Entry]) -> None:
@@ -270,13 +270,17 @@ def _if_free(
     config: Config, journal: Journal, known: Entry, intent: str, do: Callable[[Entry], None]
 ) -> None:
     """Do it with the entry as it is now, unless somebody works on its guest, or has closed it."""
-    try:
+
+    def do_if_free() -> None:
         with journal.if_free(config.locks_dir, known, f"{intent} {known.run}") as entry:
             if entry:
                 do(entry)
-    except (ZvmsnapError, OSError) as error:
+
+    try:
+        Call(do_if_free).answer()
+    except Exception as error:
         about = log.about(known.domain, ",".join(known.request_datasets))
-        about.error("watchdog: %s", error)
+        log.failure(about, error, "watchdog")
 
 
 def _reserve_bytes(config: Config) -> int:

@@ -1,15 +1,38 @@
-"""Measures from libvirt's events how long a guest is paused."""
+"""Pauses of a guest: why it is paused, and for how long, as libvirt's events tell."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum
+
+import libvirt
 
 from zvmsnap.common import waiting
 
 # Events come through the loop's thread, a little after the call that caused them returned.
 _LATE_EVENT_S = 1.0
+
+
+class Pause(Enum):
+    """Why a guest is paused."""
+
+    USER = "a request"
+    IO_ERROR = "an I/O error, as of a full overlay"
+    JOB = "a job that ended or died"
+    OTHER = "a cause of its own"
+
+
+PAUSES = {
+    libvirt.VIR_DOMAIN_PAUSED_USER: Pause.USER,
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: Pause.IO_ERROR,
+    libvirt.VIR_DOMAIN_PAUSED_UNKNOWN: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_SAVE: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_DUMP: Pause.JOB,
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: Pause.JOB,
+}
 
 
 class PauseClock:

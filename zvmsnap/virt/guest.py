@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import libvirt
 
-from zvmsnap.virt.downtime import PauseClock
+from zvmsnap.common.errors import LibvirtFailed, NoAnswer
+from zvmsnap.virt.connection import Domain
+from zvmsnap.virt.downtime import PAUSES, PauseClock
+from zvmsnap.virt.downtime import Pause as Pause
 from zvmsnap.virt.libvirt_error import translated
 from zvmsnap.virt.qemu_process import QemuProcess
 
@@ -24,26 +26,6 @@ _STATES = {
     libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by its own power management",
-}
-
-
-class Pause(Enum):
-    """Why a guest is paused."""
-
-    USER = "a request"
-    IO_ERROR = "an I/O error, as of a full overlay"
-    JOB = "a job that ended or died"
-    OTHER = "a cause of its own"
-
-
-_PAUSES = {
-    libvirt.VIR_DOMAIN_PAUSED_USER: Pause.USER,
-    libvirt.VIR_DOMAIN_PAUSED_IOERROR: Pause.IO_ERROR,
-    libvirt.VIR_DOMAIN_PAUSED_UNKNOWN: Pause.JOB,
-    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: Pause.JOB,
-    libvirt.VIR_DOMAIN_PAUSED_SAVE: Pause.JOB,
-    libvirt.VIR_DOMAIN_PAUSED_DUMP: Pause.JOB,
-    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: Pause.JOB,
 }
 
 
@@ -73,10 +55,30 @@ class JobProgress:
 class Guest:
     """One domain. Every method raises DomainGone or another LibvirtFailed."""
 
-    def __init__(self, domain: Any) -> None:
+    def __init__(self, domain: Domain, name: str, uuid: str) -> None:
         self._domain = domain
-        self.name: str = domain.name()
-        self.uuid: str = domain.UUIDString()
+        self.name = name
+        self.uuid = uuid
+
+    @contextmanager
+    def apart(self) -> Iterator[Guest]:
+        """The same guest through a connection of its own, for work beside that on others."""
+        domain = self._domain.apart()
+        try:
+            yield Guest(domain, self.name, self.uuid)
+        finally:
+            domain.close()
+
+    def check_answers(self) -> None:
+        """Raises NoAnswer if its QEMU hangs.
+
+        One that a signal has stopped is not asked: as long as libvirt waits for an answer, it does
+        not even show the definition (seen with 11.3: "cannot acquire state change lock").
+        """
+        process = self.process()
+        if process and process.is_stopped:
+            raise NoAnswer(f"{self.name}: its QEMU is stopped (SIGSTOP)")
+        self.migrate_max_downtime_ms()
 
     def xml(self, *, persistent: bool = False, secure: bool = False) -> str:
         """The live definition, or the one that the next start will use."""
@@ -106,7 +108,7 @@ class Guest:
             state, reason = self._domain.state()[:2]
         if state != libvirt.VIR_DOMAIN_PAUSED:
             return None
-        return _PAUSES.get(reason, Pause.OTHER)
+        return PAUSES.get(reason, Pause.OTHER)
 
     def process(self) -> QemuProcess | None:
         """Its QEMU process, of which can be asked what it has open; None if there is none."""
@@ -115,7 +117,7 @@ class Guest:
     def define(self, xml: str) -> None:
         """Replace its persistent definition."""
         with self._doing("defining"):
-            self._domain.connect().defineXMLFlags(xml, 0)
+            self._domain.do("connect", lambda domain: domain.connect().defineXMLFlags(xml, 0))
 
     def create(self, *, paused: bool = False) -> None:
         """Start it, from its disks."""
@@ -184,12 +186,7 @@ class Guest:
     def screenshot(self) -> bytes:
         """Its first screen, in the form that QEMU gives it (a portable pixmap)."""
         with self._doing("taking a screenshot"):
-            stream = self._domain.connect().newStream(0)
-            self._domain.screenshot(stream, 0, 0)
-            chunks: list[bytes] = []
-            stream.recvAll(lambda _stream, data, _opaque: chunks.append(data), None)
-            stream.finish()
-            return b"".join(chunks)
+            return self._domain.picture()
 
     def agent_set_timeout(self, timeout_s: int) -> None:
         """Set how long answers of its agent are waited for; libvirt's default is for ever."""
@@ -201,7 +198,10 @@ class Guest:
         import libvirt_qemu
 
         with self._doing("asking its agent"):
-            return str(libvirt_qemu.qemuAgentCommand(self._domain, command, timeout_s, 0))
+            return self._domain.do(
+                "qemuAgentCommand",
+                lambda domain: str(libvirt_qemu.qemuAgentCommand(domain, command, timeout_s, 0)),
+            )
 
     def set_time(self, now_s: float) -> None:
         """Set its clock, through its agent."""
@@ -331,13 +331,13 @@ class Guest:
     def snapshot_names(self) -> list[str]:
         """Names of the snapshots of which libvirt keeps metadata."""
         with self._doing("listing its snapshots"):
-            return [snapshot.getName() for snapshot in self._domain.listAllSnapshots()]
+            return [str(snapshot.getName()) for snapshot in self._domain.listAllSnapshots()]
 
     def snapshot_delete_metadata(self, name: str) -> None:
         """Make libvirt forget a snapshot, without touching any disk or image."""
         with self._doing(f"forgetting snapshot {name}"):
-            snapshot = self._domain.snapshotLookupByName(name)
-            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+            flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+            self._domain.do("", lambda domain: domain.snapshotLookupByName(name).delete(flags))
 
     @contextmanager
     def pauses(self) -> Iterator[PauseClock]:
@@ -373,14 +373,21 @@ class Guest:
 
     @contextmanager
     def _events(self, kind: int, callback: Callable[..., None]) -> Iterator[None]:
-        connection = self._domain.connect()
+        def register(domain: Any) -> tuple[Any, int]:
+            connection = domain.connect()
+            return connection, connection.domainEventRegisterAny(domain, kind, callback, None)
+
         with self._doing("registering for events"):
-            handle = connection.domainEventRegisterAny(self._domain, kind, callback, None)
+            connection, handle = self._domain.do("domainEventRegisterAny", register)
         try:
             yield
         finally:
-            with self._doing("unregistering from events"):
-                connection.domainEventDeregisterAny(handle)
+            # There is nothing to unregister from a connection that was lost.
+            with suppress(LibvirtFailed), self._doing("unregistering from events"):
+                self._domain.do(
+                    "domainEventDeregisterAny",
+                    lambda _domain: connection.domainEventDeregisterAny(handle),
+                )
 
     @contextmanager
     def _doing(self, what: str) -> Iterator[None]:

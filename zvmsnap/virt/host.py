@@ -1,41 +1,36 @@
 """The connection to libvirt: events and the verbs we use, with errors as our own exceptions.
 
 A thin wrapper: methods carry libvirt's own names where they have one, flags are keyword arguments.
-Objects may be used from several threads; each call blocks only its own thread.
+Objects may be used from several threads; each call blocks only its own thread, and none without end
+(virt/connection).
 """
 
 from __future__ import annotations
 
-import threading
+import math
 import xml.etree.ElementTree as ET
 from typing import Any
 
 import libvirt
 
-from zvmsnap.common.errors import DomainGone, HypervisorUnreachable
+from zvmsnap.common.errors import DomainGone, LibvirtFailed
+from zvmsnap.virt.connection import Connection, Domain
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.libvirt_error import translated
-
-_loop_started = threading.Lock()
 
 
 class Host:
     """A connection to libvirt with a running event loop; a context manager."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @classmethod
     def connect(cls, uri: str) -> Host:
         """Connect to libvirt at `uri`. Raises HypervisorUnreachable."""
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        _start_event_loop()
-        try:
-            return cls(libvirt.open(uri))
-        except libvirt.libvirtError as error:
-            raise HypervisorUnreachable(
-                f"{uri}: {error.get_error_message()}; is libvirt running?"
-            ) from error
+        connection = Connection(uri)
+        connection.open()
+        return cls(connection)
 
     def __enter__(self) -> Host:
         return self
@@ -46,12 +41,16 @@ class Host:
     def guests(self) -> list[Guest]:
         """All domains, running or not. Raises LibvirtFailed."""
         with translated("listing guests"):
-            return [Guest(domain) for domain in self._connection.listAllDomains()]
+            named = self._connection.do(
+                lambda opened: [_named(domain) for domain in opened.listAllDomains()]
+            )
+        return [Guest(Domain(self._connection, uuid), name, uuid) for name, uuid in named]
 
     def guest(self, uuid: str) -> Guest:
         """The domain of that UUID. Raises DomainGone."""
         with translated(f"looking up {uuid}"):
-            return Guest(self._connection.lookupByUUIDString(uuid))
+            name = self._connection.do(lambda opened: opened.lookupByUUIDString(uuid).name())
+        return Guest(Domain(self._connection, uuid), name, uuid)
 
     def find(self, uuid: str) -> Guest | None:
         """The domain of that UUID, None if there is none."""
@@ -63,7 +62,8 @@ class Host:
     def define(self, xml: str) -> Guest:
         """Define a domain, or define it anew. Raises LibvirtFailed."""
         with translated("defining"):
-            return Guest(self._connection.defineXMLFlags(xml, 0))
+            name, uuid = self._connection.do(lambda opened: _named(opened.defineXMLFlags(xml, 0)))
+        return Guest(Domain(self._connection, uuid), name, uuid)
 
     def restore(self, image: str, xml: str | None = None, *, paused: bool = False) -> None:
         """Start the domain of a memory image from it; `xml` is for other paths of its disks.
@@ -73,12 +73,14 @@ class Host:
         """
         flags = libvirt.VIR_DOMAIN_SAVE_PAUSED if paused else 0
         with translated(f"loading {image}"):
-            self._connection.restoreFlags(image, xml, flags)
+            self._connection.do(lambda opened: opened.restoreFlags(image, xml, flags), math.inf)
 
     def why_no_machine(self, emulator: str, arch: str, machine: str, kind: str) -> str | None:
         """Why QEMU here cannot be such a machine; None if it can."""
         try:
-            self._connection.getDomainCapabilities(emulator, arch, machine, kind, 0)
+            self._connection.do(
+                lambda opened: opened.getDomainCapabilities(emulator, arch, machine, kind, 0)
+            )
         except libvirt.libvirtError as error:
             return str(error.get_error_message())
         return None
@@ -86,40 +88,55 @@ class Host:
     def has_cpu(self, emulator: str, arch: str, machine: str, kind: str, cpu_xml: str) -> bool:
         """Can a guest here have that CPU, with all its features? Raises LibvirtFailed."""
         with translated("comparing CPUs"):
-            answer = self._connection.compareHypervisorCPU(
-                emulator, arch, machine, kind, cpu_xml, 0
+            answer = self._connection.do(
+                lambda opened: opened.compareHypervisorCPU(
+                    emulator, arch, machine, kind, cpu_xml, 0
+                )
             )
         return bool(answer > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE)
 
     def has_network(self, name: str) -> bool:
         """Does libvirt know that network, and is it up?"""
         try:
-            return bool(self._connection.networkLookupByName(name).isActive())
-        except libvirt.libvirtError:
+            with translated(f"looking up network {name}"):
+                return bool(
+                    self._connection.do(lambda opened: opened.networkLookupByName(name).isActive())
+                )
+        except LibvirtFailed:
             return False
 
     def start_network(self, xml: str) -> None:
         """Start a network that lasts until it is stopped, or the host is. Raises LibvirtFailed."""
         with translated("starting a network"):
-            self._connection.networkCreateXML(xml)
+            self._connection.do(lambda opened: opened.networkCreateXML(xml))
 
     def stop_network(self, name: str) -> None:
         """Stop a network. Raises LibvirtFailed."""
         with translated(f"stopping network {name}"):
-            self._connection.networkLookupByName(name).destroy()
+            self._connection.do(lambda opened: opened.networkLookupByName(name).destroy())
 
     def volume_path(self, pool: str, volume: str) -> str:
         """The path of a volume of a storage pool. Raises LibvirtFailed."""
         with translated(f"looking up volume {volume} of pool {pool}"):
-            storage_pool = self._connection.storagePoolLookupByName(pool)
-            return str(storage_pool.storageVolLookupByName(volume).path())
+            return str(
+                self._connection.do(
+                    lambda opened: (
+                        opened.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+                    )
+                )
+            )
 
     def versions(self) -> dict[str, str]:
         """Versions of libvirt and QEMU, and the host's CPU: for a RAM image they must fit."""
         with translated("asking for versions"):
-            libvirt_version = self._connection.getLibVersion()
-            qemu_version = self._connection.getVersion()
-            capabilities = ET.fromstring(self._connection.getCapabilities())
+            libvirt_version, qemu_version, xml = self._connection.do(
+                lambda opened: (
+                    opened.getLibVersion(),
+                    opened.getVersion(),
+                    opened.getCapabilities(),
+                )
+            )
+        capabilities = ET.fromstring(xml)
         return {
             "libvirt": _dotted(libvirt_version),
             "qemu": _dotted(qemu_version),
@@ -127,21 +144,8 @@ class Host:
         }
 
 
-def _start_event_loop() -> None:
-    # libvirt: the loop must exist before the first connection, and must then be run for ever.
-    if not _loop_started.acquire(blocking=False):
-        return
-    libvirt.virEventRegisterDefaultImpl()
-
-    def run() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    try:
-        threading.Thread(target=run, name="libvirt-events", daemon=True).start()
-    except RuntimeError:
-        _loop_started.release()  # the next connection tries again
-        raise
+def _named(domain: Any) -> tuple[str, str]:
+    return domain.name(), domain.UUIDString()
 
 
 def _dotted(version: int) -> str:

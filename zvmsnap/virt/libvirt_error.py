@@ -10,11 +10,15 @@ import libvirt
 from zvmsnap.common.errors import (
     AgentSilent,
     BlockJobNotReady,
+    ConnectionLost,
     DomainGone,
     DomainLocked,
     DumpAborted,
+    GivenUp,
     LibvirtFailed,
+    NoAnswer,
 )
+from zvmsnap.virt.connection import LostConnection
 
 _CLASSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
@@ -34,3 +38,7 @@ def translated(doing: str) -> Iterator[None]:
         code = error.get_error_code() or 0
         message = (error.get_error_message() or str(error)).strip()
         raise _CLASSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error
+    except LostConnection as error:
+        raise ConnectionLost(f"{doing}: the connection to libvirt was lost: {error}") from error
+    except GivenUp as error:
+        raise NoAnswer(f"{doing}: {error}") from error

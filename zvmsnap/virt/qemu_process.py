@@ -13,6 +13,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from zvmsnap.common.process import is_stopped
+
 _PROC = Path("/proc")
 _PID_FILES = Path("/run/libvirt/qemu")  # stateDir in libvirt's src/qemu/qemu_conf.c
 _LINKS_MAX = 40
@@ -37,6 +39,11 @@ class QemuProcess:
                 if _is_of(_PROC / pid, uuid):
                     return cls(_PROC / pid) if _may_look_at(_PROC / pid) else None
         return None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Is it stopped, by a signal or a debugger?"""
+        return is_stopped(int(self._directory.name))
 
     @property
     def has_own_names(self) -> bool:

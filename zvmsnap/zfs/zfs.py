@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import RemoteFailed, ZfsFailed
+from zvmsnap.common.errors import GivenUp, RemoteFailed, ZfsFailed
 from zvmsnap.common.ssh import HERE, RemoteHost, reason
+from zvmsnap.common.waiting import Call
 from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
 
 # Fixed when a dataset is made, taken over from an origin, or of its keys: `zfs clone` refuses them.
@@ -243,8 +245,9 @@ def take_snapshots(datasets: Iterable[str], name: str) -> None:
     taken: list[str] = []
     for full_names in by_pool.values():
         try:
-            libzfs_core.lzc_snapshot([full_name.encode() for full_name in full_names])
-        except ZFSError as error:
+            encoded = [full_name.encode() for full_name in full_names]
+            Call(partial(libzfs_core.lzc_snapshot, encoded)).answer()
+        except (ZFSError, GivenUp) as error:
             for full_name in taken:
                 destroy(full_name)
             raise ZfsFailed(f"{', '.join(full_names)}: cannot be taken: {error}") from error
@@ -357,6 +360,8 @@ def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost =
         done = remote.process(["zfs", verb, *arguments])
     except RemoteFailed as error:
         raise ZfsFailed(f"{error}; is zfsutils-linux installed?") from error
+    except GivenUp as error:
+        raise ZfsFailed(f"{remote.where}{error}") from error
     # 1 is "an error occurred", which with `partial` may be no more than a missing name.
     if done.returncode not in ((0, 1) if partial else (0,)):
         raise ZfsFailed(
@@ -384,9 +389,9 @@ def _check_gone(name: str) -> None:
     from libzfs_core.exceptions import SnapshotNotFound, ZFSError
 
     try:
-        libzfs_core.lzc_get_holds(name.encode())
+        Call(partial(libzfs_core.lzc_get_holds, name.encode())).answer()
     except SnapshotNotFound:
         return
-    except ZFSError as error:
+    except (ZFSError, GivenUp) as error:
         raise ZfsFailed(f"{name}: cannot be asked for: {error}") from error
     raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")

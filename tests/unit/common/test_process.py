@@ -1,8 +1,23 @@
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
-from zvmsnap.common.process import INIT, Process, parent_of
+import pytest
+
+from tests.fakes.clock import until
+from zvmsnap.common import process
+from zvmsnap.common.errors import GivenUp
+from zvmsnap.common.process import (
+    HANG_S,
+    INIT,
+    HangWatch,
+    Process,
+    is_stopped,
+    parent_of,
+    run_program,
+)
 
 NO_PID = 2**22 + 1
 
@@ -26,3 +41,110 @@ def test_a_later_process_of_the_same_number_is_another() -> None:
     own = Process.of(os.getpid())
     assert not Process(own.pid, own.started - 1, own.boot).is_alive()
     assert not Process(own.pid, own.started, "another boot").is_alive()
+
+
+def test_one_that_waits_to_be_reaped_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        own = Process.of(child.pid)
+        assert child.stdin
+        child.stdin.close()
+        state = Path(f"/proc/{child.pid}/stat")
+        until(lambda: b") Z " in state.read_bytes())
+        assert not own.is_alive()
+
+
+THREADS_ON = """
+import ctypes, threading
+threading.Thread(target=input).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_one_whose_first_thread_has_ended_lives() -> None:
+    with subprocess.Popen([sys.executable, "-c", THREADS_ON], stdin=subprocess.PIPE) as child:
+        own = Process.of(child.pid)
+        until(lambda: b") Z " in Path(f"/proc/{child.pid}/stat").read_bytes())
+        assert own.is_alive()
+
+
+def test_stopped_by_a_signal() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert not is_stopped(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        until(lambda: is_stopped(child.pid))
+        child.send_signal(signal.SIGCONT)
+        until(lambda: not is_stopped(child.pid))
+    assert not is_stopped(NO_PID)
+
+
+# -- what hangs in the kernel
+
+
+class Task:
+    """A directory of a task as in /proc, and the time since boot."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.now_s = 1000.0
+        monkeypatch.setattr(process, "uptime_s", lambda: self.now_s)
+
+    def is_in(self, state: str, wakes: int) -> None:
+        (self.directory / "status").write_text(
+            f"Name:\ta: b\nState:\t{state}\nvoluntary_ctxt_switches:\t{wakes}\n"
+        )
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    return Task(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("state", "wakes", "hangs"),
+    [
+        pytest.param("D (disk sleep)", (7, 7, 7), True, id="one sleep"),
+        pytest.param("D (disk sleep)", (7, 8, 8), True, id="looks once a minute, as OpenZFS"),
+        pytest.param("D (disk sleep)", (7, 60, 99), False, id="slow"),
+        pytest.param("S (sleeping)", (7, 7, 7), False, id="waits, and can be interrupted"),
+        pytest.param("T (stopped)", (7, 7, 7), False, id="stopped"),
+    ],
+)
+def test_hanging_in_the_kernel(task: Task, state: str, wakes: tuple[int, ...], hangs: bool) -> None:
+    watch = HangWatch(task.directory)
+    seen = []
+    for number in wakes:
+        task.is_in(state, number)
+        seen.append(watch.hangs())
+        task.now_s += HANG_S / 2
+    assert seen == [False, False, hangs]
+
+
+def test_sleep_that_ended_begins_anew(task: Task) -> None:
+    watch = HangWatch(task.directory)
+    for state in ("D", "R", "D"):
+        task.is_in(state, 7)
+        assert not watch.hangs()
+        task.now_s += HANG_S
+    assert watch.hangs()
+
+
+def test_one_that_has_ended_does_not_hang(task: Task) -> None:
+    task.now_s = 2 * HANG_S
+    assert not HangWatch(task.directory / "gone").hangs()
+
+
+def test_program_gets_its_input_and_its_output_is_returned() -> None:
+    done = run_program(["sh", "-c", "cat; sleep 1.2; echo late; echo no >&2; exit 3"], b"given\n")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"given\nlate\n", b"no\n")
+    with pytest.raises(FileNotFoundError):
+        run_program(["/no/such/program"])
+
+
+def test_program_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HangWatch, "hangs", lambda _watch: True)
+    monkeypatch.setattr(process, "_LOOK_EVERY_S", 0.01)
+    with pytest.raises(GivenUp) as caught:
+        run_program(["sleep", "300"])
+    assert str(caught.value) == (
+        "sleep 300 hangs in the kernel: given up after 45 s; is a pool suspended? zpool status -x"
+    )

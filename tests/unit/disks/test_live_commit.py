@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.common.errors import BlockJobNotReady, CommitFailed, DomainGone, LibvirtFailed
+from zvmsnap.common.errors import (
+    BlockJobNotReady,
+    CommitFailed,
+    DomainGone,
+    LibvirtFailed,
+    NoAnswer,
+)
 from zvmsnap.disks import live_commit
 from zvmsnap.disks.overlay_chain import OverlayChain
 
@@ -50,6 +56,7 @@ class FakeGuest:
 
     def __init__(self, **drives: Drive) -> None:
         self.drives = drives
+        self.hangs = False
         self.active = True
         self.persistent = True
         self.trace: list[str] = []
@@ -98,6 +105,11 @@ class FakeGuest:
 
     def is_persistent(self) -> bool:
         return self.persistent
+
+    def check_answers(self) -> None:
+        self.trace.append("asked")
+        if self.hangs:
+            raise NoAnswer("web: no answer: given up after 45 s")
 
     def block_commit(self, target: str, base: str) -> None:
         self._do(f"commit {target}")
@@ -335,6 +347,21 @@ def test_after_the_deadline_the_job_goes_on(
     guest.drives["vda"].ready_after = guest.drives["vda"].drained_after = 0
     to_base(guest)
     assert work(guest).count("commit vda") == 1
+
+
+def test_qemu_that_hangs_in_the_middle_of_a_commit() -> None:
+    """libvirt shows the commit as under way for ever: nobody waits for that."""
+    guest = FakeGuest(vda=frozen("vda", ready_after=NEVER))
+    guest.hangs = True
+    with pytest.raises(CommitFailed, match="no answer: given up"):
+        to_base(guest, timeout_s=3600)
+    assert guest.trace.count("asked") == 1
+    guest.hangs = False
+    guest.drives["vda"].ready_after = 400
+    to_base(guest, timeout_s=3600)
+    assert guest.trace.count("asked") > 2
+    assert work(guest)[0] == "commit vda"
+    assert guest.drives["vda"].source == base("vda")
 
 
 def test_off_on_its_overlay() -> None:

@@ -207,3 +207,20 @@ def test_no_capture_behind_a_symlink_and_none_that_is_a_file(tmp_path: Path) -> 
     (tmp_path / f"{UUID}.00000001").symlink_to(tmp_path / "elsewhere")
     (tmp_path / f"{UUID}.00000002").touch()
     assert staging.staging_dirs(tmp_path) == []
+
+
+@pytest.mark.parametrize(("cpus", "dumps"), [(None, 1), (1, 1), (2, 1), (6, 3), (16, 8), (256, 8)])
+def test_dumps_at_once_by_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int | None, dumps: int
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_arguments, **_named: "0\n")
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    assert staging.parallel_dumps(tmp_path) == dumps
+
+
+def test_one_dump_at_once_on_a_disk_that_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_arguments, **_named: "1\n")
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert staging.parallel_dumps(tmp_path) == 1

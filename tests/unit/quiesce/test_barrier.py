@@ -113,14 +113,14 @@ def test_cancelled_while_it_waits(guests: Guests) -> None:
     guests.enter("web", FREEZE).result(SOON_S)
 
 
-def test_slots_limit_the_load() -> None:
-    narrow = FreezeBarrier(["web"], slots=2)
+def test_so_many_are_dumped_at_once() -> None:
+    narrow = FreezeBarrier(["web"], dumps=2)
     inside: list[int] = []
     most: list[int] = []
     two_are_inside = threading.Barrier(2)
 
     def work(number: int) -> None:
-        with narrow.slot():
+        with narrow.dump(f"guest{number}", threading.Event()):
             inside.append(number)
             two_are_inside.wait(SOON_S)
             most.append(len(inside))
@@ -132,21 +132,40 @@ def test_slots_limit_the_load() -> None:
     assert max(most) == 2
 
 
-def test_more_guests_than_slots() -> None:
+def test_one_that_hangs_makes_room_when_it_is_given_up() -> None:
+    narrow, cancelled = FreezeBarrier(["web", "db"], dumps=1), threading.Event()
+    with narrow.dump("web", cancelled), ThreadPoolExecutor(1) as pool:
+        entering = pool.submit(narrow.dump("db", cancelled).__enter__)
+        assert_waits(entering)
+        narrow.finish("web")
+        entering.result(SOON_S)
+
+
+def test_cancelled_while_others_are_dumped() -> None:
+    narrow, cancelled = FreezeBarrier(["web", "db"], dumps=1), threading.Event()
+    with narrow.dump("web", cancelled), ThreadPoolExecutor(1) as pool:
+        entering = pool.submit(narrow.dump("db", cancelled).__enter__)
+        assert_waits(entering)
+        cancelled.set()
+        with pytest.raises(Cancelled, match="interrupted while other guests were dumped"):
+            entering.result(SOON_S)
+
+
+def test_more_guests_than_are_dumped_at_once() -> None:
     """Whatever levels they end at, all get through, and none is held while another runs."""
     names = [f"guest{number}" for number in range(12)]
-    crowd, cancelled = FreezeBarrier(names, slots=4), threading.Event()
+    crowd, cancelled = FreezeBarrier(names, dumps=4), threading.Event()
     running = set(names)
     too_early: list[str] = []
 
     def capture(number: int, name: str) -> None:
-        with crowd.slot():
+        with crowd.dump(name, cancelled):
             time.sleep(0.001)
         running.discard(name)
         for stage in (PAUSE, FREEZE)[: number % 3]:
             crowd.enter(name, stage, cancelled)
             too_early.extend(running)
-            with crowd.slot():
+            with crowd.dump(name, cancelled):
                 time.sleep(0.001)
         crowd.finish(name)
 

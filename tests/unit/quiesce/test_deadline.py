@@ -73,8 +73,10 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ended: list[str] = []
     check = DeadlineEnforcer._check
 
-    def counted(enforcer: DeadlineEnforcer, host: Host, entry: Entry, lost: Event) -> None:
-        check(enforcer, host, entry, lost)
+    def counted(
+        enforcer: DeadlineEnforcer, guests: deadline._Guests, entry: Entry, lost: Event
+    ) -> None:
+        check(enforcer, guests, entry, lost)
         ended.append(entry.uuid)
 
     monkeypatch.setattr(DeadlineEnforcer, "_check", counted)

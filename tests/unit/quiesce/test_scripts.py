@@ -163,7 +163,8 @@ def test_what_hangs_is_killed_with_all_that_it_has_started(
     with pytest.raises(ScriptFailed) as caught:
         scripts.run(hasty(settings), entry(), PRE)
     assert str(caught.value) == f"{path}: takes longer than 1 s"
-    assert limits == [1.0]
+    # The second is for one that hangs in the kernel: it cannot be killed.
+    assert limits == [1.0, 5]
     until(lambda: not runs(child()))
 
 

@@ -60,6 +60,21 @@ def test_start(monkeypatch: pytest.MonkeyPatch, systemd: bool) -> None:
 
 
 @pytest.mark.parametrize("systemd", [True, False])
+def test_relative_path_of_a_configuration_leads_the_watchdog_to_the_same_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, systemd: bool
+) -> None:
+    started = Started(monkeypatch, systemd)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZVMSNAP_CONFIG", "other.toml")
+    watchdog.start_watchdog(DEAD)
+    ((command,), (named,)) = started.commands, started.named
+    if systemd:
+        assert f"--setenv=ZVMSNAP_CONFIG={tmp_path}/other.toml" in command
+    else:
+        assert named["env"]["ZVMSNAP_CONFIG"] == f"{tmp_path}/other.toml"
+
+
+@pytest.mark.parametrize("systemd", [True, False])
 def test_a_watchdog_that_cannot_be_started_stops_no_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, systemd: bool
 ) -> None:
@@ -169,3 +184,16 @@ def test_no_lock_file(config: Config) -> None:
     config.locks_dir.mkdir()
     assert not is_held(config.locks_dir, NAME)
     assert list(config.locks_dir.iterdir()) == []
+
+
+def test_a_watchdog_that_does_not_start_is_told(
+    config: Config, starter: Starter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """systemd-run says only that it was asked: a configuration may be unreadable from there."""
+    watchdog.warn_without_watchdog(config, DEAD)
+    assert "the watchdog of this run has not started" in caplog.text
+    assert "journalctl -u zvmsnap-watchdog-4711-815" in caplog.text
+    caplog.clear()
+    starter.start(DEAD)
+    watchdog.warn_without_watchdog(config, DEAD)
+    assert caplog.text == ""
