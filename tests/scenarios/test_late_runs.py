@@ -17,6 +17,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Limits
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.finalize.release import release
+from zvmsnap.hooks import main as hooks
 from zvmsnap.journal import late, snapshot_match
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall, Role
@@ -268,3 +269,8 @@ def test_a_late_run_of_old_is_never_taken_for_one_that_was_in_no_merge(
     (entry,) = late.entries(two.config.journal_dir)
     assert (entry.before_merge, entry.spoilt) == (None, (22,))
     assert late.not_spoilt(msgspec.structs.replace(entry, spoilt=()), existing) == existing
+
+
+def test_a_caller_that_calls_post_only_after_success_calls_it_for_a_late_run(two: Scene) -> None:
+    assert not second_pre(two)
+    assert hooks._waits_for_post(two.config, SECOND)
