@@ -308,7 +308,10 @@ class Guest:
     def migrate_max_downtime_ms(self) -> int:
         """The pause that QEMU allows itself for the last of RAM."""
         with self._doing("reading its allowed pause"):
-            return int(self._domain.migrateGetMaxDowntime(0))
+            pause_ms = self._domain.migrateGetMaxDowntime(0)
+        if pause_ms is None:  # libvirt's binding raises nothing when this call fails
+            raise LibvirtFailed(f"{self.name}: its allowed pause cannot be read: did it just end?")
+        return int(pause_ms)
 
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
         """Set that pause. It persists in QEMU: whoever raises it puts the old one back."""
