@@ -154,13 +154,13 @@ class Sender:
             act(outcome, subtree)
         except Cancelled:
             raise
-        except ZvmsnapError as error:
+        except Exception as error:
             self._fail(outcome, error)
 
     def _fail(self, outcome: UnitOutcome, error: Exception) -> None:
-        outcome.error = str(error)
+        outcome.error = log.one_line(error)
         name = outcome.unit.domain or outcome.unit.datasets[0]
-        log.about(name, self._destination.name).error("%s", error)
+        log.about(name, self._destination.name).error("%s", outcome.error)
 
     def _dataset_sends(self, unit: SendUnit, subtree: Subtree) -> list[DatasetSend]:
         new = tuple(each for each in unit.datasets if each not in self._planned)
@@ -285,8 +285,7 @@ class Sender:
                     self._send_point(remote_vault, outcome, each)
             except Cancelled:
                 raise
-            except (ZvmsnapError, OSError) as error:
-                # OSError: it was pruned on this host while it was sent.
+            except Exception as error:
                 self._fail(outcome, error)
 
     def _plan_transfers(

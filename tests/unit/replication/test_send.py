@@ -265,6 +265,22 @@ def test_one_dataset_fails(world: World, take: Take, run: Run, config: Config) -
     assert remote_files(world) == files("h1+", "h2+")
 
 
+def test_what_nobody_foresaw_of_one_dataset_is_one_line(
+    world: World, take: Take, run: Run, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(1)
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise KeyError("vda")
+
+    monkeypatch.setattr(syncoid, "run", fail)
+    code, out, err = run("send", "web", ROOT)
+    assert (code, "FAILED: KeyError at test_send.py:" in out) == (1, True)
+    assert "KeyError at test_send.py:" in err
+    ((status,), _) = send_status.read_all(config.journal_dir)
+    assert status.error.endswith(": 'vda'")
+
+
 def test_syncoid_that_skips_a_dataset(world: World, take: Take, run: Run) -> None:
     take(1)
     world.lies = True
