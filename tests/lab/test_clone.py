@@ -129,6 +129,8 @@ def test_verify_by_reading_and_by_starting(lab: Lab) -> None:
 EXTRA, ELSEWHERE = "/tank/vm/web/extra.raw", "/var/lib/libvirt/images/elsewhere.raw"
 
 
+@pytest.mark.long
+@pytest.mark.whole
 def test_two_definitions_and_properties(lab_session: Lab) -> None:
     lab = lab_session
     scenario.configured(lab)
@@ -228,6 +230,7 @@ def assert_clone_is_gone(lab: Lab) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.whole
 def test_verify_that_is_killed_while_its_clone_lives(lab: Lab) -> None:
     (point,) = back.listed(lab)
     clone = kill_verify(lab, point["name"])
