@@ -21,7 +21,7 @@ from zvmsnap.disks import staging
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
-from zvmsnap.points import definition
+from zvmsnap.points import definition, vault
 from zvmsnap.quiesce import watchdog
 from zvmsnap.virt import domain_xml, qemu_conf
 from zvmsnap.zfs import mounts, types, zfs
@@ -146,6 +146,21 @@ class Scene:
     def _say(self, name: str, what: str) -> None:
         self.trace.append(f"{name} {what}" if name and len(self.modes) > 1 else what)
         self.when.pop(self.trace[-1], lambda: None)()
+
+
+class Away:
+    """The vault's file system is not mounted."""
+
+    def __init__(self, scene: Scene) -> None:
+        vault.claim(scene.config)
+        self._mark = scene.config.vault_dir / vault.MARK
+
+    def __enter__(self) -> None:
+        self._content = self._mark.read_bytes()
+        self._mark.unlink()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._mark.write_bytes(self._content)
 
 
 class Calls(list[str]):

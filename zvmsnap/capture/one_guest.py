@@ -41,7 +41,7 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.waiting import now_s, wait
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import ModeSet, mode_set, parse_mode
-from zvmsnap.disks import location
+from zvmsnap.disks import location, own_directories
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import late, other_versions
@@ -99,6 +99,7 @@ class GuestCapture:
                 eligible = eligibility.assess(disks, self._run.request.covered)
                 if eligible is None:
                     return True
+                own_directories.check(self._run.config, eligible.datasets, self._run.mounts)
                 return _LevelChoice(self._run, self._guest, self._shared, eligible).capture()
         except RunUnderWay as error:
             return self._come_late(error)
@@ -124,7 +125,7 @@ class GuestCapture:
                     raise RunUnderWay(str(error)) from error
                 entry = self._run.journal.read(self._guest.uuid)
                 if not entry or entry.owner == request.owner or not entry.owner.is_alive():
-                    finish_interrupted(config, self._run.host, self._guest, entry)
+                    finish_interrupted(config, self._run.host, self._guest, entry, may_wait=True)
                     yield
                     return
             if now_s() > deadline_s:

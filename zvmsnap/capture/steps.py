@@ -76,6 +76,7 @@ class Attempt:
             newest_txg_before=self._newest_txg_before(),
             owner=self.run.request.owner,
             capture=self.staging.path.name,
+            staging=str(self.staging.path.parent),
             level=self.level,
             minimum_level=self.minimum,
             reason=self.missed or None,

@@ -17,6 +17,7 @@ from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
+from zvmsnap.journal.waiting import WaitingEntries
 from zvmsnap.points import vault, verify_result
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.point import RestorePoint
@@ -122,10 +123,14 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
     """What is under way, or was interrupted and waits for `zvmsnap recover`."""
     journal_dir = settings.journal_dir
     entries = [*Journal(journal_dir).entries(), *late.entries(journal_dir)]
+    waiting = WaitingEntries(journal_dir).all()
     operations = Operations(settings.journal_dir).all()
     for entry in entries:
         if domain in (None, entry.domain):
             yield f"{entry.domain}: {describe.work(entry)} is {describe.progress(entry)}"
+    for entry in waiting:
+        if domain in (None, entry.domain):
+            yield f"{entry.domain}: {describe.waiting(entry)}"
     for operation in operations:
         if domain in (None, operation.domain):
             yield f"{operation.domain}: {describe.operation(operation)}"
@@ -134,7 +139,7 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
     for file in other_versions.files(journal_dir):
         if domain in (None, file.uuid):
             yield str(file)
-    captures = {each.capture for each in (*entries, *operations)}
+    captures = {each.capture for each in (*entries, *waiting, *operations)}
     for unfinished in vault.unfinished(settings.vault_dir):
         folder = unfinished.directory.parent.name
         if domain is not None and folder != vault.folder_of(domain):

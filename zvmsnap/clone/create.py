@@ -50,7 +50,7 @@ class CloneCreation:
         self._config = config
         self._host = host
         self._writer = OperationWriter(config.journal_dir, operation)
-        self._staging = StagingDir(config.staging_dir / operation.capture)
+        self._staging = StagingDir(operation.directory_in_staging(config.staging_dir))
         self._log = log.about(operation.domain, f"clone of {operation.point}")
 
     def run(self) -> None:

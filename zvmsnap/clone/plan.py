@@ -154,6 +154,7 @@ def _build(
         memory=_has_memory(point, options),
         start_state=StartState.PAUSED if options.paused else StartState.RUNNING,
         capture=StagingDir.fresh(config.staging_dir, own_uuid).path.name,
+        staging=config.staging,
         network=options.network,
         datasets=datasets,
         nvram=nvram,

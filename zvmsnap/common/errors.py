@@ -63,6 +63,10 @@ class StagingUnusable(ZvmsnapError):
     """Staging cannot be used: it would be snapshotted itself, or QEMU cannot reach it."""
 
 
+class DirectoryMisplaced(ZvmsnapError):
+    """The vault, the journal or staging is on a dataset that a restore would move."""
+
+
 class NoSpace(ZvmsnapError):
     """The RAM image and the overlay would not fit into staging."""
 

@@ -26,6 +26,7 @@ _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
 _KEPT = "kept"
 _PARALLEL_DUMPS_MAX = 8
 _OTHERS_OR_GROUP_MAY_PASS = 0o011
+_IN_RAM = ("tmpfs", "ramfs")
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,18 @@ def is_overlay(path: str) -> bool:
 
 
 def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.Mount]) -> None:
-    """Raises StagingUnusable if staging is on a dataset of the snapshot, or QEMU cannot reach it.
+    """Raises StagingUnusable for staging in RAM, on a dataset of the snapshot, or out of reach.
 
-    The message says what to do.
+    The message says what to do. In RAM, a power cut would take what guests have written to their
+    overlays, and was told that it is on disk; and RAM images need twice their RAM.
     """
     real = Path(os.path.realpath(staging))
+    kind = mounts.kind_of_path(str(real), table)
+    if kind in _IN_RAM:
+        raise StagingUnusable(
+            f"staging {staging} is on {kind}, which is RAM: a power cut would take the writes of "
+            "guests that are on their overlays: set `staging` in config.toml to a disk"
+        )
     dataset_and_path = mounts.dataset_of_path(str(real), table)
     if dataset_and_path and dataset_and_path[0] in snapshotted:
         raise StagingUnusable(

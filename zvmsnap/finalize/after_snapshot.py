@@ -24,11 +24,15 @@ from zvmsnap.common.errors import (
     DomainGone,
     LevelMissed,
     SnapshotMissing,
+    VaultDamaged,
+    VaultMissing,
     WorkOfOtherVersion,
+    ZvmsnapError,
 )
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.common.waiting import Call, in_parallel
+from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
@@ -40,6 +44,7 @@ from zvmsnap.journal import late, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall
+from zvmsnap.journal.waiting import WaitingEntries, put_by
 from zvmsnap.quiesce import thaw
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
@@ -110,7 +115,9 @@ def belongs(entry: Entry, call: HookCall, owner: Process) -> bool:
     )
 
 
-def finish_interrupted(config: Config, host: Host, guest: Guest, entry: Entry | None) -> None:
+def finish_interrupted(
+    config: Config, host: Host, guest: Guest, entry: Entry | None, *, may_wait: bool = False
+) -> None:
     """End what an earlier run has left unfinished for this guest, whose lock the caller holds.
 
     Without a journal entry, the names of the overlays and their backing files in the XML are
@@ -118,6 +125,8 @@ def finish_interrupted(config: Config, host: Host, guest: Guest, entry: Entry | 
     CommitFailed and others if the run cannot be ended; nothing is lost by that. Raises
     WorkOfOtherVersion if the entry is of another version: the guest was brought back, unless the
     owner of the run lives; entry, staging directory and RAM image stay for that version.
+
+    With `may_wait`, a point that cannot be published waits for the vault, and is no failure.
     """
     journal = Journal(config.journal_dir)
     other = journal.of_other_version(guest.uuid)
@@ -134,7 +143,7 @@ def finish_interrupted(config: Config, host: Host, guest: Guest, entry: Entry | 
     else:
         entry = _recovery(config, guest, held)
     if entry:
-        finish_entry(config, host, entry)
+        finish_entry(config, host, entry, may_wait=may_wait)
     if held is not None:
         journal.forget_lost(guest.uuid)
     _finish_late_runs(config, host, guest)
@@ -152,17 +161,44 @@ def _finish_late_runs(config: Config, host: Host, guest: Guest) -> None:
                 log.failure(log.about(entry.domain, ",".join(entry.request_datasets)), error)
 
 
-def finish_entry(config: Config, host: Host, entry: Entry) -> None:
+def finish_entry(config: Config, host: Host, entry: Entry, *, may_wait: bool = False) -> None:
     """Release and publish; the caller holds the guest's lock. Raises as release and publish.
 
     That no point is made is no failure: it is logged.
     """
     finisher = _Finisher(config, host, Journal(config.journal_dir), entry)
     finisher.release()
+    about = log.about(entry.domain, ",".join(entry.request_datasets))
     try:
         finisher.publish()
     except (SnapshotMissing, LevelMissed) as error:
-        log.about(entry.domain, ",".join(entry.request_datasets)).warning("%s", error)
+        about.warning("%s", error)
+    except (ZvmsnapError, OSError) as error:
+        if not may_wait or not _is_of_vault(error):
+            raise
+        about.warning("the point of run %s waits in staging: %s", entry.run, error)
+        put_by(Journal(config.journal_dir), WaitingEntries(config.journal_dir), finisher.entry)
+
+
+def publish_waiting(config: Config, host: Host, uuid: str) -> None:
+    """Publish the points of a guest that wait for the vault; the caller holds the guest's lock.
+
+    Raises VaultMissing, VaultDamaged, StepFailed and OSError if the vault cannot be used yet.
+    """
+    waiting = WaitingEntries(config.journal_dir)
+    for entry in waiting.of(uuid):
+        about = log.about(entry.domain, ",".join(entry.request_datasets))
+        try:
+            publish(config, host, EntryWriter(waiting, entry), about)
+        except (SnapshotMissing, LevelMissed) as error:
+            about.warning("%s", error)
+
+
+def _is_of_vault(error: BaseException | None) -> bool:
+    """Is the error one of storing a point, which does not concern the guest?"""
+    if isinstance(error, StepFailed):
+        return _is_of_vault(error.cause)
+    return isinstance(error, OSError | VaultMissing | VaultDamaged)
 
 
 def _recovery(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entry | None:
@@ -189,6 +225,7 @@ def _recovery(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entr
         preexisting_guids=(),
         owner=Process.none(),
         capture=StagingDir.fresh(config.staging_dir, guest.uuid).path.name,
+        staging=config.staging,
         level=ConsistencyLevel.CRASH,
         reason="the journal was lost",
         disks=(),
@@ -251,6 +288,18 @@ class _Finisher:
                 commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.disks_frozen_at_s
             )
 
+    @property
+    def entry(self) -> Entry:
+        """The entry as it is now."""
+        return self._writer.entry
+
     def publish(self) -> None:
-        """Publish and close. Raises SnapshotMissing and LevelMissed, after closing."""
+        """Publish and close. Raises SnapshotMissing and LevelMissed, after closing.
+
+        Older points of the guest, which have waited for the vault, come after it.
+        """
         publish(self._config, self._host, self._writer, self._log)
+        try:
+            publish_waiting(self._config, self._host, self.entry.uuid)
+        except (ZvmsnapError, OSError) as error:
+            self._log.warning("older points still wait in staging: %s", error)

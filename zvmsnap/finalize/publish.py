@@ -8,6 +8,7 @@ First it is decided, by what exists, and then it is done. The first row that fit
 | of a run                 | none      | any                           | none: SnapshotMissing     |
 | of a run, released early | some      | any                           | none, an error is logged  |
 | of a run                 | some      | the vault has the point       | no second one             |
+| of a run                 | some      | staging has nothing of it     | none, a warning is logged |
 | of a run                 | some      | no definition was stored      | none, a warning is logged |
 | of a run                 | some      | the level is less than wanted | none: LevelMissed         |
 | of a run                 | some      | definition, maybe a RAM image | one, see `_changes`       |
@@ -113,7 +114,7 @@ class CaptureFiles:
     def __init__(self, config: Config, entry: Entry) -> None:
         self._config = config
         self._entry = entry
-        self.staging = StagingDir(config.staging_dir / entry.capture)
+        self.staging = StagingDir(entry.directory(config.staging_dir))
 
     @cached_property
     def is_published(self) -> bool:
@@ -181,6 +182,11 @@ def decide(
         )
     if files.is_published:
         return NoPoint("was published already")
+    if not files.staging.path.exists():
+        return NoPoint(
+            f"no point: {files.staging.path} is gone, with all that pre had stored",
+            logging.WARNING,
+        )
     if not files.has_definition:
         return NoPoint("no point: pre was killed before it had stored anything", logging.WARNING)
     changes = _changes(entry, files)

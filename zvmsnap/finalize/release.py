@@ -309,7 +309,7 @@ def _is_ours_to_resume(pause: Pause, entry: Entry, *, was_on_overlay: bool) -> b
 def _tidy(
     config: Config, guest: Guest, entry: Entry, chains: Mapping[str, OverlayChain], log: Logger
 ) -> None:
-    directory = StagingDir(config.staging_dir / entry.capture)
+    directory = StagingDir(entry.directory(config.staging_dir))
     directory.check()
     merged = all_overlays(chains)
     _clear_overlays(guest, entry, merged | {str(path) for path in directory.overlays()}, log)

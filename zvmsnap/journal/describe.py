@@ -33,3 +33,8 @@ def progress(entry: Entry) -> str:
             f"{entry.in_the_way}; they are merged when that has ended"
         )
     return f"interrupted at step {step} ({entry.state}): zvmsnap recover ends it"
+
+
+def waiting(entry: Entry) -> str:
+    """What a point waits for, and who will publish it."""
+    return f"the point of run {entry.run} waits in staging for the vault: zvmsnap recover tries it"

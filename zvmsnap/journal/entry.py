@@ -23,6 +23,7 @@ Disks frozen: `disks_frozen_at_s` is set. Held: `frozen`, or `paused` at level `
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -119,6 +120,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     # The capture: what is done to the guest until the snapshot.
     capture: CaptureName  # the directory in staging
+    staging: str = ""  # the directory of all captures at that time; "": the configured one
     level: ConsistencyLevel
     reason: str | None  # why the level is not a better one
     disks: tuple[Disk, ...]
@@ -154,6 +156,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     before_merge: tuple[int, ...] | None = None
     spoilt: tuple[int, ...] = ()
     relocated_datasets: dict[str, str] = {}  # where a restore has moved datasets since
+
+    def directory(self, configured: Path) -> Path:
+        """The capture's own directory, also if `staging` was changed since."""
+        return Path(self.staging or configured) / self.capture
 
     @property
     def state(self) -> EntryState:

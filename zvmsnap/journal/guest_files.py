@@ -28,6 +28,7 @@ from zvmsnap.common.json_file import Damaged, OtherSchema, Unreadable
 from zvmsnap.common.process import Process
 
 OPERATIONS = "operations"
+WAITING = "waiting"
 _DAMAGED = ".damaged"
 _SEEN = ".seen"
 
@@ -59,8 +60,8 @@ class OtherVersionsFile:
 
     @property
     def uuid(self) -> str:
-        """The guest."""
-        return self.path.stem
+        """The guest; a waiting entry is called by its capture."""
+        return capture_name.uuid_of(self.path.stem)
 
     @property
     def is_operation(self) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -110,10 +110,17 @@ class Journal:
         self._files.remove(entry.uuid)
 
 
+class EntryStore(Protocol):
+    """Where an entry is written: the journal, or among those that wait."""
+
+    def write(self, entry: Entry) -> None: ...
+    def close(self, entry: Entry) -> None: ...
+
+
 class EntryWriter:
     """An entry that is being worked on: each step is written down before it is done."""
 
-    def __init__(self, journal: Journal, entry: Entry) -> None:
+    def __init__(self, journal: EntryStore, entry: Entry) -> None:
         self._journal = journal
         self.entry = entry
 

@@ -50,6 +50,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     memory: bool  # the RAM is loaded; else the guest boots from its disks
     start_state: StartState
     capture: CaptureName  # a directory in staging, for this operation alone
+    staging: str = ""  # the directory of all captures at that time; "": the configured one
+
+    def directory_in_staging(self, configured: Path) -> Path:
+        """The operation's own directory, also if `staging` was changed since."""
+        return Path(self.staging or configured) / self.capture
 
 
 class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):

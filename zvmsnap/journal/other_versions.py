@@ -8,6 +8,7 @@ from zvmsnap.common.errors import WorkOfOtherVersion
 from zvmsnap.journal.guest_files import OtherVersionsFile
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
+from zvmsnap.journal.waiting import WaitingEntries
 
 
 def files(journal_dir: Path) -> list[OtherVersionsFile]:
@@ -15,6 +16,7 @@ def files(journal_dir: Path) -> list[OtherVersionsFile]:
     return [
         *Journal(journal_dir).of_other_versions(),
         *Operations(journal_dir).of_other_versions(),
+        *WaitingEntries(journal_dir).of_other_versions(),
     ]
 
 

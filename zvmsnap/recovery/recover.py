@@ -18,7 +18,7 @@ restore is finished or undone (restore/in_place), a clone is removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,12 +30,13 @@ from zvmsnap.common.waiting import Call
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.finalize import late_run
-from zvmsnap.finalize.after_snapshot import finish_entry, finish_interrupted
+from zvmsnap.finalize.after_snapshot import finish_entry, finish_interrupted, publish_waiting
 from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
+from zvmsnap.journal.waiting import WaitingEntries
 from zvmsnap.recovery.orphan_overlays import clear_leftovers
 from zvmsnap.recovery.report import Outcome, Report, Result
 from zvmsnap.restore.in_place import InPlaceRestore
@@ -60,8 +61,9 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
         guests = {guest.uuid: guest for guest in host.guests()}
         entries = {entry.uuid: entry for entry in Journal(config.journal_dir).entries()}
         report.problems.extend(_of_other_versions(config, guests, domain))
+        report.outcomes.extend(_publish_waiting(config, host, domain, dry_run=dry_run))
         subjects = [] if operations and domain else _subjects(guests, entries, domain)
-        if domain and not (operations or subjects or report.problems):
+        if domain and not (report.outcomes or subjects or report.problems):
             raise GuestNotFound(f"{domain}: libvirt has no such guest, nor has the journal")
         for subject in subjects:
             outcome = _recover(config, host, subject, dry_run=dry_run)
@@ -179,6 +181,31 @@ def _end_interrupted(
         elif now:
             CloneCreation(config, host, now).discard()
     return Result.RECOVERED, ""
+
+
+# -- points that wait for the vault
+
+
+def _publish_waiting(
+    config: Config, host: Host, domain: str | None, *, dry_run: bool
+) -> Iterator[Outcome]:
+    """Publish them, guest by guest."""
+    by_guest: dict[str, list[Entry]] = {}
+    for entry in WaitingEntries(config.journal_dir).all():
+        if domain in (None, entry.domain, entry.uuid):
+            by_guest.setdefault(entry.uuid, []).append(entry)
+    for uuid, entries in by_guest.items():
+        name = entries[-1].domain
+        result, why = Result.NEEDED, ""
+        if not dry_run:
+            intent, limit_s = f"recover {name}", config.limits.lock_timeout_s
+            try:
+                with lock(config.locks_dir, uuid, intent, limit_s):
+                    publish_waiting(config, host, uuid)
+                result = Result.RECOVERED
+            except (ZvmsnapError, OSError) as error:
+                result, why = Result.FAILED, str(error)
+        yield Outcome(name, uuid, tuple(map(describe.waiting, entries)), result, why)
 
 
 # -- interrupted runs

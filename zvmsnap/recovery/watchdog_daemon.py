@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -208,9 +209,11 @@ def _watch_living(
     if overdue := _overdue(config, journal, entries, post_within_s):
         for entry in overdue:
             _finish_overdue(config, journal, entry, post_within_s)
-    elif entries and free_bytes(config.staging_dir) < _reserve_bytes(config):
-        for entry in entries:
-            _release_early(config, journal, entry)
+        return
+    for entry in entries:
+        staging = entry.directory(config.staging_dir).parent
+        if free_bytes(staging) < _reserve_bytes(config):
+            _release_early(config, journal, entry, staging)
 
 
 def _overdue(
@@ -242,7 +245,7 @@ def _finish_overdue(config: Config, journal: Journal, known: Entry, post_within_
     _if_free(config, journal, known, "finish", finish)
 
 
-def _release_early(config: Config, journal: Journal, known: Entry) -> None:
+def _release_early(config: Config, journal: Journal, known: Entry, staging: Path) -> None:
     """Merge the overlays of one entry, before the guest pauses because staging is full."""
     from zvmsnap.disks import overlay_chain
     from zvmsnap.finalize.release import release
@@ -256,7 +259,7 @@ def _release_early(config: Config, journal: Journal, known: Entry) -> None:
             guest = host.guest(entry.uuid)
             if not overlay_chain.of_guest(guest):
                 return
-            about.warning("staging %s is nearly full: merging overlays now", config.staging)
+            about.warning("staging %s is nearly full: merging overlays now", staging)
             writer = EntryWriter(journal, entry)
             snapshot_match.note(writer, about)
             writer.note(released_early=not snapshot_match.is_whole(writer.entry))

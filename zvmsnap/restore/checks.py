@@ -97,6 +97,19 @@ def _check_other_disks(point: RestorePoint, observed: Observed) -> None:
             )
 
 
+def check_directories(operation: RestoreOperation, observed: Observed) -> None:
+    """None of our own directories moves with the restored datasets. Raises RestoreImpossible."""
+    rolled_back = {snapshot.partition("@")[0] for snapshot in operation.rollback}
+    for name, dataset in observed.own_directories.items():
+        # All that is below a swapped dataset is unmounted for a while.
+        moves = any(_is_in(dataset, tree.top) for tree in operation.swap_trees)
+        if moves or dataset in rolled_back:
+            raise RestoreImpossible(
+                f"{name} is on {dataset}, which would be restored, too: move it to another "
+                "dataset first, or zvmsnap clone the point"
+            )
+
+
 def check_names(operation: RestoreOperation, observed: Observed) -> None:
     """No name that will be made is too long for ZFS. Raises RestoreImpossible."""
     if why := snapshot_name.too_long(_new_names(operation, observed)):

@@ -51,7 +51,7 @@ from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
 from zvmsnap.disks.jobs import wait_idle
-from zvmsnap.finalize.after_snapshot import finish_interrupted
+from zvmsnap.finalize.after_snapshot import finish_interrupted, publish_waiting
 from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
@@ -111,6 +111,8 @@ def _finish_interrupted_run(config: Config, host: Host, point: RestorePoint) -> 
         )
     try:
         finish_interrupted(config, host, host.guest(manifest.uuid), entry)
+        # Their snapshots are found by name, which the restore may give to others.
+        publish_waiting(config, host, manifest.uuid)
     except DomainGone:
         return
 

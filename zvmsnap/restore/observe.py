@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap.common.errors import DomainGone
-from zvmsnap.disks import location
+from zvmsnap.config.settings import Config
+from zvmsnap.disks import location, own_directories
 from zvmsnap.disks.location import GuestDisks
+from zvmsnap.journal.operation import Operations
+from zvmsnap.journal.waiting import all_entries
 from zvmsnap.points import compatibility, locate, vault
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import Disk
@@ -56,7 +59,7 @@ class Observed:
     """What the host says, asked once.
 
     `present` are all snapshots by their full names, `other_disks` those that are no part of the
-    point.
+    point, `own_directories` the datasets of our own directories.
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
     these datasets by those in the manifest. `next_disks` are the point's disks of the definition
     for the next start, `next_outside` its other ones. `leads_to` is where the paths of all disks
@@ -69,6 +72,7 @@ class Observed:
     present: Mapping[str, Snapshot]
     snapshots: Mapping[str, Snapshot]
     other_disks: tuple[OtherDisk, ...]
+    own_directories: Mapping[str, str]
     current: Mapping[str, str]
     next_disks: tuple[Disk, ...]
     next_outside: tuple[domain_xml.Disk, ...]
@@ -81,7 +85,7 @@ class Observed:
 
 
 def observe(
-    vault_dir: Path, host: Host, point: RestorePoint, *, with_memory: bool, rollback: bool
+    config: Config, host: Host, point: RestorePoint, *, with_memory: bool, rollback: bool
 ) -> Observed:
     """Ask libvirt, ZFS and the vault. Raises SnapshotMissing, RestoreImpossible, LibvirtFailed."""
     manifest = point.manifest
@@ -102,6 +106,7 @@ def observe(
         present=present,
         snapshots=snapshots,
         other_disks=_other_disks(point, table, with_memory=with_memory),
+        own_directories=own_directories.datasets_of(_directories(config), table),
         current=current,
         next_disks=next_disks,
         next_outside=at_next_start.outside,
@@ -113,7 +118,7 @@ def observe(
         others=_observe_others(host, [guest for guest in guests if guest is not own], table),
         misfits=_misfits(host, point, with_memory=with_memory),
         newer=newer_snapshots,
-        newer_points=_points_of(vault_dir, newer_snapshots),
+        newer_points=_points_of(config.vault_dir, newer_snapshots),
     )
 
 
@@ -135,6 +140,13 @@ def _origins(dataset: str, datasets: Mapping[str, Dataset]) -> set[str]:
         origins.add(dataset)
         dataset = datasets[dataset].origin.partition("@")[0]
     return origins
+
+
+def _directories(config: Config) -> dict[str, Path]:
+    """Our own, with staging directories of unfinished work from before `staging` was changed."""
+    unfinished = [*all_entries(config.journal_dir), *Operations(config.journal_dir).all()]
+    older = {f"staging of {work.domain}": Path(work.staging) for work in unfinished if work.staging}
+    return own_directories.of(config) | older
 
 
 def _other_disks(

@@ -64,18 +64,19 @@ class RestoreRequest:
 class Names:
     """What names are made of, chosen once: what an operator agrees to is called so in the end.
 
-    `number` is of the clones, `capture` the directory in staging.
+    `number` is of the clones, `capture` the directory in `staging`.
     """
 
     now: datetime
     number: str
+    staging: str
     capture: str
 
     @classmethod
     def fresh(cls, config: Config, uuid: str) -> Names:
         """Names that no restore had before."""
         capture = StagingDir.fresh(config.staging_dir, uuid).path.name
-        return cls(datetime.now(UTC), secrets.token_hex(4), capture)
+        return cls(datetime.now(UTC), secrets.token_hex(4), config.staging, capture)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def plan_restore(
     point, options, image = request.point, request.options, request.image
     names = names or Names.fresh(config, point.manifest.uuid)
     observed = observe(
-        config.vault_dir,
+        config,
         host,
         point,
         with_memory=image is not None,
@@ -131,6 +132,7 @@ def plan_restore(
         checks.check_rollback(observed)
     operation = _build(request, names, observed)
     checks.check_names(operation, observed)
+    checks.check_directories(operation, observed)
     destroyed = (
         *(f"snapshot {usage.snapshot.full_name}" for usage in observed.newer),
         *(f"point {name}" for name in observed.newer_points),
@@ -167,6 +169,7 @@ def _build(request: RestoreRequest, names: Names, observed: Observed) -> Restore
             names.capture,
             names.now,
         )
+        safety = msgspec.structs.replace(safety, staging=names.staging)
     was_active = replaced is not None and replaced.is_active
     return RestoreOperation(
         domain=manifest.domain,
@@ -188,6 +191,7 @@ def _build(request: RestoreRequest, names: Names, observed: Observed) -> Restore
         memory=image is not None,
         start_state=_start_state(manifest, options, image),
         capture=names.capture,
+        staging=names.staging,
         swap_trees=() if options.rollback else _swap_trees(observed, names),
         rollback=tuple(rollback) if options.rollback else (),
         guest_existed=replaced is not None and replaced.is_persistent,

@@ -44,7 +44,7 @@ class ReplacedGuest:
         self._host = host
         self._writer = writer
         self._log = log.about(writer.operation.domain, "restore")
-        self.kept = StagingDir(config.staging_dir / writer.operation.capture)
+        self.kept = StagingDir(writer.operation.directory_in_staging(config.staging_dir))
 
     @property
     def _operation(self) -> RestoreOperation:

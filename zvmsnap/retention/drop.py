@@ -10,8 +10,8 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import DropRefused, LockTimeout, ZfsFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
-from zvmsnap.journal import late, other_versions, snapshot_match
-from zvmsnap.journal.journal import Journal
+from zvmsnap.journal import other_versions, snapshot_match
+from zvmsnap.journal.waiting import all_entries
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
 from zvmsnap.points.point import RestorePoint
@@ -171,8 +171,7 @@ def _check_unreadable_points(
 
 
 def _check_journal(settings: Config, names: set[str], datasets: set[str]) -> None:
-    journal_dir = settings.journal_dir
-    for entry in (*Journal(journal_dir).entries(), *late.entries(journal_dir)):
+    for entry in all_entries(settings.journal_dir):
         if not datasets & {entry.relocated_datasets.get(each, each) for each in entry.datasets}:
             continue
         if shared := names & {ref.full_name for ref in snapshot_match.of(entry)}:

@@ -10,10 +10,10 @@ from pathlib import Path
 from zvmsnap.common import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import moved_aside, staging_dirs
-from zvmsnap.journal import late, other_versions
+from zvmsnap.journal import other_versions
 from zvmsnap.journal.fetches import Fetches
-from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
+from zvmsnap.journal.waiting import all_entries
 from zvmsnap.points import vault
 
 
@@ -41,9 +41,8 @@ def find(settings: Config) -> Leftovers:
     # So what was seen in them and is not in the journal belongs to nobody.
     captures = staging_dirs(settings.staging_dir)
     unfinished_points = vault.unfinished(settings.vault_dir)
-    open_captures = {entry.capture for entry in Journal(settings.journal_dir).entries()}
-    open_captures |= {entry.capture for entry in late.entries(settings.journal_dir)}
-    open_captures |= {operation.capture for operation in Operations(settings.journal_dir).all()}
+    work = [*all_entries(settings.journal_dir), *Operations(settings.journal_dir).all()]
+    open_captures = {each.capture for each in work}
     # Any capture of these guests may be the one that is worked on.
     kept = other_versions.guests(settings.journal_dir) | Fetches(settings.journal_dir).guests()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
-from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.waiting import all_entries
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness
 from zvmsnap.points.point import RestorePoint
@@ -81,7 +81,7 @@ def _pointless(
     """The snapshots of guests' datasets that belong to no point."""
     of_points = {ref.guid for point in points for ref in point.manifest.snapshots}
     datasets = {disk.dataset for point in points for disk in point.manifest.disks}
-    for entry in Journal(settings.journal_dir).entries():
+    for entry in all_entries(settings.journal_dir):
         datasets.update(entry.datasets)
     return [
         snapshot

@@ -13,7 +13,9 @@ from zvmsnap.zfs.types import Partition
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of the mount table; `dataset` is "" where the file system is not ZFS.
+    """One line of the mount table: a file system of that kind (`ext4`, `zfs`, `tmpfs`).
+
+    `dataset` is "" where it is not ZFS.
 
     `root` is the directory of the file system that is seen at `mountpoint`: "/", but for bind
     mounts. `parent` is the number of the mount on which this one is
@@ -25,6 +27,7 @@ class Mount:
     root: str
     mountpoint: str
     dataset: str
+    kind: str = ""
 
 
 def read_table(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
@@ -38,7 +41,7 @@ def read_table(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
         kind, source = after.split(" ")[:2]
         dataset = _unescape(source) if kind == "zfs" else ""
         mounts.append(
-            Mount(int(number), int(parent), _unescape(root), _unescape(mountpoint), dataset)
+            Mount(int(number), int(parent), _unescape(root), _unescape(mountpoint), dataset, kind)
         )
     return mounts
 
@@ -53,6 +56,12 @@ def dataset_of_path(path: str, table: Sequence[Mount]) -> tuple[str, str] | None
         return None
     inside = os.path.relpath(path, mount.mountpoint)
     return mount.dataset, os.path.relpath(os.path.join(mount.root, inside), "/")
+
+
+def kind_of_path(path: str, table: Sequence[Mount]) -> str:
+    """The kind of the file system that holds `path`, as of `dataset_of_path`; "" if none does."""
+    mount = _mount_of_path(path, table)
+    return mount.kind if mount else ""
 
 
 def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:

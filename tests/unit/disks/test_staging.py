@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -127,6 +128,19 @@ def test_staging_inside_the_snapshot(reachable: Path, dataset: str, refused: boo
         return
     with pytest.raises(StagingUnusable, match="is on tank/web, which is one of the snapshot"):
         staging.check_usable(directory, known, mounts)
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("tmpfs", True), ("ramfs", True), ("ext4", False)])
+def test_staging_in_ram(reachable: Path, kind: str, refused: bool) -> None:
+    root, mounted = table(reachable, "")
+    mounts = [root, dataclasses.replace(mounted, kind=kind)]
+    directory = reachable / "staging"
+    if not refused:
+        staging.check_usable(directory, frozenset(), mounts)
+        return
+    with pytest.raises(StagingUnusable, match=f"is on {kind}, which is RAM: a power cut would"):
+        staging.check_usable(directory, frozenset(), mounts)
     assert not directory.exists()
 
 

@@ -358,7 +358,7 @@ def test_only_the_entry_that_was_read_is_released_early(
     if now is not None:
         journal.write(msgspec.structs.replace(known, **now))
     before = entries(config)
-    watchdog_daemon._release_early(config, journal, known)
+    watchdog_daemon._release_early(config, journal, known, config.staging_dir)
     assert entries(config) == before
     assert guest.calls == []
 

@@ -3,6 +3,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.fakes.guest import OTHER
@@ -10,6 +11,7 @@ from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene, set_scene
 from zvmsnap.common.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
+from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import StartState
 from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, SnapshotRef
@@ -121,9 +123,46 @@ def locked(scene: Scene, point: RestorePoint) -> None:
     scene.world.pool[DATASET].locked = True
 
 
+def misplaced(key: str, where: str = DATASET) -> Callable[[Scene, RestorePoint], None]:
+    def misplace(scene: Scene, point: RestorePoint) -> None:
+        if where not in scene.world.pool:
+            scene.world.add(where)
+        directory = str(scene.world.root / where / "ours")
+        scene.config = msgspec.structs.replace(scene.config, **{key: directory})
+
+    return misplace
+
+
+def staging_of_another(scene: Scene, point: RestorePoint) -> None:
+    """What another guest's capture has written before `staging` was changed."""
+    operation = plan_of(scene, point).operation
+    assert operation.safety_entry
+    entry = msgspec.structs.replace(
+        operation.safety_entry,
+        domain="db",
+        uuid=OTHER,
+        capture=f"{OTHER}.0000000a",
+        staging=str(scene.world.root / DATASET),
+    )
+    Journal(scene.config.journal_dir).write(entry)
+
+
 @pytest.mark.parametrize(
     ("spoil", "options", "says"),
     [
+        *(
+            pytest.param(misplaced(key), options, f"{key} is on tank/web, which would be restored")
+            for key in ("vault", "journal", "staging", "locks")
+            for options in (RestoreOptions(), ROLLBACK)
+        ),
+        pytest.param(
+            misplaced("vault", f"{DATASET}/vault"),
+            RestoreOptions(),
+            "vault is on tank/web/vault, which would be restored, too: move it to another dataset",
+        ),
+        pytest.param(
+            staging_of_another, RestoreOptions(), "staging of db is on tank/web, which would be"
+        ),
         pytest.param(
             locked, RestoreOptions(), "tank/web: its key is not loaded: zfs load-key tank/web"
         ),
@@ -553,3 +592,9 @@ def test_names_that_zfs_does_not_allow_are_known_before(
             plan_of(scene, point)
         if make is not with_disk_elsewhere:
             assert plan_of(scene, point, ROLLBACK)
+
+
+def test_rollback_leaves_datasets_below_alone(scene: Scene) -> None:
+    point = scene.point()
+    misplaced("vault", f"{DATASET}/vault")(scene, point)
+    assert plan_of(scene, point, ROLLBACK)

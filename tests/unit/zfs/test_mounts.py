@@ -55,6 +55,14 @@ def test_dataset_of_path(table: list[Mount], path: str, expected: tuple[str, str
 
 
 @pytest.mark.parametrize(
+    ("path", "kind"), [("/var", "ext4"), ("/tank/web/a", "zfs"), ("/tank/web2/a", "zfs")]
+)
+def test_kind_of_path(table: list[Mount], path: str, kind: str) -> None:
+    assert mounts.kind_of_path(path, table) == kind
+    assert mounts.kind_of_path(path, []) == ""
+
+
+@pytest.mark.parametrize(
     ("dataset", "expected"),
     [
         pytest.param("tank/web", "/tank/web", id="mounted"),
