@@ -20,6 +20,7 @@ import zstandard
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
+from tests.fakes.zfs_pool import allow_text, delegation
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
@@ -29,8 +30,10 @@ from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
-from zvmsnap.zfs import mounts, types, volume, zfs
+from zvmsnap.zfs import mounts, room, sends, types, volume, zfs
 from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.room import Room
+from zvmsnap.zfs.sends import Sender
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 DATASET = "tank/web"
@@ -52,6 +55,7 @@ class PoolDataset:
     origin: int = 0
     mounted: bool = False
     locked: bool = False
+    delegated: set[tuple[tuple[str, ...], str]] = field(default_factory=set)
     properties: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,6 +94,10 @@ class World:
         self.death: tuple[int, str] | None = None
         self.dead = False
         self._guid = 0
+        # Snapshots that are being sent, and the processes.
+        self.sent: set[str] = set()
+        self.sending: list[Sender] = []
+        self.room: dict[str, Room] = {}
 
     # -- for the tests
 
@@ -158,6 +166,10 @@ class World:
         raise (ZfsFailed if name.startswith("zfs") else LibvirtFailed)(f"{name}: failed here")
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(sends, "held", lambda names: sorted(set(names) & self.sent))
+        patch.setattr(sends, "senders", self.senders)
+        patch.setattr(zfs, "command", self.command)
+        patch.setattr(room, "of", self.rooms)
         for verb in ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked"):
             patch.setattr(zfs, verb, getattr(self, verb))
         patch.setattr(mounts, "read_table", self.mounts)
@@ -223,8 +235,31 @@ class World:
             if each.dataset_guid in guids
         ]
 
-    def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
-        return {name: dict(self.pool[name].properties) for name in datasets}
+    def local_properties(
+        self, datasets: Sequence[str], sources: str = "local,received"
+    ) -> dict[str, dict[str, str]]:
+        is_own = "local" in sources
+        return {name: dict(self.pool[name].properties) if is_own else {} for name in datasets}
+
+    def senders(self, datasets: Iterable[str]) -> list[Sender]:
+        wanted = set(datasets)
+        return [each for each in self.sending if each.command.split()[-1].split("@")[0] in wanted]
+
+    def command(self, verb: str, *words: str) -> str:
+        dataset = self.pool[words[-1]]
+        if len(words) == 1:
+            return allow_text(words[-1], dataset.delegated)
+        with self.act(f"zfs {verb}"):
+            if verb == "set":
+                dataset.properties |= dict(word.split("=", 1) for word in words[:-1])
+            elif verb == "inherit":
+                dataset.properties.pop(words[-2], None)
+            else:
+                delegation(dataset.delegated, verb, words)
+        return ""
+
+    def rooms(self, datasets: Iterable[str]) -> dict[str, Room]:
+        return {name: self.room.get(name, Room(available=1 << 60)) for name in datasets}
 
     def marked(self, user_property: str) -> dict[str, str]:
         return {

@@ -27,6 +27,36 @@ class FakeZfs:
         return types.SnapshotListing(existing, frozenset({"tank"}))
 
 
+def allow_text(name: str, delegated: Iterable[tuple[tuple[str, ...], str]]) -> str:
+    """What `zfs allow` prints of a dataset."""
+    sections: dict[str, list[str]] = {}
+    for options, permissions in sorted(delegated):
+        if options[0] == "-c":
+            sections.setdefault("Create time permissions:", []).append(permissions)
+            continue
+        if options[0] == "-s":
+            sections.setdefault("Permission sets:", []).append(f"{options[1]} {permissions}")
+            continue
+        scope = {"-l": "Local", "-d": "Descendent"}.get(options[0], "Local+Descendent")
+        own = [word for word in options if word not in ("-l", "-d")]
+        whom = {"-u": "user ", "-g": "group ", "-e": "everyone"}[own[0]] + "".join(own[1:])
+        sections.setdefault(f"{scope} permissions:", []).append(f"{whom} {permissions}")
+    if not sections:
+        return ""
+    lines = [f"---- Permissions on {name} ".ljust(70, "-")]
+    for section, entries in sections.items():
+        lines += [section, *(f"\t{entry}" for entry in entries)]
+    return "\n".join(lines) + "\n"
+
+
+def delegation(
+    delegated: set[tuple[tuple[str, ...], str]], verb: str, words: Sequence[str]
+) -> None:
+    """What `zfs allow` or `zfs unallow` does."""
+    change = delegated.add if verb == "allow" else delegated.discard
+    change((tuple(words[:-2]), words[-2]))
+
+
 class PowerCut(Exception):
     """The process dies."""
 
@@ -55,6 +85,10 @@ class _PoolDataset:
     mounted: bool = False
     content: str = ""
     own: dict[str, str] = field(default_factory=dict)
+    # What came with a stream, which outlives `zfs inherit`; and what of it counts now.
+    stream: dict[str, str] = field(default_factory=dict)
+    received: set[str] = field(default_factory=set)
+    delegated: set[tuple[tuple[str, ...], str]] = field(default_factory=set)
     snapshots: list[_PoolSnapshot] = field(default_factory=list)
     bookmarks: dict[str, _PoolSnapshot] = field(default_factory=dict)
     partial: tuple[_PoolSnapshot, int] | None = None
@@ -77,6 +111,7 @@ class FakePool:
         ),
         *("clone", "promote", "rename", "set_property", "mount", "unmount", "rollback", "destroy"),
         *("subtree", "create_folder", "stream_bytes", "bookmarks", "held_snapshots"),
+        "command",
         "wait_device",
     )
     MARKS = ("bookmark", "destroy_bookmarks", "hold", "release", "tags")
@@ -86,6 +121,7 @@ class FakePool:
         self.busy: set[str] = set()
         self.changes = 0
         self.dies_after: int | None = None
+        self.room_bytes = 1 << 60
         self._dataset_guids = count(1)
         self._snapshot_guids = count(1001)
         self._txgs = count(1)
@@ -113,6 +149,13 @@ class FakePool:
         self.by_name[name] = dataset
         dataset.mounted = mounted and not volume and self._where(name).startswith("/")
 
+    def came_with_a_stream(self, name: str, **properties: str) -> None:
+        """Let properties come with a stream."""
+        dataset = self.by_name[name]
+        dataset.stream |= properties
+        dataset.own |= properties
+        dataset.received |= properties.keys()
+
     def guid(self, full_name: str) -> int:
         """The guid of a dataset or snapshot."""
         return self._snapshot(full_name).guid if "@" in full_name else self.by_name[full_name].guid
@@ -136,6 +179,7 @@ class FakePool:
                 (dataset.guid, dataset.type, dataset.mounted, dataset.content, self._where(name)),
                 self._origin(name),
                 {**dataset.own, "canmount": dataset.own.get("canmount", "on")},
+                (sorted(dataset.received & dataset.own.keys()), sorted(dataset.delegated)),
                 [snapshot for snapshot in dataset.snapshots if snapshot.name != without],
             )
             for name, dataset in sorted(self.by_name.items())
@@ -182,8 +226,20 @@ class FakePool:
             for snapshot in self._dataset(name).snapshots
         ]
 
-    def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
-        return {name: dict(self._dataset(name).own) for name in datasets}
+    def local_properties(
+        self, datasets: Sequence[str], sources: str = "local,received"
+    ) -> dict[str, dict[str, str]]:
+        return {name: self._properties(name, sources) for name in datasets}
+
+    def _properties(self, name: str, sources: str) -> dict[str, str]:
+        dataset = self._dataset(name)
+        if sources == "inherited":
+            above = [each for each in self.by_name if name.startswith(f"{each}/")]
+            values = {k: v for each in sorted(above) for k, v in self.by_name[each].own.items()}
+            return {k: v for k, v in values.items() if ":" in k and k not in dataset.own}
+        if sources == "received":
+            return {k: v for k, v in dataset.own.items() if k in dataset.received}
+        return dict(dataset.own)
 
     def take_snapshots(self, datasets: Iterable[str], name: str) -> None:
         wanted = sorted(datasets)
@@ -244,6 +300,49 @@ class FakePool:
         )
         self._change()
         dataset.own[user_property] = value
+
+    def _set(self, name: str, values: Mapping[str, str]) -> None:
+        dataset = self._dataset(name)
+        self._change()
+        self._refuse(self._lacks_room(name, values), f"{name}: out of space")
+        for key, value in values.items():
+            dataset.own[key] = value
+            dataset.received.discard(key)
+            if value == "none":
+                del dataset.own[key]
+
+    def _inherit(self, name: str, user_property: str, *, received: bool) -> None:
+        dataset = self._dataset(name)
+        self._change()
+        if received and user_property in dataset.stream:
+            dataset.own[user_property] = dataset.stream[user_property]
+            dataset.received.add(user_property)
+        else:
+            dataset.own.pop(user_property, None)
+            dataset.received.discard(user_property)
+
+    def command(self, verb: str, *words: str) -> str:
+        name = words[-1]
+        if verb == "set":
+            self._set(name, dict(word.split("=", 1) for word in words[:-1]))
+        elif verb == "inherit":
+            self._inherit(name, words[-2], received=words[0] == "-S")
+        elif len(words) == 1:
+            names = [each for each in self.by_name if name == each or name.startswith(f"{each}/")]
+            return "".join(allow_text(each, self.by_name[each].delegated) for each in names)
+        else:
+            self._change()
+            delegation(self._dataset(name).delegated, verb, words)
+        return ""
+
+    def _lacks_room(self, name: str, values: Mapping[str, str]) -> bool:
+        """Are all reservations, with these new ones, more than the pool has?"""
+        reserved = {
+            each: dict(dataset.own) | (dict(values) if each == name else {})
+            for each, dataset in self.by_name.items()
+        }
+        sizes = [own.get("refreservation", "none") for own in reserved.values()]
+        return sum(int(size) for size in sizes if size != "none") > self.room_bytes
 
     def mount(self, name: str) -> None:
         dataset = self._dataset(name)

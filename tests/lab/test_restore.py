@@ -140,6 +140,98 @@ def test_replication_finds_its_common_snapshot(lab: Lab) -> None:
     assert copied[youngest] == scenario.snapshots(lab, WEB.top)[youngest]
 
 
+SETUP = """
+zfs set reservation=40M autobackup:nas=true syncoid:sync=true zvmsnap:group=shop org:owner=me tank/vm/web
+zfs set autobackup:all=true tank/vm
+zfs set refreservation=16M autobackup:nas=child tank/vm/web/data
+zfs allow -u nobody send,hold,snapshot tank/vm/web
+zfs allow -l -g staff mount tank/vm/web
+zfs allow -s @mine snapshot,destroy tank/vm/web
+zfs allow -u nobody @mine tank/vm/web
+zfs allow -c destroy tank/vm/web
+zfs allow -l -u 54321 rollback tank/vm/web/data
+zfs allow -d -e hold tank/vm/web/data
+zfs set quota=$(($(zfs get -Hpo value used tank/vm) + 24000000)) tank/vm
+"""
+BELONGINGS = (
+    "zfs allow tank/vm/web; zfs allow tank/vm/web/data; "
+    "zfs get -Hp -s local -o name,property,value all tank/vm/web tank/vm/web/data |"
+    "grep -v canmount | sort"
+)
+SET_ASIDE = "zfs list -Ho name -t filesystem,volume -r tank/vm | grep [.]before-"
+TOOLS = "autobackup:nas,autobackup:all,syncoid:sync,com.sun:auto-snapshot,zvmsnap:group,org:owner"
+
+
+def test_what_belongs_to_a_name_goes_with_it(lab: Lab) -> None:
+    """On a quota that a second reservation would break, and killed in the middle once."""
+    name = back.hourly(lab)
+    lab.run(SETUP)
+    before = lab.run(BELONGINGS).stdout
+    assert before.count("autobackup:nas") == 2 and "user (unknown: 54321) rollback" in before
+    restore(lab, f"web@{name}", "--no-safety")
+    assert lab.run(BELONGINGS).stdout == before
+    lab.run(
+        f"ZVMSNAP_TEST_STOP_BEFORE=promote zvmsnap restore --yes web@{name} & "
+        'until grep -q \'"step":"promote"\' /var/lib/zvmsnap/journal/operations/*.json; '
+        "do sleep 0.2; done; kill -9 $!; wait; zvmsnap recover",
+        timeout_s=scenario.ROUND_LIMIT_S,
+    )
+    assert lab.run(BELONGINGS).stdout == before
+    restore(lab, f"web@{name}", "--no-safety")
+    assert lab.run(BELONGINGS).stdout == before
+    back.assert_nothing_left(lab)
+
+    aside = lab.run(SET_ASIDE).stdout.split()
+    assert len(aside) == 6
+    for dataset in aside:
+        told = lab.run(f"zfs get -Hpo value reservation,refreservation,{TOOLS} {dataset}").stdout
+        assert told.split() == ["0", "0", *["false"] * 4, "-", "-"], (dataset, told)
+        assert f"Permissions on {dataset}" not in lab.run(f"zfs allow {dataset}").stdout
+    scenario.counts_on(lab)
+
+
+def test_running_send_is_found_before_anything_stops(lab: Lab) -> None:
+    name = back.hourly(lab)
+    send = f"zfs send tank/vm/web@{name}"
+    for options in ((), ("--end-sends",), ("--wait",)):
+        running = lab.start(f"{send} | sleep {'15' if options == ('--wait',) else '1000'}")
+        scenario.wait_until("the send", lambda: lab.run(f"pgrep -f '^{send}'", check=False).stdout != "")
+        assert lab.run(
+            f"zfs clone tank/vm/web@{name} tank/vm/x && zfs promote tank/vm/x", check=False
+        ).stderr
+        lab.run("zfs destroy tank/vm/x")
+        if not options:
+            pid = lab.run(f"pgrep -f '^{send}'").stdout.split()[0]
+            for command in ("--dry-run", "--yes"):
+                refused = lab.run(f"zvmsnap restore {command} web@{name}", check=False)
+                assert refused.returncode == 1, refused
+                assert f"tank/vm/web@{name} is being sent by pid {pid} ({send})" in refused.stderr
+            assert (
+                "tank/vm/web@"
+                in zvmsnap(lab, "restore", "--dry-run", "--wait", f"web@{name}").stdout
+            )
+            scenario.counts_on(lab)
+            lab.run(f"kill {pid}")
+        else:
+            restore(lab, f"web@{name}", "--no-safety", *options)
+            assert lab.run(f"pgrep -f '^{send}'", check=False).stdout == ""
+        running.kill()
+    back.assert_nothing_left(lab)
+
+    # And a name that ZFS would not allow.
+    long = "tank/vm/" + "l" * 199
+    lab.run(f"virsh destroy web && zfs rename tank/vm/web {long}")
+    assert (
+        "too long"
+        in lab.run(f"zfs rename {long} {long}.before-20261121T120000", check=False).stderr
+    )
+    refused = lab.run(f"zvmsnap restore --dry-run web@{name}", check=False)
+    assert (refused.returncode, "characters long, and ZFS allows 255" in refused.stderr) == (
+        1,
+        True,
+    )
+
+
 # What was done to the point or its guest, and what is said of it.
 HARMS = {
     "echo x >> {point}/memory.img": "damaged",
@@ -149,8 +241,7 @@ HARMS = {
     "sed -i s/pc-i440fx[-0-9.]*/pc-i440fx-99.9/ {point}/*.xml": "cannot be that machine",
     "zfs destroy tank/vm/web/data@{moment}_monthly%{moment}_hourly": "no snapshot of it is left",
     "zfs list -Ho name -t snapshot -r tank/vm/web | xargs -n 1 zfs destroy;"
-    "for each in monthly daily hourly; do zfs snapshot -r tank/vm/web@{moment}_$each; done":
-        "no snapshot of it is left",
+    "for each in monthly daily hourly; do zfs snapshot -r tank/vm/web@{moment}_$each; done": "no snapshot of it is left",
 }
 
 
@@ -178,13 +269,17 @@ def test_pool_without_room_is_found_out_before_anything_stops(lab_session: Lab) 
     lab = lab_session
     scenario.taken(lab)
     name = back.hourly(lab)
-    # The clone of a volume that reserves its room needs the same again.
+    # What has been written since is kept, and reserved once more for the restored dataset.
     lab.run(
-        "zfs set refreservation=16M tank/vm/web/data &&"
+        "head -c 10M /dev/urandom > /tank/vm/web/file && sync &&"
+        "zfs set refreservation=40M tank/vm/web && zpool sync &&"
         "zfs set quota=$(($(zfs get -Hpo value used tank/vm) + 2000000)) tank/vm"
     )
-    restored = lab.run(f"zvmsnap restore --yes web@{name}", check=False)
-    assert restored.returncode == 1, restored
-    assert "All is as it was: web is running" in restored.stderr
+    for command in ("--dry-run", "--yes"):
+        refused = lab.run(f"zvmsnap restore {command} web@{name}", check=False)
+        assert refused.returncode == 1, refused
+        assert "restore with --rollback, which needs none" in refused.stderr
     scenario.assert_counted_through(lab, "web")
+    lab.run("zfs set quota=$(($(zfs get -Hpo value used tank/vm) + 16000000)) tank/vm")
+    back.restore(lab, f"web@{name}")
     back.assert_nothing_left(lab)

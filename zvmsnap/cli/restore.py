@@ -36,6 +36,12 @@ def restore(
     no_safety: Annotated[
         bool, typer.Option("--no-safety", help="Do not keep the replaced guest as a point.")
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until sends of its snapshots have ended.")
+    ] = False,
+    end_sends: Annotated[
+        bool, typer.Option("--end-sends", help="End sends of its snapshots: zfs send, by SIGTERM.")
+    ] = False,
 ) -> None:
     """Bring a point back in place of its guest.
 
@@ -50,6 +56,7 @@ def restore(
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
     from zvmsnap.common.signals import cancelled_by_signal
+    from zvmsnap.restore import running_sends
     from zvmsnap.restore.in_place import restore as put_back
     from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
     from zvmsnap.virt.host import Host
@@ -61,11 +68,20 @@ def restore(
     with Host.connect(settings.uri) as host:
         planned = plan_restore(settings, host, request)
         typer.echo("\n".join(planned.lines))
+        if planned.sends and (wait or end_sends):
+            typer.echo(f"  first {'waits for the end of' if wait else 'ENDS'}: {planned.sends}")
+        else:
+            planned.sends.refuse(planned.operation.domain)
         if dry_run:
             return
         if not yes:
             confirm()
-        put_back(settings, host, planned, cancelled_by_signal())
+        cancelled = cancelled_by_signal()
+        if wait:
+            running_sends.wait_for_end(planned.operation, cancelled)
+        elif end_sends:
+            running_sends.end(planned.operation)
+        put_back(settings, host, planned, cancelled)
 
 
 def bring_back(

@@ -8,7 +8,7 @@ from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import RestoreImpossible
 from zvmsnap.journal.operation import RestoreOperation
 from zvmsnap.points import compatibility
-from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.manifest import Manifest, Memory
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore.observe import Observed
 
@@ -108,6 +108,43 @@ def check_directories(operation: RestoreOperation, observed: Observed) -> None:
                 f"{name} is on {dataset}, which would be restored, too: move it to another "
                 "dataset first, or zvmsnap clone the point"
             )
+
+
+def check_room(operation: RestoreOperation, memory: Memory | None, observed: Observed) -> None:
+    """There is room for what is known to be needed. Raises RestoreImpossible.
+
+    In staging for the RAM of the replaced guest, and for a compressed image that is unpacked. In
+    the pool for reservations: what is set aside has none, but what was written stays used, and is
+    reserved once more for the restored dataset.
+    """
+    replaced, needed_bytes = observed.replaced, 0
+    if replaced and operation.saves_memory:
+        needed_bytes += replaced.disks.domain.memory_kib << 10
+    if memory and operation.memory and memory.compression != "none":
+        needed_bytes += memory.image_bytes
+    if needed_bytes > observed.staging_free_bytes:
+        raise RestoreImpossible(
+            f"staging has {observed.staging_free_bytes >> 20} MiB free, and the RAM needs "
+            f"{needed_bytes >> 20} MiB: free space there, or set `staging` to another file system"
+        )
+    for tree in operation.swap_trees:
+        needed_bytes = sum(
+            observed.rooms[tree.top + dataset.path].reserved_again for dataset in tree.datasets
+        )
+        parent = tree.top.rpartition("/")[0]
+        above = observed.rooms.get(parent)
+        # A refquota hides how much room those below have.
+        if above is None or above.refquota or needed_bytes <= above.available:
+            continue
+        raise RestoreImpossible(
+            f"{tree.top}: its reservations need {_mib(needed_bytes)} MiB once more, for what is "
+            f"set aside is kept, and {parent} has {_mib(above.available)} MiB left: free that, "
+            "raise its quota, or restore with --rollback, which needs none"
+        )
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.1f}"
 
 
 def check_names(operation: RestoreOperation, observed: Observed) -> None:

@@ -56,6 +56,7 @@ from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.restore import running_sends
 from zvmsnap.restore.plan import RestorePlan, plan_restore
 from zvmsnap.restore.relocate import relocate_points
 from zvmsnap.restore.replaced_guest import ReplacedGuest
@@ -95,6 +96,7 @@ def restore(
         _finish_interrupted_run(config, host, point)
         again = plan_restore(config, host, plan.request, plan.names)
         plan.refuse_other(again)
+        again.sends.refuse(domain)
         if plan.operation.was_active:
             staging.check_usable(config.staging_dir, plan.datasets, mounts.read_table())
         InPlaceRestore(config, host, again.operation, cancelled).run()
@@ -238,7 +240,7 @@ class InPlaceRestore:
         if operation.memory:
             steps.append(Step("unpack", restored.unpack))
         if operation.was_active:
-            steps.append(Step("stop", replaced.stop, replaced.bring_back))
+            steps.append(Step("stop", self._stop, replaced.bring_back))
         if operation.safety_entry:
             steps.append(Step("safety", replaced.take_safety, replaced.drop_safety))
         if operation.swap_trees:
@@ -274,6 +276,12 @@ class InPlaceRestore:
                 raise
 
         return Step(step.name, step.do, undo_in_order)
+
+    def _stop(self) -> None:
+        if self._replaced.is_active():
+            # To unpack the RAM image may have taken minutes.
+            running_sends.find_now(self._operation).refuse(self._operation.domain)
+        self._replaced.stop()
 
     def _load(self) -> None:
         self._restored.load(after_crash=self._after_crash)

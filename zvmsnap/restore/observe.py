@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import location, own_directories
+from zvmsnap.disks import location, own_directories, staging
 from zvmsnap.disks.location import GuestDisks
 from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.waiting import all_entries
@@ -21,8 +21,9 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs import mounts, room, zfs
 from zvmsnap.zfs.mounts import DiskLocation, Mount
+from zvmsnap.zfs.room import Room
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
 
 
@@ -59,7 +60,9 @@ class Observed:
     """What the host says, asked once.
 
     `present` are all snapshots by their full names, `other_disks` those that are no part of the
-    point, `own_directories` the datasets of our own directories.
+    point, `own_directories` the datasets of our own directories. `rooms` are of the
+    datasets of the point, and of those above them. `staging_free_bytes`: of the directory that it
+    is, or will be, in.
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
     these datasets by those in the manifest. `next_disks` are the point's disks of the definition
     for the next start, `next_outside` its other ones. `leads_to` is where the paths of all disks
@@ -73,6 +76,8 @@ class Observed:
     snapshots: Mapping[str, Snapshot]
     other_disks: tuple[OtherDisk, ...]
     own_directories: Mapping[str, str]
+    rooms: Mapping[str, Room]
+    staging_free_bytes: int
     current: Mapping[str, str]
     next_disks: tuple[Disk, ...]
     next_outside: tuple[domain_xml.Disk, ...]
@@ -107,6 +112,8 @@ def observe(
         snapshots=snapshots,
         other_disks=_other_disks(point, table, with_memory=with_memory),
         own_directories=own_directories.datasets_of(_directories(config), table),
+        rooms=room.of({*snapshots, *map(_above, snapshots)}),
+        staging_free_bytes=_free_bytes(config.staging_dir),
         current=current,
         next_disks=next_disks,
         next_outside=at_next_start.outside,
@@ -140,6 +147,16 @@ def _origins(dataset: str, datasets: Mapping[str, Dataset]) -> set[str]:
         origins.add(dataset)
         dataset = datasets[dataset].origin.partition("@")[0]
     return origins
+
+
+def _above(dataset: str) -> str:
+    return dataset.rpartition("/")[0] or dataset
+
+
+def _free_bytes(directory: Path) -> int:
+    while not directory.exists():
+        directory = directory.parent
+    return staging.free_bytes(directory)
 
 
 def _directories(config: Config) -> dict[str, Path]:

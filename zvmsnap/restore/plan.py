@@ -31,8 +31,9 @@ from zvmsnap.journal.operation import RestoreOperation, Source, StartState
 from zvmsnap.points import locate
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore import checks, disk_fates, preview
+from zvmsnap.restore import checks, disk_fates, preview, running_sends
 from zvmsnap.restore.observe import Observed, observe
+from zvmsnap.restore.running_sends import RunningSends
 from zvmsnap.restore.safety_point import safety_entry
 from zvmsnap.virt.host import Host
 from zvmsnap.virt.save_image import Header
@@ -81,13 +82,17 @@ class Names:
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """The operation, the datasets that it changes, and in words what it will do."""
+    """The operation, the datasets that it changes, and in words what it will do.
+
+    `sends` were in its way when it was made; they may have ended since.
+    """
 
     request: RestoreRequest
     names: Names
     operation: RestoreOperation
     datasets: frozenset[str]
     lines: tuple[str, ...]
+    sends: RunningSends
 
     def refuse_other(self, again: RestorePlan) -> None:
         """Raises RestoreImpossible if `again`, made later of the same names, is another plan.
@@ -133,13 +138,15 @@ def plan_restore(
     operation = _build(request, names, observed)
     checks.check_names(operation, observed)
     checks.check_directories(operation, observed)
+    checks.check_room(operation, point.manifest.memory, observed)
     destroyed = (
         *(f"snapshot {usage.snapshot.full_name}" for usage in observed.newer),
         *(f"point {name}" for name in observed.newer_points),
     )
     fates = disk_fates.of(point.manifest, operation, observed)
     lines = tuple(preview.describe(operation, fates, destroyed))
-    return RestorePlan(request, names, operation, frozenset(observed.snapshots), lines)
+    sends = running_sends.find(operation, observed.datasets, observed.present.values())
+    return RestorePlan(request, names, operation, frozenset(observed.snapshots), lines, sends)
 
 
 def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot]:

@@ -5,8 +5,10 @@ For each swap tree, a dataset with those below it that hold disks of the same gu
     make_clones   clones of the snapshots, as <top>.zvmsnap-<id>, with the properties of the
                   replaced datasets
     swap          <top> becomes <top>.before-<time>, the clones become <top>; other datasets below
-                  it keep their names; filesystems that were mounted are mounted again
-    promote       the clones own the snapshots up to theirs, so that history stays with the name
+                  it keep their names; filesystems that were mounted are mounted again; what belongs
+                  to the name goes with it (belongings)
+    promote       the clones own the snapshots up to theirs, so that history stays with the name,
+                  and so do reservations
 
 Each may be repeated after any interruption, and undone: the guids of datasets, which outlive
 renames, tell where everything is now. Newer snapshots stay with the replaced datasets.
@@ -22,7 +24,8 @@ import msgspec
 
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
 from zvmsnap.common.snapshot_name import FullName
-from zvmsnap.zfs import volume, zfs
+from zvmsnap.zfs import belongings, volume, zfs
+from zvmsnap.zfs.belongings import Belongings
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 _VOLUME = "volume"
@@ -35,6 +38,7 @@ class SwapDataset(msgspec.Struct, frozen=True):
     `origin` is the snapshot that becomes the content. `ancestor_guids` are of the datasets from
     which its dataset was cloned, one from the other, down to the one that is replaced: earlier
     restores. None if it does not come from that one, but from a golden image for instance.
+    `belongings` are of the name, when the clone was made.
     """
 
     path: str
@@ -44,6 +48,7 @@ class SwapDataset(msgspec.Struct, frozen=True):
     origin_guid: int
     new_guid: int = 0
     ancestor_guids: tuple[int, ...] = ()
+    belongings: Belongings = Belongings()
 
     @property
     def promoted_over(self) -> tuple[int, ...]:
@@ -169,13 +174,15 @@ def make_clones(trees: Iterable[SwapTree]) -> tuple[SwapTree, ...]:
 
 def _make_clones(tree: SwapTree) -> SwapTree:
     existing = zfs.datasets()
-    properties = zfs.local_properties([tree.top + each.path for each in tree.datasets])
+    names = [tree.top + each.path for each in tree.datasets]
+    properties = zfs.local_properties(names)
+    of_names = belongings.observe(names)
     for each in tree.datasets:
         name = tree.clone_top + each.path
         if name in existing:
             continue
         noauto = {"canmount": "noauto"} if each.canmount else {}
-        own = properties[tree.top + each.path] | noauto
+        own = belongings.without(properties[tree.top + each.path]) | noauto
         # Set on received datasets; a guest writes to its disks.
         own.pop("readonly", None)
         zfs.clone(each.origin, name, own)
@@ -183,7 +190,11 @@ def _make_clones(tree: SwapTree) -> SwapTree:
     return msgspec.structs.replace(
         tree,
         datasets=tuple(
-            msgspec.structs.replace(each, new_guid=existing[tree.clone_top + each.path].guid)
+            msgspec.structs.replace(
+                each,
+                new_guid=existing[tree.clone_top + each.path].guid,
+                belongings=of_names[tree.top + each.path],
+            )
             for each in tree.datasets
         ),
     )
@@ -217,6 +228,9 @@ def swap(trees: Iterable[SwapTree]) -> None:
         )
     for tree in trees:
         _mount(tree, out=tree.replaced_top)
+        for each in tree.datasets:
+            belongings.take_from(tree.replaced_top + each.path, each.belongings)
+            belongings.give_to(tree.top + each.path, each.belongings)
 
 
 def swap_back(trees: Iterable[SwapTree]) -> None:
@@ -231,6 +245,8 @@ def swap_back(trees: Iterable[SwapTree]) -> None:
             )
     for tree in cloned:
         _mount(tree, out=tree.clone_top)
+        for each in tree.datasets:
+            belongings.give_back(tree.top + each.path, each.belongings)
 
 
 def _exchange(tree: SwapTree, out_guid: int, in_guid: int, *, out_to: str, in_from: str) -> None:
@@ -295,14 +311,23 @@ def _set_canmount(name: str, dataset: SwapDataset, value: str) -> None:
 
 
 def promote(trees: Iterable[SwapTree]) -> None:
-    """Let the clones own the snapshots up to theirs. Raises ZfsFailed."""
+    """Let the clones own the snapshots up to theirs, and reservations. Raises ZfsFailed."""
+    trees = tuple(trees)
     for dataset in _datasets(trees):
         for guid in dataset.promoted_over:
             _promote(dataset.new_guid, over=guid)
+    # Only now, as what a dataset's snapshots use counts as used of its reservation.
+    for tree in trees:
+        for each in tree.datasets:
+            belongings.reserve(tree.top + each.path, each.belongings)
 
 
 def demote(trees: Iterable[SwapTree]) -> None:
     """Give the snapshots back to the datasets that owned them. Raises ZfsFailed."""
+    trees = tuple(trees)
+    for tree in trees:
+        for each in tree.datasets:
+            belongings.drop_reservations(tree.top + each.path, each.belongings)
     for dataset in reversed(_datasets(trees)):
         for guid in reversed(dataset.promoted_over):
             _promote(guid, over=dataset.new_guid)

@@ -187,17 +187,18 @@ def held_snapshots() -> list[str]:
     return [line[0] for line in lines if int(_value(line[1]) or 0)]
 
 
-def local_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+def local_properties(
+    datasets: Sequence[str], sources: str = "local,received"
+) -> dict[str, dict[str, str]]:
     """The properties that were set on each of these datasets itself, and that a clone lacks.
 
-    Without those that are fixed (and so a clone has them anyway). Raises ZfsFailed.
+    Without those that are fixed (and so a clone has them anyway). `sources` may be others, as
+    zfs-get(8) calls them. Raises ZfsFailed.
     """
     by_dataset: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
     if not by_dataset:
         return by_dataset
-    output = _zfs(
-        "get", "-Hp", "-s", "local,received", "-o", "name,property,value", "all", *datasets
-    )
+    output = _zfs("get", "-Hp", "-s", sources, "-o", "name,property,value", "all", *datasets)
     for dataset, name, value in _lines(output, columns=3):
         if name not in _FIXED:
             by_dataset[dataset][name] = value
@@ -353,6 +354,11 @@ def _dataset(name: str) -> str:
 def _list(*arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> list[list[str]]:
     output = _zfs("list", "-Hp", *arguments, partial=partial, remote=remote)
     return _lines(output, 1 + arguments[arguments.index("-o") + 1].count(","))
+
+
+def command(verb: str, *arguments: str) -> str:
+    """What a verb of zfs(8) prints that has no function here. Raises ZfsFailed."""
+    return _zfs(verb, *arguments)
 
 
 def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> str:

@@ -384,6 +384,21 @@ CANDIDATES = (
 VOLUMES = ("tank/web/vol", "tank/db")
 
 
+def give(pool: FakePool, name: str) -> None:
+    """Let the name have all that may belong to one."""
+    dataset = pool.by_name[name]
+    dataset.own |= {"refreservation": "16", "syncoid:sync": "true", "autobackup:nas": "child"}
+    pool.came_with_a_stream(name, **{"org:owner": "me", "com.sun:auto-snapshot": "true"})
+    dataset.delegated |= {
+        (("-u", "offsite"), "hold,send"),
+        (("-l", "-g", "domain users"), "mount"),
+        (("-d", "-e"), "hold"),
+        (("-s", "@mine"), "destroy"),
+        (("-c",), "create"),
+    }
+    pool.by_name["tank"].own |= {"autobackup:all": "true", "org:site": "x"}
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> Callable[[], World]:
     """How to build a world, twice the same: a tree, earlier restores, and the wanted snapshots."""
@@ -399,6 +414,7 @@ def recipes(draw: st.DrawFn) -> Callable[[], World]:
         own[name] = draw(st.sampled_from([{}, {"canmount": "noauto"}, {"canmount": "off"}]))
         if draw(st.booleans()):
             own[name] = own[name] | {"mountpoint": f"/srv/{name.replace('/', '-')}"}
+    belonging = draw(st.sets(st.sampled_from(names)))
     before = draw(st.lists(st.integers(0, 3), max_size=3))
     which = draw(st.integers(0, 3))
 
@@ -415,6 +431,8 @@ def recipes(draw: st.DrawFn) -> Callable[[], World]:
             else:
                 automatic = "canmount" not in own[name]
                 pool.add(name, volume=volume, mounted=automatic, **own[name])
+        for name in belonging:
+            give(pool, name)
         with pytest.MonkeyPatch.context() as patch:
             pool.install(patch)
             states: list[tuple[str, dict[str, int]]] = []
@@ -562,3 +580,72 @@ def after_crash(pool: FakePool, *, sanoid: bool, reboot: bool) -> None:
         pool.take_snapshots(list(pool.by_name), SANOID)
     if reboot:
         pool.reboot()
+
+
+# -- what belongs to a name
+
+
+def own_of(pool: FakePool, name: str) -> tuple[dict[str, str], set[tuple[tuple[str, ...], str]]]:
+    dataset = pool.by_name[name]
+    own = {key: value for key, value in dataset.own.items() if key != "canmount"}
+    return own, set(dataset.delegated)
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_what_belongs_to_a_name_goes_with_it(volume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through several restores, where there is no room to reserve twice."""
+    pool = FakePool()
+    pool.add("tank")
+    pool.add("tank/web", volume=volume)
+    give(pool, "tank/web")
+    pool.room_bytes = 16
+    pool.install(monkeypatch)
+    pool.take_snapshots(["tank/web"], "s1")
+    before = own_of(pool, "tank/web")
+    for stamp in ("a", "b", "c"):
+        bring_back(pool, guids(pool, "s1", ("tank/web",)), stamp)
+        assert own_of(pool, "tank/web") == before
+        own, delegated = own_of(pool, f"tank/web.before-{stamp}")
+        assert own == dict.fromkeys(
+            ("syncoid:sync", "com.sun:auto-snapshot", "autobackup:all", "autobackup:nas"), "false"
+        )
+        assert delegated == set()
+
+
+def test_room_that_is_taken_meanwhile_keeps_no_guest_down(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = FakePool()
+    pool.add("tank")
+    pool.add("tank/web")
+    give(pool, "tank/web")
+    pool.install(monkeypatch)
+    pool.take_snapshots(["tank/web"], "s1")
+    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
+    dataset_swap.swap(trees)
+    pool.room_bytes = 15
+    with pytest.raises(ZfsFailed, match="out of space"):
+        dataset_swap.promote(trees)
+    dataset_swap.demote(trees)
+    dataset_swap.swap_back(trees)
+    dataset_swap.destroy_clones(trees)
+    assert sorted(pool.by_name) == ["tank", "tank/web"]
+    assert "not reserved again: zfs set refreservation=16 tank/web" in caplog.text
+    assert "refreservation" not in pool.by_name["tank/web"].own
+    assert pool.by_name["tank/web"].received == {"org:owner", "com.sun:auto-snapshot"}
+
+
+def test_delegations_that_are_not_understood_are_refused_before_anything_is_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool()
+    pool.add("tank")
+    pool.add("tank/web")
+    pool.install(monkeypatch)
+    pool.take_snapshots(["tank/web"], "s1")
+    told = "---- Permissions on tank/web ---\nNew permissions:\n\tuser joe send\n"
+    monkeypatch.setattr("zvmsnap.zfs.zfs.command", lambda *_words: told)
+    before = pool.state()
+    with pytest.raises(ZfsFailed, match="tank/web: what `zfs allow` says of it is not understood"):
+        dataset_swap.make_clones(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
+    assert pool.state() == before

@@ -1,0 +1,80 @@
+import pytest
+
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.zfs import delegations, zfs
+from zvmsnap.zfs.delegations import Delegation
+
+TOLD = """\
+---- Permissions on tank/web -----------------------------------------
+Permission sets:
+\t@mine destroy,snapshot
+Create time permissions:
+\tdestroy
+Local permissions:
+\tuser offsite send
+\tuser (unknown: 54321) rollback
+\tgroup DOMAIN\\domain users mount
+Descendent permissions:
+\teveryone hold
+Local+Descendent permissions:
+\tuser offsite @mine,hold
+---- Permissions on tank ---------------------------------------------
+Local+Descendent permissions:
+\tuser joe send
+"""
+OF_WEB = (
+    Delegation(("-s", "@mine"), "destroy,snapshot"),
+    Delegation(("-c",), "destroy"),
+    Delegation(("-l", "-u", "offsite"), "send"),
+    Delegation(("-l", "-u", "54321"), "rollback"),
+    Delegation(("-l", "-g", "DOMAIN\\domain users"), "mount"),
+    Delegation(("-d", "-e"), "hold"),
+    Delegation(("-u", "offsite"), "@mine,hold"),
+)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("tank/web", OF_WEB),
+        ("tank", (Delegation(("-u", "joe"), "send"),)),
+        # Neither is of these.
+        ("tank/web-", ()),
+        ("tank/we", ()),
+    ],
+)
+def test_parse(dataset: str, expected: tuple[Delegation, ...]) -> None:
+    assert delegations.parse(dataset, TOLD) == expected
+    assert delegations.parse(dataset, "") == ()
+
+
+def test_long_name() -> None:
+    name = "tank/" + "w" * 200
+    told = f"---- Permissions on {name} \nLocal permissions:\n\teveryone send\n"
+    assert delegations.parse(name, told) == (Delegation(("-l", "-e"), "send"),)
+
+
+@pytest.mark.parametrize(
+    "line", ["New permissions:\n\tuser x send", "Local permissions:\n\trole x y"]
+)
+def test_what_is_not_understood(line: str) -> None:
+    with pytest.raises(ZfsFailed, match=r"is not understood: '(user x send|role x y)'"):
+        delegations.parse("tank/web", f"---- Permissions on tank/web ---\n{line}\n")
+
+
+def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def command(*words: str) -> str:
+        calls.append(words)
+        return TOLD
+
+    monkeypatch.setattr(zfs, "command", command)
+    assert delegations.of("tank/web") == OF_WEB
+    delegations.grant("tank/w", OF_WEB[2])
+    delegations.revoke("tank/w", OF_WEB[0])
+    assert calls == [
+        ("allow", "tank/web"),
+        ("allow", "-l", "-u", "offsite", "send", "tank/w"),
+        ("unallow", "-s", "@mine", "destroy,snapshot", "tank/w"),
+    ]
