@@ -31,8 +31,8 @@ from zvmsnap.common.errors import (
 )
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
-from zvmsnap.common.waiting import Call, in_parallel
 from zvmsnap.common.steps import StepFailed
+from zvmsnap.common.waiting import Call, in_parallel
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain

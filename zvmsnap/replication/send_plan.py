@@ -12,6 +12,8 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
 
+_EXCLUDED = "syncoid:sync"
+
 
 @dataclass(frozen=True)
 class SendUnit:
@@ -84,7 +86,10 @@ def send_units(
             units += [_guest_unit(own, datasets) for own in named]
         elif name in datasets:
             below = {each for each in datasets if each == name or each.startswith(f"{name}/")}
-            units += _units_below(points, below)
+            # What a restore has set aside; syncoid would pass over it without a word.
+            if name in (excluded := _excluded()):
+                raise SendRefused(f"{name}: {_EXCLUDED}=false keeps it from being sent")
+            units += _units_below(points, below - excluded)
         else:
             raise SendRefused(
                 f"{name}: is no guest with points, and no dataset; guests with points: "
@@ -103,6 +108,11 @@ def _by_guest(points: Sequence[RestorePoint]) -> list[list[RestorePoint]]:
     for point in sorted(points, key=lambda each: each.created):
         guests.setdefault(point.manifest.uuid, []).append(point)
     return sorted(guests.values(), key=lambda own: (own[-1].manifest.domain, own[-1].manifest.uuid))
+
+
+def _excluded() -> set[str]:
+    values = zfs.marked(_EXCLUDED, inherited=True)
+    return {dataset for dataset, value in values.items() if value == "false"}
 
 
 def _guest_unit(points: Sequence[RestorePoint], existing: Mapping[str, Dataset]) -> SendUnit:

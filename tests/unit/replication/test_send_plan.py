@@ -21,10 +21,19 @@ DATASETS = ["t", "t/vm", "t/vm/web", "t/vm/web/data", "t/vm/db", "t/vm/db/log", 
 NAS = Destination("nas", "backup")
 
 
+ASIDE = "t/vm/web.before-20261121T120000"
+
+
 @pytest.fixture(autouse=True)
 def existing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
-    datasets = {name: Dataset(name, "filesystem", False) for name in DATASETS}
+    datasets = {name: Dataset(name, "filesystem", False) for name in (*DATASETS, ASIDE)}
     monkeypatch.setattr(zfs, "datasets", lambda: datasets)
+
+    def marked(name: str, *, inherited: bool) -> dict[str, str]:
+        assert (name, inherited) == ("syncoid:sync", True)
+        return {ASIDE: "false", "t/vm/web": "true"}
+
+    monkeypatch.setattr(zfs, "marked", marked)
     return datasets
 
 
@@ -105,6 +114,11 @@ def test_guest_whose_datasets_are_gone_keeps_no_other_from_being_sent(
     db, web = send_plan.send_units(points, [], every=True)
     assert (db.datasets, web) == ((), WEB)
     assert db.problem == "db: t/vm/db does not exist any more; was it renamed?"
+
+
+def test_what_a_restore_has_set_aside_is_not_sent(points: list[RestorePoint]) -> None:
+    with pytest.raises(SendRefused, match=f"{ASIDE}: syncoid:sync=false keeps it from being sent"):
+        send_plan.send_units(points, [ASIDE], every=False)
 
 
 def test_no_units(points: list[RestorePoint], existing: dict[str, Dataset]) -> None:

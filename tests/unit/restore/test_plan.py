@@ -20,6 +20,7 @@ from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
 from zvmsnap.zfs import volume
 from zvmsnap.zfs.mounts import DiskLocation
+from zvmsnap.zfs.room import Room
 from zvmsnap.zfs.types import Partition
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
@@ -598,3 +599,53 @@ def test_rollback_leaves_datasets_below_alone(scene: Scene) -> None:
     point = scene.point()
     misplaced("vault", f"{DATASET}/vault")(scene, point)
     assert plan_of(scene, point, ROLLBACK)
+
+
+@pytest.mark.parametrize(
+    ("room", "needed"),
+    [
+        # What was written since the last snapshot stays, and the whole is reserved once more.
+        (Room(refreservation=10, usedbydataset=4), 4),
+        (Room(refreservation=10, usedbydataset=40), 10),
+        # All that is used by snapshots goes on with the name.
+        (Room(reservation=100, used=60, usedbysnapshots=60), 0),
+        (Room(reservation=100, used=60, usedbysnapshots=20), 40),
+        (Room(reservation=10, used=60, usedbysnapshots=20), 0),
+        (Room(), 0),
+    ],
+)
+def test_room_that_reservations_need(scene: Scene, room: Room, needed: int) -> None:
+    point = scene.point()
+    scene.world.room = {DATASET: room, "tank": Room(available=needed)}
+    assert plan_of(scene, point)
+    if needed:
+        scene.world.room["tank"] = Room(available=needed - 1)
+        with pytest.raises(RestoreImpossible, match="with --rollback, which needs none"):
+            plan_of(scene, point)
+        assert plan_of(scene, point, ROLLBACK)
+        # A refquota of the parent says nothing of those below.
+        scene.world.room["tank"] = Room(available=0, refquota=1)
+        assert plan_of(scene, point)
+
+
+@pytest.mark.parametrize(
+    ("zstd", "options", "needed_mib"),
+    [(False, RestoreOptions(), 1), (False, RestoreOptions(safety=False), 0), (True, ROLLBACK, 2)],
+)
+def test_room_in_staging(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    zstd: bool,
+    options: RestoreOptions,
+    needed_mib: int,
+) -> None:
+    point = scene.point(zstd=zstd)
+    memory = point.manifest.memory
+    assert memory
+    needed = (1 << 20) + memory.image_bytes if zstd else needed_mib << 20
+    monkeypatch.setattr("zvmsnap.disks.staging.free_bytes", lambda _directory: needed)
+    assert plan_of(scene, point, options)
+    monkeypatch.setattr("zvmsnap.disks.staging.free_bytes", lambda _directory: needed - 1)
+    if needed:
+        with pytest.raises(RestoreImpossible, match=r"staging has [01] MiB free"):
+            plan_of(scene, point, options)
