@@ -41,11 +41,12 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.waiting import now_s, wait
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import ModeSet, mode_set, parse_mode
-from zvmsnap.disks import location, own_directories
+from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import late, other_versions
 from zvmsnap.journal.operation import CloneOperation, Operations
+from zvmsnap.points import own_directories
 from zvmsnap.virt.guest import Guest
 
 _POLL_S = 0.2

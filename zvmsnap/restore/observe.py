@@ -9,11 +9,11 @@ from pathlib import Path
 
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import location, own_directories, staging
+from zvmsnap.disks import location, staging
 from zvmsnap.disks.location import GuestDisks
 from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.waiting import all_entries
-from zvmsnap.points import compatibility, locate, vault
+from zvmsnap.points import compatibility, locate, own_directories, vault
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import Disk
 from zvmsnap.points.next_start import next_start
