@@ -301,5 +301,5 @@ class _Finisher:
         publish(self._config, self._host, self._writer, self._log)
         try:
             publish_waiting(self._config, self._host, self.entry.uuid)
-        except (ZvmsnapError, OSError) as error:
-            self._log.warning("older points still wait in staging: %s", error)
+        except Exception as error:
+            self._log.warning("older points still wait in staging: %s", log.one_line(error))

@@ -203,8 +203,8 @@ def _publish_waiting(
                 with lock(config.locks_dir, uuid, intent, limit_s):
                     publish_waiting(config, host, uuid)
                 result = Result.RECOVERED
-            except (ZvmsnapError, OSError) as error:
-                result, why = Result.FAILED, str(error)
+            except Exception as error:
+                result, why = Result.FAILED, log.one_line(error)
         yield Outcome(name, uuid, tuple(map(describe.waiting, entries)), result, why)
 
 

@@ -299,11 +299,6 @@ def set_property(name: str, user_property: str, value: str) -> None:
     _zfs("set", f"{user_property}={value}", name)
 
 
-def inherit(name: str, user_property: str) -> None:
-    """Let a dataset inherit a property again. Raises ZfsFailed."""
-    _zfs("inherit", user_property, name)
-
-
 def mount(name: str) -> None:
     """Mount a filesystem. Raises ZfsFailed."""
     _zfs("mount", name)

@@ -365,7 +365,7 @@ VERBS: list[tuple[Callable[[], object], list[list[str]]]] = [
     (lambda: zfs.promote("a b"), [["promote", "a b"]]),
     (lambda: zfs.rename("a b", "c d"), [["rename", "a b", "c d"]]),
     (lambda: zfs.set_property("a b", "u:v", "x=y z"), [["set", "u:v=x=y z", "a b"]]),
-    (lambda: zfs.inherit("a b", "u:v"), [["inherit", "u:v", "a b"]]),
+    (lambda: zfs.command("inherit", "u:v", "a b"), [["inherit", "u:v", "a b"]]),
     (lambda: zfs.mount("a b"), [["mount", "a b"]]),
     (lambda: zfs.unmount("a b"), [["unmount", "a b"]]),
     (lambda: zfs.rollback("a b@c d"), [["rollback", "-r", "a b@c d"]]),
