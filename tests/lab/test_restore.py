@@ -173,7 +173,7 @@ def test_what_belongs_to_a_name_goes_with_it(lab: Lab) -> None:
     assert lab.run(BELONGINGS).stdout == before
     lab.run(
         f"ZVMSNAP_TEST_STOP_BEFORE=promote zvmsnap restore --yes web@{name} & "
-        'until grep -q \'"step":"promote"\' /var/lib/zvmsnap/journal/operations/*.json; '
+        'until grep -Eq \'"step": ?"promote"\' /var/lib/zvmsnap/journal/operations/*.json; '
         "do sleep 0.2; done; kill -9 $!; wait; zvmsnap recover",
         timeout_s=scenario.ROUND_LIMIT_S,
     )
