@@ -161,6 +161,14 @@ def test_qemu_that_is_stopped_is_not_asked(
     assert daemon.calls == []
 
 
+def test_guest_that_cannot_be_asked_now_does_not_hang(daemon: Daemon, web: Guest) -> None:
+    def refuse() -> None:
+        raise Failure("cannot acquire state change lock", libvirt.VIR_ERR_OPERATION_TIMEOUT)
+
+    daemon.at["migrateGetMaxDowntime"] = refuse
+    web.check_answers()
+
+
 def test_what_libvirt_knows_without_qemu_is_asked_all_the_same(daemon: Daemon, web: Guest) -> None:
     daemon.hangs = {"migrateGetMaxDowntime"}
     with pytest.raises(NoAnswer):
