@@ -68,7 +68,7 @@ def finish_locked(config: Config, host: Host, known: Entry) -> None:
 
 def _store(config: Config, guest: Guest, writer: EntryWriter) -> None:
     """Store its definition, now that it is on its own disks again."""
-    staging = StagingDir(config.staging_dir / writer.entry.capture)
+    staging = StagingDir(writer.entry.directory(config.staging_dir))
     staging.make()
     warning = definition.store(guest, staging.point, (), [])
     now = {disk.target: disk for disk in domain_xml.parse(guest.xml()).disks}

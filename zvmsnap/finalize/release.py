@@ -133,7 +133,7 @@ def _end_dump(config: Config, guest: Guest, entry: Entry, log: Logger) -> None:
 
     Its RAM would be of a later instant than the snapshot.
     """
-    image = StagingDir(config.staging_dir / entry.capture).memory
+    image = StagingDir(entry.directory(config.staging_dir)).memory
     if entry.disks_frozen_at_s or not save_image.is_partial(image):
         return
     try:
