@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.common.ssh import HERE
+from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.zfs import stream
 
 ZFS = """#!/bin/sh
@@ -71,6 +71,22 @@ def test_the_reason(programs: Programs, send: str, receive: str, why: str) -> No
     with pytest.raises(ZfsFailed, match=f"^{why}") as caught:
         programs.run(bwlimit="1M")
     assert "\n" not in str(caught.value)
+
+
+def test_to_another_machine(programs: Programs, tmp_path: Path) -> None:
+    """ssh hands one line to a shell there."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nwhile [ "$1" = -o ]; do shift 2; done\nshift\nexec sh -c "$*"\n')
+    ssh.chmod(stat.S_IRWXU)
+    nas = RemoteHost("nas", tmp_path)
+    target = "backup/My VMs/a"
+    stream.send_since_bookmark("t/a#1", "t/a@2", target, nas, raw=False, bwlimit="150k")
+    calls = (tmp_path / "zfs.calls").read_text().splitlines()
+    assert f"receive -s -u -o readonly=on {target}" in calls
+    assert (tmp_path / "zfs.arrived").stat().st_size == 1_000_000
+    programs.write(":", SAY.format(verb="receive", why="cut"))
+    with pytest.raises(ZfsFailed, match=f"^nas: {target}: cannot receive: cut$"):
+        stream.send_since_bookmark("t/a#1", "t/a@2", target, nas, raw=False, bwlimit="150k")
 
 
 def test_no_mbuffer(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
