@@ -39,7 +39,6 @@ from zvmsnap.points.manifest import (
     Timing,
 )
 from zvmsnap.virt.guest import Pause
-from zvmsnap.zfs import zfs
 
 hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("unit")
@@ -176,7 +175,7 @@ def command(
 def pools(monkeypatch: pytest.MonkeyPatch) -> FakeZfs:
     """ZFS, at first without a snapshot."""
     known = FakeZfs()
-    monkeypatch.setattr(zfs, "snapshots", known.snapshots)
+    known.install(monkeypatch)
     return known
 
 

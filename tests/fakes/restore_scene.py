@@ -8,7 +8,7 @@ after it.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +170,8 @@ class World:
         patch.setattr(sends, "senders", self.senders)
         patch.setattr(zfs, "command", self.command)
         patch.setattr(room, "of", self.rooms)
-        for verb in ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked"):
+        asked = ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked")
+        for verb in (*asked, "lineages", "pool_guids"):
             patch.setattr(zfs, verb, getattr(self, verb))
         patch.setattr(mounts, "read_table", self.mounts)
         patch.setattr(zfs, "local_properties", self.local_properties)
@@ -212,16 +213,27 @@ class World:
             for name, dataset in self.pool.items()
         }
 
-    def all_snapshots(self) -> types.SnapshotListing:
+    def all_snapshots(self, guids: Container[int] | None = None) -> types.SnapshotListing:
         listed = [self._listed(each) for each in self.pool_snapshots]
-        pools = frozenset(name.partition("/")[0] for name in self.pool)
-        return types.SnapshotListing({each.full_name: each for each in listed}, pools)
+        wanted = [each for each in listed if guids is None or each.guid in guids]
+        datasets = {name: dataset.guid for name, dataset in self.pool.items()}
+        return types.SnapshotListing(wanted, self.pool_guids(), datasets)
 
-    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
+    def snapshots(self, names: Iterable[str]) -> types.NamedSnapshots:
         listing = self.all_snapshots()
         wanted = set(names)
-        present = {name: one for name, one in listing.present.items() if name in wanted}
-        return types.SnapshotListing(present, listing.pools)
+        present = {each.full_name: each for each in listing.snapshots if each.full_name in wanted}
+        return types.NamedSnapshots(present, frozenset(listing.pools))
+
+    def lineages(self) -> dict[str, types.Lineage]:
+        return {
+            name: types.Lineage(each.guid, each.origin.partition("@")[0])
+            for name, each in self.datasets().items()
+        }
+
+    def pool_guids(self) -> dict[str, int]:
+        pools = sorted({name.partition("/")[0] for name in self.pool})
+        return {name: number for number, name in enumerate(pools, 70)}
 
     def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
         guids = {self.pool[name].guid for name in datasets}

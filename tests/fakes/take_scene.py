@@ -1,7 +1,7 @@
 """A host with two guests, web and db, on datasets of their own; and their snapshots."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,14 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
 from zvmsnap.quiesce import watchdog
 from zvmsnap.zfs import mounts, zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage
+from zvmsnap.zfs.types import (
+    Dataset,
+    Lineage,
+    NamedSnapshots,
+    Snapshot,
+    SnapshotListing,
+    SnapshotUsage,
+)
 
 WEB, DB = "tank/web", "tank/db"
 
@@ -39,7 +46,9 @@ class Pool:
         patch.setattr(zfs, "datasets", lambda: self.datasets)
         patch.setattr(mounts, "read_table", lambda: self.table)
         patch.setattr(zfs, "snapshots", lambda names: self._listing(set(names)))
-        patch.setattr(zfs, "all_snapshots", lambda: self._listing(set(self.present)))
+        patch.setattr(zfs, "all_snapshots", self._all)
+        patch.setattr(zfs, "lineages", lambda: {WEB: Lineage(71, ""), DB: Lineage(72, "")})
+        patch.setattr(zfs, "pool_guids", lambda: {"tank": 70})
         patch.setattr(zfs, "snapshot_usage", self._usage)
         patch.setattr(zfs, "marked", self._marked)
         patch.setattr(zfs, "take_snapshots", self._take)
@@ -50,9 +59,13 @@ class Pool:
         assert user_property == "zvmsnap:group" and inherited
         return self.groups
 
-    def _listing(self, names: set[str]) -> SnapshotListing:
+    def _listing(self, names: set[str]) -> NamedSnapshots:
         present = {name: self.present[name] for name in names & self.present.keys()}
-        return SnapshotListing(present, frozenset({"tank"}))
+        return NamedSnapshots(present, frozenset({"tank"}))
+
+    def _all(self, guids: Container[int] | None = None) -> SnapshotListing:
+        wanted = [each for each in self.present.values() if guids is None or each.guid in guids]
+        return SnapshotListing(wanted, zfs.pool_guids(), {WEB: 71, DB: 72})
 
     def _usage(self, datasets: list[str]) -> list[SnapshotUsage]:
         return [
@@ -66,7 +79,12 @@ class Pool:
         if len(datasets) > self.fails_after:
             raise ZfsFailed("out of space")
         for dataset in datasets:
-            self.present[f"{dataset}@{name}"] = Snapshot(dataset, name, next(self._guids), 1)
+            self.present[f"{dataset}@{name}"] = self._taken(dataset, name)
+
+    def _taken(self, dataset: str, name: str) -> Snapshot:
+        """guid and createtxg both grow."""
+        guid = next(self._guids)
+        return Snapshot(dataset, name, guid, guid)
 
     def _destroy(self, name: str) -> None:
         self.changes.append(f"destroy {name}")

@@ -1,6 +1,6 @@
 """ZFS, faked: which snapshots exist; or whole pools, and what OpenZFS does and refuses."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -11,20 +11,61 @@ from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.zfs import marks, types, volume, zfs
 
 
+def named(guids: Mapping[str, int]) -> list[types.Snapshot]:
+    """Snapshots of these full names and guids; these are also their transaction groups."""
+    split = [(full_name.partition("@"), guid) for full_name, guid in guids.items()]
+    return [types.Snapshot(dataset, name, guid, guid) for (dataset, _, name), guid in split]
+
+
+def listed(
+    snapshots: Iterable[types.Snapshot], *pools: str, guids: Container[int] | None = None
+) -> types.SnapshotListing:
+    """What zfs.all_snapshots answers; nothing is known of guids of pools and datasets."""
+    wanted = [each for each in snapshots if guids is None or each.guid in guids]
+    return types.SnapshotListing(wanted, dict.fromkeys(pools, 0), {})
+
+
 class FakeZfs:
-    """Which snapshots exist: full name to guid."""
+    """Which snapshots exist: full name to guid. The pool tank has the guid 70."""
 
     def __init__(self) -> None:
         self.present: dict[str, int] = {}
 
-    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put it in place of ZFS."""
+        for verb in ("snapshots", "all_snapshots", "snapshot_usage", "lineages", "pool_guids"):
+            monkeypatch.setattr(zfs, verb, getattr(self, verb))
+
+    def lineages(self) -> dict[str, types.Lineage]:
+        """As zfs.lineages, of tank/web and the datasets that have snapshots."""
+        datasets = {"tank/web", *(each.dataset for each in named(self.present))}
+        return {
+            name: types.Lineage(number, "") for number, name in enumerate(sorted(datasets), 700)
+        }
+
+    def all_snapshots(self, guids: Container[int] | None = None) -> types.SnapshotListing:
+        """As zfs.all_snapshots."""
+        listing = listed(named(self.present), guids=guids)
+        datasets = {name: each.guid for name, each in self.lineages().items()}
+        return types.SnapshotListing(listing.snapshots, self.pool_guids(), datasets)
+
+    def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
+        """As zfs.snapshot_usage, without clones and holds."""
+        own = (each for each in named(self.present) if each.dataset in datasets)
+        return [types.SnapshotUsage(each, (), 0) for each in own]
+
+    def pool_guids(self) -> dict[str, int]:
+        """As zfs.pool_guids."""
+        return {"tank": 70}
+
+    def snapshots(self, names: Iterable[str]) -> types.NamedSnapshots:
         """As zfs.snapshots."""
         existing = {}
         for full_name in names:
             dataset, _, name = full_name.partition("@")
             if full_name in self.present:
                 existing[full_name] = types.Snapshot(dataset, name, self.present[full_name], 1)
-        return types.SnapshotListing(existing, frozenset({"tank"}))
+        return types.NamedSnapshots(existing, frozenset({"tank"}))
 
 
 def allow_text(name: str, delegated: Iterable[tuple[tuple[str, ...], str]]) -> str:
@@ -105,6 +146,8 @@ class FakePool:
             "datasets",
             "snapshots",
             "all_snapshots",
+            "lineages",
+            "pool_guids",
             "snapshot_usage",
             "local_properties",
             "take_snapshots",
@@ -202,18 +245,30 @@ class FakePool:
             for name, dataset in self.by_name.items()
         }
 
-    def snapshots(self, names: Iterable[str]) -> types.SnapshotListing:
+    def snapshots(self, names: Iterable[str]) -> types.NamedSnapshots:
         everything, wanted = self.all_snapshots(), set(names)
-        return types.SnapshotListing(
-            {name: each for name, each in everything.present.items() if name in wanted},
-            everything.pools,
-            frozenset(name for name in wanted if name.partition("@")[0] not in self.by_name),
+        present = {each.full_name: each for each in everything.snapshots}
+        return types.NamedSnapshots(
+            {name: each for name, each in present.items() if name in wanted},
+            frozenset(everything.pools),
         )
 
-    def all_snapshots(self) -> types.SnapshotListing:
+    def all_snapshots(self, guids: Container[int] | None = None) -> types.SnapshotListing:
         existing = [each.snapshot for each in self.snapshot_usage(list(self.by_name))]
-        pools = frozenset(name for name in self.by_name if "/" not in name)
-        return types.SnapshotListing({snapshot.full_name: snapshot for snapshot in existing}, pools)
+        return types.SnapshotListing(
+            [each for each in existing if guids is None or each.guid in guids],
+            self.pool_guids(),
+            {name: dataset.guid for name, dataset in self.by_name.items()},
+        )
+
+    def lineages(self) -> dict[str, types.Lineage]:
+        return {
+            name: types.Lineage(each.guid, each.origin.partition("@")[0])
+            for name, each in self.datasets().items()
+        }
+
+    def pool_guids(self) -> dict[str, int]:
+        return {name: 9000 + self.guid(name) for name in self.by_name if "/" not in name}
 
     def snapshot_usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
         return [

@@ -233,10 +233,10 @@ HARMS = {
     "truncate -s 100 {point}/manifest.json": "manifest.json",
     "rm {point}/persistent.xml {point}/domain.xml": "definition is gone",
     "sed -i s/pc-i440fx[-0-9.]*/pc-i440fx-99.9/ {point}/*.xml": "cannot be that machine",
-    "zfs destroy tank/vm/web/data@{moment}_monthly%{moment}_hourly": "no snapshot of it is left",
+    "zfs destroy tank/vm/web/data@{moment}_monthly%{moment}_hourly": "any more that fits",
     "zfs list -Ho name -t snapshot -r tank/vm/web | xargs -n 1 zfs destroy;"
     "for each in monthly daily hourly; do zfs snapshot -r tank/vm/web@{moment}_$each; done":
-        "no snapshot of it is left",
+        "any more that fits",
 }
 
 

@@ -28,7 +28,7 @@ import typer
 
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, listed
 from zvmsnap.cli import points
 from zvmsnap.common import signals
 from zvmsnap.common.errors import QemuImgFailed, ZvmsnapError
@@ -144,7 +144,7 @@ class LineChecker(logging.Handler):
 class AnyZfs(FakeZfs):
     """Has each snapshot that it is asked for; all names must be fit for a command line."""
 
-    def snapshots(self, names: Any) -> types.SnapshotListing:
+    def snapshots(self, names: Any) -> types.NamedSnapshots:
         asked = list(names)
         for name in asked:
             assert "\0" not in name and not name.startswith("-"), name
@@ -264,8 +264,8 @@ def world(memory: Path) -> Iterator[World]:
 
     with pytest.MonkeyPatch.context() as patch:
         made.host.install(patch)
-        patch.setattr(zfs, "snapshots", known.snapshots)
-        patch.setattr(zfs, "all_snapshots", lambda: types.SnapshotListing({}, frozenset({"tank"})))
+        known.install(patch)
+        patch.setattr(zfs, "all_snapshots", lambda guids=None: listed([], "tank"))
         patch.setattr(zfs, "datasets", lambda: {"tank/web": types.Dataset("tank/web", "fs", False)})
         patch.setattr(mounts, "read_table", list)
         patch.setattr(qemu_img, "_run", no_images)

@@ -105,7 +105,7 @@ def test_interrupted_and_put_back_but_zfs_fails(
     scene.when["> frozen"] = scene.cancelled.set
     answers = zfs.snapshots
 
-    def fails(names: Iterable[str]) -> types.SnapshotListing:
+    def fails(names: Iterable[str]) -> types.NamedSnapshots:
         if guest.calls and guest.calls[-1] == last:
             monkeypatch.setattr(zfs, "snapshots", answers)
             raise ZfsFailed("no answer")
@@ -163,7 +163,7 @@ def test_zfs_does_not_say_what_there_is(
     take(pools)
     answers = zfs.snapshots
 
-    def fails(names: Iterable[str]) -> types.SnapshotListing:
+    def fails(names: Iterable[str]) -> types.NamedSnapshots:
         monkeypatch.setattr(zfs, "snapshots", answers)
         raise ZfsFailed("no answer")
 

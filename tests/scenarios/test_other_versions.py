@@ -17,7 +17,7 @@ from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, write
 from tests.fakes.restore_case import put_back
 from tests.fakes.restore_scene import set_scene
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, listed
 from zvmsnap.common.errors import DropRefused, SendRefused, WorkOfOtherVersion
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
@@ -33,7 +33,6 @@ from zvmsnap.recovery.report import Result
 from zvmsnap.replication import wait_idle
 from zvmsnap.retention import drop, forget, prune
 from zvmsnap.zfs import mounts, zfs
-from zvmsnap.zfs.types import SnapshotListing
 
 Stage = Callable[..., Entry]
 T = "autosnap_2026-11-20_03:00:00"
@@ -44,7 +43,7 @@ TOLD = "schema 9 is not one this version reads"
 def _seams(pools: FakeZfs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools.present = {f"tank/web@{T}_hourly": 11}
     monkeypatch.setattr(mounts, "read_table", list)
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda guids=None: listed([], "tank"))
 
 
 def age(config: Config, owner: Process | None = None, folder: str = ".") -> tuple[Path, bytes]:

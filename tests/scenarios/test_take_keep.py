@@ -1,7 +1,7 @@
 """take --keep: what was taken by hand goes again, in its turn."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ from tests.fakes.guest import OTHER, DumpedGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
+from tests.fakes.zfs_pool import listed
 from zvmsnap.capture import take
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config
@@ -22,7 +23,7 @@ from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import SnapshotListing, SnapshotUsage
+from zvmsnap.zfs.types import Snapshot, SnapshotListing, SnapshotUsage
 
 Run = Callable[..., tuple[int, str, str]]
 BOTH = ("web", "db")
@@ -261,7 +262,7 @@ def test_keep_when_zfs_does_not_list(run: Run, pool: Pool, monkeypatch: pytest.M
     names = numbered(monkeypatch)
     run("take", "web")
 
-    def fail() -> SnapshotListing:
+    def fail(guids: Container[int] | None = None) -> SnapshotListing:
         raise ZfsFailed("no answer")
 
     monkeypatch.setattr(zfs, "all_snapshots", fail)
@@ -299,8 +300,61 @@ def test_nothing_goes_while_its_pool_is_not_imported(
     run: Run, pool: Pool, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("take", "web", "--name", "x")
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"other"})))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda guids=None: listed([], "other"))
     code, _, err = run("drop", "--yes", "web@x")
     assert code == 1 and f"{WEB}@x: its pool is not imported" in err
     assert kept(pool) == [f"{WEB}@x"]
     assert [point.name for point in vault.read(config)[0]] == ["web@x"]
+
+
+def test_keep_though_the_clock_stood_in_2031(
+    run: Run, pool: Pool, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered(monkeypatch)
+    assert run("take", "web")[0] == 0
+    (point,) = vault.read(config)[0]
+    future = msgspec.structs.replace(
+        point.manifest, created="2031-06-01T00:00:00+00:00", run="zvmsnap_2031_manual"
+    )
+    vault.rewrite(point, future)
+    code, out, _ = run("take", "web", "--keep", "1", "--json")
+    taken = json.loads(out)
+    assert (code, taken["dropped"]) == (0, [point.name])
+    assert [each["name"] for each in taken["points"]] == [
+        each.name for each in vault.read(config)[0]
+    ]
+    assert len(pool.present) == 1
+
+
+def test_keep_says_when_only_the_clock_can_tell(
+    run: Run, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered(monkeypatch)
+    run("take", "web")
+    (point,) = vault.read(config)[0]
+    (ref,) = point.manifest.snapshots
+    elsewhere = msgspec.structs.replace(ref, pool_guid=99)
+    vault.rewrite(point, point.manifest.with_snapshots((elsewhere,)))
+    assert run("take", "web", "--name", "x")[0] == 0
+    assert "which is the latest, only the clock says" in run("show", "web@latest")[2]
+    _, _, err = run("take", "web", "--keep", "1")
+    assert "web: its points are in several pools: which are the newest, only the clock" in err
+
+
+def test_drop_goes_by_guid(run: Run, pool: Pool, config: Config) -> None:
+    """The snapshot was renamed, and another one has its name."""
+    assert run("take", "web", "--name", "x")[0] == 0
+    mine = pool.present.pop(f"{WEB}@x")
+    for snapshot in (Snapshot(WEB, "keep", mine.guid, mine.createtxg), Snapshot(WEB, "x", 999, 99)):
+        pool.present[snapshot.full_name] = snapshot
+    assert "no such point" in run("show", "web@neither")[2]
+    code, out, _ = run("drop", "--yes", "web@keep")
+    assert (code, out) == (0, f"drop web@x:\n  destroy {WEB}@keep\n")
+    assert kept(pool) == [f"{WEB}@x"]
+
+
+def test_a_point_says_which_dataset_and_pool_it_is_of(run: Run, config: Config) -> None:
+    assert run("take", "web", "--name", "x")[0] == 0
+    (point,) = vault.read(config)[0]
+    (ref,) = point.manifest.snapshots
+    assert (ref.dataset_guid, ref.pool_guid) == (71, 70)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from typing import Annotated
 
 import typer
 
 from zvmsnap.cli import completion
-from zvmsnap.common.errors import ConfirmationMissing, PointNotFound
+from zvmsnap.common import log
+from zvmsnap.common.errors import ConfirmationMissing, PointNotFound, ZfsFailed
 from zvmsnap.config.settings import Config
-from zvmsnap.points import vault
+from zvmsnap.points import order, vault
+from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.points.selector import choose
+from zvmsnap.points.selector import LATEST, choose
+from zvmsnap.zfs import zfs
 
 _POINT = typer.Argument(
     metavar="DOMAIN@SNAPNAME",
@@ -35,6 +40,13 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are made: there may be 100 000."""
+    remaining = iter(lines)
+    while some := list(islice(remaining, 1000)):
+        typer.echo("\n".join(some))
+
+
 def confirm() -> None:
     """Ask on the terminal. Raises ConfirmationMissing without one, and Abort for a no."""
     if not sys.stdin.isatty():
@@ -44,12 +56,44 @@ def confirm() -> None:
     typer.confirm("Do it?", abort=True)
 
 
+def tell_if_by_clock(points: Iterable[RestorePoint], text: str) -> None:
+    """Say so if only the clock tells which point is the latest one that an operator asks for."""
+    domain, _, which = text.rpartition("@")
+    own = [point for point in points if point.manifest.domain == domain]
+    if which == LATEST and order.is_by_clock(own):
+        log.plain().warning(
+            "%s: its points are in several pools: which is the latest, only the clock says", domain
+        )
+
+
+def _by_present_name(points: Iterable[RestorePoint], text: str) -> RestorePoint | None:
+    """The point of which a snapshot was renamed, and is called so now."""
+    domain, _, which = text.rpartition("@")
+    own = [point for point in points if point.manifest.domain == domain]
+    if not own:
+        return None
+    try:
+        liveness = Liveness.by(zfs.all_snapshots(guids_of(point.manifest for point in own)))
+    except ZfsFailed as error:
+        log.plain().warning("%s", error)
+        return None
+    found = [
+        point
+        for point in own
+        if any(snapshot.name == which for _, snapshot in liveness.existing(point.manifest))
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 def find_point(settings: Config, text: str) -> RestorePoint:
     """The point that an operator names. Raises PointNotFound, which names damaged points too."""
     points, damaged = vault.read(settings)
     try:
+        tell_if_by_clock(points, text)
         return choose(points, text)
     except PointNotFound as error:
+        if renamed := _by_present_name(points, text):
+            return renamed
         folder = vault.folder_of(text.rpartition("@")[0])
         reasons = [each.why for each in damaged if each.directory.parent.name == folder]
         if not reasons:

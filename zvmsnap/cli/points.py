@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from zvmsnap.cli import render, replication
-from zvmsnap.cli.options import DryRunOption, JsonOption, PointArgument, find_point, print_json
+from zvmsnap.cli.options import (
+    DryRunOption,
+    JsonOption,
+    PointArgument,
+    find_point,
+    print_json,
+    print_lines,
+)
 from zvmsnap.common import capture_name, log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.config.settings import Config, load_settings
@@ -19,7 +26,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.waiting import WaitingEntries
 from zvmsnap.points import vault, verify_result
-from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import prune
@@ -52,8 +59,9 @@ def list_points(
     else:
         points, damaged = vault.read(settings)
         interrupted = list(_interrupted(settings, domain))
-        liveness = _liveness() if points else Liveness({}, frozenset())
+        liveness = None
     points = [point for point in points if domain in (None, point.manifest.domain)]
+    liveness = liveness or _liveness(points)
     if as_json:
         print_json(
             {
@@ -63,8 +71,11 @@ def list_points(
             }
         )
     else:
-        lines = [*_table(points, liveness), *interrupted]
-        typer.echo("\n".join(lines or [f"no points of {domain}" if domain else "no points"]))
+        if points:
+            print_lines(render.point_table(points, liveness, verify_result.read))
+        print_lines(interrupted)
+        if not points and not interrupted:
+            typer.echo(f"no points of {domain}" if domain else "no points")
     if why := qemu_conf.why_unloadable():
         log.plain().error("%s", why)
     for each in damaged:
@@ -82,7 +93,7 @@ def show(point: PointArgument, as_json: JsonOption = False) -> None:
       zvmsnap show web@2026-11-20T03:15      the last point until 03:15:59, local time
     """
     chosen = find_point(load_settings(), point)
-    liveness = _liveness()
+    liveness = _liveness([chosen])
     if as_json:
         print_json(_as_json(chosen, liveness))
     else:
@@ -114,7 +125,7 @@ def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> 
             }
         )
     else:
-        typer.echo("\n".join(render.pruning(findings, dry_run=dry_run)))
+        print_lines(render.pruning(findings, dry_run=dry_run))
     needs_person = findings.damaged or findings.leftovers.overlays
     raise typer.Exit(EXIT_FAILED if needs_person else EXIT_OK)
 
@@ -151,8 +162,10 @@ def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
             yield f"{unfinished.directory}: its {what} was interrupted; zvmsnap recover ends it"
 
 
-def _liveness() -> Liveness:
-    return Liveness.by(zfs.all_snapshots())
+def _liveness(points: Sequence[RestorePoint]) -> Liveness:
+    if not points:
+        return Liveness((), {})
+    return Liveness.by(zfs.all_snapshots(guids_of(point.manifest for point in points)))
 
 
 def _next_start(point: RestorePoint) -> NextStart | None:
@@ -165,17 +178,12 @@ def _next_start(point: RestorePoint) -> NextStart | None:
         return None
 
 
-def _table(points: list[RestorePoint], liveness: Liveness) -> list[str]:
-    results = {point.name: verify_result.read(point) for point in points}
-    return render.point_table(points, liveness, results) if points else []
-
-
 def _as_json(point: RestorePoint, liveness: Liveness) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(point.manifest),
         "name": point.name,
         "directory": str(point.directory),
-        "alive": [snapshot.full_name for snapshot in liveness.alive(point.manifest)],
+        "alive": [snapshot.full_name for _, snapshot in liveness.existing(point.manifest)],
         "complete_names": liveness.complete_names(point.manifest),
         "note": render.note(point.manifest, liveness),
         "verified": msgspec.to_builtins(verify_result.read(point)),

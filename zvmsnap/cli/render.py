@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from zvmsnap.common.snapshot_name import type_of
-from zvmsnap.points.liveness import Life, Liveness
-from zvmsnap.points.manifest import Disk, HostDescription, Manifest
+from zvmsnap.points.liveness import Life, Liveness, complete_names
+from zvmsnap.points.manifest import Disk, HostDescription, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
@@ -44,12 +44,18 @@ def age(time: str, now: datetime) -> str:
 
 
 def point_table(
-    points: Sequence[RestorePoint], liveness: Liveness, results: Mapping[str, VerifyResult | None]
-) -> list[str]:
-    """One line for each point, below headings; `results` of verifying them, by their names."""
+    points: Sequence[RestorePoint],
+    liveness: Liveness,
+    results: Callable[[RestorePoint], VerifyResult | None],
+) -> Iterator[str]:
+    """One line for each point, below headings; `results` says how verifying one has ended."""
     now = datetime.now(UTC)
-    rows = [_row(point, liveness, results.get(point.name), now) for point in points]
-    return columns([_HEADINGS, *rows])
+    rows: list[tuple[str, ...]] = [_HEADINGS]
+    shared: dict[str, str] = {}  # 10 000 points have few different ages and sizes
+    for point in points:
+        row = _row(point, liveness, results(point), now)
+        rows.append(tuple(shared.setdefault(cell, cell) for cell in row))
+    return columns(rows)
 
 
 def sent(report: SendReport, *, dry_run: bool) -> list[str]:
@@ -84,7 +90,7 @@ def status(statuses: Sequence[SendStatus], never_sent: Sequence[str]) -> list[st
         newest = each.newest or "none"
         rows.append((each.domain, each.destination, newest, old, ram, tried, note))
     rows += [(guest, "-", "never sent", "-", "-", "-", "") for guest in never_sent]
-    return columns(rows) if len(rows) > 1 else ["nothing was ever sent"]
+    return list(columns(rows)) if len(rows) > 1 else ["nothing was ever sent"]
 
 
 def kept_for(silent: Mapping[str, str], held: Mapping[str, Sequence[str]]) -> list[str]:
@@ -105,20 +111,20 @@ def kept_for(silent: Mapping[str, str], held: Mapping[str, Sequence[str]]) -> li
     return lines
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Rows of cells as lines with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    for row in rows:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
 
 
 def _row(
     point: RestorePoint, liveness: Liveness, result: VerifyResult | None, now: datetime
 ) -> tuple[str, ...]:
     manifest = point.manifest
-    types = dict.fromkeys(type_of(snapshot.name) for snapshot in liveness.alive(manifest))
+    existing = liveness.existing(manifest)
+    types = dict.fromkeys(type_of(snapshot.name) for _, snapshot in existing)
     return (
         manifest.domain,
         point.directory.name,
@@ -128,7 +134,7 @@ def _row(
         f"{manifest.timing.pause_s:.2f}s" if manifest.timing.pause_s else "-",
         age(manifest.created, now),
         _verified(result, now),
-        note(manifest, liveness),
+        _note(manifest, liveness, [ref for ref, _ in existing]),
     )
 
 
@@ -151,15 +157,20 @@ def verify_result(result: VerifyResult) -> str:
 
 def note(manifest: Manifest, liveness: Liveness) -> str:
     """What to know before relying on the point; "" if there is nothing."""
-    return "; ".join(filter(None, (_remark(manifest, liveness), manifest.tpm_warning)))
+    return _note(manifest, liveness, liveness.alive(manifest))
 
 
-def _remark(manifest: Manifest, liveness: Liveness) -> str:
-    if any(liveness.of(snapshot) is Life.UNKNOWN for snapshot in manifest.snapshots):
-        return "pool not imported"
-    if liveness.orphaned(manifest):
-        return "no snapshot left: zvmsnap prune removes it"
-    if manifest.level.has_memory and not liveness.complete_names(manifest):
+def _note(manifest: Manifest, liveness: Liveness, alive: Sequence[SnapshotRef]) -> str:
+    return "; ".join(filter(None, (_remark(manifest, liveness, alive), manifest.tpm_warning)))
+
+
+def _remark(manifest: Manifest, liveness: Liveness, alive: Sequence[SnapshotRef]) -> str:
+    if len(alive) < len(manifest.snapshots):
+        if any(liveness.of(ref) is Life.UNKNOWN for ref in manifest.snapshots):
+            return "pool not imported"
+        if not alive:
+            return "no snapshot left: zvmsnap prune removes it"
+    if manifest.level.has_memory and not complete_names(alive, manifest.datasets):
         return "no snapshot name is left on all its disks: its RAM fits none of them"
     return manifest.reason or ""
 
@@ -177,22 +188,27 @@ def recovery(report: Report, *, dry_run: bool) -> list[str]:
     return lines or ["nothing to recover: every guest is on its own disks"]
 
 
-def pruning(findings: Findings, *, dry_run: bool) -> list[str]:
+def pruning(findings: Findings, *, dry_run: bool) -> Iterator[str]:
     """What was removed, or would be removed, what is kept, and what needs a person."""
     removed = "would remove" if dry_run else "removed"
-    lines = [f"{removed} point {point.name}: its snapshots are gone" for point in findings.orphans]
-    lines += [_removed_leftover(path, dry_run=dry_run) for path in findings.leftovers.paths]
-    lines += [
-        f"kept point {point.name}: its pool is not imported, or its snapshots have other names now"
-        for point in findings.unknown
-    ]
-    lines += [
-        f"kept {path}: no journal entry names this overlay, and it may hold a guest's writes"
-        for path in findings.leftovers.overlays
-    ]
-    lines += [f"damaged: {damaged.why}" for damaged in findings.damaged]
-    lines += [f"no point for snapshot {snapshot.full_name}" for snapshot in findings.pointless]
-    return lines or ["nothing to remove"]
+    for point in findings.orphans:
+        yield f"{removed} point {point.name}: its snapshots are gone"
+    for path in findings.leftovers.paths:
+        yield _removed_leftover(path, dry_run=dry_run)
+    for point in findings.unknown:
+        yield f"kept point {point.name}: a pool of it is not imported: {_pools(point.manifest)}"
+    for path in findings.leftovers.overlays:
+        yield f"kept {path}: no journal entry names this overlay, and it may hold a guest's writes"
+    for damaged in findings.damaged:
+        yield f"damaged: {damaged.why}"
+    for snapshot in findings.pointless:
+        yield f"no point for snapshot {snapshot.full_name}"
+    if findings.is_empty:
+        yield "nothing to remove"
+
+
+def _pools(manifest: Manifest) -> str:
+    return ", ".join(sorted({ref.pool for ref in manifest.snapshots}))
 
 
 def _removed_leftover(path: object, *, dry_run: bool) -> str:
@@ -204,7 +220,7 @@ def point_details(
 ) -> list[str]:
     """Everything that the manifest of a point says; `next_start` is of its other definition."""
     manifest = point.manifest
-    remark = _remark(manifest, liveness)
+    remark = _remark(manifest, liveness, liveness.alive(manifest))
     return [
         f"{point.name}: level {manifest.level}",
         f"  guest      {manifest.domain} ({manifest.uuid})",
@@ -224,9 +240,10 @@ def point_details(
 
 def _snapshot_lines(manifest: Manifest, liveness: Liveness) -> Iterator[str]:
     remarks = {Life.ALIVE: "", Life.GONE: "  (gone)", Life.UNKNOWN: "  (pool not imported)"}
-    for snapshot in manifest.snapshots:
-        remark = remarks[liveness.of(snapshot)]
-        yield f"    {snapshot.full_name}  guid {snapshot.guid}{remark}"
+    for ref in manifest.snapshots:
+        now = liveness.now(ref) or ref
+        was = "" if now.full_name == ref.full_name else f"  (was {ref.full_name})"
+        yield f"    {now.full_name}  guid {ref.guid}{was}{remarks[liveness.of(ref)]}"
 
 
 def _next_start_lines(next_start: NextStart, manifest: Manifest) -> Iterator[str]:

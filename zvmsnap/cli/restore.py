@@ -94,9 +94,8 @@ def bring_back(
     from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.restore.in_place import restore as put_back
     from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, newer, plan_restore
-    from zvmsnap.zfs import zfs
 
-    rollback = not newer(point, zfs.all_snapshots().present)
+    rollback = not newer(point)
     options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
     request = RestoreRequest(point, options, _checked_image(point, cold=cold))
     planned = plan_restore(settings, host, request)

@@ -15,6 +15,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointGone, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points import vault
+from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.points.verify_result import VerifyResult
@@ -95,10 +96,10 @@ def _boot(
 def _read(points: list[RestorePoint]) -> Iterator[tuple[str, VerifyResult]]:
     from zvmsnap.clone import verify
 
-    present = zfs.all_snapshots().present
+    liveness = Liveness.by(zfs.all_snapshots(guids_of(point.manifest for point in points)))
     for point in points:
         with suppress(PointGone):
-            yield point.name, verify.check_files(point, present)
+            yield point.name, verify.check_files(point, liveness)
 
 
 def _chosen(settings: Config, which: str | None) -> tuple[list[RestorePoint], list[DamagedPoint]]:

@@ -22,6 +22,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, StartState
 from zvmsnap.points import compatibility, locate, memory_image
 from zvmsnap.points.definition import definition_of
+from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.host import Host
@@ -52,7 +53,7 @@ class _Observed:
 
     guest_names: frozenset[str]
     datasets: Mapping[str, Dataset]
-    snapshots: Mapping[str, Snapshot]
+    liveness: Liveness
     nvram: tuple[str, ...]
     taken_nvram: tuple[str, ...]
     misfits: tuple[str, ...]
@@ -68,7 +69,7 @@ def plan_clone(
     _check_name(options.name)
     compatibility.refuse_unidentified(point, CloneImpossible)
     observed = _observe(host, point, options)
-    snapshots = locate.snapshots_of(point, observed.snapshots)
+    snapshots = locate.snapshots_of(point, observed.liveness)
     datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)
     _check(point, options, observed, snapshots, datasets)
     if point.manifest.memory and _has_memory(point, options):
@@ -92,7 +93,7 @@ def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observe
     return _Observed(
         guest_names=frozenset(guest.name for guest in host.guests()),
         datasets=zfs.datasets(),
-        snapshots=zfs.all_snapshots().present,
+        liveness=Liveness.by(zfs.all_snapshots(guids_of([point.manifest]))),
         nvram=nvram,
         taken_nvram=tuple(filter(os.path.lexists, nvram)),
         misfits=(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,17 +20,17 @@ from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common import log
 from zvmsnap.common.atomic_file import write_atomic
-from zvmsnap.common.errors import LibvirtFailed, VerifyFailed, ZvmsnapError
+from zvmsnap.common.errors import LibvirtFailed, PoolMissing, VerifyFailed, ZvmsnapError
 from zvmsnap.common.waiting import now_s, wait_until
 from zvmsnap.config.settings import Config
 from zvmsnap.points import locate, memory_image
 from zvmsnap.points.definition import definition_of
+from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import SCREEN, VerifyResult, keep
 from zvmsnap.virt import agent
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs.types import Snapshot
 
 CLONES = "zvmsnap-verify-"  # what their names begin with
 
@@ -43,15 +43,21 @@ _POLL_S = 1.0
 _WORKED_S = 0.05
 
 
-def check_files(point: RestorePoint, present: Mapping[str, Snapshot]) -> VerifyResult:
-    """Read the point's files, and look its snapshots up; the result is kept. Raises PointGone."""
-    return _kept(point, VerifyResult(checked=_now(), why="; ".join(_problems(point, present))))
+def check_files(point: RestorePoint, liveness: Liveness) -> VerifyResult:
+    """Read the point's files, and look its snapshots up; the result is kept. Raises PointGone.
+
+    It is not kept if nothing is wrong but that a pool is not imported.
+    """
+    problems = _problems(point, liveness)
+    result = VerifyResult(checked=_now(), why="; ".join(map(str, problems)))
+    return result if _is_only_away(problems) else _kept(point, result)
 
 
 def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) -> VerifyResult:
     """Start the point as a clone, see whether it lives, and remove it; the result is kept.
 
-    `expect` is a command that must end with 0 in the guest, run by its agent. Raises PointGone.
+    `expect` is a command that must end with 0 in the guest, run by its agent. The result is not
+    kept if a pool is not imported. Raises PointGone.
     """
     name = f"{CLONES}{secrets.token_hex(4)}"
     begun_s = time.monotonic()
@@ -62,6 +68,8 @@ def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) ->
             to_running_s = time.monotonic() - begun_s
             result = _watch(host.guest(operation.uuid), point, expect, result)
         result = msgspec.structs.replace(result, to_running_s=round(to_running_s, 2))
+    except PoolMissing as error:
+        return msgspec.structs.replace(result, why=str(error))
     except Exception as error:  # the next point is looked at all the same
         result = msgspec.structs.replace(result, why=log.one_line(error))
     return _kept(point, result)
@@ -77,22 +85,26 @@ def _kept(point: RestorePoint, result: VerifyResult) -> VerifyResult:
     return result
 
 
-def _problems(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[str]:
-    problems = []
+def _is_only_away(problems: Sequence[Exception]) -> bool:
+    return bool(problems) and all(isinstance(error, PoolMissing) for error in problems)
+
+
+def _problems(point: RestorePoint, liveness: Liveness) -> list[Exception]:
+    problems: list[Exception] = []
     memory = point.manifest.memory
     try:
         definition_of(point)
     except ZvmsnapError as error:
-        problems.append(str(error))
+        problems.append(error)
     try:
-        locate.snapshots_of(point, present)
+        locate.snapshots_of(point, liveness)
     except ZvmsnapError as error:
-        problems.append(str(error))
+        problems.append(error)
     try:
         if memory:
             memory_image.check(point.directory / memory.file, memory)
     except (ZvmsnapError, OSError) as error:
-        problems.append(str(error))
+        problems.append(error)
     return problems
 
 

@@ -194,6 +194,10 @@ class SnapshotMissing(ZvmsnapError):
     """ZFS has none of the snapshots of the run, or not all that a point needs."""
 
 
+class PoolMissing(SnapshotMissing):
+    """Nothing is known of snapshots that a point needs, as their pool is not imported."""
+
+
 class LevelMissed(ZvmsnapError):
     """No point is made, as it would be of less than the required level."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -75,8 +76,10 @@ class HangWatch:
         return fields["State"].strip()[:1], int(fields["voluntary_ctxt_switches"])
 
 
-def run_program(words: Sequence[str], given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run a program and wait for it, `given` on its standard input.
+def run_program(
+    words: Sequence[str], given: bytes = b"", into: IO[bytes] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program and wait for it, `given` on its standard input; it may print into a file.
 
     Raises OSError, and GivenUp if it hangs in the kernel: it is killed, but nobody can wait for
     the end of such a process.
@@ -84,7 +87,7 @@ def run_program(words: Sequence[str], given: bytes = b"") -> subprocess.Complete
     process = subprocess.Popen(
         words,
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=into or subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     watches: dict[Path, HangWatch] = {}
@@ -93,7 +96,7 @@ def run_program(words: Sequence[str], given: bytes = b"") -> subprocess.Complete
         while True:
             try:
                 output, errors = process.communicate(unsent, _LOOK_EVERY_S)
-                return subprocess.CompletedProcess(words, process.returncode, output, errors)
+                return subprocess.CompletedProcess(words, process.returncode, output or b"", errors)
             except subprocess.TimeoutExpired:
                 unsent = None  # communicate() goes on with it
                 if _any_task_hangs(process.pid, watches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -44,6 +45,7 @@ def run_of(name: str) -> str:
     return match["run"] if match else name
 
 
+@lru_cache(1024)
 def type_of(name: str) -> str:
     """`hourly` of `autosnap_..._hourly`; the whole name if it has no type."""
     match = _OF_SANOID.fullmatch(name)

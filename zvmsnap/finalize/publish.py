@@ -317,6 +317,7 @@ class _Publication:
 
     def _manifest(self) -> Manifest:
         entry = self._writer.entry
+        datasets, pools = zfs.lineages(), zfs.pool_guids()
         return Manifest(
             domain=entry.domain,
             uuid=entry.uuid,
@@ -325,7 +326,7 @@ class _Publication:
             capture=entry.capture,
             level=entry.level,
             reason=entry.reason,
-            snapshots=self._snapshots,
+            snapshots=tuple(ref.identified(datasets, pools) for ref in self._snapshots),
             disks=tuple(
                 manifest.Disk(
                     disk.target,

@@ -32,6 +32,7 @@ from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
 from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Partition
@@ -146,6 +147,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     # The release: what is known when the guest is brought back to its own disks.
     # Guids of the run's snapshots just before it was released: later ones saw it run.
     snapshots_at_release: tuple[int, ...] | None = None
+    # The same, with their names at that time: the point may wait until these have changed.
+    refs_at_release: tuple[SnapshotRef, ...] = ()
     # Its overlays were merged before its snapshots were known to exist, maybe during a snapshot.
     released_early: bool = False
     committed_overlays: tuple[str, ...] = ()  # their data was in the base before it left them

@@ -10,14 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
-from zvmsnap.points.liveness import complete_names
+from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.zfs import zfs
 
@@ -30,11 +30,12 @@ def note(writer: EntryWriter, log: Logger) -> None:
     if writer.entry.snapshots_at_release is not None or writer.entry.is_recovery:
         return
     try:
-        guids = tuple(ref.guid for ref in candidates(writer.entry))
+        refs = candidates(writer.entry)
     except ZfsFailed as error:
         log.error("it is released without knowing whether its snapshot was taken: %s", error)
-        guids = ()
-    writer.note(snapshots_at_release=guids)
+        refs = ()
+    guids = tuple(ref.guid for ref in refs)
+    writer.note(snapshots_at_release=guids, refs_at_release=refs)
 
 
 def of(entry: Entry) -> tuple[SnapshotRef, ...]:
@@ -67,6 +68,21 @@ def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
 
 def candidates(entry: Entry) -> tuple[SnapshotRef, ...]:
     """All snapshots that exist now, and may be of the run. Raises ZfsFailed."""
+    existing = _of_datasets(entry)
+    guids = {ref.guid for ref in existing}
+    missing = [ref for ref in entry.refs_at_release if ref.guid not in guids]
+    return (*existing, *_renamed(missing)) if missing else existing
+
+
+def _renamed(refs: Sequence[SnapshotRef]) -> tuple[SnapshotRef, ...]:
+    """Those of the snapshots that exist under other names."""
+    liveness = Liveness.by(zfs.all_snapshots({ref.guid for ref in refs}))
+    now = ((ref, liveness.now(ref)) for ref in refs)
+    return tuple(ref.moved_to(snapshot) for ref, snapshot in now if snapshot)
+
+
+def _of_datasets(entry: Entry) -> tuple[SnapshotRef, ...]:
+    """The candidates in the datasets of the run, under the names that were announced, if any."""
     by_current = {
         entry.relocated_datasets.get(dataset, dataset): dataset for dataset in entry.datasets
     }

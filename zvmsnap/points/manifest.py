@@ -1,14 +1,19 @@
-"""The manifest of a restore point."""
+"""The manifest of a restore point.
+
+A command may have 10 000 of them in memory. Nothing in one leads back to it, so the garbage
+collector need not look at them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.zfs.mounts import DiskLocation
-from zvmsnap.zfs.types import Partition, Snapshot
+from zvmsnap.zfs.types import Lineage, Partition, Snapshot
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -23,11 +28,12 @@ MEMORY_ZSTD = "memory.img.zst"
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class SnapshotRef(msgspec.Struct, frozen=True):
+class SnapshotRef(msgspec.Struct, frozen=True, gc=False):
     """A snapshot that the point belongs to; the guid is what counts.
 
-    `dataset` is what was snapshotted; `current_dataset` has the snapshot now, if a restore or a
-    send has moved it, and is empty if not.
+    `dataset` is what was snapshotted, `name` how the snapshot was called; `current_dataset` has
+    the snapshot now, if a restore or a send has moved it, and is empty if not. The guids are of
+    the dataset that has it, and of the pool, which may be imported under any name; 0 is unknown.
     """
 
     dataset: str
@@ -35,6 +41,8 @@ class SnapshotRef(msgspec.Struct, frozen=True):
     guid: int
     createtxg: int
     current_dataset: str = ""
+    dataset_guid: int = 0
+    pool_guid: int = 0
 
     @classmethod
     def of(cls, snapshot: Snapshot, dataset: str) -> SnapshotRef:
@@ -42,18 +50,32 @@ class SnapshotRef(msgspec.Struct, frozen=True):
         current = "" if snapshot.dataset == dataset else snapshot.dataset
         return cls(dataset, snapshot.name, snapshot.guid, snapshot.createtxg, current)
 
+    def moved_to(self, snapshot: Snapshot) -> SnapshotRef:
+        """The reference to the same snapshot, where it is now."""
+        current = "" if snapshot.dataset == self.dataset else snapshot.dataset
+        return msgspec.structs.replace(self, createtxg=snapshot.createtxg, current_dataset=current)
+
+    def identified(self, datasets: Mapping[str, Lineage], pools: Mapping[str, int]) -> SnapshotRef:
+        """With the guids of its dataset and pool, as far as they are listed by these names."""
+        dataset = datasets.get(self.current_dataset or self.dataset)
+        return msgspec.structs.replace(
+            self,
+            dataset_guid=dataset.guid if dataset else 0,
+            pool_guid=pools.get(self.pool, 0),
+        )
+
     @property
     def full_name(self) -> str:
-        """`dataset@name`, as it is now."""
+        """`dataset@name`, where it was when this was written."""
         return f"{self.current_dataset or self.dataset}@{self.name}"
 
     @property
     def pool(self) -> str:
-        """The pool that it is in now."""
+        """The name that its pool had when this was written."""
         return (self.current_dataset or self.dataset).partition("/")[0]
 
 
-class Disk(msgspec.Struct, frozen=True):
+class Disk(msgspec.Struct, frozen=True, gc=False):
     """A disk of the point; `path` is its path in its dataset ("" for a volume).
 
     What it was: the dataset by its guid, and the partition of a volume. `source` is how the
@@ -74,7 +96,7 @@ class Disk(msgspec.Struct, frozen=True):
         return DiskLocation(dataset, self.path, self.partition)
 
 
-class Memory(msgspec.Struct, frozen=True):
+class Memory(msgspec.Struct, frozen=True, gc=False):
     """The RAM image: libvirt's `format`; `compression` and checksum of the stored file."""
 
     file: str
@@ -85,7 +107,7 @@ class Memory(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class HostDescription(msgspec.Struct, frozen=True):
+class HostDescription(msgspec.Struct, frozen=True, gc=False):
     """What the RAM image was made on; it loads only on a host that is like it."""
 
     libvirt: str
@@ -98,7 +120,7 @@ class HostDescription(msgspec.Struct, frozen=True):
     cpu_model: str
 
 
-class Timing(msgspec.Struct, frozen=True):
+class Timing(msgspec.Struct, frozen=True, gc=False):
     """Seconds: guest held, the whole dump, guest on its overlay, merging that.
 
     `last_ram_s` is what libvirt's job says of the pause for the last RAM alone.
@@ -111,7 +133,7 @@ class Timing(msgspec.Struct, frozen=True):
     last_ram_s: float = 0.0
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What manifest.json of a restore point says."""
 
     schema: int = SCHEMA

@@ -12,7 +12,7 @@ from zvmsnap.common.json_file import Unreadable
 from zvmsnap.points.manifest import MANIFEST, MEMORY, MEMORY_ZSTD, SCHEMA, Manifest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RestorePoint:
     """A manifest, and the directory that it is in."""
 
@@ -38,7 +38,7 @@ class RestorePoint:
 def read_point(directory: Path) -> RestorePoint:
     """Read a point. Raises VaultDamaged with the path, and what is wrong with it."""
     path = directory / MANIFEST
-    if directory.is_symlink() or path.is_symlink():
+    if directory.is_symlink():
         raise VaultDamaged(f"{path}: is a symlink, or is reached through one; not followed")
     try:
         manifest = json_file.read(path, Manifest, SCHEMA, follow_symlinks=False)
@@ -58,7 +58,7 @@ def _why_invalid(manifest: Manifest) -> str | None:
     if not all(
         snapshot_name.is_safe(f"{dataset}@{ref.name}")
         for ref in manifest.snapshots
-        for dataset in (ref.dataset, ref.current_dataset or ref.dataset)
+        for dataset in {ref.dataset, ref.current_dataset or ref.dataset}
     ):
         return "names a snapshot that ZFS cannot know"
     if not (_is_plain(manifest.uuid) and _is_plain(manifest.capture)):

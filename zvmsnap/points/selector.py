@@ -5,8 +5,9 @@
 | the name of a point's own directory           | that one                                |
 | a run, or a snapshot name of one              | the one that answers to it              |
 | the same, of several points                   | none: say the name of its own directory |
-| `latest`                                      | the last one                            |
-| an ISO time, local unless it has an offset    | the last one created until it is over   |
+| `latest`                                      | the last one, see `order`               |
+| an ISO time, local unless it has an offset    | the last one created until it is over,  |
+|                                               | as the clock was when it was taken      |
 | anything else                                 | none                                    |
 
 The first row that fits decides. A time counts to its end: a date to the end of the day, 03:00 to
@@ -22,6 +23,7 @@ from contextlib import suppress
 from datetime import date, datetime, timedelta
 
 from zvmsnap.common.errors import PointNotFound
+from zvmsnap.points.order import in_order
 from zvmsnap.points.point import RestorePoint
 
 LATEST = "latest"
@@ -40,7 +42,7 @@ def choose(points: Sequence[RestorePoint], text: str) -> RestorePoint:
             f"{text!r} is no point: say DOMAIN@SNAPNAME, as `zvmsnap list` shows, "
             f"DOMAIN@{LATEST} or DOMAIN@TIME"
         )
-    own = sorted((point for point in points if point.manifest.domain == domain), key=_order)
+    own = in_order(point for point in points if point.manifest.domain == domain)
     if not own:
         guests = ", ".join(sorted({point.manifest.domain for point in points}))
         raise PointNotFound(
@@ -59,12 +61,12 @@ def choose(points: Sequence[RestorePoint], text: str) -> RestorePoint:
         )
     before = [point for point in own if point.created < end]
     if not before:
-        first = own[0]
+        first = min(own, key=_created)
         raise PointNotFound(
             f"{text}: no point is as old as that; the first is {first.name}, "
             f"taken {first.created.astimezone(end.tzinfo).isoformat(timespec='seconds')}"
         )
-    return before[-1]
+    return max(before, key=_created)
 
 
 def _named(points: Sequence[RestorePoint], text: str, name: str) -> RestorePoint | None:
@@ -77,7 +79,7 @@ def _named(points: Sequence[RestorePoint], text: str, name: str) -> RestorePoint
     return exact[0] if exact else None
 
 
-def _order(point: RestorePoint) -> tuple[datetime, str]:
+def _created(point: RestorePoint) -> tuple[datetime, str]:
     return point.created, point.directory.name
 
 

@@ -13,13 +13,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from zvmsnap.common import json_file
 from zvmsnap.common.atomic_file import private_dir, rename_to_free, sync_dir, write_atomic
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
+from zvmsnap.points import order
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
 from zvmsnap.points.point import RestorePoint, read_point
 
@@ -99,6 +104,44 @@ def entries(vault: Path, run: str | None = None) -> Iterator[RestorePoint | Dama
                     yield entry
 
 
+class _Shared:
+    """Values that many points have in common: kept once, as a command may read 10 000 points."""
+
+    def __init__(self) -> None:
+        self._values: dict[Any, Any] = {}
+
+    def point(self, point: RestorePoint) -> RestorePoint:
+        """The same point."""
+        manifest, keep, replace = point.manifest, self._values.setdefault, msgspec.structs.replace
+        refs = tuple(
+            replace(
+                ref,
+                dataset=keep(ref.dataset, ref.dataset),
+                name=keep(ref.name, ref.name),
+                dataset_guid=keep(ref.dataset_guid, ref.dataset_guid),
+                pool_guid=keep(ref.pool_guid, ref.pool_guid),
+            )
+            for ref in manifest.snapshots
+        )
+        if memory := manifest.memory:
+            memory = replace(
+                memory,
+                file=keep(memory.file, memory.file),
+                format=keep(memory.format, memory.format),
+                compression=keep(memory.compression, memory.compression),
+            )
+        common = replace(
+            manifest,
+            domain=keep(manifest.domain, manifest.domain),
+            uuid=keep(manifest.uuid, manifest.uuid),
+            snapshots=refs,
+            disks=keep(manifest.disks, manifest.disks),
+            memory=memory,
+            host=keep(manifest.host, manifest.host),
+        )
+        return RestorePoint(point.directory, common)
+
+
 def _read_entry(directory: Path) -> RestorePoint | DamagedPoint | None:
     """None if somebody has removed the point since it was listed."""
     try:
@@ -108,7 +151,7 @@ def _read_entry(directory: Path) -> RestorePoint | DamagedPoint | None:
 
 
 def read(config: Config) -> tuple[list[RestorePoint], list[DamagedPoint]]:
-    """All points, by guest and time, and what cannot be read. Raises VaultMissing."""
+    """All points, by guest, the oldest first, and what cannot be read. Raises VaultMissing."""
     check(config)
     return all_in(config.vault_dir)
 
@@ -116,13 +159,19 @@ def read(config: Config) -> tuple[list[RestorePoint], list[DamagedPoint]]:
 def all_in(vault: Path) -> tuple[list[RestorePoint], list[DamagedPoint]]:
     """The same, of any directory that is laid out as a vault."""
     points, damaged = [], []
+    shared = _Shared()
     for entry in entries(vault):
         if isinstance(entry, DamagedPoint):
             damaged.append(entry)
         else:
-            points.append(entry)
-    points.sort(key=lambda point: (point.manifest.domain, point.manifest.created))
-    return points, damaged
+            points.append(shared.point(entry))
+    points.sort(key=_domain)
+    ordered = (order.in_order(own) for _, own in groupby(points, key=_domain))
+    return list(chain.from_iterable(ordered)), damaged
+
+
+def _domain(point: RestorePoint) -> str:
+    return point.manifest.domain
 
 
 def newest(vault: Path, domain: str, at_most: int) -> Iterator[Manifest]:

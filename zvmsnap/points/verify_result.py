@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from zvmsnap.common import json_file
@@ -50,6 +52,9 @@ def read(point: RestorePoint) -> VerifyResult | None:
 
 
 def _read(point: RestorePoint, name: str) -> VerifyResult | None:
+    # Most points were never verified: asking so is cheaper than an open that fails.
+    if not os.path.exists(f"{point.directory}/{name}"):
+        return None
     try:
         result = json_file.read(point.directory / name, VerifyResult, SCHEMA)
     except (FileNotFoundError, Unreadable):

@@ -25,6 +25,7 @@ from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.fetches import Fetches, UnfinishedFetch
 from zvmsnap.points import compatibility, definition, locate, memory_image, selector, vault
+from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import syncoid
@@ -68,7 +69,7 @@ class Fetcher:
         point = selector.choose(remote_points, text)
         compatibility.refuse_unidentified(point, FetchRefused)
         subtree = zfs.subtree(self._source.root, self._remote)
-        snapshots = locate.snapshots_of(point, subtree.snapshots)
+        snapshots = locate.snapshots_of(point, Liveness.below(self._source.root, subtree))
         self._check_free(point, snapshots)
         return FetchPlan(point, snapshots, tuple(self._lines(point, snapshots)))
 
@@ -131,6 +132,8 @@ class Fetcher:
         self._get_small(plan.point)
         received = zfs.snapshot_usage(sorted(plan.snapshots))
         refs = _refs(manifest, [usage.snapshot for usage in received])
+        datasets, pools = zfs.lineages(), zfs.pool_guids()
+        refs = tuple(ref.identified(datasets, pools) for ref in refs)
         return vault.publish(incoming, manifest.with_snapshots(refs))
 
     def _check_memory(self, incoming: Path, manifest: Manifest) -> None:

@@ -325,8 +325,7 @@ class Sender:
     ) -> None:
         if not outcome.unit.uuid:
             return
-        guids = [snapshot.guid for snapshot in subtree.snapshots.values()]
-        newest = transfer.newest_complete(remote_points, outcome.unit.uuid, guids)
+        newest = transfer.newest_complete(remote_points, outcome.unit.uuid, subtree.by_guid)
         status = send_report.status(self._destination.name, outcome, newest)
         send_status.write(self._settings.journal_dir, status)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from zvmsnap.common.errors import SendRefused
 from zvmsnap.config.destination import Destination
+from zvmsnap.points.order import in_order
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
@@ -105,9 +107,10 @@ def send_units(
 def _by_guest(points: Sequence[RestorePoint]) -> list[list[RestorePoint]]:
     """The points of each guest, oldest first; the guests by name."""
     guests: dict[str, list[RestorePoint]] = {}
-    for point in sorted(points, key=lambda each: each.created):
+    for point in points:
         guests.setdefault(point.manifest.uuid, []).append(point)
-    return sorted(guests.values(), key=lambda own: (own[-1].manifest.domain, own[-1].manifest.uuid))
+    ordered = map(in_order, guests.values())
+    return sorted(ordered, key=lambda own: (own[-1].manifest.domain, own[-1].manifest.uuid))
 
 
 def _excluded() -> set[str]:
@@ -129,7 +132,7 @@ def _units_below(points: Sequence[RestorePoint], datasets: set[str]) -> Iterator
     """The guests whose disks are all on these datasets, and the datasets that remain."""
     of_guests: dict[str, set[str]] = {}
     domains: dict[str, str] = {}
-    for point in sorted(points, key=lambda each: each.created):
+    for point in chain.from_iterable(_by_guest(points)):
         manifest = point.manifest
         if manifest.datasets and manifest.datasets <= datasets:
             domains[manifest.uuid] = manifest.domain

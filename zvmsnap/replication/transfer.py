@@ -16,7 +16,7 @@ is not removed for that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -26,6 +26,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.order import in_order
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.zfs.types import Snapshot, Subtree
@@ -60,13 +61,13 @@ def plan(
     `damaged` are points at the destination that cannot be read, or are of another version: they
     are not overwritten.
     """
-    arrived = {snapshot.guid: snapshot for snapshot in subtree.snapshots.values()}
+    arrived = subtree.by_guid
     known = {_key(point): point for point in remote}
     directories = [point.directory for point in remote] + [each.directory for each in damaged]
     taken_names = {(directory.parent.name, directory.name) for directory in directories}
     latest = _latest(local, arrived)
     transfers = []
-    for point in sorted(local, key=lambda each: each.created):
+    for point in in_order(local):
         if not any(ref.guid in arrived for ref in point.manifest.snapshots):
             continue
         manifest = _manifest_at(destination, point.manifest, arrived)
@@ -100,7 +101,7 @@ def _update(
     name = at_destination.directory.name
     if manifest.memory and not at_destination.manifest.memory:
         return PointTransfer(point, name, manifest, with_memory=True)
-    if moved := locate.relocated(at_destination.manifest, arrived.values()):
+    if moved := locate.relocated(at_destination.manifest, arrived, {}, {}):
         return PointTransfer(point, name, moved, with_memory=False)
     return None
 
@@ -110,37 +111,34 @@ def pruned(
 ) -> list[RestorePoint]:
     """Points at the destination whose snapshots were all below its root, and are all destroyed."""
     liveness = Liveness.below(destination.root, subtree)
-    guids = {snapshot.guid for snapshot in subtree.snapshots.values()}
     return [
         point
         for point in remote
         if liveness.orphaned(point.manifest)
         and all(
-            ref.guid not in guids and destination.holds(ref.current_dataset or ref.dataset)
+            ref.guid not in subtree.by_guid
+            and destination.holds(ref.current_dataset or ref.dataset)
             for ref in point.manifest.snapshots
         )
     ]
 
 
 def newest_complete(
-    points: Iterable[RestorePoint], uuid: str, guids: Iterable[int]
+    points: Iterable[RestorePoint], uuid: str, guids: Container[int]
 ) -> tuple[RestorePoint, str] | None:
     """The last point of a guest of which a snapshot of each disk's dataset is among `guids`.
 
     With the name of that snapshot.
     """
-    present = frozenset(guids)
-    own = sorted(
-        (point for point in points if point.manifest.uuid == uuid), key=lambda each: each.created
-    )
+    own = in_order(point for point in points if point.manifest.uuid == uuid)
     for point in reversed(own):
-        name = complete_name(point.manifest, present)
+        name = complete_name(point.manifest, guids)
         if name:
             return point, name
     return None
 
 
-def complete_name(manifest: Manifest, guids: frozenset[int]) -> str:
+def complete_name(manifest: Manifest, guids: Container[int]) -> str:
     """A snapshot name of a point that all its datasets have, by guid; "" if there is none."""
     refs = [ref for ref in manifest.snapshots if ref.guid in guids]
     return next(iter(complete_names(refs, manifest.datasets)), "")
@@ -176,7 +174,8 @@ def _manifest_at(
         dataset = (
             snapshot.dataset if snapshot else destination.of(ref.current_dataset or ref.dataset)
         )
-        createtxg = snapshot.createtxg if snapshot else ref.createtxg
+        # Of another pool it would say nothing of the order there.
+        createtxg = snapshot.createtxg if snapshot else 0
         refs.append(SnapshotRef(ref.dataset, ref.name, ref.guid, createtxg, dataset))
     return manifest.with_snapshots(tuple(refs))
 

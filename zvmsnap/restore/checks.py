@@ -160,7 +160,7 @@ def _new_names(operation: RestoreOperation, observed: Observed) -> Iterator[str]
     for tree in operation.swap_trees:
         yield from (tree.clone_top + swapped.path for swapped in tree.datasets)
         # All that is below is renamed with it, and its snapshots, too.
-        for name in (*observed.datasets, *observed.present):
+        for name in (*observed.datasets, *(each.full_name for each in observed.present)):
             if _is_in(name.partition("@")[0], tree.top):
                 yield tree.replaced_top + name.removeprefix(tree.top)
     if safety := operation.safety_entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.waiting import all_entries
 from zvmsnap.points import compatibility, locate, own_directories, vault
 from zvmsnap.points.definition import definition_of
+from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Disk
 from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint
@@ -59,7 +60,7 @@ class OtherDisk:
 class Observed:
     """What the host says, asked once.
 
-    `present` are all snapshots by their full names, `other_disks` those that are no part of the
+    `present` are all snapshots, `other_disks` those that are no part of the
     point, `own_directories` the datasets of our own directories. `rooms` are of the
     datasets of the point, and of those above them. `staging_free_bytes`: of the directory that it
     is, or will be, in.
@@ -72,7 +73,7 @@ class Observed:
 
     datasets: Mapping[str, Dataset]
     mounts: list[Mount]
-    present: Mapping[str, Snapshot]
+    present: Sequence[Snapshot]
     snapshots: Mapping[str, Snapshot]
     other_disks: tuple[OtherDisk, ...]
     own_directories: Mapping[str, str]
@@ -96,8 +97,8 @@ def observe(
     manifest = point.manifest
     datasets = zfs.datasets()
     table = mounts.read_table()
-    present = zfs.all_snapshots().present
-    located = locate.snapshots_of(point, present)
+    listing = zfs.all_snapshots()
+    located = locate.snapshots_of(point, Liveness.by(listing))
     current = {name: _current_name(name, located[name], datasets) for name in located}
     snapshots = {current[name]: snapshot for name, snapshot in located.items()}
     guests = host.guests()
@@ -108,7 +109,7 @@ def observe(
     return Observed(
         datasets=datasets,
         mounts=table,
-        present=present,
+        present=listing.snapshots,
         snapshots=snapshots,
         other_disks=_other_disks(point, table, with_memory=with_memory),
         own_directories=own_directories.datasets_of(_directories(config), table),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -29,6 +29,7 @@ from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import RestoreOperation, Source, StartState
 from zvmsnap.points import locate
+from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import checks, disk_fates, preview, running_sends
@@ -37,7 +38,7 @@ from zvmsnap.restore.running_sends import RunningSends
 from zvmsnap.restore.safety_point import safety_entry
 from zvmsnap.virt.host import Host
 from zvmsnap.virt.save_image import Header
-from zvmsnap.zfs import dataset_swap
+from zvmsnap.zfs import dataset_swap, zfs
 from zvmsnap.zfs.dataset_swap import SwapTree
 from zvmsnap.zfs.types import Snapshot
 
@@ -145,18 +146,19 @@ def plan_restore(
     )
     fates = disk_fates.of(point.manifest, operation, observed)
     lines = tuple(preview.describe(operation, fates, destroyed))
-    sends = running_sends.find(operation, observed.datasets, observed.present.values())
+    sends = running_sends.find(operation, observed.datasets, observed.present)
     return RestorePlan(request, names, operation, frozenset(observed.snapshots), lines, sends)
 
 
-def newer(point: RestorePoint, present: Mapping[str, Snapshot]) -> list[Snapshot]:
-    """The snapshots of the point's datasets that are newer than its own. Raises SnapshotMissing."""
-    own = {snapshot.dataset: snapshot for snapshot in locate.snapshots_of(point, present).values()}
-    return [
-        snapshot
-        for snapshot in present.values()
-        if snapshot.dataset in own and snapshot.createtxg > own[snapshot.dataset].createtxg
-    ]
+def newer(point: RestorePoint) -> list[Snapshot]:
+    """The snapshots of the point's datasets that are newer than its own.
+
+    Raises SnapshotMissing and ZfsFailed.
+    """
+    liveness = Liveness.by(zfs.all_snapshots(guids_of([point.manifest])))
+    own = {each.dataset: each for each in locate.snapshots_of(point, liveness).values()}
+    existing = (usage.snapshot for usage in zfs.snapshot_usage(sorted(own)))
+    return [each for each in existing if each.createtxg > own[each.dataset].createtxg]
 
 
 # -- build

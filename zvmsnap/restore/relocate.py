@@ -26,14 +26,14 @@ def relocate_points(config: Config, trees: Iterable[SwapTree]) -> None:
     ]
     if not names:
         return
-    existing = zfs.datasets()
-    usages = zfs.snapshot_usage([name for name in names if name in existing])
-    snapshots = [usage.snapshot for usage in usages]
+    datasets, pools = zfs.lineages(), zfs.pool_guids()
+    usages = zfs.snapshot_usage([name for name in names if name in datasets])
+    existing = {usage.snapshot.guid: usage.snapshot for usage in usages}
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, "vault", "update points of a restore", timeout_s):
         for entry in vault.entries(config.vault_dir):
             if not isinstance(entry, RestorePoint):
                 continue
-            if manifest := locate.relocated(entry.manifest, snapshots):
+            if manifest := locate.relocated(entry.manifest, existing, datasets, pools):
                 with suppress(FileNotFoundError):
                     vault.rewrite(entry, manifest)

@@ -65,7 +65,7 @@ def find(
 
 def find_now(operation: RestoreOperation) -> RunningSends:
     """The same, of what ZFS lists now. Raises ZfsFailed."""
-    return find(operation, zfs.datasets(), zfs.all_snapshots().present.values())
+    return find(operation, zfs.datasets(), zfs.all_snapshots().snapshots)
 
 
 def wait_for_end(operation: RestoreOperation, cancelled: threading.Event) -> None:

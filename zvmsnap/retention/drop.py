@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import DropRefused, LockTimeout, ZfsFailed
@@ -12,12 +11,13 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.journal import other_versions, snapshot_match
 from zvmsnap.journal.waiting import all_entries
-from zvmsnap.points import vault
-from zvmsnap.points.liveness import Life, Liveness
+from zvmsnap.points import order, vault
+from zvmsnap.points.liveness import Life, Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention.forget import LOCK
 from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Snapshot
 
 _PREFIX_OF_SANOID = "autosnap_"
 _RUN_OF_TAKE = re.compile(r"zvmsnap_.+_manual")
@@ -28,7 +28,8 @@ def snapshots(settings: Config, points: Sequence[RestorePoint]) -> list[str]:
 
     Raises DropRefused and ZfsFailed.
     """
-    return _droppable(settings, points, vault.read(settings), _liveness())
+    known = vault.read(settings)
+    return _droppable(settings, points, known, _liveness(known[0]))
 
 
 def destroy(settings: Config, points: Sequence[RestorePoint], names: Sequence[str]) -> None:
@@ -54,7 +55,8 @@ def surplus(
     the log says why a point is kept. Raises VaultMissing.
     """
     known = points, _ = vault.read(settings)
-    old = _all_but_newest([p for p in points if _RUN_OF_TAKE.fullmatch(p.manifest.run)], keep)
+    taken = [point for point in points if _RUN_OF_TAKE.fullmatch(point.manifest.run)]
+    old = _all_but_newest(taken, keep)
     runs: dict[str, list[RestorePoint]] = {}
     for point in old:
         if point.manifest.uuid in uuids:
@@ -65,7 +67,7 @@ def surplus(
         together = own + _sharing_snapshots(own, old)
         names = [point.name for point in together]
         try:
-            liveness = liveness or _liveness()
+            liveness = liveness or _liveness(points)
             to_destroy = _droppable(settings, together, known, liveness)
             if not dry_run:
                 destroy(settings, together, to_destroy)
@@ -77,13 +79,18 @@ def surplus(
 
 def _all_but_newest(points: Sequence[RestorePoint], keep: int) -> list[RestorePoint]:
     """All but the newest `keep` of each guest, the oldest first."""
-    newer: Counter[str] = Counter()
+    by_guest: dict[str, list[RestorePoint]] = {}
+    for point in points:
+        by_guest.setdefault(point.manifest.uuid, []).append(point)
     old = []
-    for point in sorted(points, key=lambda point: point.created, reverse=True):
-        if newer[point.manifest.uuid] >= keep:
-            old.append(point)
-        newer[point.manifest.uuid] += 1
-    return old[::-1]
+    for own in by_guest.values():
+        if len(own) > keep and order.is_by_clock(own):
+            log.plain().warning(
+                "%s: its points are in several pools: which are the newest, only the clock says",
+                own[0].manifest.domain,
+            )
+        old += order.in_order(own)[: max(0, len(own) - keep)]
+    return old
 
 
 def _sharing_snapshots(
@@ -107,8 +114,8 @@ def _sharing_snapshots(
     return connected[len(points) :]
 
 
-def _liveness() -> Liveness:
-    return Liveness.by(zfs.all_snapshots())
+def _liveness(points: Iterable[RestorePoint]) -> Liveness:
+    return Liveness.by(zfs.all_snapshots(guids_of(point.manifest for point in points)))
 
 
 def _droppable(
@@ -119,43 +126,50 @@ def _droppable(
 ) -> list[str]:
     """The existing snapshots of these points, if nothing else needs any. Raises DropRefused."""
     all_points, unreadable = known
-    names = _existing(points, liveness)
-    _check_other_points(names, points, all_points, liveness)
+    existing = _existing(points, liveness)
+    _check_other_points(existing, points, all_points)
     _check_unreadable_points(points, unreadable)
-    datasets = {name.partition("@")[0] for name in names}
-    _check_journal(settings, names, datasets)
+    _check_journal(settings, existing)
     _check_other_versions(settings, points)
-    _check_clones_and_holds(names, datasets)
-    return sorted(names)
+    _check_clones_and_holds(existing)
+    return sorted(snapshot.full_name for snapshot in existing.values())
 
 
-def _existing(points: Sequence[RestorePoint], liveness: Liveness) -> set[str]:
-    names: set[str] = set()
-    for point in points:
-        for ref in point.manifest.snapshots:
-            if liveness.of(ref) is Life.UNKNOWN:
+def _existing(points: Sequence[RestorePoint], liveness: Liveness) -> dict[int, Snapshot]:
+    """The snapshots of the points, as they are now, by guid. Raises DropRefused."""
+    existing = {}
+    for ref in (ref for point in points for ref in point.manifest.snapshots):
+        life, snapshot = liveness.of(ref), liveness.now(ref)
+        if life is Life.UNKNOWN:
+            raise DropRefused(
+                f"{ref.full_name}: its pool is not imported, so it cannot be destroyed"
+            )
+        if snapshot is None:
+            if life is Life.ALIVE:
                 raise DropRefused(
-                    f"{ref.full_name}: its pool is not imported, so it cannot be destroyed"
+                    f"{ref.full_name}: {len(liveness.replicas(ref))} copies of it "
+                    "exist, and nothing tells which is the guest's: zfs destroy the others"
                 )
-        for ref in liveness.alive(point.manifest):
-            if ref.name.startswith(_PREFIX_OF_SANOID):
-                raise DropRefused(f"{ref.full_name}: is sanoid's, which prunes it when it is time")
-            names.add(ref.full_name)
-    return names
+            continue
+        if snapshot.name.startswith(_PREFIX_OF_SANOID):
+            raise DropRefused(f"{snapshot.full_name}: is sanoid's, which prunes it when it is time")
+        existing[snapshot.guid] = snapshot
+    return existing
 
 
 def _check_other_points(
-    names: set[str],
+    existing: Mapping[int, Snapshot],
     points: Sequence[RestorePoint],
     all_points: Sequence[RestorePoint],
-    liveness: Liveness,
 ) -> None:
     """Guests may share a dataset, and so its snapshots."""
     dropped = {point.directory for point in points}
     for other in all_points:
-        shared = names & {ref.full_name for ref in liveness.alive(other.manifest)}
+        shared = [existing[guid] for guid in guids_of([other.manifest]) & existing.keys()]
         if shared and other.directory not in dropped:
-            raise DropRefused(f"{min(shared)}: {other.name} needs it, too; drop both, or none")
+            raise DropRefused(
+                f"{min(shared).full_name}: {other.name} needs it, too; drop both, or none"
+            )
 
 
 def _check_unreadable_points(
@@ -170,12 +184,13 @@ def _check_unreadable_points(
             )
 
 
-def _check_journal(settings: Config, names: set[str], datasets: set[str]) -> None:
+def _check_journal(settings: Config, existing: Mapping[int, Snapshot]) -> None:
+    datasets = {snapshot.dataset for snapshot in existing.values()}
     for entry in all_entries(settings.journal_dir):
         if not datasets & {entry.relocated_datasets.get(each, each) for each in entry.datasets}:
             continue
-        if shared := names & {ref.full_name for ref in snapshot_match.of(entry)}:
-            raise DropRefused(f"{min(shared)}: a point of {entry.domain} waits for it")
+        if shared := [ref for ref in snapshot_match.of(entry) if ref.guid in existing]:
+            raise DropRefused(f"{shared[0].full_name}: a point of {entry.domain} waits for it")
 
 
 def _check_other_versions(settings: Config, points: Sequence[RestorePoint]) -> None:
@@ -186,10 +201,10 @@ def _check_other_versions(settings: Config, points: Sequence[RestorePoint]) -> N
             raise DropRefused(str(file))
 
 
-def _check_clones_and_holds(names: set[str], datasets: set[str]) -> None:
-    for usage in zfs.snapshot_usage(sorted(datasets)):
+def _check_clones_and_holds(existing: Mapping[int, Snapshot]) -> None:
+    for usage in zfs.snapshot_usage(sorted({each.dataset for each in existing.values()})):
         full_name = usage.snapshot.full_name
-        if full_name not in names:
+        if usage.snapshot.guid not in existing:
             continue
         if usage.clones:
             raise DropRefused(f"{full_name}: {usage.clones[0]} depends on it; destroy that first")

@@ -1,23 +1,22 @@
 """`zvmsnap prune`: removes all points without snapshots that the pruning hook has missed.
 
-A point is kept while any of its snapshots exists, by guid. A point whose pool is not imported is
-kept too: nothing is known of its snapshots.
+A point is kept while any of its snapshots exists, by guid, under any name. A point whose pool is
+not imported is kept too: nothing is known of its snapshots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.waiting import all_entries
 from zvmsnap.points import vault
-from zvmsnap.points.liveness import Life, Liveness
+from zvmsnap.points.liveness import Life, Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import leftovers
-from zvmsnap.retention.forget import LOCK, list_snapshots, remove
+from zvmsnap.retention.forget import LOCK, remove
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.zfs import types, zfs
 
@@ -36,58 +35,62 @@ class Findings:
     damaged: list[DamagedPoint] = field(default_factory=list)
     pointless: list[types.Snapshot] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        """Is there nothing to tell?"""
+        return self == Findings(Leftovers())
+
 
 def find(settings: Config) -> Findings:
-    """Compare vault, staging and journal with ZFS. All snapshots are listed once."""
+    """Compare vault, staging and journal with ZFS, which lists all once; twice if points go."""
     vault.check(settings)
     unneeded = leftovers.find(settings)
-    points, damaged = [], []
-    for entry in vault.entries(settings.vault_dir):
-        if isinstance(entry, DamagedPoint):
-            damaged.append(entry)
-        else:
-            points.append(entry)
+    findings = Findings(unneeded)
     listing = zfs.all_snapshots()
-    orphans, unknown = _without_snapshots(points, listing)
-    pointless = _pointless(settings, points, listing)
-    return Findings(unneeded, orphans, unknown, damaged, pointless)
-
-
-def _without_snapshots(
-    points: Sequence[RestorePoint], listing: types.SnapshotListing
-) -> tuple[list[RestorePoint], list[RestorePoint]]:
-    """Points without any snapshot, and points of whose snapshots too little is known."""
-    listed = Liveness.by(listing)
-    guids = {snapshot.guid for snapshot in listing.present.values()}
-    # A pool that is exported during the listing would make orphans of all its points. So ask once
-    # more for the snapshots of points that seem to have none.
-    suspects = [point for point in points if listed.orphaned(point.manifest)]
-    asked_again = Liveness.by(list_snapshots(suspects))
-    orphans, unknown = [], []
-    for point in points:
-        refs = point.manifest.snapshots
-        liveness = asked_again if listed.orphaned(point.manifest) else listed
-        is_orphaned = liveness.orphaned(point.manifest)
-        if is_orphaned and not any(ref.guid in guids for ref in refs):
+    liveness = Liveness.by(listing)
+    of_points: set[int] = set()
+    datasets: set[str] = set()
+    orphans = []
+    # One after the other, as there may be many. What is published meanwhile is listed again.
+    for point in vault.entries(settings.vault_dir):
+        if isinstance(point, DamagedPoint):
+            findings.damaged.append(point)
+            continue
+        datasets |= point.manifest.datasets
+        for _, snapshot in liveness.existing(point.manifest):
+            of_points.add(snapshot.guid)
+            datasets.add(snapshot.dataset)
+        if liveness.orphaned(point.manifest):
             orphans.append(point)
-        elif is_orphaned or any(liveness.of(ref) is Life.UNKNOWN for ref in refs):
-            unknown.append(point)
-    return orphans, unknown
+        elif any(liveness.of(ref) is Life.UNKNOWN for ref in point.manifest.snapshots):
+            findings.unknown.append(point)
+    findings.orphans.extend(_confirmed(orphans))
+    findings.pointless.extend(_pointless(settings, listing, of_points, datasets))
+    return findings
+
+
+def _confirmed(orphans: list[RestorePoint]) -> list[RestorePoint]:
+    """Those that have no snapshot in a second listing either.
+
+    A dataset that is renamed or promoted during a listing, as by a restore, may be missed in it.
+    """
+    if not orphans:
+        return []
+    again = Liveness.by(zfs.all_snapshots(guids_of(point.manifest for point in orphans)))
+    return [point for point in orphans if again.orphaned(point.manifest)]
 
 
 def _pointless(
-    settings: Config, points: Sequence[RestorePoint], listing: types.SnapshotListing
+    settings: Config, listing: types.SnapshotListing, of_points: set[int], datasets: set[str]
 ) -> list[types.Snapshot]:
-    """The snapshots of guests' datasets that belong to no point."""
-    of_points = {ref.guid for point in points for ref in point.manifest.snapshots}
-    datasets = {disk.dataset for point in points for disk in point.manifest.disks}
+    """The snapshots that belong to no point, of the datasets that guests have or had disks on."""
     for entry in all_entries(settings.journal_dir):
-        datasets.update(entry.datasets)
-    return [
+        datasets |= set(entry.datasets)
+    return sorted(
         snapshot
-        for snapshot in sorted(listing.present.values())
+        for snapshot in listing.snapshots
         if snapshot.dataset in datasets and snapshot.guid not in of_points
-    ]
+    )
 
 
 def sweep(settings: Config) -> Findings:

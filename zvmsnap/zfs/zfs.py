@@ -7,45 +7,26 @@ failed process does not list a name never means that it does not exist: see `sna
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import GivenUp, RemoteFailed, ZfsFailed
-from zvmsnap.common.ssh import HERE, RemoteHost, reason
+from zvmsnap.common.errors import GivenUp, ZfsFailed
+from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.common.waiting import Call
-from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
+from zvmsnap.zfs import clone_properties, programs
+from zvmsnap.zfs.types import (
+    Bookmark,
+    Dataset,
+    Lineage,
+    NamedSnapshots,
+    Snapshot,
+    SnapshotListing,
+    SnapshotUsage,
+    Subtree,
+)
 
-# Fixed when a dataset is made, taken over from an origin, or of its keys: `zfs clone` refuses them.
-_FIXED = {
-    "casesensitivity",
-    "encryption",
-    "keyformat",
-    "keylocation",
-    "normalization",
-    "pbkdf2iters",
-    "utf8only",
-    "version",
-    "volblocksize",
-    "volsize",
-}
-# A clone has its own place, and no claim to room; nor is it shared, read-only or a container's
-# because its origin is.
-_NOT_CLONED = {
-    "canmount",
-    "filesystem_limit",
-    "jailed",
-    "mountpoint",
-    "quota",
-    "readonly",
-    "refquota",
-    "refreservation",
-    "reservation",
-    "sharenfs",
-    "sharesmb",
-    "snapshot_limit",
-    "zoned",
-}
 _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
 
 
@@ -77,7 +58,7 @@ def datasets() -> dict[str, Dataset]:
     return existing
 
 
-def snapshots(names: Iterable[str]) -> SnapshotListing:
+def snapshots(names: Iterable[str]) -> NamedSnapshots:
     """Which of the snapshots `dataset@name` exist, in one process. Raises ZfsFailed.
 
     `zfs list` also fails when only some names are missing. So the pools are asked for in the
@@ -86,33 +67,56 @@ def snapshots(names: Iterable[str]) -> SnapshotListing:
     taken for "no such snapshot".
     """
     asked = sorted(set(names))
-    datasets: set[str] = set()
+    pools: set[str] = set()
     present: dict[str, Snapshot] = {}
     for begin in range(0, len(asked), _ARGUMENTS_MAX):
         batch = asked[begin : begin + _ARGUMENTS_MAX]
-        above = {_pool(name) for name in batch} | {_dataset(name) for name in batch}
-        kinds = "filesystem,volume,snapshot"
-        arguments = [*sorted(above), *batch]
+        kinds = "filesystem,snapshot"
+        arguments = [*sorted({_pool(name) for name in batch}), *batch]
         for line in _list("-t", kinds, "-o", _SNAPSHOT_COLUMNS, *arguments, partial=True):
             if "@" in line[0]:
                 snapshot = _snapshot(line)
                 present[snapshot.full_name] = snapshot
             else:
-                datasets.add(line[0])
-    pools = frozenset(_pool(name) for name in asked) & datasets
-    missing = [name for name in asked if name not in present]
-    for name in missing:
-        if _pool(name) in pools:
+                pools.add(line[0])
+    for name in asked:
+        if name not in present and _pool(name) in pools:
             _check_gone(name)
-    without_dataset = frozenset(name for name in missing if _dataset(name) not in datasets)
-    return SnapshotListing(present, pools, without_dataset)
+    return NamedSnapshots(present, frozenset(pools))
 
 
-def all_snapshots() -> SnapshotListing:
-    """All snapshots of all imported pools. Raises ZfsFailed."""
-    pools = frozenset(line[0] for line in _list("-d", "0", "-t", "filesystem", "-o", "name"))
-    existing = [_snapshot(line) for line in _list("-t", "snapshot", "-o", _SNAPSHOT_COLUMNS)]
-    return SnapshotListing({snapshot.full_name: snapshot for snapshot in existing}, pools)
+def all_snapshots(guids: Container[int] | None = None) -> SnapshotListing:
+    """All snapshots of all imported pools, or those of them that have these guids.
+
+    A host may have 100 000 of them: one line after the other is read. Raises ZfsFailed.
+    """
+    kinds = "filesystem,volume,snapshot"
+    existing: list[Snapshot] = []
+    datasets: dict[str, int] = {}
+    for line in programs.each_line("zfs", "list", "-Hp", "-t", kinds, "-o", _SNAPSHOT_COLUMNS):
+        name, guid, createtxg = programs.text(line).split("\t")
+        if "@" not in name:
+            datasets[name] = int(guid)
+        elif guids is None or int(guid) in guids:
+            dataset, _, snapshot = name.partition("@")
+            # One string for all snapshots of a dataset, and of a run.
+            names = sys.intern(dataset), sys.intern(snapshot)
+            existing.append(Snapshot(*names, int(guid), int(createtxg)))
+    # Afterwards: of a pool that was exported meanwhile, not all may have been listed.
+    pools = {name: guid for name, guid in pool_guids().items() if name in datasets}
+    return SnapshotListing(existing, pools, datasets)
+
+
+def pool_guids() -> dict[str, int]:
+    """The guids of all imported pools, by the names that they have here. Raises ZfsFailed."""
+    output = programs.text(programs.output("zpool", "list", "-Hp", "-o", "name,guid"))
+    return {name: int(guid) for name, guid in programs.lines(output, columns=2)}
+
+
+def lineages() -> dict[str, Lineage]:
+    """All datasets, and what each is a clone of; cheaper than `datasets`. Raises ZfsFailed."""
+    lines = _list("-t", "filesystem,volume", "-o", "name,guid,origin")
+    return {name: Lineage(int(guid), _dataset(_value(origin))) for name, guid, origin in lines}
 
 
 def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
@@ -132,7 +136,7 @@ def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
 def properties(name: str, names: Sequence[str], remote: RemoteHost = HERE) -> dict[str, str]:
     """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
     output = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, remote=remote)
-    return {line[0]: _value(line[1]) for line in _lines(output, columns=2)}
+    return {line[0]: _value(line[1]) for line in programs.lines(output, columns=2)}
 
 
 def create(name: str) -> None:
@@ -199,8 +203,8 @@ def local_properties(
     if not by_dataset:
         return by_dataset
     output = _zfs("get", "-Hp", "-s", sources, "-o", "name,property,value", "all", *datasets)
-    for dataset, name, value in _lines(output, columns=3):
-        if name not in _FIXED:
+    for dataset, name, value in programs.lines(output, columns=3):
+        if name not in clone_properties.FIXED:
             by_dataset[dataset][name] = value
     return by_dataset
 
@@ -214,7 +218,7 @@ def cloned_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
         dataset: {
             name: value
             for name, value in own.items()
-            if name not in _NOT_CLONED and ":" not in name
+            if name not in clone_properties.NOT_CLONED and ":" not in name
         }
         for dataset, own in local_properties(datasets).items()
     }
@@ -229,7 +233,7 @@ def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
     output = _zfs(
         "get", "-Hp", "-s", sources, "-t", "filesystem,volume", "-o", "name,value", user_property
     )
-    return {line[0]: line[1] for line in _lines(output, columns=2)}
+    return {line[0]: line[1] for line in programs.lines(output, columns=2)}
 
 
 def take_snapshots(datasets: Iterable[str], name: str) -> None:
@@ -348,7 +352,7 @@ def _dataset(name: str) -> str:
 
 def _list(*arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> list[list[str]]:
     output = _zfs("list", "-Hp", *arguments, partial=partial, remote=remote)
-    return _lines(output, 1 + arguments[arguments.index("-o") + 1].count(","))
+    return programs.lines(output, 1 + arguments[arguments.index("-o") + 1].count(","))
 
 
 def command(verb: str, *arguments: str) -> str:
@@ -357,32 +361,7 @@ def command(verb: str, *arguments: str) -> str:
 
 
 def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> str:
-    try:
-        done = remote.process(["zfs", verb, *arguments])
-    except RemoteFailed as error:
-        raise ZfsFailed(f"{error}; is zfsutils-linux installed?") from error
-    except GivenUp as error:
-        raise ZfsFailed(f"{remote.where}{error}") from error
-    # 1 is "an error occurred", which with `partial` may be no more than a missing name.
-    if done.returncode not in ((0, 1) if partial else (0,)):
-        raise ZfsFailed(
-            f"{remote.where}zfs {verb} failed ({done.returncode}): {reason(done.stderr)}"
-        )
-    return _text(done.stdout)
-
-
-def _text(output: bytes) -> str:
-    """A property may hold any byte: a mountpoint, or what somebody has noted."""
-    return output.decode(errors="surrogateescape")
-
-
-def _lines(output: str, columns: int) -> list[list[str]]:
-    """Lines of that many columns; the last may contain tabs."""
-    lines = [line.split("\t", columns - 1) for line in output.split("\n")[:-1]]
-    for line in lines:
-        if len(line) != columns:
-            raise ZfsFailed(f"zfs: a property holds a line break, near {line[0]!r}; remove it")
-    return lines
+    return programs.text(programs.output("zfs", verb, *arguments, partial=partial, remote=remote))
 
 
 def _check_gone(name: str) -> None:

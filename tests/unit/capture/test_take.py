@@ -67,7 +67,9 @@ def test_two_guests_at_one_instant(
     assert sorted(pool.present) == [f"{DB}@{NAME}", f"{WEB}@{NAME}"]
     assert pool.changes == [f"hold audit ['{DB}@{NAME}', '{WEB}@{NAME}']"]
     for point in points:
-        assert Liveness(pool.present, frozenset({"tank"})).complete_names(point.manifest) == [NAME]
+        assert Liveness(pool.present.values(), {"tank": 70}).complete_names(point.manifest) == [
+            NAME
+        ]
     assert_at_rest(config, web, db)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.host import FakeHost
 from tests.fakes.restore_scene import Scene, set_scene
 from tests.fakes.take_scene import configure
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, listed
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility, vault
 from zvmsnap.points.manifest import Manifest
@@ -27,10 +27,10 @@ def configured(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def run(configured: None, command: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command line; ZFS has one snapshot, of tank/web."""
-    present = {f"tank/web@{NAME}": types.Snapshot("tank/web", NAME, 11, 101)}
-    listing = types.SnapshotListing(present, frozenset(["tank"]))
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: listing)
-    monkeypatch.setattr(zfs, "snapshots", lambda names: listing)
+    known = types.Snapshot("tank/web", NAME, 11, 101)
+    named = types.NamedSnapshots({known.full_name: known}, frozenset({"tank"}))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda guids=None: listed([known], "tank"))
+    monkeypatch.setattr(zfs, "snapshots", lambda names: named)
     return command
 
 

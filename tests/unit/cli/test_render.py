@@ -2,9 +2,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.fakes.guest import FakeGuest
+from tests.fakes.zfs_pool import named
 from zvmsnap.cli import render
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.liveness import Liveness
@@ -28,11 +30,7 @@ SNAPSHOTS = (SnapshotRef("tank/a", "m_daily", 1, 1), SnapshotRef("tank/b", "m_da
 
 
 def live(snapshots: Mapping[str, int], *pools: str) -> Liveness:
-    present = {}
-    for full_name, guid in snapshots.items():
-        dataset, _, name = full_name.partition("@")
-        present[full_name] = Snapshot(dataset, name, guid, createtxg=guid)
-    return Liveness(present, frozenset(pools))
+    return Liveness(named(snapshots), dict.fromkeys(pools, 0))
 
 
 @pytest.mark.parametrize(
@@ -150,9 +148,8 @@ def test_point_table(
         RestorePoint(Path("/v/a-long-name/m.2"), manifest(domain="a-long-name", memory=None)),
     ]
     results = {"web@m": VerifyResult(checked=datetime.now(UTC).isoformat(), why="no RAM")}
-    lines = render.point_table(
-        points, live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank"), results
-    )
+    liveness = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
+    lines = list(render.point_table(points, liveness, lambda point: results.get(point.name)))
     assert [line.split()[:5] for line in lines] == [
         ["GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM"],
         ["web", "m", "memory", "daily", "4B"],
@@ -264,8 +261,8 @@ def test_pruning(manifest: Callable[..., Manifest]) -> None:
         "damaged",
         "no point for snapshot tank/a@by_hand",
     ]
-    assert render.pruning(findings, dry_run=False)[0].startswith("removed point web@m")
-    assert render.pruning(Findings(Leftovers()), dry_run=True) == ["nothing to remove"]
+    assert next(render.pruning(findings, dry_run=False)).startswith("removed point web@m")
+    assert list(render.pruning(Findings(Leftovers()), dry_run=True)) == ["nothing to remove"]
 
 
 def test_recovery() -> None:
@@ -293,3 +290,23 @@ def test_recovery() -> None:
     assert render.recovery(Report(), dry_run=False) == [
         "nothing to recover: every guest is on its own disks"
     ]
+
+
+def test_snapshot_and_pool_with_other_names(manifest: Callable[..., Manifest]) -> None:
+    """Nothing is wrong with the point, and where its snapshots are now is shown."""
+    refs = tuple(msgspec.structs.replace(ref, pool_guid=70) for ref in SNAPSHOTS)
+    known = manifest(snapshots=refs, disks=TWO_DISKS)
+    liveness = Liveness(named({"pond/a@keep": 1, "pond/vm/b@m_daily": 2}), {"pond": 70})
+    assert render.note(known, liveness) == ""
+    point = RestorePoint(Path("/v/web/m"), known)
+    lines = render.point_details(point, liveness, None)
+    assert "    pond/a@keep  guid 1  (was tank/a@m_daily)" in lines
+    assert "    pond/vm/b@m_daily  guid 2  (was tank/b@m_daily)" in lines
+    (_, row) = render.point_table([point], liveness, lambda _: None)
+    assert "keep,daily" in row
+
+
+def test_points_of_a_pool_that_is_away(manifest: Callable[..., Manifest]) -> None:
+    point = RestorePoint(Path("/v/web/m"), manifest())
+    (line,) = render.pruning(Findings(Leftovers(), unknown=[point]), dry_run=False)
+    assert line == "kept point web@m: a pool of it is not imported: tank"

@@ -52,7 +52,7 @@ def locked(scene: Scene, point: RestorePoint) -> None:
         (dataset_taken, "tank/w2: exists already; choose another name"),
         (no_machine, "does not fit this host: QEMU here cannot be that machine"),
         (damaged, "does not match its checksum"),
-        (pruned, "no snapshot of it is left"),
+        (pruned, "has no snapshot of tank/web any more that fits"),
     ],
 )
 def test_refusals(scene: Scene, spoil: Callable[[Scene, RestorePoint], None], says: str) -> None:

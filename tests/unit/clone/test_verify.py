@@ -13,6 +13,7 @@ from zvmsnap.clone.create import CloneCreation
 from zvmsnap.common.errors import PointGone
 from zvmsnap.journal.operation import CloneOperation
 from zvmsnap.points import memory_image, vault, verify_result
+from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import SCREEN, VerifyResult
@@ -92,7 +93,7 @@ def kept(point: RestorePoint) -> VerifyResult:
 @pytest.mark.parametrize("zstd", [True, False])
 def test_whole(scene: Scene, memory: bool, zstd: bool) -> None:
     point = scene.point(memory=memory, zstd=zstd)
-    result = verify.check_files(point, scene.world.all_snapshots().present)
+    result = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
     assert (result.good, result.why, result.booted) == (True, "", False)
     assert kept(point) == result
 
@@ -139,7 +140,7 @@ def damaged_xml(point: RestorePoint) -> None:
 def test_damaged(scene: Scene, spoil: Callable[[RestorePoint], None], says: str) -> None:
     point = scene.point()
     spoil(point)
-    result = verify.check_files(point, scene.world.all_snapshots().present)
+    result = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
     assert not result.good
     assert says in result.why
     assert kept(point) == result
@@ -150,7 +151,7 @@ def test_ram_that_cannot_be_read_is_a_result(scene: Scene, monkeypatch: pytest.M
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(memory_image, "check", fail)
-    result = verify.check_files(scene.point(), scene.world.all_snapshots().present)
+    result = verify.check_files(scene.point(), Liveness.by(scene.world.all_snapshots()))
     assert "Input/output error" in result.why
 
 
@@ -158,10 +159,10 @@ def test_all_that_is_wrong_is_said_at_once(scene: Scene) -> None:
     point = scene.point()
     without_ram(point)
     undefined(point)
-    result = verify.check_files(point, {})
+    result = verify.check_files(point, Liveness((), {"tank": 0}))
     assert "its definition is gone" in result.why
     assert "cannot be opened" in result.why
-    assert "no snapshot of it is left" in result.why
+    assert "has no snapshot of tank/web any more" in result.why
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_point_that_is_removed_while_it_is_read(
     point = scene.point()
     monkeypatch.setattr(memory_image, "check", lambda *_: vault.remove(point))
     with pytest.raises(PointGone):
-        verify.check_files(point, scene.world.all_snapshots().present)
+        verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
 
 
 def test_result_that_cannot_be_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +265,7 @@ def test_result_that_cannot_be_kept(scene: Scene, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(verify, "keep", full)
-    result = verify.check_files(scene.point(), scene.world.all_snapshots().present)
+    result = verify.check_files(scene.point(), Liveness.by(scene.world.all_snapshots()))
     assert result.why == "its result cannot be kept: [Errno 28] No space left on device"
 
 
@@ -368,3 +369,22 @@ def test_result_replaces_the_one_before(scene: Scene) -> None:
     for result in (first, msgspec.structs.replace(first, why="", booted=True, alive="y")):
         verify_result.keep(point, result)
         assert verify_result.read(point) == result
+
+
+@pytest.mark.parametrize("boot", [False, True])
+def test_a_pool_that_is_not_imported_spoils_no_result(scene: Scene, boot: bool) -> None:
+    """Nothing is known of its snapshots: what was found before counts."""
+    point = scene.point()
+    good = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
+    (ref,) = point.manifest.snapshots
+    away = msgspec.structs.replace(ref, pool_guid=1, guid=1)
+    point = RestorePoint(point.directory, point.manifest.with_snapshots((away,)))
+    if boot:
+        result = verify.boot(scene.config, scene.host, point, None)
+    else:
+        result = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
+    assert not result.good and "pool tank is not imported" in result.why
+    assert kept(point) == good
+    without_ram(point)
+    result = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
+    assert "cannot be opened" in result.why and kept(point) == result

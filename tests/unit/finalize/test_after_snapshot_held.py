@@ -18,7 +18,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import mounts
@@ -193,8 +193,11 @@ def test_agent_that_does_not_answer_keeps_the_entry_open(
     assert guest.agent
     guest.agent.answering = False
     assert not after_snapshot.finish_run(CALL, config, OWNER)
+    noted = SnapshotRef("tank/web", f"{T}_hourly", 11, 1)
     assert Journal(config.journal_dir).entries() == [
-        msgspec.structs.replace(known, step="resume or thaw", snapshots_at_release=(11,))
+        msgspec.structs.replace(
+            known, step="resume or thaw", snapshots_at_release=(11,), refs_at_release=(noted,)
+        )
     ]
     assert points(config) == []
     assert "by hand: virsh domfsthaw web" in caplog.text

@@ -162,3 +162,28 @@ def test_no_points_at_all() -> None:
 def test_any_text_is_a_point_or_none(points: list[RestorePoint], which: object) -> None:
     with suppress(PointNotFound):
         assert choose(points, f"web@{which}").manifest.domain == "web"
+
+
+def test_a_clock_that_stood_in_2031_makes_no_point_the_latest(
+    manifest: Callable[..., Manifest],
+) -> None:
+    """By createtxg: the clock decides what a time means, and nothing else."""
+    points = [
+        RestorePoint(
+            Path("/v/web", name),
+            manifest(
+                run=name, created=created, snapshots=(SnapshotRef("tank/web", name, txg, txg),)
+            ),
+        )
+        for txg, (name, created) in enumerate(
+            [
+                ("before", "2026-11-20T03:00:00+00:00"),
+                ("then", "2031-06-01T00:00:00+00:00"),
+                ("now", "2026-11-20T04:00:00+00:00"),
+            ]
+        )
+    ]
+    assert choose(points, "web@latest").name == "web@now"
+    assert choose(points, "web@2026-11-21").name == "web@now"
+    assert choose(points, "web@2031-06-01").name == "web@then"
+    assert choose(points, "web@2026-11-20T09:00").name == "web@before"

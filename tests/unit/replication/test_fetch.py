@@ -27,7 +27,14 @@ from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.retention import leftovers, prune
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotListing, SnapshotUsage, Subtree
+from zvmsnap.zfs.types import (
+    Dataset,
+    Lineage,
+    Snapshot,
+    SnapshotListing,
+    SnapshotUsage,
+    Subtree,
+)
 
 Build = Callable[..., Manifest]
 USB = Destination("", "usb/off")
@@ -59,6 +66,8 @@ class World:
         patch.setattr(zfs, "create", self._create)
         patch.setattr(zfs, "mount", self.mounted.append)
         patch.setattr(zfs, "snapshot_usage", self._uses)
+        patch.setattr(zfs, "lineages", lambda: {n: Lineage(len(n), "") for n in self.local})
+        patch.setattr(zfs, "pool_guids", lambda: {"tank": 70})
         patch.setattr(syncoid, "check", lambda _options: None)
         patch.setattr(syncoid, "run", self._syncoid)
         patch.setattr(compatibility, "why_not", lambda *_, **__: [])
@@ -134,6 +143,7 @@ def test_a_host_that_has_nothing(world: World, config: Config) -> None:
     refs = fetched.manifest.snapshots
     assert [ref.full_name for ref in refs] == ["tank/web@s", "tank/web/data@s"]
     assert {ref.createtxg for ref in refs} == {77}
+    assert [(ref.dataset_guid, ref.pool_guid) for ref in refs] == [(8, 70), (13, 70)]
     assert (fetched.directory / MEMORY).read_bytes() == RAM
     assert sorted(os.listdir(fetched.directory)) == ["domain.xml", "manifest.json", "memory.img"]
     assert vault.unfinished(config.vault_dir) == []
@@ -156,7 +166,7 @@ def test_what_is_fetched_is_no_leftover(
     world: World, config: Config, monkeypatch: pytest.MonkeyPatch, owner: str
 ) -> None:
     """`prune` and `recover` leave it alone, and the same command goes on with it."""
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset()))
+    monkeypatch.setattr(zfs, "all_snapshots", lambda guids=None: SnapshotListing([], {}, {}))
     seen = []
 
     def swept() -> None:

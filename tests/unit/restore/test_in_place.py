@@ -129,7 +129,7 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
     case.run()
     (safety,) = case.points()
     reference = safety.manifest.snapshots[0]
-    assert case.world.all_snapshots().present[reference.full_name].guid == reference.guid
+    assert case.world.snapshots([reference.full_name]).present
     # And back again.
     monkeypatch.setattr(plan, "datetime", Later)
     memory = safety.manifest.memory
@@ -140,7 +140,7 @@ def test_points_find_snapshots_that_have_moved(make: Make, monkeypatch: pytest.M
     assert case.content() == f"{NEW}+"
     for point in (case.point, safety):
         for reference in read_point(point.directory).manifest.snapshots:
-            present = case.world.all_snapshots().present
+            present = case.world.snapshots([reference.full_name]).present
             assert present[reference.full_name].guid == reference.guid
 
 

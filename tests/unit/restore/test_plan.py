@@ -193,7 +193,7 @@ def staging_of_another(scene: Scene, point: RestorePoint) -> None:
         pytest.param(undefined, RestoreOptions(), "its definition is gone from"),
         pytest.param(unreadable, RestoreOptions(), "persistent.xml: cannot be read"),
         pytest.param(no_text, RestoreOptions(), "persistent.xml: cannot be read"),
-        pytest.param(pruned, RestoreOptions(), "no snapshot of it is left for tank/web"),
+        pytest.param(pruned, RestoreOptions(), "has no snapshot of tank/web any more that fits"),
     ],
 )
 def test_refusals(

@@ -91,7 +91,7 @@ def test_snapshots_that_are_moved_back_from_an_earlier_restore(
     monkeypatch.setattr(plan, "datetime", Later)
     safety = f"{DATASET}.before-"
     (aside,) = (name for name in scene.world.pool if name.startswith(safety))
-    (made,) = (s for s in scene.world.all_snapshots().present.values() if s.dataset == aside)
+    (made,) = (s for s in scene.world.all_snapshots().snapshots if s.dataset == aside)
     operation = plan_of(scene, point, RestoreOptions()).operation
     for held, in_the_way in ((made.full_name, False), (f"{DATASET}@{NAME}", True)):
         scene.world.sent = {held}

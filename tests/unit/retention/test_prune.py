@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from zvmsnap.retention import prune
 from zvmsnap.retention.forget import forget
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Snapshot, SnapshotListing
+from zvmsnap.zfs.types import Lineage, NamedSnapshots, Snapshot, SnapshotListing, SnapshotUsage
 
 Build = Callable[..., Manifest]
 T = "autosnap_2026-11-20_03:00:00"
@@ -31,42 +31,61 @@ FOUR = UUID[:-1] + "4"
 
 
 class Pools:
-    """The snapshots of the imported pools, and a count of the questions for them."""
+    """The snapshots of the imported pools, datasets with guids, and a count of the questions."""
 
     def __init__(self) -> None:
         self.imported = {"tank"}
+        self.pool_guids = {"tank": 70, "old": 71, "pond": 70}
         self.present: dict[str, int] = {}
+        self.datasets = {"tank/web": Lineage(5, "")}
         self.asked: list[list[str]] = []
         self.listed = 0
+        self.looked_into: list[list[str]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
-    def _listing(self, names: Iterable[str]) -> SnapshotListing:
-        present = {}
-        for full_name in names:
-            dataset, _, name = full_name.partition("@")
-            if full_name in self.present and dataset.partition("/")[0] in self.imported:
-                present[full_name] = Snapshot(dataset, name, self.present[full_name], 1)
-        return SnapshotListing(present, frozenset(self.imported))
+    def _existing(self) -> list[Snapshot]:
+        split = [(name.partition("@"), guid) for name, guid in self.present.items()]
+        return [
+            Snapshot(dataset, name, guid, 1)
+            for (dataset, _, name), guid in split
+            if dataset.partition("/")[0] in self.imported
+        ]
 
-    def snapshots(self, names: Iterable[str]) -> SnapshotListing:
+    def snapshots(self, names: Iterable[str]) -> NamedSnapshots:
         self.asked.append(sorted(names))
-        return self._listing(self.asked[-1])
+        present = {each.full_name: each for each in self._existing()}
+        known = {name: present[name] for name in self.asked[-1] if name in present}
+        return NamedSnapshots(known, frozenset(self.imported))
 
-    def all_snapshots(self) -> SnapshotListing:
+    def all_snapshots(self, guids: Container[int] | None = None) -> SnapshotListing:
         self.listed += 1
-        return self._listing(self.present)
+        wanted = [each for each in self._existing() if guids is None or each.guid in guids]
+        pools = {name: self.pool_guids[name] for name in self.imported}
+        return SnapshotListing(wanted, pools, {n: each.guid for n, each in self.datasets.items()})
+
+    def lineages(self) -> dict[str, Lineage]:
+        return {n: e for n, e in self.datasets.items() if n.partition("/")[0] in self.imported}
+
+    def snapshot_usage(self, datasets: list[str]) -> list[SnapshotUsage]:
+        self.looked_into.append(datasets)
+        self.meanwhile()
+        return [SnapshotUsage(each, (), 0) for each in self._existing() if each.dataset in datasets]
 
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     pools = Pools()
-    monkeypatch.setattr(zfs, "snapshots", pools.snapshots)
-    monkeypatch.setattr(zfs, "all_snapshots", pools.all_snapshots)
+    for verb in ("snapshots", "all_snapshots", "lineages", "snapshot_usage"):
+        monkeypatch.setattr(zfs, verb, getattr(pools, verb))
     return pools
 
 
 def refs(**guids: int) -> tuple[SnapshotRef, ...]:
     """Snapshots of tank/web, given as TYPE=GUID."""
-    return tuple(SnapshotRef("tank/web", f"{T}_{kind}", guid, 1) for kind, guid in guids.items())
+    return tuple(
+        SnapshotRef("tank/web", f"{T}_{kind}", guid, 1, dataset_guid=5, pool_guid=70)
+        for kind, guid in guids.items()
+    )
 
 
 @pytest.fixture
@@ -131,7 +150,7 @@ def test_forget_when_zfs_fails(
 ) -> None:
     put(snapshots=refs(hourly=1))
 
-    def fail(names: Iterable[str]) -> SnapshotListing:
+    def fail(names: Iterable[str]) -> NamedSnapshots:
         raise ZfsFailed("no module")
 
     monkeypatch.setattr(zfs, "snapshots", fail)
@@ -234,7 +253,7 @@ def test_find_and_sweep(
     before = sorted(Path(config.vault).parent.rglob("*"))
     findings = prune.find(config)
     assert sorted(Path(config.vault).parent.rglob("*")) == before
-    assert pools.listed == 1
+    assert pools.listed == 2
     assert findings.orphans == [orphan, retaken]
     assert findings.unknown == [partly, unknown]
     assert sorted(findings.leftovers.paths) == sorted([half_published, half_removed])
@@ -336,22 +355,15 @@ def test_leftovers_that_somebody_else_removes(
     assert not other.path.exists()
 
 
-def test_a_pool_exported_during_the_listing_costs_no_point(
-    config: Config, pools: Pools, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = put(snapshots=refs(hourly=1))
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
-    pools.imported = set()
-    assert prune.sweep(config).unknown == [known]
-    assert remaining(config) == [f"web/{T}"]
-
-
 def test_a_listing_that_lacks_something_costs_no_point(
     config: Config, pools: Pools, put: Callable[..., RestorePoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a dataset that is renamed during a listing; or the pool was exported after it."""
     put(snapshots=refs(hourly=1))
-    pools.present = {f"tank/web@{T}_hourly": 1}
-    monkeypatch.setattr(zfs, "all_snapshots", lambda: SnapshotListing({}, frozenset({"tank"})))
+    pools.present = {f"tank/web.before@{T}_hourly": 1}
+    listings = iter([SnapshotListing([], {"tank": 70}, {})])
+    complete = pools.all_snapshots
+    monkeypatch.setattr(zfs, "all_snapshots", lambda guids=None: next(listings, complete(guids)))
     findings = prune.sweep(config)
     assert (findings.orphans, findings.unknown) == ([], [])
     assert remaining(config) == [f"web/{T}"]
@@ -362,7 +374,7 @@ def test_zfs_fails_during_the_sweep(
 ) -> None:
     put(snapshots=refs(hourly=1))
 
-    def fail() -> SnapshotListing:
+    def fail(guids: Container[int] | None = None) -> SnapshotListing:
         raise ZfsFailed("no module")
 
     monkeypatch.setattr(zfs, "all_snapshots", fail)
@@ -410,22 +422,152 @@ def test_snapshots_under_another_name_keep_their_point(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=refs(hourly=1))
-    pools.present = {f"tank/renamed@{T}_hourly": 1}
-    assert [point.name for point in prune.sweep(config).unknown] == [f"web@{T}"]
+    pools.present = {"tank/renamed@keep-before-upgrade": 1}
+    assert prune.sweep(config) == prune.Findings(Leftovers())
     assert remaining(config) == [f"web/{T}"]
     pools.present = {}
     assert [point.name for point in prune.sweep(config).orphans] == [f"web@{T}"]
     assert remaining(config) == []
 
 
-def test_forget_keeps_a_point_whose_other_dataset_may_have_been_renamed(
+def test_prune_of_a_pool_that_got_another_name(
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
+) -> None:
+    put(snapshots=refs(hourly=1), run="alive")
+    gone = put(snapshots=refs(hourly=2), run="gone", capture="b")
+    pools.present = {f"pond/web@{T}_hourly": 1, f"pond/web@{T}_daily": 3}
+    pools.imported = {"pond"}
+    findings = prune.sweep(config)
+    assert (findings.orphans, findings.unknown) == ([gone], [])
+    assert [each.full_name for each in findings.pointless] == [f"pond/web@{T}_daily"]
+    assert remaining(config) == ["web/alive"]
+
+
+# -- the pruning hook goes by guid
+
+
+def test_forget_keeps_the_point_of_a_renamed_snapshot(
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
+) -> None:
+    put(snapshots=refs(hourly=1, monthly=2))
+    pools.present = {"tank/web@keep-before-upgrade": 2}
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == [f"web/{T}"]
+    assert (pools.listed, pools.looked_into) == (0, [["tank/web"]])
+    pools.present = {}
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == []
+
+
+WHERE = [
+    pytest.param(
+        {"tank/www": Lineage(5, "")}, "tank/www", [f"web/{T}"], id="its dataset was renamed"
+    ),
+    pytest.param(
+        {"tank/www": Lineage(5, ""), "tank/web": Lineage(6, "")},
+        "tank/www",
+        [f"web/{T}"],
+        id="renamed, and another has its name",
+    ),
+    pytest.param(
+        {"tank/web.before": Lineage(5, ""), "tank/web": Lineage(6, "tank/web.before")},
+        "tank/web.before",
+        [f"web/{T}"],
+        id="a restore has swapped, and not noted it yet",
+    ),
+    pytest.param(
+        {"tank/web.before": Lineage(5, "tank/web"), "tank/web": Lineage(6, "")},
+        "tank/web",
+        [f"web/{T}"],
+        id="and has promoted",
+    ),
+    pytest.param(
+        {
+            "tank/web": Lineage(5, "tank/b"),
+            "tank/b": Lineage(6, "tank/c"),
+            "tank/c": Lineage(7, ""),
+        },
+        "tank/c",
+        [f"web/{T}"],
+        id="clones of clones were promoted",
+    ),
+    pytest.param({"pond/web": Lineage(5, "")}, "pond/web", [f"web/{T}"], id="in a renamed pool"),
+    pytest.param({}, "", [f"web/{T}"], id="its dataset does not exist: prune looks at all"),
+    pytest.param(
+        {"tank/web": Lineage(6, "")}, "", [f"web/{T}"], id="another has its name: prune looks"
+    ),
+    pytest.param({"tank/www": Lineage(5, "")}, "", [], id="its dataset was renamed, it is gone"),
+    pytest.param(
+        {"tank/web": Lineage(5, "tank/golden"), "tank/golden": Lineage(6, "")},
+        "",
+        [],
+        id="gone from a clone of a golden image",
+    ),
+]
+
+
+@pytest.mark.parametrize(("datasets", "holder", "left"), WHERE)
+def test_forget_looks_where_the_snapshot_may_be(
     config: Config,
     pools: Pools,
     put: Callable[..., RestorePoint],
-    monkeypatch: pytest.MonkeyPatch,
+    datasets: dict[str, Lineage],
+    holder: str,
+    left: list[str],
+) -> None:
+    put(snapshots=refs(hourly=1, monthly=2))
+    pools.imported = {"pond"} if "pond/web" in datasets else {"tank"}
+    pools.datasets = datasets
+    pools.present = {f"{holder}@{T}_monthly": 2} if holder else {}
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == left
+    assert pools.listed == 0
+
+
+@pytest.mark.parametrize("origin", ["tank/new", ""])
+def test_forget_while_a_restore_moves_the_snapshots(
+    config: Config, pools: Pools, put: Callable[..., RestorePoint], origin: str
+) -> None:
+    """Renamed, or promoted, after the datasets were listed and before their snapshots were."""
+    put(snapshots=refs(hourly=1, monthly=2))
+    moved = {"tank/web": Lineage(5, origin)} if origin else {"tank/web.before": Lineage(5, "")}
+
+    def move() -> None:
+        pools.datasets = {**moved, "tank/new": Lineage(6, "")}
+
+    pools.meanwhile = move
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == [f"web/{T}"]
+
+
+def test_forget_after_its_dataset_was_renamed(
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
+) -> None:
+    """sanoid names the dataset as it is called now."""
+    put(snapshots=refs(hourly=1))
+    pools.datasets = {"tank/www": Lineage(5, ""), "tank/other": Lineage(6, "")}
+    assert forget(destroyed("hourly", dataset="tank/other"), config)
+    assert remaining(config) == [f"web/{T}"]
+    assert forget(destroyed("hourly", dataset="tank/www"), config)
+    assert remaining(config) == []
+
+
+def test_forget_a_point_that_does_not_say_its_dataset(
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
+) -> None:
+    older = SnapshotRef("tank/web", f"{T}_hourly", 1, 1)
+    put(snapshots=(older,))
+    pools.present = {"tank/web@keep": 1}
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == [f"web/{T}"]
+    pools.present = {}
+    assert forget(destroyed("hourly"), config)
+    assert remaining(config) == []
+
+
+def test_forget_keeps_a_point_whose_other_dataset_may_have_been_renamed(
+    config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=(*refs(hourly=1), SnapshotRef("tank/data", f"{T}_hourly", 2, 2)))
-    without_dataset = SnapshotListing({}, frozenset({"tank"}), frozenset({f"tank/data@{T}_hourly"}))
-    monkeypatch.setattr(zfs, "snapshots", lambda names: without_dataset)
     assert forget(destroyed("hourly"), config)
     assert remaining(config) == [f"web/{T}"]

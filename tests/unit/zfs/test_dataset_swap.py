@@ -183,7 +183,7 @@ def snapshot(pool: FakePool, name: str, names: tuple[str, ...] = DISKS) -> None:
 
 def plan_of(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[SwapTree, ...]:
     """Swap trees for datasets and the guids of the snapshots that they are to hold."""
-    by_guid = {each.guid: each for each in pool.all_snapshots().present.values()}
+    by_guid = {each.guid: each for each in pool.all_snapshots().snapshots}
     snapshots = {name: by_guid[guid] for name, guid in wanted.items()}
     return dataset_swap.plan(snapshots, pool.datasets(), f"n{stamp}", stamp)
 
@@ -200,7 +200,7 @@ def bring_back(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[S
 
 
 def all_guids(pool: FakePool) -> set[int]:
-    return {each.guid for each in pool.all_snapshots().present.values()}
+    return {each.guid for each in pool.all_snapshots().snapshots}
 
 
 def test_names_hold_the_old_content(pool: FakePool) -> None:

@@ -12,7 +12,7 @@ from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotListing, SnapshotUsage
+from zvmsnap.zfs.types import Bookmark, Dataset, Lineage, NamedSnapshots, Snapshot, SnapshotUsage
 
 FAKE_ZFS = f"""\
 #!{sys.executable} -SE
@@ -26,6 +26,9 @@ if "exit" in world:
         os.kill(os.getpid(), -world["exit"])
     sys.exit(world["exit"])
 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
+if sys.argv[0].endswith("zpool"):
+    print("".join(f"{{name}}\\t{{guid}}\\n" for name, guid in world["pools"].items()), end="")
+    sys.exit(0)
 words, options = iter(sys.argv[1:]), {{}}
 verb = next(words)
 if verb in ("get", "send"):
@@ -66,13 +69,21 @@ class World:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._rows: dict[str, dict[str, str]] = {}
-        program = directory / "zfs"
-        program.write_text(FAKE_ZFS)
-        program.chmod(stat.S_IRWXU)
+        for name in ("zfs", "zpool"):
+            program = directory / name
+            program.write_text(FAKE_ZFS)
+            program.chmod(stat.S_IRWXU)
+        self._pools: dict[str, int] = {}
         self._write({})
 
     def _write(self, world: dict[str, object]) -> None:
-        (self._directory / "world.json").write_text(json.dumps({"rows": self._rows, **world}))
+        (self._directory / "world.json").write_text(
+            json.dumps({"rows": self._rows, "pools": self._pools, **world})
+        )
+
+    def pool(self, name: str, guid: int) -> None:
+        self._pools[name] = guid
+        self.filesystem(name)
 
     def filesystem(self, name: str, **properties: str) -> None:
         defaults = {"compression": "off", "zvmsnap:mode": "-", "zvmsnap:recursive": "-"}
@@ -129,17 +140,15 @@ def test_snapshots_of_which_some_are_missing(world: World, gone: list[str]) -> N
     world.filesystem("tank/web")
     world.snapshot("tank/web@a", guid=2**64 - 1, createtxg=101)
     names = ["tank/web@b", "tank/web@a", "tank/web@a", "old/web@a", "tank/gone@a"]
-    assert zfs.snapshots(names) == SnapshotListing(
-        {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)},
-        frozenset({"tank"}),
-        without_dataset=frozenset({"old/web@a", "tank/gone@a"}),
+    assert zfs.snapshots(names) == NamedSnapshots(
+        {"tank/web@a": Snapshot("tank/web", "a", 2**64 - 1, 101)}, frozenset({"tank"})
     )
     assert gone == ["tank/gone@a", "tank/web@b"]
     assert len(world.calls) == 1
 
 
 def test_no_snapshots_asked_for_costs_no_process(world: World) -> None:
-    assert zfs.snapshots([]) == SnapshotListing({}, frozenset())
+    assert zfs.snapshots([]) == NamedSnapshots({}, frozenset())
     assert world.calls == []
 
 
@@ -174,8 +183,10 @@ QUESTIONS: list[Callable[[], object]] = [
     lambda: zfs.snapshots(["tank@a"]),
     zfs.all_snapshots,
     zfs.datasets,
+    zfs.lineages,
+    zfs.pool_guids,
 ]
-QUESTION_IDS = ["snapshots", "all_snapshots", "datasets"]
+QUESTION_IDS = ["snapshots", "all_snapshots", "datasets", "lineages", "pool_guids"]
 
 
 @pytest.mark.parametrize("ask", QUESTIONS, ids=QUESTION_IDS)
@@ -203,18 +214,35 @@ def test_no_zfs_at_all(
 
 
 def test_all_snapshots(world: World) -> None:
-    world.filesystem("tank")
-    world.filesystem("tank/web")
-    world.filesystem("old")
+    world.pool("tank", 70)
+    world.filesystem("tank/web", guid="5")
+    world.pool("old", 2**64 - 1)
     world.snapshot("tank/web@a", guid=1, createtxg=2)
     world.snapshot("tank/My VMs@b c", guid=3, createtxg=4)
-    assert zfs.all_snapshots() == SnapshotListing(
-        {
-            "tank/web@a": Snapshot("tank/web", "a", 1, 2),
-            "tank/My VMs@b c": Snapshot("tank/My VMs", "b c", 3, 4),
-        },
-        frozenset({"tank", "old"}),
-    )
+    mine, other = Snapshot("tank/web", "a", 1, 2), Snapshot("tank/My VMs", "b c", 3, 4)
+    listing = zfs.all_snapshots()
+    assert listing.snapshots == [mine, other]
+    assert listing.pools == {"tank": 70, "old": 2**64 - 1}
+    assert listing.datasets == {"tank": 1, "tank/web": 5, "old": 1}
+    assert zfs.all_snapshots({3, 4}).snapshots == [other]
+    assert len(world.calls) == 4
+
+
+def test_a_pool_that_is_exported_during_the_listing_is_not_imported(world: World) -> None:
+    world.pool("tank", 70)
+    world.filesystem("old")
+    listing = zfs.all_snapshots()
+    assert listing.pools == {"tank": 70}
+    assert "old" in listing.datasets
+
+
+def test_lineages(world: World) -> None:
+    world.filesystem("tank/golden", guid="4")
+    world.filesystem("tank/web", guid="5", origin="tank/golden@base")
+    assert zfs.lineages() == {
+        "tank/golden": Lineage(4, ""),
+        "tank/web": Lineage(5, "tank/golden"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""10 000 points and 100 000 snapshots: snapshots are listed once, and work grows as points do."""
+
+import sys
+from collections.abc import Callable, Container
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import zvmsnap
+from tests.fakes.take_scene import configure
+from zvmsnap.config.destination import Destination, MemoryWanted
+from zvmsnap.config.settings import Config
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.replication import transfer
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Snapshot, SnapshotListing, Subtree
+
+Build = Callable[..., Manifest]
+Run = Callable[..., tuple[int, str, str]]
+OWN_CODE = str(Path(zvmsnap.__file__).parent)
+SNAPSHOTS_A_POINT = 10
+
+
+class Lines:
+    """How many lines of zvmsnap's own code were run, each turn of a loop or comprehension too."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, frame: FrameType, event: str, _argument: object) -> Any:
+        if event == "call" and not frame.f_code.co_filename.startswith(OWN_CODE):
+            return None
+        self.count += event == "line"
+        return self
+
+
+@contextmanager
+def counted() -> Any:
+    lines, before = Lines(), sys.gettrace()
+    sys.settrace(lines)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+def listed_snapshots(points: int, root: str = "tank") -> list[Snapshot]:
+    """Those of the points have the first guids; of the others none belongs to any."""
+    return [
+        Snapshot(f"{root}/web", f"s{guid}", guid, guid)
+        for guid in range(points * SNAPSHOTS_A_POINT)
+    ]
+
+
+def manifests(manifest: Build, count: int) -> list[Manifest]:
+    return [
+        manifest(
+            run=f"s{number}",
+            capture=f"capture-{number}",
+            memory=None,
+            snapshots=(SnapshotRef("tank/web", f"s{number}", number, number),),
+            disks=(Disk("vda", "file", "raw", "/x", "tank/web", "x"),),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def lines_of(
+    tmp_path: Path,
+    config: Config,
+    manifest: Build,
+    command: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., int]:
+    """Runs a command with so many more points; returns lines run, and checks the listings."""
+    configure(tmp_path, config, monkeypatch)
+    asked: list[object] = []
+
+    def run(count: int, *words: str) -> int:
+        for built in manifests(manifest, count):
+            vault.publish(vault.incoming(config.vault_dir, built.domain, built.capture), built)
+        existing = listed_snapshots(count)
+
+        def all_snapshots(guids: Container[int] | None = None) -> SnapshotListing:
+            asked.append(guids)
+            wanted = [each for each in existing if guids is None or each.guid in guids]
+            return SnapshotListing(wanted, {"tank": 70}, {"tank/web": 5})
+
+        monkeypatch.setattr(zfs, "all_snapshots", all_snapshots)
+        asked.clear()
+        with counted() as lines:
+            command(*words)
+        assert len(asked) == 1
+        for point in vault.read(config)[0]:
+            vault.remove(point)
+        return int(lines.count)
+
+    return run
+
+
+@pytest.mark.parametrize("words", [("list",), ("prune", "--dry-run"), ("verify",)], ids=str)
+def test_a_command_lists_once_and_grows_as_points_do(
+    lines_of: Callable[..., int], words: tuple[str, ...]
+) -> None:
+    lines_of(1, *words)  # what is imported and made but once
+    none, some, twice = (lines_of(count, *words) for count in (1, 31, 61))
+    assert twice - none < 2.2 * (some - none)
+
+
+def test_planning_a_send_grows_as_points_do(manifest: Build) -> None:
+    """The destination has all points already, and one is looked at after the other."""
+    there = Destination("usb", "usb/off")
+
+    def lines(count: int) -> int:
+        own = [RestorePoint(Path("/v/web") / each.run, each) for each in manifests(manifest, count)]
+        snapshots = listed_snapshots(count, "usb/off/tank")
+        subtree = Subtree(
+            frozenset({"usb/off/tank/web"}), {each.full_name: each for each in snapshots}
+        )
+        arrived = transfer.plan(own, [], there, subtree, MemoryWanted.NONE)
+        remote = [RestorePoint(Path("/r/web") / each.name, each.manifest) for each in arrived]
+        assert len(remote) == count
+        with counted() as counter:
+            assert transfer.plan(own, remote, there, subtree, MemoryWanted.NONE) == []
+            assert transfer.pruned(remote, there, subtree) == []
+        return int(counter.count)
+
+    none, some, twice = (lines(count) for count in (1, 31, 61))
+    assert twice - none < 2.2 * (some - none)

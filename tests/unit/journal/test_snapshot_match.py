@@ -1,0 +1,50 @@
+"""Which snapshots are of a run, if their names change before its point is made."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.config.settings import Config
+from zvmsnap.journal import snapshot_match
+from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.journal import EntryWriter, Journal
+
+NAME = "autosnap_2026-11-20_03:00:00_hourly"
+LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
+
+
+@pytest.mark.parametrize(
+    ("now", "found"),
+    [
+        pytest.param({f"tank/web@{NAME}": 11}, f"tank/web@{NAME}", id="as it was"),
+        pytest.param({"tank/web@keep": 11}, "tank/web", id="snapshot was renamed"),
+        pytest.param({f"tank/www@{NAME}": 11}, "tank/www", id="dataset was renamed"),
+        pytest.param({f"old/web@{NAME}": 11}, None, id="only a replica is left"),
+        pytest.param({f"tank/web@{NAME}": 12}, None, id="another has its name"),
+        pytest.param({}, None, id="destroyed"),
+    ],
+)
+def test_a_point_that_waits_finds_its_snapshot_by_guid(
+    config: Config,
+    entry: Callable[..., Entry],
+    pools: FakeZfs,
+    now: Mapping[str, int],
+    found: str | None,
+) -> None:
+    """As while the vault is away: it was noted at the release which snapshots exist."""
+    pools.present = {f"tank/web@{NAME}": 11}
+    journal = Journal(config.journal_dir)
+    journal.write(entry(snapshot_names=(NAME,)))
+    snapshot_match.note(EntryWriter(journal, journal.entries()[0]), LOG)
+    (waiting,) = journal.entries()
+    assert waiting.snapshots_at_release == (11,)
+    pools.present = dict(now)
+    refs = snapshot_match.of(waiting)
+    if found is None:
+        assert refs == ()
+        return
+    (ref,) = refs
+    assert (ref.dataset, ref.name, ref.guid) == ("tank/web", NAME, 11)
+    assert (ref.current_dataset or ref.dataset) == found.partition("@")[0]
