@@ -14,9 +14,9 @@ from zvmsnap.cli import completion
 from zvmsnap.common import log
 from zvmsnap.common.errors import ConfirmationMissing, PointNotFound, ZfsFailed
 from zvmsnap.config.settings import Config
-from zvmsnap.points import order, vault
+from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness, guids_of
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, is_by_clock
 from zvmsnap.points.selector import LATEST, choose
 from zvmsnap.zfs import zfs
 
@@ -60,7 +60,7 @@ def tell_if_by_clock(points: Iterable[RestorePoint], text: str) -> None:
     """Say so if only the clock tells which point is the latest one that an operator asks for."""
     domain, _, which = text.rpartition("@")
     own = [point for point in points if point.manifest.domain == domain]
-    if which == LATEST and order.is_by_clock(own):
+    if which == LATEST and is_by_clock(own):
         log.plain().warning(
             "%s: its points are in several pools: which is the latest, only the clock says", domain
         )

@@ -5,7 +5,7 @@
 | the name of a point's own directory           | that one                                |
 | a run, or a snapshot name of one              | the one that answers to it              |
 | the same, of several points                   | none: say the name of its own directory |
-| `latest`                                      | the last one, see `order`               |
+| `latest`                                      | the last one, by ZFS                    |
 | an ISO time, local unless it has an offset    | the last one created until it is over,  |
 |                                               | as the clock was when it was taken      |
 | anything else                                 | none                                    |
@@ -23,8 +23,7 @@ from contextlib import suppress
 from datetime import date, datetime, timedelta
 
 from zvmsnap.common.errors import PointNotFound
-from zvmsnap.points.order import in_order
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, in_order
 
 LATEST = "latest"
 

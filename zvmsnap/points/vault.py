@@ -24,9 +24,8 @@ from zvmsnap.common.atomic_file import private_dir, rename_to_free, sync_dir, wr
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
-from zvmsnap.points import order
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
-from zvmsnap.points.point import RestorePoint, read_point
+from zvmsnap.points.point import RestorePoint, in_order, read_point
 
 MARK = ".zvmsnap-vault"
 _KNOWN_VAULT = "vault.id"
@@ -166,7 +165,7 @@ def all_in(vault: Path) -> tuple[list[RestorePoint], list[DamagedPoint]]:
         else:
             points.append(shared.point(entry))
     points.sort(key=_domain)
-    ordered = (order.in_order(own) for _, own in groupby(points, key=_domain))
+    ordered = (in_order(own) for _, own in groupby(points, key=_domain))
     return list(chain.from_iterable(ordered)), damaged
 
 

@@ -9,8 +9,7 @@ from itertools import chain
 
 from zvmsnap.common.errors import SendRefused
 from zvmsnap.config.destination import Destination
-from zvmsnap.points.order import in_order
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, in_order
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
 

@@ -26,8 +26,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
-from zvmsnap.points.order import in_order
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, in_order
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.zfs.types import Snapshot, Subtree
 

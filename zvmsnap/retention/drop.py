@@ -11,9 +11,9 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.journal import other_versions, snapshot_match
 from zvmsnap.journal.waiting import all_entries
-from zvmsnap.points import order, vault
+from zvmsnap.points import vault
 from zvmsnap.points.liveness import Life, Liveness, guids_of
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, in_order, is_by_clock
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention.forget import LOCK
 from zvmsnap.zfs import zfs
@@ -84,12 +84,12 @@ def _all_but_newest(points: Sequence[RestorePoint], keep: int) -> list[RestorePo
         by_guest.setdefault(point.manifest.uuid, []).append(point)
     old = []
     for own in by_guest.values():
-        if len(own) > keep and order.is_by_clock(own):
+        if len(own) > keep and is_by_clock(own):
             log.plain().warning(
                 "%s: its points are in several pools: which are the newest, only the clock says",
                 own[0].manifest.domain,
             )
-        old += order.in_order(own)[: max(0, len(own) - keep)]
+        old += in_order(own)[: max(0, len(own) - keep)]
     return old
 
 

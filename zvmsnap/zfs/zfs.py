@@ -15,8 +15,10 @@ from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import GivenUp, ZfsFailed
 from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.common.waiting import Call
-from zvmsnap.zfs import clone_properties, programs
+from zvmsnap.zfs import programs
 from zvmsnap.zfs.types import (
+    FIXED,
+    NOT_CLONED,
     Bookmark,
     Dataset,
     Lineage,
@@ -204,7 +206,7 @@ def local_properties(
         return by_dataset
     output = _zfs("get", "-Hp", "-s", sources, "-o", "name,property,value", "all", *datasets)
     for dataset, name, value in programs.lines(output, columns=3):
-        if name not in clone_properties.FIXED:
+        if name not in FIXED:
             by_dataset[dataset][name] = value
     return by_dataset
 
@@ -216,9 +218,7 @@ def cloned_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
     """
     return {
         dataset: {
-            name: value
-            for name, value in own.items()
-            if name not in clone_properties.NOT_CLONED and ":" not in name
+            name: value for name, value in own.items() if name not in NOT_CLONED and ":" not in name
         }
         for dataset, own in local_properties(datasets).items()
     }

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zvmsnap.points import order
 from zvmsnap.points.manifest import Manifest, SnapshotRef
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, in_order, is_by_clock
 
 Build = Callable[..., Manifest]
 Taken = tuple[str, dict[str, int]]  # month, and the transaction group in each pool
@@ -90,12 +89,12 @@ ORDERS = [
 def test_order(manifest: Build, taken: dict[str, Taken], by_clock: bool) -> None:
     points = [point(manifest, name, each) for name, each in taken.items()]
     for shuffled in permutations(points):
-        assert order.in_order(shuffled) == points
-        assert order.is_by_clock(shuffled) is by_clock
+        assert in_order(shuffled) == points
+        assert is_by_clock(shuffled) is by_clock
 
 
 def test_of_one_transaction_group_the_clock_decides(manifest: Build) -> None:
     points = [point(manifest, "a", (month, {"tank7": 5})) for month in ("2026-11", "2026-12")]
-    assert [each.created for each in order.in_order(reversed(points))] == [
+    assert [each.created for each in in_order(reversed(points))] == [
         datetime.fromisoformat(f"2026-{month}-01T03:00:00+00:00") for month in (11, 12)
     ]
