@@ -76,19 +76,19 @@ def jumps(lab: Lab, domain: str = "web") -> list[tuple[int, int]]:
     return [(a, b) for a, b in itertools.pairwise(counts) if b != a + 1]
 
 
-def assert_jumped_to(lab: Lab, stored: int, *, times: int = 1) -> int:
+def assert_jumped_to(lab: Lab, stored: int, *, domain: str = "web", times: int = 1) -> int:
     """It went to the stored count and on; returns the last count before that."""
     scenario.wait_until(
         f"jump {times} to {stored}, and some counts more",
-        lambda: len(jumps(lab)) >= times
-        and guests.counts(lab, "web")[-1] > jumps(lab)[-1][1] + PROOF_COUNTS,
+        lambda: len(jumps(lab, domain)) >= times
+        and guests.counts(lab, domain)[-1] > jumps(lab, domain)[-1][1] + PROOF_COUNTS,
         timeout_s=180,
     )
-    made = jumps(lab)
+    made = jumps(lab, domain)
     assert len(made) == times, made
     assert made[-1][1] - stored in (0, 1), (made, stored)
-    assert guests.boots(lab, "web") == 1
-    assert guests.mismatches(lab, "web") == []
+    assert guests.boots(lab, domain) == 1
+    assert guests.mismatches(lab, domain) == []
     return made[-1][0]
 
 
