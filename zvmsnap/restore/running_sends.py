@@ -47,8 +47,8 @@ class RunningSends:
         """Raises RestoreImpossible if they are in the way."""
         if self:
             raise RestoreImpossible(
-                f"{domain}: {self}, and cannot be moved meanwhile: --wait waits until that is "
-                "over, --end-sends ends it; or zvmsnap clone the point"
+                f"{domain}: {self}, and cannot be moved meanwhile: zvmsnap restore --wait waits "
+                "until that is over, --end-sends ends it; or zvmsnap clone the point"
             )
 
 
