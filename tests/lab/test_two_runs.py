@@ -16,19 +16,19 @@ def test_snapshot_that_is_taken_while_the_guest_is_on_overlays_of_another_run(
     lab = lab_session
     scenario.configured(lab)
     scenario.configure(lab, "[limits]\nlock_timeout_s = 3")
-    first = lab.start("ZVMSNAP_TEST_STOP_BEFORE=commit exec sanoid --take-snapshots 2>&1")
-    lab.run(STOPPED.format(hook="post-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
+    first = lab.start("ZVMSNAP_TEST_STOP_BEFORE='read header' exec sanoid --take-snapshots 2>&1")
+    lab.run(STOPPED.format(hook="pre-snapshot"), timeout_s=scenario.ROUND_LIMIT_S)
     scenario.pass_hours(lab, 1)
     second = scenario.take(lab)
     assert "level crash: " in second.stderr, second.stderr
     assert scenario.points(lab) == []
-    lab.run("pkill -CONT -x post-snapshot")
+    lab.run("pkill -CONT -x pre-snapshot")
     first.communicate(timeout=scenario.ROUND_LIMIT_S)
     scenario.wait_until(
         "the watchdog of the second", lambda: len(scenario.points(lab)) == 2, timeout_s=120
     )
-    one, other = scenario.points(lab, "web")
-    assert [point.manifest["level"] for point in (one, other)] == ["memory", "crash"]
+    points = {point.manifest["level"]: point for point in scenario.points(lab, "web")}
+    one, other = points["memory"], points["crash"]
     assert "during another run" in other.manifest["reason"]
     assert not one.names & other.names
     assert {disk["source"] for disk in other.manifest["disks"]} == {*WEB.disks.values()}
