@@ -64,7 +64,9 @@ def levels(lab: Lab) -> dict[str, str]:
 def test_slow_dumps_of_eight_guests_at_once(lab_session: Lab) -> None:
     lab = lab_session
     scenario.stage(lab, "crowd", scenario.configured, lambda lab: _crowd(lab, CROWD))
-    scenario.configure(lab, "[limits]\nparallel_dumps = 8")
+    scenario.configure(
+        lab, "[limits]\nparallel_dumps = 8\noverlay_room_mib = 64\ndump_min_mib_per_s = 0.01\n"
+    )
     slow_dumps(lab, SLOW_S)
     done = scenario.take(lab)
     assert levels(lab) == {guest.name: "memory" for guest in CROWD}, done.stderr

@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pause_first_ms: int = 30
     pause_max_ms: int = 1000
     # A dump that goes on more slowly than that for a minute is aborted.
-    dump_min_mib_per_s: float = 4
+    dump_min_mib_per_s: float = 1
     # So many times its RAM is reserved in staging for the image: RAM that changes during the dump
     # is written again. A dump that would need more is aborted.
     dump_max_ram_ratio: float = 1.5
