@@ -181,6 +181,7 @@ def test_guest_that_never_converges_is_paused_to_finish(lab: Lab) -> None:
     scenario.assert_coherent(lab, BUSY, name, point.image)
 
 
+@pytest.mark.whole
 def test_slow_dump_of_a_guest_that_does_nothing_is_left_alone(calm: Lab) -> None:
     scenario.configure(calm, "[limits]\ndump_min_mib_per_s = 0.1\n")
     slow_disk(calm, "calm")

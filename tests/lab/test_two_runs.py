@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import scenario
 from scenario import WEB
 
@@ -10,6 +11,7 @@ from labkit.api import Lab
 STOPPED = "until grep -qs '^State:.T' /proc/$(pgrep -x {hook})/status; do sleep 0.1; done"
 
 
+@pytest.mark.whole
 def test_snapshot_that_is_taken_while_the_guest_is_on_overlays_of_another_run(
     lab_session: Lab,
 ) -> None:
