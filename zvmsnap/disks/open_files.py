@@ -34,11 +34,15 @@ def _descriptors(process: Path) -> list[str]:
 
 
 def _writes(process: Path, number: str, wanted: tuple[int, ...]) -> bool:
+    """Is this descriptor that file, open for writing?
+
+    Only what is open for writing is asked for: a file on a server that is down may never answer.
+    """
     with suppress(OSError, StopIteration):  # it may be closed meanwhile
-        if _identity(os.stat(process / "fd" / number)) == wanted:
-            lines = (process / "fdinfo" / number).read_text().splitlines()
-            flags = next(line.split()[1] for line in lines if line.startswith("flags:"))
-            return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+        lines = (process / "fdinfo" / number).read_text().splitlines()
+        flags = next(line.split()[1] for line in lines if line.startswith("flags:"))
+        if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+            return _identity(os.stat(process / "fd" / number)) == wanted
     return False
 
 
