@@ -92,6 +92,11 @@ def spellings(name: str) -> tuple[str, ...]:
     return (name, f"{match['run']}dst_{match['type']}")
 
 
+def is_within(dataset: str, top: str) -> bool:
+    """Is it `top`, or below that?"""
+    return dataset == top or dataset.startswith(f"{top}/")
+
+
 def check_dataset(variable: str, value: str) -> None:
     """Raises HookEnvironmentInvalid if no dataset can have that name."""
     _check(variable, value, _DATASET)

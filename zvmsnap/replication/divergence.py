@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from zvmsnap.common.errors import SendRefused
+from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.dataset_swap import name_before
@@ -54,7 +55,7 @@ def rename_away(
         renamed = name_before(top, stamp)
         zfs.rename(top, renamed, remote)
         for target, snapshot in sorted(common.items()):
-            if target != top and not target.startswith(f"{top}/"):
+            if not is_within(target, top):
                 continue
             properties = {"readonly": "on"}
             if target in subtree.filesystems:

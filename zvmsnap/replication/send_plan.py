@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from zvmsnap.common.errors import SendRefused
+from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.config.destination import Destination
 from zvmsnap.points.point import RestorePoint, in_order
 from zvmsnap.zfs import zfs
@@ -86,7 +87,7 @@ def send_units(
             named = [own for own in guests if any(p.manifest.domain == name for p in own)]
             units += [_guest_unit(own, datasets) for own in named]
         elif name in datasets:
-            below = {each for each in datasets if each == name or each.startswith(f"{name}/")}
+            below = {each for each in datasets if is_within(each, name)}
             # What a restore has set aside; syncoid would pass over it without a word.
             if name in (excluded := _excluded()):
                 raise SendRefused(f"{name}: {_EXCLUDED}=false keeps it from being sent")

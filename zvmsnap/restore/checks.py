@@ -102,7 +102,7 @@ def check_directories(operation: RestoreOperation, observed: Observed) -> None:
     rolled_back = {snapshot.partition("@")[0] for snapshot in operation.rollback}
     for name, dataset in observed.own_directories.items():
         # All that is below a swapped dataset is unmounted for a while.
-        moves = any(_is_in(dataset, tree.top) for tree in operation.swap_trees)
+        moves = any(snapshot_name.is_within(dataset, tree.top) for tree in operation.swap_trees)
         if moves or dataset in rolled_back:
             raise RestoreImpossible(
                 f"{name} is on {dataset}, which would be restored, too: move it to another "
@@ -161,16 +161,12 @@ def _new_names(operation: RestoreOperation, observed: Observed) -> Iterator[str]
         yield from (tree.clone_top + swapped.path for swapped in tree.datasets)
         # All that is below is renamed with it, and its snapshots, too.
         for name in (*observed.datasets, *(each.full_name for each in observed.present)):
-            if _is_in(name.partition("@")[0], tree.top):
+            if snapshot_name.is_within(name.partition("@")[0], tree.top):
                 yield tree.replaced_top + name.removeprefix(tree.top)
     if safety := operation.safety_entry:
         tops = {tree.top: tree.replaced_top for tree in operation.swap_trees}
         for dataset in safety.request_datasets:
             yield f"{dataset}@{safety.run}"
             for top, replaced_top in tops.items():
-                if _is_in(dataset, top):
+                if snapshot_name.is_within(dataset, top):
                     yield f"{replaced_top}{dataset.removeprefix(top)}@{safety.run}"
-
-
-def _is_in(dataset: str, top: str) -> bool:
-    return dataset == top or dataset.startswith(f"{top}/")

@@ -23,7 +23,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
-from zvmsnap.common.snapshot_name import FullName
+from zvmsnap.common.snapshot_name import FullName, is_within
 from zvmsnap.zfs import belongings, volume, zfs
 from zvmsnap.zfs.belongings import Belongings
 from zvmsnap.zfs.types import Dataset, Snapshot
@@ -110,7 +110,7 @@ def _plan_tree(
         raise RestoreImpossible(
             f"{top} is a whole pool, which cannot be renamed: zvmsnap clone, or --rollback"
         )
-    below = [name for name in datasets if name == top or name.startswith(f"{top}/")]
+    below = [name for name in datasets if is_within(name, top)]
     swapped = _connected(top, wanted)
     for name in below:
         if datasets[name].mounted and datasets[name].mountpoint == "legacy":
@@ -275,7 +275,7 @@ def _mounted(existing: Mapping[str, Dataset], *tops: str) -> list[Dataset]:
     return [
         dataset
         for name, dataset in existing.items()
-        if dataset.mounted and any(name == top or name.startswith(f"{top}/") for top in tops)
+        if dataset.mounted and any(is_within(name, top) for top in tops)
     ]
 
 
