@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import Cancelled
@@ -36,10 +38,11 @@ def cancelled_by_signal() -> threading.Event:
 def cancel_at_once() -> None:
     """Raise Cancelled as soon as this process is asked to stop: for what may end anywhere."""
 
-    def cancel(name: str) -> None:
-        raise Cancelled(f"{name}: interrupted; the next run goes on with it")
+    def cancel(number: int, _frame: object) -> None:
+        raise Cancelled(f"{signal.Signals(number).name}: interrupted; the next run goes on with it")
 
-    _handle_stop(cancel)
+    for number in STOP_SIGNALS:
+        signal.signal(number, cancel)
 
 
 def cancelled_with_parent(parent: int) -> threading.Event:
@@ -69,6 +72,28 @@ def cancelled_with_parent(parent: int) -> threading.Event:
 
 
 def _handle_stop(handle: Callable[[str], None]) -> None:
-    """Call `handle` with the name of each signal that asks this process to stop."""
+    """Call `handle` with the name of each signal that asks this process to stop.
+
+    In a thread of its own: a signal handler of Python interrupts the main thread anywhere, also
+    where that holds the lock of the very event that is to be set, or of standard error.
+    """
+
+    def start(number: int, _frame: object) -> None:
+        name = signal.Signals(number).name
+        try:
+            _thread.start_new_thread(handle, (name,))
+        except RuntimeError:  # no thread can be started; the lock is free nearly always
+            handle(name)
+
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _frame: handle(signal.Signals(number).name))
+        signal.signal(number, start)
+
+
+@contextlib.contextmanager
+def stop_blocked() -> Iterator[None]:
+    """Requests to stop wait until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from zvmsnap.common.errors import EXIT_FAILED
 from zvmsnap.common.process import HangWatch
+from zvmsnap.common.signals import STOP_SIGNALS, stop_blocked
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_EVERY_S = 0.2
 _ENDS_WITHIN_S = 0.5
 _FIRST_INHERITED = 3
@@ -41,15 +41,17 @@ def run(work: Callable[[], int]) -> int:
     """Do the work in a child; returns its exit code as soon as that is known."""
     caller = os.getppid()
     reading, writing = os.pipe()
-    child = os.fork()
+    with stop_blocked():
+        child = os.fork()
+        if child:
+            for number in STOP_SIGNALS:
+                signal.signal(number, lambda number, _frame: _forward(child, number))
     if not child:
         os.close(reading)
         _work(work, caller, writing)
     os.close(writing)
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("zvmsnap-wait")
-    for number in _FORWARDED:
-        signal.signal(number, lambda number, _frame: _forward(child, number))
     return _result(child, caller, reading)
 
 

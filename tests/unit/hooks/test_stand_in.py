@@ -102,6 +102,24 @@ def test_signal_reaches_the_child() -> None:
     assert process.returncode == 0
 
 
+SIGNALLED_AT_ONCE = """
+fork = os.fork
+def fork_and_signal():
+    child = fork()
+    if child:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return child
+os.fork = fork_and_signal
+sys.exit(stand_in.run(signal.pause))
+"""
+
+
+def test_signal_before_the_child_has_begun_reaches_it() -> None:
+    with hook(SIGNALLED_AT_ONCE) as process:
+        process.communicate()
+    assert process.returncode == 1
+
+
 DIES = """
 import subprocess
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
