@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
@@ -74,19 +73,30 @@ def cancelled_with_parent(parent: int) -> threading.Event:
 def _handle_stop(handle: Callable[[str], None]) -> None:
     """Call `handle` with the name of each signal that asks this process to stop.
 
-    In a thread of its own: a signal handler of Python interrupts the main thread anywhere, also
-    where that holds the lock of the very event that is to be set, or of standard error.
+    In a thread that waits for the number which Python's own handler, in C, writes into a pipe.
+    One in Python would interrupt the main thread anywhere, also where that holds the lock of the
+    very event that is to be set; and would not run at all while it waits for a lock, if the signal
+    comes an instant before it begins to.
     """
-
-    def start(number: int, _frame: object) -> None:
-        name = signal.Signals(number).name
-        try:
-            _thread.start_new_thread(handle, (name,))
-        except RuntimeError:  # no thread can be started; the lock is free nearly always
-            handle(name)
-
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_tell_stops, args=(reading, handle), daemon=True).start()
     for number in STOP_SIGNALS:
-        signal.signal(number, start)
+        signal.signal(number, _in_the_thread)
+    replaced = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if replaced >= 0:
+        os.close(replaced)
+
+
+def _in_the_thread(_number: int, _frame: object) -> None:
+    pass
+
+
+def _tell_stops(reading: int, handle: Callable[[str], None]) -> None:
+    with open(reading, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] in STOP_SIGNALS:
+                handle(signal.Signals(number[0]).name)
 
 
 @contextlib.contextmanager

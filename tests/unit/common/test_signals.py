@@ -119,6 +119,27 @@ def test_signal_while_the_main_thread_begins_to_wait() -> None:
     assert call(WHILE_THE_EVENT_IS_LOCKED).stdout == "True\n"
 
 
+WHILE_THE_MAIN_THREAD_IS_DEAF = """\
+import ctypes, os, signal, threading, time
+from zvmsnap.common import signals
+event = signals.cancelled_by_signal()
+def kill():
+    time.sleep(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(event.wait(10), flush=True)
+    os._exit(0)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+threading.Thread(target=kill).start()
+ctypes.CDLL(None).sleep(50)
+"""
+
+
+def test_signal_that_the_main_thread_does_not_notice() -> None:
+    """It does not while it waits for a lock, if the signal comes an instant before that."""
+    assert call(WHILE_THE_MAIN_THREAD_IS_DEAF).stdout == "True\n"
+
+
 AT_ONCE = """\
 import os, signal
 from zvmsnap.common import signals
