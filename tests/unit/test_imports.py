@@ -23,6 +23,7 @@ FLOORS = (
     {"clone", "replication", "quiesce", "retention"},
     {"disks", "journal"},
     {"points"},
+    {"inventory"},
     {"config", "zfs", "virt"},
     {"common"},
 )
