@@ -20,6 +20,7 @@ class FakeHost(Host):
         self.reachable = True
         self.networks: list[str] = []
         self.no_machine: str | None = None
+        self.no_secret: str | None = None
         self.any_cpu = True
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,9 @@ class FakeHost(Host):
 
     def why_no_machine(self, emulator: str, arch: str, machine: str, kind: str) -> str | None:
         return self.no_machine
+
+    def why_no_secret(self, uuid: str, kind: str = "", usage: str = "") -> str | None:
+        return self.no_secret
 
     def has_cpu(self, emulator: str, arch: str, machine: str, kind: str, cpu_xml: str) -> bool:
         return self.any_cpu

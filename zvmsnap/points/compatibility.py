@@ -54,7 +54,11 @@ def why_not(host: Host, xml: str, made_on: HostDescription, *, cold: bool) -> li
     Raises LibvirtFailed.
     """
     root = ET.fromstring(xml)
-    reasons = [*_missing_files(root), *_missing_networks(root, host)]
+    reasons = [
+        *_missing_files(root),
+        *_missing_networks(root, host),
+        *_missing_secrets(root, host),
+    ]
     if why := host.why_no_machine(*_machine(root)):
         return [*reasons, f"QEMU here cannot be that machine: {why}"]
     if not cold:
@@ -86,6 +90,23 @@ def _missing_networks(root: ET.Element, host: Host) -> Iterator[str]:
             yield f"libvirt's network {network} is not up: virsh net-start {network}"
         elif not network and bridge and not Path(f"/sys/class/net/{bridge}").exists():
             yield f"the bridge {bridge} is not here"
+
+
+def _missing_secrets(root: ET.Element, host: Host) -> Iterator[str]:
+    """What libvirt unlocks encrypted disks, and the state of a TPM, with; and logs in to servers."""
+    wanted = {
+        (secret.get("uuid", ""), secret.get("type", ""), secret.get("usage", ""))
+        for secret in root.iter("secret")
+    } | {
+        (encryption.get("secret", ""), "", "")
+        for encryption in root.findall("devices/tpm/backend/encryption")
+    }
+    for uuid, kind, usage in sorted(wanted):
+        if why := host.why_no_secret(uuid, kind, usage):
+            yield (
+                f"its secret {uuid or usage} cannot be used here: {why}: virsh secret-define it, "
+                "and give it its value: virsh secret-set-value"
+            )
 
 
 def _machine(root: ET.Element) -> tuple[str, str, str, str]:

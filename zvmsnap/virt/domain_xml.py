@@ -16,7 +16,7 @@ class Disk:
 
     `chain` are the paths of its backing files, top first. `mirror` is "" without a block job,
     else "yes" when libvirt says that it can be pivoted, "no" while it cannot; `mirror_job` is its
-    kind, such as `copy` or `active-commit`.
+    kind, such as `copy` or `active-commit`. `encrypted`: QEMU encrypts one of its images (LUKS).
     """
 
     target: str
@@ -31,6 +31,7 @@ class Disk:
     mirror: str = ""
     mirror_job: str = ""
     volume: tuple[str, str] | None = None
+    encrypted: bool = False
 
     @property
     def writable(self) -> bool:
@@ -130,6 +131,8 @@ def _disk(disk: ET.Element) -> Disk:
         mirror="" if mirror is None else ("yes" if mirror.get("ready") == "yes" else "no"),
         mirror_job="" if mirror is None else mirror.get("job", ""),
         volume=volume,
+        # A child of <disk>, as of old, of <source>, or of one in <backingStore>.
+        encrypted=next(disk.iter("encryption"), None) is not None,
     )
 
 
@@ -211,10 +214,12 @@ def snapshot_xml(
 
 
 def why_no_overlay(disk: Disk) -> str | None:
-    """Why libvirt cannot freeze this writable disk under an overlay; None if it can.
+    """Why this writable disk must not be frozen under an overlay; None if it may be.
 
     Refused by libvirt: <shareable/> (code 67), <transient/> (84), LUN passthrough and sources
-    that are no file or block device.
+    that are no file or block device. Refused by us: an encrypted disk. A plain overlay would hold
+    its data in clear text, and an encrypted one could not always be merged by qemu-img after a
+    power cut: libvirt gives nobody the value of a private secret, and forgets an ephemeral one.
     """
     if disk.shareable:
         return f"{disk.target} is shareable"
@@ -222,6 +227,8 @@ def why_no_overlay(disk: Disk) -> str | None:
         return f"{disk.target} is transient"
     if disk.device == "lun":
         return f"{disk.target} is a passed-through LUN"
+    if disk.encrypted:
+        return f"{disk.target} is encrypted (LUKS), and an overlay would hold its data in clear text"
     if not disk.source:
         return f"{disk.target} is of type {disk.type}, not a file or block device"
     return None

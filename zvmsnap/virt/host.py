@@ -18,6 +18,13 @@ from zvmsnap.virt.connection import Connection, Domain
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.libvirt_error import translated
 
+# What a <secret> of that type is looked up for, if it has no UUID.
+_SECRET_USES = {
+    "passphrase": libvirt.VIR_SECRET_USAGE_TYPE_VOLUME,
+    "ceph": libvirt.VIR_SECRET_USAGE_TYPE_CEPH,
+    "iscsi": libvirt.VIR_SECRET_USAGE_TYPE_ISCSI,
+}
+
 
 class Host:
     """A connection to libvirt with a running event loop; a context manager."""
@@ -94,6 +101,26 @@ class Host:
                 )
             )
         return bool(answer > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE)
+
+    def why_no_secret(self, uuid: str, kind: str = "", usage: str = "") -> str | None:
+        """Why a guest would not get this secret; None if it would, as far as can be asked.
+
+        It is known by its UUID, or by what it is used for: an element's `kind` and `usage`. Its
+        value is not kept; of a private secret nobody is told whether it has one.
+        """
+        use = _SECRET_USES.get(kind, libvirt.VIR_SECRET_USAGE_TYPE_NONE)
+        try:
+            self._connection.do(
+                lambda opened: (
+                    opened.secretLookupByUUIDString(uuid)
+                    if uuid
+                    else opened.secretLookupByUsage(use, usage)
+                ).value(0)
+            )
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_INVALID_SECRET:  # it is private
+                return str(error.get_error_message())
+        return None
 
     def has_network(self, name: str) -> bool:
         """Does libvirt know that network, and is it up?"""

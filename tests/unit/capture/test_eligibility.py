@@ -115,6 +115,17 @@ LEVELS = [
     ),
     pytest.param(
         "running",
+        (disk(encrypted=True),),
+        {"vda": INSIDE},
+        ConsistencyLevel.CRASH,
+        "a disk cannot be frozen: vda is encrypted (LUKS), and an overlay would hold its data in "
+        "clear text",
+        ("vda",),
+        (),
+        id="LUKS",
+    ),
+    pytest.param(
+        "running",
         (disk(transient=True),),
         {"vda": INSIDE},
         ConsistencyLevel.CRASH,

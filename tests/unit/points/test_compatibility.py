@@ -30,6 +30,9 @@ class Here(Host):
     def has_network(self, name: str) -> bool:
         return name == "default"
 
+    def why_no_secret(self, uuid: str, kind: str = "", usage: str = "") -> str | None:
+        return None if (uuid, kind, usage) in SECRETS else "Secret not found"
+
     def versions(self) -> dict[str, str]:
         return {"libvirt": "11.3.0", "qemu": self._qemu, "host_cpu": "Skylake"}
 
@@ -38,6 +41,9 @@ class Here(Host):
 def made_on(manifest: Callable[..., Manifest]) -> HostDescription:
     """A host as this one: QEMU 10.0.2, a Skylake."""
     return manifest().host
+
+
+SECRETS = [("aa", "passphrase", ""), ("", "ceph", "vm's"), ("cc", "", "")]
 
 
 def xml(devices: str = "", *, os: str = "", cpu: str = "") -> str:
@@ -82,9 +88,52 @@ FILES = [
     pytest.param(disk("<source protocol='http' name='x'/>"), [], id="elsewhere"),
 ]
 
+LUKS = "<encryption format='luks'><secret type='passphrase' {}/></encryption>"
+OF_BB = LUKS.format("uuid='bb'")
+LOGIN = "<auth username='x'><secret type='ceph' usage='{}'/></auth></source>"
+TPM = "<tpm model='tpm-crb'><backend type='emulator'><encryption secret='{}'/></backend></tpm>"
+UNKNOWN = (
+    "its secret {} cannot be used here: Secret not found: virsh secret-define it, and give it its "
+    "value: virsh secret-set-value"
+)
+KEYS = [
+    pytest.param(
+        disk(f"<source file='/bin/sh'>{LUKS.format(key)}</source>", "", "disk"), reasons, id=name
+    )
+    for key, reasons, name in (
+        ("uuid='aa'", [], "key of a disk"),
+        ("uuid='bb'", [UNKNOWN.format("bb")], "unknown key of a disk"),
+        ("usage='/a'", [UNKNOWN.format("/a")], "unknown key of a disk, by its use"),
+    )
+] + [
+    pytest.param(
+        disk(f"<source file='/bin/sh'/>{OF_BB * 2}", "", "disk"),
+        [UNKNOWN.format("bb")],
+        id="where <encryption> was of old; told once",
+    ),
+    pytest.param(
+        disk(
+            "<source file='/bin/sh'/><backingStore type='file'><source file='/a'>"
+            f"{OF_BB}</source></backingStore>",
+            "",
+            "disk",
+        ),
+        [UNKNOWN.format("bb")],
+        id="key of an image below",
+    ),
+    pytest.param(disk(f"<source protocol='rbd'>{LOGIN.format('vm&apos;s')}"), [], id="ceph"),
+    pytest.param(
+        disk(f"<source protocol='rbd'>{LOGIN.format('no')}"),
+        [UNKNOWN.format("no")],
+        id="ceph, without the login",
+    ),
+    pytest.param(TPM.format("cc"), [], id="key of a TPM"),
+    pytest.param(TPM.format("dd"), [UNKNOWN.format("dd")], id="unknown key of a TPM"),
+]
+
 
 @pytest.mark.parametrize("cold", [True, False])
-@pytest.mark.parametrize(("devices", "reasons"), NETWORKS + FILES)
+@pytest.mark.parametrize(("devices", "reasons"), NETWORKS + FILES + KEYS)
 def test_devices(made_on: HostDescription, devices: str, reasons: list[str], cold: bool) -> None:
     assert compatibility.why_not(Here(), xml(devices), made_on, cold=cold) == reasons
 

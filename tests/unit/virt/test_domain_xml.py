@@ -46,6 +46,11 @@ def expected(**changes: Any) -> Disk:
     return Disk(**{**known, **changes})
 
 
+LUKS = (
+    "<encryption format='luks'>"
+    "<secret type='passphrase' uuid='0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f'/></encryption>"
+)
+ENCRYPTED = "vda is encrypted (LUKS), and an overlay would hold its data in clear text"
 DISKS = [
     pytest.param(
         """<disk type='file' device='disk'>
@@ -184,6 +189,45 @@ DISKS = [
         True,
         "vda is transient",
         id="transient",
+    ),
+    pytest.param(
+        f"""<disk type='file' device='disk'>
+             <driver type='raw'/>
+             <source file='/tank/web/luks.img'>{LUKS}</source>
+             <target dev='vda'/>
+           </disk>""",
+        expected(source="/tank/web/luks.img", format="raw", encrypted=True),
+        True,
+        ENCRYPTED,
+        id="LUKS",
+    ),
+    pytest.param(
+        f"""<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <target dev='vda'/>
+             {LUKS}
+           </disk>""",
+        expected(encrypted=True),
+        True,
+        ENCRYPTED,
+        id="qcow2 with LUKS, as it was written of old",
+    ),
+    pytest.param(
+        f"""<disk type='file' device='disk'>
+             <driver type='qcow2'/>
+             <source file='/tank/web/a.qcow2'/>
+             <backingStore type='file'>
+               <format type='raw'/>
+               <source file='/tank/web/luks.img'>{LUKS}</source>
+               <backingStore/>
+             </backingStore>
+             <target dev='vda'/>
+           </disk>""",
+        expected(chain=("/tank/web/luks.img",), encrypted=True),
+        True,
+        ENCRYPTED,
+        id="an image below is encrypted",
     ),
     pytest.param(
         """<disk type='file' device='disk'>
