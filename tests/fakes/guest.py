@@ -16,7 +16,7 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.images import RAM, libvirt_image, make_overlay, run_qemu_img
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
-from zvmsnap.virt.downtime import PauseClock
+from zvmsnap.virt.guest_state import PauseClock
 from zvmsnap.virt.guest import Guest, JobProgress, Pause
 from zvmsnap.virt.qemu_process import QemuProcess
 from zvmsnap.zfs import volume

@@ -1,4 +1,4 @@
-"""qemu-img: making an overlay, what is below it, whether it holds anything, and merging it.
+"""qemu-img: making overlays, merging them, what images hold and what is below them.
 
 qemu-img takes QEMU's own image locks, so it refuses to write to an image that a machine has open.
 """
@@ -58,6 +58,19 @@ def holds_nothing(overlay: str) -> bool:
         return bool(extents) and all(extent["depth"] > 0 for extent in extents)
     except (LookupError, TypeError) as error:
         raise QemuImgFailed(f"qemu-img map: {overlay}: an answer of another kind") from error
+
+
+def bitmaps(image: str) -> frozenset[str]:
+    """The persistent bitmaps of a qcow2 image that say truly what has changed.
+
+    One that is in use does not: it was not written when the image was last used. Of an image that
+    a guest has open all are. Raises QemuImgFailed.
+    """
+    try:
+        told = _query("info", "--force-share", image)["format-specific"]["data"].get("bitmaps", ())
+        return frozenset(str(each["name"]) for each in told if "in-use" not in each["flags"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise QemuImgFailed(f"qemu-img info: {image}: an answer of another kind") from error
 
 
 def make_overlay(overlay: str, below: Layer) -> None:

@@ -93,7 +93,7 @@ def _missing_networks(root: ET.Element, host: Host) -> Iterator[str]:
 
 
 def _missing_secrets(root: ET.Element, host: Host) -> Iterator[str]:
-    """What libvirt unlocks encrypted disks, and the state of a TPM, with; and logs in to servers."""
+    """Keys of encrypted disks and of the state of a TPM; passwords of servers that have disks."""
     wanted = {
         (secret.get("uuid", ""), secret.get("type", ""), secret.get("usage", ""))
         for secret in root.iter("secret")

@@ -58,9 +58,8 @@ from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperat
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import running_sends
 from zvmsnap.restore.plan import RestorePlan, plan_restore
-from zvmsnap.restore.relocate import relocate_points
 from zvmsnap.restore.replaced_guest import ReplacedGuest
-from zvmsnap.restore.restored_disks import RestoredDisks
+from zvmsnap.restore.restored_disks import RestoredDisks, relocate_points
 from zvmsnap.restore.restored_guest import RestoredGuest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from zvmsnap.common.errors import RestoreFailed
+from zvmsnap.common.lockfile import lock
+from zvmsnap.config.settings import Config
 from zvmsnap.journal.operation import OperationWriter, RestoreOperation
+from zvmsnap.points import locate, vault
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.zfs import dataset_swap, volume, zfs
+from zvmsnap.zfs.dataset_swap import SwapTree
 
 
 class RestoredDisks:
@@ -94,3 +100,29 @@ class RestoredDisks:
         for tree in self._operation.swap_trees:
             top = datasets.get(tree.top)
             yield top is not None and top.guid == tree.datasets[0].new_guid
+
+
+def relocate_points(config: Config, trees: Iterable[SwapTree]) -> None:
+    """Write into all points where the snapshots of these datasets are now.
+
+    Raises ZfsFailed, LockTimeout and OSError; may be repeated.
+    """
+    names = [
+        top + dataset.path
+        for tree in trees
+        for top in (tree.top, tree.replaced_top)
+        for dataset in tree.datasets
+    ]
+    if not names:
+        return
+    datasets, pools = zfs.lineages(), zfs.pool_guids()
+    usages = zfs.snapshot_usage([name for name in names if name in datasets])
+    existing = {usage.snapshot.guid: usage.snapshot for usage in usages}
+    timeout_s = config.limits.lock_timeout_s
+    with lock(config.locks_dir, "vault", "update points of a restore", timeout_s):
+        for entry in vault.entries(config.vault_dir):
+            if not isinstance(entry, RestorePoint):
+                continue
+            if manifest := locate.relocated(entry.manifest, existing, datasets, pools):
+                with suppress(FileNotFoundError):
+                    vault.rewrite(entry, manifest)

@@ -68,6 +68,7 @@ _WITHOUT_QEMU = {
     "hasManagedSaveImage",
     "isActive",
     "isPersistent",
+    "listAllCheckpoints",
     "listAllSnapshots",
     "managedSaveDefineXML",
     "managedSaveGetXMLDesc",

@@ -213,6 +213,29 @@ def snapshot_xml(
     return ET.tostring(root, encoding="unicode")
 
 
+@dataclass(frozen=True)
+class Metadata:
+    """What libvirt keeps of a snapshot or checkpoint of a guest.
+
+    `created_s`: by the clock of the host. `bitmaps`: of a checkpoint, by target.
+    """
+
+    name: str
+    created_s: int
+    bitmaps: Mapping[str, str]
+
+
+def read_metadata(xml: str) -> Metadata:
+    """Read the XML of a snapshot or checkpoint, as libvirt prints it. Raises ParseError."""
+    root = ET.fromstring(xml)
+    disks = root.findall("disks/disk[@checkpoint='bitmap']")
+    return Metadata(
+        name=root.findtext("name", ""),
+        created_s=int(root.findtext("creationTime", "0")),
+        bitmaps={disk.get("name", ""): disk.get("bitmap", "") for disk in disks},
+    )
+
+
 def why_no_overlay(disk: Disk) -> str | None:
     """Why this writable disk must not be frozen under an overlay; None if it may be.
 
@@ -228,7 +251,7 @@ def why_no_overlay(disk: Disk) -> str | None:
     if disk.device == "lun":
         return f"{disk.target} is a passed-through LUN"
     if disk.encrypted:
-        return f"{disk.target} is encrypted (LUKS), and an overlay would hold its data in clear text"
+        return f"{disk.target} is encrypted (LUKS): an overlay would hold its data in clear text"
     if not disk.source:
         return f"{disk.target} is of type {disk.type}, not a file or block device"
     return None

@@ -6,50 +6,18 @@ import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import libvirt
 
 from zvmsnap.common.errors import LibvirtFailed, NoAnswer
 from zvmsnap.virt.connection import Domain
-from zvmsnap.virt.downtime import PAUSES, PauseClock
-from zvmsnap.virt.downtime import Pause as Pause
+from zvmsnap.virt.domain_xml import Metadata, read_metadata
+from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, PauseClock
+from zvmsnap.virt.guest_state import JobProgress as JobProgress
+from zvmsnap.virt.guest_state import Pause as Pause
 from zvmsnap.virt.libvirt_error import translated
 from zvmsnap.virt.qemu_process import QemuProcess
-
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
-    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by its own power management",
-}
-
-
-_JOBS = {
-    libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "save",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "migration",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: "migration",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "snapshot",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "dump",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "backup",
-}
-
-
-@dataclass(frozen=True)
-class JobProgress:
-    """How far a dump of RAM is, as QEMU says.
-
-    `number`: of its pass over the RAM, from 1 on; 0 if QEMU does not tell yet. `written_bytes`: in
-    all passes; `rest_bytes`: what is left of this one.
-    """
-
-    number: int = 0
-    written_bytes: int = 0
-    rest_bytes: int = 0
 
 
 class Guest:
@@ -102,7 +70,7 @@ class Guest:
     def state(self) -> str:
         """`running`, `paused`, `shut off`, ..."""
         with self._doing("asking for its state"):
-            return _STATES.get(self._domain.state()[0], "in an unknown state")
+            return STATES.get(self._domain.state()[0], "in an unknown state")
 
     def pause_reason(self) -> Pause | None:
         """Why it is paused, None if it is not."""
@@ -261,7 +229,7 @@ class Guest:
         """What job is under way: `backup`, `migration`, ...; "" if none, or one of another kind."""
         with self._doing("asking for its job"):
             stats = self._domain.jobStats(0)
-        return _JOBS.get(stats.get("operation", 0), "")
+        return JOBS.get(stats.get("operation", 0), "")
 
     def has_block_job(self, target: str) -> bool:
         """Is a job on this disk under way: a copy, a commit, a backup?"""
@@ -343,6 +311,33 @@ class Guest:
         with self._doing(f"forgetting snapshot {name}"):
             flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
             self._domain.do("", lambda domain: domain.snapshotLookupByName(name).delete(flags))
+
+    def snapshot_metadata(self) -> list[Metadata]:
+        """What libvirt keeps of its snapshots."""
+        with self._doing("reading what is kept of its snapshots"):
+            return self._domain.do(
+                "listAllSnapshots",
+                lambda domain: [
+                    read_metadata(one.getXMLDesc(0)) for one in domain.listAllSnapshots(0)
+                ],
+            )
+
+    def checkpoint_metadata(self) -> list[Metadata]:
+        """What libvirt keeps of its checkpoints."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN
+        with self._doing("reading what is kept of its checkpoints"):
+            return self._domain.do(
+                "listAllCheckpoints",
+                lambda domain: [
+                    read_metadata(one.getXMLDesc(flags)) for one in domain.listAllCheckpoints(0)
+                ],
+            )
+
+    def checkpoint_delete_metadata(self, name: str) -> None:
+        """Make libvirt forget a checkpoint, without touching any bitmap."""
+        with self._doing(f"forgetting checkpoint {name}"):
+            flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
+            self._domain.do("", lambda domain: domain.checkpointLookupByName(name, 0).delete(flags))
 
     @contextmanager
     def pauses(self) -> Iterator[PauseClock]:

@@ -118,8 +118,8 @@ LEVELS = [
         (disk(encrypted=True),),
         {"vda": INSIDE},
         ConsistencyLevel.CRASH,
-        "a disk cannot be frozen: vda is encrypted (LUKS), and an overlay would hold its data in "
-        "clear text",
+        "a disk cannot be frozen: vda is encrypted (LUKS): an overlay would hold its data in clear "
+        "text",
         ("vda",),
         (),
         id="LUKS",

@@ -50,7 +50,7 @@ LUKS = (
     "<encryption format='luks'>"
     "<secret type='passphrase' uuid='0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f'/></encryption>"
 )
-ENCRYPTED = "vda is encrypted (LUKS), and an overlay would hold its data in clear text"
+ENCRYPTED = "vda is encrypted (LUKS): an overlay would hold its data in clear text"
 DISKS = [
     pytest.param(
         """<disk type='file' device='disk'>

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.clock import TestClock
 from zvmsnap.common import waiting
-from zvmsnap.virt.downtime import PauseClock
+from zvmsnap.virt.guest_state import PauseClock
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Pauses of a guest: why it is paused, and for how long, as libvirt's events tell."""
+"""What a guest does: its state, the job under way, why it is paused, and for how long."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import libvirt
@@ -13,6 +14,40 @@ from zvmsnap.common import waiting
 
 # Events come through the loop's thread, a little after the call that caused them returned.
 _LATE_EVENT_S = 1.0
+
+
+STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by its own power management",
+}
+
+
+JOBS = {
+    libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "save",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "migration",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: "migration",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "snapshot",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "dump",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "backup",
+}
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a dump of RAM is, as QEMU says.
+
+    `number`: of its pass over the RAM, from 1 on; 0 if QEMU does not tell yet. `written_bytes`: in
+    all passes; `rest_bytes`: what is left of this one.
+    """
+
+    number: int = 0
+    written_bytes: int = 0
+    rest_bytes: int = 0
 
 
 class Pause(Enum):
