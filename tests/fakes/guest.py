@@ -16,8 +16,9 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.images import RAM, libvirt_image, make_overlay, run_qemu_img
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
-from zvmsnap.virt.guest_state import PauseClock
+from zvmsnap.virt.domain_xml import Metadata
 from zvmsnap.virt.guest import Guest, JobProgress, Pause
+from zvmsnap.virt.guest_state import PauseClock
 from zvmsnap.virt.qemu_process import QemuProcess
 from zvmsnap.zfs import volume
 
@@ -70,6 +71,9 @@ class FakeGuest(Guest):
         self.paused_because: Pause | None = None
         self.allowed_ms = 300
         self.snapshots: list[str] = []
+        # What libvirt keeps of checkpoints; and when its snapshots were made.
+        self.checkpoints: list[Metadata] = []
+        self.snapshots_made_s: dict[str, int] = {}
         self.saved = ""
         self.calls: list[str] = []
         self.at: dict[str, Callable[[], None]] = {}
@@ -316,6 +320,19 @@ class FakeGuest(Guest):
     def snapshot_delete_metadata(self, name: str) -> None:
         self._does(f"forget {name}")
         self.snapshots.remove(name)
+
+    def snapshot_metadata(self) -> list[Metadata]:
+        self._called("snapshot_metadata")
+        return [Metadata(name, self.snapshots_made_s.get(name, 0), {}) for name in self.snapshots]
+
+    def checkpoint_metadata(self) -> list[Metadata]:
+        self._called("checkpoint_metadata")
+        return list(self.checkpoints)
+
+    def checkpoint_delete_metadata(self, name: str) -> None:
+        self._does(f"forget checkpoint {name}")
+        (known,) = (each for each in self.checkpoints if each.name == name)
+        self.checkpoints.remove(known)
 
     def shut_off(self) -> None:
         """Its process ends."""

@@ -70,7 +70,7 @@ def locate_disks(host: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDi
     for disk in domain.disks:
         # A disk on an overlay of zvmsnap counts as where its base is.
         chain = chains.get(disk.target)
-        path = chain.base if chain and chain.base else _path(host, disk)
+        path = chain.base if chain and chain.base else path_of(host, disk)
         if not path:
             continue
         where, doubt = _locate(path, table, process, is_off=is_off)
@@ -141,7 +141,8 @@ def current_path(where: DiskLocation, table: list[mounts.Mount]) -> str:
     return os.path.join(mountpoint, where.path)
 
 
-def _path(host: Host, disk: domain_xml.Disk) -> str:
+def path_of(host: Host, disk: domain_xml.Disk) -> str:
+    """The path at which the definition names a disk; "" if there is none, or it is unknown."""
     if disk.volume:
         try:
             return host.volume_path(*disk.volume)

@@ -75,6 +75,9 @@ class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
     was_paused: bool
     saves_memory: bool  # the RAM of the replaced guest is saved when it is stopped
     safety_entry: Entry | None = None
+    # What libvirt keeps of checkpoints and snapshots that the restored disks do not have.
+    stale_checkpoints: tuple[str, ...] = ()
+    stale_snapshots: tuple[str, ...] = ()
     rollback_begun: bool = False  # the replaced guest's disks cannot be had back any more
 
     @property

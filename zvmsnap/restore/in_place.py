@@ -13,6 +13,7 @@
     check        asks QEMU which disks it has open: those of the point, or all is undone
     resume       resumes it
     clock        tells its agent the time
+    checkpoints  libvirt forgets checkpoints and snapshots that the restored disks do not have
     points       writes into the points where their snapshots are now
     publish      the safety point goes into the vault
     close        clears staging and the journal
@@ -287,10 +288,10 @@ class InPlaceRestore:
 
     def _steps_after_resume(self) -> list[Step]:
         """Nothing of this is undone, all of it may be repeated."""
-        steps = [
-            Step("clock", self._restored.set_clock),
-            Step("points", self._relocate_points),
-        ]
+        steps = [Step("clock", self._restored.set_clock)]
+        if self._operation.stale_checkpoints or self._operation.stale_snapshots:
+            steps.append(Step("checkpoints", self._restored.forget_stale_metadata))
+        steps.append(Step("points", self._relocate_points))
         if self._operation.safety_entry:
             steps.append(Step("publish", self._replaced.publish))
         return [*steps, Step("close", self._close)]

@@ -20,6 +20,7 @@ from zvmsnap.points.manifest import Disk
 from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
+from zvmsnap.virt.domain_xml import Metadata
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, room, zfs
@@ -40,11 +41,16 @@ class ObservedGuest:
 
 @dataclass(frozen=True)
 class ObservedReplaced(ObservedGuest):
-    """The guest of the point, as it is now."""
+    """The guest of the point, as it is now.
+
+    `checkpoints` and `snapshots` are those that libvirt keeps with its definition.
+    """
 
     is_persistent: bool
     is_paused: bool
     has_saved_ram: bool
+    checkpoints: tuple[Metadata, ...] = ()
+    snapshots: tuple[Metadata, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,14 +188,17 @@ def _other_disks(
 
 
 def _observe_replaced(host: Host, guest: Guest, table: list[Mount]) -> ObservedReplaced:
+    is_persistent = guest.is_persistent()
     return ObservedReplaced(
         name=guest.name,
         uuid=guest.uuid,
         is_active=guest.is_active(),
         disks=location.locate_disks(host, guest, table),
-        is_persistent=guest.is_persistent(),
+        is_persistent=is_persistent,
         is_paused=guest.pause_reason() is not None,
         has_saved_ram=guest.managed_save_xml() is not None,
+        checkpoints=tuple(guest.checkpoint_metadata()) if is_persistent else (),
+        snapshots=tuple(guest.snapshot_metadata()) if is_persistent else (),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore import checks, disk_fates, preview, running_sends
+from zvmsnap.restore import checks, disk_fates, preview, running_sends, stale_metadata
 from zvmsnap.restore.observe import Observed, observe
 from zvmsnap.restore.running_sends import RunningSends
 from zvmsnap.restore.safety_point import safety_entry
@@ -145,9 +145,17 @@ def plan_restore(
         *(f"point {name}" for name in observed.newer_points),
     )
     fates = disk_fates.of(point.manifest, operation, observed)
-    lines = tuple(preview.describe(operation, fates, destroyed))
+    lines = (
+        *preview.describe(operation, fates, destroyed),
+        *(f"  {line}" for line in _forgotten(point, observed)),
+    )
     sends = running_sends.find(operation, observed.datasets, observed.present)
     return RestorePlan(request, names, operation, frozenset(observed.snapshots), lines, sends)
+
+
+def _forgotten(point: RestorePoint, observed: Observed) -> Iterator[str]:
+    if replaced := observed.replaced:
+        yield from stale_metadata.foretell(point.manifest, replaced.checkpoints, replaced.snapshots)
 
 
 def newer(point: RestorePoint) -> list[Snapshot]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from zvmsnap.common import log
@@ -15,6 +15,7 @@ from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartSt
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
 from zvmsnap.points.point import RestorePoint, read_point
+from zvmsnap.restore import stale_metadata
 from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.virt import agent, domain_xml, save_image, security_labels
 from zvmsnap.virt.guest import Guest
@@ -81,6 +82,31 @@ class RestoredGuest:
         if persistent.exists() or not self._operation.memory:
             self._host.define(xml)
         definition.put_firmware(directory, xml, self._operation.uuid)
+        self._note_stale_metadata(xml)
+
+    def _note_stale_metadata(self, xml: str) -> None:
+        """Before QEMU has the disks open: then no bitmap can be judged any more."""
+        guest = self._replaced.guest()
+        if guest is None or not guest.is_persistent():
+            return
+        if self._operation.memory:
+            own = save_image.xml_of(self._image())
+            xml = domain_xml.with_sources(own, self._operation.sources)
+        disks = domain_xml.parse(xml).disks
+        checkpoints = stale_metadata.checkpoints(
+            guest, self._point.manifest, disks, partial(location.path_of, self._host)
+        )
+        snapshots = stale_metadata.snapshots(guest, self._point.manifest)
+        if checkpoints or snapshots:
+            self._writer.note(stale_checkpoints=checkpoints, stale_snapshots=snapshots)
+
+    def forget_stale_metadata(self) -> None:
+        """Let libvirt forget checkpoints and snapshots that the restored disks do not have."""
+        operation = self._operation
+        if guest := self._replaced.guest():
+            stale_metadata.forget(
+                guest, operation.stale_checkpoints, operation.stale_snapshots, self._log
+            )
 
     def load(self, *, after_crash: bool) -> None:
         """Load its RAM, or start it from its disks; it is paused."""
