@@ -431,3 +431,25 @@ def test_with_other_sources_passed_on_arguments_survive() -> None:
     name = "{http://libvirt.org/schemas/domain/qemu/1.0}"
     argument = changed.find(f"{name}commandline/{name}arg")
     assert argument is not None and argument.get("value") == "-snapshot"
+
+
+def test_metadata() -> None:
+    checkpoint = """<domaincheckpoint>
+      <name>tuesday</name>
+      <parent><name>monday</name></parent>
+      <creationTime>1764072000</creationTime>
+      <disks>
+        <disk name='vda' checkpoint='bitmap' bitmap='tuesday'/>
+        <disk name='vdb' checkpoint='no'/>
+      </disks>
+    </domaincheckpoint>"""
+    assert domain_xml.read_metadata(checkpoint) == domain_xml.Metadata(
+        "tuesday", 1764072000, {"vda": "tuesday"}
+    )
+    snapshot = """<domainsnapshot>
+      <name>own</name><state>disk-snapshot</state>
+      <creationTime>1764072001</creationTime><memory snapshot='no'/>
+      <disks><disk name='vda' snapshot='external' type='file'><source file='/a'/></disk></disks>
+      <domain><name>web</name></domain>
+    </domainsnapshot>"""
+    assert domain_xml.read_metadata(snapshot) == domain_xml.Metadata("own", 1764072001, {})

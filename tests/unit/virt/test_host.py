@@ -1,0 +1,74 @@
+"""What a host knows of secrets."""
+
+from typing import Any
+
+import libvirt
+import pytest
+
+from zvmsnap.virt.host import Host
+
+MISSING, PRIVATE = "Secret not found", "secret is private"
+
+
+class Failure(libvirt.libvirtError):  # type: ignore[misc]
+    """An error of libvirt."""
+
+    def get_error_code(self) -> int:
+        return int(libvirt.VIR_ERR_INVALID_SECRET) if str(self) == PRIVATE else 66
+
+    def get_error_message(self) -> str:
+        return str(self)
+
+
+class Secrets:
+    """A connection to a libvirt with some secrets: `own`, by UUID or by kind and use."""
+
+    def __init__(self, own: dict[object, str]) -> None:
+        self._own = own
+
+    def do(self, call: Any) -> Any:
+        return call(self)
+
+    def secretLookupByUUIDString(self, uuid: str) -> "Secret":  # noqa: N802 - libvirt's name
+        return self._found(uuid)
+
+    def secretLookupByUsage(self, kind: int, usage: str) -> "Secret":  # noqa: N802
+        return self._found((kind, usage))
+
+    def _found(self, key: object) -> "Secret":
+        if key not in self._own:
+            raise Failure(MISSING)
+        return Secret(self._own[key])
+
+
+class Secret:
+    """One of them; its value, or why nobody gets that."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def value(self, _flags: int) -> bytes:
+        if self._value in (MISSING, PRIVATE):
+            raise Failure(self._value)
+        return self._value.encode()
+
+
+KNOWN = {"a": "opensesame", "b": PRIVATE, "c": MISSING, (1, "/a.img"): "x", (2, "vm"): "x"}
+
+
+@pytest.mark.parametrize(
+    ("uuid", "kind", "usage", "why"),
+    [
+        ("a", "passphrase", "", None),
+        ("b", "passphrase", "", None),
+        ("c", "passphrase", "", MISSING),
+        ("d", "passphrase", "", MISSING),
+        ("", "passphrase", "/a.img", None),
+        ("", "ceph", "vm", None),
+        ("", "iscsi", "vm", MISSING),
+        ("", "", "", MISSING),
+    ],
+)
+def test_secrets(uuid: str, kind: str, usage: str, why: str | None) -> None:
+    connection: Any = Secrets(KNOWN)
+    assert Host(connection).why_no_secret(uuid, kind, usage) == why
