@@ -6,8 +6,8 @@ several disks. A deny beats any allow, so each later commit fails with "Permissi
 these lines are removed from the guest's own file, and the profile is loaded again, the commit
 works; the next pivot writes the lines again (libvirt work item 806).
 
-The lines outlive our commit for what is below the base itself: a guest on a snapshot of its user's
-own could not be brought back from that any more.
+The lines outlive our commit, and our start of a guest, for what is below the base itself: a guest
+on a snapshot of its user's own could not be brought back from that any more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from pathlib import Path
 
 from zvmsnap.common import log
 from zvmsnap.common.atomic_file import write_atomic
+from zvmsnap.common.log import Logger
+from zvmsnap.virt import domain_xml
+from zvmsnap.virt.guest import Guest
 
 PROFILES = Path("/etc/apparmor.d/libvirt")
 _DENY = re.compile(r'\s*deny\s+"(?P<path>[^"]*)"\s+\w+,\s*')
@@ -39,6 +42,20 @@ def denied(uuid: str, images: Iterable[str], profiles: Path = PROFILES) -> set[s
         for image in images
         if any(_denies(line, {image, os.path.realpath(image)}) for line in lines)
     }
+
+
+def allow_below(guest: Guest, about: Logger, profiles: Path = PROFILES) -> None:
+    """Let a guest that was just started write to what is below its disks, once its user commits.
+
+    Without the deny the profile allows it to read only, until libvirt is asked for a commit. Not
+    for a clone: what is below its disks may be its original's, too. Raises LibvirtFailed.
+    """
+    below = {image for disk in domain_xml.parse(guest.xml()).disks for image in disk.chain}
+    try:
+        if denied(guest.uuid, below, profiles):
+            allow_writes(guest.uuid, below, profiles)
+    except OSError as error:
+        about.warning("its AppArmor profile may deny it what is below its disks: %s", error)
 
 
 def allow_writes(uuid: str, bases: Iterable[str], profiles: Path = PROFILES) -> bool:

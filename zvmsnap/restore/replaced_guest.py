@@ -15,7 +15,7 @@ from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissin
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import location
+from zvmsnap.disks import apparmor, location
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.staging import StagingDir, StagingSpace
 from zvmsnap.finalize.publish import publish
@@ -130,6 +130,7 @@ class ReplacedGuest:
         self._host.restore(str(self.kept.memory), self._xml_with_devices(), paused=True)
         guest = self._host.guest(self._operation.uuid)
         location.stop_unless_on(self._host, guest, self._operation.replaced_disks)
+        apparmor.allow_below(guest, self._log)
 
     def _await_partitions(self) -> None:
         for place in self._operation.replaced_disks.values():
@@ -173,6 +174,7 @@ class ReplacedGuest:
         except WrongDisk:
             guest.destroy()
             raise
+        apparmor.allow_below(guest, self._log)
         guest.resume()
 
     def _rename_disks(self, guest: Guest) -> None:

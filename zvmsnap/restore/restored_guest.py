@@ -10,7 +10,7 @@ from pathlib import Path
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process
-from zvmsnap.disks import changes, location
+from zvmsnap.disks import apparmor, changes, location
 from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartState
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
@@ -120,6 +120,9 @@ class RestoredGuest:
             self._log.warning("its RAM is not loaded, as %s went on without it", ", ".join(used))
         else:
             self._load_memory()
+        guest = self._guest()
+        if guest.is_active():
+            apparmor.allow_below(guest, self._log)
 
     def check(self) -> None:
         """Ask QEMU which disks it has open, before the guest runs. Raises WrongDisk."""
@@ -197,6 +200,7 @@ class RestoredGuest:
             if self._operation.owner.boot != Process.of(self._operation.owner.pid).boot:
                 guest.create(paused=True)
                 location.stop_unless_on(self._host, guest, self._next_disks)
+                apparmor.allow_below(guest, self._log)
                 guest.resume()
         elif self._operation.start_state is StartState.RUNNING and guest.state() == "paused":
             guest.resume()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.guest import FakeGuest
+from zvmsnap.common import log
 from zvmsnap.disks import apparmor
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -146,3 +148,20 @@ def test_without_apparmor_nothing_is_done(
     assert not profiles.allow(OTHER)
     assert apparmor.denied(UUID, {OTHER}, profiles.directory) == set()
     assert profiles.loaded() == ""
+
+
+def test_a_guest_that_was_just_started(
+    profiles: Profiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = FakeGuest("web", UUID, vda=Path("/tank/web/s1.qcow2"), vdb=Path("/tank/web/d.qcow2"))
+    guest.below = {"/tank/web/s1.qcow2": BASE}
+    apparmor.allow_below(guest, log.about("web", "restore"), profiles.directory)
+    assert profiles.rules.read_text() == without(BASE)
+    assert profiles.loaded()
+    profiles.called.unlink()
+    apparmor.allow_below(guest, log.about("web", "restore"), profiles.directory)
+    assert not profiles.loaded()  # nothing is denied
+    profiles.rules.unlink()
+    profiles.rules.mkdir()
+    apparmor.allow_below(guest, log.about("web", "restore"), profiles.directory)
+    assert "its AppArmor profile may deny it what is below its disks" in caplog.text

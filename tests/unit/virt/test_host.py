@@ -53,7 +53,13 @@ class Secret:
         return self._value.encode()
 
 
-KNOWN = {"a": "opensesame", "b": PRIVATE, "c": MISSING, (1, "/a.img"): "x", (2, "vm"): "x"}
+KNOWN: dict[object, str] = {
+    "a": "opensesame",
+    "b": PRIVATE,
+    "c": MISSING,
+    (1, "/a.img"): "x",
+    (2, "vm"): "x",
+}
 
 
 @pytest.mark.parametrize(
