@@ -5,7 +5,8 @@ suspended pool, would hold its caller for ever. So each call runs in a thread, a
 
 | call                                  | is given up                                            |
 |---------------------------------------|--------------------------------------------------------|
-| writes or loads RAM, starts the guest | when its QEMU does not answer another question         |
+| loads RAM                             | when its QEMU neither reads nor works (Host.restore)   |
+| writes RAM, starts the guest          | when its QEMU does not answer another question         |
 | of the agent, which has its own limit | the same                                               |
 | stops the guest, pivots a disk        | after _SLOW_S                                          |
 | any other                             | after ANSWER_S                                         |
@@ -48,7 +49,6 @@ _LIMITS_S = {
             "fsFreeze",
             "fsThaw",
             "qemuAgentCommand",
-            "restoreFlags",
             "saveFlags",
             "saveParams",
             "setTime",

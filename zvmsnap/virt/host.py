@@ -7,16 +7,20 @@ Objects may be used from several threads; each call blocks only its own thread, 
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import libvirt
 
-from zvmsnap.common.errors import DomainGone, LibvirtFailed
+from zvmsnap.common.errors import DomainGone, GivenUp, LibvirtFailed
+from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.connection import Connection, Domain
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.libvirt_error import translated
+from zvmsnap.virt.qemu_process import STUCK_S, LoadWatch
+
+_LOOK_EVERY_S = 2.0
 
 # What a <secret> of that type is looked up for, if it has no UUID.
 _SECRET_USES = {
@@ -76,11 +80,22 @@ class Host:
         """Start the domain of a memory image from it; `xml` is for other paths of its disks.
 
         Unless `paused` it runs if it ran when it was saved. If it raises LibvirtFailed, the domain
-        is off and its definition is unchanged.
+        is off and its definition is unchanged; but if it raises NoAnswer, as the load does not go
+        on, there may be a QEMU. Raises ImageUnloadable.
         """
         flags = libvirt.VIR_DOMAIN_SAVE_PAUSED if paused else 0
+        domain = domain_xml.parse(save_image.xml_of(Path(image)))
+        watch = LoadWatch(domain.name, domain.uuid)
         with translated(f"loading {image}"):
-            self._connection.do(lambda opened: opened.restoreFlags(image, xml, flags), math.inf)
+            begun = self._connection.begin(lambda opened: opened.restoreFlags(image, xml, flags))
+            while not begun.ended(_LOOK_EVERY_S):
+                if watch.is_stuck():
+                    self._connection.forget()
+                    raise GivenUp(
+                        f"given up: QEMU has neither read nor worked for {STUCK_S:g} s; is it "
+                        "stopped, or a pool suspended? zpool status -x"
+                    )
+            begun.answer()
 
     def why_no_machine(self, emulator: str, arch: str, machine: str, kind: str) -> str | None:
         """Why QEMU here cannot be such a machine; None if it can."""

@@ -1,4 +1,4 @@
-"""The QEMU process of a guest: which files and devices it really has open.
+"""The QEMU process of a guest: which files and devices it really has open, and whether it works.
 
 Paths are not enough. A link below /dev may lead to another device than when QEMU opened it, and a
 file may have been replaced. libvirt gives QEMU a /dev of its own, with nodes and links as they were
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,12 @@ from zvmsnap.common.process import is_stopped
 _PROC = Path("/proc")
 _PID_FILES = Path("/run/libvirt/qemu")  # stateDir in libvirt's src/qemu/qemu_conf.c
 _LINKS_MAX = 40
+
+# No disk that works lets a reader wait for so long. A QEMU that only waits reads and does less than
+# this meanwhile; one that gets its RAM ready (hugepages, allocation mode='immediate') works.
+STUCK_S = 300.0
+_READ_BYTES = 1 << 20
+_WORKED_S = 15.0
 
 
 class QemuProcess:
@@ -53,6 +60,20 @@ class QemuProcess:
         except OSError:
             return False
         return own != host
+
+    def progress(self) -> tuple[int, float]:
+        """How many bytes it has read, and for how many seconds its threads have worked.
+
+        Zeros if it has ended.
+        """
+        try:
+            counters = dict(
+                line.split(": ", 1) for line in (self._directory / "io").read_text().splitlines()
+            )
+            ticks = (self._directory / "stat").read_text().rpartition(")")[2].split()[11:13]
+            return int(counters["rchar"]), sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        except (OSError, LookupError, ValueError):
+            return 0, 0.0
 
     def has_file(self, path: str) -> bool:
         """Has it the very file open to which `path` leads?"""
@@ -132,3 +153,26 @@ def _may_look_at(directory: Path) -> bool:
     except OSError:
         pass  # it has ended
     return True
+
+
+class LoadWatch:
+    """Notices that a RAM image is not loaded any more: QEMU reads nothing, and does not work.
+
+    A load that goes on may take any time: 256 GiB from a slow disk take an hour. What libvirt does
+    before it and after it takes less than the limit.
+    """
+
+    def __init__(self, name: str, uuid: str) -> None:
+        self._name, self._uuid = name, uuid
+        self._seen = (0, 0.0)
+        self._moved_at_s = time.monotonic()
+
+    def is_stuck(self) -> bool:
+        """To be asked every few seconds."""
+        now_s = time.monotonic()
+        process = QemuProcess.find(self._name, self._uuid)
+        read_bytes, worked_s = process.progress() if process else (0, 0.0)
+        if read_bytes - self._seen[0] >= _READ_BYTES or worked_s - self._seen[1] >= _WORKED_S:
+            self._seen = (read_bytes, worked_s)
+            self._moved_at_s = now_s
+        return now_s - self._moved_at_s >= STUCK_S

@@ -50,7 +50,7 @@ def on_a_snapshot(make: Make, kind: Kind) -> Case:
 def test_restored(make: Make, kind: Kind, allowed: list[tuple[str, frozenset[str]]]) -> None:
     case = on_a_snapshot(make, kind)
     case.run()
-    assert allowed == [(UUID, {BELOW})]
+    assert allowed == [(UUID, frozenset({BELOW}))]
 
 
 @pytest.mark.parametrize("safety", [True, False])
@@ -62,7 +62,7 @@ def test_brought_back(make: Make, allowed: list[tuple[str, frozenset[str]]], saf
     case.world.errors = {(number, "before")}
     with pytest.raises(RestoreFailed):
         case.run()
-    assert allowed == [(UUID, {BELOW})]
+    assert allowed == [(UUID, frozenset({BELOW}))]
 
 
 def test_boots_after_the_host_went_down(
@@ -77,4 +77,4 @@ def test_boots_after_the_host_went_down(
     allowed.clear()
     assert case.again()
     assert case.guest.state() == "running"
-    assert allowed == [(UUID, {BELOW})]
+    assert allowed == [(UUID, frozenset({BELOW}))]

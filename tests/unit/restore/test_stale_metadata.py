@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.images import run_qemu_img
 from tests.fakes.restore_case import Case, Kind, Make, acts_of
 from tests.fakes.restore_scene import Killed
-from zvmsnap.common.errors import RestoreFailed
+from zvmsnap.common.errors import QemuImgFailed, RestoreFailed
 from zvmsnap.disks import qemu_img
 from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
 from zvmsnap.virt.domain_xml import Metadata
@@ -102,7 +102,7 @@ def test_nothing_to_forget(make: Make, bitmaps: dict[str, set[str]]) -> None:
 
 def test_a_disk_that_cannot_be_read_has_none(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: str) -> frozenset[str]:
-        raise qemu_img.QemuImgFailed("no")
+        raise QemuImgFailed("no")
 
     monkeypatch.setattr(qemu_img, "bitmaps", fail)
     case = make(Kind())

@@ -15,10 +15,17 @@ import pytest
 
 from tests.fakes.clock import until
 from tests.fakes.guest import UUID
+from tests.fakes.images import libvirt_image
 from zvmsnap.common import waiting
-from zvmsnap.common.errors import ConnectionLost, DomainGone, HypervisorUnreachable, NoAnswer
+from zvmsnap.common.errors import (
+    ConnectionLost,
+    DomainGone,
+    HypervisorUnreachable,
+    LibvirtFailed,
+    NoAnswer,
+)
 from zvmsnap.common.process import is_stopped
-from zvmsnap.virt import connection, qemu_process
+from zvmsnap.virt import connection, host, qemu_process
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 
@@ -83,6 +90,9 @@ class Opened:
         if uuid != UUID:
             raise Failure("no domain", libvirt.VIR_ERR_NO_DOMAIN)
         return Virdomain(self)
+
+    def restoreFlags(self, *_arguments: object) -> None:  # noqa: N802
+        self.daemon.serve(self, "restoreFlags")
 
     def close(self) -> None:
         self.alive = False
@@ -265,8 +275,8 @@ def test_libvirtd_that_does_not_answer(daemon: Daemon) -> None:
 
 
 def test_guests_apart_have_connections_of_their_own(daemon: Daemon) -> None:
-    with Host.connect("test:///") as host:
-        web = host.guest(UUID)
+    with Host.connect("test:///") as connected:
+        web = connected.guest(UUID)
         with web.apart() as one, web.apart() as two:
             for guest in (one, two):
                 guest.resume()
@@ -275,3 +285,38 @@ def test_guests_apart_have_connections_of_their_own(daemon: Daemon) -> None:
     assert not daemon.connections[0].alive
     with pytest.raises(DomainGone):
         Host.connect("test:///").guest("c0ffee00-0000-4000-8000-0000000000ff")
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A RAM image, for which QEMU is looked at often."""
+    monkeypatch.setattr(libvirt, "VIR_DOMAIN_SAVE_PAUSED", 4, raising=False)
+    monkeypatch.setattr(host, "_LOOK_EVERY_S", 0.01)
+    path = tmp_path / "memory.img"
+    path.write_bytes(libvirt_image(f"<domain><name>web</name><uuid>{UUID}</uuid></domain>"))
+    return str(path)
+
+
+def test_load_is_waited_for_as_long_as_it_goes_on(daemon: Daemon, image: str) -> None:
+    daemon.hangs = {"restoreFlags"}
+    threading.Timer(0.3, daemon.released.set).start()
+    Host.connect("test:///").restore(image, paused=True)
+    assert daemon.calls == ["restoreFlags"]
+
+
+def test_load_that_does_not_go_on_is_given_up(
+    daemon: Daemon, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_process, "STUCK_S", 0.05)
+    daemon.hangs = {"restoreFlags"}
+    connected = Host.connect("test:///")
+    with pytest.raises(NoAnswer, match=r"memory\.img: given up: QEMU has neither read nor worked"):
+        connected.restore(image, paused=True)
+    connected.guest(UUID).destroy()
+    assert len(daemon.connections) == 2  # the call keeps its place in the old one
+
+
+def test_load_that_fails(daemon: Daemon, image: str) -> None:
+    daemon.at["restoreFlags"] = lambda: (_ for _ in ()).throw(Failure("no such disk"))
+    with pytest.raises(LibvirtFailed, match=r"memory\.img: no such disk"):
+        Host.connect("test:///").restore(image, paused=True)

@@ -1,5 +1,6 @@
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,38 @@ def test_a_process_that_has_ended(proc: Path) -> None:
     assert qemu.device("/dev/null") is None
     assert not qemu.has_file("/etc/hostname")
     assert not qemu.has_own_names
+
+
+def progress(directory: Path, read_bytes: int, worked_ticks: int) -> None:
+    (directory / "io").write_text(f"rchar: {read_bytes}\nwchar: 0\nsyscr: 5\n")
+    fields = ["S", *["0"] * 10, str(worked_ticks), "0", *["0"] * 9]
+    (directory / "stat").write_text(f"20 (qemu) {' '.join(fields)}\n")
+
+
+def test_load_that_does_not_go_on(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def stuck_after(seconds: float) -> bool:
+        now_s[0] += seconds
+        return watch.is_stuck()
+
+    watch = qemu_process.LoadWatch("web", UUID)
+    assert not stuck_after(299)  # libvirt has not started QEMU yet
+    qemu = process(proc / "20", "qemu", "-uuid", UUID)
+    progress(qemu, 0, 20 * ticks)  # it gets its RAM ready
+    assert not stuck_after(200)
+    for gigabytes in range(1, 257):
+        progress(qemu, gigabytes << 30, 20 * ticks)
+        assert not stuck_after(290)  # a very slow disk
+    progress(qemu, (256 << 30) + 80_000, 34 * ticks)  # what one that only waits does
+    assert not stuck_after(299)
+    assert stuck_after(1)
+    progress(qemu, (256 << 30) + 80_000, 36 * ticks)
+    assert not stuck_after(1)
+
+
+def test_load_of_which_qemu_has_ended(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt says so by itself."""
+    assert QemuProcess(proc / "20").progress() == (0, 0.0)
