@@ -11,6 +11,8 @@ from zvmsnap.points import compatibility
 from zvmsnap.points.manifest import Manifest, Memory
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore.observe import Observed
+from zvmsnap.zfs import dataset_swap
+from zvmsnap.zfs.dataset_swap import SwapTree
 
 
 def check_host(point: RestorePoint, observed: Observed, *, with_memory: bool) -> None:
@@ -140,7 +142,24 @@ def check_room(operation: RestoreOperation, memory: Memory | None, observed: Obs
             f"{tree.top}: its reservations need {_mib(needed_bytes)} MiB once more, for what is "
             f"set aside is kept, and {parent} has {_mib(above.available)} MiB left: free that, "
             "raise its quota, or restore with --rollback, which needs none"
+            + _reserving(tree, observed)
         )
+
+
+def _reserving(tree: SwapTree, observed: Observed) -> str:
+    """What older versions have set aside, and left its reservations: how to free these."""
+    names = [
+        name
+        for name, room in observed.rooms.items()
+        if name.startswith(dataset_swap.name_before(tree.top, ""))
+        and (room.reservation or room.refreservation)
+    ]
+    if not names:
+        return ""
+    return (
+        "; what an earlier restore has set aside needs no reservation: zfs set reservation=none "
+        f"refreservation=none {' '.join(sorted(names))}"
+    )
 
 
 def _mib(size_bytes: int) -> str:

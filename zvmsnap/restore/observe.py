@@ -23,7 +23,7 @@ from zvmsnap.virt import domain_xml
 from zvmsnap.virt.domain_xml import Metadata
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts, room, zfs
+from zvmsnap.zfs import dataset_swap, mounts, room, zfs
 from zvmsnap.zfs.mounts import DiskLocation, Mount
 from zvmsnap.zfs.room import Room
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
@@ -67,9 +67,9 @@ class Observed:
     """What the host says, asked once.
 
     `present` are all snapshots, `other_disks` those that are no part of the
-    point, `own_directories` the datasets of our own directories. `rooms` are of the
-    datasets of the point, and of those above them. `staging_free_bytes`: of the directory that it
-    is, or will be, in.
+    point, `own_directories` the datasets of our own directories. `rooms` are of the datasets of the
+    point, of those above them, and of what earlier restores have set aside. `staging_free_bytes`:
+    of the directory that it is, or will be, in.
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
     these datasets by those in the manifest. `next_disks` are the point's disks of the definition
     for the next start, `next_outside` its other ones. `leads_to` is where the paths of all disks
@@ -119,7 +119,7 @@ def observe(
         snapshots=snapshots,
         other_disks=_other_disks(point, table, with_memory=with_memory),
         own_directories=own_directories.datasets_of(_directories(config), table),
-        rooms=room.of({*snapshots, *map(_above, snapshots)}),
+        rooms=room.of({*snapshots, *map(_above, snapshots), *_set_aside(snapshots, datasets)}),
         staging_free_bytes=_free_bytes(config.staging_dir),
         current=current,
         next_disks=next_disks,
@@ -158,6 +158,12 @@ def _origins(dataset: str, datasets: Mapping[str, Dataset]) -> set[str]:
 
 def _above(dataset: str) -> str:
     return dataset.rpartition("/")[0] or dataset
+
+
+def _set_aside(restored: Iterable[str], datasets: Iterable[str]) -> list[str]:
+    """What earlier restores of these datasets have set aside."""
+    beginnings = tuple(dataset_swap.name_before(name, "") for name in restored)
+    return [name for name in datasets if name.startswith(beginnings)]
 
 
 def _free_bytes(directory: Path) -> int:

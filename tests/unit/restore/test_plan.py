@@ -623,6 +623,14 @@ def test_room_that_reservations_need(scene: Scene, room: Room, needed: int) -> N
         with pytest.raises(RestoreImpossible, match="with --rollback, which needs none"):
             plan_of(scene, point)
         assert plan_of(scene, point, ROLLBACK)
+        # What an older version has set aside kept its reservations.
+        old = f"{DATASET}.before-20261119T120000"
+        for name in (old, f"{DATASET}.before-20261120T120000", "tank/x.before-20261120T120000"):
+            scene.world.add(name)
+            scene.world.room[name] = Room(refreservation=1 << 20)
+        scene.world.room[f"{DATASET}.before-20261120T120000"] = Room()
+        with pytest.raises(RestoreImpossible, match=f"refreservation=none {old}$"):
+            plan_of(scene, point)
         # A refquota of the parent says nothing of those below.
         scene.world.room["tank"] = Room(available=0, refquota=1)
         assert plan_of(scene, point)

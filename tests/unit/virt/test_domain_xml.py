@@ -1,4 +1,5 @@
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -431,6 +432,16 @@ def test_with_other_sources_passed_on_arguments_survive() -> None:
     name = "{http://libvirt.org/schemas/domain/qemu/1.0}"
     argument = changed.find(f"{name}commandline/{name}arg")
     assert argument is not None and argument.get("value") == "-snapshot"
+
+
+def test_encrypted_disk_of_a_real_definition() -> None:
+    xml = (Path(__file__).parents[2] / "data/definitions/luks.xml").read_text()
+    (disk,) = domain_xml.parse(xml).disks
+    assert domain_xml.why_no_overlay(disk) == ENCRYPTED
+    # The clone and the restored guest unlock it with the same secret.
+    changed = domain_xml.with_sources(xml, {"vda": ("file", "/tank/vm/w2/luks.img", "raw")})
+    (moved,) = domain_xml.parse(changed).disks
+    assert (moved.source, moved.encrypted) == ("/tank/vm/w2/luks.img", True)
 
 
 def test_metadata() -> None:
