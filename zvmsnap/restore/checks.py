@@ -22,7 +22,7 @@ def check_host(point: RestorePoint, observed: Observed, *, with_memory: bool) ->
     _check_keys(observed)
     _check_other_guests(observed)
     _check_other_disks(point, observed)
-    hint = "; --cold boots from the disks" if with_memory else ""
+    hint = "; --cold boots from the disks" if with_memory and observed.fits_cold else ""
     compatibility.refuse_misfits(point, observed.misfits, RestoreImpossible, hint)
 
 

@@ -73,7 +73,8 @@ class Observed:
     `snapshots` are those of the point by the datasets that will hold them, `current` the names of
     these datasets by those in the manifest. `next_disks` are the point's disks of the definition
     for the next start, `next_outside` its other ones. `leads_to` is where the paths of all disks
-    lead now. `misfits` is why this host cannot run the machine. `newer` and `newer_points` are what
+    lead now. `misfits` is why this host cannot run the machine, `fits_cold` whether it
+    can without its RAM. `newer` and `newer_points` are what
     a rollback destroys; empty without one.
     """
 
@@ -92,6 +93,7 @@ class Observed:
     replaced: ObservedReplaced | None
     others: tuple[ObservedGuest, ...]
     misfits: tuple[str, ...]
+    fits_cold: bool
     newer: tuple[SnapshotUsage, ...]
     newer_points: tuple[str, ...]
 
@@ -112,6 +114,7 @@ def observe(
     newer_snapshots = _newer(snapshots) if rollback else ()
     at_next_start = next_start(point)
     next_disks = at_next_start.disks
+    misfits = _misfits(host, point, with_memory=with_memory)
     return Observed(
         datasets=datasets,
         mounts=table,
@@ -130,7 +133,8 @@ def observe(
         },
         replaced=_observe_replaced(host, own, table) if own else None,
         others=_observe_others(host, [guest for guest in guests if guest is not own], table),
-        misfits=_misfits(host, point, with_memory=with_memory),
+        misfits=misfits,
+        fits_cold=not (misfits and _misfits(host, point, with_memory=False)),
         newer=newer_snapshots,
         newer_points=_points_of(config.vault_dir, newer_snapshots),
     )

@@ -31,6 +31,13 @@ def no_machine(scene: Scene, point: RestorePoint) -> None:
     scene.host.no_machine = "no such machine"
 
 
+def no_secret(scene: Scene, point: RestorePoint) -> None:
+    scene.host.no_secret = "Secret not found"
+    path = point.directory / DOMAIN_XML
+    luks = "<encryption format='luks'><secret type='passphrase' uuid='aa'/></encryption></disk>"
+    path.write_text(path.read_text().replace("</disk>", luks))
+
+
 def damaged(scene: Scene, point: RestorePoint) -> None:
     path = point.directory / "memory.img"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -51,6 +58,7 @@ def locked(scene: Scene, point: RestorePoint) -> None:
         (in_use, "w2: there is a guest of that name already"),
         (dataset_taken, "tank/w2: exists already; choose another name"),
         (no_machine, "does not fit this host: QEMU here cannot be that machine"),
+        (no_secret, "its secret aa cannot be used here: Secret not found: virsh secret-define"),
         (damaged, "does not match its checksum"),
         (pruned, "has no snapshot of tank/web any more that fits"),
     ],
@@ -72,7 +80,7 @@ def test_point_that_does_not_say_which_part_of_its_volume(scene: Scene) -> None:
         plan_of(scene, scene.point(disks=(disk,)))
 
 
-@pytest.mark.parametrize("spoil", [locked, in_use, dataset_taken, no_machine, pruned])
+@pytest.mark.parametrize("spoil", [locked, in_use, dataset_taken, no_machine, no_secret, pruned])
 def test_ram_image_is_read_after_all_else_was_checked(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Scene, RestorePoint], None]
 ) -> None:

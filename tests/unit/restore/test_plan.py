@@ -25,6 +25,10 @@ from zvmsnap.zfs.types import Partition
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
 ROLLBACK = RestoreOptions(rollback=True)
+SECRET = (
+    "its secret aa cannot be used here: Secret not found: virsh secret-define it, and give it its "
+    "value: virsh secret-set-value"
+)
 
 
 @pytest.fixture(params=["filesystem"])
@@ -82,6 +86,27 @@ def below(scene: Scene, point: RestorePoint) -> None:
 
 def no_machine(scene: Scene, point: RestorePoint) -> None:
     scene.host.no_machine = "unsupported machine type"
+
+
+def other_cpu(scene: Scene, point: RestorePoint) -> None:
+    scene.host.any_cpu = False
+    add_to(point, "<domain>", "<cpu mode='custom'><model>Skylake</model></cpu>")
+
+
+def no_secret(scene: Scene, point: RestorePoint) -> None:
+    scene.host.no_secret = "Secret not found"
+    add_to(
+        point,
+        "<devices>",
+        "<tpm><backend type='emulator'><encryption secret='aa'/></backend></tpm>",
+    )
+
+
+def add_to(point: RestorePoint, tag: str, more: str) -> None:
+    """Add something to both definitions of a point, behind that tag."""
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        path = point.directory / name
+        path.write_text(path.read_text().replace(tag, tag + more))
 
 
 def cloned(scene: Scene, point: RestorePoint) -> None:
@@ -180,12 +205,17 @@ def staging_of_another(scene: Scene, point: RestorePoint) -> None:
         pytest.param(shared, RestoreOptions(), "tank/web also holds vda of db"),
         pytest.param(shared, ROLLBACK, "tank/web also holds vda of db"),
         pytest.param(below, RestoreOptions(), "db runs on tank/web/db, which is below"),
-        pytest.param(
-            no_machine, RestoreOptions(), "unsupported machine type; --cold boots from the disks"
-        ),
+        pytest.param(no_machine, RestoreOptions(), "cannot be that machine: unsupported"),
         pytest.param(
             no_machine, RestoreOptions(cold=True), "QEMU here cannot be that machine: unsupported"
         ),
+        pytest.param(
+            other_cpu,
+            RestoreOptions(),
+            "that a guest here cannot have; --cold boots from the disks",
+        ),
+        pytest.param(no_secret, RestoreOptions(), SECRET),
+        pytest.param(no_secret, RestoreOptions(cold=True), SECRET),
         pytest.param(cloned, ROLLBACK, "tank/web@later is newer, and has the clone tank/copy"),
         pytest.param(held, ROLLBACK, "tank/web@later is newer, and is held"),
         pytest.param(moved, ROLLBACK, f"tank/copy@{NAME} is no snapshot of tank/web any more"),
