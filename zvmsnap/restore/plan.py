@@ -155,7 +155,7 @@ def plan_restore(
 
 def _forgotten(point: RestorePoint, observed: Observed) -> Iterator[str]:
     if replaced := observed.replaced:
-        yield from stale_metadata.foretell(point.manifest, replaced.checkpoints, replaced.snapshots)
+        yield from stale_metadata.foretell(point, replaced.checkpoints, replaced.snapshots)
 
 
 def newer(point: RestorePoint) -> list[Snapshot]:

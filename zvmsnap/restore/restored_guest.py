@@ -94,9 +94,9 @@ class RestoredGuest:
             xml = domain_xml.with_sources(own, self._operation.sources)
         disks = domain_xml.parse(xml).disks
         checkpoints = stale_metadata.checkpoints(
-            guest, self._point.manifest, disks, partial(location.path_of, self._host)
+            guest, self._point, disks, partial(location.path_of, self._host)
         )
-        snapshots = stale_metadata.snapshots(guest, self._point.manifest)
+        snapshots = stale_metadata.snapshots(guest, self._point)
         if checkpoints or snapshots:
             self._writer.note(stale_checkpoints=checkpoints, stale_snapshots=snapshots)
 

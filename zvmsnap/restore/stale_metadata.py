@@ -20,21 +20,20 @@ Nothing is forgotten before the restored guest runs: a replaced guest that is br
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
 
 from zvmsnap.common.errors import QemuImgFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.disks import qemu_img
-from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.domain_xml import Disk, Metadata
 from zvmsnap.virt.guest import Guest
 
 
 def foretell(
-    manifest: Manifest, of_checkpoints: Iterable[Metadata], of_snapshots: Iterable[Metadata]
+    point: RestorePoint, of_checkpoints: Iterable[Metadata], of_snapshots: Iterable[Metadata]
 ) -> Iterator[str]:
     """What the plan says of them, before the disks can be looked at. Pure."""
-    lost, maybe = _by_time(manifest, of_checkpoints)
+    lost, maybe = _by_time(point, of_checkpoints)
     if lost:
         yield f"libvirt forgets its checkpoints {_names(lost)}, which are newer"
     if maybe:
@@ -42,28 +41,28 @@ def foretell(
             f"libvirt forgets those of its checkpoints {_names(maybe)} whose bitmaps the restored "
             "disks do not have"
         )
-    lost, _ = _by_time(manifest, of_snapshots)
+    lost, _ = _by_time(point, of_snapshots)
     if lost:
         yield f"libvirt forgets its snapshots {_names(lost)}, which are newer"
 
 
 def checkpoints(
     guest: Guest,
-    manifest: Manifest,
+    point: RestorePoint,
     disks: Iterable[Disk],
     path_of: Callable[[Disk], str],
 ) -> tuple[str, ...]:
     """Their names, by the table above. `disks` are the restored ones. Raises LibvirtFailed."""
-    lost, maybe = _by_time(manifest, guest.checkpoint_metadata())
+    lost, maybe = _by_time(point, guest.checkpoint_metadata())
     if maybe:
         bitmaps = {disk.target: _bitmaps(disk, path_of(disk)) for disk in disks}
         lost += [each for each in maybe if not _has_all(each, bitmaps)]
     return tuple(each.name for each in lost)
 
 
-def snapshots(guest: Guest, manifest: Manifest) -> tuple[str, ...]:
+def snapshots(guest: Guest, point: RestorePoint) -> tuple[str, ...]:
     """Their names, by the table above. Raises LibvirtFailed."""
-    return tuple(each.name for each in _by_time(manifest, guest.snapshot_metadata())[0])
+    return tuple(each.name for each in _by_time(point, guest.snapshot_metadata())[0])
 
 
 def forget(
@@ -89,9 +88,11 @@ def forget(
         guest.snapshot_delete_metadata(name)
 
 
-def _by_time(manifest: Manifest, kept: Iterable[Metadata]) -> tuple[list[Metadata], list[Metadata]]:
+def _by_time(
+    point: RestorePoint, kept: Iterable[Metadata]
+) -> tuple[list[Metadata], list[Metadata]]:
     """Those that were made after the point, and the others."""
-    point_s = datetime.fromisoformat(manifest.created).timestamp()
+    point_s = point.created.timestamp()
     newer: list[Metadata] = []
     others: list[Metadata] = []
     for each in kept:
