@@ -249,6 +249,6 @@ def scene(
 
 @pytest.fixture(autouse=True)
 def no_power_cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is durable test_atomic_file says; everywhere else waiting for disks proves nothing."""
-    if request.module.__name__.rpartition(".")[2] != "test_atomic_file":
+    """What is durable test_safe_files says; everywhere else waiting for disks proves nothing."""
+    if request.module.__name__.rpartition(".")[2] != "test_safe_files":
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)

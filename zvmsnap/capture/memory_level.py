@@ -154,7 +154,8 @@ def _read_header(attempt: Attempt, writer: EntryWriter) -> None:
     point = attempt.staging.point
     xml = (point / DOMAIN_XML).read_text()
     stale = tpm_state.why_stale(xml, attempt.guest.uuid, point / TPM)
+    why = dict.fromkeys(filter(None, (writer.entry.tpm_warning, stale)))
     writer.note(
         memory_format=save_image.read_header(attempt.staging.memory).format,
-        tpm_warning=writer.entry.tpm_warning or stale,
+        tpm_warning="; ".join(why) or None,
     )

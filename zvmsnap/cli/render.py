@@ -227,7 +227,7 @@ def point_details(
         f"  created    {manifest.created}",
         f"  directory  {point.directory}",
         *([f"  note       {remark}"] if remark else []),
-        *([f"  TPM        {manifest.tpm_warning}"] if manifest.tpm_warning else []),
+        *([f"  firmware   {manifest.tpm_warning}"] if manifest.tpm_warning else []),
         "  snapshots",
         *_snapshot_lines(manifest, liveness),
         "  disks",

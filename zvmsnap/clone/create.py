@@ -33,10 +33,11 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, OperationWriter, Source, StartState
 from zvmsnap.points import definition, memory_image, vault
 from zvmsnap.points.definition import definition_of
-from zvmsnap.points.manifest import NVRAM, TPM
+from zvmsnap.points.manifest import NVRAM
 from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.virt import agent, domain_xml, tpm_state
+from zvmsnap.virt.domain_xml import Nvram
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 
@@ -181,7 +182,7 @@ class CloneCreation:
                 name=self._operation.domain,
                 uuid=self._operation.uuid,
                 point=self._operation.point,
-                nvram=own_nvram(nvram, self._operation.domain) if nvram else None,
+                nvram=own_nvram(self._operation.domain) if nvram else None,
                 network=Network(self._operation.network),
             ),
             sources,
@@ -189,16 +190,16 @@ class CloneCreation:
         )
 
     def _make_firmware(self) -> None:
-        stored = self._directory / NVRAM
-        for path in self._operation.nvram if stored.exists() else ():
-            definition.put_nvram(stored, Path(path))
+        if variables := definition.stored(self._directory, NVRAM):
+            for path in self._operation.nvram:
+                nvram = Nvram("file", path)
+                definition.put_nvram(variables, nvram, definition.firmware_dirs())
         if self._operation.memory:
             return  # the state of its TPM comes with the RAM
-        archive = self._directory / TPM
         xml = self._for_next_start().xml
-        if archive.exists():
-            tpm_state.put_back(archive, xml, self._operation.uuid)
-        elif tpm_state.state_of(xml, self._operation.uuid):
+        own = self._operation.uuid
+        had_state = definition.put_tpm(self._directory, xml, own, definition.firmware_dirs())
+        if not had_state and tpm_state.state_of(xml, own):
             self._log.warning("its TPM is empty: the point does not have the state")
 
     def _drop_firmware(self) -> None:

@@ -10,7 +10,6 @@ from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
 from zvmsnap.disks import location
 from zvmsnap.journal.operation import CloneOperation, Source
 from zvmsnap.points.manifest import Disk
-from zvmsnap.virt import security_labels
 from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
 
 _MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
@@ -58,7 +57,7 @@ def sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Sourc
         place = location.locate_path(path, table)
         # A symlink may lead to an image of the original.
         if place and place.dataset == own.dataset and os.path.isfile(path):
-            security_labels.give_back(path)
+            location.give_back(place, table)
             images[disk.target] = ("file", path, disk.format)
     return images
 

@@ -11,7 +11,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from zvmsnap.clone.identity import Network
 from zvmsnap.common import snapshot_name
@@ -20,7 +19,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, StartState
-from zvmsnap.points import compatibility, locate, memory_image
+from zvmsnap.points import compatibility, definition, locate, memory_image
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
@@ -47,8 +46,8 @@ class CloneOptions:
 class _Observed:
     """What the host says, asked once.
 
-    `nvram` are the paths of the clone's firmware variables, of its RAM and of its next start, and
-    `taken_nvram` those that exist; `misfits` is why this host cannot run the machine.
+    `nvram` is the path of the clone's firmware variables, if it has any, and `taken_nvram` the same
+    if it exists; `misfits` is why this host cannot run the machine.
     """
 
     guest_names: frozenset[str]
@@ -88,8 +87,8 @@ def _check_name(name: str) -> None:
 def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observed:
     memory = _has_memory(point, options)
     xml = definition_of(point, live=memory)
-    paths = (domain_xml.parse(each).nvram for each in (xml, definition_of(point)))
-    nvram = tuple(dict.fromkeys(own_nvram(path, options.name) for path in paths if path))
+    of_either = (domain_xml.parse(each).nvram for each in (xml, definition_of(point)))
+    nvram = (own_nvram(options.name),) if any(of_either) else ()
     return _Observed(
         guest_names=frozenset(guest.name for guest in host.guests()),
         datasets=zfs.datasets(),
@@ -187,6 +186,6 @@ def _new_datasets(
     return tuple((names[dataset], snapshots[dataset].full_name) for dataset in sorted(snapshots))
 
 
-def own_nvram(nvram: str, name: str) -> str:
-    """The path of the clone's own firmware variables."""
-    return str(Path(nvram).with_name(f"{name}_VARS.fd"))
+def own_nvram(name: str) -> str:
+    """The path of the clone's own firmware variables: where libvirt has them, not the point."""
+    return str(definition.NVRAM_DIR / f"{name}_VARS.fd")

@@ -19,11 +19,10 @@ from zvmsnap.clone import screenshot
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common import log
-from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.errors import LibvirtFailed, PoolMissing, VerifyFailed, ZvmsnapError
 from zvmsnap.common.waiting import now_s, wait_until
 from zvmsnap.config.settings import Config
-from zvmsnap.points import locate, memory_image
+from zvmsnap.points import locate, memory_image, vault
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.point import RestorePoint
@@ -159,7 +158,7 @@ def _keep_screen(guest: Guest, directory: Path) -> None:
     if not picture:
         return
     try:
-        write_atomic(directory / SCREEN, screenshot.png_of(picture))
+        vault.put(directory, SCREEN, screenshot.png_of(picture))
     except FileNotFoundError:
         return  # the point was removed meanwhile, as `keep` will tell
     except (ValueError, OSError) as error:

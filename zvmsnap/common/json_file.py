@@ -21,8 +21,8 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.common.safe_files import write_atomic
 
 Content = TypeVar("Content")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zvmsnap.common.atomic_file import PRIVATE_FILE, private_dir
 from zvmsnap.common.errors import LockTimeout
+from zvmsnap.common.safe_files import PRIVATE_FILE, private_dir
 
 _POLL_S = 0.05
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed
 from zvmsnap.common.process import run_program
+from zvmsnap.common.safe_files import private_dir
 
 _SSH_FAILED = 255
 

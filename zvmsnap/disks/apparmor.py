@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zvmsnap.common import log
-from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.log import Logger
+from zvmsnap.common.safe_files import write_atomic
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 

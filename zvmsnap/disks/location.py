@@ -21,9 +21,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from zvmsnap.common import safe_files
 from zvmsnap.common.errors import LibvirtFailed, WrongDisk, ZfsFailed
 from zvmsnap.disks import overlay_chain
-from zvmsnap.virt import domain_xml
+from zvmsnap.virt import domain_xml, security_labels
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.virt.qemu_process import QemuProcess
@@ -123,6 +124,23 @@ def locate_path(path: str, table: list[mounts.Mount]) -> DiskLocation | None:
         return volume.location_of(real)
     dataset_and_path = mounts.dataset_of_path(real, table)
     return DiskLocation(*dataset_and_path) if dataset_and_path else None
+
+
+def give_back(where: DiskLocation, table: list[mounts.Mount]) -> None:
+    """Give an image file of a dataset to its owner, as libvirt has noted that. Raises OSError.
+
+    No symlink in the dataset is followed: its guest's owner may put one there at any time.
+    """
+    mountpoint = mounts.mountpoint_of(where.dataset, table)
+    if mountpoint is None:
+        raise FileNotFoundError(f"{where.dataset} is not mounted")
+    folder, name = os.path.split(where.path)
+    with safe_files.opened(folder, mountpoint) as directory:
+        descriptor = safe_files.open_file(name, directory)
+    try:
+        security_labels.give_back(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def current_path(where: DiskLocation, table: list[mounts.Mount]) -> str:

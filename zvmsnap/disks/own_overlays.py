@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from zvmsnap.common.atomic_file import PRIVATE_FILE
 from zvmsnap.common.errors import NotReached
+from zvmsnap.common.safe_files import PRIVATE_FILE
 from zvmsnap.disks import qemu_img
 from zvmsnap.disks.qemu_img import Layer
 from zvmsnap.virt import security_labels

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zvmsnap.common import capture_name
-from zvmsnap.common.atomic_file import passable_dir, private_dir, rename_to_free
 from zvmsnap.common.errors import CommitFailed, NoSpace, StagingUnusable
+from zvmsnap.common.safe_files import passable_dir, private_dir, rename_to_free
 from zvmsnap.points.manifest import MEMORY
 from zvmsnap.zfs import mounts
 

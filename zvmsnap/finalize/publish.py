@@ -29,9 +29,9 @@ from typing import Any
 
 import msgspec
 
-from zvmsnap.common.atomic_file import write_atomic
 from zvmsnap.common.errors import ImageUnloadable, LevelMissed, SnapshotMissing
 from zvmsnap.common.log import Logger
+from zvmsnap.common.safe_files import write_atomic
 from zvmsnap.common.snapshot_name import run_of
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config

@@ -133,7 +133,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     thaw_script_due: bool = False  # pre-freeze was begun, so post-thaw must run
     # What QEMU allowed itself before zvmsnap changed it.
     original_downtime_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
-    tpm_warning: str | None = None  # why the TPM's state is not coherent with the disks
+    tpm_warning: str | None = None  # for the manifest
 
     # Timing: when the guest was held, and how long things took, in seconds.
     held_since_s: float = 0.0  # `uptime_s` before it was frozen, or when it was paused

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from zvmsnap.common import json_file, lockfile
-from zvmsnap.common.atomic_file import private_dir, remove_durably, sync_dir
+from zvmsnap.common.safe_files import private_dir, remove_durably, sync_dir
 from zvmsnap.config.settings import Config
 
 SCHEMA = 2

@@ -6,22 +6,40 @@ snapshot: whoever receives the dataset alone can define the guest.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from zvmsnap.common import log
-from zvmsnap.common.atomic_file import private_dir, write_atomic
-from zvmsnap.common.errors import RestoreImpossible, TpmUncapturable
+from zvmsnap.common import log, safe_files
+from zvmsnap.common.errors import RestoreImpossible, TpmUncapturable, VaultDamaged
+from zvmsnap.common.safe_files import private_dir
 from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, TPM
-from zvmsnap.points.point import RestorePoint
+from zvmsnap.points.point import RestorePoint, vault_of
 from zvmsnap.points.vault import folder_of
 from zvmsnap.virt import domain_xml, tpm_state
+from zvmsnap.virt.domain_xml import Nvram
 from zvmsnap.virt.guest import Guest
 from zvmsnap.zfs import mounts
 from zvmsnap.zfs.mounts import DiskLocation
 
 FOLDER = ".zvmsnap"
+NVRAM_DIR = Path("/var/lib/libvirt/qemu/nvram")
+NVRAM_MAX_BYTES = 64 << 20  # of firmware for ARM, which is the largest
+_XML_MAX_BYTES = 16 << 20
+_MAX_BYTES = {
+    DOMAIN_XML: _XML_MAX_BYTES,
+    PERSISTENT_XML: _XML_MAX_BYTES,
+    NVRAM: NVRAM_MAX_BYTES,
+    TPM: 2 * tpm_state.MAX_BYTES,
+}
+
+
+def firmware_dirs() -> tuple[Path, ...]:
+    """Where libvirt keeps firmware variables, and the state of TPMs."""
+    return NVRAM_DIR, tpm_state.SWTPM
 
 
 def store(
@@ -30,68 +48,139 @@ def store(
     """Write the files into `directory` and into each mounted dataset of `disks`.
 
     With secrets (passwords in the XML), as a restored guest needs them; for root alone.
-    Returns why the state of its TPM is not among them; None if it is, or the guest has no TPM.
-    Raises OSError and LibvirtFailed.
+    Returns why its firmware variables or the state of its TPM are not among them; None if they
+    are, or the guest has none. Raises OSError and LibvirtFailed.
     """
-    files, why_no_tpm = _files_of(guest)
-    _write(private_dir(directory), files)
+    files, missing = _files_of(guest)
+    with safe_files.opened("", private_dir(directory)) as own:
+        _write(own, files)
     mountpoints = {mounts.mountpoint_of(disk.dataset, table) for disk in disks}
     for mountpoint in filter(None, mountpoints):
-        target = Path(mountpoint) / FOLDER / folder_of(guest.name)
         try:
-            private_dir(target.parent)
-            _write(private_dir(target), files)
+            _write_into_dataset(mountpoint, guest.name, files)
         except OSError as error:
-            # A full or read-only dataset: the point itself has all files.
-            log.about(guest.name, str(target)).warning("no definition in the dataset: %s", error)
-    return why_no_tpm
+            # Full, read-only, or somebody else's: the point itself has all files.
+            where = Path(mountpoint) / FOLDER / folder_of(guest.name)
+            log.about(guest.name, str(where)).warning("no definition in the dataset: %s", error)
+    return "; ".join(missing) or None
 
 
-def _files_of(guest: Guest) -> tuple[dict[str, bytes], str | None]:
-    """The files by name, and why the state of its TPM is not among them."""
+def _write_into_dataset(mountpoint: str, domain: str, files: Mapping[str, bytes]) -> None:
+    """The dataset may be its guest's owner's, who may put links there, at any time."""
+    with (
+        safe_files.opened_within(mountpoint, [Path("/")]) as top,
+        safe_files.own_directory(top, FOLDER) as folder,
+        safe_files.own_directory(folder, folder_of(domain)) as own,
+    ):
+        _write(own, files)
+
+
+def _files_of(guest: Guest) -> tuple[dict[str, bytes], list[str]]:
+    """The files by name, and why firmware variables and TPM state are not among them."""
     live = guest.xml(secure=True)
     files = {DOMAIN_XML: live.encode()}
     if guest.is_persistent():
         files[PERSISTENT_XML] = guest.xml(persistent=True, secure=True).encode()
+    missing = []  # a point without them is better than none
     nvram = domain_xml.parse(live).nvram
-    if nvram and os.path.exists(nvram):
-        files[NVRAM] = Path(nvram).read_bytes()
+    try:
+        if nvram and (variables := _read_nvram(nvram)):
+            files[NVRAM] = variables
+    except OSError as error:
+        missing.append(f"firmware variables {nvram and nvram.path}: {error.strerror}")
     try:
         if state := tpm_state.archive(live, guest.uuid):
             files[TPM] = state
     except TpmUncapturable as error:
-        return files, str(error)  # a point without it is better than none
-    return files, None
+        missing.append(str(error))
+    return files, missing
 
 
-def _write(directory: Path, files: Mapping[str, bytes]) -> None:
+def _read_nvram(nvram: Nvram) -> bytes | None:
+    """None before the guest was started for the first time. Raises OSError."""
+    if nvram.type == "block":
+        # Links below /dev are root's; what is not below it has no device at its end.
+        return safe_files.read(os.path.realpath(nvram.path), None, NVRAM_MAX_BYTES, block=True)
+    if nvram.type != "file":
+        raise OSError(errno.EOPNOTSUPP, f"of type {nvram.type} cannot be captured")
+    try:
+        with safe_files.opened_within(os.path.dirname(nvram.path), None) as directory:
+            return safe_files.read(os.path.basename(nvram.path), directory, NVRAM_MAX_BYTES)
+    except FileNotFoundError:
+        return None
+
+
+def _write(directory: int, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
-        write_atomic(directory / name, data)
+        safe_files.write(name, directory, data)
     for name in {PERSISTENT_XML, NVRAM, TPM} - set(files):
-        (directory / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
 
 
-def put_nvram(stored: Path, path: Path) -> None:
+def stored(directory: Path, name: str) -> bytes | None:
+    """A small file of a point, None if the point does not have it. Raises OSError.
+
+    The vault may be the user's as whom points are sent to it.
+    """
+    try:
+        with safe_files.opened_within(directory, [vault_of(directory)]) as own:
+            return safe_files.read(name, own, _MAX_BYTES[name])
+    except FileNotFoundError:
+        return None
+
+
+def put_nvram(variables: bytes, nvram: Nvram, roots: Sequence[Path] | None = None) -> None:
     """Replace a guest's firmware variables by stored ones; the file's owner stays the same.
 
-    Raises OSError.
+    It must be below one of `roots`, if given. Raises OSError.
     """
-    replaced = path.stat() if path.exists() else None
-    write_atomic(path, stored.read_bytes())
-    if replaced:
-        os.chown(path, replaced.st_uid, replaced.st_gid)
+    if nvram.type == "block":
+        _put_on_device(variables, nvram.path, roots)
+        return
+    folder, name = os.path.split(nvram.path)
+    with safe_files.opened_within(folder, roots) as directory:
+        owner = None
+        with suppress(FileNotFoundError):
+            replaced = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            owner = (replaced.st_uid, replaced.st_gid)
+        safe_files.write(name, directory, variables, owner)
 
 
-def put_firmware(directory: Path, xml: str, uuid: str) -> None:
+def _put_on_device(variables: bytes, path: str, roots: Sequence[Path] | None) -> None:
+    if roots is not None:
+        raise OSError(errno.EACCES, f"{path} is a device, outside of what it may be in")
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(os.path.realpath(path), flags)
+    with os.fdopen(descriptor, "wb") as device:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTBLK, f"{path} is no block device")
+        device.write(variables)
+        device.flush()
+        os.fsync(descriptor)
+
+
+def put_firmware(directory: Path, xml: str, uuid: str, roots: Sequence[Path] | None = None) -> None:
     """Put NVRAM and TPM state, if `directory` has them, back to the paths of this definition.
 
-    Raises OSError, VaultDamaged and TpmUncapturable.
+    These must be below one of `roots`, if given. Raises OSError, VaultDamaged and TpmUncapturable.
     """
     nvram = domain_xml.parse(xml).nvram
-    if nvram and (directory / NVRAM).exists():
-        put_nvram(directory / NVRAM, Path(nvram))
-    if (directory / TPM).exists():
-        tpm_state.put_back(directory / TPM, xml, uuid)
+    if nvram and (variables := stored(directory, NVRAM)):
+        put_nvram(variables, nvram, roots)
+    put_tpm(directory, xml, uuid, roots)
+
+
+def put_tpm(directory: Path, xml: str, uuid: str, roots: Sequence[Path] | None = None) -> bool:
+    """Put the TPM state back as above; returns False if `directory` has none."""
+    state = stored(directory, TPM)
+    if not state:
+        return False
+    try:
+        tpm_state.put_back(state, xml, uuid, roots)
+    except (VaultDamaged, TpmUncapturable) as error:
+        raise type(error)(f"{directory / TPM}: {error}") from error
+    return True
 
 
 def definition_of(point: RestorePoint, *, live: bool = False) -> str:
@@ -101,11 +190,12 @@ def definition_of(point: RestorePoint, *, live: bool = False) -> str:
     """
     for name in (DOMAIN_XML, PERSISTENT_XML) if live else (PERSISTENT_XML, DOMAIN_XML):
         try:
-            xml = (point.directory / name).read_text()
+            data = stored(point.directory, name)
+            if data is None:
+                continue
+            xml = data.decode()
             domain_xml.parse(xml)
             return xml
-        except FileNotFoundError:
-            continue
         except (OSError, ValueError, domain_xml.ParseError) as error:
             raise RestoreImpossible(f"{point.directory / name}: cannot be read: {error}") from error
     raise RestoreImpossible(f"{point.name}: its definition is gone from {point.directory}")

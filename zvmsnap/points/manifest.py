@@ -149,7 +149,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     memory: Memory | None
     host: HostDescription
     timing: Timing
-    # Why the state of the TPM is not coherent with the disks; None also without a TPM.
+    # Why the TPM's state is not coherent with the disks, or it or firmware variables are missing.
     tpm_warning: str | None = None
 
     @property

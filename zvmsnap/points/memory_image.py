@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import shutil
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from zvmsnap.common.atomic_file import PRIVATE_FILE, sync_dir
+from zvmsnap.common import safe_files
 from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
 from zvmsnap.points.manifest import MEMORY, MEMORY_ZSTD, Memory
+from zvmsnap.points.point import vault_of
 from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head, Header
 
@@ -99,18 +100,15 @@ def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) 
 @contextmanager
 def _opened(stored: Path, memory: Memory) -> Iterator[_Stored]:
     try:
-        # O_NONBLOCK: a pipe that somebody put there does not make us wait.
-        descriptor = os.open(stored, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with safe_files.opened_within(stored.parent, [vault_of(stored.parent)]) as directory:
+            descriptor = safe_files.open_file(stored.name, directory)
     except OSError as error:
         raise ImageUnloadable(f"{stored} cannot be opened: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ImageUnloadable(f"{stored} is no regular file")
     with _Stored(descriptor) as file:
-        if status.st_size != memory.stored_bytes:
+        stored_bytes = os.fstat(descriptor).st_size
+        if stored_bytes != memory.stored_bytes:
             raise ImageUnloadable(
-                f"{stored} is {status.st_size} bytes long, not {memory.stored_bytes} "
+                f"{stored} is {stored_bytes} bytes long, not {memory.stored_bytes} "
                 "as its manifest says: it is damaged"
             )
         yield file

@@ -38,6 +38,11 @@ class RestorePoint:
         return name in names or any(name == ref.name for ref in self.manifest.snapshots)
 
 
+def vault_of(directory: Path) -> Path:
+    """The vault, or what is laid out as one, that a point's directory is in."""
+    return directory.parent.parent
+
+
 def read_point(directory: Path) -> RestorePoint:
     """Read a point. Raises VaultDamaged with the path, and what is wrong with it."""
     path = directory / MANIFEST

@@ -19,13 +19,19 @@ from typing import Any
 
 import msgspec
 
-from zvmsnap.common import json_file
-from zvmsnap.common.atomic_file import private_dir, rename_to_free, sync_dir, write_atomic
+from zvmsnap.common import json_file, safe_files
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.common.lockfile import lock
+from zvmsnap.common.safe_files import (
+    private_dir,
+    rename_to_free,
+    sync_dir,
+    write_atomic,
+    write_in,
+)
 from zvmsnap.config.settings import Config
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
-from zvmsnap.points.point import RestorePoint, in_order, read_point
+from zvmsnap.points.point import RestorePoint, in_order, read_point, vault_of
 
 MARK = ".zvmsnap-vault"
 _KNOWN_VAULT = "vault.id"
@@ -274,7 +280,7 @@ def publish(directory: Path, manifest: Manifest) -> RestorePoint:
     A second point of the same run (clocks set back; datasets snapshotted one by one) gets a number
     after its name.
     """
-    json_file.write(directory / MANIFEST, manifest)
+    put(directory, MANIFEST, json_file.encoded(manifest))
     target = rename_to_free(directory, directory.with_name(folder_of(manifest.run)))
     sync_dir(target.parent)
     return RestorePoint(target, manifest)
@@ -282,7 +288,16 @@ def publish(directory: Path, manifest: Manifest) -> RestorePoint:
 
 def rewrite(point: RestorePoint, manifest: Manifest) -> None:
     """Replace the manifest of a point. Raises OSError."""
-    json_file.write(point.directory / MANIFEST, manifest)
+    put(point.directory, MANIFEST, json_file.encoded(manifest))
+
+
+def put(directory: Path, name: str, data: bytes) -> None:
+    """Write a file of a point. Raises OSError.
+
+    The vault may be the user's as whom points are sent to it: no symlink in it is followed.
+    """
+    with safe_files.opened_within(directory, [vault_of(directory)]) as own:
+        write_in(own, name, data)
 
 
 def published(vault: Path, domain: str, capture: str) -> RestorePoint | None:

@@ -9,6 +9,7 @@ import msgspec
 from zvmsnap.common import json_file
 from zvmsnap.common.errors import PointGone
 from zvmsnap.common.json_file import Unreadable
+from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint, is_time
 
 SCHEMA = 2
@@ -56,7 +57,7 @@ def _read(point: RestorePoint, name: str) -> VerifyResult | None:
     if not os.path.exists(f"{point.directory}/{name}"):
         return None
     try:
-        result = json_file.read(point.directory / name, VerifyResult, SCHEMA)
+        result = json_file.read(point.directory / name, VerifyResult, SCHEMA, follow_symlinks=False)
     except (FileNotFoundError, Unreadable):
         return None
     return result if is_time(result.checked) else None
@@ -65,6 +66,6 @@ def _read(point: RestorePoint, name: str) -> VerifyResult | None:
 def keep(point: RestorePoint, result: VerifyResult) -> None:
     """Write it beside the point. Raises PointGone and OSError."""
     try:
-        json_file.write(point.directory / (BOOTED if result.booted else READ), result)
+        vault.put(point.directory, BOOTED if result.booted else READ, json_file.encoded(result))
     except FileNotFoundError as error:
         raise PointGone(f"{point.name}: was removed meanwhile") from error

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from zvmsnap.common import json_file
-from zvmsnap.common.atomic_file import private_dir, write_atomic
 from zvmsnap.common.errors import PointGone, RemoteFailed, VaultMissing
+from zvmsnap.common.safe_files import private_dir, write_atomic
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from zvmsnap.common import json_file, log
-from zvmsnap.common.atomic_file import private_dir
+from zvmsnap.common.safe_files import private_dir
 from zvmsnap.points.point import is_time
 from zvmsnap.points.vault import folder_of
 

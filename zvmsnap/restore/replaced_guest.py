@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.atomic_file import sync_dir
 from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissing, WrongDisk
 from zvmsnap.common.process import Process
+from zvmsnap.common.safe_files import sync_dir
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import apparmor, location

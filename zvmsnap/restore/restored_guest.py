@@ -13,11 +13,12 @@ from zvmsnap.common.process import Process
 from zvmsnap.disks import apparmor, changes, location
 from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartState
 from zvmsnap.points import definition, memory_image
-from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML
+from zvmsnap.points.definition import definition_of
+from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.restore import stale_metadata
 from zvmsnap.restore.replaced_guest import ReplacedGuest
-from zvmsnap.virt import agent, domain_xml, save_image, security_labels
+from zvmsnap.virt import agent, domain_xml, save_image
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, volume
@@ -72,14 +73,13 @@ class RestoredGuest:
             if place.partition:
                 volume.wait_partition(place.dataset, place.partition, DEVICE_TIMEOUT_S)
         directory = self._point.directory
-        persistent = directory / PERSISTENT_XML
-        source = persistent if persistent.exists() else directory / DOMAIN_XML
+        is_persistent = definition.stored(directory, PERSISTENT_XML) is not None
         sources = self._operation.next_sources
         if sources is None:
             sources = self._operation.sources
-        xml = domain_xml.with_sources(source.read_text(), sources)
+        xml = domain_xml.with_sources(definition_of(self._point), sources)
         self._give_back(xml)
-        if persistent.exists() or not self._operation.memory:
+        if is_persistent or not self._operation.memory:
             self._host.define(xml)
         definition.put_firmware(directory, xml, self._operation.uuid)
         self._note_stale_metadata(xml)
@@ -170,7 +170,7 @@ class RestoredGuest:
             # A file that the snapshot does not have is missed by whoever starts the guest with it.
             exists = disk.writable and os.path.isfile(disk.source)
             if exists and place and place.dataset in restored:
-                security_labels.give_back(disk.source)
+                location.give_back(place, table)
 
     def _used_disks(self) -> list[str]:
         """The restored disks that somebody has written to since they were restored."""

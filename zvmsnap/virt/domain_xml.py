@@ -40,6 +40,14 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Nvram:
+    """Where the firmware variables are; `path` is "" if `type` is neither `file` nor `block`."""
+
+    type: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Domain:
     """What we need to know of a domain's definition.
 
@@ -50,7 +58,7 @@ class Domain:
     name: str
     uuid: str
     disks: tuple[Disk, ...]
-    nvram: str | None
+    nvram: Nvram | None
     machine: str
     arch: str
     emulator: str
@@ -152,14 +160,17 @@ def _chain(disk: ET.Element) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _nvram(root: ET.Element) -> str | None:
+def _nvram(root: ET.Element) -> Nvram | None:
     nvram = root.find("os/nvram")
     if nvram is None:
         return None
     # libvirt 8.5 and later may write <nvram type='file'><source file=.../></nvram>.
     source = nvram.find("source")
-    path = source.get("file", "") if source is not None else (nvram.text or "").strip()
-    return path or None
+    if source is None:
+        path = (nvram.text or "").strip()
+        return Nvram("file", path) if path else None
+    kind = nvram.get("type", "file")
+    return Nvram(kind, _path(kind, source))
 
 
 def with_sources(xml: str, sources: Mapping[str, tuple[str, str, str]]) -> str:

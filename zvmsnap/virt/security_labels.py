@@ -21,8 +21,11 @@ _PREFIX = "trusted.libvirt.security."
 _OWNER = re.compile(rb"\+(\d+):\+(\d+)\0?")
 
 
-def give_back(path: str) -> None:
-    """Give a file to the owner that libvirt has noted, and forget its notes. Raises OSError."""
+def give_back(path: int) -> None:
+    """Give an open file to the owner that libvirt has noted, and forget its notes. Raises OSError.
+
+    Open, as the file may be a guest's owner's, who may put another in its place meanwhile.
+    """
     noted = [name for name in os.listxattr(path) if name.startswith(_PREFIX)]
     if not noted:
         return

@@ -11,18 +11,18 @@ import io
 import os
 import re
 import secrets
-import stat
 import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from zvmsnap.common import safe_files
 from zvmsnap.common.errors import TpmUncapturable, VaultDamaged
 
 SWTPM = Path("/var/lib/libvirt/swtpm")
-_MAX_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 
 # Not .lock, which is of swtpm's process; nor files that swtpm has not yet renamed (TMP...).
 _NAME = re.compile(r"(?!TMP)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -40,6 +40,11 @@ class State:
 
     path: Path
     is_file: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """The directory that it is in, or is."""
+        return self.path.parent if self.is_file else self.path
 
 
 @dataclass(frozen=True)
@@ -106,42 +111,43 @@ def why_stale(xml: str, uuid: str, stored: Path) -> str | None:
     return None if current == captured else "the TPM's state changed while RAM was written"
 
 
-def put_back(stored: Path, xml: str, uuid: str) -> None:
+def put_back(packed: bytes, xml: str, uuid: str, roots: Sequence[Path] | None = None) -> None:
     """Replace the state of the TPM in this definition by an archive; the guest must be off.
 
-    Nothing is replaced before all is written. Raises VaultDamaged if the archive was not made by
-    `archive`, TpmUncapturable if the definition has no TPM that could take it, and OSError.
+    Nothing is replaced before all is written. The state must be below one of `roots`, if given.
+    Raises VaultDamaged if the archive was not made by `archive`, TpmUncapturable if the definition
+    has no TPM that could take it, and OSError.
     """
     state = state_of(xml, uuid)
     if state is None:
-        raise TpmUncapturable(f"{stored}: the guest has no TPM that could take this state")
-    files = _unpacked(stored)
+        raise TpmUncapturable("the guest has no TPM that could take the stored state")
+    files = _unpacked(packed)
     if state.is_file is not (set(files) == {_SINGLE}):
         # swtpm keeps the two in different formats.
-        raise TpmUncapturable(f"{stored}: is not of the kind that the TPM keeps in {state.path}")
+        raise TpmUncapturable(f"is not of the kind that the TPM keeps in {state.path}")
     if state.is_file:
-        files = {state.path.name: files[_SINGLE]}
-    else:
-        _make(state.path, next(iter(files.values())))
-    with _opened(state.path.parent if state.is_file else state.path) as directory:
+        with safe_files.opened_within(state.path.parent, roots) as directory:
+            _replace(directory, {state.path.name: files[_SINGLE]})
+            os.fsync(directory)
+        return
+    with _made(state.path, next(iter(files.values())), roots) as directory:
         _replace(directory, files)
-        if not state.is_file:
-            for name in set(_names(directory)) - set(files):
-                os.unlink(name, dir_fd=directory)
+        for name in set(_names(directory)) - set(files):
+            os.unlink(name, dir_fd=directory)
         os.fsync(directory)
 
 
 def _read(state: State) -> dict[str, _File]:
     files = {}
-    left_bytes = _MAX_BYTES
-    with _opened(state.path.parent if state.is_file else state.path) as directory:
+    left_bytes = MAX_BYTES
+    with safe_files.opened_within(state.directory, None) as directory:
         for name in [state.path.name] if state.is_file else sorted(_names(directory)):
             with suppress(FileNotFoundError):
                 file = _read_file(directory, name, left_bytes + 1)
                 left_bytes -= len(file.data)
                 files[_SINGLE if state.is_file else name] = file
             if left_bytes < 0:
-                raise OSError(errno.EFBIG, f"is larger than {_MAX_BYTES >> 20} MiB")
+                raise OSError(errno.EFBIG, f"is larger than {MAX_BYTES >> 20} MiB")
     return files
 
 
@@ -153,13 +159,9 @@ def _names(directory: int) -> Iterator[str]:
 
 
 def _read_file(directory: int, name: str, max_bytes: int) -> _File:
-    # The directory is swtpm's: a symlink is not followed, nor a FIFO waited for.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=directory)
+    descriptor = safe_files.open_file(name, directory)
     status = os.fstat(descriptor)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, f"{name} is no regular file")
         return _File(file.read(max_bytes), status.st_mode & _MODE, status.st_uid, status.st_gid)
 
 
@@ -174,22 +176,22 @@ def _packed(files: Mapping[str, _File]) -> bytes:
     return packed.getvalue()
 
 
-def _unpacked(stored: Path) -> dict[str, _File]:
+def _unpacked(packed: bytes) -> dict[str, _File]:
     try:
-        with stored.open("rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
             files = {}
-            left_bytes = _MAX_BYTES
+            left_bytes = MAX_BYTES
             while member := tar.next():
                 left_bytes -= member.size
                 if not _is_ours(member) or member.name in files or left_bytes < 0:
-                    raise VaultDamaged(f"{stored}: {member.name!r} was not put there by zvmsnap")
+                    raise VaultDamaged(f"{member.name!r} was not put there by zvmsnap")
                 content = tar.extractfile(member)
                 data = content.read() if content else b""
                 files[member.name] = _File(data, member.mode & _MODE, member.uid, member.gid)
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise VaultDamaged(f"{stored}: is no archive of a TPM's state: {error}") from error
+        raise VaultDamaged(f"is no archive of a TPM's state: {error}") from error
     if not files:
-        raise VaultDamaged(f"{stored}: holds nothing")
+        raise VaultDamaged("holds nothing")
     return files
 
 
@@ -204,22 +206,16 @@ def _is_ours(member: tarfile.TarInfo) -> bool:
     )
 
 
-def _make(directory: Path, like: _File) -> None:
-    """Make a state directory, of the owner of its files; libvirt sets the owner at each start."""
-    if directory.is_dir():
-        return
-    directory.parent.mkdir(mode=_PASSABLE_DIR, parents=True, exist_ok=True)
-    directory.mkdir(mode=_PRIVATE_DIR)
-    os.chown(directory, like.uid, like.gid, follow_symlinks=False)
-
-
 @contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _made(path: Path, like: _File, roots: Sequence[Path] | None) -> Iterator[int]:
+    """The state directory; if it is made, of the owner of its files, as libvirt sets at starts."""
+    # libvirt makes one for each guest, and one for the version in it.
+    with safe_files.opened_within(path.parent, roots, make=_PASSABLE_DIR) as parent:
+        with suppress(FileExistsError):
+            os.mkdir(path.name, _PRIVATE_DIR, dir_fd=parent)
+            os.chown(path.name, like.uid, like.gid, dir_fd=parent, follow_symlinks=False)
+        with safe_files.opened(path.name, parent) as directory:
+            yield directory
 
 
 def _replace(directory: int, files: Mapping[str, _File]) -> None:

@@ -134,9 +134,9 @@ def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
     )
     assert render.note(point, fine) == "r; t"
     lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None)
-    assert [line for line in lines if line.startswith(("  note ", "  TPM "))] == [
+    assert [line for line in lines if line.startswith(("  note ", "  firmware "))] == [
         "  note       r",
-        "  TPM        t",
+        "  firmware   t",
     ]
 
 

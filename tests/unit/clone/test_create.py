@@ -11,7 +11,7 @@ from zvmsnap.clone.domain_xml import cloned_from
 from zvmsnap.clone.plan import CloneOptions
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.journal.operation import CloneOperation
-from zvmsnap.points import vault
+from zvmsnap.points import definition, vault
 from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Disk, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
@@ -202,12 +202,15 @@ def test_discard_when_the_point_is_gone(scene: Scene, step: str, memory: bool) -
     assert (scene.operations(), scene.staged()) == ([], [])
 
 
-def test_firmware_variables_go_though_the_point_is_gone(scene: Scene, tmp_path: Path) -> None:
+def test_firmware_variables_go_though_the_point_is_gone(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definition, "NVRAM_DIR", tmp_path)
     own = tmp_path / "w2_VARS.fd"
     point = scene.point()
     for name in (DOMAIN_XML, PERSISTENT_XML):
         path = point.directory / name
-        nvram = f"<os><nvram>{tmp_path}/web_VARS.fd</nvram></os><devices>"
+        nvram = "<os><nvram>/etc/zvmsnap/x</nvram></os><devices>"
         path.write_text(path.read_text().replace("<devices>", nvram))
     (point.directory / NVRAM).write_bytes(b"variables")
     operation = msgspec.structs.replace(make(scene, point), step="load")

@@ -9,7 +9,7 @@ from zvmsnap.clone import plan
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.errors import CloneImpossible, ZvmsnapError
 from zvmsnap.journal.operation import CloneOperation
-from zvmsnap.points import compatibility, memory_image
+from zvmsnap.points import compatibility, definition, memory_image
 from zvmsnap.points.manifest import DOMAIN_XML, Disk, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs.types import Dataset, Snapshot
@@ -91,10 +91,13 @@ def test_ram_image_is_read_after_all_else_was_checked(
         plan_of(scene, point)
 
 
-def test_firmware_variables_of_another(scene: Scene, tmp_path: Path) -> None:
+def test_firmware_variables_of_another(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definition, "NVRAM_DIR", tmp_path)
     point = scene.point()
     xml = point.directory / DOMAIN_XML
-    nvram = f"<os><nvram>{tmp_path}/web_VARS.fd</nvram></os>"
+    nvram = "<os><nvram>/etc/zvmsnap/x</nvram></os>"
     xml.write_text(xml.read_text().replace("<devices>", f"{nvram}<devices>", 1))
     assert plan_of(scene, point)
     (tmp_path / "w2_VARS.fd").touch()

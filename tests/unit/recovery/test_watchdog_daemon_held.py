@@ -15,8 +15,8 @@ from tests.fakes.guest import FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common import waiting
-from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.process import Process, uptime_s
+from zvmsnap.common.safe_files import private_dir
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry

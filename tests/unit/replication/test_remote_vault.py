@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.common.atomic_file import private_dir
 from zvmsnap.common.errors import DestinationUnreachable, PointGone, RemoteFailed, VaultMissing
+from zvmsnap.common.safe_files import private_dir
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config

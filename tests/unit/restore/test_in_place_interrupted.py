@@ -16,7 +16,7 @@ from tests.fakes.restore_case import (
     undoing,
 )
 from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Killed
-from zvmsnap.common import atomic_file
+from zvmsnap.common import safe_files
 from zvmsnap.common.errors import LibvirtFailed, RestoreFailed, RestoreImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.journal.operation import Operations, RestoreOperation
@@ -250,7 +250,7 @@ def test_saved_ram_is_gone_for_good_before_its_guest_runs(
     def sync(directory: Path) -> None:
         assert not (directory / "memory.img").exists()
         case.world.acts.append(f"sync {case.guest.state()}")
-        atomic_file.sync_dir(directory)
+        safe_files.sync_dir(directory)
 
     monkeypatch.setattr(replaced_guest, "sync_dir", sync)
     with pytest.raises(RestoreFailed):

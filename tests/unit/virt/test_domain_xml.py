@@ -304,20 +304,29 @@ def test_cpu(xml: str, mode: str, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("xml", "path"),
+    ("xml", "nvram"),
     [
         pytest.param("", None, id="none"),
-        pytest.param("<nvram>/var/a_VARS.fd</nvram>", "/var/a_VARS.fd", id="text"),
-        pytest.param("<nvram template='/t'>\n/var/a\n</nvram>", "/var/a", id="text and blanks"),
+        pytest.param("<nvram>/var/a_VARS.fd</nvram>", ("file", "/var/a_VARS.fd"), id="text"),
         pytest.param(
-            "<nvram type='file'><source file='/var/a b'/></nvram>", "/var/a b", id="source"
+            "<nvram template='/t'>\n/var/a\n</nvram>", ("file", "/var/a"), id="text and blanks"
         ),
-        pytest.param("<nvram type='network'><source protocol='nbd'/></nvram>", None, id="no file"),
+        pytest.param(
+            "<nvram type='file'><source file='/var/a b'/></nvram>",
+            ("file", "/var/a b"),
+            id="source",
+        ),
+        pytest.param(
+            "<nvram type='block'><source dev='/dev/a'/></nvram>", ("block", "/dev/a"), id="block"
+        ),
+        pytest.param(
+            "<nvram type='network'><source protocol='nbd'/></nvram>", ("network", ""), id="no file"
+        ),
         pytest.param("<nvram template='/t'/>", None, id="not made yet"),
     ],
 )
-def test_nvram(xml: str, path: str | None) -> None:
-    assert domain(nvram=xml).nvram == path
+def test_nvram(xml: str, nvram: tuple[str, str] | None) -> None:
+    assert domain(nvram=xml).nvram == (nvram and domain_xml.Nvram(*nvram))
 
 
 def test_minimal_domain() -> None:

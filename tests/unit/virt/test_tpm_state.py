@@ -1,6 +1,7 @@
 import io
 import os
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_what_cannot_be_captured(tmp_path: Path, backend: str, says: str) -> Non
     for ask in (
         lambda: tpm_state.state_of(xml(backend), UUID),
         lambda: tpm_state.archive(xml(backend), UUID),
-        lambda: tpm_state.put_back(tmp_path / "tpm.tar", xml(backend), UUID),
+        lambda: tpm_state.put_back(b"", xml(backend), UUID),
     ):
         with pytest.raises(TpmUncapturable, match=says):
             ask()
@@ -157,7 +158,7 @@ def test_put_back(home: Path, tmp_path: Path) -> None:
     (home / PERMALL).write_bytes(b"newer keys")
     (home / PERMALL).chmod(0o600)
     (home / VOLATILE).touch()
-    tpm_state.put_back(stored, EMULATED, UUID)
+    tpm_state.put_back(stored.read_bytes(), EMULATED, UUID)
     assert sorted(path.name for path in home.iterdir()) == [".lock", PERMALL]
     assert (home / PERMALL).read_bytes() == b"keys"
     status = (home / PERMALL).stat()
@@ -169,12 +170,12 @@ def test_put_back_where_there_is_nothing(home: Path, tmp_path: Path) -> None:
     stored = tmp_path / "tpm.tar"
     stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     other = "c0ffee00-0000-4000-8000-000000000002"
-    tpm_state.put_back(stored, EMULATED, other)
+    tpm_state.put_back(stored.read_bytes(), EMULATED, other)
     made = tmp_path / other / "tpm2"
     assert (made / PERMALL).read_bytes() == b"keys"
     assert (made.stat().st_mode & 0o777, made.parent.stat().st_mode & 0o777) == (0o700, 0o711)
     with pytest.raises(TpmUncapturable, match="has no TPM"):
-        tpm_state.put_back(stored, NONE, UUID)
+        tpm_state.put_back(stored.read_bytes(), NONE, UUID)
 
 
 def test_a_single_file(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_single_file(tmp_path: Path) -> None:
     path.write_bytes(b"keys")
     stored.write_bytes(tpm_state.archive(definition, UUID) or b"")
     path.write_bytes(b"newer keys")
-    tpm_state.put_back(stored, definition, UUID)
+    tpm_state.put_back(stored.read_bytes(), definition, UUID)
     assert path.read_bytes() == b"keys"
     assert sorted(tmp_path.iterdir()) == [path, stored]
 
@@ -196,12 +197,12 @@ def test_neither_kind_of_state_is_put_into_the_other(home: Path, tmp_path: Path)
     backend = f"<backend type='emulator'><source type='file' path='{path}'/></backend>"
     stored.write_bytes(tpm_state.archive(EMULATED, UUID) or b"")
     with pytest.raises(TpmUncapturable, match=f"not of the kind that the TPM keeps in {path}"):
-        tpm_state.put_back(stored, xml(backend), UUID)
+        tpm_state.put_back(stored.read_bytes(), xml(backend), UUID)
     assert not path.exists()
     path.write_bytes(b"of a single file")
     stored.write_bytes(tpm_state.archive(xml(backend), UUID) or b"")
     with pytest.raises(TpmUncapturable, match=f"not of the kind that the TPM keeps in {home}"):
-        tpm_state.put_back(stored, EMULATED, UUID)
+        tpm_state.put_back(stored.read_bytes(), EMULATED, UUID)
     assert (home / PERMALL).read_bytes() == b"keys"
 
 
@@ -246,8 +247,8 @@ def test_what_is_no_archive_of_ours_changes_nothing(
 ) -> None:
     stored = tmp_path / "tpm.tar"
     stored.write_bytes(content)
-    with pytest.raises(VaultDamaged, match=str(stored)):
-        tpm_state.put_back(stored, EMULATED, UUID)
+    with pytest.raises(VaultDamaged):
+        tpm_state.put_back(stored.read_bytes(), EMULATED, UUID)
     assert sorted(path.name for path in home.iterdir()) == [".lock", PERMALL]
     assert (home / PERMALL).read_bytes() == b"keys"
 
@@ -268,7 +269,7 @@ def test_a_failure_on_the_way_changes_nothing(
 
     monkeypatch.setattr(os, "fchmod", fail)
     with pytest.raises(OSError, match="no room"):
-        tpm_state.put_back(stored, EMULATED, UUID)
+        tpm_state.put_back(stored.read_bytes(), EMULATED, UUID)
     assert sorted(home.iterdir()) == before
     assert (home / PERMALL).read_bytes() == b"newer keys"
 
@@ -295,8 +296,6 @@ def test_any_bytes_are_put_back_or_refused(
     definition = xml(
         f"<backend type='emulator'><source type='dir' path='{home}'/></backend>",
     )
-    try:
-        tpm_state.put_back(stored, definition, UUID)
-    except VaultDamaged as error:
-        assert str(stored) in str(error)
+    with suppress(VaultDamaged):
+        tpm_state.put_back(stored.read_bytes(), definition, UUID)
     assert {path.name for path in scratch.iterdir()} <= {"tpm.tar", "home"}
