@@ -110,7 +110,7 @@ def test_an_interrupted_write_leaves_the_old_entry(
 ) -> None:
     journal.write(entry(uuid=A, step="dump"))
 
-    def power_cut(source: Path, target: Path) -> None:
+    def power_cut(*_names: str, **_directories: int) -> None:
         raise OSError("power cut")
 
     monkeypatch.setattr(os, "replace", power_cut)

@@ -253,7 +253,7 @@ def test_an_interrupted_write_leaves_the_old_operation(
 ) -> None:
     operations.write(restore(step="stop"))
 
-    def power_cut(source: Path, target: Path) -> None:
+    def power_cut(*_names: str, **_directories: int) -> None:
         raise OSError("power cut")
 
     monkeypatch.setattr(os, "replace", power_cut)
