@@ -12,6 +12,7 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import UUID, DumpedGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
+from tests.fakes.zfs_pool import never
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import DumpAborted, LibvirtFailed, NotHeld
 from zvmsnap.common.process import Process
@@ -78,7 +79,7 @@ class Scene:
         self._post_within_s = post_within_s
         names = tuple(f"{RUN}_{each}" for each in types or ("hourly",))
         call = HookCall(Role.PRE, tuple(self.modes), names)
-        return all_guests.begin(call, self.config, OWNER, {}, self.cancelled, post_within_s)
+        return all_guests.begin(call, self.config, OWNER, never, self.cancelled, post_within_s)
 
     def add(self, name: str = "web", uuid: str = UUID) -> DumpedGuest:
         """A guest with an agent, and its dataset."""

@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 
 from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.zfs import marks, types, volume, zfs
 
@@ -25,16 +26,38 @@ def listed(
     return types.SnapshotListing(wanted, dict.fromkeys(pools, 0), {})
 
 
+def never(_dataset: str) -> bool:
+    """A caller that takes no recursive snapshots."""
+    return False
+
+
 class FakeZfs:
     """Which snapshots exist: full name to guid. The pool tank has the guid 70."""
 
     def __init__(self) -> None:
         self.present: dict[str, int] = {}
+        self.properties: list[tuple[str, str, str]] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it in place of ZFS."""
-        for verb in ("snapshots", "all_snapshots", "snapshot_usage", "lineages", "pool_guids"):
+        for verb in (
+            "snapshots",
+            "all_snapshots",
+            "snapshot_usage",
+            "lineages",
+            "pool_guids",
+            "user_properties",
+        ):
             monkeypatch.setattr(zfs, verb, getattr(self, verb))
+
+    def user_properties(self, top: str, prefix: str, *, below: bool) -> list[tuple[str, str, str]]:
+        """As zfs.user_properties, of `properties`."""
+        return [
+            each
+            for each in self.properties
+            if each[1].startswith(prefix)
+            and (is_within(top, each[0]) or (below and is_within(each[0], top)))
+        ]
 
     def lineages(self) -> dict[str, types.Lineage]:
         """As zfs.lineages, of tank/web and the datasets that have snapshots."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.capture_scene import CRASH, MEMORY, OWNER, RUN, Scene
 from tests.fakes.guest import UUID
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, never
 from zvmsnap.capture import all_guests
 from zvmsnap.common import log
 from zvmsnap.common.errors import ZfsFailed
@@ -51,7 +51,7 @@ def two(scene: Scene) -> Scene:
 
 def second_pre(scene: Scene) -> bool:
     call = HookCall(Role.PRE, ("tank/web",), (LATE,))
-    return all_guests.begin(call, scene.config, SECOND, {}, threading.Event())
+    return all_guests.begin(call, scene.config, SECOND, never, threading.Event())
 
 
 def post(scene: Scene, owner: Process) -> bool:

@@ -17,7 +17,7 @@ from tests.fakes.capture_scene import (
     failing,
     thaws_under_the_overlay,
 )
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, never
 from zvmsnap.capture import all_guests
 from zvmsnap.common.errors import Cancelled, ZfsFailed
 from zvmsnap.config.level import ConsistencyLevel
@@ -183,7 +183,7 @@ def test_snapshots_of_the_next_round_are_not_of_this_one(scene: Scene, pools: Fa
         assert not after_snapshot.finish_run(POST, scene.config, OWNER)
         call = HookCall(Role.PRE, ("tank/web",), (LATER,))
         # The first one's point waits, and does not keep the guest from the next.
-        assert all_guests.begin(call, scene.config, OWNER, {}, scene.cancelled, 120.0)
+        assert all_guests.begin(call, scene.config, OWNER, never, scene.cancelled, 120.0)
         take(pools, LATER, 12)
     after_snapshot.finish_run(HookCall(Role.POST, ("tank/web",), (LATER,)), scene.config, OWNER)
     assert [
@@ -245,7 +245,7 @@ def test_where_names_are_not_announced(
         monkeypatch.setattr(agent_of(guest), "freeze", freeze)
     else:
         guest.at[call] = lambda: uses.take("while-it-runs")
-    assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    assert all_guests.begin(UNNAMED, scene.config, OWNER, never, scene.cancelled, 0)
     uses.take("offsite-1")
     with Away(scene):
         assert not after_snapshot.finish_run(UNNAMED_POST, scene.config, OWNER)
@@ -262,7 +262,7 @@ def test_where_no_names_are_announced_and_none_was_taken_in_time(
     scene.add()
     scene.modes["tank/web"] = {"": mode}
     uses = Uses(monkeypatch)
-    assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    assert all_guests.begin(UNNAMED, scene.config, OWNER, never, scene.cancelled, 0)
     after_the_release(monkeypatch, lambda: uses.take("somebodys"))
     assert not after_snapshot.finish_run(UNNAMED_POST, scene.config, OWNER)
     assert (manifests(scene), scene.entries()) == ([], [])
@@ -275,7 +275,7 @@ def test_dataset_that_is_gone_where_no_names_are_announced(
     guest = scene.add()
     scene.modes["tank/web"] = {"": mode}
     Uses(monkeypatch)
-    assert all_guests.begin(UNNAMED, scene.config, OWNER, {}, scene.cancelled, 0)
+    assert all_guests.begin(UNNAMED, scene.config, OWNER, never, scene.cancelled, 0)
     del scene.modes["tank/web"]
 
     def snapshot_usage(datasets: list[str]) -> list[types.SnapshotUsage]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes.capture_scene import CRASH, MEMORY, OWNER, Away, Scene
 from tests.fakes.guest import OTHER
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, never
 from zvmsnap.capture import all_guests
 from zvmsnap.config.settings import Limits
 from zvmsnap.finalize import after_snapshot
@@ -26,7 +26,7 @@ def name(number: int) -> str:
 
 def begin(scene: Scene, number: int) -> bool:
     call = HookCall(Role.PRE, ("tank/web",), (name(number),))
-    return all_guests.begin(call, scene.config, OWNER, {}, threading.Event())
+    return all_guests.begin(call, scene.config, OWNER, never, threading.Event())
 
 
 def end(scene: Scene, number: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from zvmsnap.capture import eligibility
@@ -20,11 +20,12 @@ from zvmsnap.capture.snapshot_run import (
     SnapshotRun,
 )
 from zvmsnap.common import log
-from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid
+from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZfsFailed
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.common.waiting import Call, in_parallel
 from zvmsnap.config.mode import ModeSet
+from zvmsnap.config.properties import PREFIX, Property, faults
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, staging
 from zvmsnap.disks.staging import StagingSpace
@@ -32,6 +33,7 @@ from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
+from zvmsnap.journal.round import Expected, Round
 from zvmsnap.quiesce import watchdog
 from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.virt.guest import Guest
@@ -45,13 +47,13 @@ def begin(
     call: HookCall,
     config: Config,
     owner: Process,
-    takes_recursively: Mapping[str, bool],
+    takes_recursively: Callable[[str], bool],
     cancelled: threading.Event,
     post_within_s: float = math.inf,
 ) -> bool:
     """Capture all guests that the call of a hook concerns; True if all got what they should.
 
-    `takes_recursively`: which of the call's datasets are snapshotted with their descendants.
+    `takes_recursively`: is that one of the call's datasets snapshotted with all below it?
     Raises StagingUnusable, ZfsFailed, HypervisorUnreachable before anything is touched, and
     Cancelled after everything was undone.
     """
@@ -59,7 +61,11 @@ def begin(
     for target in call.datasets:
         if target not in datasets:
             raise HookEnvironmentInvalid(f"SANOID_TARGET {target!r}: there is no such dataset")
-    snapshotted = eligibility.snapshotted_datasets(call.datasets, datasets, takes_recursively)
+    recursion = eligibility.recursion(call.datasets, datasets, takes_recursively)
+    own_round = Round(config.locks_dir, owner)
+    own_round.expect({} if call.unnamed else recursion)
+    _warn_of_properties(call, recursion, own_round)
+    snapshotted = eligibility.snapshotted_datasets(call.datasets, datasets, recursion)
     covered = eligibility.without_excluded(snapshotted, datasets, call.types)
 
     def modes_for(names: Iterable[str]) -> ModeSet:
@@ -80,6 +86,25 @@ def begin(
             may_be_late=True,
         ),
     )
+
+
+def _warn_of_properties(
+    call: HookCall, recursion: Mapping[str, Expected], own_round: Round
+) -> None:
+    """Warn of properties that mean nothing, where they would count; once in a round."""
+    try:
+        found = [
+            Property(*words)
+            for target in call.datasets
+            for words in zfs.user_properties(
+                target, PREFIX, below=target in recursion and recursion[target].recursive
+            )
+        ]
+    except ZfsFailed as error:
+        log.failure(log.plain(), error, "properties are not looked at")
+        return
+    for warning in own_round.new(faults(found)):
+        log.plain().warning("%s", warning)
 
 
 def capture_guests(config: Config, request: CaptureRequest) -> bool:

@@ -24,19 +24,20 @@ over disks of another time destroys file systems.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from zvmsnap.common.errors import ModeInvalid
+from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.config import mode
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import OFF, Mode, ModeSet, parse_mode
+from zvmsnap.config.properties import ON
 from zvmsnap.disks.location import GuestDisks
+from zvmsnap.journal.round import Expected
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Dataset
-
-ON = "on"
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,36 @@ class Eligibility:
         return tuple(sorted({place.dataset for place in self.covered.values()}))
 
 
-def snapshotted_datasets(
-    targets: Iterable[str], datasets: Mapping[str, Dataset], takes_recursively: Mapping[str, bool]
-) -> frozenset[str]:
-    """The datasets that are snapshotted when a caller snapshots `targets`.
+def recursion(
+    targets: Iterable[str],
+    datasets: Mapping[str, Dataset],
+    takes_recursively: Callable[[str], bool],
+) -> dict[str, Expected]:
+    """For each target with datasets below it: is it snapshotted with these?
 
-    The property zvmsnap:recursive (on, off) overrides what sanoid.conf says of a target.
+    The property zvmsnap:recursive (on, off) says so, else the caller is asked.
     """
-    snapshotted: set[str] = set()
+    recursion = {}
     for target in targets:
-        own = datasets.get(target)
-        value = own.recursive if own else ""
-        recursive = value == ON if value in (ON, OFF) else takes_recursively.get(target, False)
-        snapshotted.update(
-            name
-            for name in datasets
-            if name == target or (recursive and name.startswith(target + "/"))
-        )
-    return frozenset(snapshotted)
+        witness = next((name for name in datasets if name.startswith(f"{target}/")), None)
+        if witness:
+            own = datasets.get(target)
+            value = own.recursive if own else ""
+            recursive = value == ON if value in (ON, OFF) else takes_recursively(target)
+            recursion[target] = Expected(recursive, witness)
+    return recursion
+
+
+def snapshotted_datasets(
+    targets: Iterable[str], datasets: Iterable[str], recursion: Mapping[str, Expected]
+) -> frozenset[str]:
+    """The datasets that are snapshotted when a caller snapshots `targets`."""
+    tops = {target: target in recursion and recursion[target].recursive for target in targets}
+    return frozenset(
+        name
+        for name in datasets
+        if name in tops or any(tops[top] and is_within(name, top) for top in tops)
+    )
 
 
 def without_excluded(

@@ -26,6 +26,7 @@ from zvmsnap.common import log, snapshot_name
 from zvmsnap.common.errors import GuestNotFound, LockTimeout, TakeFailed, TakeRefused, ZfsFailed
 from zvmsnap.common.process import Process
 from zvmsnap.config.mode import Mode, ModeSet, mode_set, parse_mode
+from zvmsnap.config.properties import GROUP
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.location import GuestDisks
@@ -39,8 +40,6 @@ from zvmsnap.retention import drop
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.types import Dataset
-
-_GROUP = "zvmsnap:group"
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,14 @@ def _named(host: Host, domains: Sequence[str], table: list[mounts.Mount]) -> dic
 
 
 def _grouped(host: Host, group: str, table: list[mounts.Mount]) -> dict[str, GuestDisks]:
-    groups = zfs.marked(_GROUP, inherited=True)
+    groups = zfs.marked(GROUP, inherited=True)
     datasets = {name for name, value in groups.items() if value == group}
     located = {guest.name: location.locate_disks(host, guest, table) for guest in host.guests()}
     members = {
         name: disks for name, disks in located.items() if _writable_datasets(disks) & datasets
     }
     if not members:
-        raise TakeRefused(f"no guest has a disk on a dataset with {_GROUP}={group}")
+        raise TakeRefused(f"no guest has a disk on a dataset with {GROUP}={group}")
     return members
 
 

@@ -23,6 +23,10 @@ class HookEnvironmentInvalid(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class SanoidUnanswered(ZvmsnapError):
+    """sanoid does not say what it is going to snapshot."""
+
+
 class ConfigInvalid(ZvmsnapError):
     """The configuration file is missing, unreadable or has an unknown or wrong key."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Sequence
@@ -77,13 +78,17 @@ class HangWatch:
 
 
 def run_program(
-    words: Sequence[str], given: bytes = b"", into: IO[bytes] | None = None
+    words: Sequence[str],
+    given: bytes = b"",
+    into: IO[bytes] | None = None,
+    limit_s: float = math.inf,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program and wait for it, `given` on its standard input; it may print into a file.
 
-    Raises OSError, and GivenUp if it hangs in the kernel: it is killed, but nobody can wait for
-    the end of such a process.
+    Raises OSError; GivenUp if it takes longer than `limit_s`, or hangs in the kernel: it is killed,
+    but nobody can wait for the end of such a process.
     """
+    deadline_s = uptime_s() + limit_s
     process = subprocess.Popen(
         words,
         stdin=subprocess.PIPE,
@@ -95,7 +100,8 @@ def run_program(
     try:
         while True:
             try:
-                output, errors = process.communicate(unsent, _LOOK_EVERY_S)
+                wait_s = min(_LOOK_EVERY_S, max(0, deadline_s - uptime_s()))
+                output, errors = process.communicate(unsent, wait_s)
                 return subprocess.CompletedProcess(words, process.returncode, output or b"", errors)
             except subprocess.TimeoutExpired:
                 unsent = None  # communicate() goes on with it
@@ -104,6 +110,9 @@ def run_program(
                         f"{' '.join(words[:2])} hangs in the kernel: given up after {HANG_S:g} s; "
                         "is a pool suspended? zpool status -x"
                     ) from None
+                if uptime_s() >= deadline_s:
+                    what = " ".join(words[:2])
+                    raise GivenUp(f"{what}: no answer: given up after {limit_s:g} s") from None
     except BaseException:
         _abandon(process)
         raise

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from zvmsnap.common.errors import ModeInvalid
 from zvmsnap.config.level import RANK, ConsistencyLevel
+from zvmsnap.config.spelling import nearest
 
 OFF = "off"
 _REQUIRED = "required"
@@ -116,9 +117,10 @@ def parse_mode(text: str) -> Mode:
     named = [str(level) for level in _NAMED]
     for word in words:
         if word not in named:
+            near = nearest(word, [*named, _REQUIRED])
             raise ModeInvalid(
-                f"{text!r}: {word!r} is no level; say {', '.join(named)}, best first, "
-                f"and {_REQUIRED!r} last if nothing less will do"
+                f"{text!r}: {word!r} is no level{near and f' (is {near} meant?)'}; say "
+                f"{', '.join(named)}, best first, and {_REQUIRED!r} last if nothing less will do"
             )
     if len(set(words)) != len(words):
         raise ModeInvalid(f"{text!r}: names a level twice")

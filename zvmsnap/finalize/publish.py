@@ -8,6 +8,8 @@ First it is decided, by what exists, and then it is done. The first row that fit
 | of a run                 | none      | any                           | none: SnapshotMissing     |
 | of a run, released early | some      | any                           | none, an error is logged  |
 | of a run                 | some      | the vault has the point       | no second one             |
+| of a run                 | not of    | any                           | none: SnapshotMissing     |
+|                          | each disk |                               |                           |
 | of a run                 | some      | staging has nothing of it     | none, a warning is logged |
 | of a run                 | some      | no definition was stored      | none, a warning is logged |
 | of a run                 | some      | the level is less than wanted | none: LevelMissed         |
@@ -40,6 +42,7 @@ from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points import manifest, memory_image, vault
+from zvmsnap.points.liveness import complete_names
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
     MEMORY,
@@ -182,6 +185,8 @@ def decide(
         )
     if files.is_published:
         return NoPoint("was published already")
+    if not complete_names(own, entry.datasets):
+        return NoPoint(_why_not_whole(entry, own), error=SnapshotMissing)
     if not files.staging.path.exists():
         return NoPoint(
             f"no point: {files.staging.path} is gone, with all that pre had stored",
@@ -206,6 +211,12 @@ def _why_no_snapshot(entry: Entry) -> str:
         f"none of {', '.join(entry.snapshot_names)} exists: the RAM image is discarded; "
         "sanoid's own log says why the snapshot was not taken"
     )
+
+
+def _why_not_whole(entry: Entry, own: tuple[SnapshotRef, ...]) -> str:
+    without = sorted(set(entry.datasets) - {ref.dataset for ref in own})
+    but = f"nothing of {', '.join(without)}" if without else "no name that all datasets have"
+    return f"no point, as not all disks are in one snapshot: there is {_names(own)}, but {but}"
 
 
 def _changes(entry: Entry, files: CaptureFiles) -> dict[str, Any]:

@@ -14,7 +14,8 @@ once a guest waits for post, and the watchdog does not wait for zrepl's post wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,19 @@ class Caller:
     """A process that calls the hooks.
 
     `post_within_s`: if it has not called post after so many seconds, it never will, though it
-    lives. 0 if its death means nothing, as that of a shell.
+    lives. 0 if its death means nothing, as that of a shell. `sanoid`: what starts it, if it is
+    sanoid.
     """
 
     pid: int
     command_line: tuple[str, ...]
     post_within_s: float
     post_only_after_success: bool = False
+    sanoid: tuple[str, ...] = ()
+
+    def path(self, name: str) -> Path:
+        """The file that it calls by that name, which may be relative."""
+        return _cwd(self.pid) / name
 
 
 def hook_call(words: Sequence[str], environment: Mapping[str, str]) -> HookCall | None:
@@ -57,7 +64,16 @@ def find_caller(call: HookCall, environment: Mapping[str, str]) -> Caller:
         return _search(zrepl.is_zrepl, zrepl.POST_WITHIN_S, post_only_after_success=True)
     if call.unnamed:
         return _search(zfs_autobackup.is_autobackup, math.inf)
-    return _search(sanoid.is_sanoid, math.inf)
+    return _search_sanoid()
+
+
+def _search_sanoid() -> Caller:
+    for pid, words in _ancestors():
+        # What is between, a Perl script maybe, has its variables; sanoid itself was begun without.
+        program = () if _has_variable(pid, "SANOID_TARGET") else sanoid.program(words, _cwd(pid))
+        if program:
+            return Caller(pid, words, math.inf, sanoid=program)
+    return Caller(caller_pid(), (), 0.0)
 
 
 def _search(
@@ -66,13 +82,18 @@ def _search(
     *,
     post_only_after_success: bool = False,
 ) -> Caller:
+    for pid, words in _ancestors():
+        if is_caller(words):
+            return Caller(pid, words, post_within_s, post_only_after_success)
+    return Caller(caller_pid(), (), 0.0, post_only_after_success)
+
+
+def _ancestors() -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The processes above this one, and their command lines."""
     pid = caller_pid()
     while pid > INIT:
-        command_line = _command_line(pid)
-        if is_caller(command_line):
-            return Caller(pid, command_line, post_within_s, post_only_after_success)
+        yield pid, _command_line(pid)
         pid = parent_of(pid)
-    return Caller(caller_pid(), (), 0.0, post_only_after_success)
 
 
 def _role(words: Sequence[str]) -> Role:
@@ -87,8 +108,20 @@ def _role(words: Sequence[str]) -> Role:
 
 
 def _command_line(pid: int) -> tuple[str, ...]:
+    return tuple(os.fsdecode(word) for word in _strings(pid, "cmdline"))
+
+
+def _has_variable(pid: int, name: str) -> bool:
+    """Was that process begun with the variable?"""
+    return any(each.startswith(f"{name}=".encode()) for each in _strings(pid, "environ"))
+
+
+def _strings(pid: int, file: str) -> list[bytes]:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/{file}").read_bytes().removesuffix(b"\0").split(b"\0")
     except OSError:
-        return ()
-    return tuple(word.decode(errors="replace") for word in words)
+        return []
+
+
+def _cwd(pid: int) -> Path:
+    return Path(f"/proc/{pid}/cwd")

@@ -7,21 +7,22 @@ needs, and libvirt only when there is work for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, ZvmsnapError
 from zvmsnap.common.process import INIT, Process
 from zvmsnap.common.signals import cancelled_with_parent, finish_before_dying
-from zvmsnap.hooks import callers, sanoid, stand_in
+from zvmsnap.hooks import callers, stand_in
 from zvmsnap.hooks.callers import Caller
 from zvmsnap.hooks.stand_in import caller_pid
 from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.journal.round import Round
 
 if TYPE_CHECKING:
     from zvmsnap.config.settings import Config
+    from zvmsnap.hooks.rehearsal import Rehearsal
 
 # sanoid calls prune for one snapshot after the other: what failed now would fail again.
 _RETRY_AFTER_S = 300
@@ -74,9 +75,12 @@ def _pre(call: HookCall, settings: Config, caller: Caller, parent: int) -> bool:
         raise Cancelled("sanoid is dead already; nothing was touched")
     cancelled = cancelled_with_parent(parent)
     from zvmsnap.capture.all_guests import begin
+    from zvmsnap.hooks.rehearsal import Rehearsal
 
-    takes_recursively = _recursion(call, settings.sanoid_configdir, caller)
+    rehearsal = Rehearsal(caller, settings.sanoid_configdir, Round(settings.locks_dir, owner))
+    takes_recursively = _recursion(call, caller, rehearsal)
     complete = begin(call, settings, owner, takes_recursively, cancelled, caller.post_within_s)
+    complete = complete and not rehearsal.unanswered
     if not complete and caller.post_only_after_success and _waits_for_post(settings, owner):
         log.plain().warning("exits with 0 all the same: else zrepl would not call post")
         return True
@@ -89,7 +93,19 @@ def _post(call: HookCall, settings: Config, caller: Caller) -> bool:
     from zvmsnap.finalize.after_snapshot import finish_run
 
     complete = finish_run(call, settings, owner)
+    complete = _as_expected(call, settings, owner) and complete
     return _finish_abandoned(call, settings) and complete
+
+
+def _as_expected(call: HookCall, settings: Config, owner: Process) -> bool:
+    """Were the snapshots as recursive as pre has expected? If not, that is logged."""
+    from zvmsnap.hooks.surprise import as_expected
+
+    try:
+        return as_expected(call, Round(settings.locks_dir, owner))
+    except ZvmsnapError as error:
+        log.failure(log.plain(), error, "not known whether a snapshot was recursive")
+        return False
 
 
 def _prune(call: HookCall, settings: Config) -> bool:
@@ -137,14 +153,10 @@ def _finish_abandoned(call: HookCall, settings: Config, untried_for_s: float = 0
         return False
 
 
-def _recursion(call: HookCall, configured: str, caller: Caller) -> dict[str, bool]:
-    """For each dataset: is it snapshotted with all below it? Raises ConfigInvalid."""
+def _recursion(call: HookCall, caller: Caller, rehearsal: Rehearsal) -> Callable[[str], bool]:
+    """How to find out whether a dataset is snapshotted with all below it."""
     if call.unnamed:
-        return dict.fromkeys(call.datasets, True)
-    configdir = (
-        Path(configured)
-        if configured
-        else sanoid.configdir_of(caller.command_line) or sanoid.DEFAULT_CONFIGDIR
-    )
-    conf = configdir / "sanoid.conf"
-    return {dataset: sanoid.takes_recursively(conf, dataset) for dataset in call.datasets}
+        return lambda _: True
+    if caller.post_only_after_success:
+        return lambda _: False  # zrepl snapshots each dataset by itself
+    return rehearsal.takes_recursively

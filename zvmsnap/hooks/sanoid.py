@@ -1,4 +1,4 @@
-"""Reads sanoid's environment as a HookCall, and sanoid.conf for what the environment lacks.
+"""Reads sanoid's environment as a HookCall, and recognises sanoid's command line.
 
 Facts from sanoid's source, 2.0.0 to 2.3.0 and master:
 
@@ -6,22 +6,23 @@ Facts from sanoid's source, 2.0.0 to 2.3.0 and master:
 * SANOID_SNAPNAME is bare, except in post since 2.1.0, where it is `dataset@name` (sanoid #798).
 * If a name exists already (clocks set back), `dst` is put before the type *after* the environment
   was made (since 2.0.3), so the snapshots may have other names than the announced ones.
-* No variable says whether `zfs snapshot -r` is used: only the section in sanoid.conf does.
+* No variable says whether `zfs snapshot -r` is used: see hooks/rehearsal.
 """
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
-from zvmsnap.common.errors import ConfigInvalid, HookEnvironmentInvalid
+from zvmsnap.common.errors import HookEnvironmentInvalid
 from zvmsnap.common.snapshot_name import check_dataset, check_name
 from zvmsnap.journal.request import HookCall, Role
 
-DEFAULT_CONFIGDIR = Path("/etc/sanoid")
+_SCRIPT_BYTES_MAX = 1 << 20  # sanoid has less than 100 KiB
+_BEGINNING_MIN = 2  # of --configdir and --cache-dir: `c` alone is ambiguous
 
 
 def hook_call(role: Role, environment: Mapping[str, str]) -> HookCall:
@@ -68,46 +69,58 @@ def _bare(name: str, datasets: list[str]) -> str:
     return bare
 
 
-def is_sanoid(command_line: Sequence[str]) -> bool:
-    """Is this the command line of sanoid? It is a Perl script, so its name comes second."""
-    return any(os.path.basename(word) == "sanoid" for word in command_line[:3])
+def program(words: Sequence[str], cwd: Path) -> tuple[str, ...]:
+    """What starts sanoid, of its command line: interpreter and script; () if that is no sanoid.
 
-
-def takes_recursively(conf: Path, dataset: str) -> bool:
-    """Does sanoid take `zfs snapshot -r` of `dataset`? True if its section says `recursive = zfs`.
-
-    sanoid looks for /zfs/i in the key of the section that is named as the dataset, and ignores
-    the key in templates. Raises ConfigInvalid if the file cannot be read.
+    A Perl script of another name is sanoid if it reads like it: some distributions wrap it.
     """
-    parser = configparser.ConfigParser(
-        strict=False,
-        interpolation=None,
-        delimiters=("=",),
-        comment_prefixes=("#", ";"),
-        default_section="",
-        allow_no_value=True,
-    )
+    for position, word in enumerate(words[:3]):
+        if os.path.basename(word) == "sanoid":
+            in_path = position == 0 and "/" not in word
+            return (*words[:position], word if in_path else str(cwd / word))
+    if words and re.fullmatch(r"perl[0-9.]*", os.path.basename(words[0])):
+        options = len(list(takewhile(lambda word: word.startswith("-"), words[1:])))
+        script = [str(cwd / word) for word in words[1 + options : 2 + options]]
+        if script and reads_like_sanoid(Path(script[0])):
+            return (*words[: 1 + options], *script)
+    return ()
+
+
+def reads_like_sanoid(script: Path) -> bool:
+    """Is that file a program that calls hooks as sanoid does, and is configured like it?"""
+    text = _text_of(script)
+    return all(word in text for word in (b"Config::IniFiles", b"SANOID_TARGET"))
+
+
+def is_before_2_1(script: Path) -> bool:
+    """Is that a sanoid whose cache has a fixed place?"""
+    return reads_like_sanoid(script) and b"cache-dir" not in _text_of(script)
+
+
+def _text_of(script: Path) -> bytes:
     try:
-        lines = conf.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-        # Blanks before a key mean nothing to sanoid, but would continue the last value here.
-        parser.read_string("\n".join(line.strip() for line in lines))
-    except FileNotFoundError:
-        return False
-    except (OSError, configparser.Error) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigInvalid(f"{conf}: cannot be read as sanoid.conf: {reason}") from error
-    value = parser.get(dataset, "recursive", fallback=None)
-    return value is not None and "zfs" in value.lower()
+        if not script.is_file():
+            return b""
+        with script.open("rb") as file:
+            return file.read(_SCRIPT_BYTES_MAX)
+    except OSError:
+        return b""
 
 
-def configdir_of(command_line: tuple[str, ...]) -> Path | None:
-    """The --configdir in sanoid's command line, if it has one."""
-    for position, word in enumerate(command_line):
-        option, equals, value = word.partition("=")
-        # Getopt::Long takes one or two dashes and any unambiguous beginning.
-        if re.fullmatch(r"--?conf(?:i(?:g(?:d(?:i(?:r)?)?)?)?)?", option):
-            if equals:
-                return Path(value)
-            if position + 1 < len(command_line):
-                return Path(command_line[position + 1])
-    return None
+def option(words: Sequence[str], name: str) -> str:
+    """The value of an option in sanoid's command line, "" if it has none.
+
+    Getopt::Long takes one or two dashes, any case, and any beginning that is unambiguous; and the
+    last of several.
+    """
+    value = ""
+    for position, word in enumerate(words):
+        if word == "--":
+            break
+        given, equals, text = word.partition("=")
+        beginning = given.lstrip("-").lower()
+        if not re.match("--?[^-]", given) or len(beginning) < _BEGINNING_MIN:
+            continue
+        if name.startswith(beginning):
+            value = text if equals else "".join(words[position + 1 : position + 2])
+    return value

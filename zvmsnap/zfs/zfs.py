@@ -236,6 +236,23 @@ def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
     return {line[0]: line[1] for line in programs.lines(output, columns=2)}
 
 
+def user_properties(top: str, prefix: str, *, below: bool) -> list[tuple[str, str, str]]:
+    """The user properties with that prefix which count for a dataset, or for all `below` it, too.
+
+    Each with the dataset that it was set on: (dataset, name, value). Raises ZfsFailed.
+    """
+    options = ["-r"] if below else []
+    options += ["-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"]
+    output = _zfs("get", *options, "-o", "name,property,source,value", "all", top)
+    # There are others than ours among them, whose values may have any line break.
+    split = (line.split("\t", 3) for line in output.split("\n"))
+    return [
+        (_set_on(words[0], words[2]), words[1], words[3])
+        for words in split
+        if len(words) == 4 and words[1].startswith(prefix)
+    ]
+
+
 def take_snapshots(datasets: Iterable[str], name: str) -> None:
     """Take a snapshot of that name of all these datasets, or none; those of a pool at one instant.
 
@@ -340,6 +357,10 @@ def _names(full_name: str, mark: str) -> tuple[str, str]:
 
 def _value(text: str) -> str:
     return "" if text == "-" else text
+
+
+def _set_on(dataset: str, source: str) -> str:
+    return dataset if source in ("local", "received") else source.removeprefix("inherited from ")
 
 
 def _pool(name: str) -> str:

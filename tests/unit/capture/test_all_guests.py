@@ -9,8 +9,9 @@ import pytest
 from tests.fakes.guest import DumpedGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
-from tests.fakes.zfs_pool import FakeZfs
+from tests.fakes.zfs_pool import FakeZfs, never
 from zvmsnap.capture import all_guests
+from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
@@ -52,7 +53,7 @@ def begin(
 
     def run() -> tuple[bool, Entry]:
         config.staging_dir.mkdir(exist_ok=True)
-        complete = all_guests.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
+        complete = all_guests.begin(CALL, config, Process.none(), never, threading.Event(), 0)
         (entry,) = Journal(config.journal_dir).entries()
         return complete, entry
 
@@ -219,7 +220,7 @@ def test_no_point_of_a_clone_that_is_being_verified(
 ) -> None:
     Operations(config.journal_dir).write(clone_operation(guest, Process.of(os.getpid())))
     config.staging_dir.mkdir()
-    assert all_guests.begin(CALL, config, Process.none(), {}, threading.Event(), 0)
+    assert all_guests.begin(CALL, config, Process.none(), never, threading.Event(), 0)
     assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -233,7 +234,7 @@ def test_no_point_of_a_guest_that_is_being_restored(
     Operations(config.journal_dir).write(clone_operation(guest, Process.none()))
     config.staging_dir.mkdir()
     owner = Process.none()
-    assert not all_guests.begin(CALL, config, owner, {}, threading.Event(), 0)
+    assert not all_guests.begin(CALL, config, owner, never, threading.Event(), 0)
     assert (guest.calls, Journal(config.journal_dir).entries()) == ([], [])
     assert list(config.staging_dir.iterdir()) == []
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
@@ -241,3 +242,41 @@ def test_no_point_of_a_guest_that_is_being_restored(
     assert errors == [f"web (tank/web): no point: {why}"]
     Operations(config.journal_dir).close(guest.uuid)
     assert begin()[0]
+
+
+def test_properties_that_mean_nothing_are_warned_of_once_in_a_round(
+    begin: Callable[[], tuple[bool, Entry]],
+    config: Config,
+    pools: FakeZfs,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pools.properties = [
+        ("tank", "zvmsnap:recursive", "yes"),
+        ("tank/web", "zvmsnap:mod", "off"),
+        ("tank/web", "zvmsnap:group", "shop"),
+        ("tank/db", "zvmsnap:mod", "off"),
+    ]
+    warned = [
+        "tank: zvmsnap:recursive='yes' is ignored: its values are on and off; is on meant?",
+        "tank/web: zvmsnap:mod='off' is ignored: zvmsnap knows no such property; is zvmsnap:mode "
+        "meant?",
+    ]
+    assert begin()[0]
+    assert [record.message for record in caplog.records] == warned
+    assert all_guests.begin(CALL, config, Process.none(), never, threading.Event(), 0)
+    assert [record.message for record in caplog.records].count(warned[0]) == 1
+
+
+def test_properties_that_cannot_be_listed_keep_no_guest_from_its_point(
+    begin: Callable[[], tuple[bool, Entry]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise ZfsFailed("zfs get failed (1): no")
+
+    monkeypatch.setattr(zfs, "user_properties", fail)
+    complete, entry = begin()
+    assert (complete, entry.level) == (True, ConsistencyLevel.MEMORY)
+    (record,) = caplog.records
+    assert "properties are not looked at" in record.message

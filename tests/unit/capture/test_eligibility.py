@@ -8,6 +8,7 @@ from zvmsnap.capture import eligibility
 from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.disks.location import GuestDisks
+from zvmsnap.journal.round import Expected
 from zvmsnap.virt.domain_xml import Disk, Domain
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Dataset
@@ -357,7 +358,25 @@ def test_snapshotted_datasets(
     expected: set[str],
 ) -> None:
     datasets = {name: dataset(name, recursive=properties.get(name, "")) for name in POOL}
-    assert eligibility.snapshotted_datasets(targets, datasets, said) == expected
+    recursion = eligibility.recursion(targets, datasets, lambda target: said.get(target, False))
+    assert eligibility.snapshotted_datasets(targets, datasets, recursion) == expected
+
+
+def test_only_of_what_has_datasets_below_it_is_asked_whether_that_is_snapshotted_too() -> None:
+    asked: list[str] = []
+
+    def ask(target: str) -> bool:
+        asked.append(target)
+        return True
+
+    datasets = {name: dataset(name) for name in POOL}
+    datasets["tank"] = dataset("tank", recursive="off")
+    recursion = eligibility.recursion(("tank/webs", "tank/web", "tank"), datasets, ask)
+    assert asked == ["tank/web"]
+    assert recursion == {
+        "tank/web": Expected(True, "tank/web/data"),
+        "tank": Expected(False, "tank/web"),
+    }
 
 
 @pytest.mark.parametrize(

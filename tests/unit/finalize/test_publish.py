@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from zvmsnap.common.errors import LevelMissed, SnapshotMissing, VaultMissing
@@ -56,6 +57,25 @@ def test_without_a_snapshot(
         raise decision.error(decision.why)
     # An unmounted vault keeps no entry open that has no point.
     assert not config.vault_dir.exists()
+
+
+def test_not_all_of_its_disks_are_in_the_snapshot(config: Config, staged: Stage) -> None:
+    entry = staged()
+    (disk,) = entry.disks
+    below = msgspec.structs.replace(disk, target="vdb", dataset="tank/web/data")
+    entry = msgspec.structs.replace(entry, disks=(disk, below))
+    Journal(config.journal_dir).write(entry)
+    of_below = [SnapshotRef("tank/web/data", f"{each}_hourly", 13, 5) for each in "ab"]
+    for existing, but in (
+        ((OWN,), "nothing of tank/web/data"),
+        ((OWN, of_below[1]), "no name that all datasets have"),
+    ):
+        decision = decided_of(config, entry, *existing)
+        assert isinstance(decision, NoPoint) and decision.error is SnapshotMissing
+        assert decision.why.startswith("no point, as not all disks are in one snapshot: there is ")
+        assert decision.why.endswith(f"tank/web@a_hourly, but {but}")
+    decision = decided_of(config, entry, OWN, of_below[0])
+    assert isinstance(decision, NewPoint) and decision.snapshots == (OWN, of_below[0])
 
 
 def test_released_early(config: Config, staged: Stage) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import zvmsnap
 from zvmsnap.common.errors import HookEnvironmentInvalid
 from zvmsnap.hooks import callers
 from zvmsnap.journal.request import HookCall, Role
 
+ROOT = Path(zvmsnap.__file__).parents[1]
 SANOID = HookCall(Role.PRE, ("tank/a",), ("x",))
 UNNAMED = HookCall(Role.PRE, ("tank/a",), ("x",), unnamed=True)
 ZREPL = {
@@ -113,6 +115,33 @@ def test_sanoid_is_found_among_real_processes(tmp_path: Path) -> None:
     assert sanoid == caller
     assert callers.find_caller(SANOID, {}).pid == os.getppid()
     assert callers._command_line(2**22 + 1) == ()
+
+
+def test_sanoid_is_found_under_another_name_and_no_script_between_is_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    marks = "# Config::IniFiles zfs_recursion SANOID_TARGET\n"
+    child = (
+        "from zvmsnap.hooks import callers, sanoid; "
+        "c = sanoid.HookCall(sanoid.Role.PRE, ('a',), ('b',)); "
+        "found = callers.find_caller(c, {}); print(found.pid, *found.sanoid)"
+    )
+    # A hook of the administrator's own, in Perl, which says all that sanoid's text says.
+    (tmp_path / "hook.pl").write_text(f"{marks}system($ARGV[0], '-c', $ARGV[1]);\n")
+    (tmp_path / ".sanoid-wrapped").write_text(
+        f"{marks}$| = 1; print qq($$\\n); $ENV{{SANOID_TARGET}} = 'a';\n"
+        "system('perl', 'hook.pl', @ARGV);\n"
+    )
+    done = subprocess.run(
+        ["perl", ".sanoid-wrapped", sys.executable, child],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+    )
+    sanoid, caller = done.stdout.splitlines()
+    assert caller.split() == [sanoid, "perl", f"/proc/{sanoid}/cwd/.sanoid-wrapped"]
 
 
 def test_the_environment_of_zrepl() -> None:

@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import subprocess
@@ -17,8 +18,12 @@ from zvmsnap.common.process import Process
 from zvmsnap.common.signals import STOP_SIGNALS
 from zvmsnap.config.settings import Config
 from zvmsnap.hooks import callers, main
+from zvmsnap.hooks.callers import Caller
+from zvmsnap.hooks.rehearsal import Rehearsal
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall, Role
+from zvmsnap.journal.round import Round
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.zfs import mounts
@@ -289,3 +294,13 @@ def test_prune_imports_little_also_while_a_run_is_under_way(
     Journal(config.journal_dir).write(entry(owner=Process.of(os.getpid())))
     done = call(("-c", HEAVY, "prune"), {**settings, **ENVIRONMENT})
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_only_sanoid_is_asked_whether_its_snapshots_are_recursive(tmp_path: Path) -> None:
+    zrepl = Caller(1, ("zrepl",), 120, post_only_after_success=True)
+    autobackup = Caller(1, ("zfs-autobackup",), math.inf)
+    for caller, unnamed, recursive in ((zrepl, False, False), (autobackup, True, True)):
+        rehearsal = Rehearsal(caller, "/etc/sanoid", Round(tmp_path, Process.of(1)))
+        call = HookCall(Role.PRE, ("tank",), ("a",), unnamed=unnamed)
+        assert main._recursion(call, caller, rehearsal)("tank") is recursive
+    assert list(tmp_path.iterdir()) == []

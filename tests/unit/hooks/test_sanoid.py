@@ -1,15 +1,12 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.common.errors import ConfigInvalid, HookEnvironmentInvalid
+from zvmsnap.common.errors import HookEnvironmentInvalid
 from zvmsnap.hooks import sanoid
 from zvmsnap.journal.request import HookCall, Role
-
-EXAMPLE = Path(__file__).parents[3] / "sanoid.conf.example"
 
 T = "autosnap_2026-11-20_03:00:00"
 HOURLY, DAILY, MONTHLY = f"{T}_hourly", f"{T}_daily", f"{T}_monthly"
@@ -225,122 +222,65 @@ def test_any_environment_is_a_call_or_refused(role: Role, environment: Environme
     assert not any("/" in name for name in call.names)
 
 
-REALISTIC = """\
-# hand-made
-; the other kind of comment
-
-[tank/vm/web]
-	use_template = production
-	recursive = zfs
-	process_children_only = no
-
-[tank/vm/db]
-use_template = production
-        recursive = yes
-
-[tank/vm/mixed]
-use_template = production
-	recursive = zfs
-
-	[tank/vm/My VM]
-	recursive=ZFS
-	use_template=default,production
-
-[tank/vm/trusting]
-	use_template = deep
-
-[tank/vm/empty]
-	recursive =
-
-[tank/vm/bare]
-	recursive
-
-[tank/vm/percent]
-	pre_snapshot_script = /usr/bin/date +%Y
-	recursive = zfs
-
-[DEFAULT]
-	recursive = no
-
-[template_production]
-	hourly = 36
-	autosnap = yes
-
-[template_deep]
-	recursive = zfs
-"""
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        pytest.param("tank/vm/web", True, id="zfs"),
-        pytest.param("tank/vm/db", False, id="yes is not zfs"),
-        pytest.param("tank/vm/mixed", True, id="indented deeper than the key before"),
-        pytest.param("tank/vm/My VM", True, id="blanks in the name, capitals"),
-        pytest.param("tank/vm/trusting", False, id="ignored in a template"),
-        pytest.param("tank/vm/empty", False, id="empty value"),
-        pytest.param("tank/vm/bare", False, id="no value"),
-        pytest.param("tank/vm/percent", True, id="percent signs elsewhere"),
-        pytest.param("tank/vm/web/data", False, id="child of a section"),
-        pytest.param("tank/vm", False, id="parent of sections"),
-        pytest.param("Tank/vm/web", False, id="capitals in a section name count"),
-        pytest.param("template_deep", True, id="a section is a section"),
-    ],
-)
-def test_recursion_by_section(tmp_path: Path, dataset: str, expected: bool) -> None:
-    conf = tmp_path / "sanoid.conf"
-    conf.write_text(REALISTIC)
-    assert sanoid.takes_recursively(conf, dataset) is expected
-
-
-def test_recursion_in_our_own_example() -> None:
-    assert sanoid.takes_recursively(EXAMPLE, "tank/vm/web")
-    assert not sanoid.takes_recursively(EXAMPLE, "tank/vm/web/data")
-
-
-def test_recursion_where_bytes_are_no_text(tmp_path: Path) -> None:
-    conf = tmp_path / "sanoid.conf"
-    conf.write_bytes(b"# caf\xe9\r\n[tank/vm]\r\nrecursive = zfs\r\n")
-    assert sanoid.takes_recursively(conf, "tank/vm")
-
-
-def test_recursion_without_sanoid_conf(tmp_path: Path) -> None:
-    assert not sanoid.takes_recursively(tmp_path / "sanoid.conf", "tank/vm")
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda conf: conf.mkdir(), id="a directory"),
-        pytest.param(lambda conf: conf.write_text("recursive = zfs\n"), id="key before a section"),
-    ],
-)
-def test_unreadable_sanoid_conf(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    conf = tmp_path / "sanoid.conf"
-    make(conf)
-    with pytest.raises(ConfigInvalid) as caught:
-        sanoid.takes_recursively(conf, "tank/vm")
-    assert str(conf) in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
-
-
 PERL = ("/usr/bin/perl", "/usr/sbin/sanoid")
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        pytest.param(("--cron",), None, id="none"),
-        pytest.param(("--configdir", "/etc/vm"), Path("/etc/vm"), id="next word"),
-        pytest.param(("--cron", "--configdir=/etc/vm", "-v"), Path("/etc/vm"), id="equals"),
-        pytest.param(("--configdir=/a=b",), Path("/a=b"), id="equals in the path"),
-        pytest.param(("-configdir", "/etc/vm"), Path("/etc/vm"), id="one dash"),
-        pytest.param(("--conf", "/etc/vm"), Path("/etc/vm"), id="abbreviated"),
-        pytest.param(("--cache-dir", "/configdir"), None, id="another option"),
-        pytest.param(("--configdirs", "/etc/vm"), None, id="longer word"),
-        pytest.param(("--configdir",), None, id="value missing"),
+        pytest.param(("--cron",), "", id="none"),
+        pytest.param(("--configdir", "/etc/vm"), "/etc/vm", id="next word"),
+        pytest.param(("--cron", "--configdir=/etc/vm", "-v"), "/etc/vm", id="equals"),
+        pytest.param(("--configdir=/a=b",), "/a=b", id="equals in the path"),
+        pytest.param(("-configdir", "/etc/vm"), "/etc/vm", id="one dash"),
+        pytest.param(("--conf", "/etc/vm"), "/etc/vm", id="abbreviated"),
+        pytest.param(("--co", "/etc/vm"), "/etc/vm", id="as short as can be"),
+        pytest.param(("--ConfigDir=/etc/vm",), "/etc/vm", id="capitals"),
+        pytest.param(("--configdir=/a", "--configdir=/b"), "/b", id="twice"),
+        pytest.param(("--cache-dir", "/configdir"), "", id="another option"),
+        pytest.param(("--configdirs", "/etc/vm"), "", id="longer word"),
+        pytest.param(("--configdir",), "", id="value missing"),
+        pytest.param(("--", "--configdir=/etc/vm"), "", id="after the options"),
     ],
 )
-def test_configdir_in_the_command_line(words: tuple[str, ...], expected: Path | None) -> None:
-    assert sanoid.configdir_of((*PERL, *words)) == expected
+def test_configdir_in_the_command_line(words: tuple[str, ...], expected: str) -> None:
+    assert sanoid.option((*PERL, *words), "configdir") == expected
+
+
+def test_cache_dir_in_the_command_line() -> None:
+    words = (*PERL, "--cron", "--configdir=/a", "--cache-d", "/b", "--cache-ttl=3")
+    assert sanoid.option(words, "cache-dir") == "/b"
+
+
+# What tells sanoid, in its own text.
+MARKS = "Config::IniFiles zfs_recursion SANOID_TARGET"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(("/usr/bin/perl", "/usr/sbin/sanoid", "--cron"), PERL, id="perl"),
+        pytest.param(("perl", "-w", "/usr/sbin/sanoid"), ("perl", "-w", PERL[1]), id="option"),
+        pytest.param(("sanoid", "--cron"), ("sanoid",), id="in PATH"),
+        pytest.param(("./sanoid",), ("{cwd}/sanoid",), id="relative"),
+        pytest.param(("perl", "sanoid"), ("perl", "{cwd}/sanoid"), id="relative script"),
+        pytest.param(("perl", ".sanoid-x", "-x"), ("perl", "{cwd}/.sanoid-x"), id="wrapped"),
+        pytest.param(("/perl5.36", "-T", "a.pl"), ("/perl5.36", "-T", "{cwd}/a.pl"), id="own name"),
+        pytest.param(("perl", "other.pl"), (), id="another Perl script"),
+        pytest.param(("perl", "gone.pl"), (), id="a script that is gone"),
+        pytest.param(("perl", "directory"), (), id="no script"),
+        pytest.param(("perl", "-e", "1"), (), id="perl -e"),
+        pytest.param(("perl",), (), id="perl alone"),
+        pytest.param(("bash", "a.pl"), (), id="read by another program"),
+        pytest.param(("vi", "a", "b", "/etc/sanoid"), (), id="a file of that name"),
+        pytest.param((), (), id="nothing"),
+    ],
+)
+def test_what_starts_sanoid(
+    tmp_path: Path, words: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    for name in (".sanoid-x", "a.pl"):
+        (tmp_path / name).write_text(MARKS)
+    (tmp_path / "other.pl").write_text("print 'sanoid'")
+    (tmp_path / "directory").mkdir()
+    assert sanoid.program(words, tmp_path) == tuple(each.format(cwd=tmp_path) for each in expected)

@@ -519,3 +519,22 @@ def test_snapshots_of_several_pools_are_taken_or_none(monkeypatch: pytest.Monkey
     with pytest.raises(ZfsFailed, match="full/x@b: cannot be taken: out of space"):
         zfs.take_snapshots(["tank/db", "fast/web", "full/x"], "b")
     assert existing == {"tank/db@a", "fast/web@a"}
+
+
+def test_user_properties(world: World) -> None:
+    world.gets(
+        b"t/a\tcompression\tlocal\ton\n"
+        b"t/a\tother:note\tlocal\ta\nb\tc\n\n"
+        b"t/a\tzvmsnap:mod\tlocal\toff\tor\n"
+        b"t/a\tzvmsnap:mode\tinherited from t\tcrash\n"
+        b"t/a/b c\tzvmsnap:recursive\treceived\t\n"
+    )
+    assert zfs.user_properties("t/a", "zvmsnap:", below=True) == [
+        ("t/a", "zvmsnap:mod", "off\tor"),
+        ("t", "zvmsnap:mode", "crash"),
+        ("t/a/b c", "zvmsnap:recursive", ""),
+    ]
+    zfs.user_properties("t/a", "zvmsnap:", below=False)
+    own = [*["get", "-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"], "-o"]
+    own += ["name,property,source,value", "all", "t/a"]
+    assert world.calls == [["get", "-r", *own[1:]], own]

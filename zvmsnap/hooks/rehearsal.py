@@ -1,0 +1,129 @@
+"""Asks sanoid of which datasets it takes recursive snapshots (`zfs snapshot -r`).
+
+No variable of the hooks says that, nor does a section of sanoid.conf by itself: what counts of a
+key that stands there twice, or of a section below another one's dataset, depends on the version of
+sanoid and of its parser, and on the sequence of sections. So the very program that has called the
+hook rehearses its round:
+
+    sanoid --take-snapshots --readonly --verbose
+
+It takes nothing, calls no hook, and prints `taking snapshot tank/vm@autosnap_... (zfs recursive)`.
+Its cache is its own: without snapshots, so that all are due; with the datasets that the caller has
+listed (sanoid 2.3), so that both see the same ones. (sanoid 2.0 has but one cache, which the caller
+has just brought up to date.) It is asked once in a round, as the caller has read sanoid.conf once;
+and only if a dataset has others below it.
+
+| the caller                  | sanoid.conf    | what is asked  | without an answer       |
+|-----------------------------|----------------|----------------|-------------------------|
+| is sanoid, under any name   | any            | that program   | an error; not recursive |
+| is something else (by hand) | exists         | sanoid in PATH | an error; not recursive |
+| is something else (by hand) | does not exist | nothing        | not recursive           |
+
+Not recursive is the safe assumption: no guest is touched that is not surely concerned. Whether it
+was right, post finds out (hooks/surprise).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zvmsnap.common import log
+from zvmsnap.common.errors import GivenUp, SanoidUnanswered
+from zvmsnap.common.process import run_program
+from zvmsnap.hooks import sanoid
+from zvmsnap.hooks.callers import Caller
+from zvmsnap.journal.round import Round
+
+_LIMIT_S = 60.0
+_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # cron has less
+_CONFIGDIR = "/etc/sanoid"
+_CACHE_DIR = "/var/cache/sanoid"
+_REHEARSE = ("--take-snapshots", "--readonly", "--verbose")
+_RECURSIVE = re.compile(r"taking snapshot (.+)@\S+ \(zfs recursive\)")
+
+
+class Rehearsal:
+    """What the caller is going to do. `unanswered`: it has not said so when it was asked."""
+
+    def __init__(self, caller: Caller, configured: str, round_: Round) -> None:
+        self._caller = caller
+        self._configured = configured
+        self._round = round_
+        self.unanswered = False
+
+    def takes_recursively(self, dataset: str) -> bool:
+        """Does it take `zfs snapshot -r` of that dataset?"""
+        notes = self._round.notes
+        # Who calls hooks by hand, from one shell, may change sanoid.conf between two of them.
+        if self._caller.sanoid and (notes.unanswered or notes.recursive is not None):
+            return dataset in (notes.recursive or ())
+        try:
+            recursive = self._ask()
+        except SanoidUnanswered as error:
+            self.unanswered = True
+            self._round.note(unanswered=str(error))
+            log.plain().error(
+                "%s: guests on datasets below %s are left alone; zfs set zvmsnap:recursive=on|off "
+                "says whether they are snapshotted with it",
+                error,
+                dataset,
+            )
+            return False
+        self._round.note(recursive=recursive)
+        return dataset in recursive
+
+    def _ask(self) -> tuple[str, ...]:
+        """The datasets of which it takes recursive snapshots. Raises SanoidUnanswered."""
+        words = self._caller.command_line
+        configdir = self._configured or sanoid.option(words, "configdir")
+        conf = self._caller.path(configdir or _CONFIGDIR) / "sanoid.conf"
+        if not self._caller.sanoid and not os.path.lexists(conf):
+            return ()
+        listed = self._caller.path(sanoid.option(words, "cache-dir") or _CACHE_DIR) / "datasets.txt"
+        try:
+            with tempfile.TemporaryDirectory(dir=self._round.directory) as cache:
+                Path(cache, "snapshots.txt").touch()
+                if listed.is_file():
+                    shutil.copyfile(listed, Path(cache, "datasets.txt"))
+                own = [f"--configdir={conf.parent}"] if configdir else []
+                program = _program(self._caller)
+                if not sanoid.is_before_2_1(Path(program[-1])):
+                    own += [f"--cache-dir={cache}", f"--run-dir={cache}"]
+                return _recursive([*program, *own])
+        except OSError as error:
+            raise SanoidUnanswered(f"sanoid cannot be asked what it snapshots: {error}") from error
+
+
+def _program(caller: Caller) -> tuple[str, ...]:
+    """What starts the caller's sanoid. Raises SanoidUnanswered.
+
+    Whatever is started here must know --readonly, or the hooks would call themselves.
+    """
+    if not caller.sanoid:
+        path = os.pathsep.join([os.environ.get("PATH", ""), _PATH])
+        found = shutil.which("sanoid", path=path)
+        if not found:
+            raise SanoidUnanswered("sanoid cannot be asked what it snapshots: it is not in PATH")
+        return (found,)
+    script = caller.sanoid[-1]
+    if "/" in script and not sanoid.reads_like_sanoid(Path(script)):
+        raise SanoidUnanswered(f"{script} cannot be asked what it snapshots: it is no sanoid")
+    return caller.sanoid
+
+
+def _recursive(words: Sequence[str]) -> tuple[str, ...]:
+    what = "sanoid, asked what it snapshots,"
+    try:
+        done = run_program([*words, *_REHEARSE], limit_s=_LIMIT_S)
+    except GivenUp as error:
+        raise SanoidUnanswered(f"{what} does not answer: {error}") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason"]
+        raise SanoidUnanswered(f"{what} has failed ({done.returncode}): {lines[-1]}")
+    matches = map(_RECURSIVE.fullmatch, os.fsdecode(done.stdout).splitlines())
+    return tuple(sorted({match[1] for match in matches if match}))
