@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from zvmsnap.common.errors import ZvmsnapError
@@ -46,17 +46,20 @@ def refuse_unidentified(point: RestorePoint, refused: type[ZvmsnapError]) -> Non
             )
 
 
-def why_not(host: Host, xml: str, made_on: HostDescription, *, cold: bool) -> list[str]:
+def why_not(
+    host: Host, xml: str, made_on: HostDescription, *, cold: bool, made: Collection[str] = ()
+) -> list[str]:
     """Reasons why this host cannot run a guest of that definition; none if it can.
 
-    To load its RAM (not `cold`), machine type and CPU must be those that the RAM was written with.
-    A newer QEMU mostly loads what an older one has written, an older one never does.
+    `made` are networks, and directories, that will be made for it. To load its RAM (not `cold`),
+    machine type and CPU must be those that the RAM was written with. A newer QEMU mostly loads what
+    an older one has written, an older one never does.
     Raises LibvirtFailed.
     """
     root = ET.fromstring(xml)
     reasons = [
-        *_missing_files(root),
-        *_missing_networks(root, host),
+        *_missing_files(root, made, cold=cold),
+        *_missing_networks(root, host, made),
         *_missing_secrets(root, host),
     ]
     if why := host.why_no_machine(*_machine(root)):
@@ -66,26 +69,45 @@ def why_not(host: Host, xml: str, made_on: HostDescription, *, cold: bool) -> li
     return reasons
 
 
-def _missing_files(root: ET.Element) -> Iterator[str]:
+def _missing_files(root: ET.Element, made: Collection[str], *, cold: bool) -> Iterator[str]:
+    def is_missing(path: str) -> bool:
+        below_made = any(path.startswith(f"{directory}/") for directory in made)
+        return bool(path) and not below_made and not os.path.exists(path)
+
     for tag in ("os/loader", "os/kernel", "os/initrd"):
         path = root.findtext(tag, "").strip()
-        if path and not os.path.exists(path):
+        if is_missing(path):
             yield f"{path} is not here ({tag.partition('/')[2]})"
     emulator = root.findtext("devices/emulator", "")
-    if emulator and not os.path.exists(emulator):
+    if is_missing(emulator):
         yield f"{emulator} is not here: install the QEMU of that architecture"
     for disk in root.findall("devices/disk"):
         target, source = disk.find("target"), disk.find("source")
         if target is None or source is None or disk.find("readonly") is None:
             continue
         path = source.get("file") or source.get("dev") or ""
-        if path and not os.path.exists(path):
+        if is_missing(path) and not _is_dispensable(disk, source, cold=cold):
             yield f"{path} is not here ({disk.get('device', 'disk')} {target.get('dev')})"
 
 
-def _missing_networks(root: ET.Element, host: Host) -> Iterator[str]:
+def _is_dispensable(disk: ET.Element, source: ET.Element, *, cold: bool) -> bool:
+    """Does libvirt start the guest without that image, if it is missing?"""
+    # startupPolicy  starts with RAM              starts from its disks
+    # optional       yes, with an empty drive     yes
+    # requisite      yes, with an empty drive     no
+    # any other      no                           no
+    # qemuDomainCheckDiskStartupPolicy(): RAM knows of a disk that is no drive.
+    policy = source.get("startupPolicy", "")
+    if cold:
+        return policy == "optional"
+    return policy in ("optional", "requisite") and disk.get("device") in ("cdrom", "floppy")
+
+
+def _missing_networks(root: ET.Element, host: Host, made: Collection[str]) -> Iterator[str]:
     for source in root.findall("devices/interface/source"):
         network, bridge = source.get("network"), source.get("bridge")
+        if network in made:
+            continue
         if network and not host.has_network(network):
             yield f"libvirt's network {network} is not up: virsh net-start {network}"
         elif not network and bridge and not Path(f"/sys/class/net/{bridge}").exists():

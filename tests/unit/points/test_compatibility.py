@@ -138,6 +138,33 @@ def test_devices(made_on: HostDescription, devices: str, reasons: list[str], col
     assert compatibility.why_not(Here(), xml(devices), made_on, cold=cold) == reasons
 
 
+# startupPolicy, device, and whether libvirt starts the guest without the file: with RAM, and cold.
+POLICIES = [
+    ("optional", "cdrom", True, True),
+    ("optional", "disk", False, True),
+    ("requisite", "cdrom", True, False),
+    ("mandatory", "cdrom", False, False),
+    ("", "cdrom", False, False),
+]
+
+
+@pytest.mark.parametrize(("policy", "device", "with_ram", "cold"), POLICIES)
+def test_image_that_may_be_missing(
+    made_on: HostDescription, policy: str, device: str, with_ram: bool, cold: bool
+) -> None:
+    definition = xml(disk(f"<source file='/no/a.iso' startupPolicy='{policy}'/>", device=device))
+    for is_cold, starts in ((False, with_ram), (True, cold)):
+        reasons = compatibility.why_not(Here(), definition, made_on, cold=is_cold)
+        assert reasons == ([] if starts else [f"/no/a.iso is not here ({device} sda)"])
+
+
+def test_what_will_be_made_need_not_be_here(made_on: HostDescription) -> None:
+    definition = xml(card("<source network='lab'/>") + disk("<source file='/no/a.iso'/>"))
+    made = compatibility.why_not(Here(), definition, made_on, cold=True, made=("lab", "/no"))
+    assert made == []
+    assert len(compatibility.why_not(Here(), definition, made_on, cold=True, made=("/n",))) == 2
+
+
 @pytest.mark.parametrize("tag", ["loader", "kernel", "initrd"])
 def test_files_to_boot_from(made_on: HostDescription, tag: str) -> None:
     gone = compatibility.why_not(Here(), xml(os=f"<{tag}> /no/x </{tag}>"), made_on, cold=True)
