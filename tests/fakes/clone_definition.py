@@ -5,6 +5,7 @@ from typing import Any
 
 from zvmsnap.clone import domain_xml as clone_xml
 from zvmsnap.clone.identity import Identity, Network
+from zvmsnap.clone.own_places import OwnPlaces
 
 OLD_UUID = "c0ffee00-0000-4000-8000-000000000001"
 NEW_UUID = "c0ffee00-0000-4000-8000-000000000002"
@@ -36,8 +37,11 @@ def identity(**changes: Any) -> Identity:
     return Identity(**{"name": "web2", "uuid": NEW_UUID, "point": POINT, **known, **changes})
 
 
-def cloned(xml: str, *, cold: bool = False, **changes: Any) -> tuple[ET.Element, tuple[str, ...]]:
-    result = clone_xml.as_clone(xml, identity(**changes), VDA, cold=cold)
+def cloned(
+    xml: str, *, cold: bool = False, places: OwnPlaces | None = None, **changes: Any
+) -> tuple[ET.Element, tuple[str, ...]]:
+    places = places or OwnPlaces()
+    result = clone_xml.as_clone(xml, identity(**changes), VDA, places, cold=cold)
     return ET.fromstring(result.xml), result.warnings
 
 

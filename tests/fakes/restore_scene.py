@@ -24,7 +24,7 @@ from tests.fakes.zfs_pool import allow_text, delegation
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import changes, location, staging
+from zvmsnap.disks import changes, location, qemu_img, staging
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
@@ -174,6 +174,8 @@ class World:
         for verb in (*asked, "lineages", "pool_guids"):
             patch.setattr(zfs, verb, getattr(self, verb))
         patch.setattr(mounts, "read_table", self.mounts)
+        # Its images are words, which name no other files.
+        patch.setattr(qemu_img, "header", lambda *_: qemu_img.Header("", "", ""))
         patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(volume, "device_number", self.device_number)
         patch.setattr(volume, "location_at", self.location_at)

@@ -1,7 +1,7 @@
 """A second machine from a point, beside the original, with its RAM.
 
     datasets     clones the point's snapshots, and marks them: zvmsnap:clone=NAME
-    disks        makes their image files root's, and notes the paths
+    disks        makes their image files root's, notes the paths, and lets no image name another's
     image        copies the RAM image with another definition in its header; the vault's own stays
     firmware     writes NVRAM and, for a start from the disks, the state of the TPM
     define       defines the clone, with a mark in its metadata
@@ -15,28 +15,27 @@ A failure undoes all of them; after a crash `zvmsnap recover` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zvmsnap.clone import datasets
+from zvmsnap.clone import datasets, own_places
+from zvmsnap.clone.definitions import CloneDefinitions
 from zvmsnap.clone.destroy import remove_guest, stop_unused_network
-from zvmsnap.clone.domain_xml import CloneXml, as_clone
-from zvmsnap.clone.identity import ISOLATED_NETWORK, Identity, Network
-from zvmsnap.clone.plan import own_nvram
+from zvmsnap.clone.identity import ISOLATED_NETWORK, Network
+from zvmsnap.clone.own_places import OwnPlaces
 from zvmsnap.common import log
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.journal.operation import CloneOperation, OperationWriter, Source, StartState
+from zvmsnap.journal.operation import CloneOperation, OperationWriter, StartState
 from zvmsnap.points import definition, memory_image, vault
-from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import NVRAM
 from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint, read_point
-from zvmsnap.virt import agent, domain_xml, tpm_state
+from zvmsnap.virt import agent, tpm_state
 from zvmsnap.virt.domain_xml import Nvram
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
@@ -125,15 +124,23 @@ class CloneCreation:
 
     def _find_disks(self) -> None:
         clones = self._clones()
-        self._writer.note(
-            sources=datasets.sources(self._point.manifest.disks, clones),
-            next_sources=datasets.sources(next_start(self._point).disks, clones),
-        )
+        sources = datasets.sources(self._point.manifest.disks, clones)
+        next_sources = datasets.sources(next_start(self._point).disks, clones)
+        self._writer.note(sources=sources, next_sources=next_sources)
+        own_places.take_over((*sources.values(), *next_sources.values()), self._places())
+        self._definitions().refuse_shared()
 
     def _clones(self) -> dict[str, str]:
         """Its datasets, by those of the point's disks."""
-        names = (name for name, _ in self._operation.datasets)
-        return dict(zip(sorted(self._point.manifest.datasets), names, strict=True))
+        by_originals = datasets.by_originals(self._point.manifest, self._operation)
+        return {original: own for original, (own, _) in by_originals.items()}
+
+    def _places(self) -> OwnPlaces:
+        manifest = self._point.manifest
+        return own_places.made(manifest, datasets.by_originals(manifest, self._operation))
+
+    def _definitions(self) -> CloneDefinitions:
+        return CloneDefinitions(self._point, self._operation, self._places())
 
     @property
     def _point(self) -> RestorePoint:
@@ -159,35 +166,13 @@ class CloneCreation:
         self._staging.make()
         stored = self._directory / memory.file
         xml = memory_image.xml_of(stored, memory)
-        clone = self._as_clone(xml, self._operation.sources, cold=False)
+        clone = self._definitions().of_ram(xml)
         memory_image.materialize(stored, memory, self._image, xml=clone.xml)
 
     def _drop_image(self) -> None:
         if self._operation.memory:
             vault.drop_loading(self._directory, self._operation.capture)
         self._staging.remove()
-
-    def _for_next_start(self) -> CloneXml:
-        """Its persistent definition. The RAM does not know of it, so things may be left out."""
-        sources = self._operation.next_sources
-        if sources is None:
-            sources = self._operation.sources
-        return self._as_clone(definition_of(self._point), sources, cold=True)
-
-    def _as_clone(self, xml: str, sources: Mapping[str, Source], *, cold: bool) -> CloneXml:
-        nvram = domain_xml.parse(xml).nvram
-        return as_clone(
-            xml,
-            Identity(
-                name=self._operation.domain,
-                uuid=self._operation.uuid,
-                point=self._operation.point,
-                nvram=own_nvram(self._operation.domain) if nvram else None,
-                network=Network(self._operation.network),
-            ),
-            sources,
-            cold=cold,
-        )
 
     def _make_firmware(self) -> None:
         if variables := definition.stored(self._directory, NVRAM):
@@ -196,9 +181,10 @@ class CloneCreation:
                 definition.put_nvram(variables, nvram, definition.firmware_dirs())
         if self._operation.memory:
             return  # the state of its TPM comes with the RAM
-        xml = self._for_next_start().xml
+        xml = self._definitions().for_next_start().xml
         own = self._operation.uuid
-        had_state = definition.put_tpm(self._directory, xml, own, definition.firmware_dirs())
+        roots = [*definition.firmware_dirs(), *map(Path, self._places().folders.values())]
+        had_state = definition.put_tpm(self._directory, xml, own, roots)
         if not had_state and tpm_state.state_of(xml, own):
             self._log.warning("its TPM is empty: the point does not have the state")
 
@@ -211,7 +197,7 @@ class CloneCreation:
             ISOLATED_NETWORK
         ):
             self._host.start_network(_ISOLATED)
-        clone = self._for_next_start()
+        clone = self._definitions().for_next_start()
         for warning in clone.warnings:
             self._log.warning("%s", warning)
         self._host.define(clone.xml)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
+from zvmsnap.clone import own_places
 from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
 from zvmsnap.disks import location
 from zvmsnap.journal.operation import CloneOperation, Source
-from zvmsnap.points.manifest import Disk
+from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
-
-_MOUNTED_AT = Path("/var/lib/zvmsnap/clones")
 
 
 def make(operation: CloneOperation) -> None:
@@ -26,7 +24,7 @@ def make(operation: CloneOperation) -> None:
         mountpoint = datasets[name].mountpoint
         if mountpoint and not mountpoint.startswith("/"):
             # Inherited "none" or "legacy": its disks could not be reached.
-            zfs.set_property(name, "mountpoint", str(_MOUNTED_AT / name))
+            zfs.set_property(name, "mountpoint", str(own_places.CLONES / name))
 
 
 def destroy(operation: CloneOperation) -> None:
@@ -60,6 +58,24 @@ def sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Sourc
             location.give_back(place, table)
             images[disk.target] = ("file", path, disk.format)
     return images
+
+
+def planned_sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Source]:
+    """As `sources`, of datasets that do not exist yet: files are as if below CLONES."""
+    images: dict[str, Source] = {}
+    for disk in disks:
+        own = disk.location_in(clones[disk.dataset])
+        path = volume.device_of(own.dataset, own.partition)
+        if own.path:
+            path = str(own_places.CLONES / own.dataset / own.path)
+        images[disk.target] = ("file" if own.path else "block", path, disk.format)
+    return images
+
+
+def by_originals(manifest: Manifest, operation: CloneOperation) -> dict[str, tuple[str, str]]:
+    """The clone's datasets, and those that these are clones of, by those of the point's disks."""
+    pairs = ((name, _dataset(origin)) for name, origin in operation.datasets)
+    return dict(zip(sorted(manifest.datasets), pairs, strict=True))
 
 
 def _dataset(snapshot: str) -> str:

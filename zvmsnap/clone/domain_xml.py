@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from zvmsnap.clone.devices import adapt_devices
 from zvmsnap.clone.elements import child, drop
 from zvmsnap.clone.identity import Identity, derived, refusal
+from zvmsnap.clone.own_places import OwnPlaces
 from zvmsnap.virt import domain_xml
 
 _MARK = "urn:zvmsnap:clone"
@@ -32,20 +33,27 @@ class CloneXml:
 
 
 def as_clone(
-    xml: str, clone: Identity, sources: Mapping[str, tuple[str, str, str]], *, cold: bool = False
+    xml: str,
+    clone: Identity,
+    sources: Mapping[str, tuple[str, str, str]],
+    places: OwnPlaces,
+    *,
+    cold: bool = False,
 ) -> CloneXml:
     """The definition of `clone`, whose own images are `sources`, as in domain_xml.with_sources.
 
-    `cold`: it starts without RAM, so what cannot exist twice may be left out, with a warning.
-    Raises CloneImpossible, which names the device and what to do.
+    What else it has of the point is in `places`. `cold`: it starts without RAM, so what cannot
+    exist twice may be left out, with a warning. Raises CloneImpossible, which names the device and
+    what to do.
     """
     try:
-        root = ET.fromstring(domain_xml.with_sources(xml, sources))
+        root = ET.fromstring(domain_xml.with_sources(xml, sources, chains=True))
+        places.give(root)
         devices = root.find("devices")
         if devices is None:
             raise refusal(clone, "its definition has no devices")
-        warnings = adapt_devices(devices, clone, frozenset(sources), cold=cold)
-        _firmware(root, clone)
+        warnings = adapt_devices(devices, clone, frozenset(sources), places, cold=cold)
+        _firmware(root, clone, places)
         _name(root, clone)
         return CloneXml(ET.tostring(root, encoding="unicode"), (*warnings, *_command_line(root)))
     except (domain_xml.ParseError, RecursionError) as error:
@@ -78,14 +86,19 @@ def _name(root: ET.Element, clone: Identity) -> None:
     ET.SubElement(metadata, f"{{{_MARK}}}clone", point=clone.point)
 
 
-def _firmware(root: ET.Element, clone: Identity) -> None:
+def _firmware(root: ET.Element, clone: Identity, places: OwnPlaces) -> None:
     """Give it its own firmware variables: loading a RAM image writes them back to the file."""
-    for loader in root.findall("os/loader[@readonly='no'][@type='pflash']"):
-        raise refusal(clone, f"it writes to its firmware {loader.text}: give it an <nvram> first")
+    for loader in root.findall("os/loader[@type='pflash']"):
+        path = (loader.text or "").strip()
+        # Without `readonly` libvirt lets it be written to.
+        if path and loader.get("readonly") != "yes" and not places.has(path):
+            raise refusal(clone, f"it writes to its firmware {path}: give it an <nvram> first")
     for store in root.findall("os/varstore"):
         store.attrib.pop("path", None)
     for nvram in root.findall("os/nvram"):
         source = nvram.find("source")
+        if source is not None and places.has(source.get("dev", "")):
+            continue
         if source is None:
             nvram.text = clone.nvram
         elif clone.nvram is None:

@@ -1,7 +1,8 @@
-"""Plans a clone, in three stages: observe the host, check, build the operation.
+"""Plans a clone, in four stages: observe the host, check, build the operation, check that.
 
-Nothing is changed. Only the first stage asks libvirt, ZFS and the vault; the RAM image is read to
-its end when all that costs less has been checked.
+Nothing is changed. The first stage asks libvirt, ZFS and the vault. The last one makes the clone's
+definitions as if it existed: what they name must be on this host, and nothing of it may be shared
+with the original. The RAM image is read to its end when all that costs less has been checked.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zvmsnap.clone.identity import Network
+import msgspec
+
+from zvmsnap.clone import datasets as clone_datasets
+from zvmsnap.clone import own_places
+from zvmsnap.clone.definitions import CloneDefinitions, own_nvram
+from zvmsnap.clone.identity import ISOLATED_NETWORK, Network
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import CloneImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, StartState
-from zvmsnap.points import compatibility, definition, locate, memory_image
+from zvmsnap.points import compatibility, locate, memory_image
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.liveness import Liveness, guids_of
+from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.host import Host
@@ -47,7 +54,7 @@ class _Observed:
     """What the host says, asked once.
 
     `nvram` is the path of the clone's firmware variables, if it has any, and `taken_nvram` the same
-    if it exists; `misfits` is why this host cannot run the machine.
+    if it exists; `memory_lack` is why it cannot have its memory.
     """
 
     guest_names: frozenset[str]
@@ -55,7 +62,7 @@ class _Observed:
     liveness: Liveness
     nvram: tuple[str, ...]
     taken_nvram: tuple[str, ...]
-    misfits: tuple[str, ...]
+    memory_lack: tuple[str, ...]
 
 
 def plan_clone(
@@ -71,9 +78,11 @@ def plan_clone(
     snapshots = locate.snapshots_of(point, observed.liveness)
     datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)
     _check(point, options, observed, snapshots, datasets)
+    operation = _build(config, point, options, datasets, observed.nvram)
+    _check_machine(host, point, operation)
     if point.manifest.memory and _has_memory(point, options):
         memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
-    return _build(config, point, options, datasets, observed.nvram)
+    return operation
 
 
 def _check_name(name: str) -> None:
@@ -95,10 +104,7 @@ def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observe
         liveness=Liveness.by(zfs.all_snapshots(guids_of([point.manifest]))),
         nvram=nvram,
         taken_nvram=tuple(filter(os.path.lexists, nvram)),
-        misfits=(
-            *compatibility.why_not(host, xml, point.manifest.host, cold=not memory),
-            *_lacking_memory(xml),
-        ),
+        memory_lack=tuple(_lacking_memory(xml)),
     )
 
 
@@ -133,7 +139,30 @@ def _check(
     taken = [name for name, _ in datasets if name in observed.datasets]
     for name in (*taken, *observed.taken_nvram):
         raise CloneImpossible(f"{name}: exists already; choose another name for the clone")
-    compatibility.refuse_misfits(point, observed.misfits, CloneImpossible)
+    compatibility.refuse_misfits(point, observed.memory_lack, CloneImpossible)
+
+
+def _check_machine(host: Host, point: RestorePoint, operation: CloneOperation) -> None:
+    """The clone needs nothing that is not here, and shares nothing. Raises CloneImpossible."""
+    by_originals = clone_datasets.by_originals(point.manifest, operation)
+    clones = {original: own for original, (own, _) in by_originals.items()}
+    planned = msgspec.structs.replace(
+        operation,
+        sources=clone_datasets.planned_sources(point.manifest.disks, clones),
+        next_sources=clone_datasets.planned_sources(next_start(point).disks, clones),
+    )
+    places = own_places.planned(point.manifest, by_originals)
+    definitions = CloneDefinitions(point, planned, places)
+    clone = definitions.of_ram() if operation.memory else definitions.for_next_start()
+    misfits = compatibility.why_not(
+        host,
+        clone.xml,
+        point.manifest.host,
+        cold=not operation.memory,
+        made=(ISOLATED_NETWORK, *map(str, places.folders.values())),
+    )
+    compatibility.refuse_misfits(point, misfits, CloneImpossible)
+    definitions.refuse_shared()
 
 
 def _build(
@@ -184,8 +213,3 @@ def _new_datasets(
             parent = current.rpartition("/")[0] or current
         names[dataset] = f"{parent}/{name if last == domain else f'{last}-{name}'}"
     return tuple((names[dataset], snapshots[dataset].full_name) for dataset in sorted(snapshots))
-
-
-def own_nvram(name: str) -> str:
-    """The path of the clone's own firmware variables: where libvirt has them, not the point."""
-    return str(definition.NVRAM_DIR / f"{name}_VARS.fd")

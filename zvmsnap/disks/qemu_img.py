@@ -24,6 +24,18 @@ class Layer:
     format: str
 
 
+@dataclass(frozen=True)
+class Header:
+    """What an image says of the files that it needs; "" is none.
+
+    `backing` is as QEMU would open it, `data_file` as it is written there.
+    """
+
+    backing: str
+    backing_format: str
+    data_file: str
+
+
 class Soundness(Enum):
     """Do the tables of a qcow2 image account for what is in the file? By qemu-img's exit code."""
 
@@ -48,6 +60,37 @@ def chain(path: str) -> tuple[Layer, ...]:
         if not os.path.isabs(layer.path):
             raise OverlayUnreadable(f"{path}: is on {layer.path}, which is not the path of a file")
     return layers
+
+
+def header(path: str, image_format: str) -> Header:
+    """Read an image's header; the files that it names are not opened. Raises QemuImgFailed."""
+    try:
+        said = json.loads(_run("info", "--output=json", "--force-share", "-f", image_format, path))
+        specific = said.get("format-specific", {}).get("data", {})
+        backing = said.get("full-backing-filename", said.get("backing-filename", ""))
+        backing_format = said.get("backing-filename-format", "")
+        return Header(str(backing), str(backing_format), str(specific.get("data-file", "")))
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise QemuImgFailed(f"qemu-img info: {path}: an answer of another kind") from error
+
+
+def set_backing(path: str, image_format: str, backing: str, backing_format: str) -> None:
+    """Let an image's header name another backing file with the same content.
+
+    Raises QemuImgFailed.
+    """
+    below = ["-b", backing, *(["-F", backing_format] if backing_format else [])]
+    _run("rebase", "-q", "-u", "-f", image_format, *below, path)
+
+
+def set_data_file(path: str, data_file: str) -> None:
+    """Let the header of a qcow2 image name another data file with the same content.
+
+    The data file that it names is not opened. Raises QemuImgFailed.
+    """
+    option = data_file.replace(",", ",,")
+    image = f"driver=qcow2,file.filename={path.replace(',', ',,')},data-file.filename={option}"
+    _run("amend", "-q", "-o", f"data_file={option}", "--image-opts", image)
 
 
 def holds_nothing(overlay: str) -> bool:

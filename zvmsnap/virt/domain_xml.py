@@ -173,8 +173,13 @@ def _nvram(root: ET.Element) -> Nvram | None:
     return Nvram(kind, _path(kind, source))
 
 
-def with_sources(xml: str, sources: Mapping[str, tuple[str, str, str]]) -> str:
-    """The definition with other images for some targets: each a type, a path and a format."""
+def with_sources(
+    xml: str, sources: Mapping[str, tuple[str, str, str]], *, chains: bool = False
+) -> str:
+    """The definition with other images for some targets: each a type, a path and a format.
+
+    `chains`: what the definition says of the images below them stays.
+    """
     root = ET.fromstring(xml)
     for disk in root.findall("devices/disk"):
         target = disk.find("target")
@@ -183,7 +188,7 @@ def with_sources(xml: str, sources: Mapping[str, tuple[str, str, str]]) -> str:
             continue
         kind, path, image_format = new
         disk.set("type", kind)
-        for child in disk.findall("backingStore"):
+        for child in disk.findall("backingStore") if not chains else ():
             disk.remove(child)
         source = disk.find("source")
         if source is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.restore_scene import Scene, set_scene
-from zvmsnap.clone import datasets
+from zvmsnap.clone import own_places
 from zvmsnap.config.settings import Config
 from zvmsnap.points import compatibility
 from zvmsnap.points.manifest import Manifest
@@ -17,6 +17,6 @@ def scene(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    monkeypatch.setattr(datasets, "_MOUNTED_AT", tmp_path / "clones")
+    monkeypatch.setattr(own_places, "CLONES", tmp_path / "clones")
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     return set_scene(config, tmp_path / "pools", manifest, monkeypatch)

@@ -135,6 +135,17 @@ DEVICES = [
         id="memory",
     ),
     pytest.param("<lease><key>k</key></lease>", None, id="lease"),
+    pytest.param(
+        "<audio id='1' type='file' path='/log/web.wav'/>",
+        "<audio id='1' type='file' path='/log/web2-web.wav'/>",
+        id="sound into a file",
+    ),
+    pytest.param("<audio id='1' type='spice'/>", "<audio id='1' type='spice'/>", id="sound"),
+    pytest.param(
+        "<graphics type='dbus' address='unix:path=/run/bus'/>",
+        "<graphics type='dbus'/>",
+        id="screen on a bus of its own",
+    ),
 ]
 
 
@@ -175,16 +186,24 @@ WARNED = [
         "floppy fda: the drive is empty",
         id="floppy",
     ),
-    pytest.param(
-        "<filesystem type='mount'><source dir='/s'/><target dir='share'/></filesystem>",
-        "<filesystem type='mount'><source dir='/s'/><target dir='share'/></filesystem>",
-        "filesystem share is shared: both machines write",
-        id="share",
-    ),
-    pytest.param(
-        "<shmem name='area'/>", "<shmem name='area'/>", "shmem area is shared", id="shmem"
+    *(
+        pytest.param(
+            unix("channel", path, "connect", "<target type='virtio' name='a'/>"),
+            "<channel type='null'><target type='virtio' name='a'/></channel>",
+            "channel a of type unix is not connected",
+            id=f"channel that connects to {path}",
+        )
+        for path in ("/run/peer", "/var/lib/libvirt/qemu/channel/target/domain-1-web/a")
     ),
 ]
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["with RAM", "cold"])
+def test_evdev_is_left_out_as_no_guest_sees_it(cold: bool) -> None:
+    device = "<input type='evdev'><source dev='/dev/input/event1' grab='all'/></input>"
+    root, warnings = cloned(domain(device), cold=cold)
+    assert last_device(root) is None
+    assert warnings == ("evdev /dev/input/event1 is one device of the host: left out",)
 
 
 @pytest.mark.parametrize(("device", "expected", "warning"), WARNED)
@@ -224,8 +243,8 @@ SEEN = "<model type='virtio'/><alias name='net0'/><address type='pci'/>"
     [
         pytest.param(
             Network.NONE,
-            "<interface type='network' trustGuestRxFilters='yes'><mac address='{mac}'/>"
-            f"{KEPT}{SEEN}<link state='down'/></interface>",
+            f"<interface type='ethernet'><mac address='{{mac}}'/>{SEEN}"
+            "<link state='down'/></interface>",
             id="none",
         ),
         pytest.param(
@@ -253,18 +272,85 @@ def test_interface(network: Network, expected: str) -> None:
 def test_link_that_is_up_goes_down() -> None:
     root, _ = cloned(domain("<interface type='user'><link state='up'/></interface>"))
     assert only(root, "devices/interface") == plain(
-        "<interface type='user'><link state='down'/></interface>"
+        "<interface type='ethernet'><link state='down'/></interface>"
     )
 
 
-def test_any_interface_can_be_isolated() -> None:
-    for kind in ("bridge", "direct", "vhostuser", "vdpa", "user"):
-        root, _ = cloned(domain(INTERFACE.format(kind=kind)), network=Network.ISOLATED)
-        (interface,) = root.findall("devices/interface")
-        assert interface.get("type") == "network"
-        assert only(root, "devices/interface/source") == plain(
-            "<source network='zvmsnap-isolated'/>"
-        )
+# What a card has on the host alone. Each needs something of it, or is there once.
+HOST_SIDE = (
+    "<source bridge='br-not-here'/><virtualport type='midonet'><parameters interfaceid='i'/>"
+    "</virtualport><backend type='passt' logFile='/var/log/web.log'/><portForward proto='tcp'>"
+    "<range start='20022' to='22'/></portForward><filterref filter='not-here'/><vlan><tag id='7'/>"
+    "</vlan><script path='/s'/><port isolated='yes'/><ip address='192.0.2.1'/><coalesce/>"
+    "<bandwidth><inbound average='1' floor='1'/></bandwidth>"
+)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bridge", "network", "direct", "vhostuser", "vdpa", "user", "server", "client", "udp"]
+)
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (Network.NONE, "<interface type='ethernet'>{seen}<link state='down'/></interface>"),
+        (
+            Network.ISOLATED,
+            "<interface type='network'>{seen}<source network='zvmsnap-isolated'/></interface>",
+        ),
+    ],
+)
+def test_needs_nothing_of_the_originals_network(kind: str, network: Network, expected: str) -> None:
+    seen = "<model type='virtio'/><mtu size='9000'/><driver queues='2'/>"
+    device = f"<interface type='{kind}'>{HOST_SIDE}{seen}</interface>"
+    root, warnings = cloned(domain(device), network=network)
+    assert last_device(root) == plain(expected.format(seen=seen))
+    assert warnings == ()
+
+
+def test_kept_network_without_log_and_ports_of_the_original() -> None:
+    device = (
+        "<interface type='user'><mac address='52:54:00:11:22:33'/>"
+        "<backend type='passt' logFile='/var/log/passt-web.log'/>"
+        "<portForward proto='tcp'><range start='20022' to='22'/></portForward></interface>"
+    )
+    root, warnings = cloned(domain(device), network=Network.KEEP)
+    assert only(root, "devices/interface/backend") == plain(
+        "<backend type='passt' logFile='/var/log/web2-passt-web.log'/>"
+    )
+    assert root.find("devices/interface/portForward") is None
+    assert warnings == (
+        "interface 52:54:00:11:22:33 has no ports of the host: these are the original's",
+    )
+
+
+def test_passt_serves_each_machine_anew() -> None:
+    device = "<interface type='vhostuser'><backend type='passt'/><source dev='eth0'/></interface>"
+    root, _ = cloned(domain(device), network=Network.KEEP)
+    assert last_device(root) == plain(device)
+
+
+ONE_PEER = [
+    *(
+        pytest.param(INTERFACE.format(kind=kind), kind, id=kind)
+        for kind in ("vhostuser", "vdpa", "server", "client", "udp")
+    ),
+    pytest.param(
+        "<interface type='bridge'><mac address='52:54:00:AA:bb:cc'/><source bridge='midonet'/>"
+        "<virtualport type='midonet'><parameters interfaceid='i'/></virtualport></interface>",
+        "midonet",
+        id="midonet",
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "kind"), ONE_PEER)
+def test_network_with_one_peer_cannot_be_kept(device: str, kind: str) -> None:
+    with pytest.raises(CloneImpossible) as caught:
+        cloned(domain(device), network=Network.KEEP)
+    assert str(caught.value).startswith(
+        f"{POINT} cannot be cloned as web2: interface 52:54:00:AA:bb:cc of type {kind} serves one "
+        "machine: choose the isolated network, or none"
+    )
 
 
 # What cannot exist twice, what messages call it, and whether --cold can leave it out.
@@ -288,6 +374,23 @@ ALONE = [
         "<disk type='network'><source protocol='rbd'/><target dev='vdb'/></disk>",
         "disk vdb is not part of the point",
         id="disk elsewhere",
+    ),
+    pytest.param(
+        "<filesystem type='mount'><source dir='/s'/><target dir='share'/></filesystem>",
+        "filesystem share would be shared: both machines would write to the same directory",
+        id="share",
+    ),
+    pytest.param(
+        "<filesystem type='mount'><driver type='virtiofs'/><source socket='/tmp/sock'/>"
+        "<target dir='tag'/><readonly/></filesystem>",
+        "filesystem tag: the server at /tmp/sock serves one machine",
+        id="virtiofs of a socket",
+    ),
+    pytest.param("<shmem name='area'/>", "shmem area would be shared by both machines", id="shmem"),
+    pytest.param(
+        "<input type='passthrough' bus='virtio'><source evdev='/dev/input/event1'/></input>",
+        "passed-through input serves one machine",
+        id="passed-through input",
     ),
     pytest.param(
         "<disk type='file'><source file='/x'/></disk>",
@@ -338,19 +441,18 @@ IMPOSSIBLE = [
     ),
     *(
         pytest.param(
-            INTERFACE.format(kind=kind),
             "",
-            f"interface 52:54:00:AA:bb:cc of type {kind} serves one machine: "
-            "choose the isolated network",
-            id=kind,
+            f"<os><loader {readonly} type='pflash'>/fw</loader></os>",
+            "it writes to its firmware /fw: give it an <nvram> first",
+            id=f"firmware that is written to, {readonly or 'without a word'}",
         )
-        for kind in ("vhostuser", "vdpa", "server", "udp")
+        for readonly in ("readonly='no'", "")
     ),
     pytest.param(
+        "<tpm><backend type='emulator'><source type='file' path='/t/state'/></backend></tpm>",
         "",
-        "<os><loader readonly='no' type='pflash'>/fw</loader></os>",
-        "it writes to its firmware /fw",
-        id="firmware that is written to",
+        "the state of its TPM is in /t/state, which is in no dataset of the point",
+        id="TPM, file elsewhere",
     ),
 ]
 

@@ -19,6 +19,7 @@ from tests.fakes.clone_definition import (
     plain,
 )
 from zvmsnap.clone import domain_xml as clone_xml
+from zvmsnap.clone.own_places import OwnPlaces
 from zvmsnap.common.errors import CloneImpossible
 from zvmsnap.virt import domain_xml
 
@@ -33,12 +34,12 @@ def test_identity() -> None:
 
 
 def test_mark() -> None:
-    first = clone_xml.as_clone(domain(), identity(), VDA).xml
+    first = clone_xml.as_clone(domain(), identity(), VDA, OwnPlaces()).xml
     assert clone_xml.cloned_from(domain()) is None
     assert clone_xml.cloned_from(first) == POINT
     assert f'<zvmsnap:clone point="{POINT}" />' in first
     assert 'xmlns:zvmsnap="urn:zvmsnap:clone"' in first
-    again = clone_xml.as_clone(first, identity(point="web2@later"), VDA).xml
+    again = clone_xml.as_clone(first, identity(point="web2@later"), VDA, OwnPlaces()).xml
     assert clone_xml.cloned_from(again) == "web2@later"
     assert again.count("<zvmsnap:clone") == 1
 
@@ -172,7 +173,9 @@ def test_bare_elements_are_no_stumbling_block() -> None:
 
 def test_twice_the_same_is_the_same() -> None:
     xml = domain(INTERFACE.format(kind="network"), top=f"<genid>{OLD_UUID}</genid>")
-    assert clone_xml.as_clone(xml, identity(), VDA) == clone_xml.as_clone(xml, identity(), VDA)
+    assert clone_xml.as_clone(xml, identity(), VDA, OwnPlaces()) == clone_xml.as_clone(
+        xml, identity(), VDA, OwnPlaces()
+    )
 
 
 MACS = st.binary(min_size=6, max_size=6).map(lambda mac: mac.hex(":"))

@@ -6,11 +6,12 @@ import pytest
 from tests.fakes.guest import OTHER
 from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene
 from zvmsnap.clone import plan
+from zvmsnap.clone.identity import Network
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.errors import CloneImpossible, ZvmsnapError
 from zvmsnap.journal.operation import CloneOperation
 from zvmsnap.points import compatibility, definition, memory_image
-from zvmsnap.points.manifest import DOMAIN_XML, Disk, SnapshotRef
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs.types import Dataset, Snapshot
 
@@ -47,6 +48,18 @@ def pruned(scene: Scene, point: RestorePoint) -> None:
     scene.world.pool_snapshots.clear()
 
 
+def unknown_device(scene: Scene, point: RestorePoint) -> None:
+    """It is in the definition for the next start alone."""
+    path = point.directory / PERSISTENT_XML
+    path.write_text(path.read_text().replace("</devices>", "<gadget path='/x'/></devices>"))
+
+
+def shared_directory(scene: Scene, point: RestorePoint) -> None:
+    share = "<filesystem><source dir='/srv/s'/><target dir='s'/></filesystem>"
+    path = point.directory / DOMAIN_XML
+    path.write_text(path.read_text().replace("</devices>", f"{share}</devices>"))
+
+
 def locked(scene: Scene, point: RestorePoint) -> None:
     scene.world.pool[DATASET].locked = True
 
@@ -59,6 +72,8 @@ def locked(scene: Scene, point: RestorePoint) -> None:
         (dataset_taken, "tank/w2: exists already; choose another name"),
         (no_machine, "does not fit this host: QEMU here cannot be that machine"),
         (no_secret, "its secret aa cannot be used here: Secret not found: virsh secret-define"),
+        (unknown_device, "w2: whether devices/gadget@path is shared is not known: /x"),
+        (shared_directory, "w2: filesystem s would be shared: both machines would write"),
         (damaged, "does not match its checksum"),
         (pruned, "has no snapshot of tank/web any more that fits"),
     ],
@@ -80,7 +95,19 @@ def test_point_that_does_not_say_which_part_of_its_volume(scene: Scene) -> None:
         plan_of(scene, scene.point(disks=(disk,)))
 
 
-@pytest.mark.parametrize("spoil", [locked, in_use, dataset_taken, no_machine, no_secret, pruned])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        locked,
+        in_use,
+        dataset_taken,
+        no_machine,
+        no_secret,
+        unknown_device,
+        shared_directory,
+        pruned,
+    ],
+)
 def test_ram_image_is_read_after_all_else_was_checked(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Scene, RestorePoint], None]
 ) -> None:
@@ -109,6 +136,26 @@ def test_no_memory_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 0)
     with pytest.raises(CloneImpossible, match="it needs 1 MiB of memory, and 0 MiB are available"):
         plan_of(scene, scene.point())
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_what_only_the_original_needs(scene: Scene, cold: bool) -> None:
+    """Its bridge, and an ISO of its own dataset that is there no more."""
+    point = scene.point()
+    iso = Path(scene.world.disk_of(DATASET)).with_name("gone.iso")
+    devices = (
+        "<interface type='bridge'><source bridge='br-not-here'/></interface><disk type='file' "
+        f"device='cdrom'><source file='{iso}'/><target dev='sda'/><readonly/></disk></devices>"
+    )
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        path = point.directory / name
+        path.write_text(path.read_text().replace("</devices>", devices))
+    for network in (Network.NONE, Network.ISOLATED):
+        options = CloneOptions("w2", cold=cold, network=network)
+        assert plan_clone(scene.config, scene.host, point, options)
+    with pytest.raises(CloneImpossible, match="the bridge br-not-here is not here"):
+        options = CloneOptions("w2", cold=cold, network=Network.KEEP)
+        plan_clone(scene.config, scene.host, point, options)
 
 
 @pytest.mark.parametrize(

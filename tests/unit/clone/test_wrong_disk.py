@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.clone_scene import make, nothing_left
 from tests.fakes.guest import FakeProcess
 from tests.fakes.restore_scene import DATASET, OLD, Machine, Scene, set_scene
-from zvmsnap.clone import datasets, verify
+from zvmsnap.clone import own_places, verify
 from zvmsnap.clone.plan import CloneOptions
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.config.settings import Config
@@ -31,7 +31,7 @@ def scene(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
     """A guest on the second partition of a volume."""
-    monkeypatch.setattr(datasets, "_MOUNTED_AT", tmp_path / "clones")
+    monkeypatch.setattr(own_places, "CLONES", tmp_path / "clones")
     monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
     scene = set_scene(config, tmp_path / "pools", manifest, monkeypatch, "volume")
     scene.world.partition(FIRST, SECOND)
