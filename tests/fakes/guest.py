@@ -73,6 +73,7 @@ class FakeGuest(Guest):
         self.snapshots: list[str] = []
         # What libvirt keeps of checkpoints; and when its snapshots were made.
         self.checkpoints: list[Metadata] = []
+        self.without_bitmap: set[str] = set()
         self.snapshots_made_s: dict[str, int] = {}
         self.saved = ""
         self.calls: list[str] = []
@@ -329,8 +330,10 @@ class FakeGuest(Guest):
         self._called("checkpoint_metadata")
         return list(self.checkpoints)
 
-    def checkpoint_delete_metadata(self, name: str) -> None:
-        self._does(f"forget checkpoint {name}")
+    def checkpoint_delete(self, name: str, *, metadata_only: bool) -> None:
+        self._does(f"forget checkpoint {name}" if metadata_only else f"delete checkpoint {name}")
+        if not metadata_only and (not self.active or name in self.without_bitmap):
+            raise LibvirtFailed(f"{self.name}: forgetting checkpoint {name}: bitmap not found")
         (known,) = (each for each in self.checkpoints if each.name == name)
         self.checkpoints.remove(known)
 

@@ -14,6 +14,9 @@ From a checkpoint without its bitmap every incremental backup fails, and libvirt
 other way. To revert to a newer snapshot would load its RAM over disks of another time. Bitmaps are
 whole in a point with RAM: QEMU writes them to the disks with the last of RAM.
 
+A bitmap that is on the disks all the same, and tells nothing, is removed with its checkpoint: else
+nobody could make another one of that name. That needs a QEMU.
+
 Nothing is forgotten before the restored guest runs: a replaced guest that is brought back has all.
 """
 
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from zvmsnap.common.errors import QemuImgFailed
+from zvmsnap.common.errors import LibvirtFailed, QemuImgFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.disks import qemu_img
 from zvmsnap.points.point import RestorePoint
@@ -77,7 +80,7 @@ def forget(
             ", ".join(names),
         )
     for name in names:
-        guest.checkpoint_delete_metadata(name)
+        _forget_checkpoint(guest, name)
     known = set(guest.snapshot_names())
     if names := [name for name in stale_snapshots if name in known]:
         log.warning(
@@ -86,6 +89,13 @@ def forget(
         )
     for name in names:
         guest.snapshot_delete_metadata(name)
+
+
+def _forget_checkpoint(guest: Guest, name: str) -> None:
+    try:
+        guest.checkpoint_delete(name, metadata_only=False)
+    except LibvirtFailed:  # a bitmap is missing, or the guest is off
+        guest.checkpoint_delete(name, metadata_only=True)
 
 
 def _by_time(

@@ -333,10 +333,10 @@ class Guest:
                 ],
             )
 
-    def checkpoint_delete_metadata(self, name: str) -> None:
-        """Make libvirt forget a checkpoint, without touching any bitmap."""
+    def checkpoint_delete(self, name: str, *, metadata_only: bool) -> None:
+        """Make libvirt forget a checkpoint; with its bitmaps, if it runs and none is missing."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY if metadata_only else 0
         with self._doing(f"forgetting checkpoint {name}"):
-            flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
             self._domain.do("", lambda domain: domain.checkpointLookupByName(name, 0).delete(flags))
 
     @contextmanager

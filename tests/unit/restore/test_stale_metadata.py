@@ -10,6 +10,7 @@ from tests.fakes.images import run_qemu_img
 from tests.fakes.restore_case import Case, Kind, Make, acts_of
 from tests.fakes.restore_scene import Killed
 from zvmsnap.common.errors import QemuImgFailed, RestoreFailed
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.disks import qemu_img
 from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
 from zvmsnap.virt.domain_xml import Metadata
@@ -89,6 +90,27 @@ def test_what_the_disks_do_not_have_is_forgotten(
     )
     assert FULL in caplog.text
     assert "its snapshots newer, which are newer than the restored disks" in caplog.text
+
+
+@pytest.mark.parametrize("guest", ["running", "off"])
+def test_bitmaps_go_with_their_checkpoints_where_they_can(
+    make: Make, bitmaps: dict[str, set[str]], guest: str
+) -> None:
+    """Else no other checkpoint of that name could be made."""
+    level = ConsistencyLevel.OFFLINE if guest == "off" else None
+    case = make(Kind(memory=False, level=level, guest=guest))
+    checkpoint(case, "in use", vda="monday")
+    checkpoint(case, "missing", vda="tuesday")
+    case.guest.without_bitmap = {"missing"}
+    case.run()
+    assert names(case) == []
+    done = [call for call in case.guest.calls if "checkpoint" in call]
+    assert done == [
+        "delete checkpoint in use",
+        *(["forget checkpoint in use"] if guest == "off" else []),
+        "delete checkpoint missing",
+        "forget checkpoint missing",
+    ]
 
 
 def test_nothing_to_forget(make: Make, bitmaps: dict[str, set[str]]) -> None:
