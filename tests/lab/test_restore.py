@@ -91,6 +91,22 @@ def test_cold_and_paused(lab: Lab) -> None:
     back.assert_nothing_left(lab)
 
 
+@pytest.mark.whole
+def test_load_that_does_not_go_on_is_given_up(lab: Lab) -> None:
+    """QEMU is stopped as soon as it waits for the RAM: libvirt would wait for it for ever."""
+    name = back.hourly(lab)
+    stop = lab.start(
+        "until pid=$(pgrep -f -- 'guest=web,.* -incoming'); do sleep 0.05; done; kill -STOP $pid"
+    )
+    refused = restore(lab, f"web@{name}", status=1)
+    assert stop.wait(10) == 0
+    assert "given up: QEMU has neither read nor worked for 300 s" in refused.stderr
+    assert "All is as it was: web is running" in refused.stderr
+    assert back.jumps(lab) == [] and guests.boots(lab, "web") == 1
+    scenario.counts_on(lab)
+    back.assert_nothing_left(lab)
+
+
 def test_guest_that_was_undefined_and_dataset_that_was_renamed(lab: Lab) -> None:
     name = back.hourly(lab)
     stored = back.stored_count(lab, name)
