@@ -83,15 +83,22 @@ class Scene:
 
     def add(self, name: str = "web", uuid: str = UUID) -> DumpedGuest:
         """A guest with an agent, and its dataset."""
-        number = len(self._table) + 1
-        mountpoint = self.root / "tank" / name
-        self._table.append(mounts.Mount(number, 1, "/", str(mountpoint), f"tank/{name}"))
+        mountpoint = self.mount(f"tank/{name}")
         guest = DumpedGuest(name, uuid, vda=make_base(mountpoint / "vda.raw"))
         guest.agent = FakeAgent()
         guest.calls = Calls(lambda call: self._say(name, call))
         self.modes[f"tank/{name}"] = {}
         self.host.known.append(guest)
         return guest
+
+    def mount(self, dataset: str) -> Path:
+        """Mount a dataset; returns where."""
+        mountpoint = self.root / dataset
+        above = [each for each in self._table if mountpoint.is_relative_to(each.mountpoint)]
+        parent = max(above, key=lambda each: len(each.mountpoint)).number
+        number = len(self._table) + 1
+        self._table.append(mounts.Mount(number, parent, "/", str(mountpoint), dataset))
+        return mountpoint
 
     def script(self, name: str, text: str) -> None:
         """Install an administrator's program; it runs in `root`."""

@@ -21,7 +21,7 @@ ODD = "[{}]\nuse_template = vm\nrecursive = <<EOT\nzfs\nEOT\nrecursive = no\n\n"
 
 @pytest.mark.whole
 @pytest.mark.state("ready")
-def test_the_rehearsal_says_what_sanoid_does(lab: Lab) -> None:
+def test_the_rehearsal_compared_with_what_sanoid_does(lab: Lab) -> None:
     for path in CONFS.iterdir():
         lab.put(f"/root/confs/{path.name}", path.read_bytes())
     lab.put("/root/judge.py", JUDGE.read_text())
