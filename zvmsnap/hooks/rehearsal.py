@@ -68,8 +68,9 @@ class Rehearsal:
             self.unanswered = True
             self._round.note(unanswered=str(error))
             log.plain().error(
-                "%s: guests on datasets below %s are left alone; zfs set zvmsnap:recursive=on|off "
-                "says whether they are snapshotted with it",
+                "%s: so in this round no snapshot counts as recursive, and guests on datasets "
+                "below %s and others are left alone; zfs set zvmsnap:recursive=on|off says it "
+                "beforehand",
                 error,
                 dataset,
             )

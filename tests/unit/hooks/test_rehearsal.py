@@ -136,7 +136,7 @@ def test_without_an_answer_it_is_not_recursive_and_that_is_said_once(
     assert asked.unanswered
     (error,) = errors(caplog)
     assert says in error
-    assert "guests on datasets below tank/vm are left alone; zfs set zvmsnap:recursive" in error
+    assert "no snapshot counts as recursive, and guests on datasets below tank/vm and" in error
     assert len(error.splitlines()) == 1
     assert (tmp_path / ".sanoid-wrapped").exists()  # what is no sanoid is not even begun
     # Nor does the hook of the next dataset wait for it.
@@ -164,7 +164,7 @@ def test_by_hand_without_sanoid_nothing_is_asked(
     assert not asked.takes_recursively("tank/vm")
     assert asked.unanswered
     (error,) = errors(caplog)
-    assert error.startswith("sanoid cannot be asked what it snapshots: it is not in PATH: guests")
+    assert error.startswith("sanoid cannot be asked what it snapshots: it is not in PATH: so in")
 
 
 def test_by_hand_the_sanoid_in_path_is_asked_each_time(
