@@ -284,6 +284,21 @@ def sparse(scene: Scene, guest: DumpedGuest) -> None:
     scene.patch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
 
 
+def has_old_overlay(scene: Scene, guest: DumpedGuest) -> None:
+    """QEMU has an overlay open that no disk uses."""
+    overlay = scene.root / "old" / f"{guest.uuid}.00000001" / "vda.zvmsnap.qcow2"
+    overlay.parent.mkdir(parents=True)
+    overlay.touch()
+    assert guest.qemu
+    guest.qemu.nodes.open(overlay)
+
+
+def keeps_old_overlay(scene: Scene, guest: DumpedGuest) -> None:
+    has_old_overlay(scene, guest)
+    assert guest.qemu
+    guest.qemu.nodes.in_use = {"libvirt-1-format"}
+
+
 def full(scene: Scene, guest: DumpedGuest) -> None:
     scene.change(limits=Limits(overlay_room_mib=1 << 40))
 

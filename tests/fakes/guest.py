@@ -7,13 +7,15 @@ signatures stay the same.
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from tests.fakes.agent import FakeAgent
 from tests.fakes.images import RAM, libvirt_image, make_overlay, run_qemu_img
+from tests.fakes.qemu_nodes import FakeNodes
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.domain_xml import Metadata
@@ -36,10 +38,15 @@ class FakeProcess(QemuProcess):
     def __init__(self, instead: dict[str, str], *, own_names: bool) -> None:
         self.instead = instead
         self.own_names = own_names
+        self.nodes = FakeNodes()
 
     @property
     def has_own_names(self) -> bool:
         return self.own_names
+
+    @property
+    def open_paths(self) -> list[str]:
+        return self.nodes.paths
 
     def has_file(self, path: str) -> bool:
         return self.instead.get(path, path) == path
@@ -251,6 +258,12 @@ class FakeGuest(Guest):
         self.asked.append(command)
         self._called("agent_command")
         return self._agent().answer(command)
+
+    def ask_qemu(self, command: str, arguments: Mapping[str, str]) -> Any:
+        self.asked.append(command)
+        self._called("ask_qemu")
+        assert self.qemu
+        return self.qemu.nodes.answer(command, arguments)
 
     def fs_freeze(self) -> int:
         self._does("freeze")

@@ -17,7 +17,7 @@ from zvmsnap.common.log import Logger
 from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step, StepFailed
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.disks import own_overlays
+from zvmsnap.disks import own_overlays, unused_overlay
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.manifest import DOMAIN_XML, TPM
@@ -57,6 +57,7 @@ def capture(attempt: Attempt) -> None:
     cancelled = attempt.run.request.cancelled
     wait_idle(attempt.guest, attempt.config.limits.busy_timeout_s, cancelled)
     attempt.guest.check_answers()
+    unused_overlay.close_in_qemu(attempt.guest)
     owner = None if is_paused else own_overlays.owner_for(attempt.guest.xml())
     attempt.shared.reserve(attempt.guest.uuid, _room_bytes(attempt))
     if is_paused:

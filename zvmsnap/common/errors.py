@@ -134,6 +134,10 @@ class NotReached(ZvmsnapError):
     """A level cannot be reached with this guest now."""
 
 
+class OverlayHeld(ZvmsnapError):
+    """QEMU has an overlay open that no disk of the guest uses, and does not close it."""
+
+
 class NotHeld(ZvmsnapError):
     """The guest could not be paused or its file systems frozen, or they did not stay so."""
 

@@ -111,6 +111,11 @@ def is_overlay(path: str) -> bool:
     return overlay.name.endswith(_OVERLAY_SUFFIX) and capture_name.is_capture(overlay.parent.name)
 
 
+def was_overlay(path: str) -> bool:
+    """Is that an overlay, wherever it was moved to, or an overlay that was removed?"""
+    return _OVERLAY_SUFFIX in Path(path).name
+
+
 def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.Mount]) -> None:
     """Raises StagingUnusable for staging in RAM, on a dataset of the snapshot, or out of reach.
 

@@ -25,22 +25,40 @@ What becomes of it:
 
 Moved aside is to `kept` in staging: nothing there is in the way of a later run. `zvmsnap recover`
 names it until somebody has seen to it.
+
+QEMU may have an overlay open that no disk uses. For a snapshot libvirt has it open one overlay
+after the other, and switches to all of them after that; if libvirtd is killed in between, nobody
+remembers them. At each later dump QEMU gives up writing to all that it has open, and for that opens
+it again, by the path of then. If nothing is there any more, or AppArmor does not allow it any more,
+the dump fails ("Bad address"), as any migration does. So QEMU is told to close such overlays
+(`close_in_qemu`) before anything is done to their files, and before each dump.
 """
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 
-from zvmsnap.common.errors import CommitFailed, QemuImgFailed
+from zvmsnap.common.errors import (
+    CommitFailed,
+    LibvirtFailed,
+    OverlayHeld,
+    QemuImgFailed,
+)
+from zvmsnap.common.waiting import wait_until
 from zvmsnap.disks import qemu_img, staging
 from zvmsnap.disks.open_files import writers_of
+from zvmsnap.virt import domain_xml
+from zvmsnap.virt.guest import Guest
 
 # qcow2 knows no smaller one; the first cluster has the header.
 _SMALLEST_CLUSTER_BYTES = 512
 # A longer file of zeros is unknown: nobody waits until terabytes are read.
 _ZEROS_AT_MOST_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
+_CLOSES_WITHIN_S = 2.0
+_LOOK_EVERY_S = 0.2
 
 
 class Content(Enum):
@@ -119,3 +137,79 @@ def why_kept(overlay: Path) -> str:
 def _base_of(overlay: Path) -> str:
     layers = qemu_img.chain(str(overlay))
     return layers[1].path if len(layers) > 1 else "its disk"
+
+
+# -- overlays that QEMU has open, and no disk uses
+
+
+def close_in_qemu(guest: Guest) -> list[str]:
+    """Have QEMU close the overlays that no disk of a guest uses; returns which.
+
+    The kernel tells whether there are any: QEMU's monitor is hardly ever asked. Whatever libvirt
+    says, QEMU refuses to close what a disk, a job or another image uses. Raises OverlayHeld, with
+    what to do, and LibvirtFailed.
+    """
+    # After a merge libvirt closes them itself, an instant after its definition names the base.
+    wait_until(lambda: not _held(guest), _CLOSES_WITHIN_S, _LOOK_EVERY_S)
+    held = _held(guest)
+    refusals = _close_unused_nodes(guest) if held else []
+    if still_held := _held(guest):
+        raise OverlayHeld(
+            f"{guest.name}: its QEMU has {', '.join(still_held)} open, which its definition "
+            f"does not name, and does not close it ({'; '.join(refusals) or 'it does not know it'}): until it is shut "
+            "down and started again its RAM cannot be dumped, nor can it be migrated"
+        )
+    return held
+
+
+def _held(guest: Guest) -> list[str]:
+    """The overlays that its QEMU has open, though its live definition does not name them."""
+    process = guest.process()
+    if not process or not any(map(staging.was_overlay, process.open_paths)):
+        return []
+    # A path may begin otherwise where QEMU sees other mounts. No two overlays end in the same.
+    used = {Path(path).parts[-2:] for path in _used(guest)}
+    return sorted(
+        path
+        for path in set(process.open_paths)
+        if staging.was_overlay(path) and Path(path).parts[-2:] not in used
+    )
+
+
+def _used(guest: Guest) -> set[str]:
+    disks = domain_xml.parse(guest.xml()).disks
+    return {path for disk in disks for path in (disk.source, *disk.chain)}
+
+
+def _close_unused_nodes(guest: Guest) -> list[str]:
+    """Tell QEMU to close the overlays that no disk uses; returns why some stay open."""
+    used, refusals = _used(guest), []
+    try:
+        nodes = guest.ask_qemu("query-named-block-nodes", {})
+    except LibvirtFailed as error:
+        return [str(error)]
+    # An image before the file that it is in.
+    for node in sorted(nodes, key=lambda node: bool(node["drv"] == "file")):
+        path = _path_of(node["file"])
+        if staging.is_overlay(path) and path not in used:
+            try:
+                guest.ask_qemu("blockdev-del", {"node-name": node["node-name"]})
+            except LibvirtFailed as error:
+                refusals.append(str(error))
+    return refusals
+
+
+def _path_of(name: str) -> str:
+    """The file that a node is in, not that of what is below it, from QEMU's name for the node.
+
+    "" if the name was too long for QEMU, which cuts it off.
+    """
+    if not name.startswith("json:"):
+        return name
+    try:
+        options = json.loads(name.removeprefix("json:"))
+    except ValueError:
+        return ""
+    while isinstance(options.get("file"), dict):
+        options = options["file"]
+    return str(options.get("filename", ""))

@@ -21,7 +21,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from zvmsnap.common.errors import CommitFailed, DomainGone, LibvirtFailed, ZvmsnapError
+from zvmsnap.common.errors import (
+    CommitFailed,
+    DomainGone,
+    LibvirtFailed,
+    OverlayHeld,
+    ZvmsnapError,
+)
 from zvmsnap.common.log import Logger
 from zvmsnap.common.steps import StepFailed
 from zvmsnap.config.settings import Config
@@ -311,6 +317,7 @@ def _tidy(
 ) -> None:
     directory = StagingDir(entry.directory(config.staging_dir))
     directory.check()
+    _close_in_qemu(guest, log)
     merged = all_overlays(chains)
     _clear_overlays(guest, entry, merged | {str(path) for path in directory.overlays()}, log)
     _remove_lost_captures(config, entry, merged)
@@ -319,6 +326,15 @@ def _tidy(
         # commit would load old RAM over new disks.
         log.warning("forgetting libvirt's snapshot metadata %s", name)
         guest.snapshot_delete_metadata(name)
+
+
+def _close_in_qemu(guest: Guest, log: Logger) -> None:
+    """libvirt was killed in the middle of a snapshot or of a merge, and QEMU has overlays open."""
+    try:
+        for overlay in unused_overlay.close_in_qemu(guest):
+            log.warning("QEMU had %s open, which no disk used: closed", overlay)
+    except OverlayHeld as error:
+        log.error("%s", error)  # its next points say so, too
 
 
 def _clear_overlays(guest: Guest, entry: Entry, overlays: set[str], log: Logger) -> None:

@@ -15,7 +15,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import sync_dir
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import apparmor, location
+from zvmsnap.disks import apparmor, location, unused_overlay
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.disks.staging import StagingDir, StagingSpace
 from zvmsnap.finalize.publish import publish
@@ -95,6 +95,7 @@ class ReplacedGuest:
         wait_idle(guest, self._config.limits.busy_timeout_s)
         if self._operation.saves_memory:
             self.kept.memory.unlink(missing_ok=True)
+            unused_overlay.close_in_qemu(guest)
             guest.save(str(self.kept.memory))
         else:
             guest.destroy()

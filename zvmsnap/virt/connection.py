@@ -23,10 +23,11 @@ own (`Domain.apart`).
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -83,6 +84,10 @@ _loop_started = threading.Lock()
 
 class LostConnection(Exception):
     """The connection broke during the call; what libvirt had begun for it may go on."""
+
+
+class QemuRefused(Exception):
+    """QEMU does not do what its monitor was told."""
 
 
 class Connection:
@@ -189,6 +194,30 @@ class Domain:
     def picture(self) -> bytes:
         """Its first screen, in the form that QEMU gives it."""
         return self.do("screenshot", _screenshot)
+
+    def ask_agent(self, command: str, timeout_s: int) -> str:
+        """Its agent's answer to a command (JSON)."""
+        import libvirt_qemu
+
+        return self.do(
+            "qemuAgentCommand",
+            lambda domain: str(libvirt_qemu.qemuAgentCommand(domain, command, timeout_s, 0)),
+        )
+
+    def ask_qemu(self, command: str, arguments: Mapping[str, Any]) -> Any:
+        """What QEMU's monitor answers to a command of its own. Raises QemuRefused."""
+        import libvirt_qemu
+
+        asked = json.dumps({"execute": command, "arguments": arguments})
+        answer = json.loads(
+            self.do(
+                "qemuMonitorCommand",
+                lambda domain: str(libvirt_qemu.qemuMonitorCommand(domain, asked, 0)),
+            )
+        )
+        if "return" not in answer:
+            raise QemuRefused(answer.get("error", {}).get("desc", "it gives no reason"))
+        return answer["return"]
 
     def _without_qemu(self, method: str, call: Callable[[Any], Answer], limit_s: float) -> Answer:
         """What libvirt knows by itself. It shows a definition after 30 s if another call hangs."""

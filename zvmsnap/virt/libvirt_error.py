@@ -18,7 +18,7 @@ from zvmsnap.common.errors import (
     LibvirtFailed,
     NoAnswer,
 )
-from zvmsnap.virt.connection import LostConnection
+from zvmsnap.virt.connection import LostConnection, QemuRefused
 
 _CLASSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
@@ -40,5 +40,7 @@ def translated(doing: str) -> Iterator[None]:
         raise _CLASSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error
     except LostConnection as error:
         raise ConnectionLost(f"{doing}: the connection to libvirt was lost: {error}") from error
+    except QemuRefused as error:
+        raise LibvirtFailed(f"{doing}: QEMU refused: {error}") from error
     except GivenUp as error:
         raise NoAnswer(f"{doing}: {error}") from error

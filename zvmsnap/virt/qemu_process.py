@@ -89,6 +89,14 @@ class QemuProcess:
         except OSError:
             return False
 
+    @property
+    def open_paths(self) -> list[str]:
+        """What it has open, by the paths that the kernel has for it now.
+
+        They follow a file that was moved; of one that was removed they end in ` (deleted)`.
+        """
+        return [leads_to for _, leads_to in self._descriptors]
+
     def device(self, path: str) -> int | None:
         """The number of the block device that it has opened as `path`; None if it has none so."""
         try:

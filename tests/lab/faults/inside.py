@@ -52,7 +52,8 @@ HOOKS = ("pre-snapshot", "post-snapshot")
 IOHELPER = "libvirt_iohelpe"  # the kernel keeps 15 characters
 UNDER_WAY = "dump under way"
 OVERLAY_MADE = "overlay made"
-HELD_WITHOUT_STEP = (UNDER_WAY, OVERLAY_MADE)
+OVERLAY_OPENED = "overlay opened"
+HELD_WITHOUT_STEP = (UNDER_WAY, OVERLAY_MADE, OVERLAY_OPENED)
 VICTIMS = ("libvirtd", "qemu", "sanoid", "hook", "watchdog")
 STRIKE_WITHIN_S = 20.0
 
@@ -291,8 +292,11 @@ def arm(row: str) -> Story:
             pids = ram_writers()
             send(signal.SIGSTOP, pids)
             return pids
-        if row == OVERLAY_MADE:
-            if not any(path.stat().st_size == 0 for path in STAGING.glob("*-*/*.qcow2")):
+        if row in (OVERLAY_MADE, OVERLAY_OPENED):
+            overlays = list(STAGING.glob("*-*/*.qcow2"))
+            if row == OVERLAY_OPENED and len(overlays) < len(DISKS):
+                return []
+            if not any(path.stat().st_size == 0 for path in overlays):
                 return []
             send(signal.SIGSTOP, [int(libvirtd_pid())])
             return [int(libvirtd_pid())]
@@ -318,13 +322,15 @@ def start_sanoid(environment: dict[str, str]) -> subprocess.Popen[bytes]:
 def before() -> Story:
     """What there is while the round is held."""
     armed = json.loads(ARMED.read_text())
+    libvirtd_is_stopped = armed["row"] in (OVERLAY_MADE, OVERLAY_OPENED)
     entries = [json.loads(path.read_text()) for path in JOURNAL.glob("*-*.json")]
     return {
         "armed": armed,
         "step": [entry["step"] for entry in entries],
         "moments": [entry["run"] for entry in entries],
         # A libvirtd that is stopped answers nobody.
-        "on_overlay": armed["row"] != OVERLAY_MADE and ".zvmsnap.qcow2" in definition(),
+        "on_overlay": not libvirtd_is_stopped and ".zvmsnap.qcow2" in definition(),
+        "qemu_has": overlays_in_qemu(),
         "zfs": zfs(),
         "points": [point["directory"] for point in points()],
         "serial": serial(),
@@ -346,6 +352,15 @@ def let_go(armed: Story) -> None:
 
 def qemu() -> int:
     return int(Path(f"/run/libvirt/qemu/{GUEST}.pid").read_text())
+
+
+def overlays_in_qemu() -> list[str]:
+    """The overlays that it has open, whatever libvirt knows of them."""
+    found = set()
+    for descriptor in Path(f"/proc/{qemu()}/fd").iterdir():
+        with suppress(OSError):
+            found.add(os.readlink(descriptor))
+    return sorted(path for path in found if ".zvmsnap.qcow2" in path)
 
 
 def end_qemu(number: int) -> None:

@@ -12,13 +12,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRE = ("staging", "definition", "dump", "dump under way", "overlay made", "read header", "frozen")
+PRE = (
+    "staging",
+    "definition",
+    "dump",
+    "dump under way",
+    "overlay made",
+    "overlay opened",
+    "read header",
+    "frozen",
+)
 POST = ("commit", "release vda", "release vdb", "tidy", "store", "publish", "close")
 ROWS = (*PRE, *POST)
 # Not a step: the hook is not stopped there, but what libvirt writes the RAM image with.
 UNDER_WAY = "dump under way"
 # Nor there: libvirtd is stopped when it has made an overlay, before QEMU has formatted it.
 OVERLAY_MADE = "overlay made"
+# The same when it makes the last overlay: QEMU has opened the others, and uses none of them yet.
+OVERLAY_OPENED = "overlay opened"
 
 POWER_CUT = "power cut"
 SNAPSHOT_REFUSED = "snapshot refused"
@@ -77,6 +88,8 @@ def why_not(row: str, fault: str) -> str | None:
     """Why that cell does not exist; None if it does."""
     if row == OVERLAY_MADE and fault not in _WITH_LIBVIRTD_STOPPED:
         return "libvirtd is stopped there: the same as `dump under way`"
+    if row == OVERLAY_OPENED and fault != "libvirtd KILL":
+        return "whoever else ends, libvirtd or QEMU itself sees to it: the same as `overlay made`"
     if fault == SNAPSHOT_REFUSED and row in POST:
         return "the snapshot was taken before post began"
     if fault in (VAULT_FULL, VAULT_GONE) and row not in _VAULT_ROWS:
@@ -105,7 +118,7 @@ def cells() -> list[Cell]:
 # What cuts deepest, of each kind: who dies, what is lost, who recovers.
 _FEW = (
     "dump under way:hook KILL",
-    "overlay made:libvirtd KILL",
+    "overlay opened:libvirtd KILL",
     "frozen:sanoid KILL",
     "release vdb:power cut",
     "store:vault full",

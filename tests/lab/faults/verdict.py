@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 
-from faults.matrix import BOOT, OVERLAY_MADE, POWER_CUT, UNDER_WAY, Cell
+from faults.matrix import BOOT, OVERLAY_MADE, OVERLAY_OPENED, POWER_CUT, UNDER_WAY, Cell
 
 Story = dict[str, Any]
 
@@ -80,9 +80,11 @@ def letter(story: Story) -> str:
 
 
 def _begun(cell: Cell, before: Story) -> Iterator[str]:
-    expected = "dump" if cell.row in (UNDER_WAY, OVERLAY_MADE) else cell.row
+    expected = "dump" if cell.row in (UNDER_WAY, OVERLAY_MADE, OVERLAY_OPENED) else cell.row
     if before["step"] != [expected]:
         yield f"the journal said {before['step']}, not {expected}"
+    if cell.row == OVERLAY_OPENED and len(before["qemu_has"]) != 1:
+        yield f"QEMU had open {before['qemu_has']}, not one overlay"
 
 
 def _route(cell: Cell, story: Story) -> Iterator[str]:

@@ -13,6 +13,8 @@ from tests.fakes.capture_scene import (
     forbidden,
     full,
     half_an_image,
+    has_old_overlay,
+    keeps_old_overlay,
     no_channel,
     no_definition,
     no_dump,
@@ -66,6 +68,7 @@ def test_steps_of_each_level(
 SPARSE = "qemu.conf says sparse"
 SHAREABLE = "a disk cannot be frozen: vda is shareable"
 ABORTED = "dump: aborted"
+HELD = "web: its QEMU has "
 PARTIAL = "read header: "
 THAWED = "frozen: its file systems thawed before the snapshot could be taken"
 
@@ -76,6 +79,9 @@ REACHED = [
         "paused", half_an_image, False, CRASH, "read header: ", id="paused, half an image"
     ),
     pytest.param("memory", sparse, False, CRASH, SPARSE, id="no image could be loaded"),
+    pytest.param("memory", has_old_overlay, True, MEMORY, None, id="QEMU closes old overlays"),
+    pytest.param("memory", keeps_old_overlay, False, CRASH, HELD, id="QEMU keeps old overlays"),
+    pytest.param("paused", keeps_old_overlay, False, CRASH, HELD, id="paused, QEMU keeps them"),
     pytest.param("memory", full, False, CRASH, "staging ", id="staging is full"),
     pytest.param("memory", shareable, True, CRASH, SHAREABLE, id="cannot have more"),
     pytest.param("memory,paused", shareable, True, PAUSED, SHAREABLE, id="can have the second"),

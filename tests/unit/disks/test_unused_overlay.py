@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.images import make_base, make_overlay, write
+from zvmsnap.common.errors import LibvirtFailed, OverlayHeld
 from zvmsnap.disks import staging, unused_overlay
 from zvmsnap.disks.unused_overlay import Content, content_of
 
@@ -87,6 +89,84 @@ def test_two_that_are_moved_aside_have_two_names(overlay: Path) -> None:
 def test_one_that_was_merged_goes_whatever_it_is(overlay: Path) -> None:
     assert unused_overlay.clear(overlay, "", merged=True) is None
     assert not overlay.exists()
+
+
+CAPTURE = f"{UUID}.00000001"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> FakeGuest:
+    (tmp_path / CAPTURE).mkdir()
+    return FakeGuest("web", UUID, vda=make_base(tmp_path / "vda.raw"))
+
+
+def opened(web: FakeGuest, directory: Path, base: str = "", target: str = "vda") -> Path:
+    overlay = directory / CAPTURE / f"{target}.zvmsnap.qcow2"
+    overlay.touch()
+    assert web.qemu
+    web.qemu.nodes.open(overlay, base)
+    return overlay
+
+
+@pytest.mark.parametrize("base", ["", "/dev/zvol/tank/web"])
+def test_qemu_closes_what_no_disk_uses(web: FakeGuest, tmp_path: Path, base: str) -> None:
+    both = [opened(web, tmp_path, base, target) for target in ("vda", "vdb")]
+    assert unused_overlay.close_in_qemu(web) == list(map(str, both))
+    assert web.qemu and web.qemu.nodes.paths == []
+    assert unused_overlay.close_in_qemu(web) == []
+
+
+@pytest.mark.parametrize("to", ["", "kept.vda.zvmsnap.qcow2.1"])
+def test_qemu_closes_what_was_moved_or_removed(web: FakeGuest, tmp_path: Path, to: str) -> None:
+    overlay = opened(web, tmp_path)
+    if to:
+        overlay.rename(tmp_path / to)
+    else:
+        overlay.unlink()
+    assert len(unused_overlay.close_in_qemu(web)) == 1
+    assert web.qemu and web.qemu.nodes.paths == []
+
+
+def test_qemu_is_not_asked_for_what_a_disk_uses(web: FakeGuest, tmp_path: Path) -> None:
+    overlay = web.on_overlay("vda", tmp_path / CAPTURE / "vda.zvmsnap.qcow2")
+    assert web.qemu
+    web.qemu.nodes.open(overlay, web.below[str(overlay)])
+    assert unused_overlay.close_in_qemu(web) == web.asked == []
+    # Somebody else's overlay is on it, and in its name QEMU has that of ours, too.
+    theirs = web.on_overlay("vda", tmp_path / "theirs.qcow2", overlay)
+    web.qemu.nodes.open(theirs, str(overlay))
+    assert unused_overlay.close_in_qemu(web) == web.asked == []
+
+
+def test_qemu_refuses_what_it_uses_though_libvirt_does_not_know(
+    web: FakeGuest, tmp_path: Path
+) -> None:
+    """libvirtd was killed between QEMU's switch and its note of that: QEMU writes to it."""
+    overlay = opened(web, tmp_path, web.live["vda"])
+    opened(web, tmp_path, target="vdb")
+    assert web.qemu
+    web.qemu.nodes.in_use = {"libvirt-1-format"}
+    with pytest.raises(OverlayHeld, match=r"-format is in use.*shut down and started again"):
+        unused_overlay.close_in_qemu(web)
+    assert web.qemu.nodes.paths == [str(overlay)]
+
+
+def test_qemu_that_cannot_be_asked(web: FakeGuest, tmp_path: Path) -> None:
+    opened(web, tmp_path)
+
+    def fail() -> None:
+        raise LibvirtFailed("web: QEMU's query-named-block-nodes: no answer")
+
+    web.at["ask_qemu"] = fail
+    with pytest.raises(OverlayHeld, match="no answer"):
+        unused_overlay.close_in_qemu(web)
+
+
+def test_guest_that_ends_meanwhile_has_nothing_open(web: FakeGuest, tmp_path: Path) -> None:
+    opened(web, tmp_path)
+    web.at["ask_qemu"] = web.shut_off
+    unused_overlay.close_in_qemu(web)
+    assert unused_overlay.close_in_qemu(web) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 999])

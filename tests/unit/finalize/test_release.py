@@ -653,3 +653,53 @@ def test_overlay_that_qemu_has_open_is_never_removed(run: Captured, base_too: bo
             assert overlay.exists()
     run.release()
     assert not overlay.exists()
+
+
+def test_overlays_that_qemu_has_open_and_no_disk_uses_are_closed(
+    run: Captured, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libvirtd was killed between the opening of all overlays and the switch to them."""
+    run.dir.make()
+    assert run.guest.qemu
+    for target, base in run.bases.items():
+        run.guest.qemu.nodes.open(make_overlay(run.dir.overlay(target), base))
+    run.release()
+    assert run.guest.qemu.nodes.paths == []
+    assert run.dir.overlays() == run.moved_aside() == []
+    assert "vda.zvmsnap.qcow2 open, which no disk used: closed" in caplog.text
+    assert run.guest.calls == []
+
+
+def test_merged_overlay_that_libvirtd_did_not_close_is_closed_before_it_is_removed(
+    run: Captured,
+) -> None:
+    run.freeze()
+    assert run.guest.qemu
+    nodes = run.guest.qemu.nodes
+    nodes.open(run.dir.overlay("vda"), str(run.bases["vda"]))
+    nodes.in_use = {"libvirt-1-format"}
+    run.guest.at["pivot vdb"] = nodes.in_use.clear
+    run.release()
+    assert run.merged() and run.on_base()
+    assert nodes.paths == []
+    assert run.dir.overlays() == []
+
+
+def test_overlay_that_qemu_does_not_close_stops_nothing(
+    run: Captured, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.dir.make()
+    assert run.guest.qemu
+    run.guest.qemu.nodes.open(make_overlay(run.dir.overlay("vda"), run.bases["vda"]))
+    run.guest.qemu.nodes.in_use = {"libvirt-1-format"}
+    with run.bases["vda"].open("r+b"):  # it writes to the base
+        run.release()
+    assert "shut down and started again" in caplog.text
+    assert len(run.moved_aside()) == 1
+
+
+def test_qemu_is_not_asked_without_need(run: Captured) -> None:
+    run.freeze()
+    run.release()
+    run.release()
+    assert run.guest.asked == []

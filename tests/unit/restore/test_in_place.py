@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -237,3 +238,28 @@ def test_next_start_has_its_own_disks(make: Make) -> None:
     assert guest.live == {"vda": now}
     assert guest.persistent == {"vda": now.replace("vda.raw", "new.raw"), "vdb": now}
     case.check_clean()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_overlay_that_qemu_has_open_and_no_disk_uses(
+    make: Make, tmp_path: Path, closes: bool
+) -> None:
+    """With it QEMU could not write its RAM."""
+    case = make(Kind())
+    overlay = tmp_path / "old" / f"{case.guest.uuid}.00000001" / "vda.zvmsnap.qcow2"
+    overlay.parent.mkdir(parents=True)
+    overlay.touch()
+    assert case.guest.qemu
+    nodes = case.guest.qemu.nodes
+    nodes.open(overlay)
+    nodes.in_use = set() if closes else {"libvirt-1-format"}
+    case.guest.at["save"] = lambda: closed.append(not nodes.paths)
+    closed: list[bool] = []
+    if closes:
+        case.run()
+        assert closed == [True]
+    else:
+        with pytest.raises(RestoreFailed, match="shut down and started again"):
+            case.run()
+        assert case.guest.state() == "running"
+    check_one_of_both(case)

@@ -1,5 +1,6 @@
 """Calls of libvirt that can be given up, and connections that are lost."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
@@ -243,6 +245,31 @@ def test_dump_is_given_up_with_any_other_call(daemon: Daemon, web: Guest) -> Non
     with pytest.raises(NoAnswer, match="memory snapshot: its QEMU did not answer before"):
         web.snapshot_create("<domainsnapshot/>")
     aborting.join()
+
+
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """libvirt's function for QEMU's monitor, with what it answers; it has what QEMU was told."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    answers = {"query-named-block-nodes": {"return": [{"node-name": "n"}], "id": "libvirt-7"}}
+    refusal = {"error": {"class": "GenericError", "desc": "Node n is in use"}, "id": "libvirt-8"}
+
+    def command(_domain: object, text: str, flags: int) -> str:
+        assert flags == 0  # the text is JSON
+        asked = json.loads(text)
+        told.append((asked["execute"], asked["arguments"]))
+        return json.dumps(answers.get(asked["execute"], refusal))
+
+    module = SimpleNamespace(qemuMonitorCommand=command)
+    monkeypatch.setitem(sys.modules, "libvirt_qemu", module)
+    return told
+
+
+def test_monitor_of_qemu(web: Guest, monitor: list[tuple[str, dict[str, Any]]]) -> None:
+    assert web.ask_qemu("query-named-block-nodes", {}) == [{"node-name": "n"}]
+    with pytest.raises(LibvirtFailed, match="web: QEMU's blockdev-del: QEMU refused: Node n is in"):
+        web.ask_qemu("blockdev-del", {"node-name": "n"})
+    assert monitor == [("query-named-block-nodes", {}), ("blockdev-del", {"node-name": "n"})]
 
 
 def test_lost_connection_costs_one_call(daemon: Daemon, web: Guest) -> None:

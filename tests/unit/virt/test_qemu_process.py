@@ -56,6 +56,12 @@ def test_whose_process(proc: Path, noted: str | None, found: str) -> None:
     assert seen and seen._directory == proc / found
 
 
+def test_what_it_has_open(proc: Path) -> None:
+    process(proc / "20", "-uuid", UUID, disk="/tank/vda.raw", gone="/srv/vda.qcow2 (deleted)")
+    seen = QemuProcess.find("web", UUID)
+    assert seen and sorted(seen.open_paths) == ["/srv/vda.qcow2 (deleted)", "/tank/vda.raw"]
+
+
 def test_no_process(proc: Path) -> None:
     assert QemuProcess.find("web", UUID) is None
 

@@ -1,0 +1,51 @@
+"""QEMU's block nodes, faked; the files below them are really open."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from zvmsnap.common.errors import LibvirtFailed
+
+
+class FakeNodes:
+    """What QEMU has open beside what the paths of the disks lead to."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, BinaryIO] = {}
+        self._nodes: dict[str, dict[str, str]] = {}
+        self.in_use: set[str] = set()
+
+    def open(self, overlay: Path, base: str = "") -> None:
+        """Open an overlay as libvirt does: its file, and the image in that, maybe on a base."""
+        number = len(self._files) + 1
+        file, image = f"libvirt-{number}-storage", f"libvirt-{number}-format"
+        self._files[file] = overlay.open("r+b")
+        options: dict[str, Any] = {"driver": "file", "filename": str(overlay)}
+        name = str(overlay)
+        if base:
+            below = {"driver": "raw", "file": {"driver": "file", "filename": base}}
+            name = "json:" + json.dumps({"backing": below, "driver": "qcow2", "file": options})
+        self._nodes[file] = {"node-name": file, "drv": "file", "file": str(overlay)}
+        self._nodes[image] = {"node-name": image, "drv": "qcow2", "file": name}
+
+    @property
+    def paths(self) -> list[str]:
+        """As in /proc."""
+        return [os.readlink(f"/proc/self/fd/{file.fileno()}") for file in self._files.values()]
+
+    def answer(self, command: str, arguments: Mapping[str, str]) -> Any:
+        """What QEMU's monitor says. Raises LibvirtFailed if it refuses."""
+        if command == "query-named-block-nodes":
+            return list(self._nodes.values())
+        assert command == "blockdev-del"
+        name = arguments["node-name"]
+        if name in self.in_use or name.replace("-storage", "-format") in self._nodes.keys() - {
+            name
+        }:
+            raise LibvirtFailed(f"QEMU's {command}: QEMU refused: Node {name} is in use")
+        del self._nodes[name]
+        if name in self._files:
+            self._files.pop(name).close()
+        return {}
