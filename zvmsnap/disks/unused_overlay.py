@@ -155,9 +155,9 @@ def close_in_qemu(guest: Guest) -> list[str]:
     refusals = _close_unused_nodes(guest) if held else []
     if still_held := _held(guest):
         raise OverlayHeld(
-            f"{guest.name}: its QEMU has {', '.join(still_held)} open, which its definition "
-            f"does not name, and does not close it ({'; '.join(refusals) or 'it does not know it'}): until it is shut "
-            "down and started again its RAM cannot be dumped, nor can it be migrated"
+            f"{guest.name}: its QEMU has {', '.join(still_held)} open, which its definition does "
+            f"not name, and keeps it open ({'; '.join(refusals) or 'it knows no such image'}): its "
+            "RAM cannot be dumped until the guest was shut down and started again"
         )
     return held
 
