@@ -18,15 +18,16 @@ class FakeNodes:
         self.in_use: set[str] = set()
 
     def open(self, overlay: Path, base: str = "") -> None:
-        """Open an overlay as libvirt does: its file, and the image in that, maybe on a base."""
+        """Open an overlay as libvirt does: its file, and the image in that, maybe on a base.
+
+        The names are as seen of QEMU 7.2 and 10.0.
+        """
         number = len(self._files) + 1
         file, image = f"libvirt-{number}-storage", f"libvirt-{number}-format"
         self._files[file] = overlay.open("r+b")
         options: dict[str, Any] = {"driver": "file", "filename": str(overlay)}
-        name = str(overlay)
-        if base:
-            below = {"driver": "raw", "file": {"driver": "file", "filename": base}}
-            name = "json:" + json.dumps({"backing": below, "driver": "qcow2", "file": options})
+        below = {"driver": "raw", "file": {"driver": "file", "filename": base}} if base else None
+        name = "json:" + json.dumps({"backing": below, "driver": "qcow2", "file": options})
         self._nodes[file] = {"node-name": file, "drv": "file", "file": str(overlay)}
         self._nodes[image] = {"node-name": image, "drv": "qcow2", "file": name}
 

@@ -121,7 +121,10 @@ def clear(overlay: Path, base: str, *, merged: bool) -> Path | None:
 def why_kept(overlay: Path) -> str:
     """What a person should know of an overlay that no guest uses, and do. Raises OSError."""
     if not overlay.is_symlink() and (writers := writers_of(overlay)):
-        return f"{overlay}: kept; process {min(writers)} has it open"
+        return (
+            f"{overlay}: kept; process {min(writers)} has it open. If that is its guest's QEMU, "
+            "the next point with RAM has it closed"
+        )
     if content_of(overlay) is Content.UNKNOWN:
         return (
             f"{overlay}: kept; no guest uses it, and it is damaged or no overlay, but it may hold "
