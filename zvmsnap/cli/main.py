@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ import typer
 import zvmsnap
 from zvmsnap.cli import clone, completion, points, recover, replication, restore, take, verify
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, ZvmsnapError
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal.request import Role
 
 # Plain help: every command would import rich, only to draw boxes.
@@ -22,6 +24,9 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+_READ_ONLY = (["list"], ["show"], ["status"])
+_DRY = frozenset(("--dry-run", "-n"))
 
 
 def main() -> None:
@@ -36,6 +41,24 @@ def main() -> None:
     except Exception as error:
         log.failure(log.plain(), error)
         sys.exit(EXIT_FAILED)
+
+
+def only_reads(words: Sequence[str]) -> bool:
+    """Does a command line of these words change nothing, so that it may be given up anywhere?"""
+    command = list(words)
+    while command and command[0].startswith("-"):
+        del command[: 2 if command[0] == "--config" else 1]
+    if command[:1] == ["verify"]:
+        # It notes what it has found; with --boot it makes clones.
+        return not any(word.startswith(("--boot", "--expect")) for word in command)
+    return command[:1] in _READ_ONLY or not _DRY.isdisjoint(command)
+
+
+def read() -> int:
+    """Run a command that only reads, in a child process: Ctrl-C reaches it twice, and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    main()
+    return EXIT_OK
 
 
 def _print_version(wanted: bool) -> None:

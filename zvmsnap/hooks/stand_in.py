@@ -2,7 +2,8 @@
 
 A thread that hangs in the kernel, for instance in a file of a suspended pool, keeps its process
 from ending, and sanoid would wait for that end for ever. So the child writes its exit code into a
-pipe when all is done that can be done, and the parent ends with it. The parent also ends
+pipe when all is done that can be done, and the parent ends with it. A command that only reads is
+run so, too: an operator waits for it. The parent also ends
 
 * when the child dies without a result;
 * when the child's main thread hangs in the kernel;
@@ -20,8 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from zvmsnap.common.errors import EXIT_FAILED
-from zvmsnap.common.process import HangWatch
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
+from zvmsnap.common.process import HANG_S, HangWatch
 from zvmsnap.common.signals import STOP_SIGNALS, stop_blocked
 
 _LOOK_EVERY_S = 0.2
@@ -62,13 +63,20 @@ def _work(work: Callable[[], int], caller: int, writing: int) -> None:
     _close_inherited(but=writing)
     code = EXIT_FAILED
     try:
-        code = work()
+        code = _exit_code(work)
         sys.stdout.flush()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else EXIT_FAILED
     finally:
         os.write(writing, bytes([code]))
         os._exit(code)
+
+
+def _exit_code(work: Callable[[], int]) -> int:
+    try:
+        return work()
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            return ended.code
+        return EXIT_FAILED if ended.code else EXIT_OK
 
 
 def _close_inherited(but: int) -> None:
@@ -88,7 +96,10 @@ def _result(child: int, caller: int, reading: int) -> int:
         if os.getppid() != caller:
             return EXIT_FAILED  # nobody waits for it
         if watch.hangs():
-            sys.stderr.write("zvmsnap: error: the hook hangs in the kernel; zpool status -x\n")
+            sys.stderr.write(
+                f"zvmsnap: error: hangs in the kernel: given up after {HANG_S:g} s; is a pool "
+                "suspended? zpool status -x\n"
+            )
             return EXIT_FAILED
     code = os.read(reading, 1)
     _reap(child)

@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +9,7 @@ import pytest
 
 import zvmsnap
 from tests.fakes.host import FakeHost
+from zvmsnap.cli import main
 from zvmsnap.points.manifest import Manifest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,6 +43,62 @@ def test_exit_codes_of_the_real_command(arguments: list[str], code: int) -> None
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "only"),
+    [
+        ("list", True),
+        ("--config /etc/other.toml -v list web", True),
+        ("show web@latest", True),
+        ("status --json", True),
+        ("verify web", True),
+        ("verify --boot web", False),
+        ("verify --expect-command true web", False),
+        ("prune", False),
+        ("prune --dry-run", True),
+        ("restore -n web@latest", True),
+        ("restore web@latest", False),
+        ("clone web@latest list", False),
+        ("recover", False),
+        ("take web", False),
+        ("--config list take web", False),
+        ("--version", False),
+        ("", False),
+    ],
+)
+def test_what_only_reads(line: str, only: bool) -> None:
+    assert main.only_reads(line.split()) == only
+
+
+HANGS = """
+import signal
+from zvmsnap import __main__
+from zvmsnap.cli import points
+from zvmsnap.hooks import stand_in
+stand_in.HangWatch.hangs = lambda watch: True
+points.load_settings = signal.pause
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["show", "web@latest"], ["prune", "--dry-run"]])
+def test_what_only_reads_is_given_up_when_it_hangs(arguments: list[str]) -> None:
+    """As a thread in a file of a suspended pool does, which no signal ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS, *arguments],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(zvmsnap.__file__).parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(60) == 1
+        assert process.stderr
+        assert "hangs in the kernel" in process.stderr.readline()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["prune"], ["show", "web@x"]])

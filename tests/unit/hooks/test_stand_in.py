@@ -37,6 +37,7 @@ def hook(text: str, *words: str, kept: tuple[int, ...] = ()) -> subprocess.Popen
         pytest.param("lambda: 2", 2, id="usage"),
         pytest.param("lambda: os.kill(os.getpid(), signal.SIGKILL)", 1, id="killed"),
         pytest.param("lambda: sys.exit(3)", 3, id="exits"),
+        pytest.param("lambda: sys.exit()", 0, id="exits without a code"),
         pytest.param("lambda: 1 // 0", 1, id="raises"),
     ],
 )
@@ -44,6 +45,11 @@ def test_its_exit_code(work: str, code: int) -> None:
     with hook(f"sys.exit(stand_in.run({work}))") as process:
         process.communicate()
     assert process.returncode == code
+
+
+def test_what_it_prints_is_not_lost() -> None:
+    with hook("sys.exit(stand_in.run(lambda: sys.exit(print('said') or 0)))") as process:
+        assert process.communicate()[0] == "said\n"
 
 
 NEVER_ENDS = """
@@ -77,7 +83,10 @@ def test_child_whose_main_thread_hangs_is_not_waited_for() -> None:
     try:
         assert process.wait(30) == 1
         line = process.stderr.readline()
-        assert line == "zvmsnap: error: the hook hangs in the kernel; zpool status -x\n"
+        assert line == (
+            "zvmsnap: error: hangs in the kernel: given up after 45 s; is a pool suspended? "
+            "zpool status -x\n"
+        )
     finally:
         os.kill(child, signal.SIGKILL)
         process.communicate()
