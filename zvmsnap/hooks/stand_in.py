@@ -8,6 +8,9 @@ run so, too: an operator waits for it. The parent also ends
 * when the child dies without a result;
 * when the child's main thread hangs in the kernel;
 * when its own parent dies. The child then sees its parent die (common/signals).
+
+Who reads to its end what the hook prints (cron, zrepl, ssh) would wait for the child's end, too. So
+the child prints into pipes, and the parent passes that on.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +31,8 @@ from zvmsnap.common.signals import STOP_SIGNALS, stop_blocked
 
 _LOOK_EVERY_S = 0.2
 _ENDS_WITHIN_S = 0.5
-_FIRST_INHERITED = 3
+_STDOUT, _STDERR, _FIRST_INHERITED = 1, 2, 3
+_AT_ONCE_BYTES = 1 << 16
 
 # The process that has called the hook, as the child must know it.
 _caller: int | None = None
@@ -42,18 +47,75 @@ def run(work: Callable[[], int]) -> int:
     """Do the work in a child; returns its exit code as soon as that is known."""
     caller = os.getppid()
     reading, writing = os.pipe()
+    printed = _Printed()
     with stop_blocked():
         child = os.fork()
         if child:
             for number in STOP_SIGNALS:
                 signal.signal(number, lambda number, _frame: _forward(child, number))
     if not child:
-        os.close(reading)
+        printed.redirect()
         _work(work, caller, writing)
     os.close(writing)
+    printed.begin()
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("zvmsnap-wait")
-    return _result(child, caller, reading)
+    return _result(child, caller, reading, printed)
+
+
+class _Printed:
+    """What the child prints: a pipe for each pipe or socket that this process prints to.
+
+    A file or a terminal is the child's own: nobody waits for the end of that.
+    """
+
+    def __init__(self) -> None:
+        pipes: dict[tuple[int, int], tuple[int, int]] = {}  # by device and inode
+        self._pipes: dict[int, tuple[int, int]] = {}  # by the stream that is copied to
+        self._copied: dict[int, int] = {}
+        for stream in (_STDOUT, _STDERR):
+            with contextlib.suppress(OSError):
+                status = os.fstat(stream)
+                if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
+                    # One for both, if they are the same: lines stay in order.
+                    file = status.st_dev, status.st_ino
+                    self._pipes[stream] = pipes[file] = pipes.get(file) or os.pipe()
+
+    def redirect(self) -> None:
+        """In the child: print into the pipes."""
+        for stream, (_, writing) in self._pipes.items():
+            os.dup2(writing, stream)
+
+    def begin(self) -> None:
+        """In the parent: only read from the pipes."""
+        for reading, writing in set(self._pipes.values()):
+            os.set_blocking(reading, False)
+            os.close(writing)
+        self._copied = {reading: stream for stream, (reading, _) in self._pipes.items()}
+
+    @property
+    def readable(self) -> list[int]:
+        """What to wait for."""
+        return list(self._copied)
+
+    def copy(self) -> None:
+        """Pass on all that has been printed by now."""
+        for reading, stream in list(self._copied.items()):
+            try:
+                while some := os.read(reading, _AT_ONCE_BYTES):
+                    _write(stream, some)
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass  # nobody reads it any more; nor can the child print any more
+            os.close(reading)
+            del self._copied[reading]
+
+
+def _write(stream: int, some: bytes) -> None:
+    while some:
+        select.select([], [stream], [])  # whoever made it may want no process to wait in a write
+        some = some[os.write(stream, some) :]
 
 
 def _work(work: Callable[[], int], caller: int, writing: int) -> None:
@@ -90,11 +152,16 @@ def _forward(child: int, number: int) -> None:
         os.kill(child, number)
 
 
-def _result(child: int, caller: int, reading: int) -> int:
+def _result(child: int, caller: int, reading: int, printed: _Printed) -> int:
     watch = HangWatch(Path(f"/proc/{child}/task/{child}"))
-    while not select.select([reading], [], [], _LOOK_EVERY_S)[0]:
-        if os.getppid() != caller:
-            return EXIT_FAILED  # nobody waits for it
+    is_told = False
+    while reading not in select.select([reading, *printed.readable], [], [], _LOOK_EVERY_S)[0]:
+        printed.copy()
+        if not is_told and os.getppid() != caller:
+            # The child sees its parent die; a copy of that passes on what it says of it.
+            if not printed.readable or os.fork():
+                return EXIT_FAILED
+            is_told = True
         if watch.hangs():
             sys.stderr.write(
                 f"zvmsnap: error: hangs in the kernel: given up after {HANG_S:g} s; is a pool "
@@ -102,7 +169,9 @@ def _result(child: int, caller: int, reading: int) -> int:
             )
             return EXIT_FAILED
     code = os.read(reading, 1)
-    _reap(child)
+    printed.copy()
+    if not is_told:
+        _reap(child)
     return code[0] if code else EXIT_FAILED
 
 

@@ -52,6 +52,36 @@ def test_what_it_prints_is_not_lost() -> None:
         assert process.communicate()[0] == "said\n"
 
 
+PRINTS_MUCH = """
+def work():
+    for number in range(20000):
+        os.write(1 + number % 2, f"line {number}\\n".encode())
+    return 0
+sys.exit(stand_in.run(work))
+"""
+
+
+def test_all_that_it_prints_is_passed_on_in_order() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD + PRINTS_MUCH],
+        env={"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0
+    assert said == "".join(f"line {number}\n" for number in range(20000))
+
+
+def test_it_is_told_that_nobody_reads_what_it_prints() -> None:
+    process = hook(PRINTS_MUCH.replace("range(20000)", "range(2000000)"))
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert "line 1999999" not in process.stderr.read()
+    assert process.wait(30) == 1
+
+
 NEVER_ENDS = """
 os._exit = lambda code: (print(os.getpid(), flush=True), signal.pause())
 sys.exit(stand_in.run(lambda: 2))
@@ -64,6 +94,8 @@ def test_child_that_cannot_end_is_not_waited_for() -> None:
     child = Process.of(int(process.stdout.readline()))
     try:
         assert process.wait(30) == 2
+        # Nor is the end of what it may print: cron, and zrepl, read all of that.
+        assert process.communicate(timeout=30) == ("", "")
         assert child.is_alive()
     finally:
         os.kill(child.pid, signal.SIGKILL)
