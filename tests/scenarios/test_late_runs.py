@@ -108,6 +108,25 @@ def test_taken_while_the_guest_is_on_overlays(
     assert_nothing_left(two)
 
 
+def test_came_before_the_other_run_had_noted_anything(scene: Scene, pools: FakeZfs) -> None:
+    scene.change(limits=Limits(lock_timeout_s=0.05))
+    scene.add()
+    with lock(scene.config.locks_dir, UUID, "capture web", 1):
+        assert not second_pre(scene)
+        take(pools, LATE, 21)
+    assert scene.pre()
+    take_first(pools)
+    post(scene, SECOND)
+    assert late_point(scene) is None  # the other run is not over
+    assert post(scene, OWNER)
+    post(scene, SECOND)
+    point = late_point(scene)
+    assert point and point.level is CRASH
+    assert point.reason and "it is held to capture web" in point.reason
+    assert sorted(m.level for m in manifests(scene).values()) == sorted([CRASH, MEMORY])
+    assert_nothing_left(scene)
+
+
 @pytest.mark.parametrize("call", ["commit vda", "pivot vda"])
 def test_taken_while_overlays_are_merged(
     two: Scene, pools: FakeZfs, caplog: pytest.LogCaptureFixture, call: str

@@ -51,6 +51,7 @@ from zvmsnap.virt.guest import Guest
 
 _POLL_S = 0.2
 _CRASH = ConsistencyLevel.CRASH
+_CAPTURE = "capture"  # what the lock of a guest is held for
 
 
 class Level(Protocol):
@@ -120,10 +121,13 @@ class GuestCapture:
         while True:
             with ExitStack() as held:
                 try:
-                    intent = f"capture {self._guest.name}"
+                    intent = f"{_CAPTURE} {self._guest.name}"
                     held.enter_context(lock(config.locks_dir, self._guest.uuid, intent, limit_s))
                 except LockTimeout as error:
-                    raise RunUnderWay(str(error)) from error
+                    # It may not have opened its entry yet.
+                    captures = error.holder.startswith(_CAPTURE)
+                    captures = captures or self._run.journal.read(self._guest.uuid) is not None
+                    raise RunUnderWay(str(error), captures=captures) from error
                 entry = self._run.journal.read(self._guest.uuid)
                 if not entry or entry.owner == request.owner or not entry.owner.is_alive():
                     finish_interrupted(config, self._run.host, self._guest, entry, may_wait=True)
@@ -132,7 +136,8 @@ class GuestCapture:
             if now_s() > deadline_s:
                 raise RunUnderWay(
                     f"run {entry.run} of {','.join(entry.request_datasets)} is under way "
-                    f"(sanoid has pid {entry.owner.pid})"
+                    f"(sanoid has pid {entry.owner.pid})",
+                    captures=True,
                 )
             if wait(request.cancelled, _POLL_S):
                 raise Cancelled("interrupted while another run was under way")
@@ -144,10 +149,8 @@ class GuestCapture:
         renames datasets.
         """
         request, config, uuid = self._run.request, self._run.config, self._guest.uuid
-        in_another_run = self._run.journal.read(uuid) and not Operations(config.journal_dir).read(
-            uuid
-        )
-        if not request.may_be_late or not in_another_run:
+        is_restored = Operations(config.journal_dir).read(uuid) is not None
+        if not request.may_be_late or not error.captures or is_restored:
             raise error
         disks = location.locate_disks(self._run.host, self._guest, self._run.mounts)
         eligible = eligibility.assess(disks, request.covered)

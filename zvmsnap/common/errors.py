@@ -76,7 +76,11 @@ class NoSpace(ZvmsnapError):
 
 
 class LockTimeout(ZvmsnapError):
-    """Another process held a lock until the timeout."""
+    """Another process held a lock until the timeout; `holder` says what for."""
+
+    def __init__(self, message: str, holder: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 class Cancelled(ZvmsnapError):
@@ -155,7 +159,14 @@ class DomainBusy(ZvmsnapError):
 
 
 class RunUnderWay(DomainBusy):
-    """Another run of the guest, or a command, is under way for too long to wait for it."""
+    """Another run of the guest, or a command, is under way for too long to wait for it.
+
+    `captures`: a run, which has captured the guest or is about to.
+    """
+
+    def __init__(self, message: str, *, captures: bool) -> None:
+        super().__init__(message)
+        self.captures = captures
 
 
 class CommitFailed(ZvmsnapError):

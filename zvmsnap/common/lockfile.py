@@ -61,6 +61,6 @@ def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None
             if time.monotonic() > deadline_s:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "unknown"
                 raise LockTimeout(
-                    f"waited {timeout_s:g} s for {path} to {intent}; it is held to {holder}"
+                    f"waited {timeout_s:g} s for {path} to {intent}; it is held to {holder}", holder
                 ) from None
             time.sleep(_POLL_S)
