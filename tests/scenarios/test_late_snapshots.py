@@ -76,6 +76,22 @@ def test_thaws_by_itself_and_cannot_be_brought_to_its_base(scene: Scene, pools: 
 
 
 @ALL
+def test_another_sanoid_takes_a_snapshot_of_the_same_name_while_the_guest_runs(
+    scene: Scene, pools: FakeZfs, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """Two that were started in the same second announce the same names."""
+    guest = scene.add()
+    scene.modes["tank/web"] = {"": mode}
+    guest.at["freeze" if mode == "quiesced" else "snapshot"] = lambda: take(pools)
+    assert scene.pre()
+    after_snapshot.finish_run(POST, scene.config, OWNER)
+    assert levels_of(scene) == []
+    assert f"none of {NAME} was taken after pre" in caplog.text
+    assert scene.entries() == []
+    scene.assert_at_rest()
+
+
+@ALL
 def test_killed_after_undoing(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:

@@ -131,12 +131,12 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
         writer.note(
             # A pause that came just after the dump, and could not be ended: release resumes it.
             paused=stays_paused or (writer.entry.paused and bool(guest.pause_reason())),
-            newest_txg_before=attempt.newest_txg_now(),
             disks_frozen_at_s=time.time(),
             held_since_s=held_since_s,
             dump_s=ended_s - begun_s,
             last_ram_s=clock.last_ram_s,
             pause_s=0.0 if stays_paused else clock.total_s(),
+            **attempt.snapshots_before_freeze(writer.entry),
         )
 
 

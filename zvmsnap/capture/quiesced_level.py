@@ -73,7 +73,8 @@ def _freeze(attempt: Attempt, writer: EntryWriter) -> None:
     writer.note(frozen=True, held_since_s=uptime_s())
     if not agent.freeze(attempt.guest, attempt.config.limits.freeze_timeout_s):
         raise NotHeld("its agent found no file system to freeze")
-    writer.note(disks_frozen_at_s=time.time(), newest_txg_before=attempt.newest_txg_now())
+    frozen_at_s = time.time()
+    writer.note(disks_frozen_at_s=frozen_at_s, **attempt.snapshots_before_freeze(writer.entry))
 
 
 def _make_overlays(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.capture.snapshot_run import Shared, SnapshotRun
@@ -93,14 +94,16 @@ class Attempt:
         )
         return EntryWriter(self.run.journal, entry)
 
-    def newest_txg_now(self) -> dict[str, int] | None:
-        """`newest_txg_before` of an entry whose disks are frozen just now.
+    def snapshots_before_freeze(self, entry: Entry) -> dict[str, Any]:
+        """Changes of an entry whose disks are frozen just now: what saw the guest run.
 
-        What anybody has snapshotted until now saw the guest run. None: snapshots have names.
+        That is all that anybody has snapshotted until now, though it has an announced name: two
+        sanoids that were started in the same second announce the same. Raises ZfsFailed.
         """
-        if self.shared.preexisting.newest_txg_before is None:
-            return None
-        return snapshot_match.newest_txg(self.eligibility.datasets)
+        if self.shared.preexisting.newest_txg_before is not None:
+            return {"newest_txg_before": snapshot_match.newest_txg(self.eligibility.datasets)}
+        guids = {ref.guid for ref in snapshot_match.candidates(entry)}
+        return {"preexisting_guids": (*entry.preexisting_guids, *sorted(guids))}
 
     def preparation(self, writer: EntryWriter) -> list[Step]:
         """The first steps of each level: the staging directory, and what is stored in it."""

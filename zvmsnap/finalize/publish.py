@@ -208,8 +208,8 @@ def _why_no_snapshot(entry: Entry) -> str:
     if entry.newest_txg_before is not None:
         return "no snapshot was taken since pre: the RAM image is discarded"
     return (
-        f"none of {', '.join(entry.snapshot_names)} exists: the RAM image is discarded; "
-        "sanoid's own log says why the snapshot was not taken"
+        f"none of {', '.join(entry.snapshot_names)} was taken after pre: the RAM image is "
+        "discarded; sanoid's own log says why the snapshot was not taken"
     )
 
 

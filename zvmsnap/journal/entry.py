@@ -114,8 +114,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     request_datasets: tuple[DatasetName, ...]
     snapshot_names: tuple[SnapshotName, ...]
-    preexisting_guids: tuple[int, ...]  # snapshots that had one of these names before the run
-    # Where no names are announced: the txg of each dataset's newest snapshot before the run.
+    # Snapshots that had one of these names before the run, or before its disks were frozen.
+    preexisting_guids: tuple[int, ...]
+    # Where no names are announced: the txg of each dataset's newest snapshot before that.
     newest_txg_before: dict[str, int] | None = None
     minimum_level: ConsistencyLevel | None = None  # no point is made below this one
 

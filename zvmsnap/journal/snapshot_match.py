@@ -1,4 +1,6 @@
-"""Which snapshots belong to a run: those that existed before its guest was released.
+"""Which snapshots belong to a run: those that were taken between freeze and release of its guest.
+
+What existed when its disks were frozen is no candidate. Of the candidates:
 
 | noted at release | now                                   | of the run                         |
 |------------------|---------------------------------------|------------------------------------|
