@@ -87,10 +87,13 @@ def _boot(
     from zvmsnap.clone import verify
     from zvmsnap.virt.host import Host
 
+    liveness = Liveness.by(zfs.all_snapshots(guids_of(point.manifest for point in points)))
     with Host.connect(settings.uri) as host:
         for point in points:
             with suppress(PointGone):
-                yield point.name, verify.boot(settings, host, point, expect_command)
+                result = verify.boot(settings, host, point, expect_command)
+                if result.good or not verify.was_pruned(point, liveness):
+                    yield point.name, result
 
 
 def _read(points: list[RestorePoint]) -> Iterator[tuple[str, VerifyResult]]:

@@ -19,17 +19,24 @@ from zvmsnap.clone import screenshot
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common import log
-from zvmsnap.common.errors import LibvirtFailed, PoolMissing, VerifyFailed, ZvmsnapError
+from zvmsnap.common.errors import (
+    LibvirtFailed,
+    PoolMissing,
+    SnapshotMissing,
+    VerifyFailed,
+    ZvmsnapError,
+)
 from zvmsnap.common.waiting import now_s, wait_until
 from zvmsnap.config.settings import Config
 from zvmsnap.points import locate, memory_image, vault
 from zvmsnap.points.definition import definition_of
-from zvmsnap.points.liveness import Liveness
+from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import SCREEN, VerifyResult, keep
 from zvmsnap.virt import agent
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
+from zvmsnap.zfs import zfs
 
 CLONES = "zvmsnap-verify-"  # what their names begin with
 
@@ -74,6 +81,16 @@ def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) ->
     return _kept(point, result)
 
 
+def was_pruned(point: RestorePoint, known: Liveness) -> bool:
+    """Were its snapshots destroyed since they were listed, so that the point goes as well?
+
+    Raises ZfsFailed.
+    """
+    now = Liveness.by(zfs.all_snapshots(guids_of([point.manifest])))
+    missing = _missing(point, now)
+    return isinstance(missing, SnapshotMissing) and _missing(point, known) is None
+
+
 def _kept(point: RestorePoint, result: VerifyResult) -> VerifyResult:
     try:
         keep(point, result)
@@ -95,16 +112,22 @@ def _problems(point: RestorePoint, liveness: Liveness) -> list[Exception]:
         definition_of(point)
     except ZvmsnapError as error:
         problems.append(error)
-    try:
-        locate.snapshots_of(point, liveness)
-    except ZvmsnapError as error:
-        problems.append(error)
+    if missing := _missing(point, liveness):
+        problems.append(missing)
     try:
         if memory:
             memory_image.check(point.directory / memory.file, memory)
     except (ZvmsnapError, OSError) as error:
         problems.append(error)
     return problems
+
+
+def _missing(point: RestorePoint, liveness: Liveness) -> SnapshotMissing | PoolMissing | None:
+    try:
+        locate.snapshots_of(point, liveness)
+        return None
+    except (SnapshotMissing, PoolMissing) as error:
+        return error
 
 
 def _watch(

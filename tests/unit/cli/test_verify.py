@@ -88,6 +88,24 @@ def test_point_that_is_removed_meanwhile(
     assert scene_run("verify", *options, first.name)[0] == 1
 
 
+def test_point_whose_snapshots_are_pruned_while_it_is_started(
+    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The point is removed an instant later, by the pruning hook."""
+    point = scene.point()
+    plan_clone = verify.plan_clone
+
+    def pruned(*words: Any) -> Any:
+        scene.world.pool_snapshots.clear()
+        return plan_clone(*words)
+
+    monkeypatch.setattr(verify, "plan_clone", pruned)
+    assert scene_run("verify", "--boot") == (0, f"{point.name}: was removed meanwhile\n", "")
+    # One that had none before is bad.
+    code, out, _ = scene_run("verify", "--boot")
+    assert code == 1 and out.startswith(f"{point.name}: FAILED: {point.name}: has no snapshot")
+
+
 def lines_of(out: str) -> list[str]:
     return out.splitlines()
 
