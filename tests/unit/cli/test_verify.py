@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.clone_scene import make
 from tests.fakes.restore_scene import NAME, Scene
 from zvmsnap.clone import verify
-from zvmsnap.clone.plan import CloneOptions
+from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.process import Process
 from zvmsnap.journal.operation import Operations
 from zvmsnap.points import vault, verify_result
@@ -93,7 +93,6 @@ def test_point_whose_snapshots_are_pruned_while_it_is_started(
 ) -> None:
     """The point is removed an instant later, by the pruning hook."""
     point = scene.point()
-    plan_clone = verify.plan_clone
 
     def pruned(*words: Any) -> Any:
         scene.world.pool_snapshots.clear()
