@@ -272,6 +272,18 @@ def no_dump(scene: Scene, guest: DumpedGuest) -> None:
     guest.at["snapshot"] = failing("no dump")
 
 
+def refused(scene: Scene, guest: DumpedGuest) -> None:
+    def refuse() -> None:
+        raise LibvirtFailed("cannot migrate domain: a device that only QEMU knows", 55)
+
+    guest.at["snapshot"] = refuse
+
+
+def busy_meanwhile(scene: Scene, guest: DumpedGuest) -> None:
+    refused(scene, guest)
+    scene.when["> dump"] = lambda: scene.patch.setattr(guest, "has_block_job", lambda _target: True)
+
+
 def too_busy(scene: Scene, guest: DumpedGuest) -> None:
     guest.at["snapshot"] = failing("aborted", DumpAborted)
 

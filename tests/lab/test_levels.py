@@ -269,3 +269,63 @@ def test_a_device_that_cannot_be_migrated(lab_session: Lab) -> None:
     scenario.assert_counted_through(lab, "db")
     # And libvirt says so too.
     assert "shmem" in lab.run("virsh save db /tmp/x", check=False).stderr
+
+
+def _as_volume(xml: str, path: str, pool: str) -> str:
+    """The definition, with the disk at that path as a volume of a storage pool."""
+    head, tail = xml.split(f'<source file="{path}"/>')
+    before, _, after = head.rpartition("<disk type='file'")
+    source = f"<source pool='{pool}' volume='{path.rpartition('/')[2]}'/>"
+    return f"{before}<disk type='volume'{after}{source}{tail}"
+
+
+@pytest.mark.whole
+def test_a_volume_of_a_pool_a_data_file_and_a_floppy(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    lab.run("zfs create tank/pool && zfs create tank/pool/data &&"
+            "virsh -q pool-define-as images dir --target /tank/pool && virsh -q pool-start images")
+    volume, metadata, data = "/tank/pool/a.qcow2", "/tank/pool/b.qcow2", "/tank/pool/data/b.raw"
+    disks = [guests.make_disk(lab, Disk(volume, "qcow2")), Disk(metadata, "qcow2")]
+    lab.run(f"qemu-img create -q -f qcow2 -o data_file={data},data_file_raw=on {metadata} 16M")
+    guests.make_disk(lab, Disk(data))
+    lab.run("truncate -s 1440K /tank/pool/f.img && virsh -q pool-refresh images")
+    floppy = ("<disk type='file' device='floppy'><source file='/tank/pool/f.img'/>"
+              "<target dev='fda' bus='fdc'/></disk>")
+    guests.define(lab, _as_volume(
+        guests.domain_xml("pool", disks, devices=floppy), volume, "images"))
+    guests.start(lab, "pool")
+    scenario.write_sanoid_conf(lab, scenario.section("tank/pool"))
+    scenario.take(lab)
+    point = scenario.the_point(lab, "pool")
+    assert (point.manifest["level"], point.manifest["reason"]) == ("memory", None)
+    assert sorted(disk["target"] for disk in point.manifest["disks"]) == ["fda", "vda", "vdb"]
+    (state,) = point.manifest["other_state"]
+    assert (state["called"], state["dataset"], state["path"], state["why"]) == (
+        "data file of disk vdb", "tank/pool/data", "b.raw", "")
+    assert {snapshot["dataset"] for snapshot in point.manifest["snapshots"]} == {
+        "tank/pool", "tank/pool/data"}
+    scenario.assert_counted_through(lab, "pool")
+    assert "data file of disk vdb" in lab.run("zvmsnap show pool@latest").stdout
+    for persistent in (False, True):
+        assert "<source pool='images' volume='a.qcow2'" in scenario.dumpxml(
+            lab, "pool", persistent=persistent)
+    assert scenario.leftovers(lab) == []
+    # It comes back with its RAM, on disks and data of that instant.
+    since = guests.serial_size_bytes(lab, "pool")
+    last = guests.counts(lab, "pool")[-1]
+    lab.run("zvmsnap restore --yes pool@latest", timeout_s=300)
+    counts = guests.wait_counts(lab, "pool", 0, since_byte=since)
+    scenario.wait_until("it counts on", lambda: guests.counts(lab, "pool", since)[-1] > counts + 5)
+    assert guests.counts(lab, "pool", since)[0] <= last
+    assert (guests.boots(lab, "pool", since), guests.mismatches(lab, "pool", since)) == (0, [])
+    assert "<source pool='images' volume='a.qcow2'" in scenario.dumpxml(lab, "pool")
+    # Without the data in the snapshot, that disk is no part of a point.
+    lab.run("zfs set zvmsnap:mode=off tank/pool/data")
+    scenario.pass_hours(lab, 1)
+    scenario.take(lab)
+    newest = max(scenario.points(lab, "pool"), key=lambda each: each.manifest["created"])
+    assert newest.manifest["level"] == "crash"
+    assert "vdb (data file of disk vdb (/tank/pool/data/b.raw on tank/pool/data) is not" in (
+        newest.manifest["reason"])
+    assert "vdb" not in {disk["target"] for disk in newest.manifest["disks"]}

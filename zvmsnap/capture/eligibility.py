@@ -9,6 +9,8 @@
 | paused, or otherwise not    | at least one covered        | anything but crash     |
 | running                     |                             |                        |
 | running                     | some on other datasets      | memory, paused         |
+| running                     | or other state, as          | memory, paused         |
+|                             | inventory/coverage says     |                        |
 | running                     | not surely what QEMU has    | memory, paused         |
 |                             | open                        |                        |
 | running                     | of a kind without overlay   | memory                 |
@@ -34,6 +36,8 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import OFF, Mode, ModeSet, parse_mode
 from zvmsnap.config.properties import ON
 from zvmsnap.disks.location import GuestDisks
+from zvmsnap.inventory import coverage
+from zvmsnap.inventory.coverage import Fate, Judged
 from zvmsnap.journal.round import Expected
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
@@ -46,7 +50,7 @@ class Eligibility:
 
     `obstacles`: why it cannot have a level; `covered`: its disks on covered datasets, by target;
     `others`: the targets of its other disks. `no_overlay`: why one of the covered disks must not
-    be put on an overlay, "" if all may.
+    be put on an overlay, "" if all may. `other_state`: what a point tells of its other state.
     """
 
     domain: domain_xml.Domain
@@ -55,11 +59,13 @@ class Eligibility:
     covered: Mapping[str, DiskLocation]
     others: tuple[str, ...]
     no_overlay: str = ""
+    other_state: tuple[Judged, ...] = ()
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The datasets that have this guest's covered disks."""
-        return tuple(sorted({place.dataset for place in self.covered.values()}))
+        """The datasets that have this guest's covered disks and other state."""
+        state = [each.location for each in self.other_state if each.location and not each.why]
+        return tuple(sorted({place.dataset for place in (*self.covered.values(), *state)}))
 
 
 def recursion(
@@ -139,20 +145,28 @@ def modes_for(
 def assess(disks: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
     """Decide for one guest by the table above; None if it has no disk on a covered dataset."""
     writable = _writable(disks)
+    judged = [coverage.judge(resource, place, covered) for resource, place in disks.others]
+    # Its image without its data, or with that of another time, is no disk.
+    torn = {each.resource.target for each in judged if each.fate is Fate.OBSTACLE} - {""}
     inside = {
         disk.target: disks.locations[disk.target]
         for disk in writable
-        if disk.target in disks.locations and disks.locations[disk.target].dataset in covered
+        if disk.target not in torn
+        and disk.target in disks.locations
+        and disks.locations[disk.target].dataset in covered
     }
     if not inside:
         return None
+    # Of what a disk needs only where the disk is there.
+    own = [each for each in judged if each.resource.target in {"", *inside}]
     return Eligibility(
         domain=disks.domain,
         is_off=disks.is_off,
-        obstacles=_obstacles(disks, writable, inside),
+        obstacles=_obstacles(disks, writable, inside, judged),
         covered=inside,
         others=tuple(disk.target for disk in disks.domain.disks if disk.target not in inside),
         no_overlay=_why_no_overlay(disks, [disk for disk in writable if disk.target in inside]),
+        other_state=tuple(each for each in own if each.is_told),
     )
 
 
@@ -170,7 +184,10 @@ def _writable(disks: GuestDisks) -> list[domain_xml.Disk]:
 
 
 def _obstacles(
-    disks: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
+    disks: GuestDisks,
+    writable: list[domain_xml.Disk],
+    inside: Mapping[str, DiskLocation],
+    judged: list[Judged],
 ) -> dict[ConsistencyLevel, str]:
     obstacles = {}
     if disks.is_off and (doubts := doubts_of(disks)):
@@ -184,7 +201,7 @@ def _obstacles(
         obstacles[ConsistencyLevel.QUIESCED] = (
             "its agent is not connected" if disks.domain.agent else "it has no channel for an agent"
         )
-    if reason := _why_no_memory(disks, writable, inside):
+    if reason := _why_no_memory(disks, writable, inside, judged):
         return obstacles | dict.fromkeys((ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED), reason)
     if why_not := _why_no_overlay(disks, writable):
         obstacles[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
@@ -201,11 +218,18 @@ def _why_no_overlay(disks: GuestDisks, writable: list[domain_xml.Disk]) -> str:
 
 
 def _why_no_memory(
-    disks: GuestDisks, writable: list[domain_xml.Disk], inside: Mapping[str, DiskLocation]
+    disks: GuestDisks,
+    writable: list[domain_xml.Disk],
+    inside: Mapping[str, DiskLocation],
+    judged: list[Judged],
 ) -> str | None:
+    obstacles = [each for each in judged if each.fate is Fate.OBSTACLE]
+    torn = {each.resource.target: str(each) for each in obstacles if each.resource.target}
     outside = [disk for disk in writable if disk.target not in inside]
     if outside:
-        listed = ", ".join(f"{disk.target} ({_where(disks, disk)})" for disk in outside)
+        listed = ", ".join(
+            f"{disk.target} ({torn.get(disk.target) or _where(disks, disk)})" for disk in outside
+        )
         return f"not all disks are in this snapshot: {listed}"
     if doubts := doubts_of(disks):
         return f"its disks are not surely known: {'; '.join(doubts)}"
@@ -214,6 +238,8 @@ def _why_no_memory(
     for disk in writable:
         if disk.transient:
             return f"its RAM cannot be saved because {disk.target} is transient"
+    if obstacles:
+        return f"not all of its state is in this snapshot: {', '.join(map(str, obstacles))}"
     return None
 
 

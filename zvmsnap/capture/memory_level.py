@@ -12,7 +12,13 @@ from contextlib import suppress
 from zvmsnap.capture import expected_pause
 from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
 from zvmsnap.capture.steps import Attempt
-from zvmsnap.common.errors import ConnectionLost, DumpAborted, LibvirtFailed, NotReached
+from zvmsnap.common.errors import (
+    ConnectionLost,
+    DumpAborted,
+    LevelRefused,
+    LibvirtFailed,
+    NotReached,
+)
 from zvmsnap.common.log import Logger
 from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step, StepFailed
@@ -24,6 +30,7 @@ from zvmsnap.points.manifest import DOMAIN_XML, TPM
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.virt import qemu_conf, save_image, tpm_state
 from zvmsnap.virt.guest import Guest
+from zvmsnap.virt.libvirt_error import REFUSALS
 
 # What a RAM image has besides RAM: video memory, firmware, the state of devices, heads of pages.
 _DEVICES_BYTES = 64 << 20
@@ -126,6 +133,10 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
                 _snapshot(guest, xml, reuse_overlays=owner is not None)
         except DumpAborted as error:
             raise DumpAborted(supervisor.why_aborted or str(error)) from error
+        except LibvirtFailed as error:
+            if _is_refused(attempt, error):
+                raise LevelRefused(str(error)) from error
+            raise
         ended_s = time.monotonic()
         held_since_s = uptime_s() - (ended_s - clock.paused_since_s()) if stays_paused else 0.0
         writer.note(
@@ -148,6 +159,20 @@ def _snapshot(guest: Guest, xml: str, *, reuse_overlays: bool) -> None:
         with suppress(LibvirtFailed):
             guest.abort_job()
         raise
+
+
+def _is_refused(attempt: Attempt, error: LibvirtFailed) -> bool:
+    """Will it be so at every snapshot, as for a device that only QEMU knows not to be migratable?
+
+    Such a call is refused before libvirt has made the image. A job of somebody else ends.
+    """
+    guest = attempt.guest
+    return (
+        error.code in REFUSALS
+        and not attempt.staging.memory.exists()
+        and guest.is_active()
+        and not any(guest.has_block_job(target) for target in attempt.eligibility.covered)
+    )
 
 
 def _read_header(attempt: Attempt, writer: EntryWriter) -> None:

@@ -32,12 +32,14 @@ from zvmsnap.capture.steps import Attempt
 from zvmsnap.common.errors import (
     Cancelled,
     DomainBusy,
+    LevelRefused,
     LockTimeout,
     ModeInvalid,
     RunUnderWay,
     ZvmsnapError,
 )
 from zvmsnap.common.lockfile import lock
+from zvmsnap.common.steps import StepFailed
 from zvmsnap.common.waiting import now_s, wait
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import ModeSet, mode_set, parse_mode
@@ -241,8 +243,10 @@ class _LevelChoice:
             LEVELS[level].capture(attempt)
             return True
         except ZvmsnapError as error:
-            self._log.error("not of level %s: %s", level, error)
             self._missed.append(str(error))
+            if isinstance(error, StepFailed) and isinstance(error.cause, LevelRefused):
+                return False
+            self._log.error("not of level %s: %s", level, error)
             self._errors.append(error)
             return False
 

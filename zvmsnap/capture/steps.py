@@ -21,6 +21,7 @@ from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Disk, Entry
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points import definition
+from zvmsnap.points.manifest import OtherState
 from zvmsnap.quiesce import watchdog
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.virt import domain_xml
@@ -89,6 +90,16 @@ class Attempt:
                     dataset_guid=self.run.request.guids.get(place.dataset, 0),
                 )
                 for target, place in self.eligibility.covered.items()
+            ),
+            other_state=tuple(
+                OtherState(
+                    each.resource.called,
+                    each.resource.place,
+                    each.location.dataset if each.location else "",
+                    each.location.path if each.location else "",
+                    each.why,
+                )
+                for each in self.eligibility.other_state
             ),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )

@@ -31,6 +31,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.location import GuestDisks
 from zvmsnap.finalize import after_snapshot
+from zvmsnap.inventory import coverage
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
@@ -123,10 +124,16 @@ def _grouped(host: Host, group: str, table: list[mounts.Mount]) -> dict[str, Gue
 
 
 def _writable_datasets(disks: GuestDisks) -> set[str]:
-    return {
+    """Of its disks, and of the other state that must be snapshotted with them."""
+    own = {
         disks.locations[disk.target].dataset
         for disk in disks.domain.disks
         if disk.writable and disk.target in disks.locations
+    }
+    return own | {
+        place.dataset
+        for resource, place in disks.others
+        if place and not coverage.is_stored(resource)
     }
 
 

@@ -175,6 +175,13 @@ def _remark(manifest: Manifest, liveness: Liveness, alive: Sequence[SnapshotRef]
     return manifest.reason or ""
 
 
+def _other_state(manifest: Manifest) -> Iterator[str]:
+    """State that is no disk: what the snapshots have of it, and what the point does not have."""
+    for state in manifest.other_state:
+        what = f"{state.called} ({state.place})"
+        yield f"  not in it  {what} {state.why}" if state.why else f"  also       {what}"
+
+
 def recovery(report: Report, *, dry_run: bool) -> list[str]:
     """What was wrong with each guest, what was done, and what needs a person."""
     lines = []
@@ -228,6 +235,7 @@ def point_details(
         f"  directory  {point.directory}",
         *([f"  note       {remark}"] if remark else []),
         *([f"  firmware   {manifest.tpm_warning}"] if manifest.tpm_warning else []),
+        *_other_state(manifest),
         "  snapshots",
         *_snapshot_lines(manifest, liveness),
         "  disks",

@@ -142,6 +142,10 @@ class OverlayHeld(ZvmsnapError):
     """QEMU has an overlay open that no disk of the guest uses, and does not close it."""
 
 
+class LevelRefused(ZvmsnapError):
+    """libvirt or QEMU refuse a level to such a guest, before anything is done to it: no failure."""
+
+
 class NotHeld(ZvmsnapError):
     """The guest could not be paused or its file systems frozen, or they did not stay so."""
 

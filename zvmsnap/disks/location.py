@@ -18,12 +18,14 @@ where there is a clone of it, they may lead to that.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import LibvirtFailed, WrongDisk, ZfsFailed
 from zvmsnap.disks import overlay_chain
+from zvmsnap.inventory import qcow2_header, reader
+from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.virt import domain_xml, security_labels
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
@@ -31,6 +33,8 @@ from zvmsnap.virt.qemu_process import QemuProcess
 from zvmsnap.zfs import mounts, volume
 from zvmsnap.zfs.mounts import DiskLocation
 
+DATA_FILE = "dataStore"
+_DISK = "devices/disk/source"
 _OFF = ("shut off", "crashed")
 _LINKS_MAX = 40
 _UNKNOWN = "something else"
@@ -45,7 +49,8 @@ class GuestDisks:
     """One guest as it is now: definition, state, and the location of each disk by its target.
 
     Disks that are not on ZFS have no location. `doubts` says why a disk may not be what its path
-    leads to, `no_overlays` why else a disk must not be put on an overlay; by target.
+    leads to, `no_overlays` why else a disk must not be put on an overlay; by target. `others` is
+    all other state that the guest writes, and its location.
     """
 
     domain: domain_xml.Domain
@@ -53,6 +58,7 @@ class GuestDisks:
     locations: Mapping[str, DiskLocation]
     doubts: Mapping[str, str] = field(default_factory=dict)
     no_overlays: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[tuple[Resource, DiskLocation | None], ...] = ()
 
     @property
     def is_off(self) -> bool:
@@ -63,7 +69,9 @@ class GuestDisks:
 def locate_disks(host: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDisks:
     """Look up the disks that the live XML of a guest names. Raises LibvirtFailed."""
     state = guest.state()
-    domain = domain_xml.parse(guest.xml())
+    xml = guest.xml()
+    domain = domain_xml.parse(xml)
+    others = [each for each in reader.resources_of(xml) if _is_other_state(each)]
     is_off = state in _OFF
     process = None if is_off else guest.process()
     chains = overlay_chain.of(domain)
@@ -81,7 +89,42 @@ def locate_disks(host: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDi
             doubts[disk.target] = doubt
         elif _is_by_content(path) and not (process and process.has_own_names):
             no_overlays[disk.target] = f"{path} {_BY_CONTENT}"
-    return GuestDisks(domain, state, locations, doubts, no_overlays)
+        if disk.writable and not chain and not _names_data_file(others, disk.target):
+            others += _data_file(disk, path)
+    located = tuple((each, _place_of(host, each, table)) for each in others)
+    return GuestDisks(domain, state, locations, doubts, no_overlays, located)
+
+
+def _is_other_state(resource: Resource) -> bool:
+    """Is it state that the guest writes, and no image that a <disk> names itself?"""
+    is_disk = resource.element.partition("@")[0] == _DISK and resource.kind is not Kind.UNKNOWN
+    return resource.is_state and resource.writable and not is_disk
+
+
+def _names_data_file(resources: Iterable[Resource], target: str) -> bool:
+    return any(each.target == target and DATA_FILE in each.element for each in resources)
+
+
+def _data_file(disk: domain_xml.Disk, path: str) -> list[Resource]:
+    """The file with the data of a qcow2 image that does not have it itself, by its header."""
+    if disk.format != "qcow2":
+        return []
+    try:
+        data = qcow2_header.data_file(path)
+    except OSError:
+        return []  # of a guest that is off: whoever starts it will hear of that
+    kind = Kind.FILE if data.startswith("/") else Kind.UNKNOWN
+    called = f"data file of disk {disk.target}"
+    element = f"{_DISK}/{DATA_FILE}/source"
+    return [Resource(called, kind, data, True, True, element, disk.target)] if data else []
+
+
+def _place_of(host: Host, resource: Resource, table: list[mounts.Mount]) -> DiskLocation | None:
+    place = resource.place
+    if resource.kind is Kind.VOLUME:
+        pool, _, name = place.partition("/")
+        place = _volume_path(host, pool, name)
+    return locate_path(place, table) if place.startswith("/") else None
 
 
 def check_open(host: Host, guest: Guest, *definitions: Mapping[str, DiskLocation]) -> None:
@@ -161,13 +204,17 @@ def current_path(where: DiskLocation, table: list[mounts.Mount]) -> str:
 
 def path_of(host: Host, disk: domain_xml.Disk) -> str:
     """The path at which the definition names a disk; "" if there is none, or it is unknown."""
-    if disk.volume:
-        try:
-            return host.volume_path(*disk.volume)
-        except LibvirtFailed:
-            # For instance of an inactive pool: its location is unknown, so no run covers it.
-            return ""
+    if disk.volume and not disk.source:
+        return _volume_path(host, *disk.volume)
     return disk.source
+
+
+def _volume_path(host: Host, pool: str, name: str) -> str:
+    try:
+        return host.volume_path(pool, name)
+    except LibvirtFailed:
+        # For instance of an inactive pool: its location is unknown, so no run covers it.
+        return ""
 
 
 def _locate(

@@ -102,7 +102,11 @@ def _of_disk(disk: domain_xml.Disk, read: ReadChain) -> OverlayChain | None:
         why = f"{disk.source} is on top of it, made by somebody else: end that snapshot first"
         return OverlayChain(disk.target, ours, problem=why) if ours else None
     try:
-        below = disk.chain or tuple(layer.path for layer in read(disk.source)[1:])
+        below = disk.chain
+        # libvirt tells no path of a volume while its pool is not active.
+        base_is_unknown = next((not path for path in below if not is_overlay(path)), False)
+        if not below or base_is_unknown:
+            below = tuple(layer.path for layer in read(disk.source)[1:])
     except OverlayUnreadable as error:
         return OverlayChain(disk.target, (disk.source,), problem=str(error))
     more = tuple(takewhile(is_overlay, below))

@@ -357,6 +357,7 @@ class _Publication:
                 entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s, entry.last_ram_s
             ),
             tpm_warning=entry.tpm_warning,
+            other_state=entry.other_state,
         )
 
     def _host_description(self) -> HostDescription:

@@ -33,7 +33,6 @@ _PATH = re.compile(r"(^|[:=,])/")
 _DEPTH_MAX = 256
 _COMMAND_LINE = "qemu:commandline"
 _WORDS = {"loader": "firmware", "nvram": "firmware variables", "varstore": "firmware variables"}
-_DRIVES = {"cdrom": "CD-ROM", "floppy": "floppy", "lun": "LUN"}
 
 _ROWS: dict[str, list[Row]] = defaultdict(list)
 for _row in table.ROWS:
@@ -155,10 +154,10 @@ def _resource(row: Row, line: _Line, place: str) -> Resource:
         kind=row.kind,
         place=place,
         writable=row.use is not Use.READS and not is_read_only and not is_below,
-        is_state=row.use is Use.STATE and not is_read_only,
+        is_state=row.use is Use.STATE and not (is_read_only or _is_unplugged_for_ram(device)),
         element=_path(line) + next((each for each in _fields(row) if each != "."), ""),
         target=target.get("dev", "") if device.tag == "disk" and target is not None else "",
-        is_optional=line[-1].get("startupPolicy") == "optional",
+        is_optional=row.is_optional or line[-1].get("startupPolicy") == "optional",
     )
 
 
@@ -174,12 +173,17 @@ def _is_read_only(device: ET.Element) -> bool:
     return device.get("device") == "cdrom" or device.find("readonly") is not None
 
 
+def _is_unplugged_for_ram(device: ET.Element) -> bool:
+    teaming = device.find("teaming")
+    return teaming is not None and teaming.get("type") == "transient"
+
+
 def _called(device: ET.Element) -> str:
     tag = _tag(device)
     target, mac = device.find("target"), device.find("mac")
     if tag == "disk":
-        word = _DRIVES.get(device.get("device", ""), "disk")
-        return f"{word} {target.get('dev', '') if target is not None else ''}".rstrip()
+        name = target.get("dev", "") if target is not None else ""
+        return f"{device.get('device', 'disk')} {name}".rstrip()
     if tag == "interface" and mac is not None:
         return f"interface {mac.get('address', '')}"
     if tag in ("hostdev", "memory", "tpm", "graphics"):

@@ -35,6 +35,7 @@ class Row:
     types: tuple[str, ...] = ()
     called: str = "{}"
     unless: str = ""
+    is_optional: bool = False
 
 
 _FILE, _DIRECTORY, _BLOCK = Kind.FILE, Kind.DIRECTORY, Kind.BLOCK
@@ -85,10 +86,11 @@ ROWS = (
     # What it starts from.
     Row("os/loader", "{.}", _FILE, _STATE),
     Row("os/nvram", "{.}", _FILE, _STATE),
-    Row("os/nvram", "{@template}", _FILE, _READS, (), "template of {}"),
+    # A template is read only where there are no variables yet.
+    Row("os/nvram", "{@template}", _FILE, _READS, (), "template of {}", is_optional=True),
     *_storage("os/nvram/source"),
     Row("os/varstore", "{@path}", _FILE, _STATE),
-    Row("os/varstore", "{@template}", _FILE, _READS, (), "template of {}"),
+    Row("os/varstore", "{@template}", _FILE, _READS, (), "template of {}", is_optional=True),
     Row("os/kernel", "{.}", _FILE, _READS),
     Row("os/initrd", "{.}", _FILE, _READS),
     Row("os/dtb", "{.}", _FILE, _READS),
@@ -119,11 +121,11 @@ ROWS = (
     Row("devices/tpm/backend/source", "{@path}", _FILE, _STATE, ("file",)),
     Row("devices/tpm/backend/source", "{@path}", _DIRECTORY, _STATE, ("dir",)),
     Row("devices/tpm/backend/source", "{@path}", _SOCKET, _STATE, ("unix",)),
-    # Devices of the host.
+    # Devices of the host. To the guest, a USB device is plugged in anew when RAM is loaded.
     Row("devices/hostdev/source", _PCI, _DEVICE, _STATE, ("pci",)),
-    Row("devices/hostdev/source", "usb {vendor@id}:{product@id}", _DEVICE, _STATE, ("usb",)),
-    Row("devices/hostdev/source", "usb {address@bus}.{address@device}", _DEVICE, _STATE, ("usb",)),
-    Row("devices/hostdev/source", "usb {address@bus}.{address@port}", _DEVICE, _STATE, ("usb",)),
+    Row("devices/hostdev/source", "usb {vendor@id}:{product@id}", _DEVICE, _WRITES, ("usb",)),
+    Row("devices/hostdev/source", "usb {address@bus}.{address@device}", _DEVICE, _WRITES, ("usb",)),
+    Row("devices/hostdev/source", "usb {address@bus}.{address@port}", _DEVICE, _WRITES, ("usb",)),
     Row(
         "devices/hostdev/source",
         "{adapter@name} {address@bus}:{address@target}:{address@unit}",

@@ -32,7 +32,7 @@ from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.points.manifest import SnapshotRef
+from zvmsnap.points.manifest import OtherState, SnapshotRef, datasets_of
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Partition
@@ -126,6 +126,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     level: ConsistencyLevel
     reason: str | None  # why the level is not a better one
     disks: tuple[Disk, ...]
+    other_state: tuple[OtherState, ...] = ()
     created: str  # ISO 8601 with an offset
     step: str = ""
     memory_format: str = ""  # of the RAM image, when its header was read
@@ -196,8 +197,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The datasets that hold the guest's disks of this run."""
-        return tuple(sorted({disk.dataset for disk in self.disks}))
+        """The datasets that hold the guest's disks of this run, and its other state."""
+        disks = {disk.dataset for disk in self.disks}
+        return tuple(sorted(disks | datasets_of(self.other_state)))
 
     @property
     def reaches_minimum(self) -> bool:

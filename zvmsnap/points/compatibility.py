@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.inventory.reader import resources_of
+from zvmsnap.inventory.resource import Kind
 from zvmsnap.points.manifest import HostDescription
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.host import Host
@@ -58,7 +60,7 @@ def why_not(
     """
     root = ET.fromstring(xml)
     reasons = [
-        *_missing_files(root, made, cold=cold),
+        *_missing_files(xml, root, made, cold=cold),
         *_missing_networks(root, host, made),
         *_missing_secrets(root, host),
     ]
@@ -69,25 +71,31 @@ def why_not(
     return reasons
 
 
-def _missing_files(root: ET.Element, made: Collection[str], *, cold: bool) -> Iterator[str]:
-    def is_missing(path: str) -> bool:
-        below_made = any(path.startswith(f"{directory}/") for directory in made)
-        return bool(path) and not below_made and not os.path.exists(path)
+def _missing_files(
+    xml: str, root: ET.Element, made: Collection[str], *, cold: bool
+) -> Iterator[str]:
+    """What it only reads, and does not start without: firmware, a kernel, a ROM, a CD."""
+    dispensable = set(_dispensable(root, cold=cold))
+    for named in resources_of(xml):
+        is_optional = named.target in dispensable if named.target else named.is_optional
+        is_made = any(named.place.startswith(f"{directory}/") for directory in made)
+        if named.kind not in (Kind.FILE, Kind.BLOCK) or named.writable or named.is_state:
+            continue
+        if is_optional or is_made or not named.place.startswith("/"):
+            continue
+        if os.path.exists(named.place):
+            continue
+        if named.element == "devices/emulator":
+            yield f"{named.place} is not here: install the QEMU of that architecture"
+        else:
+            yield f"{named.place} is not here ({named.called})"
 
-    for tag in ("os/loader", "os/kernel", "os/initrd"):
-        path = root.findtext(tag, "").strip()
-        if is_missing(path):
-            yield f"{path} is not here ({tag.partition('/')[2]})"
-    emulator = root.findtext("devices/emulator", "")
-    if is_missing(emulator):
-        yield f"{emulator} is not here: install the QEMU of that architecture"
+
+def _dispensable(root: ET.Element, *, cold: bool) -> Iterator[str]:
     for disk in root.findall("devices/disk"):
         target, source = disk.find("target"), disk.find("source")
-        if target is None or source is None or disk.find("readonly") is None:
-            continue
-        path = source.get("file") or source.get("dev") or ""
-        if is_missing(path) and not _is_dispensable(disk, source, cold=cold):
-            yield f"{path} is not here ({disk.get('device', 'disk')} {target.get('dev')})"
+        if target is not None and source is not None and _is_dispensable(disk, source, cold=cold):
+            yield target.get("dev", "")
 
 
 def _is_dispensable(disk: ET.Element, source: ET.Element, *, cold: bool) -> bool:

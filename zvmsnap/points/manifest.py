@@ -6,7 +6,7 @@ collector need not look at them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -96,6 +96,24 @@ class Disk(msgspec.Struct, frozen=True, gc=False):
         return DiskLocation(dataset, self.path, self.partition)
 
 
+class OtherState(msgspec.Struct, frozen=True, gc=False):
+    """State of the guest that is no disk: it was at `place`, at `path` in `dataset`.
+
+    `why` says why the point does not have it; "" if the snapshot of its dataset has it.
+    """
+
+    called: str
+    place: str
+    dataset: str = ""
+    path: str = ""
+    why: str = ""
+
+
+def datasets_of(state: Iterable[OtherState]) -> frozenset[str]:
+    """The datasets of which the snapshots have such state."""
+    return frozenset(each.dataset for each in state if not each.why)
+
+
 class Memory(msgspec.Struct, frozen=True, gc=False):
     """The RAM image: libvirt's `format`; `compression` and checksum of the stored file."""
 
@@ -151,11 +169,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     timing: Timing
     # Why the TPM's state is not coherent with the disks, or it or firmware variables are missing.
     tpm_warning: str | None = None
+    other_state: tuple[OtherState, ...] = ()
 
     @property
     def datasets(self) -> frozenset[str]:
-        """The datasets of the point's disks; a snapshot name is complete if all of them have it."""
-        return frozenset(disk.dataset for disk in self.disks)
+        """Those of its disks and other state; a name is complete if all have a snapshot of it."""
+        return frozenset(disk.dataset for disk in self.disks) | datasets_of(self.other_state)
 
     def with_snapshots(self, refs: tuple[SnapshotRef, ...]) -> Manifest:
         """The same manifest, with these snapshots."""

@@ -23,6 +23,7 @@ def check_host(point: RestorePoint, observed: Observed, *, with_memory: bool) ->
     _check_other_guests(observed)
     _check_other_disks(point, observed)
     hint = "; --cold boots from the disks" if with_memory and observed.fits_cold else ""
+    _check_other_state(point.manifest, observed)
     compatibility.refuse_misfits(point, observed.misfits, RestoreImpossible, hint)
 
 
@@ -96,6 +97,20 @@ def _check_other_disks(point: RestorePoint, observed: Observed) -> None:
             raise RestoreImpossible(
                 f"{point.name}: its disk {disk.disk.target} is no part of the point, and "
                 f"{disk.disk.source} does not exist any more: zvmsnap clone"
+            )
+
+
+def _check_other_state(manifest: Manifest, observed: Observed) -> None:
+    """State that is no disk is found where the definition, or an image, names it.
+
+    A disk gets the path of its dataset of now. What has the data of an image is named in that.
+    """
+    for state in manifest.other_state:
+        current = state.dataset if state.why else observed.current[state.dataset]
+        if current != state.dataset:
+            raise RestoreImpossible(
+                f"{current}: has the {state.called}, which the guest opens as {state.place}: "
+                f"zfs rename {current} {state.dataset} first"
             )
 
 

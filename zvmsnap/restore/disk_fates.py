@@ -10,6 +10,8 @@
 | of its next start only                   | any other, or none         | stays as it is now      |
 | of the replaced guest only               | restored, for another disk | with the replaced disks |
 | of the replaced guest only               | any other, or none         | stays, but is detached  |
+| other state of the point                 | restored                   | as of the snapshot      |
+| other state that the point does not have | any                        | stays as it is now      |
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ def of(manifest: Manifest, operation: RestoreOperation, observed: Observed) -> I
     for own in manifest.disks:
         dataset = observed.current[own.dataset]
         yield f"disk {own.target} will be as of {origins.get(dataset, dataset)}"
+    for state in manifest.other_state:
+        if state.why:
+            yield f"{state.called} ({state.place}) {state.why}: it STAYS as it is now"
+        else:
+            dataset = observed.current[state.dataset]
+            yield f"{state.called} will be as of {origins.get(dataset, dataset)}"
     for other in observed.other_disks:
         yield _of_other(other.disk, other.dataset, origins)
     yield from _of_next_start(manifest, observed, origins)

@@ -245,7 +245,7 @@ def _new_sources(disks: Iterable[Disk], observed: Observed) -> dict[str, Source]
     | the disk                             | its path in the manifest | another path |
     |--------------------------------------|--------------------------|--------------|
     | a file                               | leads to it now          | no           |
-    | a volume of a libvirt pool           | has none                 | no           |
+    | a volume of a libvirt pool           | has none, or leads to it | no           |
     | a volume, or a partition of one      | /dev/zvol/..., of it     | no           |
     | any                                  | any other                | yes          |
 

@@ -35,6 +35,7 @@ import libvirt
 
 from zvmsnap.common.errors import GivenUp, HypervisorUnreachable
 from zvmsnap.common.waiting import Call
+from zvmsnap.virt import domain_xml
 
 # libvirt itself waits 30 s for another call on the same guest, and says so.
 ANSWER_S = 60.0
@@ -157,6 +158,7 @@ class Domain:
         self._is_locked = False
         self._questions: set[Call[Any]] = set()
         self._answered_at_s = 0.0
+        self._volume_paths: dict[tuple[str, str], str] = {}
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -190,6 +192,21 @@ class Domain:
             self._is_silent = True
             self._connection.forget()
             raise
+
+    def definition(self, flags: int) -> str:
+        """Its XML, with the path of each volume of a storage pool: domain_xml.with_volume_paths."""
+        xml = str(self.do(_DEFINITION, lambda domain: domain.XMLDesc(flags)))
+        return domain_xml.with_volume_paths(xml, self._volume_path)
+
+    def _volume_path(self, pool: str, volume: str) -> str:
+        """ "" if the pool is not active, or does not know it."""
+        if (pool, volume) not in self._volume_paths:
+            try:
+                path = self._connection.do(lambda opened: volume_path(opened, pool, volume))
+            except (libvirt.libvirtError, LostConnection, GivenUp):
+                return ""
+            self._volume_paths[pool, volume] = path
+        return self._volume_paths[pool, volume]
 
     def picture(self) -> bytes:
         """Its first screen, in the form that QEMU gives it."""
@@ -260,6 +277,11 @@ class Domain:
             domain = opened.lookupByUUIDString(self._uuid)
             self._known = (opened, domain)
         return domain
+
+
+def volume_path(opened: Any, pool: str, volume: str) -> str:
+    """The path of a volume of a storage pool, asked of a connection. Raises libvirtError."""
+    return str(opened.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
 
 
 def _screenshot(domain: Any) -> bytes:

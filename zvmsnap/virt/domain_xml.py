@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 ParseError = ET.ParseError
+# Not of libvirt, which ignores it.
+_VOLUME_PATH = "file"
 _AGENT = "org.qemu.guest_agent.0"
 
 
 @dataclass(frozen=True)
 class Disk:
-    """One <disk>. `source` is a path for type file and block, "" for others and empty drives.
+    """One <disk>. `source` is a path, "" for empty drives and kinds that have none.
+
+    That of a volume of a storage pool is known by `with_volume_paths`.
 
     `chain` are the paths of its backing files, top first. `mirror` is "" without a block job,
     else "yes" when libvirt says that it can be pivoted, "no" while it cannot; `mirror_job` is its
@@ -32,11 +36,14 @@ class Disk:
     mirror_job: str = ""
     volume: tuple[str, str] | None = None
     encrypted: bool = False
+    bus: str = ""
 
     @property
     def writable(self) -> bool:
         """Does the guest write state to it that a point must hold?"""
-        return self.device in ("disk", "lun") and not self.readonly
+        if self.device == "floppy" and not (self.source or self.volume):
+            return False  # an empty drive
+        return self.device in ("disk", "lun", "floppy") and not self.readonly
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,37 @@ def _agent(root: ET.Element) -> str:
     return ""
 
 
+# Elements with which it cannot be, but for devices that are unplugged for it (teaming).
+_UNMIGRATABLE = (
+    ("devices/hostdev[@mode='capabilities']", "a passed-through device ({})"),
+    ("devices/hostdev[@type='pci']", "a passed-through PCI device"),
+    ("devices/hostdev[@type='scsi']", "a passed-through SCSI device"),
+    ("devices/hostdev[@type='scsi_host']", "a passed-through SCSI controller"),
+    ("devices/hostdev[@type='mdev']", "a passed-through mediated device"),
+    ("devices/interface[@type='hostdev']", "a passed-through network card"),
+    ("devices/interface[@type='vdpa']", "a vDPA network card"),
+    ("devices/filesystem/driver[@type='virtiofs']", "a directory shared by virtiofs"),
+    ("devices/input[@type='passthrough']", "a passed-through input device"),
+    ("devices/video/model/acceleration[@accel3d='yes']", "a 3D-accelerated video card"),
+    ("devices/sound[@model='usb']", "a USB sound card"),
+    ("devices/crypto", "a crypto device"),
+    ("devices/disk/target[@bus='nvme']", "an NVMe controller"),
+    ("launchSecurity", "encrypted RAM (launchSecurity {})"),
+)
+# As the driver of a disk that QEMU has open, also only to read.
+_UNMIGRATABLE_FORMATS = frozenset(("parallels", "ploop", "qcow", "vdi", "vhdx", "vmdk", "vpc"))
+
+
 def _unmigratable(root: ET.Element) -> str:
-    """The device for which libvirt refuses to save RAM (qemuMigrationSrcIsAllowed)."""
+    """What keeps libvirt, or QEMU, from saving RAM (qemuMigrationSrcIsAllowed, query-migrate)."""
+    for path, why in _UNMIGRATABLE:
+        for element in root.findall(path):
+            if element.find("teaming[@type='transient']") is None:
+                return why.format(element.get("type", ""))
+    for image in root.findall("devices/disk"):
+        formats = {each.get("type") for each in (*image.iter("driver"), *image.iter("format"))}
+        if no_ram := formats & _UNMIGRATABLE_FORMATS:
+            return f"a disk of format {min(map(str, no_ram))}"
     for shared in root.findall("devices/shmem"):
         if shared.get("role") != "master":
             return f"shared memory {shared.get('name', '')} (shmem) without role='master'"
@@ -112,8 +148,6 @@ def _unmigratable(root: ET.Element) -> str:
     )
     if invariant and not timed:
         return "CPU feature invtsc without a TSC frequency"
-    if root.find("devices/interface[@type='vdpa']") is not None:
-        return "a vDPA network card"
     return ""
 
 
@@ -141,11 +175,12 @@ def _disk(disk: ET.Element) -> Disk:
         volume=volume,
         # A child of <disk>, as of old, of <source>, or of one in <backingStore>.
         encrypted=next(disk.iter("encryption"), None) is not None,
+        bus=target.get("bus", "") if target is not None else "",
     )
 
 
 def _path(kind: str, source: ET.Element | None) -> str:
-    attribute = {"file": "file", "block": "dev"}.get(kind)
+    attribute = {"file": "file", "block": "dev", "volume": _VOLUME_PATH}.get(kind)
     if source is None or attribute is None:
         return ""
     return source.get(attribute, "")
@@ -163,7 +198,9 @@ def _chain(disk: ET.Element) -> tuple[str, ...]:
 def _nvram(root: ET.Element) -> Nvram | None:
     nvram = root.find("os/nvram")
     if nvram is None:
-        return None
+        store = root.find("os/varstore")  # since libvirt 12.1, in a file always
+        path = store.get("path", "") if store is not None else ""
+        return Nvram("file", path) if path else None
     # libvirt 8.5 and later may write <nvram type='file'><source file=.../></nvram>.
     source = nvram.find("source")
     if source is None:
@@ -173,12 +210,30 @@ def _nvram(root: ET.Element) -> Nvram | None:
     return Nvram(kind, _path(kind, source))
 
 
+def with_volume_paths(xml: str, path_of: Callable[[str, str], str]) -> str:
+    """The definition with the path of each source that names a volume of a storage pool.
+
+    libvirt gives pool and name alone, of disks and of what is below their overlays. `path_of` says
+    "" where it is not known; what is no path of this host, as of an RBD pool, does not count.
+    """
+    if "volume" not in xml:
+        return xml
+    root = ET.fromstring(xml)
+    for source in root.iter("source"):
+        if source.get("pool") and source.get("volume"):
+            path = path_of(source.get("pool", ""), source.get("volume", ""))
+            if path.startswith("/"):
+                source.set(_VOLUME_PATH, path)
+    return ET.tostring(root, encoding="unicode")
+
+
 def with_sources(
     xml: str, sources: Mapping[str, tuple[str, str, str]], *, chains: bool = False
 ) -> str:
     """The definition with other images for some targets: each a type, a path and a format.
 
-    `chains`: what the definition says of the images below them stays.
+    What was a volume of a storage pool, at that path, stays one. `chains`: what the definition says
+    of the images below them stays.
     """
     root = ET.fromstring(xml)
     for disk in root.findall("devices/disk"):
@@ -187,7 +242,10 @@ def with_sources(
         if new is None:
             continue
         kind, path, image_format = new
-        disk.set("type", kind)
+        volume = _volume_at(disk, path)
+        if volume is None and kind == "volume":
+            kind = "block" if path.startswith("/dev/") else "file"
+        disk.set("type", "volume" if volume else kind)
         for child in disk.findall("backingStore") if not chains else ():
             disk.remove(child)
         source = disk.find("source")
@@ -195,12 +253,24 @@ def with_sources(
             source = ET.SubElement(disk, "source")
         for name in ("file", "dev", "pool", "volume", "mode"):
             source.attrib.pop(name, None)
-        source.set("dev" if kind == "block" else "file", path)
+        if volume:
+            source.attrib.update(volume)
+        else:
+            source.set("dev" if kind == "block" else "file", path)
         driver = disk.find("driver")
         if driver is None:
             driver = ET.SubElement(disk, "driver", name="qemu")
         driver.set("type", image_format)
     return ET.tostring(root, encoding="unicode")
+
+
+def _volume_at(disk: ET.Element, path: str) -> dict[str, str] | None:
+    """How the disk, or what is below it, names the volume at that path; None if it does not."""
+    for source in disk.iter("source"):
+        if source.get("pool") and source.get(_VOLUME_PATH) == path:
+            names = ("pool", "volume", "mode", _VOLUME_PATH)
+            return {name: source.get(name, "") for name in names if source.get(name)}
+    return None
 
 
 def snapshot_xml(
@@ -256,9 +326,10 @@ def why_no_overlay(disk: Disk) -> str | None:
     """Why this writable disk must not be frozen under an overlay; None if it may be.
 
     Refused by libvirt: <shareable/> (code 67), <transient/> (84), LUN passthrough and sources
-    that are no file or block device. Refused by us: an encrypted disk. A plain overlay would hold
-    its data in clear text, and an encrypted one could not always be merged by qemu-img after a
-    power cut: libvirt gives nobody the value of a private secret, and forgets an ephemeral one.
+    that are no file or block device (67), SD cards (84). Refused by us: an encrypted disk. A plain
+    overlay would hold its data in clear text, and an encrypted one could not always be merged by
+    qemu-img after a power cut: libvirt gives nobody the value of a private secret, and forgets an
+    ephemeral one.
     """
     if disk.shareable:
         return f"{disk.target} is shareable"
@@ -268,6 +339,8 @@ def why_no_overlay(disk: Disk) -> str | None:
         return f"{disk.target} is a passed-through LUN"
     if disk.encrypted:
         return f"{disk.target} is encrypted (LUKS): an overlay would hold its data in clear text"
+    if disk.bus == "sd":
+        return f"{disk.target} is an SD card"
     if not disk.source:
         return f"{disk.target} is of type {disk.type}, not a file or block device"
     return None

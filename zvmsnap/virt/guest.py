@@ -55,7 +55,7 @@ class Guest:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0
         flags |= libvirt.VIR_DOMAIN_XML_SECURE if secure else 0
         with self._doing("reading its definition"):
-            return str(self._domain.XMLDesc(flags))
+            return self._domain.definition(flags)
 
     def is_active(self) -> bool:
         """Is there a QEMU process for it?"""

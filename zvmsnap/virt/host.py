@@ -15,7 +15,7 @@ import libvirt
 
 from zvmsnap.common.errors import DomainGone, GivenUp, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
-from zvmsnap.virt.connection import Connection, Domain
+from zvmsnap.virt.connection import Connection, Domain, volume_path
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.libvirt_error import translated
 from zvmsnap.virt.qemu_process import STUCK_S, LoadWatch
@@ -160,13 +160,7 @@ class Host:
     def volume_path(self, pool: str, volume: str) -> str:
         """The path of a volume of a storage pool. Raises LibvirtFailed."""
         with translated(f"looking up volume {volume} of pool {pool}"):
-            return str(
-                self._connection.do(
-                    lambda opened: (
-                        opened.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
-                    )
-                )
-            )
+            return self._connection.do(lambda opened: volume_path(opened, pool, volume))
 
     def versions(self) -> dict[str, str]:
         """Versions of libvirt and QEMU, and the host's CPU: for a RAM image they must fit."""

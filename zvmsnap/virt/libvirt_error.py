@@ -27,6 +27,16 @@ _CLASSES: dict[int, type[LibvirtFailed]] = {
     libvirt.VIR_ERR_OPERATION_ABORTED: DumpAborted,
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE: AgentSilent,
 }
+# What is asked for is not possible with the guest as it is.
+REFUSALS = frozenset(
+    (
+        libvirt.VIR_ERR_NO_SUPPORT,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+        libvirt.VIR_ERR_OPERATION_UNSUPPORTED,
+        libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+        libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+    )
+)
 
 
 @contextmanager

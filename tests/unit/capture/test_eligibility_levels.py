@@ -68,6 +68,34 @@ UNMIGRATABLE = [
         "<devices><interface type='vdpa'/></devices>", "a vDPA network card", id="vDPA card"
     ),
     pytest.param("<devices><interface type='network'/></devices>", "", id="another card"),
+    *(
+        pytest.param(f"<devices>{device}</devices>", why, id=device)
+        for device, why in (
+            ("<hostdev mode='subsystem' type='usb'/>", ""),
+            ("<hostdev mode='subsystem' type='pci'/>", "a passed-through PCI device"),
+            ("<hostdev type='pci'><teaming type='transient' persistent='n'/></hostdev>", ""),
+            ("<hostdev mode='subsystem' type='scsi'/>", "a passed-through SCSI device"),
+            ("<hostdev mode='subsystem' type='mdev'/>", "a passed-through mediated device"),
+            ("<hostdev mode='capabilities' type='misc'/>", "a passed-through device (misc)"),
+            ("<interface type='hostdev'/>", "a passed-through network card"),
+            ("<interface type='hostdev'><teaming type='transient'/></interface>", ""),
+            ("<input type='passthrough'/>", "a passed-through input device"),
+            ("<filesystem><driver type='path'/></filesystem>", ""),
+            ("<disk><target dev='nvme0n1' bus='nvme'/></disk>", "an NVMe controller"),
+            ("<disk><driver type='vmdk'/></disk>", "a disk of format vmdk"),
+            ("<disk><driver type='qcow2'/></disk>", ""),
+            (
+                "<disk><driver type='qcow2'/><backingStore><format type='vdi'/></backingStore>"
+                "</disk>",
+                "a disk of format vdi",
+            ),
+        )
+    ),
+    pytest.param(
+        "<launchSecurity type='sev-snp'/>",
+        "encrypted RAM (launchSecurity sev-snp)",
+        id="encrypted RAM",
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from tests.fakes.capture_scene import (
     WHOLE,
     Fault,
     Scene,
+    busy_meanwhile,
     disconnected,
     fine,
     forbidden,
@@ -23,6 +24,7 @@ from tests.fakes.capture_scene import (
     no_overlay,
     no_watchdog,
     pre_freeze_fails,
+    refused,
     shareable,
     silent,
     sparse,
@@ -74,6 +76,12 @@ THAWED = "frozen: its file systems thawed before the snapshot could be taken"
 
 REACHED = [
     pytest.param("memory", no_dump, False, CRASH, "dump: no dump", id="no dump"),
+    pytest.param("memory", refused, True, CRASH, "dump: cannot migrate", id="libvirt refuses"),
+    pytest.param("paused", refused, True, CRASH, "dump: cannot migrate", id="refuses paused"),
+    pytest.param("memory,required", refused, False, None, None, id="libvirt refuses what must be"),
+    pytest.param(
+        "memory", busy_meanwhile, False, CRASH, "dump: cannot migrate", id="somebody's block job"
+    ),
     pytest.param("memory", half_an_image, False, CRASH, "read header: ", id="half an image"),
     pytest.param(
         "paused", half_an_image, False, CRASH, "read header: ", id="paused, half an image"

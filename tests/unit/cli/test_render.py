@@ -10,7 +10,7 @@ from tests.fakes.zfs_pool import named
 from zvmsnap.cli import render
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.manifest import Disk, Manifest, OtherState, SnapshotRef
 from zvmsnap.points.next_start import NextStart
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
@@ -137,6 +137,20 @@ def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
     assert [line for line in lines if line.startswith(("  note ", "  firmware "))] == [
         "  note       r",
         "  firmware   t",
+    ]
+
+
+def test_other_state(manifest: Callable[..., Manifest]) -> None:
+    state = (
+        OtherState("data file of disk vda", "/tank/b/a.raw", "tank/b", "a.raw"),
+        OtherState("firmware", "/both.fd", why="is not on a dataset of this snapshot"),
+    )
+    point = manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS, other_state=state)
+    fine = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
+    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None)
+    assert [line for line in lines if line.startswith(("  also ", "  not in it "))] == [
+        "  also       data file of disk vda (/tank/b/a.raw)",
+        "  not in it  firmware (/both.fd) is not on a dataset of this snapshot",
     ]
 
 

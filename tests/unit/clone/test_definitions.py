@@ -27,7 +27,7 @@ def clone_of(xml: str, *, cold: bool, network: Network = Network.NONE) -> tuple[
     nvram = domain_xml.parse(xml).nvram
     own = own_nvram("web2") if nvram else None
     sources = {
-        disk.target: ("file", f"{OWN}/a.qcow2", disk.format)
+        disk.target: ("file", f"{OWN}/{Path(disk.source).name or 'a.qcow2'}", disk.format)
         for disk in domain_xml.parse(xml).disks
         if disk.writable and (disk.source.startswith(f"{WEB}/") or disk.volume)
     }

@@ -49,7 +49,7 @@ def facts(resource: Resource) -> tuple[str, Kind, str, bool, bool]:
         ("hostdev_scsi", "hostdev scsi", Kind.HOST_DEVICE, "scsi_host0 0:0:0", True, True),
         ("volume", "disk vda", Kind.VOLUME, "default/a.qcow2", True, True),
         ("interface_bridge", MAC, Kind.NETWORK, "bridge br-not-here", False, False),
-        ("startup_policy", "CD-ROM sda", Kind.FILE, "/srv/iso/gone.iso", False, False),
+        ("startup_policy", "cdrom sda", Kind.FILE, "/srv/iso/gone.iso", False, False),
         ("nvram_block", "firmware variables", Kind.BLOCK, ZVOL, True, True),
         ("nvram_block", "firmware", Kind.FILE, "/usr/share/OVMF/OVMF_CODE.fd", False, False),
         ("passt", f"log of {MAC}", Kind.FILE, "/var/log/passt-web.log", True, False),
@@ -65,7 +65,7 @@ def test_definitions(
 
 
 def test_an_optional_image_is_told() -> None:
-    assert named_in("startup_policy")["CD-ROM sda"].is_optional
+    assert named_in("startup_policy")["cdrom sda"].is_optional
 
 
 @pytest.mark.parametrize("path", sorted(DEFINITIONS.glob("*.xml")), ids=lambda path: path.stem)

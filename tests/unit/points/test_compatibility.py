@@ -81,11 +81,18 @@ FILES = [
     pytest.param(disk(""), [], id="empty drive"),
     pytest.param(disk("<source file='/no/a.raw'/>", "", "disk"), [], id="a disk of the point"),
     pytest.param(
-        disk("<source dev='/dev/no'/>", device="lun"),
+        disk("<source dev='/dev/no'/>", device="lun").replace("'file'", "'block'"),
         ["/dev/no is not here (lun sda)"],
         id="device",
     ),
     pytest.param(disk("<source protocol='http' name='x'/>"), [], id="elsewhere"),
+    pytest.param(disk("<source file='/no/a.iso' startupPolicy='optional'/>"), [], id="optional cd"),
+    pytest.param(
+        "<hostdev><rom file='/no/rom'/></hostdev>",
+        ["/no/rom is not here (ROM of hostdev)"],
+        id="ROM",
+    ),
+    pytest.param("<serial type='file'><source path='/no/log'/></serial>", [], id="log"),
 ]
 
 LUKS = "<encryption format='luks'><secret type='passphrase' {}/></encryption>"
@@ -168,7 +175,7 @@ def test_what_will_be_made_need_not_be_here(made_on: HostDescription) -> None:
 @pytest.mark.parametrize("tag", ["loader", "kernel", "initrd"])
 def test_files_to_boot_from(made_on: HostDescription, tag: str) -> None:
     gone = compatibility.why_not(Here(), xml(os=f"<{tag}> /no/x </{tag}>"), made_on, cold=True)
-    assert gone == [f"/no/x is not here ({tag})"]
+    assert gone == [f"/no/x is not here ({'firmware' if tag == 'loader' else tag})"]
     assert not compatibility.why_not(Here(), xml(os=f"<{tag}>/bin/sh</{tag}>"), made_on, cold=True)
 
 

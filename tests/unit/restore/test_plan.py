@@ -14,7 +14,14 @@ from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import StartState
 from zvmsnap.points import memory_image, vault
-from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, SnapshotRef
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    PERSISTENT_XML,
+    Disk,
+    Manifest,
+    OtherState,
+    SnapshotRef,
+)
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
@@ -500,6 +507,29 @@ def test_lines(scene: Scene) -> None:
         f"  disk vda will be as of tank/web@{NAME}",
         "  web boots from the restored disks",
     )
+
+
+OTHER_STATE = (
+    OtherState("data file of disk vda", "/tank/web/a.raw", DATASET, "a.raw"),
+    OtherState("firmware", "/both.fd", why="is not on a dataset of this snapshot"),
+)
+
+
+def test_lines_of_other_state(scene: Scene) -> None:
+    planned = plan_of(scene, scene.point(other_state=OTHER_STATE))
+    assert f"  data file of disk vda will be as of tank/web@{NAME}" in planned.lines
+    assert (
+        "  firmware (/both.fd) is not on a dataset of this snapshot: it STAYS as it is now"
+        in planned.lines
+    )
+
+
+def test_the_data_of_an_image_must_be_where_the_image_says(scene: Scene) -> None:
+    point = scene.point(other_state=OTHER_STATE)
+    scene.world.rename(DATASET, "tank/www")
+    why = "tank/www: has the data file .* zfs rename tank/www tank/web first"
+    with pytest.raises(RestoreImpossible, match=why):
+        plan_of(scene, point)
 
 
 def test_lines_of_a_rollback_name_all_that_it_destroys(

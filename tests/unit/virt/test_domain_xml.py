@@ -60,7 +60,7 @@ DISKS = [
              <backingStore/>
              <target dev='vda' bus='virtio'/>
            </disk>""",
-        expected(),
+        expected(bus="virtio"),
         True,
         None,
         id="qcow2 file",
@@ -255,9 +255,16 @@ DISKS = [
              <target dev='fda'/>
            </disk>""",
         expected(target="fda", device="floppy", source="/tank/web/f.img", format="raw"),
-        False,
+        True,
         None,
         id="floppy",
+    ),
+    pytest.param(
+        """<disk type='file' device='floppy'><target dev='fda'/></disk>""",
+        expected(target="fda", device="floppy", source="", format="raw"),
+        False,
+        "fda is of type file, not a file or block device",
+        id="empty floppy drive",
     ),
 ]
 
@@ -473,3 +480,57 @@ def test_metadata() -> None:
       <domain><name>web</name></domain>
     </domainsnapshot>"""
     assert domain_xml.read_metadata(snapshot) == domain_xml.Metadata("own", 1764072001, {})
+
+
+VOLUME = (
+    "<domain><devices><disk type='volume' device='disk'><driver name='qemu' type='qcow2'/>"
+    "<source pool='default' volume='a.qcow2'/><target dev='vda'/></disk></devices></domain>"
+)
+ON_OVERLAY = (
+    "<domain><devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+    "<source file='/staging/vda.zvmsnap.qcow2'/><backingStore type='volume'>"
+    "<format type='qcow2'/><source pool='default' volume='a.qcow2'/><backingStore/>"
+    "</backingStore><target dev='vda'/></disk></devices></domain>"
+)
+
+
+def path_of(pool: str, volume: str) -> str:
+    return {("default", "a.qcow2"): "/tank/pool/a.qcow2"}.get((pool, volume), "")
+
+
+def test_a_volume_has_its_path_and_takes_an_overlay() -> None:
+    (disk,) = domain_xml.parse(domain_xml.with_volume_paths(VOLUME, path_of)).disks
+    assert (disk.type, disk.source) == ("volume", "/tank/pool/a.qcow2")
+    assert disk.volume == ("default", "a.qcow2")
+    assert domain_xml.why_no_overlay(disk) is None
+
+
+def test_a_volume_of_which_libvirt_tells_no_path_takes_none() -> None:
+    for path in ("", "rbd-pool/a"):
+        xml = domain_xml.with_volume_paths(VOLUME, lambda *_, path=path: path)
+        (disk,) = domain_xml.parse(xml).disks
+        assert disk.source == ""
+        assert domain_xml.why_no_overlay(disk)
+
+
+def test_a_volume_below_an_overlay_has_its_path() -> None:
+    (disk,) = domain_xml.parse(domain_xml.with_volume_paths(ON_OVERLAY, path_of)).disks
+    assert (disk.source, disk.chain) == ("/staging/vda.zvmsnap.qcow2", ("/tank/pool/a.qcow2",))
+
+
+@pytest.mark.parametrize("kind", ["volume", "file"])
+def test_what_was_a_volume_is_one_again(kind: str) -> None:
+    xml = domain_xml.with_volume_paths(ON_OVERLAY, path_of)
+    again = domain_xml.with_sources(xml, {"vda": (kind, "/tank/pool/a.qcow2", "qcow2")})
+    (disk,) = domain_xml.parse(again).disks
+    assert (disk.type, disk.volume, disk.chain) == ("volume", ("default", "a.qcow2"), ())
+    assert disk.source == "/tank/pool/a.qcow2"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/tank/other.qcow2", "file"), ("/dev/zvol/tank/a", "block")]
+)
+def test_a_volume_that_is_elsewhere_now_is_named_by_its_path(path: str, kind: str) -> None:
+    xml = domain_xml.with_sources(VOLUME, {"vda": ("volume", path, "raw")})
+    (disk,) = domain_xml.parse(xml).disks
+    assert (disk.type, disk.source, disk.volume) == (kind, path, None)
