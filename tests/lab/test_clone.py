@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import back
 import pytest
@@ -76,6 +77,29 @@ def test_two_clones_beside_their_original(lab: Lab) -> None:
     scenario.counts_on(lab)
 
 
+# What would make a clone write to what is the original's.
+SHARED = [
+    (
+        r"</os>",
+        "<loader type='pflash'>/var/lib/libvirt/images/both.fd</loader></os>",
+        "it writes to its firmware /var/lib/libvirt/images/both.fd",
+    ),
+    (
+        r"(<source file=[^>]*disk0.raw[^>]*)/>",
+        r"\1><dataStore type='file'><format type='raw'/><source file='/srv/a.raw'/></dataStore>"
+        "</source>",
+        "data file of disk vda would be shared with the original: /srv/a.raw",
+    ),
+    (
+        r"</domain>",
+        "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        "<q:arg value='-drive'/><q:arg value='file=/srv/b.raw,format=raw'/></q:commandline>"
+        "</domain>",
+        "QEMU argument -drive would be shared with the original: /srv/b.raw",
+    ),
+]
+
+
 def test_refused_before_anything_is_made(lab: Lab) -> None:
     name = back.hourly(lab)
     lab.run("zfs create tank/vm/there")
@@ -83,6 +107,13 @@ def test_refused_before_anything_is_made(lab: Lab) -> None:
     assert "exists already" in zvmsnap(lab, "clone", f"web@{name}", "there", status=1).stderr
     assert "there is a guest" in zvmsnap(lab, "clone", f"web@{name}", "web", status=1).stderr
     point = scenario.the_point(lab, "web").directory
+    definition = lab.get(f"{point}/domain.xml").decode()
+    for pattern, replacement, why in SHARED:
+        changed = re.sub(pattern, replacement, definition)
+        assert changed != definition
+        lab.put(f"{point}/domain.xml", changed)
+        assert why in zvmsnap(lab, "clone", f"web@{name}", "x", status=1).stderr
+    lab.put(f"{point}/domain.xml", definition)
     lab.run(f"sed -i s/pc-i440fx[-0-9.]*/pc-i440fx-99.9/ {point}/*.xml")
     assert "cannot be that machine" in zvmsnap(lab, "clone", f"web@{name}", "x", status=1).stderr
     assert lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout == before
@@ -124,6 +155,77 @@ def test_verify_by_reading_and_by_starting(lab: Lab) -> None:
     assert not [each for each in back.zfs_names(lab) if "verify" in each]
     scenario.assert_counted_through(lab, "web")
     back.assert_nothing_left(lab)
+
+
+KEPT, ISO = "/tank/vm/kept", "/var/lib/libvirt/images/tools.iso"
+KEPT_DEVICES = (
+    "<interface type='bridge'><mac address='52:54:00:7a:76:02'/><source bridge='br-old'/>"
+    "<model type='virtio'/></interface><disk type='file' device='cdrom'>"
+    f"<source file='{ISO}' startupPolicy='optional'/><target dev='hdc' bus='ide'/><readonly/>"
+    "</disk>"
+)
+
+
+def make_kept(lab: Lab) -> None:
+    """A guest whose images name others by absolute paths: a backing file, and a data file."""
+    lab.run("zfs create tank/vm/kept && ip link add br-old type bridge && ip link set br-old up")
+    base = guests.make_disk(lab, guests.Disk(f"{KEPT}/base.qcow2", "qcow2"))
+    guests.make_disk(lab, guests.Disk(f"{KEPT}/b.raw"))
+    lab.run(
+        f"qemu-img create -q -f qcow2 -F qcow2 -b {base.path} {KEPT}/a.qcow2 && qemu-img convert "
+        f"-O qcow2 -o data_file={KEPT}/d.raw,data_file_raw=on {KEPT}/b.raw {KEPT}/b.qcow2 && "
+        f"rm {KEPT}/b.raw && truncate -s 1M {ISO}"
+    )
+    disks = [guests.Disk(f"{KEPT}/{name}.qcow2", "qcow2") for name in ("a", "b")]
+    guests.define(lab, guests.domain_xml("kept", disks, devices=KEPT_DEVICES))
+    lab.run("virsh -q start kept")
+    guests.wait_counts(lab, "kept", scenario.PROOF_COUNTS)
+
+
+def open_files(lab: Lab, name: str) -> set[str]:
+    """The files of the pool that its QEMU has open."""
+    pid = f"$(cat /run/libvirt/qemu/{name}.pid)"
+    opened = lab.run(f"ls -l /proc/{pid}/fd").stdout
+    return {line.rpartition(" -> ")[2] for line in opened.splitlines() if " -> /tank/" in line}
+
+
+@pytest.mark.long
+@pytest.mark.whole
+def test_shares_nothing_with_its_original(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    make_kept(lab)
+    zvmsnap(lab, "take", "kept", "--name", "before")
+    assert scenario.the_point(lab, "kept").image
+    stored = guests.disk_count(lab, f"{KEPT}/.zfs/snapshot/before/d.raw")
+    # The original goes on, and away; its base is made anew. The bridge and the ISO are no more.
+    guests.wait_counts(lab, "kept", stored + scenario.PROOF_COUNTS)
+    lab.run(f"virsh -q destroy kept && ip link delete br-old && rm {ISO}")
+    lab.run(f"dd if=/dev/urandom of={KEPT}/base.qcow2 bs=1M count=1 conv=fsync status=none")
+    sums = lab.run(f"sha256sum {KEPT}/*").stdout
+
+    # One that is cold begins to count anew.
+    for name, options, count in (("one", (), stored), ("two", ("--cold",), 0)):
+        zvmsnap(lab, "clone", *options, "--network", "none", "kept@before", name)
+        guests.wait_counts(lab, f"{name}-kept", count + scenario.PROOF_COUNTS)
+        assert guests.mismatches(lab, f"{name}-kept") == []
+        own = {f"/tank/vm/{name}/{file}" for file in ("a.qcow2", "base.qcow2", "b.qcow2", "d.raw")}
+        assert open_files(lab, name) == own
+        said = lab.run(f"cd /tank/vm/{name} && qemu-img info -U --backing-chain a.qcow2 && "
+                       "qemu-img info -U b.qcow2").stdout
+        assert KEPT not in said
+        definition = scenario.dumpxml(lab, name) + scenario.dumpxml(lab, name, persistent=True)
+        assert KEPT not in definition and "br-old" not in definition
+    assert lab.run(f"sha256sum {KEPT}/*").stdout == sums
+    # A clone is a machine like any other: it can be captured, and started again.
+    lab.run("virsh -q destroy one && virsh -q start one")
+    scenario.wait_until("one boots", lambda: guests.boots(lab, "one-kept") == 1, timeout_s=180)
+    assert "the bridge br-old is not here" in zvmsnap(
+        lab, "clone", "--network", "keep", "kept@before", "three", status=1
+    ).stderr
+    for name in ("one", "two"):
+        zvmsnap(lab, "clone", "--destroy", name)
+    assert lab.run(f"sha256sum {KEPT}/*").stdout == sums
 
 
 EXTRA, ELSEWHERE = "/tank/vm/web/extra.raw", "/var/lib/libvirt/images/elsewhere.raw"

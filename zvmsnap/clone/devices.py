@@ -66,8 +66,8 @@ def adapt_devices(
     )
     _tpm(devices, clone, places)
     own_files.of_qemu(devices)
-    _reset_numbers(devices)
-    return warnings
+    _vsock(devices)
+    return (*warnings, *_graphics(devices))
 
 
 def _disks(
@@ -126,7 +126,7 @@ def _interfaces(
     devices: ET.Element, clone: Identity, own_files: _OwnFiles, cold: bool
 ) -> Iterator[str]:
     # type                              network    what becomes of it
-    # hostdev                           any        left out when cold, else CloneImpossible
+    # hostdev, or of a pool of these    any        left out when cold, else CloneImpossible
     # any other                         isolated   plugged into the isolated network
     # any other                         none       a tap that nothing is plugged into; link down
     # of _ONE_PEER, or port of midonet  keep       CloneImpossible
@@ -135,7 +135,8 @@ def _interfaces(
     for interface in devices.findall("interface"):
         called = f"interface {get(interface, 'mac', 'address')}"
         kind = interface.get("type", "")
-        if kind == "hostdev":
+        # The second of two that the guest takes for one: QEMU has it as a device of the host.
+        if kind == "hostdev" or get(interface, "teaming", "type") == "transient":
             yield _left_out(devices, interface, f"{called} is one device of the host", clone, cold)
             continue
         if clone.network is Network.ISOLATED:
@@ -275,20 +276,35 @@ def _shared(devices: ET.Element, clone: Identity, places: OwnPlaces, cold: bool)
         yield _left_out(devices, memory, why, clone, cold)
 
 
-def _reset_numbers(devices: ET.Element) -> None:
-    """Remove ports, sockets and addresses, so that libvirt chooses others."""
+def _graphics(devices: ET.Element) -> Iterator[str]:
+    # type               what becomes of it
+    # vnc, spice, rdp    libvirt takes another port, or makes another socket
+    # dbus               libvirt starts another bus
+    # sdl                is left out: no second window on somebody's desktop
+    # any other          as it was
     for graphics in devices.findall("graphics"):
-        if graphics.get("type") == "dbus":
+        kind = graphics.get("type")
+        if kind == "sdl":
+            devices.remove(graphics)
+            yield "graphics of type sdl: left out, as its window is the original's"
+        if kind == "dbus":
             graphics.attrib.pop("address", None)
-        if graphics.get("type") not in ("vnc", "spice", "rdp"):
-            continue
-        for attribute in ("tlsPort", "websocket", "socket", "port", "autoport"):
-            graphics.attrib.pop(attribute, None)
-        for listen in graphics.findall("listen"):
-            listen.attrib.pop("socket", None)
-        if get(graphics, "listen", "type") not in ("socket", "none"):
-            graphics.set("port", "-1")
-            graphics.set("autoport", "yes")
+        if kind in ("vnc", "spice", "rdp"):
+            _reset_ports(graphics)
+
+
+def _reset_ports(graphics: ET.Element) -> None:
+    """Remove ports and sockets, so that libvirt chooses others."""
+    for attribute in ("tlsPort", "websocket", "socket", "port", "autoport"):
+        graphics.attrib.pop(attribute, None)
+    for listen in graphics.findall("listen"):
+        listen.attrib.pop("socket", None)
+    if get(graphics, "listen", "type") not in ("socket", "none"):
+        graphics.set("port", "-1")
+        graphics.set("autoport", "yes")
+
+
+def _vsock(devices: ET.Element) -> None:
     for cid in devices.findall("vsock/cid"):
         cid.attrib.pop("address", None)
         cid.set("auto", "yes")

@@ -157,8 +157,10 @@ ROWS = (
         "tcp {@address?}:{@port}",
         _PORT,
         _WRITES,
-        ("server", "client", "mcast"),
+        ("server", "client"),
     ),
+    # Any number of machines may be in one group.
+    Row("devices/interface/source", "tcp {@address?}:{@port}", _NETWORK, _READS, ("mcast",)),
     Row(
         "devices/interface/source",
         "udp {@address?}:{@port?} {local@address?}:{local@port?}",
