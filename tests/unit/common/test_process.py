@@ -148,3 +148,9 @@ def test_program_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(caught.value) == (
         "sleep 300 hangs in the kernel: given up after 45 s; is a pool suspended? zpool status -x"
     )
+
+
+def test_a_program_that_takes_too_long_is_killed() -> None:
+    with pytest.raises(GivenUp, match=r"^sleep 300: no answer: given up after 0\.2 s$"):
+        run_program(["sleep", "300"], limit_s=0.2)
+    assert run_program(["echo", "a"], limit_s=60).stdout == b"a\n"
