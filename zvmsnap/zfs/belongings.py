@@ -49,10 +49,19 @@ def observe(names: Sequence[str]) -> dict[str, Belongings]:
     own = zfs.local_properties(names)
     received = zfs.local_properties(names, "received")
     inherited = zfs.local_properties(names, "inherited")
+    for name in names:
+        for each, value in own[name].items():
+            if not _is_text(value):
+                log.plain().warning("%s: %s is no UTF-8, and does not go with the name", name, each)
     return {
         name: _belongings(own[name], received[name], inherited[name], delegations.of(name))
         for name in names
     }
+
+
+def _is_text(value: str) -> bool:
+    """Can it be written down? A user property may hold any bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _belongings(
@@ -61,7 +70,7 @@ def _belongings(
     inherited: Mapping[str, str],
     delegated: tuple[Delegation, ...],
 ) -> Belongings:
-    tools = {name: value for name, value in own.items() if ":" in name}
+    tools = {name: value for name, value in own.items() if ":" in name and _is_text(value)}
     jobs = {name for name in (*own, *inherited) if name.startswith(_EXCLUDED_JOBS)}
     return Belongings(
         reservations={name: own[name] for name in _RESERVATIONS if name in own},

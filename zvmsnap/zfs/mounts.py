@@ -33,8 +33,9 @@ class Mount:
 def read_table(table: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
     """The mount table, in the kernel's order."""
     mounts = []
-    # A mountpoint may hold any byte; of those that would break a line only \n is escaped.
-    for line in table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
+    # Of what a mountpoint may hold, the kernel escapes blank, tab, \n and backslash alone: others
+    # that Python takes for the end of a line, such as \r, stand in it.
+    for line in table.read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # proc_pid_mountinfo(5): id parent device root mountpoint ... - type source ...
         before, _, after = line.partition(" - ")
         number, parent, _, root, mountpoint = before.split(" ")[:5]

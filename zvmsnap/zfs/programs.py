@@ -1,10 +1,17 @@
-"""Runs `zfs` and `zpool`, and reads what they print."""
+"""Runs `zfs` and `zpool`, and reads what they print.
+
+Neither escapes anything (zprop_print_one_property in OpenZFS's libzfs_util.c). Names, numbers,
+guids and the like hold no tab and no line break: `lines` reads them. The value of a user property,
+or a mountpoint, may hold any byte but NUL, so whoever may set one could write lines of other
+datasets: `properties` reads these.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from subprocess import CompletedProcess
+from typing import NamedTuple
 
 from zvmsnap.common.errors import GivenUp, RemoteFailed, ZfsFailed
 from zvmsnap.common.process import run_program
@@ -58,14 +65,42 @@ def _checked(
 
 
 def text(output: bytes) -> str:
-    """A property may hold any byte: a mountpoint, or what somebody has noted."""
+    """What was printed; each byte that is no UTF-8 becomes a surrogate."""
     return output.decode(errors="surrogateescape")
 
 
 def lines(output: str, columns: int) -> list[list[str]]:
-    """Lines of that many columns; the last may contain tabs. Raises ZfsFailed."""
-    split = [line.split("\t", columns - 1) for line in output.split("\n")[:-1]]
+    """Lines of that many columns, none of which can hold a tab. Raises ZfsFailed."""
+    split = [line.split("\t") for line in output.split("\n")[:-1]]
     for line in split:
         if len(line) != columns:
-            raise ZfsFailed(f"zfs: a property holds a line break, near {line[0]!r}; remove it")
+            raise ZfsFailed(f"zfs: printed {len(line)} columns, not {columns}, near {line[0]!r}")
     return split
+
+
+class Property(NamedTuple):
+    """One property of a dataset, as `zfs get` calls it; the value may be anything."""
+
+    dataset: str
+    name: str
+    source: str
+    value: str
+
+
+def properties(
+    names: Iterable[str], datasets: Iterable[str] = (), remote: RemoteHost = HERE
+) -> Iterator[Property]:
+    """These properties of these datasets, or of all filesystems and volumes. Raises ZfsFailed.
+
+    Before each, a property is asked for that no dataset has: its name is a secret of this call, so
+    no value holds it.
+    """
+    mark = f"zvmsnap:{os.urandom(16).hex()}"
+    asked = ",".join(f"{mark},{name}" for name in names)
+    columns = ("-o", "property,name,source,value")
+    printed = output(
+        "zfs", "get", "-Hp", "-t", "filesystem,volume", *columns, asked, *datasets, remote=remote
+    )
+    for part in text(printed).split(f"{mark}\t")[1:]:
+        name, dataset, source, value = part.partition("\n")[2].split("\t", 3)
+        yield Property(dataset, name, source, value.removesuffix("\n"))

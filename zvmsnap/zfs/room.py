@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import programs, zfs
 
 
 class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +41,7 @@ def of(datasets: Iterable[str]) -> dict[str, Room]:
         return {}
     names = ",".join(Room.__struct_fields__)
     numbers: dict[str, dict[str, int]] = {dataset: {} for dataset in asked}
-    for line in zfs.command("get", "-Hp", "-o", "value,property,name", names, *asked).splitlines():
-        value, name, dataset = line.split("\t", 2)
+    printed = zfs.command("get", "-Hp", "-o", "value,property,name", names, *asked)
+    for value, name, dataset in programs.lines(printed, columns=3):
         numbers[dataset][name] = int(value) if value.isdigit() else 0
     return {dataset: Room(**fields) for dataset, fields in numbers.items()}

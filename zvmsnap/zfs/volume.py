@@ -135,7 +135,7 @@ def below(number: int) -> list[str]:
     real = (_BY_NUMBER / f"{os.major(number)}:{os.minor(number)}").resolve()
     whole = real.parent if _partition_in(real) else real
     try:
-        return [(whole / "loop/backing_file").read_text().rstrip("\n")]
+        return [os.fsdecode((whole / "loop/backing_file").read_bytes()).removesuffix("\n")]
     except OSError:
         return [f"/dev/{each.name}" for each in sorted(whole.glob("slaves/*"))]
 

@@ -31,31 +31,37 @@ from zvmsnap.zfs.types import (
 
 _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
 
+# Our user properties.
+_MODE = "zvmsnap:mode"
+_RECURSIVE = "zvmsnap:recursive"
+_MODES = {each: f"{_MODE}:{each}" for each in snapshot_name.TYPES}
+
 
 def datasets() -> dict[str, Dataset]:
     """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
-    columns = "name,type,compression,zvmsnap:mode,zvmsnap:recursive,guid,origin"
-    columns += "".join(f",zvmsnap:mode:{each}" for each in snapshot_name.TYPES)
-    columns += ",mounted,canmount,encryption,keystatus,mountpoint"
+    columns = "name,type,compression,guid,origin,mounted,canmount,encryption,keystatus"
+    listed = _list("-t", "filesystem,volume", "-o", columns)
+    foreign: dict[str, dict[str, str]] = {line[0]: {} for line in listed}
+    for each in programs.properties(("mountpoint", _MODE, _RECURSIVE, *_MODES.values())):
+        if each.dataset in foreign:  # it was not made since
+            foreign[each.dataset][each.name] = _value(each.value)
     existing = {}
-    for line in _list("-t", "filesystem,volume", "-o", columns):
-        name, kind, compression, mode, recursive, guid, origin = line[:7]
-        modes = dict(zip(snapshot_name.TYPES, map(_value, line[7:]), strict=False))
-        mounted, canmount, encryption, keystatus, mountpoint = line[7 + len(modes) :]
+    for name, kind, compression, guid, origin, mounted, canmount, encryption, keystatus in listed:
+        own = foreign[name]
         existing[name] = Dataset(
             name=name,
             type=kind,
             compressed=compression != "off",
-            mode=_value(mode),
-            recursive=_value(recursive),
+            mode=own.get(_MODE, ""),
+            recursive=own.get(_RECURSIVE, ""),
             guid=int(guid),
             origin=_value(origin),
             mounted=mounted == "yes",
-            mountpoint=_value(mountpoint),
+            mountpoint=own.get("mountpoint", ""),
             canmount=_value(canmount),
             encrypted=encryption not in ("off", "-"),
             locked=keystatus == "unavailable",
-            modes={each: mode for each, mode in modes.items() if mode},
+            modes={kind: own[mode] for kind, mode in _MODES.items() if own.get(mode)},
         )
     return existing
 
@@ -137,8 +143,7 @@ def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
 
 def properties(name: str, names: Sequence[str], remote: RemoteHost = HERE) -> dict[str, str]:
     """Properties of a dataset here or at a destination, "" if unset. Raises ZfsFailed."""
-    output = _zfs("get", "-Hp", "-o", "property,value", ",".join(names), name, remote=remote)
-    return {line[0]: _value(line[1]) for line in programs.lines(output, columns=2)}
+    return {each.name: _value(each.value) for each in programs.properties(names, [name], remote)}
 
 
 def create(name: str) -> None:
@@ -159,9 +164,8 @@ def stream_bytes(newest: str, since: str = "", *, raw: bool = False) -> int:
     each = "-i" if "#" in since else "-I"
     options = ["-nPw" if raw else "-nP", *([each, since] if since else [])]
     output = _zfs("send", *options, newest)
-    return sum(
-        int(line.split("\t")[1]) for line in output.splitlines() if line.startswith("size\t")
-    )
+    split = [line.split("\t") for line in output.split("\n")]
+    return sum(int(line[1]) for line in split if line[0] == "size")
 
 
 def snapshot_usage(datasets: Sequence[str]) -> list[SnapshotUsage]:
@@ -204,10 +208,12 @@ def local_properties(
     by_dataset: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
     if not by_dataset:
         return by_dataset
-    output = _zfs("get", "-Hp", "-s", sources, "-o", "name,property,value", "all", *datasets)
-    for dataset, name, value in programs.lines(output, columns=3):
-        if name not in FIXED:
-            by_dataset[dataset][name] = value
+    output = _zfs("get", "-Hp", "-s", sources, "-o", "name,property", "all", *datasets)
+    own = {(dataset, name) for dataset, name in programs.lines(output, columns=2)}
+    names = sorted({name for _, name in own} - FIXED)
+    for each in programs.properties(names, datasets) if names else ():
+        if (each.dataset, each.name) in own:
+            by_dataset[each.dataset][each.name] = each.value
     return by_dataset
 
 
@@ -229,11 +235,11 @@ def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
 
     With `inherited` also those below them. Raises ZfsFailed.
     """
-    sources = "local,inherited,received" if inherited else "local"
-    output = _zfs(
-        "get", "-Hp", "-s", sources, "-t", "filesystem,volume", "-o", "name,value", user_property
-    )
-    return {line[0]: line[1] for line in programs.lines(output, columns=2)}
+    return {
+        each.dataset: each.value
+        for each in programs.properties([user_property])
+        if each.source == "local" or (inherited and each.source != _UNSET)
+    }
 
 
 def user_properties(top: str, prefix: str, *, below: bool) -> list[tuple[str, str, str]]:
@@ -344,6 +350,7 @@ def destroy(name: str, *, with_snapshots: bool = False) -> None:
 
 
 _SNAPSHOT_COLUMNS = "name,guid,createtxg"
+_UNSET = "-"  # how zfs(8) prints a property, or the source of one, that is not there
 
 
 def _snapshot(line: Sequence[str]) -> Snapshot:
@@ -356,7 +363,7 @@ def _names(full_name: str, mark: str) -> tuple[str, str]:
 
 
 def _value(text: str) -> str:
-    return "" if text == "-" else text
+    return "" if text == _UNSET else text
 
 
 def _set_on(dataset: str, source: str) -> str:

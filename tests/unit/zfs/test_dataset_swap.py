@@ -1,6 +1,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -610,6 +611,23 @@ def test_what_belongs_to_a_name_goes_with_it(volume: bool, monkeypatch: pytest.M
             ("syncoid:sync", "com.sun:auto-snapshot", "autobackup:all", "autobackup:nas"), "false"
         )
         assert delegated == set()
+
+
+def test_a_property_that_no_file_can_hold_stays_with_the_replaced_dataset(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = FakePool()
+    pool.add("tank")
+    pool.add("tank/web")
+    pool.by_name["tank/web"].own |= {"org:bytes": "\udcff", "org:lines": "a\tb\n\x1b"}
+    pool.install(monkeypatch)
+    pool.take_snapshots(["tank/web"], "s1")
+    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
+    assert msgspec.json.decode(msgspec.json.encode(trees), type=tuple[SwapTree, ...]) == trees
+    dataset_swap.swap(trees)
+    dataset_swap.promote(trees)
+    assert own_of(pool, "tank/web")[0] == {"org:lines": "a\tb\n\x1b"}
+    assert caplog.messages == ["tank/web: org:bytes is no UTF-8, and does not go with the name"]
 
 
 def test_room_that_is_taken_meanwhile_keeps_no_guest_down(

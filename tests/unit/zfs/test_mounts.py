@@ -20,6 +20,8 @@ MOUNTINFO = b"""\
 33 22 0:30 / /odd\\011\\012\\134\xc2\x85caf\xe9 rw - zfs tank/odd rw
 34 24 0:31 / /tank/web/.zfs/snapshot/a rw - zfs tank/web@a rw
 35 22 0:32 / /tank/web2 rw - tmpfs  rw
+36 22 0:33 / /srv/x\ry rw,nosuid,nodev - fuse.sshfs far: rw
+37 22 0:34 / /cr\r\x0b\x0c\x1c\xc2\x85\xe2\x80\xa8x rw - zfs tank/cr rw
 """
 
 LOCATIONS = [
@@ -35,6 +37,7 @@ LOCATIONS = [
     pytest.param("/hidden/deep/a", ("tank/hidden", "deep/a"), id="hidden by a later mount above"),
     pytest.param("/hidden/new/a", ("tank/new", "a"), id="mounted on the later one"),
     pytest.param("/odd\t\n\\\x85caf\udce9/a", ("tank/odd", "a"), id="any byte in a mountpoint"),
+    pytest.param("/cr\r\x0b\x0c\x1c\x85\u2028x/a", ("tank/cr", "a"), id="what ends lines"),
     pytest.param("/tank/web/.zfs/snapshot/a/b", ("tank/web@a", "b"), id="inside a snapshot"),
     pytest.param("/tank/web2/a", ("tank", "web2/a"), id="mount below the visible one"),
     pytest.param("/var/lib/a", None, id="not ZFS"),
