@@ -8,6 +8,7 @@ from typing import Any
 
 from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.capture.snapshot_run import Shared, SnapshotRun
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.common.log import Logger
 from zvmsnap.common.steps import Step, StepFailed
@@ -81,7 +82,7 @@ class Attempt:
             staging=str(self.staging.path.parent),
             level=self.level,
             minimum_level=self.minimum,
-            reason=self.missed or None,
+            reason=foreign.line(self.missed) or None,
             disks=tuple(
                 Disk.of(
                     disks[target],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zvmsnap.cli import completion
-from zvmsnap.cli.options import ColdOption, PausedOption, find_point
+from zvmsnap.cli.options import ColdOption, PausedOption, find_point, print_line
 from zvmsnap.clone.identity import Network
 from zvmsnap.config.settings import Config, load_settings
 
@@ -74,7 +74,7 @@ def _create(settings: Config, point: str, options: CloneOptions) -> None:
         finish_before_dying()
         CloneCreation(settings, host, operation).run()
         state = host.guest(operation.uuid).state()
-    typer.echo(f"{options.name}: {state}, a clone of {operation.point}")
+    print_line(f"{options.name}: {state}, a clone of {operation.point}")
 
 
 def _destroy(settings: Config, name: str) -> None:
@@ -85,4 +85,4 @@ def _destroy(settings: Config, name: str) -> None:
     with Host.connect(settings.uri) as host:
         finish_before_dying()
         for dataset in destroy_clone(host, name):
-            typer.echo(f"destroyed {dataset}")
+            print_line(f"destroyed {dataset}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -32,6 +33,9 @@ _DRY = frozenset(("--dry-run", "-n"))
 def main() -> None:
     """Run the command line; exits 0, 1 for a failure, 2 for usage or configuration."""
     log.setup()
+    # A locale without the characters that a name has is no reason to fail.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     completion.join_words_of_bash(os.environ)
     try:
         app()

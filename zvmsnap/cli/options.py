@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from zvmsnap.cli import completion
-from zvmsnap.common import log
+from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import ConfirmationMissing, PointNotFound, ZfsFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
@@ -36,15 +36,23 @@ PausedOption = Annotated[bool, typer.Option("--paused", help="Keep the guest pau
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on stdout."""
+    """Print one JSON document on stdout: all text as it is, escaped."""
     typer.echo(json.dumps(value, indent=2))
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are made: there may be 100 000."""
-    remaining = iter(lines)
+def print_lines(lines: Iterable[str], *, err: bool = False) -> None:
+    """Print lines for people, each made printable, as they come: there may be 100 000.
+
+    All commands print by this or `print_json` (tests/unit/cli/test_printing.py).
+    """
+    remaining = map(foreign.printable, lines)
     while some := list(islice(remaining, 1000)):
-        typer.echo("\n".join(some))
+        typer.echo("\n".join(some), err=err)
+
+
+def print_line(line: str) -> None:
+    """Print one line for people."""
+    print_lines([line])
 
 
 def confirm() -> None:

@@ -15,6 +15,7 @@ from zvmsnap.cli.options import (
     PointArgument,
     find_point,
     print_json,
+    print_line,
     print_lines,
 )
 from zvmsnap.common import capture_name, log
@@ -75,7 +76,7 @@ def list_points(
             print_lines(render.point_table(points, liveness, verify_result.read))
         print_lines(interrupted)
         if not points and not interrupted:
-            typer.echo(f"no points of {domain}" if domain else "no points")
+            print_line(f"no points of {domain}" if domain else "no points")
     if why := qemu_conf.why_unloadable():
         log.plain().error("%s", why)
     for each in damaged:
@@ -97,7 +98,7 @@ def show(point: PointArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(_as_json(chosen, liveness))
     else:
-        typer.echo("\n".join(render.point_details(chosen, liveness, _next_start(chosen))))
+        print_lines(render.point_details(chosen, liveness, _next_start(chosen)))
 
 
 def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:

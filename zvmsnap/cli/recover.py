@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zvmsnap.cli import render
-from zvmsnap.cli.options import DryRunOption, JsonOption, print_json
+from zvmsnap.cli.options import DryRunOption, JsonOption, print_json, print_lines
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
 from zvmsnap.config.settings import load_settings
 
@@ -36,5 +36,5 @@ def recover_guests(
     if as_json:
         print_json({"dry_run": dry_run, **dataclasses.asdict(report)})
     else:
-        typer.echo("\n".join(render.recovery(report, dry_run=dry_run)))
+        print_lines(render.recovery(report, dry_run=dry_run))
     raise typer.Exit(EXIT_OK if report.complete else EXIT_FAILED)

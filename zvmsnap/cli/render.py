@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from zvmsnap.common import foreign
 from zvmsnap.common.snapshot_name import type_of
 from zvmsnap.points.liveness import Life, Liveness, complete_names
 from zvmsnap.points.manifest import Disk, HostDescription, Manifest, SnapshotRef
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from zvmsnap.replication.send_status import SendStatus
     from zvmsnap.retention.prune import Findings
 
+_CELL_MAX = 300  # characters: names of snapshots and guests have 255 at most
 _STATUS_HEADINGS = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
 _HEADINGS = ("GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "VERIFIED", "NOTE")
 
@@ -54,8 +56,13 @@ def point_table(
     shared: dict[str, str] = {}  # 10 000 points have few different ages and sizes
     for point in points:
         row = _row(point, liveness, results(point), now)
-        rows.append(tuple(shared.setdefault(cell, cell) for cell in row))
+        rows.append(tuple(shared.get(cell) or _shared(cell, shared) for cell in row))
     return columns(rows)
+
+
+def _shared(cell: str, shared: dict[str, str]) -> str:
+    # A manifest may come from elsewhere: one name must not make each line of the table as long.
+    return shared.setdefault(cell, foreign.printable(cell, _CELL_MAX))
 
 
 def sent(report: SendReport, *, dry_run: bool) -> list[str]:

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from zvmsnap.cli import options, render, restore
-from zvmsnap.cli.options import JsonOption, print_json
+from zvmsnap.cli.options import JsonOption, print_json, print_line, print_lines
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, SendRefused, ZvmsnapError
 from zvmsnap.config import destination
@@ -99,7 +99,7 @@ def send(
         print_json({"dry_run": dry_run, "sent": [msgspec.to_builtins(each) for each in reports]})
     else:
         for report in reports:
-            typer.echo("\n".join(render.sent(report, dry_run=dry_run)))
+            print_lines(render.sent(report, dry_run=dry_run))
     failed = len(reports) < len(tables) or any(report.has_failed for report in reports)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 
@@ -162,7 +162,7 @@ def _forget(settings: Config, name: str) -> None:
         bookmarks, holds = SendMarks(name).forget()
         statuses = send_status.forget(settings.journal_dir, name)
         remote_vault.forget(settings, name)
-    typer.echo(f"{name}: forgot {bookmarks} bookmarks, {holds} holds, {statuses} statuses")
+    print_line(f"{name}: forgot {bookmarks} bookmarks, {holds} holds, {statuses} statuses")
 
 
 def fetch(
@@ -194,7 +194,7 @@ def fetch(
     with Host.connect(settings.uri) as host:
         fetcher = Fetcher(settings, host, origin, SyncoidOptions(bwlimit=bwlimit))
         plan = fetcher.plan(point)
-        typer.echo("\n".join(plan.lines))
+        print_lines(plan.lines)
         if dry_run:
             return
         if not yes:
@@ -242,7 +242,7 @@ def status(as_json: JsonOption = False) -> None:
         )
     else:
         lines = [*render.status(statuses, never_sent), *render.kept_for(silent, held), *held_up]
-        typer.echo("\n".join(lines))
+        print_lines(lines)
     failed = bool(unreadable) or any(status.error for status in statuses)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 

@@ -14,6 +14,8 @@ from zvmsnap.cli.options import (
     YesOption,
     confirm,
     find_point,
+    print_line,
+    print_lines,
 )
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points.point import RestorePoint
@@ -67,9 +69,9 @@ def restore(
     request = RestoreRequest(chosen, options, _checked_image(chosen, cold=cold))
     with Host.connect(settings.uri) as host:
         planned = plan_restore(settings, host, request)
-        typer.echo("\n".join(planned.lines))
+        print_lines(planned.lines)
         if planned.sends and (wait or end_sends):
-            typer.echo(f"  first {'waits for the end of' if wait else 'ENDS'}: {planned.sends}")
+            print_line(f"  first {'waits for the end of' if wait else 'ENDS'}: {planned.sends}")
         else:
             planned.sends.refuse(planned.operation.domain)
         if dry_run:

@@ -19,6 +19,8 @@ from zvmsnap.cli.options import (
     confirm,
     find_point,
     print_json,
+    print_line,
+    print_lines,
 )
 from zvmsnap.common import waiting
 from zvmsnap.common.signals import cancelled_by_signal, finish_before_dying
@@ -134,7 +136,7 @@ def take(
     if as_json:
         print_json(report.as_json())
     else:
-        typer.echo("\n".join(report.lines()))
+        print_lines(report.lines())
 
 
 def _plan(settings: Config, options: TakeOptions) -> TakePlan:
@@ -180,7 +182,7 @@ def _progress_shown(settings: Config, plan: TakePlan) -> Iterator[None]:
             for entry in journal.entries():
                 if entry.snapshot_names == (plan.name,) and printed.get(entry.uuid) != entry.step:
                     printed[entry.uuid] = entry.step
-                    typer.echo(f"{entry.domain}: {entry.step}", err=True)
+                    print_lines([f"{entry.domain}: {entry.step}"], err=True)
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
@@ -205,9 +207,9 @@ def drop(points: PointsArgument, yes: YesOption = False, dry_run: DryRunOption =
     named = (find_point(settings, point) for point in points)
     chosen = list({point.directory: point for point in named}.values())
     snapshots = drop.snapshots(settings, chosen)
-    typer.echo(f"drop {', '.join(point.name for point in chosen)}:")
+    print_line(f"drop {', '.join(point.name for point in chosen)}:")
     for snapshot in snapshots:
-        typer.echo(f"  destroy {snapshot}")
+        print_line(f"  destroy {snapshot}")
     if dry_run:
         return
     if not yes:

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from zvmsnap.cli import completion, render
-from zvmsnap.cli.options import JsonOption, find_point, print_json
+from zvmsnap.cli.options import JsonOption, find_point, print_json, print_line
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointGone, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
@@ -70,11 +70,11 @@ def verify(
         print_json({"points": by_name, "damaged": whys, "removed_meanwhile": gone})
     else:
         for name, result in results.items():
-            typer.echo(f"{name}: {render.verify_result(result)}")
+            print_line(f"{name}: {render.verify_result(result)}")
         for name in gone:
-            typer.echo(f"{name}: was removed meanwhile")
+            print_line(f"{name}: was removed meanwhile")
         for each in damaged:
-            typer.echo(f"damaged: {each.why}")
+            print_line(f"damaged: {each.why}")
     good = not damaged and all(result.good for result in results.values())
     # Of one point that was named, nothing is known.
     unknown = gone and which is not None and "@" in which

@@ -1,10 +1,13 @@
 """One exception class per cause that an operator can act on.
 
-Every message is one line: what happened, where, and what to do about it.
+Every message is one line: what happened, where, and what to do about it. It may quote names and
+what others say, so it is made printable here.
 Exit codes: 1 something failed, 2 usage, configuration or environment.
 """
 
 from __future__ import annotations
+
+from zvmsnap.common import foreign
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -15,6 +18,9 @@ class ZvmsnapError(Exception):
     """Base of all errors that are reported as one line instead of a traceback."""
 
     exit_code = EXIT_FAILED
+
+    def __str__(self) -> str:
+        return foreign.printable(super().__str__())
 
 
 class HookEnvironmentInvalid(ZvmsnapError):

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import ZvmsnapError
 from zvmsnap.common.safe_files import write_atomic
 
@@ -98,12 +99,7 @@ def read(path: Path, kind: Any, schema: int, *, follow_symlinks: bool = True) ->
             raise OtherSchema(path, written_as)
         return decode(data, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(path, _line(error)) from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _WHY_MAX else f"{text[:_WHY_MAX]}…"
+        raise Damaged(path, foreign.line(str(error), _WHY_MAX)) from error
 
 
 def encoded(content: msgspec.Struct) -> bytes:

@@ -1,4 +1,7 @@
-"""Log lines for people: to stderr, with guest and dataset, without time under systemd."""
+"""Log lines for people: to stderr, with guest and dataset, without time under systemd.
+
+Whatever a line quotes, it is one line that may be printed (common/foreign).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import ZvmsnapError
 
 _root = logging.getLogger("zvmsnap")
@@ -22,7 +26,7 @@ def setup(verbosity: int = 0) -> None:
     has_clock = "JOURNAL_STREAM" in os.environ or sys.stderr.isatty()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        logging.Formatter(
+        Formatter(
             "zvmsnap: %(levelname)s%(message)s"
             if has_clock
             else "%(asctime)s zvmsnap: %(levelname)s%(message)s",
@@ -39,6 +43,17 @@ def setup(verbosity: int = 0) -> None:
     _root.handlers[:] = [handler]
     levels = {-1: logging.WARNING, 0: logging.INFO}
     _root.setLevel(levels.get(verbosity, logging.DEBUG))
+
+
+class Formatter(logging.Formatter):
+    """Makes each line printable; those of a traceback are indented: none looks like ours."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return foreign.printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {foreign.printable(line)}" for line in lines)
 
 
 class _About(logging.LoggerAdapter[logging.Logger]):
@@ -82,4 +97,4 @@ def one_line(error: BaseException) -> str:
     _root.debug("the traceback of what nobody foresaw", exc_info=error)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}{place}: {foreign.line(str(error))}"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed
 from zvmsnap.common.process import run_program
 from zvmsnap.common.safe_files import private_dir
@@ -29,6 +30,8 @@ SSH_OPTIONS = (
 
 # One connection for all commands of a run; syncoid has its own.
 _PERSIST_S = 15
+
+_SAID_MAX = 64 << 10  # bytes of its errors that are looked at
 
 
 class RemoteHost:
@@ -100,11 +103,11 @@ HERE = RemoteHost("")
 
 def reason(stderr: bytes) -> str:
     """The last line, without the frames of ssh's warnings."""
-    lines = [line.strip(" @\r") for line in stderr.decode(errors="replace").splitlines()]
+    lines = [foreign.line(line.strip(b" @\r")) for line in stderr[-_SAID_MAX:].split(b"\n")]
     return next((line for line in reversed(lines) if line), "no reason given")
 
 
 def _first(stderr: bytes) -> str:
     """The first line: rsync tells the cause first, and the consequence last."""
-    lines = stderr.decode(errors="replace").splitlines()
-    return next((line.strip() for line in lines if line.strip()), "no reason given")
+    lines = map(foreign.line, stderr[:_SAID_MAX].split(b"\n"))
+    return next(filter(None, lines), "no reason given")

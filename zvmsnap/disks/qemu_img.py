@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import GivenUp, OverlayUnreadable, QemuImgFailed
 from zvmsnap.common.process import run_program
 
@@ -195,5 +196,5 @@ def _text(output: bytes) -> str:
 
 
 def _failed(verb: str, done: subprocess.CompletedProcess[str]) -> QemuImgFailed:
-    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return QemuImgFailed(f"qemu-img {verb}: {reason.removeprefix('qemu-img: ')}")
+    last = foreign.line(done.stderr.strip().rpartition("\n")[2]) or "no reason given"
+    return QemuImgFailed(f"qemu-img {verb}: {last.removeprefix('qemu-img: ')}")

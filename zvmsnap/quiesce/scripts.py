@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import ScriptFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
@@ -31,6 +32,7 @@ from zvmsnap.journal.entry import Entry
 PRE_FREEZE = "pre-freeze"
 POST_THAW = "post-thaw"
 _LAST_LINE_MAX = 200
+_END_BYTES = 4096
 _KILLED_WITHIN_S = 5
 
 
@@ -71,9 +73,9 @@ def run(config: Config, entry: Entry, name: str) -> None:
 
 
 def _last_line(output: IO[bytes]) -> str:
-    output.seek(0)
-    lines = output.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:_LAST_LINE_MAX] if lines else ""
+    end = output.seek(0, os.SEEK_END)
+    output.seek(max(0, end - _END_BYTES))
+    return foreign.line(output.read().strip().rpartition(b"\n")[2], _LAST_LINE_MAX)
 
 
 def _path(config: Config, entry: Entry, name: str) -> Path:

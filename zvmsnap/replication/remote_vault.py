@@ -8,6 +8,7 @@ manifests are mirrored in our journal directory, to know which points it has.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
 
 # The files of a point that are sent, beside manifest and RAM image.
 _SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _CANNOT_WRITE = (
     "no vault can be made there: zfs set {property}=/DIRECTORY {root}, owned by the user"
 )
@@ -227,7 +229,7 @@ class RemoteVault:
         output = self._rsync(
             "--out-format=%b", *options, *limit, *map(str, files), f"{self._at(directory)}/"
         )
-        return sum(int(line) for line in output.split() if line.isdigit())
+        return sum(int(line) for line in output.split() if _NUMBER.fullmatch(line))
 
     def _verify(self, directory: PurePosixPath, sums: dict[str, str]) -> None:
         """Compare checksums. Remove files that differ, so that the next run sends them anew."""

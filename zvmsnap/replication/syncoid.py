@@ -10,6 +10,8 @@ Its options, always:
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 import shutil
@@ -18,11 +20,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import SyncoidFailed
 from zvmsnap.common.ssh import SSH_OPTIONS
 
 _OLDEST = (2, 1)
 _OLDEST_WITH_HOLD = (2, 2)
+_SAID_MAX = 64 << 10  # bytes of its output in which the reason is looked for
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 
 # Lines of its output that are not the reason of a failure.
@@ -87,27 +91,44 @@ def run(source: str, target: str, options: SyncoidOptions, *, readonly: bool) ->
     """
     words = command(source, target, options, readonly=readonly)
     on_terminal = sys.stderr.isatty()
-    if not on_terminal:
-        words.insert(1, "--quiet")
+    # pv shows its progress on a terminal alone, unless it is told to.
+    words.insert(1, "--pv-options=-p -t -e -r -b -f" if on_terminal else "--quiet")
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
-        stdout=None if on_terminal else subprocess.PIPE,
-        stderr=None if on_terminal else subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate()
+        said = _follow(process, on_terminal=on_terminal)
+        process.wait()
     except BaseException:
         # The whole pipeline; zfs receive keeps what has arrived.
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise
     if process.returncode:
-        raise SyncoidFailed(f"{source} to {target}: {_reason(output)}")
+        raise SyncoidFailed(f"{source} to {target}: {_reason(said)}")
 
 
-def _reason(output: bytes | None) -> str:
-    lines = (output or b"").decode(errors="replace").replace("\r", "\n").splitlines()
-    reasons = [line.strip() for line in lines if not _NOT_THE_REASON.match(line)]
-    return reasons[-1] if reasons else "syncoid failed; its messages are above"
+def _follow(process: subprocess.Popen[bytes], *, on_terminal: bool) -> bytes:
+    """The end of what it says, shown meanwhile: of the other machine, too, so made printable."""
+    assert isinstance(process.stdout, io.BufferedReader)
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    said = b""
+    with process.stdout as output:
+        while some := output.read1():
+            said = (said + some)[-_SAID_MAX:]
+            if on_terminal:
+                parts = re.split(r"([\r\n])", decoder.decode(some))
+                shown = (part if part in "\r\n" else foreign.printable(part) for part in parts)
+                sys.stderr.write("".join(shown))
+                sys.stderr.flush()
+    return said
+
+
+def _reason(said: bytes) -> str:
+    lines = map(foreign.line, re.split(b"[\r\n]", said))
+    reasons = [line for line in lines if not _NOT_THE_REASON.match(line)]
+    return reasons[-1] if reasons else "syncoid failed, and does not say why"

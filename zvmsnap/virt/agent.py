@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from zvmsnap.common import json_file, waiting
+from zvmsnap.common import foreign, json_file, waiting
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.virt import domain_xml
@@ -117,7 +117,7 @@ def is_frozen(guest: Guest) -> bool:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command in a guest ended."""
+    """How a command in a guest ended; `output` is one short line of what it printed."""
 
     exit_code: int
     output: str
@@ -153,7 +153,7 @@ def run(guest: Guest, command: str, timeout_s: float) -> Ran:
     status = waiting.wait_until(ended, timeout_s, _POLL_S)
     if status is None:
         raise LibvirtFailed(f"{guest.name}: {command!r} takes longer than {timeout_s:g} s")
-    return Ran(status.exitcode, status.output.decode(errors="replace"))
+    return Ran(status.exitcode, foreign.line(status.output))
 
 
 def _ask(
@@ -172,7 +172,8 @@ def _ask(
         )
         return answer
     except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError) as error:
-        raise LibvirtFailed(f"{guest.name}: {command}: no sense in the answer: {error}") from error
+        why = foreign.line(str(error))
+        raise LibvirtFailed(f"{guest.name}: {command}: no sense in the answer: {why}") from error
 
 
 def _send(guest: Guest, question: str, within_s: float) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import libvirt
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import (
     AgentSilent,
     BlockJobNotReady,
@@ -46,8 +47,12 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except libvirt.libvirtError as error:
         code = error.get_error_code() or 0
-        message = (error.get_error_message() or str(error)).strip()
+        message = foreign.line(error.get_error_message() or str(error))
         raise _CLASSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error
+    except (UnicodeError, SystemError) as error:
+        # The binding takes text for UTF-8. In an answer it raises UnicodeDecodeError otherwise, in
+        # the message of an error SystemError ("returned a result with an exception set").
+        raise LibvirtFailed(f"{doing}: what it says is no UTF-8 text") from error
     except LostConnection as error:
         raise ConnectionLost(f"{doing}: the connection to libvirt was lost: {error}") from error
     except QemuRefused as error:

@@ -82,7 +82,8 @@ REASONS = [
         "CRITICAL ERROR: ssh connection echo test failed for me@nas with exit code 255",
         "ssh: connect to host nas port 22: Connection refused",
     ),
-    ("", "syncoid failed; its messages are above"),
+    ("", "syncoid failed, and does not say why"),
+    ("cannot receive: \x1b[2J\tout of\x9b space", r"cannot receive: \x1b[2J out of\x9b space"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.clock import TestClock
 from tests.fakes.guest import FakeGuest
-from zvmsnap.common import log
+from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
 from zvmsnap.virt import agent
 from zvmsnap.virt.agent import Ran
@@ -129,15 +129,24 @@ def encoded(output: bytes) -> str:
     [
         pytest.param({"exited": True, "exitcode": 0}, Ran(0, ""), id="says nothing"),
         pytest.param(
-            {"exited": True, "exitcode": 3, "out-data": encoded(b"caf\xc3\xa9\n")},
-            Ran(3, "caf\xe9\n"),
+            {"exited": True, "exitcode": 3, "out-data": encoded(b"caf\xc3\xa9\nau lait\n")},
+            Ran(3, "caf\xe9 au lait"),
             id="fails, with output",
         ),
         pytest.param({"exited": True, "signal": 9}, Ran(-1, ""), id="ended by a signal"),
         pytest.param(
             {"exited": True, "exitcode": 0, "out-data": encoded(b"\xff"), "out-truncated": True},
-            Ran(0, "\ufffd"),
+            Ran(0, r"\xff"),
             id="no text",
+        ),
+        pytest.param(
+            {
+                "exited": True,
+                "exitcode": 1,
+                "out-data": encoded(b"\x1b[2J\xe2\x80\xae" * 1_000_000),
+            },
+            Ran(1, (r"\x1b[2J\u202e" * 100)[: foreign.LINE_MAX - 1] + "…"),
+            id="commands for a terminal, in megabytes",
         ),
     ],
 )
