@@ -18,8 +18,9 @@ from zvmsnap.cli.options import (
     print_line,
     print_lines,
 )
-from zvmsnap.common import capture_name, log
+from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
+from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.fetches import Fetches

@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap.common import capture_name
 from zvmsnap.common.errors import CommitFailed, NoSpace, StagingUnusable
 from zvmsnap.common.safe_files import passable_dir, private_dir, rename_to_free
+from zvmsnap.config import capture_name
 from zvmsnap.points.manifest import MEMORY
 from zvmsnap.zfs import mounts
 

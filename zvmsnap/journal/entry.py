@@ -28,9 +28,9 @@ from typing import Annotated
 
 import msgspec
 
-from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
+from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.manifest import OtherState, SnapshotRef, datasets_of
 from zvmsnap.virt import domain_xml

@@ -21,11 +21,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from zvmsnap.common import capture_name, json_file
+from zvmsnap.common import json_file
 from zvmsnap.common.errors import WorkOfOtherVersion
 from zvmsnap.common.json_file import Damaged, OtherSchema, Unreadable
 from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import private_dir, remove_durably, rename_to_free
+from zvmsnap.config import capture_name
 
 OPERATIONS = "operations"
 WAITING = "waiting"

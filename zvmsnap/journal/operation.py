@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.capture_name import CaptureName, GuestUuid
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import FullName
+from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.guest_files import OPERATIONS, GuestFiles, OtherVersionsFile, check_guest
 from zvmsnap.zfs.dataset_swap import SwapTree

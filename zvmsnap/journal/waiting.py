@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zvmsnap.common import capture_name, log
+from zvmsnap.common import log
+from zvmsnap.config import capture_name
 from zvmsnap.journal import late
 from zvmsnap.journal.entry import SCHEMA, Entry
 from zvmsnap.journal.guest_files import WAITING, GuestFiles, OtherVersionsFile

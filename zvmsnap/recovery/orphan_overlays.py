@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from zvmsnap.common import capture_name
 from zvmsnap.common.errors import DomainGone, VaultMissing, ZvmsnapError
+from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.open_files import writers_of
 from zvmsnap.disks.overlay_chain import images_of

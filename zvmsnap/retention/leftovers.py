@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zvmsnap.common import capture_name
+from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import moved_aside, staging_dirs
 from zvmsnap.journal import other_versions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zvmsnap.common import capture_name
+from zvmsnap.config import capture_name
 
 UUID = "aaaaaaaa-0000-4000-8000-000000000001"
 
