@@ -1,12 +1,15 @@
-"""Processes: which one is meant, does it live, does it hang; and how programs are run."""
+"""Processes: which one is meant, does it live, does it hang, what has it open; running programs."""
 
 from __future__ import annotations
 
 import math
+import os
+import stat
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +18,7 @@ import msgspec
 from zvmsnap.common.errors import GivenUp
 
 INIT = 1
+_PROC = Path("/proc")
 
 # A task that sleeps for so long in the kernel, and cannot be interrupted, hangs. More than a disk
 # that spins up needs. Whoever waits for a suspended pool wakes once a minute (OpenZFS' deadman).
@@ -173,3 +177,89 @@ def _stat(pid: int) -> list[bytes]:
         return []
     # The command's name may hold any byte but NUL, so fields count from the last parenthesis on.
     return stat.rpartition(b")")[2].split()
+
+
+# -- what a process has open
+#
+# To ask a file system for an open file may take for ever, if it is on a server that is down. So
+# only what may be the file that is looked for is asked for:
+#
+# | looked for | what may be it                                                         |
+# |------------|------------------------------------------------------------------------|
+# | a device   | what is open below /dev                                                |
+# | a file     | what has its inode number; its name, before Linux 5.14, which does not |
+# |            | tell the number                                                        |
+
+
+class OpenFile:
+    """One descriptor of a process, and the path that the kernel has for it."""
+
+    def __init__(self, process: Path, number: str, leads_to: str) -> None:
+        self.leads_to = leads_to
+        self._descriptor = process / "fd" / number
+        self._fdinfo = process / "fdinfo" / number
+
+    @property
+    def is_writable(self) -> bool:
+        """Is it open for writing?"""
+        return int(self._info.get(b"flags", b"0"), 8) & os.O_ACCMODE != os.O_RDONLY
+
+    @property
+    def device(self) -> int | None:
+        """The number of the block device that it is; None if it is none."""
+        status = self._status() if self.leads_to.startswith("/dev/") else None
+        return status.st_rdev if status and stat.S_ISBLK(status.st_mode) else None
+
+    def is_same(self, path: Path | str, wanted: os.stat_result) -> bool:
+        """Is it the file, or device, to which `path` leads, of which `wanted` is the status?"""
+        if stat.S_ISBLK(wanted.st_mode):
+            return self.device == wanted.st_rdev
+        status = self._status() if self._may_be(path, wanted.st_ino) else None
+        return status is not None and os.path.samestat(status, wanted)
+
+    def _may_be(self, path: Path | str, inode: int) -> bool:
+        if known := self._info.get(b"ino"):
+            return int(known) == inode
+        # The path may begin otherwise where the process sees other mounts.
+        return os.path.basename(self.leads_to) == os.path.basename(os.path.realpath(path))
+
+    def _status(self) -> os.stat_result | None:
+        try:
+            return os.stat(self._descriptor)
+        except OSError:
+            return None  # it was closed meanwhile
+
+    @cached_property
+    def _info(self) -> dict[bytes, bytes]:
+        try:
+            lines = self._fdinfo.read_bytes().split(b"\n")
+        except OSError:
+            return {}
+        return {name: value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+
+
+def open_files(process: Path) -> list[OpenFile]:
+    """All that a process has open, by its directory in /proc; nothing if that may not be seen."""
+    opened = []
+    with suppress(OSError):  # the process has ended, or is another user's
+        for number in os.listdir(process / "fd"):
+            with suppress(OSError):  # it was closed meanwhile
+                opened.append(OpenFile(process, number, os.readlink(process / "fd" / number)))
+    return opened
+
+
+def writers_of(path: Path) -> set[int]:
+    """The processes that have this file, or device, open for writing now.
+
+    Of a guest's disks they tell which one QEMU really writes to, whatever libvirt's definition
+    says: it opens the images below an overlay for reading only.
+    """
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return set()
+    return {
+        int(process.name)
+        for process in _PROC.glob("[0-9]*")
+        if any(each.is_writable and each.is_same(path, wanted) for each in open_files(process))
+    }

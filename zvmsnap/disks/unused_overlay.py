@@ -46,9 +46,9 @@ from zvmsnap.common.errors import (
     OverlayHeld,
     QemuImgFailed,
 )
+from zvmsnap.common.process import writers_of
 from zvmsnap.common.waiting import wait_until
 from zvmsnap.disks import qemu_img, staging
-from zvmsnap.disks.open_files import writers_of
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 

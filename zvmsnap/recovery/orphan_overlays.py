@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zvmsnap.common.errors import DomainGone, VaultMissing, ZvmsnapError
+from zvmsnap.common.process import writers_of
 from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config
-from zvmsnap.disks.open_files import writers_of
 from zvmsnap.disks.overlay_chain import images_of
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.disks.unused_overlay import Content, content_of, why_kept

@@ -8,13 +8,12 @@ when the guest was started; what QEMU opens again, it opens there.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from zvmsnap.common.process import is_stopped
+from zvmsnap.common.process import OpenFile, is_stopped, open_files
 
 _PROC = Path("/proc")
 _PID_FILES = Path("/run/libvirt/qemu")  # stateDir in libvirt's src/qemu/qemu_conf.c
@@ -77,17 +76,11 @@ class QemuProcess:
 
     def has_file(self, path: str) -> bool:
         """Has it the very file open to which `path` leads?"""
-        # The path of a file may begin otherwise where the process sees other mounts.
-        name = os.path.basename(os.path.realpath(path))
         try:
             wanted = os.stat(path)
-            return any(
-                os.path.samestat(os.stat(descriptor), wanted)
-                for descriptor, leads_to in self._descriptors
-                if os.path.basename(leads_to) == name
-            )
         except OSError:
             return False
+        return any(each.is_same(path, wanted) for each in self._opened)
 
     @property
     def open_paths(self) -> list[str]:
@@ -95,7 +88,7 @@ class QemuProcess:
 
         They follow a file that was moved; of one that was removed they end in ` (deleted)`.
         """
-        return [leads_to for _, leads_to in self._descriptors]
+        return [each.leads_to for each in self._opened]
 
     def device(self, path: str) -> int | None:
         """The number of the block device that it has opened as `path`; None if it has none so."""
@@ -106,32 +99,12 @@ class QemuProcess:
         return status.st_rdev if status.st_rdev in self._devices else None
 
     @cached_property
-    def _descriptors(self) -> list[tuple[Path, str]]:
-        """Each open file, and the path that the kernel has for it. Empty if that may not be seen.
-
-        Only the links are read: to ask for a file on a server that is down may take for ever.
-        """
-        found = []
-        try:
-            for descriptor in (self._directory / "fd").iterdir():
-                found.append((descriptor, os.readlink(descriptor)))
-        except OSError:
-            pass  # the process has ended, or this descriptor was closed: what was seen counts
-        return found
+    def _opened(self) -> list[OpenFile]:
+        return open_files(self._directory)
 
     @cached_property
-    def _devices(self) -> frozenset[int]:
-        numbers = set()
-        for descriptor, leads_to in self._descriptors:
-            if not leads_to.startswith("/dev/"):
-                continue
-            try:
-                status = os.stat(descriptor)
-            except OSError:
-                continue
-            if stat.S_ISBLK(status.st_mode):
-                numbers.add(status.st_rdev)
-        return frozenset(numbers)
+    def _devices(self) -> frozenset[int | None]:
+        return frozenset(each.device for each in self._opened)
 
     def _resolved(self, path: str) -> str:
         """`path`, with the links followed that it is in the /dev of the process."""
