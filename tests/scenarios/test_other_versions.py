@@ -186,7 +186,7 @@ def test_restore_is_refused(
     ]
 
 
-@pytest.mark.parametrize("folder", [".", "operations"])
+@pytest.mark.parametrize("folder", [".", "operations", "late/4711-815"])
 def test_prune_keeps_all_captures_of_such_a_guest(config: Config, folder: str) -> None:
     age(config, folder=folder)
     other = UUID.replace("c0ffee", "c0ffff")
@@ -200,6 +200,14 @@ def test_prune_keeps_all_captures_of_such_a_guest(config: Config, folder: str) -
     assert (sweep.leftovers.overlays, len(sweep.leftovers.paths)) == ([], 2)
     assert list(tree(config.staging_dir)) == [f"{UUID}.00000001/point/{MEMORY}"]
     assert list(tree(config.vault_dir)) == [f"web/.incoming-{UUID}.00000001/{MEMORY}"]
+
+
+@pytest.mark.parametrize("folder", ["operations", "waiting", "late/4711-815"])
+def test_recover_names_it(config: Config, host: FakeHost, folder: str) -> None:
+    path, data = age(config, folder=folder)
+    report = recover.recover_guests(config)
+    assert [problem for problem in report.problems if f"{path}: {TOLD}" in problem]
+    assert not report.complete and path.read_bytes() == data
 
 
 def test_points_of_another_version_are_told_and_stay(
@@ -230,7 +238,7 @@ def test_points_of_another_version_are_told_and_stay(
     assert tree(config.vault_dir) == before
 
 
-@pytest.mark.parametrize("folder", [".", "operations"])
+@pytest.mark.parametrize("folder", [".", "operations", "late/4711-815"])
 def test_a_point_is_not_dropped_whose_snapshots_its_work_may_need(
     config: Config, manifest: Callable[..., Manifest], folder: str
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Container
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from tests.fakes.images import make_base
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
 from tests.fakes.zfs_pool import listed
 from zvmsnap.capture import take
+from zvmsnap.common import lockfile
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
@@ -21,6 +23,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.retention import drop
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Snapshot, SnapshotListing, SnapshotUsage
@@ -124,6 +127,29 @@ def test_keep_leaves_what_cannot_go(run: Run, pool: Pool, monkeypatch: pytest.Mo
     assert out.splitlines()[1:] == [f"dropped web@{name}" for name in names[1:3]]
     assert f"web@{names[0]}: kept: {held}: is held" in err
     assert kept(pool) == [held, f"{WEB}@{names[3]}"]
+
+
+def test_keep_that_another_one_overtakes(
+    run: Run, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drops the same points, while this one waits for the lock."""
+    names = numbered(monkeypatch)
+    for _ in range(3):
+        run("take", "web")
+    lock = lockfile.lock
+
+    def waited(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(drop, "lock", lock)
+            if f"{WEB}@{names[0]}" in pool.present:
+                assert run("take", "web", "--keep", "2")[0] == 0
+        return lock(*arguments)
+
+    monkeypatch.setattr(drop, "lock", waited)
+    code, out, err = run("take", "web", "--keep", "3")
+    assert code == 0
+    assert "kept" not in err and f"web@{names[0]}: was removed meanwhile" in err
+    assert f"dropped web@{names[0]}" not in out
 
 
 def test_snapshots_of_two_guests(run_shared: Run, pool: Pool, config: Config) -> None:

@@ -71,6 +71,9 @@ def publish(config: Config, host: Host, writer: EntryWriter, log: Logger) -> Non
     files = CaptureFiles(config, writer.entry)
     files.staging.check()
     existing = () if writer.entry.is_recovery else snapshot_match.candidates(writer.entry)
+    if others := snapshot_match.of_other_datasets(writer.entry, existing):
+        log.error("not of its point, as another dataset has got the name: %s", _names(others))
+        existing = tuple(ref for ref in existing if ref not in others)
     decision = decide(writer.entry, existing, files)
     if isinstance(decision, NoPoint):
         _conclude(decision, writer, files, log)

@@ -36,10 +36,14 @@ def journal_of(journal_dir: Path, owner: Process) -> Journal:
     return Journal(journal_dir / _LATE / f"{owner.pid}-{owner.started}")
 
 
+def journals(journal_dir: Path) -> list[Journal]:
+    """The journals of all late runs."""
+    return [Journal(directory) for directory in sorted((journal_dir / _LATE).glob("*-*"))]
+
+
 def entries(journal_dir: Path) -> list[Entry]:
     """The entries of all late runs. Raises Unreadable."""
-    directories = sorted((journal_dir / _LATE).glob("*-*"))
-    return [entry for directory in directories for entry in Journal(directory).entries()]
+    return [entry for journal in journals(journal_dir) for entry in journal.entries()]
 
 
 def close(journal_dir: Path, owner: Process) -> None:

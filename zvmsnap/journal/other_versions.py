@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zvmsnap.common.errors import WorkOfOtherVersion
+from zvmsnap.journal import late
 from zvmsnap.journal.guest_files import OtherVersionsFile
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
@@ -17,6 +18,7 @@ def files(journal_dir: Path) -> list[OtherVersionsFile]:
         *Journal(journal_dir).of_other_versions(),
         *Operations(journal_dir).of_other_versions(),
         *WaitingEntries(journal_dir).of_other_versions(),
+        *(file for journal in late.journals(journal_dir) for file in journal.of_other_versions()),
     ]
 
 

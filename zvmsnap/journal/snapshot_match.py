@@ -53,6 +53,30 @@ def among(entry: Entry, existing: tuple[SnapshotRef, ...]) -> tuple[SnapshotRef,
     return existing if names_were_announced or entry.snapshots_at_release is None else ()
 
 
+def of_other_datasets(entry: Entry, refs: Iterable[SnapshotRef]) -> tuple[SnapshotRef, ...]:
+    """Those of the snapshots that have none of the guest's disks. Raises ZfsFailed.
+
+    | the dataset that has the snapshot now                    | has the disks                  |
+    |----------------------------------------------------------|--------------------------------|
+    | is the one in which pre saw the disk, by its guid        | yes                            |
+    | has that one as a clone: a restore has promoted it since | yes                            |
+    | is another: somebody gave it the name since              | no                             |
+    | any, and pre did not note the guid                       | as far as is known             |
+    """
+    guids = {disk.dataset: disk.dataset_guid for disk in entry.disks if disk.dataset_guid}
+    existing = zfs.lineages() if guids else {}
+    origins = {lineage.guid: lineage.origin for lineage in existing.values()}
+
+    def is_other(ref: SnapshotRef) -> bool:
+        seen_by_pre = guids.get(ref.dataset)
+        now = ref.current_dataset or ref.dataset
+        if not seen_by_pre or now not in existing:
+            return False
+        return existing[now].guid != seen_by_pre and origins.get(seen_by_pre) != now
+
+    return tuple(ref for ref in refs if is_other(ref))
+
+
 def is_whole(entry: Entry) -> bool:
     """Do all its datasets have a snapshot of one name? Raises ZfsFailed."""
     refs = of(entry) if entry.snapshots_at_release else ()

@@ -30,7 +30,7 @@ from zvmsnap.common.safe_files import (
     write_in,
 )
 from zvmsnap.config.settings import Config
-from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest
+from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest
 from zvmsnap.points.point import RestorePoint, in_order, read_point, vault_of
 
 MARK = ".zvmsnap-vault"
@@ -179,18 +179,21 @@ def _domain(point: RestorePoint) -> str:
     return point.manifest.domain
 
 
-def newest(vault: Path, domain: str, at_most: int) -> Iterator[Manifest]:
-    """The manifests of a guest, those first that were published or changed last."""
-    directories = sorted(_listed(vault / folder_of(domain)), key=_changed_s, reverse=True)
-    for directory in directories[:at_most]:
-        point = _read_entry(directory)
-        if isinstance(point, RestorePoint):
-            yield point.manifest
+def newest(vault: Path, domain: str, among: int) -> list[Manifest]:
+    """The newest manifests of the guests of that name, the newest first.
+
+    `among` those that were published last, as by their definitions, which nobody changes later; so
+    not all are read. ZFS has the order of these.
+    """
+    directories = sorted(_listed(vault / folder_of(domain)), key=_published_s, reverse=True)
+    read = map(_read_entry, directories[:among])
+    points = [point for point in read if isinstance(point, RestorePoint)]
+    return [point.manifest for point in reversed(in_order(points))]
 
 
-def _changed_s(directory: Path) -> float:
+def _published_s(directory: Path) -> float:
     try:
-        return directory.lstat().st_mtime
+        return (directory / DOMAIN_XML).lstat().st_mtime
     except OSError:
         return 0.0
 

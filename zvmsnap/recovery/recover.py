@@ -300,12 +300,13 @@ def _under_way(entry: Entry) -> tuple[Result, str]:
 def _of_other_versions(
     config: Config, guests: Mapping[str, Guest], domain: str | None
 ) -> list[str]:
-    """Files of other versions, for a person; an entry whose guest exists is reported with it."""
+    """Files of other versions, for a person; an open entry whose guest exists is told with it."""
     problems = []
+    told = {str(file) for file in Journal(config.journal_dir).of_other_versions()}
     for file in other_versions.files(config.journal_dir):
         guest = guests.get(file.uuid)
         names = (file.uuid, guest.name) if guest else (file.uuid,)
-        if (file.is_operation or not guest) and (domain is None or domain in names):
+        if (not guest or str(file) not in told) and (domain is None or domain in names):
             problems.append(str(file))
     return problems
 

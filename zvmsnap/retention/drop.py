@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import DropRefused, LockTimeout, ZfsFailed
+from zvmsnap.common.errors import DropRefused, LockTimeout, PointGone, ZfsFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.journal import other_versions, snapshot_match
@@ -33,12 +33,14 @@ def snapshots(settings: Config, points: Sequence[RestorePoint]) -> list[str]:
 
 
 def destroy(settings: Config, points: Sequence[RestorePoint], names: Sequence[str]) -> None:
-    """Destroy the snapshots, and remove the points. Raises ZfsFailed and LockTimeout.
+    """Destroy the snapshots, and remove the points. Raises ZfsFailed, LockTimeout and PointGone.
 
     If it is interrupted, `zvmsnap prune` removes the points whose snapshots are gone.
     """
     intent = f"drop {', '.join(point.name for point in points)}"
     with lock(settings.locks_dir, LOCK, intent, settings.limits.lock_timeout_s):
+        if gone := [point.name for point in points if not point.directory.exists()]:
+            raise PointGone(f"{', '.join(gone)}: was removed meanwhile")
         for name in names:
             zfs.destroy(name)
         for point in points:
@@ -72,6 +74,8 @@ def surplus(
             if not dry_run:
                 destroy(settings, together, to_destroy)
             dropped += names
+        except PointGone as error:
+            log.plain().info("%s", error)  # another `take --keep` was quicker
         except (DropRefused, ZfsFailed, LockTimeout) as error:
             log.plain().warning("%s: kept: %s", ", ".join(names), error)
     return dropped

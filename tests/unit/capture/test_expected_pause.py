@@ -13,7 +13,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Limits
 from zvmsnap.disks import apparmor
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, Timing
+from zvmsnap.points.manifest import DOMAIN_XML, Manifest, SnapshotRef, Timing
 
 Build = Callable[..., Manifest]
 
@@ -35,12 +35,15 @@ class History:
         made = self._manifest(
             run=f"run-{9 - self._number % 10}",
             capture=capture,
+            snapshots=(SnapshotRef("tank/web", "x", self._number, createtxg=self._number),),
             disks=(disk,) * disks,
             timing=Timing(pause_s=pause_s, last_ram_s=last_ram_s),
             **changes,
         )
-        point = vault.publish(vault.incoming(self.vault, "web", capture), made)
-        os.utime(point.directory, (self._number, self._number))
+        incoming = vault.incoming(self.vault, "web", capture)
+        (incoming / DOMAIN_XML).touch()
+        os.utime(incoming / DOMAIN_XML, (self._number, self._number))
+        vault.publish(incoming, made)
 
     def why(self, limit_s: float, disks: int) -> str:
         return why_too_long(limit_s, self.vault, "web", UUID, disks)
@@ -153,3 +156,19 @@ def test_where_memory_is_required_there_is_no_point(
     assert not scene.pre()
     assert scene.entries() == []
     assert "memory_max_pause_s" in caplog.text
+
+
+def test_what_is_done_to_old_points_makes_them_no_newer(history: History) -> None:
+    """`verify` writes beside a point, a restore changes its manifest; a clock may be wrong."""
+    for _ in range(6):
+        history.add(40.0)
+    for _ in range(5):
+        history.add(2.0)
+    points, _ = vault.all_in(history.vault)
+    for point in points:
+        (point.directory / "verify.json").touch()
+        newer_s = 1_000_000 - point.manifest.snapshots[0].createtxg
+        os.utime(point.directory, (newer_s, newer_s))
+        if point.manifest.timing.pause_s == 40.0:
+            os.utime(point.directory / DOMAIN_XML, (newer_s, newer_s))  # in 2031, for a day
+    assert history.why(3, 2) == ""

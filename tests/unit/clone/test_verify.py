@@ -208,9 +208,9 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
     result = verify.boot(scene.config, scene.host, point, "true")
     assert result.good is (exit_code == 0)
     if exit_code:
-        assert result.why == "'true' in its clone ended with 3: what it said\n"
+        assert result.why == "'true' in its clone ended with 3: what it said"
     else:
-        assert result.output == "what it said\n"
+        assert result.output == "what it said"
     assert kept(point) == result
     assert "guest-exec" in scene.host.made.asked
     check_gone(scene, before)

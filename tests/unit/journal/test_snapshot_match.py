@@ -8,8 +8,11 @@ import pytest
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.config.settings import Config
 from zvmsnap.journal import snapshot_match
-from zvmsnap.journal.entry import Entry
+from zvmsnap.journal.entry import Disk, Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
+from zvmsnap.points.manifest import SnapshotRef
+from zvmsnap.zfs import zfs
+from zvmsnap.zfs.types import Lineage
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -48,3 +51,37 @@ def test_a_point_that_waits_finds_its_snapshot_by_guid(
     (ref,) = refs
     assert (ref.dataset, ref.name, ref.guid) == ("tank/web", NAME, 11)
     assert (ref.current_dataset or ref.dataset) == found.partition("@")[0]
+
+
+WEB = {"tank/web": Lineage(5, "")}
+REPLACED = {"tank/web": Lineage(6, ""), "tank/web.before": Lineage(5, "")}
+
+
+@pytest.mark.parametrize(
+    ("guid", "current", "now", "is_other"),
+    [
+        pytest.param(5, "", WEB, False, id="as pre saw it"),
+        pytest.param(5, "tank/www", {"tank/www": Lineage(5, "")}, False, id="renamed since"),
+        pytest.param(5, "", REPLACED, True, id="another has its name"),
+        pytest.param(5, "", {"tank/web": Lineage(6, "")}, True, id="destroyed and made again"),
+        pytest.param(
+            *(5, "", REPLACED | {"tank/web.before": Lineage(5, "tank/web")}, False),
+            id="restored since, so promoted",
+        ),
+        pytest.param(0, "", REPLACED, False, id="pre did not note which"),
+        pytest.param(5, "", {}, False, id="is gone just now"),
+    ],
+)
+def test_snapshots_of_another_dataset(
+    entry: Callable[..., Entry],
+    monkeypatch: pytest.MonkeyPatch,
+    guid: int,
+    current: str,
+    now: Mapping[str, Lineage],
+    is_other: bool,
+) -> None:
+    monkeypatch.setattr(zfs, "lineages", lambda: now)
+    disk = Disk("vda", "file", "raw", "/tank/web/x", "tank/web", "x", dataset_guid=guid)
+    ref = SnapshotRef("tank/web", NAME, 11, 101, current)
+    others = snapshot_match.of_other_datasets(entry(disks=(disk,)), [ref])
+    assert others == ((ref,) if is_other else ())
