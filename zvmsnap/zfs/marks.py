@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 
-from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.errors import GivenUp, ZfsFailed
+from zvmsnap.common.waiting import Call
 
 
 def bookmark(names: Mapping[str, str]) -> None:
@@ -65,16 +67,29 @@ def release(snapshots: Iterable[str], tag: str) -> None:
 
 def tags(snapshot: str) -> set[str]:
     """The tags with which a snapshot is held; none if it does not exist. Raises ZfsFailed."""
+    # A tag may be any bytes; ours are ASCII.
+    return {tag.decode(errors="replace") for tag in _holds(snapshot) or ()}
+
+
+def exists(snapshot: str) -> bool:
+    """Does the snapshot exist? libzfs_core has numbers for its errors. Raises ZfsFailed."""
+    return _holds(snapshot) is not None
+
+
+def _holds(snapshot: str) -> Iterable[bytes] | None:
+    """The tags of its holds; None if it does not exist."""
     import libzfs_core
     from libzfs_core.exceptions import SnapshotNotFound, ZFSError
 
     try:
-        holds = libzfs_core.lzc_get_holds(snapshot.encode())
+        holds: Iterable[bytes] = Call(
+            partial(libzfs_core.lzc_get_holds, snapshot.encode())
+        ).answer()
     except SnapshotNotFound:
-        return set()
-    except ZFSError as error:
-        raise ZfsFailed(f"{snapshot}: cannot be asked who holds it: {error}") from error
-    return {tag.decode(errors="replace") for tag in holds}
+        return None
+    except (ZFSError, GivenUp) as error:
+        raise ZfsFailed(f"{snapshot}: cannot be asked for: {error}") from error
+    return holds
 
 
 def _by_pool(names: Iterable[str]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import GivenUp, ZfsFailed
 from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.common.waiting import Call
-from zvmsnap.zfs import programs
+from zvmsnap.zfs import marks, programs
 from zvmsnap.zfs.types import (
     FIXED,
     NOT_CLONED,
@@ -102,11 +102,11 @@ def all_snapshots(guids: Container[int] | None = None) -> SnapshotListing:
     existing: list[Snapshot] = []
     datasets: dict[str, int] = {}
     for line in programs.each_line("zfs", "list", "-Hp", "-t", kinds, "-o", _SNAPSHOT_COLUMNS):
-        name, guid, createtxg = programs.text(line).split("\t")
-        if "@" not in name:
-            datasets[name] = int(guid)
+        printed, guid, createtxg = line.split(b"\t")
+        if b"@" not in printed:
+            datasets[programs.text(printed)] = int(guid)
         elif guids is None or int(guid) in guids:
-            dataset, _, snapshot = name.partition("@")
+            dataset, _, snapshot = programs.text(printed).partition("@")
             # One string for all snapshots of a dataset, and of a run.
             names = sys.intern(dataset), sys.intern(snapshot)
             existing.append(Snapshot(*names, int(guid), int(createtxg)))
@@ -249,13 +249,16 @@ def user_properties(top: str, prefix: str, *, below: bool) -> list[tuple[str, st
     """
     options = ["-r"] if below else []
     options += ["-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"]
-    output = _zfs("get", *options, "-o", "name,property,source,value", "all", top)
-    # There are others than ours among them, whose values may have any line break.
-    split = (line.split("\t", 3) for line in output.split("\n"))
+    output = _zfs("get", *options, "-o", "name,property", "all", top)
+    listed = [tuple(line) for line in programs.lines(output, columns=2)]
+    set_there = dict.fromkeys(line for line in listed if line[1].startswith(prefix))
+    names = sorted({name for _, name in set_there})
+    asked = sorted({dataset for dataset, _ in set_there})
     return [
-        (_set_on(words[0], words[2]), words[1], words[3])
-        for words in split
-        if len(words) == 4 and words[1].startswith(prefix)
+        (_set_on(each.dataset, each.source), each.name, each.value)
+        for begin in range(0, len(asked), _ARGUMENTS_MAX)
+        for each in programs.properties(names, asked[begin : begin + _ARGUMENTS_MAX])
+        if (each.dataset, each.name) in set_there
     ]
 
 
@@ -393,13 +396,5 @@ def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost =
 
 
 def _check_gone(name: str) -> None:
-    import libzfs_core
-    from libzfs_core.exceptions import SnapshotNotFound, ZFSError
-
-    try:
-        Call(partial(libzfs_core.lzc_get_holds, name.encode())).answer()
-    except SnapshotNotFound:
-        return
-    except (ZFSError, GivenUp) as error:
-        raise ZfsFailed(f"{name}: cannot be asked for: {error}") from error
-    raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")
+    if marks.exists(name):
+        raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")

@@ -27,6 +27,7 @@ from zvmsnap.zfs.types import Partition
 
 T = "autosnap_2026-11-20_03:00:00"
 FULL = f"tank/web@{T}_hourly"
+TANK_WEB = 700  # its guid, as FakeZfs has it
 OWNER = Process(4711, 815, "a-boot")
 CALL = HookCall(Role.POST, ("tank/web",), (f"{T}_hourly",))
 Stage = Callable[..., Entry]
@@ -74,15 +75,27 @@ def test_a_whole_run(config: Config, guest: FakeGuest, staged: Stage) -> None:
 def test_the_point_says_what_its_disks_are(config: Config, staged: Stage) -> None:
     known = staged()
     part = Partition(2, 1 << 20, 4 << 20)
-    disks = (msgspec.structs.replace(known.disks[0], partition=part, dataset_guid=4711),)
+    disks = (msgspec.structs.replace(known.disks[0], partition=part, dataset_guid=TANK_WEB),)
     Journal(config.journal_dir).write(msgspec.structs.replace(known, disks=disks))
     assert after_snapshot.finish_run(CALL, config, OWNER)
     (point,) = points(config)
     (disk,) = read_point(point.directory).manifest.disks
     assert (disk.dataset_guid, disk.location_in("tank/w2")) == (
-        4711,
+        TANK_WEB,
         DiskLocation("tank/w2", "vda.raw", part),
     )
+
+
+def test_a_dataset_that_got_the_name_since_pre(
+    config: Config, staged: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Destroyed and received again, for instance: its snapshot has none of the guest's disks."""
+    known = staged()
+    disks = (msgspec.structs.replace(known.disks[0], dataset_guid=TANK_WEB - 1),)
+    Journal(config.journal_dir).write(msgspec.structs.replace(known, disks=disks))
+    assert not after_snapshot.finish_run(CALL, config, OWNER)
+    assert points(config) == [] and Journal(config.journal_dir).entries() == []
+    assert "not of its point, as another dataset has got the name: tank/web@" in caplog.text
 
 
 def test_the_state_of_a_tpm(config: Config, guest: FakeGuest, staged: Stage) -> None:

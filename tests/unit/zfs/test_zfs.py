@@ -45,6 +45,8 @@ status = 0
 if verb == "get":
     asked = names.pop(0)
     sources = options.get("-s", "local,default,inherited,temporary,received,none").split(",")
+    below = names[:1] if "-r" in sys.argv else []
+    names += [each for each in world["rows"] for top in below if each.startswith(f"{{top}}/")]
     for name in names or world["rows"]:
         row, set_by = world["rows"][name], world["sources"].get(name, {{}})
         if row["type"] not in options.get("-t", row["type"]).split(","):
@@ -566,19 +568,17 @@ def test_snapshots_of_several_pools_are_taken_or_none(monkeypatch: pytest.Monkey
 
 
 def test_user_properties(world: World) -> None:
-    world.gets(
-        b"t/a\tcompression\tlocal\ton\n"
-        b"t/a\tother:note\tlocal\ta\nb\tc\n\n"
-        b"t/a\tzvmsnap:mod\tlocal\toff\tor\n"
-        b"t/a\tzvmsnap:mode\tinherited from t\tcrash\n"
-        b"t/a/b c\tzvmsnap:recursive\treceived\t\n"
-    )
+    world.sets("t/a", {"compression": "on", "other:note": FORGED, "zvmsnap:mod": "off\tor"})
+    world.sets("t/a", {"zvmsnap:mode": FORGED}, "inherited from t")
+    world.sets("t/a/b c", {"zvmsnap:recursive": ""}, "received")
+    assert zfs.user_properties("t/a", "zvmsnap:", below=False) == [
+        ("t/a", "zvmsnap:mod", "off\tor"),
+        ("t", "zvmsnap:mode", FORGED),
+    ]
     assert zfs.user_properties("t/a", "zvmsnap:", below=True) == [
         ("t/a", "zvmsnap:mod", "off\tor"),
-        ("t", "zvmsnap:mode", "crash"),
+        ("t", "zvmsnap:mode", FORGED),
         ("t/a/b c", "zvmsnap:recursive", ""),
     ]
-    zfs.user_properties("t/a", "zvmsnap:", below=False)
-    own = [*["get", "-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"], "-o"]
-    own += ["name,property,source,value", "all", "t/a"]
-    assert world.calls == [["get", "-r", *own[1:]], own]
+    world.filesystem("t/plain")
+    assert zfs.user_properties("t/plain", "zvmsnap:", below=False) == []
