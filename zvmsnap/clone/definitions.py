@@ -44,7 +44,10 @@ class CloneDefinitions:
         if self._operation.memory:
             own.append(self.of_ram().xml)
         originals = (definition_of(self._point), definition_of(self._point, live=True))
-        reasons = dict.fromkeys(why for xml in own for why in shared(xml, originals))
+        try:
+            reasons = dict.fromkeys(why for xml in own for why in shared(xml, originals))
+        except domain_xml.ParseError as error:
+            reasons = {f"its definition cannot be read: {error}": None}
         if reasons:
             raise refusal(self._identity(None), "; ".join(reasons))
 

@@ -94,7 +94,8 @@ def _firmware(root: ET.Element, clone: Identity, places: OwnPlaces) -> None:
         if path and loader.get("readonly") != "yes" and not places.has(path):
             raise refusal(clone, f"it writes to its firmware {path}: give it an <nvram> first")
     for store in root.findall("os/varstore"):
-        store.attrib.pop("path", None)
+        if not places.has(store.get("path", "")):
+            store.attrib.pop("path", None)  # libvirt chooses one by the name
     for nvram in root.findall("os/nvram"):
         source = nvram.find("source")
         if source is not None and places.has(source.get("dev", "")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -17,7 +17,6 @@ from zvmsnap.disks import location, qemu_img
 from zvmsnap.inventory import reader
 from zvmsnap.journal.operation import Source
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.points.next_start import mountpoints_of
 from zvmsnap.zfs import mounts, volume
 from zvmsnap.zfs.mounts import Mount
 
@@ -117,18 +116,30 @@ def _places(
     table: Sequence[Mount],
 ) -> OwnPlaces:
     folders: dict[PurePath, PurePath] = {}
-    for dataset, (own, origin) in datasets.items():
-        if own in mountpoints:
-            # Where it was when the point was made, and where it is now.
-            now = mounts.mountpoint_of(origin, table)
-            seen = [path for path, disk in mountpoints_of(manifest) if disk.dataset == dataset]
-            folders |= dict.fromkeys([*map(PurePath, filter(None, [now])), *seen], mountpoints[own])
+    # Where they are mounted now, and where they were when the point was made.
+    now = ((name, mounts.mountpoint_of(origin, table)) for name, (_, origin) in datasets.items())
+    for dataset, path in (*now, *_mountpoints(manifest)):
+        own = mountpoints.get(datasets[dataset][0])
+        if path and own:
+            folders[PurePath(path)] = own
     volumes = {
         volume.device_of(name): volume.device_of(own)
         for dataset, (own, origin) in datasets.items()
         for name in (dataset, origin)
     }
     return OwnPlaces(folders, volumes, None, table)
+
+
+def _mountpoints(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """The datasets of the point, and where they were mounted, as paths of files in them tell."""
+    disks = ((disk.dataset, disk.source, disk.path) for disk in manifest.disks)
+    others = (
+        (each.dataset, each.place, each.path) for each in manifest.other_state if not each.why
+    )
+    for dataset, path, inside in (*disks, *others):
+        mountpoint = path.removesuffix(f"/{inside}")
+        if inside and mountpoint != path:
+            yield dataset, mountpoint or "/"
 
 
 def _upwards(path: PurePath) -> tuple[PurePath, ...]:

@@ -145,7 +145,13 @@ ROWS = (
     # Of the network.
     Row("devices/interface/source", "bridge {@bridge}", _NETWORK, _READS),
     Row("devices/interface/source", "network {@network}", _NETWORK, _READS),
-    Row("devices/interface/source", "{@dev}", _NETWORK, _READS, ("direct", "user", "ethernet")),
+    Row(
+        "devices/interface/source",
+        "{@dev}",
+        _NETWORK,
+        _READS,
+        ("direct", "user", "ethernet", "vhostuser"),
+    ),
     Row("devices/interface/source", "internal {@name}", _NETWORK, _READS, ("internal",)),
     Row("devices/interface/source", "switch {@switchid}", _NETWORK, _READS),
     Row("devices/interface/source", "port group {@portgroupid}", _NETWORK, _READS),

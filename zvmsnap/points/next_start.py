@@ -48,7 +48,7 @@ class NextStart:
 def next_start(point: RestorePoint) -> NextStart:
     """Read the definition for the next start. Raises RestoreImpossible."""
     known = _known_images(point)
-    mountpoints = dict(mountpoints_of(point.manifest))
+    mountpoints = dict(_mountpoints(point.manifest))
     disks, outside = [], []
     for disk in domain_xml.parse(definition_of(point)).disks:
         if not disk.writable:
@@ -82,7 +82,7 @@ def _image_of(disk: domain_xml.Disk) -> object:
     return disk.volume or disk.source or (disk.type, disk.target)
 
 
-def mountpoints_of(manifest: Manifest) -> Iterator[tuple[PurePath, Disk]]:
+def _mountpoints(manifest: Manifest) -> Iterator[tuple[PurePath, Disk]]:
     """Where datasets of the point were mounted, as the path of a disk in each tells."""
     for disk in manifest.disks:
         mountpoint = disk.source.removesuffix(f"/{disk.path}")

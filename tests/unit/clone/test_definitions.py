@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.clone_definition import identity
+from tests.fakes.clone_definition import identity, plain
 from zvmsnap.clone.definitions import own_nvram
 from zvmsnap.clone.domain_xml import as_clone
 from zvmsnap.clone.identity import Network
@@ -92,6 +92,40 @@ def test_what_is_in_a_dataset_of_the_point_is_the_clones_own(
 ) -> None:
     xml, warnings = clone_of(trial(name).replace(elsewhere, f"{WEB}/{here}"), cold=cold)
     assert f"{OWN}/{here}" in xml and f"{WEB}/" not in xml
+    assert warnings == []
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize(
+    "top",
+    [
+        "<os><varstore path='{}/v.json'/></os>",
+        "<os><loader type='pflash'>{}/both.fd</loader></os>",
+        "<os><kernel>{}/vmlinuz</kernel></os>",
+    ],
+)
+def test_firmware_in_a_dataset_of_the_point(top: str, cold: bool) -> None:
+    xml, warnings = clone_of(
+        trial("volume").replace("<devices>", top.format(WEB) + "<devices>"), cold=cold
+    )
+    assert plain(top.format(OWN))[4:-5] in plain(xml)
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "type='mcast'><source address='230.0.0.1' port='5558'/>",
+        "type='vhostuser'><backend type='passt'/><source dev='eth0'/>",
+        "type='bridge'><source bridge='br0'/>",
+        "type='direct'><source dev='eth0' mode='bridge'/>",
+    ],
+)
+def test_networks_are_there_for_many(source: str) -> None:
+    card = f"<interface {source}<mac address='52:54:00:11:22:33'/></interface>"
+    xml = trial("volume").replace("</devices>", f"{card}</devices>")
+    clone, warnings = clone_of(xml, cold=False, network=Network.KEEP)
+    assert ET.fromstring(clone).find("devices/interface/source") is not None
     assert warnings == []
 
 

@@ -12,7 +12,7 @@ from zvmsnap.clone import own_places
 from zvmsnap.clone.own_places import OwnPlaces
 from zvmsnap.common.errors import CloneImpossible
 from zvmsnap.disks import qemu_img
-from zvmsnap.points.manifest import Disk, Manifest
+from zvmsnap.points.manifest import Disk, Manifest, OtherState
 from zvmsnap.zfs import mounts
 from zvmsnap.zfs.mounts import Mount
 
@@ -29,7 +29,12 @@ DISKS = (
     # It was mounted elsewhere when the point was made.
     Disk("vdd", "file", "raw", "/then/c.raw", "tank/moved", "c.raw"),
 )
+STATE = (
+    OtherState("data file of disk vda", "/fast/then/d.raw", "fast/data", "d.raw"),
+    OtherState("data file of disk vdb", "/srv/d.raw", why="it is on no dataset"),
+)
 DATASETS = {
+    "fast/data": ("fast/data-w2", "fast/data"),
     "tank/web": ("tank/w2", "tank/web"),
     "tank/web/db": ("tank/w2/db", "tank/web/db"),
     "tank/vol": ("tank/vol-w2", "tank/vol.before-1"),
@@ -47,6 +52,8 @@ CLONES = "/var/lib/zvmsnap/clones"
         ("/tank/web", f"{CLONES}/tank/w2"),
         ("/tank/web/db/x", f"{CLONES}/tank/w2/db/x"),
         ("/then/x", f"{CLONES}/tank/moved-w2/x"),
+        ("/fast/then/d.raw", f"{CLONES}/fast/data-w2/d.raw"),
+        ("/srv/d.raw", None),
         ("/tank/web/other/x", None),
         ("/tank/web2/x", None),
         ("/tank/x", None),
@@ -60,7 +67,7 @@ def test_of(
     manifest: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, path: str, own: str | None
 ) -> None:
     monkeypatch.setattr(mounts, "read_table", lambda: TABLE)
-    places = own_places.planned(manifest(disks=DISKS), DATASETS)
+    places = own_places.planned(manifest(disks=DISKS, other_state=STATE), DATASETS)
     assert places.of(path) == own
     assert not places.has(path)
     if own:

@@ -60,6 +60,12 @@ def shared_directory(scene: Scene, point: RestorePoint) -> None:
     path.write_text(path.read_text().replace("</devices>", f"{share}</devices>"))
 
 
+def too_deep(scene: Scene, point: RestorePoint) -> None:
+    path = point.directory / PERSISTENT_XML
+    deep = "<x>" * 300 + "</x>" * 300
+    path.write_text(path.read_text().replace("<devices>", f"{deep}<devices>"))
+
+
 def locked(scene: Scene, point: RestorePoint) -> None:
     scene.world.pool[DATASET].locked = True
 
@@ -74,6 +80,7 @@ def locked(scene: Scene, point: RestorePoint) -> None:
         (no_secret, "its secret aa cannot be used here: Secret not found: virsh secret-define"),
         (unknown_device, "w2: whether devices/gadget@path is shared is not known: /x"),
         (shared_directory, "w2: filesystem s would be shared: both machines would write"),
+        (too_deep, "w2: its definition cannot be read: elements are nested more than"),
         (damaged, "does not match its checksum"),
         (pruned, "has no snapshot of tank/web any more that fits"),
     ],
