@@ -229,6 +229,26 @@ def test_others_make_the_point(two: Scene, pools: FakeZfs, who: str) -> None:
     assert late_point(two)
 
 
+def test_one_process_comes_late_twice(two: Scene, pools: FakeZfs) -> None:
+    """zrepl's daemon does, and lives on."""
+    assert not second_pre(two)
+    take(pools, LATE, 21)
+    other = LATE.replace("03:15", "03:30")
+    call = HookCall(Role.PRE, ("tank/web",), (other,))
+    assert not all_guests.begin(call, two.config, SECOND, never, threading.Event())
+    take(pools, other, 22)
+    take_first(pools)
+    assert post(two, OWNER)
+    post(two, SECOND)
+    levels = {run: manifest.level for run, manifest in manifests(two).items()}
+    assert levels == {
+        RUN: MEMORY,
+        "autosnap_2026-11-20_03:15:00": CRASH,
+        "autosnap_2026-11-20_03:30:00": CRASH,
+    }
+    assert_nothing_left(two)
+
+
 def test_a_late_run_whose_snapshot_was_not_taken_leaves_nothing(two: Scene, pools: FakeZfs) -> None:
     second_pre(two)
     take_first(pools)

@@ -159,8 +159,7 @@ class GuestCapture:
         modes = mode_set([parse_mode(config.mode)])
         with suppress(ModeInvalid):
             modes = request.modes_for(eligible.datasets) if eligible else modes
-        journal = late.journal_of(config.journal_dir, request.owner)
-        if not eligible or modes.forbids(_CRASH) or journal.read(uuid):
+        if not eligible or modes.forbids(_CRASH):
             raise error
         attempt = Attempt(
             self._run,
@@ -173,7 +172,8 @@ class GuestCapture:
             (),
             StagingDir.fresh(config.staging_dir, self._guest.uuid),
         )
-        journal.write(msgspec.structs.replace(attempt.open_entry().entry, step="waiting"))
+        entry = msgspec.structs.replace(attempt.open_entry().entry, step="waiting")
+        late.journal_of(config.journal_dir, entry.capture).write(entry)
         self._run.about(self._guest).error("level crash: %s", error)
         return False
 

@@ -44,7 +44,7 @@ def finish_locked(config: Config, host: Host, known: Entry) -> None:
 
     May be repeated after any interruption. Raises ZvmsnapError and OSError.
     """
-    journal = late.journal_of(config.journal_dir, known.owner)
+    journal = late.journal_of(config.journal_dir, known.capture)
     entry = journal.read(known.uuid)
     if entry is None:
         return
@@ -63,7 +63,7 @@ def finish_locked(config: Config, host: Host, known: Entry) -> None:
         publish(config, host, writer, about)
     except (SnapshotMissing, LevelMissed) as error:
         about.warning("%s", error)
-    late.close(config.journal_dir, entry.owner)
+    late.close(config.journal_dir, entry.capture)
 
 
 def _store(config: Config, guest: Guest, writer: EntryWriter) -> None:

@@ -1,8 +1,9 @@
 """Runs that found a guest in another run, and whose snapshots may have been taken all the same.
 
-Nothing was done to the guest for them. They have entries of their own, by owner and guest:
+Nothing was done to the guest for them. They have entries of their own, as a guest may be found so
+several times, by one process, too (zrepl):
 
-    journal/late/<pid>-<started>/UUID.json
+    journal/late/<uuid>.<8 hex digits>/UUID.json        named as its capture
 
 | a snapshot of the late run was taken                           | its point |
 |----------------------------------------------------------------|-----------|
@@ -22,7 +23,6 @@ from pathlib import Path
 import msgspec
 
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.common.process import Process
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
@@ -31,9 +31,9 @@ from zvmsnap.points.manifest import SnapshotRef
 _LATE = "late"
 
 
-def journal_of(journal_dir: Path, owner: Process) -> Journal:
-    """The journal of the late runs of that process."""
-    return Journal(journal_dir / _LATE / f"{owner.pid}-{owner.started}")
+def journal_of(journal_dir: Path, capture: str) -> Journal:
+    """The journal of that late run alone."""
+    return Journal(journal_dir / _LATE / capture)
 
 
 def journals(journal_dir: Path) -> list[Journal]:
@@ -46,10 +46,10 @@ def entries(journal_dir: Path) -> list[Entry]:
     return [entry for journal in journals(journal_dir) for entry in journal.entries()]
 
 
-def close(journal_dir: Path, owner: Process) -> None:
-    """Remove the directory of that owner, if nothing is open in it."""
+def close(journal_dir: Path, capture: str) -> None:
+    """Remove the directory of that late run, whose entry is closed."""
     with suppress(OSError):
-        (journal_dir / _LATE / f"{owner.pid}-{owner.started}").rmdir()
+        (journal_dir / _LATE / capture).rmdir()
         (journal_dir / _LATE).rmdir()
 
 
@@ -87,4 +87,4 @@ def _guids(entry: Entry) -> list[int] | None:
 
 
 def _write(journal_dir: Path, entry: Entry, **changes: object) -> None:
-    journal_of(journal_dir, entry.owner).write(msgspec.structs.replace(entry, **changes))
+    journal_of(journal_dir, entry.capture).write(msgspec.structs.replace(entry, **changes))
