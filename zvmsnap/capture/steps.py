@@ -92,16 +92,7 @@ class Attempt:
                 )
                 for target, place in self.eligibility.covered.items()
             ),
-            other_state=tuple(
-                OtherState(
-                    each.resource.called,
-                    each.resource.place,
-                    each.location.dataset if each.location else "",
-                    each.location.path if each.location else "",
-                    each.why,
-                )
-                for each in self.eligibility.other_state
-            ),
+            other_state=tuple(map(OtherState.of, self.eligibility.other_state)),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         return EntryWriter(self.run.journal, entry)

@@ -5,6 +5,8 @@
 | of _NAMES_NOTHING     | nothing; but a path is not known                | no resource; UNKNOWN  |
 | of _READS             | a file that QEMU reads                          | only read             |
 | of _WRITES            | a file that QEMU writes                         | writable              |
+| of _CONNECTS          | a socket, port, file or card, or nothing        | writable; no resource |
+| -fsdev, -virtfs       | a directory                                     | writable              |
 | -drive, -hda ...      | an image                                        | state, or only read   |
 | -blockdev             | an image, if it is not on another node          | state, or only read   |
 | -device               | a device of the host, by _HOST_DRIVERS          | state                 |
@@ -76,6 +78,7 @@ _NAMES_NOTHING = frozenset(
         "numa",
         "balloon",
         "action",
+        "mon",
         "seed",
         "d",
     ]
@@ -94,7 +97,29 @@ _READS = frozenset(
         "option-rom",
     ]
 )
-_WRITES = frozenset(["D", "pidfile", "writeconfig", "trace", "debugcon"])
+_WRITES = frozenset(["D", "pidfile", "writeconfig", "trace", "audiodev"])
+# What is at the other end of a character device, a card or a screen: no state, but QEMU's alone.
+_CONNECTS = frozenset(
+    [
+        "chardev",
+        "serial",
+        "parallel",
+        "monitor",
+        "qmp",
+        "qmp-pretty",
+        "debugcon",
+        "gdb",
+        "vnc",
+        "spice",
+        "net",
+        "nic",
+        "netdev",
+    ]
+)
+_CONNECTED_TO_NOTHING = re.compile(
+    r"(none|null|stdio|pty|vc|mon|ringbuf|spicevmc|spiceport|user|tap|bridge|hubport|chardev)\b"
+)
+_SEEN_FROM_OUTSIDE = re.compile(r"hostfwd|guestfwd|smb|=/")
 _IMAGES = frozenset(["hda", "hdb", "hdc", "hdd", "fda", "fdb", "mtdblock", "sd", "pflash"])
 # Drivers that need a device or a process of the host.
 _HOST_DRIVERS = re.compile(r"vfio|vhost|ivshmem|usb-host|usb-redir|scsi-(block|generic)|nvme-pass")
@@ -129,6 +154,11 @@ def _of_option(option: str, value: str) -> Iterator[Resource]:
         yield from (_resource(called, Kind.FILE, path) for path in paths)
     elif option in _WRITES:
         yield from (_resource(called, Kind.FILE, path, writable=True) for path in paths)
+    elif option in _CONNECTS:
+        if not _CONNECTED_TO_NOTHING.match(value) or _SEEN_FROM_OUTSIDE.search(value):
+            yield _resource(called, Kind.SOCKET, value, writable=True)
+    elif option in ("fsdev", "virtfs"):
+        yield from (_resource(called, Kind.DIRECTORY, path, writable=True) for path in paths)
     elif option == "cdrom":
         yield _resource(called, Kind.FILE, value)
     elif option in _IMAGES:
@@ -176,7 +206,8 @@ def _drive(called: str, value: str, values: dict[str, str]) -> Iterator[Resource
 def _names_image(values: dict[str, str]) -> bool:
     """Has this node an image of its own, or is it on a node of another argument?"""
     own = set(values) - {"", "driver", "node-name", "read-only", "discard", "detect-zeroes", "file"}
-    return bool(own & {"filename", "file.filename", "file.driver"}) or "file" not in values
+    is_image = bool(own & {"filename", "file.filename", "file.driver"}) or "file" not in values
+    return is_image or bool(_PATH.search(values["file"]))
 
 
 def _parsed(value: str) -> dict[str, str]:

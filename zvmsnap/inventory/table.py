@@ -43,6 +43,8 @@ _SOCKET, _PORT, _DEVICE = Kind.SOCKET, Kind.PORT, Kind.HOST_DEVICE
 _NETWORK, _VOLUME, _REMOTE, _UNKNOWN = Kind.NETWORK, Kind.VOLUME, Kind.REMOTE, Kind.UNKNOWN
 _READS, _WRITES, _STATE = Use.READS, Use.WRITES, Use.STATE
 
+# That of a network may be one that libvirt has chosen of it.
+_CARDS_WITH_DEVICE = ("direct", "user", "ethernet", "network", "bridge", "vhostuser")
 _PCI = "pci {address@domain}:{address@bus}:{address@slot}.{address@function}"
 
 
@@ -145,13 +147,7 @@ ROWS = (
     # Of the network.
     Row("devices/interface/source", "bridge {@bridge}", _NETWORK, _READS),
     Row("devices/interface/source", "network {@network}", _NETWORK, _READS),
-    Row(
-        "devices/interface/source",
-        "{@dev}",
-        _NETWORK,
-        _READS,
-        ("direct", "user", "ethernet", "vhostuser"),
-    ),
+    Row("devices/interface/source", "{@dev}", _NETWORK, _READS, _CARDS_WITH_DEVICE),
     Row("devices/interface/source", "internal {@name}", _NETWORK, _READS, ("internal",)),
     Row("devices/interface/source", "switch {@switchid}", _NETWORK, _READS),
     Row("devices/interface/source", "port group {@portgroupid}", _NETWORK, _READS),
@@ -224,7 +220,6 @@ ROWS = (
     Row("devices/graphics", "{@xauth}", _FILE, _READS, (), "key of {}"),
     Row("devices/graphics/gl", "{@rendernode}", _DEVICE, _READS),
     Row("devices/video/model/acceleration", "{@rendernode}", _DEVICE, _READS),
-    Row("devices/video/driver", "{@vgaconf}", _FILE, _READS),
     Row("devices/audio", "{@path}", _FILE, _WRITES),
     Row("devices/audio", "{@dev}", _DEVICE, _WRITES),
     Row("devices/audio", "{@serverName}", _SOCKET, _READS),
@@ -304,6 +299,7 @@ PLAIN_TAGS = frozenset(
 PLAIN_ATTRIBUTES = frozenset(
     (
         "devices/console@tty",
+        "devices/parallel@tty",
         "devices/serial@tty",
         "devices/interface/portForward@dev",
         "devices/interface/portForward@address",

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.inventory.coverage import Judged
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Lineage, Partition, Snapshot
 
@@ -107,6 +108,13 @@ class OtherState(msgspec.Struct, frozen=True, gc=False):
     dataset: str = ""
     path: str = ""
     why: str = ""
+
+    @classmethod
+    def of(cls, judged: Judged) -> OtherState:
+        """What the point of a run says of a resource of its guest."""
+        named, place = judged.resource, judged.location
+        dataset, path = (place.dataset, place.path) if place else ("", "")
+        return cls(named.called, named.place, dataset, path, judged.why)
 
 
 def datasets_of(state: Iterable[OtherState]) -> frozenset[str]:

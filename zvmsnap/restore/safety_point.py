@@ -8,7 +8,10 @@ from datetime import datetime
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.disks.location import GuestDisks
+from zvmsnap.inventory import coverage
+from zvmsnap.inventory.coverage import Fate
 from zvmsnap.journal.entry import Disk, Entry
+from zvmsnap.points.manifest import OtherState, datasets_of
 from zvmsnap.zfs.types import Dataset
 
 
@@ -21,25 +24,34 @@ def safety_entry(
 ) -> Entry:
     """The journal entry of a run that captures the guest at the instant at which it is stopped.
 
-    It covers the datasets of the guest's disks, and all that are `restored`. `datasets` are those
-    that exist. Pure.
+    It covers the datasets of the guest's disks and other state, and all that are `restored`.
+    `datasets` are those that exist. Pure.
     """
+    # All that is on ZFS is snapshotted, whatever is restored.
+    judged = [coverage.judge(named, place, datasets) for named, place in guest.others]
+    lost = [each for each in judged if each.fate is Fate.OBSTACLE]
+    torn = {each.resource.target for each in lost} - {""}
     writable = {disk.target: disk for disk in guest.domain.disks if disk.writable}
     # Of a guest that is off, nothing but the path says what its disk is.
     unknown = guest.doubts if guest.is_off else {}
     places = {
         target: guest.locations[target]
         for target in writable
-        if target in guest.locations and target not in unknown
+        if target in guest.locations and target not in unknown and target not in torn
     }
-    covered = {*restored, *(place.dataset for place in places.values())}
-    level, reason = _level(guest, [target for target in writable if target not in places])
+    # Of what a disk needs only where the disk is there.
+    told = [each for each in judged if each.is_told and each.resource.target in {"", *places}]
+    state = tuple(map(OtherState.of, told))
+    disk_datasets = {place.dataset for place in places.values()}
+    elsewhere = [target for target in writable if target not in places]
+    elsewhere += [each.resource.called for each in lost if not each.resource.target]
+    level, reason = _level(guest, elsewhere)
     name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"
     return Entry(
         domain=guest.domain.name,
         uuid=guest.domain.uuid,
         run=name,
-        request_datasets=tuple(sorted(covered)),
+        request_datasets=tuple(sorted({*restored, *disk_datasets, *datasets_of(state)})),
         snapshot_names=(name,),
         preexisting_guids=(),
         owner=Process.none(),
@@ -50,12 +62,13 @@ def safety_entry(
             Disk.of(writable[target], place, dataset_guid=datasets[place.dataset].guid)
             for target, place in places.items()
         ),
+        other_state=state,
         created=now.isoformat(timespec="milliseconds"),
     )
 
 
 def _level(guest: GuestDisks, elsewhere: list[str]) -> tuple[ConsistencyLevel, str | None]:
-    """The level, and why it is not `memory`; `elsewhere` are the disks that are not on ZFS."""
+    """The level, and why it is not `memory`; `elsewhere` are disks and state that are not on ZFS."""
     if guest.is_off:
         return ConsistencyLevel.OFFLINE, f"the guest was {guest.state}"
     if elsewhere:
