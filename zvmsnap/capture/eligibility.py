@@ -203,8 +203,12 @@ def _obstacles(
         )
     if reason := _why_no_memory(disks, writable, inside, judged):
         return obstacles | dict.fromkeys((ConsistencyLevel.MEMORY, ConsistencyLevel.PAUSED), reason)
+    loose = [each for each in judged if each.is_told and not coverage.is_frozen(each.resource)]
     if why_not := _why_no_overlay(disks, writable):
         obstacles[ConsistencyLevel.MEMORY] = f"a disk cannot be frozen: {why_not}"
+    elif loose:
+        what = f"{loose[0].resource.called} ({loose[0].resource.place})"
+        obstacles[ConsistencyLevel.MEMORY] = f"{what} cannot be frozen: libvirt does not know of it"
     return obstacles
 
 

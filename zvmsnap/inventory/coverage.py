@@ -11,8 +11,11 @@ by the first row that fits; `RAM`: may RAM be stored, which fits only to the sta
 |                                               |            |     | the point says why not    |
 | is on a dataset that is snapshotted           | covered    | yes | yes: it is restored with  |
 |                                               |            |     | that dataset              |
+| the same, an image of an argument for QEMU    | covered    | (*) | yes                       |
 | a device of the host, a network disk, what is | an         | no  | yes                       |
 | not known, a path elsewhere                   | obstacle   |     |                           |
+
+(*) If the guest is paused until the snapshot is taken: see `is_frozen`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 
+from zvmsnap.inventory import command_line
 from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.zfs.mounts import DiskLocation
 
@@ -63,6 +67,14 @@ _STORED = ("os/nvram", "os/varstore", "devices/tpm/")
 def is_stored(resource: Resource) -> bool:
     """Does a point have a copy of it (points/definition), whatever is snapshotted?"""
     return resource.element.startswith(_STORED)
+
+
+def is_frozen(resource: Resource) -> bool:
+    """Does it stay as it is when a running guest is put on overlays, or does RAM hold it, too?
+
+    libvirt does not know of an image that an argument for QEMU names.
+    """
+    return not resource.element.startswith(command_line.ELEMENT)
 
 
 def judge(resource: Resource, location: DiskLocation | None, snapshotted: Container[str]) -> Judged:

@@ -160,6 +160,16 @@ def test_a_floppy_on_the_dataset_is_one_of_its_disks() -> None:
     assert sorted(eligible.covered) == ["fda", "vda"]
 
 
+def test_a_drive_that_libvirt_does_not_know_is_frozen_only_with_its_guest() -> None:
+    eligible = assessed(definition("qemu_commandline_drive").replace("/srv/other", "/tank/vm/web"))
+    assert eligible
+    assert eligible.obstacles[MEMORY] == (
+        "QEMU argument -drive (/tank/vm/web/data.raw) cannot be frozen: libvirt does not know of it"
+    )
+    assert PAUSED not in eligible.obstacles
+    assert [each.why for each in eligible.other_state] == [""]
+
+
 def test_an_sd_card_takes_no_overlay() -> None:
     xml = definition("volume").replace("bus='virtio'", "bus='sd'")
     eligible = assessed(xml)
