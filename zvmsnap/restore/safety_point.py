@@ -44,8 +44,8 @@ def safety_entry(
     state = tuple(map(OtherState.of, told))
     disk_datasets = {place.dataset for place in places.values()}
     elsewhere = [target for target in writable if target not in places]
-    elsewhere += [each.resource.called for each in lost if not each.resource.target]
-    level, reason = _level(guest, elsewhere)
+    lost_state = [each.resource.called for each in lost if not each.resource.target]
+    level, reason = _level(guest, elsewhere, lost_state)
     name = f"zvmsnap_{now.astimezone():%Y-%m-%d_%H:%M:%S}_safety"
     return Entry(
         domain=guest.domain.name,
@@ -67,10 +67,14 @@ def safety_entry(
     )
 
 
-def _level(guest: GuestDisks, elsewhere: list[str]) -> tuple[ConsistencyLevel, str | None]:
-    """The level, and why it is not `memory`; `elsewhere` are disks and state that are not on ZFS."""
+def _level(
+    guest: GuestDisks, elsewhere: list[str], lost_state: list[str]
+) -> tuple[ConsistencyLevel, str | None]:
+    """The level, and why it is not `memory`; the lists are of disks and state not on ZFS."""
     if guest.is_off:
         return ConsistencyLevel.OFFLINE, f"the guest was {guest.state}"
     if elsewhere:
         return ConsistencyLevel.CRASH, f"not all disks are on ZFS: {', '.join(elsewhere)}"
+    if lost_state:
+        return ConsistencyLevel.CRASH, f"not all of its state is on ZFS: {', '.join(lost_state)}"
     return ConsistencyLevel.MEMORY, None

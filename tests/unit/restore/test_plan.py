@@ -446,10 +446,18 @@ def disk_outside(scene: Scene) -> None:
     scene.guest.live["vdb"] = scene.guest.persistent["vdb"] = "/elsewhere/b.qcow2"
 
 
+NVDIMM = "<memory model='nvdimm'><source><path>{}</path></source></memory>"
+
+
+def nvdimm_outside(scene: Scene) -> None:
+    scene.guest.equipment = NVDIMM.format("/elsewhere/nvdimm")
+
+
 @pytest.mark.parametrize(
     ("change", "level", "reason"),
     [
         (lambda scene: None, ConsistencyLevel.MEMORY, None),
+        (nvdimm_outside, ConsistencyLevel.CRASH, "not all of its state is on ZFS: memory nvdimm"),
         (shut_off, ConsistencyLevel.OFFLINE, "the guest was shut off"),
         (disk_outside, ConsistencyLevel.CRASH, "not all disks are on ZFS: vdb"),
     ],
@@ -483,6 +491,27 @@ def test_safety_holds_all_datasets_of_the_guest(scene: Scene) -> None:
         DATASET,
     )
     assert [tree.top for tree in operation.swap_trees] == [DATASET]
+
+
+def test_safety_holds_the_other_state_of_the_guest(scene: Scene) -> None:
+    point = scene.point()
+    scene.world.add("tank/more")
+    scene.guest.equipment = NVDIMM.format(scene.world.disk_of("tank/more"))
+    safety = plan_of(scene, point).operation.safety_entry
+    assert safety
+    assert safety.request_datasets == safety.datasets == ("tank/more", DATASET)
+    assert [(each.called, each.dataset, each.why) for each in safety.other_state] == [
+        ("memory nvdimm", "tank/more", "")
+    ]
+
+
+def test_another_guest_that_has_state_there_is_not_restored(scene: Scene) -> None:
+    point = scene.point()
+    scene.world.add("tank/db")
+    other = another(scene, dataset="tank/db")
+    other.equipment = NVDIMM.format(scene.world.disk_of(DATASET))
+    with pytest.raises(RestoreImpossible, match="tank/web also holds memory nvdimm of db, which"):
+        plan_of(scene, point)
 
 
 def test_lines(scene: Scene) -> None:
