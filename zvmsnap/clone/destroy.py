@@ -88,7 +88,7 @@ def _check_no_other_guest(host: Host, name: str, datasets: list[str]) -> None:
             disks = location.locate_disks(host, guest, table)
         except LibvirtFailed:
             continue
-        for target, place in disks.locations.items():
+        for target, place in disks.places:
             if place.dataset in datasets:
                 raise CloneImpossible(
                     f"{place.dataset}: holds {target} of {guest.name}, too: detach that first"

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import LibvirtFailed, WrongDisk, ZfsFailed
 from zvmsnap.disks import overlay_chain
-from zvmsnap.inventory import qcow2_header, reader
+from zvmsnap.inventory import coverage, qcow2_header, reader
 from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.virt import domain_xml, security_labels
 from zvmsnap.virt.guest import Guest
@@ -64,6 +64,16 @@ class GuestDisks:
     def is_off(self) -> bool:
         """Has the guest no QEMU process?"""
         return self.state in _OFF
+
+    @property
+    def places(self) -> list[tuple[str, DiskLocation]]:
+        """What the guest has on ZFS: disks by their targets, and other state as it is called."""
+        others = [
+            (named.called, place)
+            for named, place in self.others
+            if place and not coverage.is_stored(named)
+        ]
+        return [*self.locations.items(), *others]
 
 
 def locate_disks(host: Host, guest: Guest, table: list[mounts.Mount]) -> GuestDisks:

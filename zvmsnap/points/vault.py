@@ -141,6 +141,7 @@ class _Shared:
             uuid=keep(manifest.uuid, manifest.uuid),
             snapshots=refs,
             disks=keep(manifest.disks, manifest.disks),
+            other_state=keep(manifest.other_state, manifest.other_state),
             memory=memory,
             host=keep(manifest.host, manifest.host),
         )

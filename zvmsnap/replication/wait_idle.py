@@ -30,10 +30,10 @@ def guests_on(host: Host, datasets: Iterable[str]) -> list[Guest]:
     guests = []
     for guest in host.guests():
         try:
-            locations = location.locate_disks(host, guest, table).locations.values()
+            places = location.locate_disks(host, guest, table).places
         except DomainGone:
             continue
-        if any(each.dataset in wanted for each in locations):
+        if any(place.dataset in wanted for _, place in places):
             guests.append(guest)
     return guests
 

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import RestoreImpossible
-from zvmsnap.inventory import coverage
 from zvmsnap.journal.operation import RestoreOperation
 from zvmsnap.points import compatibility
 from zvmsnap.points.manifest import Manifest, Memory
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.restore.observe import Observed, ObservedGuest
+from zvmsnap.restore.observe import Observed
 from zvmsnap.zfs import dataset_swap
 from zvmsnap.zfs.dataset_swap import SwapTree
-from zvmsnap.zfs.mounts import DiskLocation
 
 
 def check_host(point: RestorePoint, observed: Observed, *, with_memory: bool) -> None:
@@ -60,8 +58,7 @@ def _check_other_guests(observed: Observed) -> None:
     """No other guest's disk may be restored with it. Raises RestoreImpossible."""
     restored = observed.snapshots.keys()
     for other in observed.others:
-        places = [*other.disks.locations.items(), *_state_of(other)]
-        for target, place in places:
+        for target, place in other.disks.places:
             if place.dataset in restored:
                 raise RestoreImpossible(
                     f"{place.dataset} also holds {target} of {other.name}, which would be "
@@ -72,12 +69,6 @@ def _check_other_guests(observed: Observed) -> None:
                     f"{other.name} runs on {place.dataset}, which is below a dataset that is "
                     "renamed: stop it, or zvmsnap clone"
                 )
-
-
-def _state_of(guest: ObservedGuest) -> Iterator[tuple[str, DiskLocation]]:
-    for named, place in guest.disks.others:
-        if place and not coverage.is_stored(named):
-            yield named.called, place
 
 
 def check_rollback(observed: Observed) -> None:
