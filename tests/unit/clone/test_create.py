@@ -12,9 +12,16 @@ from zvmsnap.clone.plan import CloneOptions
 from zvmsnap.common.errors import RestoreFailed
 from zvmsnap.journal.operation import CloneOperation
 from zvmsnap.points import definition, vault
-from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Disk, SnapshotRef
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    NVRAM,
+    PERSISTENT_XML,
+    TPM,
+    Disk,
+    SnapshotRef,
+)
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.virt import domain_xml
+from zvmsnap.virt import domain_xml, tpm_state
 
 STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "check", "resume", "close"]
 
@@ -218,3 +225,24 @@ def test_firmware_variables_go_though_the_point_is_gone(
     vault.remove(point)
     CloneCreation(scene.config, scene.host, operation).discard()
     assert not own.exists()
+
+
+def test_state_of_a_tpm_in_a_file(scene: Scene) -> None:
+    """It is in the original's dataset, and so in the clone's."""
+    state = Path(scene.world.disk_of(DATASET)).with_name("tpm.state")
+    own = Path(str(state).replace("tank/web", "tank/w2"))
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"between")
+    state.write_bytes(b"of the point")
+    point = scene.point()
+    source = f"<source type='file' path='{state}'/>"
+    tpm = f"<tpm><backend type='emulator' version='2.0'>{source}</backend></tpm></devices>"
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        path = point.directory / name
+        path.write_text(path.read_text().replace("</devices>", tpm))
+    archive = tpm_state.archive((point.directory / DOMAIN_XML).read_text(), "")
+    assert archive
+    (point.directory / TPM).write_bytes(archive)
+    state.write_bytes(b"now")
+    make(scene, point, CloneOptions("w2", cold=True))
+    assert (state.read_bytes(), own.read_bytes()) == (b"now", b"of the point")
