@@ -178,7 +178,7 @@ def _is_refused(attempt: Attempt, error: LibvirtFailed) -> bool:
 def _read_header(attempt: Attempt, writer: EntryWriter) -> None:
     """Will libvirt load the image? And does the TPM's state, stored before, still hold?"""
     point = attempt.staging.point
-    xml = (point / DOMAIN_XML).read_text()
+    xml = (point / DOMAIN_XML).read_text(encoding="utf-8")
     stale = tpm_state.why_stale(xml, attempt.guest.uuid, point / TPM)
     why = dict.fromkeys(filter(None, (writer.entry.tpm_warning, stale)))
     writer.note(

@@ -16,6 +16,7 @@ from __future__ import annotations
 LINE_MAX = 1000  # characters: the end of QEMU's log, in an error of libvirt, may be as long
 PRINTED_MAX = 16_000  # of one line that leaves: a list of 100 guests or datasets is shorter
 
+_END_BYTES = 64 << 10  # of a program's errors, in which the last line is looked for
 _LOWEST_SURROGATE = 0xDC00  # with it "surrogateescape" marks a byte that is no UTF-8
 _BYTES = range(0xDC80, 0xDD00)
 
@@ -36,6 +37,12 @@ def line(said: str | bytes, at_most: int = LINE_MAX) -> str:
     """What somebody else says, in one short line; line breaks and tabs become blanks."""
     text = said.decode(errors="surrogateescape") if isinstance(said, bytes) else said
     return printable(" ".join(text[: 8 * at_most].split()), at_most)
+
+
+def last_line(said: bytes, at_most: int = LINE_MAX) -> str:
+    """The last line of a program's errors that is not empty: it mostly has the reason."""
+    lines = (line(each, at_most) for each in reversed(said[-_END_BYTES:].split(b"\n")))
+    return next(filter(None, lines), "")
 
 
 def _shown(character: str) -> str:

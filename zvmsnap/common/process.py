@@ -74,11 +74,13 @@ class HangWatch:
     def _look(self) -> tuple[str, int]:
         """Its state, and how often it has slept; no state if it has ended."""
         try:
-            lines = (self._task / "status").read_text(errors="replace").splitlines()
+            lines = (self._task / "status").read_bytes().split(b"\n")
         except OSError:
             return "", 0
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        return fields["State"].strip()[:1], int(fields["voluntary_ctxt_switches"])
+        fields = {
+            name: value.strip() for name, _, value in (line.partition(b":") for line in lines)
+        }
+        return fields[b"State"][:1].decode(), int(fields[b"voluntary_ctxt_switches"])
 
 
 def run_program(

@@ -196,5 +196,5 @@ def _text(output: bytes) -> str:
 
 
 def _failed(verb: str, done: subprocess.CompletedProcess[str]) -> QemuImgFailed:
-    last = foreign.line(done.stderr.strip().rpartition("\n")[2]) or "no reason given"
+    last = foreign.last_line(os.fsencode(done.stderr)) or "no reason given"
     return QemuImgFailed(f"qemu-img {verb}: {last.removeprefix('qemu-img: ')}")

@@ -366,7 +366,7 @@ class _Publication:
     def _host_description(self) -> HostDescription:
         definition = self._incoming / DOMAIN_XML
         try:
-            domain = domain_xml.parse(definition.read_text())
+            domain = domain_xml.parse(definition.read_text(encoding="utf-8"))
         except (domain_xml.ParseError, ValueError) as error:
             self._log.warning(
                 "%s is damaged, so the point does not say on what machine it was made: %s",

@@ -32,7 +32,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from zvmsnap.common import log
+from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import GivenUp, SanoidUnanswered
 from zvmsnap.common.process import run_program
 from zvmsnap.hooks import sanoid
@@ -124,7 +124,7 @@ def _recursive(words: Sequence[str]) -> tuple[str, ...]:
     except GivenUp as error:
         raise SanoidUnanswered(f"{what} does not answer: {error}") from error
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason"]
-        raise SanoidUnanswered(f"{what} has failed ({done.returncode}): {lines[-1]}")
-    matches = map(_RECURSIVE.fullmatch, os.fsdecode(done.stdout).splitlines())
+        why = foreign.last_line(done.stderr) or "no reason given"
+        raise SanoidUnanswered(f"{what} has failed ({done.returncode}): {why}")
+    matches = map(_RECURSIVE.fullmatch, os.fsdecode(done.stdout).split("\n"))
     return tuple(sorted({match[1] for match in matches if match}))

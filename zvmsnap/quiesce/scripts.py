@@ -75,7 +75,7 @@ def run(config: Config, entry: Entry, name: str) -> None:
 def _last_line(output: IO[bytes]) -> str:
     end = output.seek(0, os.SEEK_END)
     output.seek(max(0, end - _END_BYTES))
-    return foreign.line(output.read().strip().rpartition(b"\n")[2], _LAST_LINE_MAX)
+    return foreign.last_line(output.read(), _LAST_LINE_MAX)
 
 
 def _path(config: Config, entry: Entry, name: str) -> Path:

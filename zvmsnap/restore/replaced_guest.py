@@ -205,7 +205,7 @@ class ReplacedGuest:
         """Put its definition, NVRAM and TPM state back."""
         operation = self._operation
         if operation.guest_existed:
-            xml = (self.kept.point / PERSISTENT_XML).read_text()
+            xml = (self.kept.point / PERSISTENT_XML).read_text(encoding="utf-8")
             self._host.define(xml)
             definition.put_firmware(self.kept.point, xml, operation.uuid)
             return

@@ -38,6 +38,19 @@ def test_line(said: bytes | str, shown: str) -> None:
     assert foreign.line(said) == shown
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (b"usage:\n zfs ...\r\ncannot \x1b[1mdo it\r\n\n \n", r"cannot \x1b[1mdo it"),
+        (b"x" * (1 << 20) + b"\nno\x85 space", r"no\x85 space"),
+        (b" \n", ""),
+        (b"", ""),
+    ],
+)
+def test_last_line(said: bytes, shown: str) -> None:
+    assert foreign.last_line(said) == shown
+
+
 def test_megabytes_become_short() -> None:
     assert foreign.line("x" * (32 << 20), 5) == "xxxx…"
     assert len(foreign.line(b"\x1b" * (32 << 20))) == foreign.LINE_MAX
