@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import hypothesis
 import msgspec
 import pytest
 
-from tests.fakes import libvirt_module  # noqa: F401 - before all that imports libvirt
+from tests.fakes import (
+    libvirt_module,  # noqa: F401 - before all that imports libvirt
+    restore_scene,
+)
 from tests.fakes.agent import FakeAgent
 from tests.fakes.capture_scene import Scene
 from tests.fakes.clock import TestClock
@@ -29,6 +33,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Disk as EntryDisk
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
+from zvmsnap.points import compatibility
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
     Disk,
@@ -245,6 +250,18 @@ def scene(
 ) -> Scene:
     """A host on which pre runs."""
     return Scene(tmp_path, config, host, monkeypatch)
+
+
+@pytest.fixture
+def host_with_points(
+    config: Config,
+    tmp_path: Path,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., restore_scene.Scene]:
+    """Makes a host with a guest on a `filesystem`, or a `volume`; `point()` makes points of it."""
+    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
+    return partial(restore_scene.set_scene, config, tmp_path / "pools", manifest, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

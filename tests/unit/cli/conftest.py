@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.host import FakeHost
-from tests.fakes.restore_scene import Scene, set_scene
+from tests.fakes.restore_scene import Scene
 from tests.fakes.take_scene import configure
 from tests.fakes.zfs_pool import FakeZfs, listed
 from zvmsnap.config.settings import Config
-from zvmsnap.points import compatibility, vault
+from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.zfs import mounts, types, zfs
 
@@ -55,15 +55,9 @@ def overlaid_host(host: FakeHost, pools: FakeZfs, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def scene(
-    config: Config,
-    tmp_path: Path,
-    manifest: Callable[..., Manifest],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
+def scene(host_with_points: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> Scene:
     """A host with a guest and, after `point()`, a point of it."""
-    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
-    built = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
+    built = host_with_points()
     built.host.install(monkeypatch)
     return built
 

@@ -9,7 +9,7 @@ from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import holds, make_base, make_overlay, write
 from tests.fakes.restore_case import put_back
-from tests.fakes.restore_scene import NEW, OLD, Killed, Scene, set_scene
+from tests.fakes.restore_scene import NEW, OLD, Killed, Scene
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.plan import CloneOptions, plan_clone
@@ -22,8 +22,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
-from zvmsnap.points import compatibility, memory_image, vault
-from zvmsnap.points.manifest import Manifest
+from zvmsnap.points import memory_image, vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.recovery import recover
 from zvmsnap.recovery.report import Result
@@ -458,16 +457,10 @@ def test_run_that_began_while_the_lock_was_waited_for(
 
 
 @pytest.fixture
-def scene(
-    config: Config,
-    tmp_path: Path,
-    manifest: Callable[..., Manifest],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
-    monkeypatch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
-    scene = set_scene(config, tmp_path / "pools", manifest, monkeypatch)
-    scene.host.install(monkeypatch)
-    return scene
+def scene(host_with_points: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> Scene:
+    built = host_with_points()
+    built.host.install(monkeypatch)
+    return built
 
 
 def interrupted(scene: Scene, what: str, act: str, *, alive: bool = False) -> str:

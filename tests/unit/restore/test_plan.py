@@ -7,10 +7,9 @@ import msgspec
 import pytest
 
 from tests.fakes.guest import OTHER
-from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene, set_scene
+from tests.fakes.restore_scene import DATASET, NAME, Machine, Scene
 from zvmsnap.common.errors import RestoreImpossible, SnapshotMissing, ZvmsnapError
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import StartState
 from zvmsnap.points import memory_image, vault
@@ -39,14 +38,8 @@ SECRET = (
 
 
 @pytest.fixture(params=["filesystem"])
-def scene(
-    config: Config,
-    tmp_path: Path,
-    manifest: Callable[..., Manifest],
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-) -> Scene:
-    return set_scene(config, tmp_path / "pools", manifest, monkeypatch, request.param)
+def scene(host_with_points: Callable[..., Scene], request: pytest.FixtureRequest) -> Scene:
+    return host_with_points(request.param)
 
 
 on_volume = pytest.mark.parametrize("scene", ["volume"], indirect=True)

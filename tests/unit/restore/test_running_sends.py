@@ -6,17 +6,14 @@ import subprocess
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.restore_case import put_back
-from tests.fakes.restore_scene import DATASET, NAME, Scene, set_scene
+from tests.fakes.restore_scene import DATASET, NAME, Scene
 from zvmsnap.common.errors import Cancelled, RestoreFailed, RestoreImpossible
 from zvmsnap.common.process import Process
-from zvmsnap.config.settings import Config
-from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import plan, running_sends
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
@@ -26,13 +23,8 @@ ROLLBACK = RestoreOptions(rollback=True)
 
 
 @pytest.fixture
-def scene(
-    config: Config,
-    tmp_path: Path,
-    manifest: Callable[..., Manifest],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Scene:
-    return set_scene(config, tmp_path / "pools", manifest, monkeypatch)
+def scene(host_with_points: Callable[..., Scene]) -> Scene:
+    return host_with_points()
 
 
 def plan_of(scene: Scene, point: RestorePoint, options: RestoreOptions) -> RestorePlan:
