@@ -1,3 +1,4 @@
+import io
 import sys
 from pathlib import Path
 
@@ -95,3 +96,29 @@ def test_the_reason(
     with pytest.raises(SyncoidFailed) as caught:
         syncoid.run("tank/a", "backup/a", SyncoidOptions(), readonly=True)
     assert str(caught.value) == f"tank/a to backup/a: {reason}"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_its_progress_is_shown_and_no_command_of_the_other_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "syncoid"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        "assert any(word.startswith('--pv-options=') for word in sys.argv)\n"
+        "sys.stderr.buffer.write(b'INFO: sends\\n 10%\\r caf\\xc3\\xa9 99%\\r\\n"
+        "nas: \\x1b]0;owned\\x07 \\xff\\n')\nsys.exit(1)\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(SyncoidFailed) as caught:
+        syncoid.run("tank/a", "backup/a", SyncoidOptions(), readonly=True)
+    assert isinstance(sys.stderr, Terminal)
+    shown = "INFO: sends\n 10%\r caf\u00e9 99%\r\nnas: \\x1b]0;owned\\x07 \\xff\n"
+    assert sys.stderr.getvalue() == shown
+    assert str(caught.value) == r"tank/a to backup/a: nas: \x1b]0;owned\x07 \xff"
