@@ -26,6 +26,7 @@ from zvmsnap.common.ssh import SSH_OPTIONS
 
 _OLDEST = (2, 1)
 _OLDEST_WITH_HOLD = (2, 2)
+_OLDEST_WITH_PV_OPTIONS = (2, 2)
 _SAID_MAX = 64 << 10  # bytes of its output in which the reason is looked for
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 
@@ -91,8 +92,11 @@ def run(source: str, target: str, options: SyncoidOptions, *, readonly: bool) ->
     """
     words = command(source, target, options, readonly=readonly)
     on_terminal = sys.stderr.isatty()
-    # pv shows its progress on a terminal alone, unless it is told to.
-    words.insert(1, "--pv-options=-p -t -e -r -b -f" if on_terminal else "--quiet")
+    if not on_terminal:
+        words.insert(1, "--quiet")
+    elif (_version() or _OLDEST) >= _OLDEST_WITH_PV_OPTIONS:
+        # pv shows its progress on a terminal alone, and not in a pipe, unless it is told to.
+        words.insert(1, "--pv-options=-p -t -e -r -b -f")
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,

@@ -103,13 +103,15 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize("version", ["2.1", "2.2"])
 def test_on_a_terminal_its_progress_is_shown_and_no_command_of_the_other_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     script = tmp_path / "syncoid"
     script.write_text(
         f"#!{sys.executable}\nimport sys\n"
-        "assert any(word.startswith('--pv-options=') for word in sys.argv)\n"
+        f"if '--version' in sys.argv: sys.exit(print('syncoid version {version}'))\n"
+        f"assert any('--pv-options=' in word for word in sys.argv) is ({version} >= 2.2)\n"
         "sys.stderr.buffer.write(b'INFO: sends\\n 10%\\r caf\\xc3\\xa9 99%\\r\\n"
         "nas: \\x1b]0;owned\\x07 \\xff\\n')\nsys.exit(1)\n"
     )
