@@ -7,6 +7,7 @@ file, the state of a TPM, a kernel or an ISO, the clone has a copy, as of the sn
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from zvmsnap.zfs.mounts import Mount
 # Where they are mounted, if not where ZFS mounts them by itself; and what stands for all until
 # they exist.
 CLONES = Path("/var/lib/zvmsnap/clones")
+
+_PARTITION = re.compile(r"-part\d+\Z")
 
 # Images of these formats name no other files.
 _ALONE = ("raw", "")
@@ -50,7 +53,7 @@ class OwnPlaces:
 
     def has(self, path: str) -> bool:
         """Is that in the datasets of the clone?"""
-        if path.partition("-part")[0] in self.volumes.values():
+        if _PARTITION.sub("", path) in self.volumes.values() or path in self.volumes.values():
             return True
         return not {*_upwards(PurePath(path))}.isdisjoint(self.folders.values())
 
@@ -66,9 +69,10 @@ class OwnPlaces:
                     element.text = own
 
     def _volume(self, path: str) -> str | None:
-        device, dash, number = path.partition("-part")
+        whole = _PARTITION.sub("", path)
+        device = path if path in self.volumes else whole
         own = self.volumes.get(device)
-        return f"{own}{dash}{number}" if own else None
+        return own + path.removeprefix(device) if own else None
 
     def _file(self, path: PurePath) -> str | None:
         folder = next((each for each in _upwards(path) if each in self.folders), None)
@@ -180,20 +184,18 @@ def _take_over(path: str, image_format: str, places: OwnPlaces) -> list[tuple[st
             if f"{folder}/" in header.backing:
                 raise CloneImpossible(f"{path}: names its backing file as {header.backing}")
         return []
-    backing = header.backing
-    own = places.of(backing)
-    if own and own != backing:
-        qemu_img.set_backing(path, image_format, own, header.backing_format)
-        backing = own
-    if not places.has(backing):
+    own = _own(header.backing, places)
+    if own is None:
         return []
-    _release(backing, places)
-    return [(backing, header.backing_format)]
+    _release(own, places)
+    if own != header.backing:
+        qemu_img.set_backing(path, image_format, own, header.backing_format)
+    return [(own, header.backing_format)]
 
 
 def _own_data_file(path: str, data_file: str, places: OwnPlaces) -> None:
     named = os.path.join(os.path.dirname(path), data_file)
-    own = named if places.has(named) else places.of(named)
+    own = _own(named, places)
     if own is None:
         raise CloneImpossible(
             f"the data of {path} is in {named}, which is in no dataset of the point"
@@ -201,6 +203,12 @@ def _own_data_file(path: str, data_file: str, places: OwnPlaces) -> None:
     _release(own, places)
     if own != data_file:
         qemu_img.set_data_file(path, own)
+
+
+def _own(named: str, places: OwnPlaces) -> str | None:
+    """The clone's own file: a symlink in its datasets may lead to one of the original."""
+    real = os.path.realpath(named)
+    return real if places.has(real) else places.of(real)
 
 
 def _release(path: str, places: OwnPlaces) -> None:

@@ -38,6 +38,7 @@ DATASETS = {
     "tank/web": ("tank/w2", "tank/web"),
     "tank/web/db": ("tank/w2/db", "tank/web/db"),
     "tank/vol": ("tank/vol-w2", "tank/vol.before-1"),
+    "tank/a-part3": ("tank/a-w2", "tank/a-part3"),
     "tank/moved": ("tank/moved-w2", "tank/moved"),
 }
 CLONES = "/var/lib/zvmsnap/clones"
@@ -61,6 +62,9 @@ CLONES = "/var/lib/zvmsnap/clones"
         ("/dev/zvol/tank/vol-part1", "/dev/zvol/tank/vol-w2-part1"),
         ("/dev/zvol/tank/vol.before-1", "/dev/zvol/tank/vol-w2"),
         ("/dev/zvol/tank/vol2", None),
+        ("/dev/zvol/tank/vol-partx", None),
+        ("/dev/zvol/tank/a-part3", "/dev/zvol/tank/a-w2"),
+        ("/dev/zvol/tank/a-part3-part1", "/dev/zvol/tank/a-w2-part1"),
     ],
 )
 def test_of(
@@ -170,6 +174,19 @@ def test_data_file(folders: tuple[Path, Path], places: OwnPlaces, relative: bool
     own_places.take_over([("file", str(own), "qcow2")], places)
     assert qemu_img.header(str(own), "qcow2").data_file == str(folders[1] / "a.raw")
     run_qemu_img("check", "-q", own)
+
+
+def test_symlinks_that_lead_to_the_original(folders: tuple[Path, Path], places: OwnPlaces) -> None:
+    base = image(folders[0] / "base.qcow2")
+    image(folders[0] / "a.qcow2", "-F", "qcow2", "-b", str(base))
+    run_qemu_img("rebase", "-u", "-F", "qcow2", "-b", "link.qcow2", folders[0] / "a.qcow2")
+    cloned(folders)
+    (folders[1] / "link.qcow2").symlink_to(base)
+    top = folders[1] / "a.qcow2"
+    own_places.take_over([("file", str(top), "qcow2")], places)
+    assert [layer.path for layer in qemu_img.chain(str(top))][1:] == [
+        str(folders[1] / "base.qcow2")
+    ]
 
 
 def test_data_file_that_the_point_does_not_have(
