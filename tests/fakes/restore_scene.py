@@ -26,7 +26,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import changes, location, qemu_img, staging
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
-from zvmsnap.points import vault
+from zvmsnap.points import definition, vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
@@ -557,6 +557,8 @@ class Scene:
         self.snapshot = world.snap(f"{DATASET}@{NAME}")
         self.trace: list[str] = []
         self.dataset.content = NEW
+        # Points are of this host, and sealed, whatever a test changes of their files.
+        self.made_here = True
 
     def point(
         self,
@@ -635,5 +637,6 @@ def set_scene(
     world = World(root)
     world.install(patch)
     scene = Scene(config, world, manifest, kind)
+    patch.setattr(definition, "is_made_here", lambda *_arguments: scene.made_here)
     watch(scene, patch)
     return scene

@@ -15,6 +15,10 @@ from scenario import WEB
 
 from labkit import guests
 from labkit.api import Lab
+from labkit.domains import SERIAL_DIR
+
+# What the guest's definition names of the host, beside what every guest has.
+SERIAL = f"serial 0: file {SERIAL_DIR}/web.log"
 
 
 @pytest.fixture
@@ -115,8 +119,11 @@ def test_clone_and_restore_on_the_other_host(lab: Lab) -> None:
     refused = far.there(lab, "restore", "--yes", f"web@{name}", status=1)
     assert f"zfs mount {ROOT}/tank/vm/web" in refused.stderr
     lab.run("zfs mount -a")
+    # A file of this host is beyond what a point that was made elsewhere may write to.
+    refused = far.there(lab, "restore", "--yes", f"web@{name}", status=1)
+    assert SERIAL in refused.stderr and "--trust" in refused.stderr
     since = guests.serial_size_bytes(lab, "web")
-    far.there(lab, "restore", "--yes", f"web@{name}")
+    far.there(lab, "restore", "--yes", "--trust", f"web@{name}")
     back.assert_goes_on(lab, "web", stored, since)
     assert scenario.disks(lab, "web") == {
         "vda": f"/{ROOT}/tank/vm/web/disk0.raw", "vdb": f"/dev/zvol/{ROOT}/tank/vm/web/data"
@@ -133,9 +140,12 @@ def test_fetch_home(lab: Lab) -> None:
     assert "runs here" in zvmsnap(lab, "fetch", "--yes", "web@latest", DESTINATION, status=1).stderr
     far.burn(lab)
     since = guests.serial_size_bytes(lab, "web")
-    zvmsnap(lab, "fetch", "--dry-run", "web@latest", DESTINATION)
+    refused = zvmsnap(lab, "fetch", "--yes", "web@latest", DESTINATION, status=1)
+    assert SERIAL in refused.stderr and "--trust" in refused.stderr
+    planned = zvmsnap(lab, "fetch", "--dry-run", "--trust", "web@latest", DESTINATION)
+    assert f"TRUSTED, as it was not made on this host: {SERIAL}" in planned.stdout
     assert lab.run("zfs list -Hr -o name tank").stdout.split() == ["tank"]
-    zvmsnap(lab, "fetch", "--yes", "web@latest", DESTINATION)
+    zvmsnap(lab, "fetch", "--yes", "--trust", "web@latest", DESTINATION)
     back.assert_goes_on(lab, "web", stored, since)
     scenario.assert_on_base(lab, "web", WEB.disks)
     for dataset in WEB.datasets:
@@ -168,7 +178,7 @@ def test_fetch_while_others_clean_up_and_after_it_was_killed(lab: Lab) -> None:
     said = zvmsnap(lab, "recover", status=1)
     assert "was interrupted: the same zvmsnap fetch goes on" in said.stdout + said.stderr
     assert "was interrupted" in zvmsnap(lab, "list").stdout
-    zvmsnap(lab, "fetch", "--yes", "web@latest", DESTINATION)
+    zvmsnap(lab, "fetch", "--yes", "--trust", "web@latest", DESTINATION)
     back.assert_goes_on(lab, "web", stored, since)
     scenario.assert_on_base(lab, "web", WEB.disks)
     scenario.counts_on(lab)
@@ -361,7 +371,7 @@ def test_a_guest_on_its_overlay_is_waited_for_and_then_refused(lab: Lab) -> None
 
 
 SLOW = ("--bwlimit", "150k", "web", DESTINATION)
-SLOW_FETCH = ("--bwlimit", "150k", "web@latest", DESTINATION)
+SLOW_FETCH = ("--trust", "--bwlimit", "150k", "web@latest", DESTINATION)
 
 
 def grown(lab: Lab) -> None:

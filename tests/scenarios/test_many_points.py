@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import zvmsnap
+from tests.fakes.guest import UUID
 from tests.fakes.take_scene import configure
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config
@@ -61,7 +62,7 @@ def manifests(manifest: Build, count: int) -> list[Manifest]:
     return [
         manifest(
             run=f"s{number}",
-            capture=f"capture-{number}",
+            capture=f"{UUID}.{number:08x}",
             memory=None,
             snapshots=(SnapshotRef("tank/web", f"s{number}", number, number),),
             disks=(Disk("vda", "file", "raw", "/x", "tank/web", "x"),),

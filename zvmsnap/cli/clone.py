@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zvmsnap.cli import completion
-from zvmsnap.cli.options import ColdOption, PausedOption, find_point, print_line
+from zvmsnap.cli.options import ColdOption, PausedOption, TrustOption, find_point, print_line
 from zvmsnap.clone.identity import Network
 from zvmsnap.config.settings import Config, load_settings
 
@@ -27,6 +27,7 @@ def clone(
     name: Annotated[str, typer.Argument(metavar="NEWNAME", help="The clone's name.")] = "",
     cold: ColdOption = False,
     paused: PausedOption = False,
+    trust: TrustOption = False,
     network: Annotated[
         Network,
         typer.Option(
@@ -60,7 +61,7 @@ def clone(
     if destroy:
         _destroy(settings, point)
     else:
-        _create(settings, point, CloneOptions(name, cold=cold, paused=paused, network=network))
+        _create(settings, point, CloneOptions(name, cold, paused, network, trust))
 
 
 def _create(settings: Config, point: str, options: CloneOptions) -> None:

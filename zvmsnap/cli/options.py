@@ -32,6 +32,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot from the disks, without RAM.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Take the definition of a point that was made elsewhere, whatever it reaches here.",
+    ),
+]
 PausedOption = Annotated[bool, typer.Option("--paused", help="Keep the guest paused at the end.")]
 
 

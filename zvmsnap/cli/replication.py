@@ -172,6 +172,7 @@ def fetch(
     dry_run: DryRunOption = False,
     cold: options.ColdOption = False,
     paused: options.PausedOption = False,
+    trust: options.TrustOption = False,
     bwlimit: BwlimitOption = "",
 ) -> None:
     """Fetch a point from where it was sent to, to a host that has nothing of it.
@@ -192,7 +193,8 @@ def fetch(
     destination.check_rate(bwlimit)
     origin = destination.parse(source)
     with Host.connect(settings.uri) as host:
-        fetcher = Fetcher(settings, host, origin, SyncoidOptions(bwlimit=bwlimit))
+        syncoid = SyncoidOptions(bwlimit=bwlimit)
+        fetcher = Fetcher(settings, host, origin, syncoid, trust=trust)
         plan = fetcher.plan(point)
         print_lines(plan.lines)
         if dry_run:
@@ -201,7 +203,7 @@ def fetch(
             options.confirm()
         cancel_at_once()
         fetched = fetcher.fetch(plan)
-        restore.bring_back(settings, host, fetched, cold=cold, paused=paused)
+        restore.bring_back(settings, host, fetched, cold=cold, paused=paused, trust=trust)
 
 
 def status(as_json: JsonOption = False) -> None:

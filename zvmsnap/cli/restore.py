@@ -11,6 +11,7 @@ from zvmsnap.cli.options import (
     DryRunOption,
     PausedOption,
     PointArgument,
+    TrustOption,
     YesOption,
     confirm,
     find_point,
@@ -31,6 +32,7 @@ def restore(
     dry_run: DryRunOption = False,
     cold: ColdOption = False,
     paused: PausedOption = False,
+    trust: TrustOption = False,
     rollback: Annotated[
         bool,
         typer.Option("--rollback", help="Use zfs rollback, which DESTROYS all newer snapshots."),
@@ -65,7 +67,7 @@ def restore(
 
     settings = load_settings()
     chosen = find_point(settings, point)
-    options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=not no_safety)
+    options = RestoreOptions(cold, paused, rollback, safety=not no_safety, trust=trust)
     request = RestoreRequest(chosen, options, _checked_image(chosen, cold=cold))
     with Host.connect(settings.uri) as host:
         planned = plan_restore(settings, host, request)
@@ -87,7 +89,7 @@ def restore(
 
 
 def bring_back(
-    settings: Config, host: Host, point: RestorePoint, *, cold: bool, paused: bool
+    settings: Config, host: Host, point: RestorePoint, *, cold: bool, paused: bool, trust: bool
 ) -> None:
     """Restore a point that was just fetched. No safety point is made: there is no replaced guest.
 
@@ -98,7 +100,7 @@ def bring_back(
     from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, newer, plan_restore
 
     rollback = not newer(point)
-    options = RestoreOptions(cold=cold, paused=paused, rollback=rollback, safety=False)
+    options = RestoreOptions(cold, paused, rollback, safety=False, trust=trust)
     request = RestoreRequest(point, options, _checked_image(point, cold=cold))
     planned = plan_restore(settings, host, request)
     put_back(settings, host, planned, cancelled_by_signal())

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from zvmsnap.cli import completion, render
-from zvmsnap.cli.options import JsonOption, find_point, print_json, print_line
+from zvmsnap.cli.options import JsonOption, TrustOption, find_point, print_json, print_line
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointGone, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
@@ -38,6 +38,7 @@ def verify(
         str | None,
         typer.Option(help="A shell command that must exit with 0 in the guest; needs its agent."),
     ] = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check points: read their files, or start them as clones.
@@ -62,7 +63,9 @@ def verify(
     for left in recover.end_clones(settings, CLONES):
         log.plain().error("%s", left)
     starts = boot or expect_command
-    results = dict(_boot(settings, points, expect_command) if starts else _read(points))
+    results = dict(
+        _boot(settings, points, expect_command, trust=trust) if starts else _read(points)
+    )
     gone = [point.name for point in points if point.name not in results]
     if as_json:
         by_name = {name: msgspec.to_builtins(result) for name, result in results.items()}
@@ -82,7 +85,7 @@ def verify(
 
 
 def _boot(
-    settings: Config, points: list[RestorePoint], expect_command: str | None
+    settings: Config, points: list[RestorePoint], expect_command: str | None, *, trust: bool
 ) -> Iterator[tuple[str, VerifyResult]]:
     from zvmsnap.clone import verify
     from zvmsnap.virt.host import Host
@@ -91,7 +94,7 @@ def _boot(
     with Host.connect(settings.uri) as host:
         for point in points:
             with suppress(PointGone):
-                result = verify.boot(settings, host, point, expect_command)
+                result = verify.boot(settings, host, point, expect_command, trust=trust)
                 if result.good or not verify.was_pruned(point, liveness):
                     yield point.name, result
 

@@ -30,6 +30,8 @@ from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
+from zvmsnap.inventory.own_images import OwnImages
+from zvmsnap.inventory.reader import resources_of
 from zvmsnap.journal.operation import CloneOperation, OperationWriter, StartState
 from zvmsnap.points import definition, memory_image, vault
 from zvmsnap.points.manifest import NVRAM
@@ -39,6 +41,7 @@ from zvmsnap.virt import agent, tpm_state
 from zvmsnap.virt.domain_xml import Nvram
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
+from zvmsnap.zfs import mounts, volume
 
 _ISOLATED = f"<network><name>{ISOLATED_NETWORK}</name><bridge name='zvmsnap0'/></network>"
 
@@ -167,6 +170,7 @@ class CloneCreation:
         stored = self._directory / memory.file
         xml = memory_image.xml_of(stored, memory)
         clone = self._definitions().of_ram(xml)
+        self._check_images(clone.xml)
         memory_image.materialize(stored, memory, self._image, xml=clone.xml)
 
     def _drop_image(self) -> None:
@@ -200,7 +204,19 @@ class CloneCreation:
         clone = self._definitions().for_next_start()
         for warning in clone.warnings:
             self._log.warning("%s", warning)
+        self._check_images(clone.xml)
         self._host.define(clone.xml)
+
+    def _check_images(self, xml: str) -> None:
+        """Raises WrongDisk if an image of a point that may come from elsewhere is not its own."""
+        if self._operation.confined:
+            table = mounts.read_table()
+            datasets = [name for name, _ in self._operation.datasets]
+            tops = (mounts.mountpoint_of(name, table) for name in datasets)
+            volumes = frozenset(map(volume.device_of, datasets))
+            original = self._host.find(self._point.manifest.uuid)
+            elsewhere = {each.place for each in resources_of(original.xml())} if original else {}
+            OwnImages([Path(top) for top in tops if top], volumes, elsewhere).check(xml)
 
     def _undefine(self) -> None:
         guest = self._guest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -25,7 +25,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, StartState
-from zvmsnap.points import compatibility, locate, memory_image
+from zvmsnap.points import compatibility, definition, locate, memory_image
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.next_start import next_start
@@ -41,12 +41,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 @dataclass(frozen=True)
 class CloneOptions:
-    """What the operator asked for; `cold` is without RAM."""
+    """What the operator asked for; `cold` is without RAM, `trust` what is from elsewhere."""
 
     name: str
     cold: bool = False
     paused: bool = False
     network: Network = Network.NONE
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,20 @@ def plan_clone(
     _check_machine(host, point, operation)
     if point.manifest.memory and _has_memory(point, options):
         memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
-    return operation
+    is_trusted = options.trust or definition.is_made_here(config, point.directory, point.manifest)
+    if is_trusted:
+        return operation
+    reached = compatibility.reached(host, point, _definitions(point, options))
+    compatibility.refuse_beyond(point, reached, CloneImpossible, point.directory)
+    return msgspec.structs.replace(operation, confined=True)
+
+
+def _definitions(point: RestorePoint, options: CloneOptions) -> Iterator[str]:
+    """By which libvirt would start it: for its next start, and the one inside of its RAM."""
+    yield definition_of(point)
+    memory = point.manifest.memory
+    if memory and _has_memory(point, options):
+        yield memory_image.xml_of(point.directory / memory.file, memory)
 
 
 def _check_name(name: str) -> None:

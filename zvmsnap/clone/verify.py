@@ -59,7 +59,9 @@ def check_files(point: RestorePoint, liveness: Liveness) -> VerifyResult:
     return result if _is_only_away(problems) else _kept(point, result)
 
 
-def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) -> VerifyResult:
+def boot(
+    config: Config, host: Host, point: RestorePoint, expect: str | None, *, trust: bool = False
+) -> VerifyResult:
     """Start the point as a clone, see whether it lives, and remove it; the result is kept.
 
     `expect` is a command that must end with 0 in the guest, run by its agent. The result is not
@@ -69,7 +71,7 @@ def boot(config: Config, host: Host, point: RestorePoint, expect: str | None) ->
     begun_s = time.monotonic()
     result = VerifyResult(checked=_now(), booted=True)
     try:
-        operation = plan_clone(config, host, point, CloneOptions(name))
+        operation = plan_clone(config, host, point, CloneOptions(name, trust=trust))
         with CloneCreation(config, host, operation).temporary():
             to_running_s = time.monotonic() - begun_s
             result = _watch(host.guest(operation.uuid), point, expect, result)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -29,6 +30,7 @@ Content = TypeVar("Content")
 
 # A manifest with 10 000 snapshots has 3 MB.
 _BYTES_MAX = 64 << 20
+_PATTERN = re.compile(r"Expected `str` matching regex .* - at `(\$[^`]*)`")
 _WHY_MAX = 300  # characters: an error may quote the value that it found
 
 
@@ -99,7 +101,13 @@ def read(path: Path, kind: Any, schema: int, *, follow_symlinks: bool = True) ->
             raise OtherSchema(path, written_as)
         return decode(data, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(path, foreign.line(str(error), _WHY_MAX)) from error
+        raise Damaged(path, foreign.line(_said(error), _WHY_MAX)) from error
+
+
+def _said(error: Exception) -> str:
+    # msgspec quotes the pattern, which says nothing to an operator.
+    broken = _PATTERN.fullmatch(str(error))
+    return f"{broken[1]} is nothing that zvmsnap writes there" if broken else str(error)
 
 
 def encoded(content: msgspec.Struct) -> bytes:

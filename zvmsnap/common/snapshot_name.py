@@ -24,12 +24,16 @@ _SNAPNAME = re.compile(_COMPONENT)
 _NAME_MAX = 255
 
 # Names in our own files, which may be damaged or come from elsewhere. They become words of command
-# lines: nothing in them may be taken for an option, or for two words. Not exactly zfs(8).
-_SAFE_DATASET = r"[A-Za-z0-9][^\x00-\x1f\x7f@]*"
+# lines, and of paths: nothing in them may be taken for an option, for two words, or lead upwards.
+# Not exactly zfs(8).
+_SAFE_DATASET = r"(?![^@]*/\.{0,2}(?:[/@]|\Z))[A-Za-z0-9][^\x00-\x1f\x7f@]*"
 _SAFE_NAME = r"[^\x00-\x1f\x7f@/]+"
 _SAFE_SNAPSHOT = re.compile(f"{_SAFE_DATASET}@{_SAFE_NAME}")
-DatasetName = Annotated[str, msgspec.Meta(pattern=rf"\A{_SAFE_DATASET}\Z")]
-SnapshotName = Annotated[str, msgspec.Meta(pattern=rf"\A{_SAFE_NAME}\Z")]
+DatasetName = Annotated[str, msgspec.Meta(pattern=rf"\A{_SAFE_DATASET}\Z", max_length=_NAME_MAX)]
+MaybeDatasetName = Annotated[
+    str, msgspec.Meta(pattern=rf"\A(?:{_SAFE_DATASET})?\Z", max_length=_NAME_MAX)
+]
+SnapshotName = Annotated[str, msgspec.Meta(pattern=rf"\A{_SAFE_NAME}\Z", max_length=_NAME_MAX)]
 FullName = Annotated[str, msgspec.Meta(pattern=rf"\A{_SAFE_DATASET}(?:@{_SAFE_NAME})?\Z")]
 
 _TYPE = rf"(?:{'|'.join(SANOID_TYPES)})"

@@ -41,7 +41,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
-from zvmsnap.points import manifest, memory_image, vault
+from zvmsnap.points import definition, manifest, memory_image, vault
 from zvmsnap.points.liveness import complete_names
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
@@ -319,7 +319,9 @@ class _Publication:
 
     def _publish(self) -> None:
         entry, memory = self._writer.entry, self._memory
-        point = vault.publish(self._incoming, self._manifest())
+        described = self._manifest()
+        sealed = definition.seal_of(self._config, self._incoming, described)
+        point = vault.publish(self._incoming, msgspec.structs.replace(described, seal=sealed))
         measured = ""
         if memory:
             measured = f", {memory.stored_bytes >> 20} MiB of RAM stored, " + (

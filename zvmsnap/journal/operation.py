@@ -70,6 +70,8 @@ class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
     written_bytes: dict[str, int] = {}  # ZFS's `written` of each restored dataset, when restored
     swap_trees: tuple[SwapTree, ...] = ()
     rollback: tuple[FullName, ...] = ()  # snapshots
+    # Where its firmware may be put, in a point that may come from elsewhere; None: anywhere.
+    firmware_dirs: tuple[str, ...] | None = None
     guest_existed: bool
     was_active: bool
     was_paused: bool
@@ -96,6 +98,7 @@ class CloneOperation(Operation, frozen=True, kw_only=True, tag="clone"):
 
     network: str
     datasets: tuple[tuple[FullName, FullName], ...] = ()
+    confined: bool = False  # the point may come from elsewhere: no image leads out of its datasets
     nvram: tuple[str, ...] = ()  # paths of its firmware variables, which did not exist before
 
 

@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.inventory.beyond import beyond
 from zvmsnap.inventory.reader import resources_of
 from zvmsnap.inventory.resource import Kind
-from zvmsnap.points.manifest import HostDescription
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, HostDescription
+from zvmsnap.points.next_start import owner_by
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs.volume import device_of
@@ -30,6 +32,39 @@ def refuse_misfits(
     text = "; ".join(reasons)
     if text:
         raise refused(f"{point.name} does not fit this host: {text}{hint}")
+
+
+def reached(host: Host, point: RestorePoint, definitions: Iterable[str]) -> list[str]:
+    """What definitions of a point reach of this host, beyond what the guest has here already.
+
+    By what the manifest says of its images: whoever starts it looks at these again.
+    """
+    is_own = owner_by(point.manifest)
+    guest = host.find(point.manifest.uuid)
+    has = set(beyond(guest.xml(persistent=guest.is_persistent()), is_own)) if guest else set()
+    wanted = dict.fromkeys(what for xml in definitions for what in beyond(xml, is_own))
+    return [what for what in wanted if what not in has]
+
+
+def refuse_beyond(
+    point: RestorePoint, reached: Iterable[str], refused: type[ZvmsnapError], where: object
+) -> None:
+    """Raises `refused` if a point that was not made here reaches anything of this host.
+
+    The message says what to look at; `where` is the directory of its definitions.
+    """
+    text = "; ".join(reached)
+    if text:
+        raise refused(
+            f"{point.name}: was not made on this host, as far as it knows, and reaches more of it "
+            f"than disks of its own: {text}. Look at {DOMAIN_XML} and {PERSISTENT_XML} in "
+            f"{where}; if that is right, say --trust"
+        )
+
+
+def trusted(reached: Iterable[str]) -> Iterator[str]:
+    """The lines of a plan that say what is trusted."""
+    return (f"  TRUSTED, as it was not made on this host: {what}" for what in reached)
 
 
 def refuse_unidentified(point: RestorePoint, refused: type[ZvmsnapError]) -> None:

@@ -7,16 +7,21 @@ snapshot: whoever receives the dataset alone can define the guest.
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
 import os
+import secrets
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from zvmsnap.common import log, safe_files
 from zvmsnap.common.errors import RestoreImpossible, TpmUncapturable, VaultDamaged
-from zvmsnap.common.safe_files import private_dir
-from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, TPM
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.safe_files import private_dir, write_atomic
+from zvmsnap.config.settings import Config
+from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, TPM, Manifest
 from zvmsnap.points.point import RestorePoint, vault_of
 from zvmsnap.points.vault import folder_of
 from zvmsnap.virt import domain_xml, tpm_state
@@ -29,6 +34,8 @@ FOLDER = ".zvmsnap"
 NVRAM_DIR = Path("/var/lib/libvirt/qemu/nvram")
 NVRAM_MAX_BYTES = 64 << 20  # of firmware for ARM, which is the largest
 _XML_MAX_BYTES = 16 << 20
+_SEAL_KEY = "seal.key"
+_SEAL_KEY_BYTES = 32
 _MAX_BYTES = {
     DOMAIN_XML: _XML_MAX_BYTES,
     PERSISTENT_XML: _XML_MAX_BYTES,
@@ -40,6 +47,27 @@ _MAX_BYTES = {
 def firmware_dirs() -> tuple[Path, ...]:
     """Where libvirt keeps firmware variables, and the state of TPMs."""
     return NVRAM_DIR, tpm_state.SWTPM
+
+
+def own_firmware(domain: str, uuid: str) -> Callable[[str], bool]:
+    """Says of a path whether it is where libvirt keeps the firmware of this guest, by itself."""
+    tpm = tpm_state.SWTPM / uuid
+
+    def is_own(path: str) -> bool:
+        own = PurePath(path)
+        is_nvram = own.parent == NVRAM_DIR and own.name.startswith(f"{domain}_VARS.")
+        return (is_nvram or own.is_relative_to(tpm)) and ".." not in own.parts
+
+    return is_own
+
+
+def firmware_dirs_of(xml: str, uuid: str) -> Iterator[Path]:
+    """The directories in which this definition has its firmware."""
+    if nvram := domain_xml.parse(xml).nvram:
+        yield Path(nvram.path).parent
+    with suppress(TpmUncapturable):
+        if state := tpm_state.state_of(xml, uuid):
+            yield state.path.parent
 
 
 def store(
@@ -148,7 +176,8 @@ def put_nvram(variables: bytes, nvram: Nvram, roots: Sequence[Path] | None = Non
 
 
 def _put_on_device(variables: bytes, path: str, roots: Sequence[Path] | None) -> None:
-    if roots is not None:
+    # Elsewhere than below /dev somebody may have sent a device.
+    if roots is not None and not (path.startswith("/dev/") and Path(path).parent in roots):
         raise OSError(errno.EACCES, f"{path} is a device, outside of what it may be in")
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(os.path.realpath(path), flags)
@@ -183,6 +212,13 @@ def put_tpm(directory: Path, xml: str, uuid: str, roots: Sequence[Path] | None =
     return True
 
 
+def refuse_other_guest(point: RestorePoint, xml: str) -> None:
+    """Raises ValueError if a definition is not that of the point's guest, and ParseError."""
+    domain = domain_xml.parse(xml)
+    if (domain.name, domain.uuid) != (point.manifest.domain, point.manifest.uuid):
+        raise ValueError("is of another guest than its manifest says")
+
+
 def definition_of(point: RestorePoint, *, live: bool = False) -> str:
     """The point's persistent definition; or `live`, the one that its RAM belongs to.
 
@@ -194,8 +230,57 @@ def definition_of(point: RestorePoint, *, live: bool = False) -> str:
             if data is None:
                 continue
             xml = data.decode()
-            domain_xml.parse(xml)
+            refuse_other_guest(point, xml)
             return xml
         except (OSError, ValueError, domain_xml.ParseError) as error:
             raise RestoreImpossible(f"{point.directory / name}: cannot be read: {error}") from error
     raise RestoreImpossible(f"{point.name}: its definition is gone from {point.directory}")
+
+
+# -- the seal of a point: only this host can have made it
+#
+# Who can write into the vault, or has filled it by `zfs receive`, can write any definition. So the
+# manifest has a code (HMAC) over the files that say what the guest is. Its key is in the journal
+# directory, and never sent. The seal still fits when the point comes back from another host.
+# Without the key, as on a new host, none fits.
+
+
+def seal_of(config: Config, directory: Path, manifest: Manifest) -> str:
+    """The seal of a point that is being made in `directory`. Raises OSError and LockTimeout."""
+    key = _seal_key(config.journal_dir)
+    if key is None:
+        with lock(config.locks_dir, "seal", "make its key", config.limits.lock_timeout_s):
+            key = _seal_key(config.journal_dir)
+            if key is None:
+                key = secrets.token_bytes(_SEAL_KEY_BYTES)
+                write_atomic(private_dir(config.journal_dir) / _SEAL_KEY, key)
+    return _seal_code(key, directory, manifest)
+
+
+def is_made_here(config: Config, directory: Path, manifest: Manifest) -> bool:
+    """Was the point made here, and are its files still the same? Raises OSError."""
+    key = _seal_key(config.journal_dir)
+    if key is None or not manifest.seal:
+        return False
+    return hmac.compare_digest(
+        _seal_code(key, directory, manifest).encode(), manifest.seal.encode()
+    )
+
+
+def _seal_key(journal: Path) -> bytes | None:
+    try:
+        key = safe_files.read(str(journal / _SEAL_KEY), None, _SEAL_KEY_BYTES)
+    except FileNotFoundError:
+        return None
+    return key if len(key) == _SEAL_KEY_BYTES else None
+
+
+def _seal_code(key: bytes, directory: Path, manifest: Manifest) -> str:
+    """Over what never changes in a point; its RAM image is known by its checksum."""
+    parts = [manifest.uuid.encode(), manifest.capture.encode()]
+    parts.append(manifest.memory.sha256.encode() if manifest.memory else b"")
+    for name in (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM):
+        data = stored(directory, name)
+        parts.append(b"" if data is None else hashlib.sha256(data).digest())
+    sealed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return hmac.new(key, sealed, hashlib.sha256).hexdigest()

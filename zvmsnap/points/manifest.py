@@ -11,6 +11,8 @@ from typing import Annotated
 
 import msgspec
 
+from zvmsnap.common.snapshot_name import DatasetName, MaybeDatasetName, SnapshotName
+from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.inventory.coverage import Judged
 from zvmsnap.zfs.mounts import DiskLocation
@@ -25,8 +27,20 @@ TPM = "tpm.tar"
 MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
 
-# No file is larger; what a damaged manifest says can be computed with.
-_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# What a manifest says may come from elsewhere: it becomes part of paths, command lines and
+# definitions, so nothing but what we write there ourselves is taken. Only texts for people may say
+# anything.
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # no file is larger
+_Number = Annotated[int, msgspec.Meta(ge=0)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=255)]
+_Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._:-]*\Z", max_length=64)]
+_Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=1024)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]*\Z", max_length=64)]
+_Path = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00]*\Z", max_length=4096)]
+_COMPONENT = r"(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+"
+_PathInside = Annotated[
+    str, msgspec.Meta(pattern=rf"\A(?:{_COMPONENT}(?:/{_COMPONENT})*)?\Z", max_length=4096)
+]
 
 
 class SnapshotRef(msgspec.Struct, frozen=True, gc=False):
@@ -37,13 +51,13 @@ class SnapshotRef(msgspec.Struct, frozen=True, gc=False):
     the dataset that has it, and of the pool, which may be imported under any name; 0 is unknown.
     """
 
-    dataset: str
-    name: str
-    guid: int
-    createtxg: int
-    current_dataset: str = ""
-    dataset_guid: int = 0
-    pool_guid: int = 0
+    dataset: DatasetName
+    name: SnapshotName
+    guid: _Number
+    createtxg: _Number
+    current_dataset: MaybeDatasetName = ""
+    dataset_guid: _Number = 0
+    pool_guid: _Number = 0
 
     @classmethod
     def of(cls, snapshot: Snapshot, dataset: str) -> SnapshotRef:
@@ -83,14 +97,14 @@ class Disk(msgspec.Struct, frozen=True, gc=False):
     definition named it. Points of older versions have neither, and the guid is 0.
     """
 
-    target: str
-    type: str
-    format: str
-    source: str
-    dataset: str
-    path: str
+    target: _Word
+    type: _Word
+    format: _Word
+    source: _Path
+    dataset: DatasetName
+    path: _PathInside
     partition: Partition | None = None
-    dataset_guid: int = 0
+    dataset_guid: _Number = 0
 
     def location_in(self, dataset: str) -> DiskLocation:
         """Where the disk is in `dataset`, which holds the content of its own now."""
@@ -105,8 +119,8 @@ class OtherState(msgspec.Struct, frozen=True, gc=False):
 
     called: str
     place: str
-    dataset: str = ""
-    path: str = ""
+    dataset: MaybeDatasetName = ""
+    path: _PathInside = ""
     why: str = ""
 
     @classmethod
@@ -125,25 +139,25 @@ def datasets_of(state: Iterable[OtherState]) -> frozenset[str]:
 class Memory(msgspec.Struct, frozen=True, gc=False):
     """The RAM image: libvirt's `format`; `compression` and checksum of the stored file."""
 
-    file: str
-    format: str
-    compression: str
+    file: _Word
+    format: _Word
+    compression: _Word
     image_bytes: _Bytes
     stored_bytes: _Bytes
-    sha256: str
+    sha256: _Digest
 
 
 class HostDescription(msgspec.Struct, frozen=True, gc=False):
     """What the RAM image was made on; it loads only on a host that is like it."""
 
-    libvirt: str
-    qemu: str
-    host_cpu: str
-    machine: str
-    arch: str
-    emulator: str
-    cpu_mode: str
-    cpu_model: str
+    libvirt: _Text
+    qemu: _Text
+    host_cpu: _Text
+    machine: _Text
+    arch: _Text
+    emulator: _Text
+    cpu_mode: _Text
+    cpu_model: _Text
 
 
 class Timing(msgspec.Struct, frozen=True, gc=False):
@@ -163,11 +177,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What manifest.json of a restore point says."""
 
     schema: int = SCHEMA
-    domain: str
-    uuid: str
-    run: str
-    created: str
-    capture: str
+    domain: _Name
+    uuid: GuestUuid
+    run: SnapshotName
+    created: _Text
+    capture: CaptureName
     level: ConsistencyLevel
     reason: str | None
     snapshots: tuple[SnapshotRef, ...]
@@ -178,6 +192,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # Why the TPM's state is not coherent with the disks, or it or firmware variables are missing.
     tpm_warning: str | None = None
     other_state: tuple[OtherState, ...] = ()
+    # By which this host knows that it has made the point; older versions have made none.
+    seal: _Digest = ""
 
     @property
     def datasets(self) -> frozenset[str]:

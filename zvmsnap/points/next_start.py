@@ -15,13 +15,14 @@ manifest's disks are those of the first. Of the second:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
 import msgspec
 
-from zvmsnap.points.definition import definition_of
+from zvmsnap.inventory.resource import Kind, Resource
+from zvmsnap.points.definition import definition_of, own_firmware
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
@@ -80,6 +81,30 @@ def _known_images(point: RestorePoint) -> dict[object, Disk]:
 def _image_of(disk: domain_xml.Disk) -> object:
     # A disk of a kind that has no path is the same only as itself.
     return disk.volume or disk.source or (disk.type, disk.target)
+
+
+def owner_by(manifest: Manifest) -> Callable[[Resource], bool]:
+    """Says of an image, or of firmware, whether it is in the point or libvirt's for its guest.
+
+    As far as the manifest tells: where the datasets are not mounted yet, or will be others.
+    """
+    is_firmware = own_firmware(manifest.domain, manifest.uuid)
+    directories = [directory for directory, _ in _mountpoints(manifest)]
+    devices = {
+        path
+        for disk in manifest.disks
+        if not disk.path
+        for path in (disk.source, volume.device_of(disk.dataset, disk.partition))
+    }
+
+    def is_own(resource: Resource) -> bool:
+        path = PurePath(resource.place)
+        if resource.kind is Kind.BLOCK:
+            return resource.place in devices
+        below = any(path.is_relative_to(directory) for directory in directories)
+        return (below and ".." not in path.parts) or is_firmware(resource.place)
+
+    return is_own
 
 
 def _mountpoints(manifest: Manifest) -> Iterator[tuple[PurePath, Disk]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from zvmsnap.common import json_file, snapshot_name
 from zvmsnap.common.errors import VaultDamaged
 from zvmsnap.common.json_file import Unreadable
+from zvmsnap.config import capture_name
 from zvmsnap.points.manifest import MANIFEST, MEMORY, MEMORY_ZSTD, SCHEMA, Manifest
 
 
@@ -69,18 +70,13 @@ def _why_invalid(manifest: Manifest) -> str | None:
         for dataset in {ref.dataset, ref.current_dataset or ref.dataset}
     ):
         return "names a snapshot that ZFS cannot know"
-    if not (_is_plain(manifest.uuid) and _is_plain(manifest.capture)):
-        return "its uuid or capture is none of ours"
+    if capture_name.uuid_of(manifest.capture) != manifest.uuid:
+        return "its capture is of another guest"
     if not is_time(manifest.created):
         return f"{manifest.created!r} is no time at which it was taken"
     if not manifest.snapshots:
         return "names no snapshot"
     return None
-
-
-def _is_plain(name: str) -> bool:
-    """It becomes part of file names, and may come from another machine."""
-    return bool(name) and "/" not in name and not name.startswith(".") and name.isprintable()
 
 
 def is_time(text: str) -> bool:

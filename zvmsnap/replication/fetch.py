@@ -13,6 +13,7 @@ with the fetch, never overwrites any other dataset, and nobody removes what has 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,11 +21,19 @@ from pathlib import Path, PurePosixPath
 from zvmsnap.common import json_file, log
 from zvmsnap.common.errors import FetchRefused, ImageUnloadable
 from zvmsnap.common.lockfile import lock
+from zvmsnap.common.safe_files import private_dir
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.fetches import Fetches, UnfinishedFetch
-from zvmsnap.points import compatibility, definition, locate, memory_image, selector, vault
+from zvmsnap.points import (
+    compatibility,
+    definition,
+    locate,
+    memory_image,
+    selector,
+    vault,
+)
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
@@ -49,12 +58,19 @@ class Fetcher:
     """Fetches from one source."""
 
     def __init__(
-        self, settings: Config, host: Host, source: Destination, options: SyncoidOptions
+        self,
+        settings: Config,
+        host: Host,
+        source: Destination,
+        options: SyncoidOptions,
+        *,
+        trust: bool = False,
     ) -> None:
         self._settings = settings
         self._host = host
         self._source = source
         self._options = options
+        self._trust = trust
         self._remote = RemoteHost(source.host, settings.locks_dir)
         self._fetches = Fetches(settings.journal_dir)
         self._remote_vault = RemoteVault.of(settings, source, self._remote)
@@ -71,7 +87,15 @@ class Fetcher:
         subtree = zfs.subtree(self._source.root, self._remote)
         snapshots = locate.snapshots_of(point, Liveness.below(self._source.root, subtree))
         self._check_free(point, snapshots)
-        return FetchPlan(point, snapshots, tuple(self._lines(point, snapshots)))
+        lines = (*self._lines(point, snapshots), *compatibility.trusted(self._look(point)))
+        return FetchPlan(point, snapshots, lines)
+
+    def _look(self, point: RestorePoint) -> list[str]:
+        """What its definitions reach of this host. Raises FetchRefused if that is not trusted."""
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = private_dir(Path(temporary) / "domain" / "run")
+            self._remote_vault.get_small(point, directory)
+            return self._judge(RestorePoint(directory, point.manifest), point)
 
     def fetch(self, plan: FetchPlan) -> RestorePoint:
         """Fetch everything, and return the point in the vault of this host.
@@ -121,7 +145,9 @@ class Fetcher:
     def _get_small(self, point: RestorePoint) -> None:
         incoming = self._incoming(point.manifest)
         self._remote_vault.get_small(point, incoming)
-        self._check_fits(RestorePoint(incoming, point.manifest))
+        copied = RestorePoint(incoming, point.manifest)
+        self._check_fits(copied)
+        self._judge(copied, point)
 
     def _publish(self, plan: FetchPlan) -> RestorePoint:
         manifest = plan.point.manifest
@@ -179,6 +205,16 @@ class Fetcher:
         xml = definition.definition_of(point, live=memory)
         reasons = compatibility.why_not(self._host, xml, point.manifest.host, cold=not memory)
         compatibility.refuse_misfits(point, reasons, FetchRefused)
+
+    def _judge(self, copied: RestorePoint, point: RestorePoint) -> list[str]:
+        if definition.is_made_here(self._settings, copied.directory, point.manifest):
+            return []
+        definitions = {definition.definition_of(copied, live=live) for live in (False, True)}
+        reached = compatibility.reached(self._host, copied, definitions)
+        if not self._trust:
+            where = self._remote_vault.where(point)
+            compatibility.refuse_beyond(point, reached, FetchRefused, where)
+        return reached
 
     def _lines(self, point: RestorePoint, snapshots: Mapping[str, Snapshot]) -> list[str]:
         memory = point.manifest.memory

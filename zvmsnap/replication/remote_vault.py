@@ -188,7 +188,7 @@ class RemoteVault:
         Raises RemoteFailed and DestinationUnreachable.
         """
         filters = [f"--include={name}" for name in _SMALL]
-        source = f"{self._at(self._path_of(point))}/"
+        source = f"{self.where(point)}/"
         self._rsync("-r", "--checksum", *filters, "--exclude=*", source, f"{directory}/")
 
     def get_memory(self, point: RestorePoint, directory: Path) -> None:
@@ -199,6 +199,10 @@ class RemoteVault:
         if memory := point.manifest.memory:
             source = self._at(self._path_of(point) / memory.file)
             self._rsync("--append-verify", source, f"{directory}/")
+
+    def where(self, point: RestorePoint) -> str:
+        """Where the files of a point are, in the words of rsync."""
+        return self._at(self._path_of(point))
 
     def _path_of(self, point: RestorePoint) -> PurePosixPath:
         return self.path / point.directory.parent.name / point.directory.name

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path, PurePath
 
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import RestoreImpossible
+from zvmsnap.inventory.beyond import beyond
+from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.journal.operation import RestoreOperation
-from zvmsnap.points import compatibility
+from zvmsnap.points import compatibility, definition
 from zvmsnap.points.manifest import Manifest, Memory
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore.observe import Observed
-from zvmsnap.zfs import dataset_swap
+from zvmsnap.virt import domain_xml
+from zvmsnap.zfs import dataset_swap, mounts, volume
 from zvmsnap.zfs.dataset_swap import SwapTree
 
 
@@ -112,6 +117,52 @@ def _check_other_state(manifest: Manifest, observed: Observed) -> None:
                 f"{current}: has the {state.called}, which the guest opens as {state.place}: "
                 f"zfs rename {current} {state.dataset} first"
             )
+
+
+def reached(operation: RestoreOperation, observed: Observed) -> list[str]:
+    """What the definitions, with its restored disks, reach of the host beyond what the guest has.
+
+    Beyond its own is not what the guest that is replaced has already.
+    """
+    is_own = _owner(operation, observed)
+    next_sources = operation.sources if operation.next_sources is None else operation.next_sources
+    changed = (next_sources, operation.sources)
+    definitions = map(domain_xml.with_sources, observed.definitions, changed)
+    replaced = observed.replaced.definitions if observed.replaced else ()
+    has = {what for xml in replaced for what in beyond(xml, is_own)}
+    wanted = dict.fromkeys(what for xml in definitions for what in beyond(xml, is_own))
+    return [what for what in wanted if what not in has]
+
+
+def _owner(operation: RestoreOperation, observed: Observed) -> Callable[[Resource], bool]:
+    """Says of an image, or of firmware, whether it is the restored guest's own."""
+    is_firmware = definition.own_firmware(operation.domain, operation.uuid)
+    directories = mountpoints(observed)
+    places = (*operation.restored_locations.values(), *(operation.next_disks or {}).values())
+    devices = {volume.device_of(each.dataset, each.partition) for each in places if not each.path}
+
+    def is_own(resource: Resource) -> bool:
+        path = PurePath(resource.place)
+        if resource.kind is Kind.BLOCK:
+            return resource.place in devices
+        below = any(path.is_relative_to(directory) for directory in directories)
+        return (below and ".." not in path.parts) or is_firmware(resource.place)
+
+    return is_own
+
+
+def mountpoints(observed: Observed) -> list[Path]:
+    """Of the datasets that are restored."""
+    found = (mounts.mountpoint_of(name, observed.mounts) for name in observed.snapshots)
+    return [Path(mountpoint) for mountpoint in found if mountpoint]
+
+
+def firmware_dirs(operation: RestoreOperation, observed: Observed) -> tuple[str, ...]:
+    """Where the firmware of a point that may come from elsewhere can be put."""
+    replaced = observed.replaced.definitions if observed.replaced else ()
+    known = (definition.firmware_dirs_of(xml, operation.uuid) for xml in replaced)
+    directories = (*definition.firmware_dirs(), *mountpoints(observed), *chain(*known))
+    return tuple(dict.fromkeys(map(str, directories)))
 
 
 def check_directories(operation: RestoreOperation, observed: Observed) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap.common.errors import DomainGone
+from zvmsnap.common.errors import DomainGone, RestoreImpossible
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, staging
 from zvmsnap.disks.location import GuestDisks
 from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.waiting import all_entries
-from zvmsnap.points import compatibility, locate, own_directories, vault
-from zvmsnap.points.definition import definition_of
+from zvmsnap.points import (
+    compatibility,
+    definition,
+    locate,
+    memory_image,
+    own_directories,
+    vault,
+)
+from zvmsnap.points.definition import definition_of, refuse_other_guest
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Disk
 from zvmsnap.points.next_start import next_start
@@ -49,6 +56,7 @@ class ObservedReplaced(ObservedGuest):
     is_persistent: bool
     is_paused: bool
     has_saved_ram: bool
+    definitions: tuple[str, ...]
     checkpoints: tuple[Metadata, ...] = ()
     snapshots: tuple[Metadata, ...] = ()
 
@@ -74,7 +82,8 @@ class Observed:
     these datasets by those in the manifest. `next_disks` are the point's disks of the definition
     for the next start, `next_outside` its other ones. `leads_to` is where the paths of all disks
     lead now. `misfits` is why this host cannot run the machine, `fits_cold` whether it
-    can without its RAM. `newer` and `newer_points` are what
+    can without its RAM. `is_made_here`: no sender can have written the `definitions` of the point.
+    `newer` and `newer_points` are what
     a rollback destroys; empty without one.
     """
 
@@ -94,6 +103,8 @@ class Observed:
     others: tuple[ObservedGuest, ...]
     misfits: tuple[str, ...]
     fits_cold: bool
+    is_made_here: bool
+    definitions: tuple[str, ...]
     newer: tuple[SnapshotUsage, ...]
     newer_points: tuple[str, ...]
 
@@ -135,6 +146,8 @@ def observe(
         others=_observe_others(host, [guest for guest in guests if guest is not own], table),
         misfits=misfits,
         fits_cold=not (misfits and _misfits(host, point, with_memory=False)),
+        is_made_here=definition.is_made_here(config, point.directory, manifest),
+        definitions=tuple(_definitions(point, with_memory=with_memory)),
         newer=newer_snapshots,
         newer_points=_points_of(config.vault_dir, newer_snapshots),
     )
@@ -209,7 +222,14 @@ def _observe_replaced(host: Host, guest: Guest, table: list[Mount]) -> ObservedR
         has_saved_ram=guest.managed_save_xml() is not None,
         checkpoints=tuple(guest.checkpoint_metadata()) if is_persistent else (),
         snapshots=tuple(guest.snapshot_metadata()) if is_persistent else (),
+        definitions=tuple(_definitions_of(guest)),
     )
+
+
+def _definitions_of(guest: Guest) -> Iterator[str]:
+    yield guest.xml()
+    if guest.is_persistent():
+        yield guest.xml(persistent=True)
 
 
 def _observe_others(
@@ -230,6 +250,20 @@ def _misfits(host: Host, point: RestorePoint, *, with_memory: bool) -> tuple[str
     definition_of(point)
     xml = definition_of(point, live=with_memory)
     return tuple(compatibility.why_not(host, xml, point.manifest.host, cold=not with_memory))
+
+
+def _definitions(point: RestorePoint, *, with_memory: bool) -> Iterator[str]:
+    """All by which libvirt starts the guest: for its next start, and the one inside of its RAM."""
+    yield definition_of(point)
+    memory = point.manifest.memory
+    if memory and with_memory:
+        stored = point.directory / memory.file
+        xml = memory_image.xml_of(stored, memory)
+        try:
+            refuse_other_guest(point, xml)
+        except (ValueError, domain_xml.ParseError) as error:
+            raise RestoreImpossible(f"{stored}: {error}") from error
+        yield xml
 
 
 def _newer(snapshots: Mapping[str, Snapshot]) -> tuple[SnapshotUsage, ...]:

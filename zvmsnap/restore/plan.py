@@ -28,7 +28,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import RestoreOperation, Source, StartState
-from zvmsnap.points import locate
+from zvmsnap.points import compatibility, locate
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
@@ -45,12 +45,13 @@ from zvmsnap.zfs.types import Snapshot
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What the operator asked for; `cold` is without RAM."""
+    """What the operator asked for; `cold` is without RAM, `trust` what is from elsewhere."""
 
     cold: bool = False
     paused: bool = False
     rollback: bool = False
     safety: bool = True
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,13 @@ def plan_restore(
     if options.rollback:
         checks.check_rollback(observed)
     operation = _build(request, names, observed)
+    reached = []
+    if not observed.is_made_here:
+        reached = checks.reached(operation, observed)
+        if not options.trust:
+            compatibility.refuse_beyond(point, reached, RestoreImpossible, point.directory)
+            places = checks.firmware_dirs(operation, observed)
+            operation = msgspec.structs.replace(operation, firmware_dirs=places)
     checks.check_names(operation, observed)
     checks.check_directories(operation, observed)
     checks.check_room(operation, point.manifest.memory, observed)
@@ -146,7 +154,7 @@ def plan_restore(
     )
     fates = disk_fates.of(point.manifest, operation, observed)
     lines = (
-        *preview.describe(operation, fates, destroyed),
+        *preview.describe(operation, fates, destroyed, reached),
         *(f"  {line}" for line in _forgotten(point, observed)),
     )
     sends = running_sends.find(operation, observed.datasets, observed.present)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from zvmsnap.journal.operation import RestoreOperation, StartState
+from zvmsnap.points import compatibility
 
 # By "with its RAM", and what the guest does in the end.
 _END = {
@@ -17,11 +18,15 @@ _END = {
 
 
 def describe(
-    operation: RestoreOperation, fates: Iterable[str], destroyed: Iterable[str]
+    operation: RestoreOperation,
+    fates: Iterable[str],
+    destroyed: Iterable[str],
+    reached: Iterable[str],
 ) -> Iterator[str]:
     """The lines; `fates` are of the disks.
 
-    `destroyed` names the snapshots and points that a rollback destroys.
+    `destroyed` names the snapshots and points that a rollback destroys, `reached` what the guest
+    reaches of the host by a definition that was not made here.
     """
     domain, safety = operation.domain, operation.safety_entry
     yield f"restore {operation.point}:"
@@ -41,6 +46,7 @@ def describe(
         yield f"  DESTROYS {name}"
     for fate in fates:
         yield f"  {fate}"
+    yield from compatibility.trusted(reached)
     for target, (_, path, _) in (operation.sources | (operation.next_sources or {})).items():
         yield f"  disk {target} is at {path} now"
     yield f"  {domain} {_END[operation.memory, operation.start_state]}"

@@ -11,6 +11,7 @@ from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process
 from zvmsnap.disks import apparmor, changes, location
+from zvmsnap.inventory.own_images import OwnImages
 from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartState
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.definition import definition_of
@@ -78,10 +79,11 @@ class RestoredGuest:
         if sources is None:
             sources = self._operation.sources
         xml = domain_xml.with_sources(definition_of(self._point), sources)
+        self._check_images(xml)
         self._give_back(xml)
         if is_persistent or not self._operation.memory:
             self._host.define(xml)
-        definition.put_firmware(directory, xml, self._operation.uuid)
+        definition.put_firmware(directory, xml, self._operation.uuid, self._firmware_dirs)
         self._note_stale_metadata(xml)
 
     def _note_stale_metadata(self, xml: str) -> None:
@@ -107,6 +109,11 @@ class RestoredGuest:
             stale_metadata.forget(
                 guest, operation.stale_checkpoints, operation.stale_snapshots, self._log
             )
+
+    @property
+    def _firmware_dirs(self) -> list[Path] | None:
+        confined = self._operation.firmware_dirs
+        return None if confined is None else [Path(each) for each in confined]
 
     def load(self, *, after_crash: bool) -> None:
         """Load its RAM, or start it from its disks; it is paused."""
@@ -156,10 +163,22 @@ class RestoredGuest:
     def _load_memory(self) -> None:
         own = save_image.xml_of(self._image())
         xml = domain_xml.with_sources(own, self._operation.sources)
+        self._check_images(xml)
         self._give_back(xml)
         changed = xml if self._operation.sources else None
         self._host.restore(str(self._image()), changed, paused=True)
         self._is_loaded = True
+
+    def _check_images(self, xml: str) -> None:
+        """Raises WrongDisk if an image of a point that may come from elsewhere is not its own."""
+        if self._operation.firmware_dirs is None:
+            return
+        table = mounts.read_table()
+        datasets = {dataset for dataset, _ in self._operation.restored_disks.values()}
+        tops = (mounts.mountpoint_of(dataset, table) for dataset in datasets)
+        volumes = frozenset(map(volume.device_of, datasets))
+        # What is in other places, as the guest that is replaced has it, the plan has judged.
+        OwnImages([Path(top) for top in tops if top], volumes).check(xml)
 
     def _give_back(self, xml: str) -> None:
         """Give the restored image files of a definition to their owners."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 import msgspec
 
@@ -33,13 +34,17 @@ class Dataset:
     modes: Mapping[str, str] = field(default_factory=dict)
 
 
+# It is read from files, too, which may come from elsewhere.
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 @dataclass(frozen=True)
 class Partition:
     """A partition of a volume: its number, where it begins in the volume, and its size."""
 
-    number: int
-    start_bytes: int
-    size_bytes: int
+    number: _Number
+    start_bytes: _Number
+    size_bytes: _Number
 
     def __str__(self) -> str:
         return f"partition {self.number} ({self.size_bytes} bytes from {self.start_bytes})"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import NAME, Scene
 from zvmsnap.cli import points
 from zvmsnap.common.process import Process
@@ -31,7 +32,7 @@ def test_list_filters_by_guest_and_reports_damage(
     run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
 ) -> None:
     put(manifest())
-    put(manifest(domain="mail", capture="c2"))
+    put(manifest(domain="mail", capture=f"{UUID}.000000c2"))
     code, out, _ = run("list", "mail")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["GUEST", "mail"]
@@ -155,7 +156,7 @@ def test_show_of_a_name_that_two_points_share_asks_which(
     run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
 ) -> None:
     first = put(manifest())
-    second = put(manifest(capture="c2"))
+    second = put(manifest(capture=f"{UUID}.000000c2"))
     code, _, err = run("show", f"web@{NAME}")
     assert code == 2
     assert f"web@{first.name}, web@{second.name}" in err
@@ -167,7 +168,11 @@ def test_prune_removes_only_without_dry_run(
 ) -> None:
     kept = put(manifest())
     gone = put(
-        manifest(domain="old", snapshots=(SnapshotRef("tank/old", NAME, 5, 5),), capture="c2")
+        manifest(
+            domain="old",
+            snapshots=(SnapshotRef("tank/old", NAME, 5, 5),),
+            capture=f"{UUID}.000000c2",
+        )
     )
     code, out, _ = run("prune", "--dry-run", "--json")
     assert (code, json.loads(out)["removed"]) == (0, [f"old@{gone.name}"])

@@ -100,7 +100,7 @@ EVIL = "\x1b]0;owned\x07\nweb  fake  memory \u202e\x9b2J"
 def test_list_and_show_of_a_hostile_vault(
     run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest]
 ) -> None:
-    point = put(manifest(reason=EVIL, tpm_warning=EVIL, run=EVIL))
+    point = put(manifest(reason=EVIL, tpm_warning=EVIL))
     for words in (("list",), ("show", "web@latest")):
         code, out, err = run(*words)
         assert code == 0

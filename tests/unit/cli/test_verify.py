@@ -63,7 +63,7 @@ def test_point_that_is_removed_meanwhile(
     second = scene.point(run="autosnap_2026-11-20_04:00:00")
     check = "boot" if options else "check_files"
 
-    def overtaken(*words: Any) -> VerifyResult:
+    def overtaken(*words: Any, **_options: Any) -> VerifyResult:
         (point,) = (word for word in words if isinstance(word, RestorePoint))
         if point == first:
             vault.remove(first)
@@ -122,7 +122,7 @@ def test_verify_removes_the_clone_of_one_that_was_killed(
             operation, step="resume", owner=Process(4711, 815, "another-boot")
         )
         Operations(scene.config.journal_dir).write(operations[name])
-    monkeypatch.setattr(verify, "boot", lambda *_: VerifyResult(checked="", booted=True))
+    monkeypatch.setattr(verify, "boot", lambda *_, **__: VerifyResult(checked="", booted=True))
     assert scene_run("verify", *options)[0] == 0
     # What is no clone of verify is left to `zvmsnap recover`.
     assert scene.operations() == [operations["w2"]]

@@ -334,6 +334,7 @@ def test_clone_whose_verify_was_killed_is_removed_by_recover(scene: Scene) -> No
 def test_guests_of_any_name_are_started(scene: Scene, name: str) -> None:
     assert isinstance(scene.host, Clones)
     scene.host.lives_by = "cpu"
+    scene.guest.name = name
     assert verify.boot(scene.config, scene.host, scene.point(domain=name), None).good
 
 

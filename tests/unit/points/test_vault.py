@@ -11,6 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.guest import UUID
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.config.settings import Config
 from zvmsnap.points import memory_image, vault
@@ -89,13 +90,13 @@ def damage(root: Path) -> dict[str, str]:
 
 
 def test_published_and_found_again(tmp_path: Path, manifest: Build) -> None:
-    known = manifest(domain="a/b", run=".hidden", capture="c1")
+    known = manifest(domain="a/b", run=".hidden")
     placed = put(tmp_path, known)
     assert placed == RestorePoint(tmp_path / "a%2Fb" / "%2Ehidden", known)
     assert points(tmp_path) == {"a%2Fb/%2Ehidden": known}
-    assert vault.published(tmp_path, "a/b", "c1") == placed
+    assert vault.published(tmp_path, "a/b", known.capture) == placed
     assert vault.published(tmp_path, "a/b", "c2") is None
-    assert vault.published(tmp_path, "other", "c1") is None
+    assert vault.published(tmp_path, "other", known.capture) is None
     assert vault.unfinished(tmp_path) == []
 
 
@@ -114,8 +115,8 @@ def test_private(tmp_path: Path, manifest: Build) -> None:
 
 
 def test_one_moment_published_more_than_once(tmp_path: Path, manifest: Build) -> None:
-    several = [manifest(run="m", capture=f"c{number}") for number in range(3)]
-    several.append(manifest(run="m.2", capture="another"))
+    several = [manifest(run="m", capture=f"{UUID}.0000000{number}") for number in range(3)]
+    several.append(manifest(run="m.2", capture=f"{UUID}.0000000a"))
     for each in several:
         put(tmp_path, each)
     expected = {

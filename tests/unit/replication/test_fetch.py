@@ -38,7 +38,7 @@ from zvmsnap.zfs.types import (
 
 Build = Callable[..., Manifest]
 USB = Destination("", "usb/off")
-XML = "<domain type='kvm'><name>web</name><memory>1</memory></domain>"
+XML = f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><memory>1</memory></domain>"
 RAM = libvirt_image(XML)
 NAMES = ("tank/web", "tank/web/data")
 

@@ -170,10 +170,10 @@ def test_forget_a_name_with_dst(
 def test_forget_one_of_several_points_of_a_run(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
-    put(snapshots=refs(hourly=1), capture="a")
-    put(snapshots=(SnapshotRef("tank/other", f"{T}_hourly", 2, 1),), capture="b")
-    put(snapshots=refs(hourly=3), capture="c", domain="db")
-    put(snapshots=refs(hourly=4), capture="d", run="another")
+    put(snapshots=refs(hourly=1), capture=f"{UUID}.e8b7be43")
+    put(snapshots=(SnapshotRef("tank/other", f"{T}_hourly", 2, 1),), capture=f"{UUID}.71beeff9")
+    put(snapshots=refs(hourly=3), capture=f"{UUID}.06b9df6f", domain="db")
+    put(snapshots=refs(hourly=4), capture=f"{UUID}.98dd4acc", run="another")
     assert forget(destroyed("hourly"), config)
     assert remaining(config) == ["web/another", f"web/{T}.2"]
     assert [set(names) for names in pools.asked] == [{f"tank/web@{T}_hourly"}]
@@ -225,12 +225,14 @@ def test_forget_reports_damaged_points_of_that_run_and_goes_on(
 def test_find_and_sweep(
     config: Config, pools: Pools, put: Callable[..., RestorePoint], entry: Callable[..., Entry]
 ) -> None:
-    alive = put(capture="alive", run="alive", snapshots=refs(hourly=1))
-    orphan = put(capture="orphan", run="orphan", snapshots=refs(daily=2, weekly=3))
-    retaken = put(capture="retaken", run="retaken", snapshots=refs(monthly=4))
-    unknown = put(capture="u", run="u", snapshots=(SnapshotRef("old/web", "x", 5, 1),))
+    alive = put(capture=f"{UUID}.103b5a53", run="alive", snapshots=refs(hourly=1))
+    orphan = put(capture=f"{UUID}.3065833e", run="orphan", snapshots=refs(daily=2, weekly=3))
+    retaken = put(capture=f"{UUID}.c768a180", run="retaken", snapshots=refs(monthly=4))
+    unknown = put(
+        capture=f"{UUID}.f26d6a3e", run="u", snapshots=(SnapshotRef("old/web", "x", 5, 1),)
+    )
     partly = put(
-        capture="partly",
+        capture=f"{UUID}.6cedb737",
         run="partly",
         snapshots=(SnapshotRef("old/web", "y", 6, 1), *refs(weekly=3)),
     )
@@ -434,7 +436,7 @@ def test_prune_of_a_pool_that_got_another_name(
     config: Config, pools: Pools, put: Callable[..., RestorePoint]
 ) -> None:
     put(snapshots=refs(hourly=1), run="alive")
-    gone = put(snapshots=refs(hourly=2), run="gone", capture="b")
+    gone = put(snapshots=refs(hourly=2), run="gone", capture=f"{UUID}.71beeff9")
     pools.present = {f"pond/web@{T}_hourly": 1, f"pond/web@{T}_daily": 3}
     pools.imported = {"pond"}
     findings = prune.sweep(config)

@@ -1,0 +1,135 @@
+"""Looks whether the images of a guest are its own, with all that they name.
+
+For a definition that was made elsewhere, whose datasets come from there, too: an image may be a
+symlink, or a device, and name any file of the host as its backing file.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zvmsnap.common import safe_files
+from zvmsnap.common.errors import WrongDisk
+from zvmsnap.inventory import qcow2
+from zvmsnap.inventory.reader import resources_of
+from zvmsnap.inventory.resource import Kind, Resource
+
+_CHAIN_MAX = 200
+_FIRMWARE = ("os/nvram", "devices/tpm/backend/source")
+_TEMPLATE = "@template"
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """Where the images of a guest may be: below mountpoints of its datasets, or on its volumes.
+
+    `elsewhere` are images in other places that it may have as well; None: whatever is in other
+    places was judged by its path already.
+    """
+
+    mountpoints: Sequence[Path]
+    volumes: Collection[str]
+    elsewhere: Collection[str] | None = None
+
+    def check(self, xml: str) -> None:
+        """Raises WrongDisk for an image, or firmware, that is none of these.
+
+        What is missing is none of this.
+        """
+        raw = set(_raw_disks(xml))
+        for each in resources_of(xml):
+            if each.element.startswith("devices/disk/"):
+                is_top = each.element.startswith("devices/disk/source")
+                self._check_image(each, is_raw=is_top and each.target in raw)
+            elif each.element.startswith(_FIRMWARE) and not each.element.endswith(_TEMPLATE):
+                self._check_firmware(each)
+
+    def _check_image(self, image: Resource, *, is_raw: bool) -> None:
+        if self._is_elsewhere(image):
+            return
+        if image.kind is Kind.FILE:
+            _check_file(Path(image.place), self.mountpoints, is_raw=is_raw)
+        elif image.kind is Kind.BLOCK and not is_raw:
+            _check_volume(image.place)
+
+    def _check_firmware(self, firmware: Resource) -> None:
+        path = Path(firmware.place)
+        if not self._has(path):
+            return
+        if firmware.kind is Kind.DIRECTORY:
+            # A file in it is neither read nor written to by a symlink: see tpm_state.
+            with _told(path), safe_files.opened_within(path, self.mountpoints):
+                return
+        _check_file(path, self.mountpoints, is_raw=True)
+
+    def _has(self, path: Path) -> bool:
+        return any(path.is_relative_to(top) for top in self.mountpoints)
+
+    def _is_elsewhere(self, image: Resource) -> bool:
+        """Is it in no place of the guest's own? Raises WrongDisk if it must not be."""
+        if image.kind is Kind.BLOCK:
+            is_own = image.place.partition("-part")[0] in self.volumes
+        else:
+            is_own = self._has(Path(image.place))
+        if is_own or self.elsewhere is None or image.place in self.elsewhere:
+            return not is_own
+        raise WrongDisk(f"{image.called}: {image.place} is no image of the guest's own")
+
+
+def _raw_disks(xml: str) -> Iterator[str]:
+    """The targets of disks in which QEMU does not look for names of other images."""
+    for disk in ET.fromstring(xml).findall("devices/disk"):
+        driver, target = disk.find("driver"), disk.find("target")
+        if target is not None and (driver is None or driver.get("type", "raw") == "raw"):
+            yield target.get("dev", "")
+
+
+@contextmanager
+def _told(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WrongDisk(f"{path}: is none of the guest's own: {error.strerror}") from error
+
+
+def _check_file(path: Path, mountpoints: Sequence[Path], *, is_raw: bool) -> None:
+    for _ in range(_CHAIN_MAX):
+        named: tuple[str, ...] = ()
+        with _told(path), safe_files.opened_within(path.parent, mountpoints) as directory:
+            named = _named_in(safe_files.open_file(path.name, directory), path)
+        if is_raw or not named:
+            return
+        if len(named) > 1:
+            raise WrongDisk(f"{path}: names {' and '.join(named)}: that is too much to follow")
+        path, is_raw = _beside(path, named[0]), False
+    raise WrongDisk(f"{path}: is below more than {_CHAIN_MAX} images")
+
+
+def _beside(path: Path, name: str) -> Path:
+    # QEMU takes what has a colon before the first slash for a protocol: "nbd://host".
+    if ":" in name.partition("/")[0]:
+        raise WrongDisk(f"{path}: is on {name}, which is no file")
+    return Path(os.path.normpath(path.parent / name))
+
+
+def _check_volume(path: str) -> None:
+    named: tuple[str, ...] = ()
+    with _told(path):
+        named = _named_in(safe_files.open_file(os.path.realpath(path), block=True), path)
+    if named:
+        raise WrongDisk(f"{path}: is on {', '.join(named)}, which may be any file of the host")
+
+
+def _named_in(descriptor: int, path: str | Path) -> tuple[str, ...]:
+    with os.fdopen(descriptor, "rb") as image:
+        try:
+            return qcow2.named_in(image.read(qcow2.HEAD_BYTES))
+        except ValueError as error:
+            raise WrongDisk(f"{path}: {error}") from error
