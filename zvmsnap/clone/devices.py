@@ -81,6 +81,8 @@ def _disks(
     # yes       no                 CloneImpossible: RAM and disk would not fit
     for disk in devices.findall("disk"):
         drop(disk, "mirror")  # no job goes on in a clone
+        if any(store.get("type") == "volume" for store in disk.iter("backingStore")):
+            drop(disk, "backingStore")  # by a pool it is the original's; headers name the clone's
         target = get(disk, "target", "dev")
         image = get(disk, "source", "file") or get(disk, "source", "dev")
         if disk.find("readonly") is not None or target in own or places.has(image):

@@ -12,6 +12,8 @@ def unix(tag: str, path: str, mode: str = "bind", inner: str = "") -> str:
 AGENT = "<target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>"
 FREE_AGENT = f"<channel type='unix'><source mode='bind'/>{AGENT}</channel>"
 
+CHAIN = "<backingStore type='{}'><format type='qcow2'/><source {}/></backingStore>"
+
 DEVICES = [
     pytest.param(
         "<serial type='file'><source path='/log/web.log' append='on'/><target port='0'/></serial>",
@@ -123,6 +125,22 @@ DEVICES = [
         "<disk type='file' device='cdrom'><source file='/iso'/><target dev='sda'/><readonly/>"
         "</disk>",
         id="CD",
+    ),
+    *(
+        pytest.param(
+            f"<disk type='file'><source file='/tank/web2/x'/>{chain}<target dev='vda'/></disk>",
+            "<disk type='file'><source file='/tank/web2/a.raw'/>"
+            f"{kept}<target dev='vda'/><driver name='qemu' type='raw'/></disk>",
+            id=f"chain of type {kind}",
+        )
+        for kind, chain, kept in (
+            (
+                "file",
+                CHAIN.format("file", "file='/golden'"),
+                CHAIN.format("file", "file='/golden'"),
+            ),
+            ("volume", CHAIN.format("volume", "pool='p' volume='v'"), ""),
+        )
     ),
     pytest.param(
         "<filesystem type='mount'><source dir='/s'/><target dir='s'/><readonly/></filesystem>",
