@@ -23,6 +23,8 @@ from labkit.recipes import WEB_FILE, WEB_VOLUME
 VAULT = "/cheap/vault"
 STAGING = "/var/lib/zvmsnap/staging"
 JOURNAL = "/var/lib/zvmsnap/journal"
+# What is in the journal without any work that is unfinished.
+LASTING = "! -name vault.id ! -name seal.key"
 # What sending leaves there for good.
 NOT_UNDER_WAY = "! -path '*/send-status*' ! -path '*/mirrors*' ! -name fetches"
 SANOID_CONF = "/etc/sanoid/sanoid.conf"
@@ -264,7 +266,7 @@ def state(lab: Lab, domain: str) -> str:
 def leftovers(lab: Lab) -> list[str]:
     """What a finished moment must not leave: files in staging or journal, libvirt's metadata."""
     return lab.run(
-        f"find {STAGING} {JOURNAL} -mindepth 1 ! -name vault.id {NOT_UNDER_WAY} 2>/dev/null;"
+        f"find {STAGING} {JOURNAL} -mindepth 1 {LASTING} {NOT_UNDER_WAY} 2>/dev/null;"
         "for guest in $(virsh list --all --uuid); do virsh snapshot-list --name $guest; done"
     ).stdout.split()
 

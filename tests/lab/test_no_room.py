@@ -43,7 +43,7 @@ def take_with_staging(lab: Lab, staging: str) -> Completed:
 def test_too_small_for_the_ram(lab: Lab) -> None:
     done = take_with_staging(lab, f"{scenario.mount_small(lab, SMALL_MIB)}/staging")
     assert "may need 161 MiB: free space there" in done.stderr, done
-    left = "find /srv/small/staging /var/lib/zvmsnap/journal -mindepth 1 ! -name vault.id"
+    left = f"find /srv/small/staging /var/lib/zvmsnap/journal -mindepth 1 {scenario.LASTING}"
     assert lab.run(left).stdout == ""
 
     point = scenario.the_point(lab, "web")

@@ -177,7 +177,8 @@ def domain_state() -> str:
 
 
 def journal_entries() -> list[str]:
-    return sorted(path.name for path in JOURNAL.glob("*") if path.name != "vault.id")
+    own = ("vault.id", "seal.key")
+    return sorted(path.name for path in JOURNAL.glob("*") if path.name not in own)
 
 
 def guards() -> list[str]:
