@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import LibvirtFailed, WrongDisk, ZfsFailed
 from zvmsnap.disks import overlay_chain
-from zvmsnap.inventory import coverage, qcow2_header, reader
+from zvmsnap.inventory import coverage, qcow2, reader
 from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.virt import domain_xml, security_labels
 from zvmsnap.virt.guest import Guest
@@ -120,9 +120,11 @@ def _data_file(disk: domain_xml.Disk, path: str) -> list[Resource]:
     if disk.format != "qcow2":
         return []
     try:
-        data = qcow2_header.data_file(path)
+        data = qcow2.data_file(path)
     except OSError:
         return []  # of a guest that is off: whoever starts it will hear of that
+    except ValueError as error:
+        data = str(error)
     kind = Kind.FILE if data.startswith("/") else Kind.UNKNOWN
     called = f"data file of disk {disk.target}"
     element = f"{_DISK}/{DATA_FILE}/source"

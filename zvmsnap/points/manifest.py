@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from zvmsnap.common.foreign import LINE_MAX, printable
 from zvmsnap.common.snapshot_name import DatasetName, MaybeDatasetName, SnapshotName
 from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.config.level import ConsistencyLevel
@@ -117,23 +118,25 @@ class OtherState(msgspec.Struct, frozen=True, gc=False):
     `why` says why the point does not have it; "" if the snapshot of its dataset has it.
     """
 
-    called: str
-    place: str
+    called: _Text
+    place: _Text
     dataset: MaybeDatasetName = ""
     path: _PathInside = ""
-    why: str = ""
+    why: _Text = ""
 
     @classmethod
     def of(cls, judged: Judged) -> OtherState:
         """What the point of a run says of a resource of its guest."""
         named, place = judged.resource, judged.location
         dataset, path = (place.dataset, place.path) if place else ("", "")
-        return cls(named.called, named.place, dataset, path, judged.why)
+        called = printable(named.called, LINE_MAX)
+        where = printable(named.place, LINE_MAX)
+        return cls(called, where, dataset, path, judged.why)
 
 
 def datasets_of(state: Iterable[OtherState]) -> frozenset[str]:
     """The datasets of which the snapshots have such state."""
-    return frozenset(each.dataset for each in state if not each.why)
+    return frozenset(each.dataset for each in state if each.dataset and not each.why)
 
 
 class Memory(msgspec.Struct, frozen=True, gc=False):

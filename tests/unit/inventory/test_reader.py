@@ -154,7 +154,7 @@ WORDS = st.sampled_from(
         "qemu",
         "backend",
         "filesystem",
-        "serial",
+        "parallel",
         "log",
         "tpm",
         "readonly",

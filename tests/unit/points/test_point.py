@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zvmsnap.common.errors import VaultDamaged
-from zvmsnap.points.manifest import MANIFEST, Manifest, Memory, SnapshotRef
+from zvmsnap.inventory.coverage import Fate, Judged
+from zvmsnap.inventory.resource import Kind, Resource
+from zvmsnap.points.manifest import MANIFEST, Manifest, Memory, OtherState, SnapshotRef
 from zvmsnap.points.point import RestorePoint, read_point
 
 Build = Callable[..., Manifest]
@@ -41,6 +43,13 @@ def test_written_and_read_again(tmp_path: Path, manifest: Build) -> None:
     whole = manifest(reason="why", memory=None, snapshots=(ref("tank/My VMs@h", 2**64 - 1),))
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(whole))
     assert read_point(tmp_path) == RestorePoint(tmp_path, whole)
+
+
+@given(called=st.text(), place=st.text(), why=st.sampled_from(["", "is elsewhere"]))
+def test_any_other_state_is_written_and_read_again(called: str, place: str, why: str) -> None:
+    named = Resource(called, Kind.UNKNOWN, place * 100, True, True)
+    state = OtherState.of(Judged(named, None, Fate.OBSTACLE, why))
+    assert msgspec.json.decode(msgspec.json.encode(state), type=OtherState) == state
 
 
 def test_keys_of_later_versions_are_passed_over(tmp_path: Path, manifest: Build) -> None:
