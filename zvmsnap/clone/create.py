@@ -169,6 +169,7 @@ class CloneCreation:
         self._staging.make()
         stored = self._directory / memory.file
         xml = memory_image.xml_of(stored, memory)
+        definition.refuse_other(self._point, xml, self._operation.judged)
         clone = self._definitions().of_ram(xml)
         self._check_images(clone.xml)
         memory_image.materialize(stored, memory, self._image, xml=clone.xml)
@@ -201,6 +202,8 @@ class CloneCreation:
             ISOLATED_NETWORK
         ):
             self._host.start_network(_ISOLATED)
+        judged = definition.definition_of(self._point)
+        definition.refuse_other(self._point, judged, self._operation.judged)
         clone = self._definitions().for_next_start()
         for warning in clone.warnings:
             self._log.warning("%s", warning)

@@ -84,9 +84,12 @@ def plan_clone(
     if point.manifest.memory and _has_memory(point, options):
         memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
     is_trusted = options.trust or definition.is_made_here(config, point.directory, point.manifest)
+    definitions = list(_definitions(point, options))
+    judged = tuple(map(definition.digest, definitions))
+    operation = msgspec.structs.replace(operation, judged=judged)
     if is_trusted:
         return operation
-    reached = compatibility.reached(host, point, _definitions(point, options))
+    reached = compatibility.reached(host, point, definitions)
     compatibility.refuse_beyond(point, reached, CloneImpossible, point.directory)
     return msgspec.structs.replace(operation, confined=True)
 

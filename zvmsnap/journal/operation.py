@@ -47,6 +47,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     step: str = ""
     sources: dict[str, Source] = {}  # of the guest's disks, by target
     next_sources: dict[str, Source] | None = None  # for the next start; None: as `sources`
+    judged: tuple[str, ...] = ()  # digests of the definitions that were looked at; (): any
     memory: bool  # the RAM is loaded; else the guest boots from its disks
     start_state: StartState
     capture: CaptureName  # a directory in staging, for this operation alone

@@ -12,7 +12,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -217,6 +217,20 @@ def refuse_other_guest(point: RestorePoint, xml: str) -> None:
     domain = domain_xml.parse(xml)
     if (domain.name, domain.uuid) != (point.manifest.domain, point.manifest.uuid):
         raise ValueError("is of another guest than its manifest says")
+
+
+def digest(xml: str) -> str:
+    """By which a definition is known again."""
+    return hashlib.sha256(xml.encode()).hexdigest()
+
+
+def refuse_other(point: RestorePoint, xml: str, judged: Collection[str]) -> None:
+    """Raises RestoreImpossible if a definition is none of those that were looked at.
+
+    The vault may be the user's as whom points are sent to it.
+    """
+    if judged and digest(xml) not in judged:
+        raise RestoreImpossible(f"{point.name}: its definition was changed meanwhile: look again")
 
 
 def definition_of(point: RestorePoint, *, live: bool = False) -> str:

@@ -28,7 +28,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import RestoreOperation, Source, StartState
-from zvmsnap.points import compatibility, locate
+from zvmsnap.points import compatibility, definition, locate
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
@@ -138,6 +138,8 @@ def plan_restore(
     if options.rollback:
         checks.check_rollback(observed)
     operation = _build(request, names, observed)
+    judged = tuple(map(definition.digest, observed.definitions))
+    operation = msgspec.structs.replace(operation, judged=judged)
     reached = []
     if not observed.is_made_here:
         reached = checks.reached(operation, observed)

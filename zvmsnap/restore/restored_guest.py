@@ -12,7 +12,12 @@ from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process
 from zvmsnap.disks import apparmor, changes, location
 from zvmsnap.inventory.own_images import OwnImages
-from zvmsnap.journal.operation import OperationWriter, RestoreOperation, StartState
+from zvmsnap.journal.operation import (
+    OperationWriter,
+    RestoreOperation,
+    Source,
+    StartState,
+)
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.definition import definition_of
 from zvmsnap.points.manifest import PERSISTENT_XML
@@ -78,8 +83,7 @@ class RestoredGuest:
         sources = self._operation.next_sources
         if sources is None:
             sources = self._operation.sources
-        xml = domain_xml.with_sources(definition_of(self._point), sources)
-        self._check_images(xml)
+        xml = self._judged(definition_of(self._point), sources)
         self._give_back(xml)
         if is_persistent or not self._operation.memory:
             self._host.define(xml)
@@ -162,23 +166,29 @@ class RestoredGuest:
 
     def _load_memory(self) -> None:
         own = save_image.xml_of(self._image())
-        xml = domain_xml.with_sources(own, self._operation.sources)
-        self._check_images(xml)
+        xml = self._judged(own, self._operation.sources)
         self._give_back(xml)
         changed = xml if self._operation.sources else None
         self._host.restore(str(self._image()), changed, paused=True)
         self._is_loaded = True
 
-    def _check_images(self, xml: str) -> None:
-        """Raises WrongDisk if an image of a point that may come from elsewhere is not its own."""
+    def _judged(self, own: str, sources: Mapping[str, Source]) -> str:
+        """A definition that the plan has looked at, with the paths of the restored disks.
+
+        Raises RestoreImpossible, and WrongDisk if an image of a point that may come from elsewhere
+        is not its own.
+        """
+        definition.refuse_other(self._point, own, self._operation.judged)
+        xml = domain_xml.with_sources(own, sources)
         if self._operation.firmware_dirs is None:
-            return
+            return xml
         table = mounts.read_table()
         datasets = {dataset for dataset, _ in self._operation.restored_disks.values()}
         tops = (mounts.mountpoint_of(dataset, table) for dataset in datasets)
         volumes = frozenset(map(volume.device_of, datasets))
         # What is in other places, as the guest that is replaced has it, the plan has judged.
         OwnImages([Path(top) for top in tops if top], volumes).check(xml)
+        return xml
 
     def _give_back(self, xml: str) -> None:
         """Give the restored image files of a definition to their owners."""

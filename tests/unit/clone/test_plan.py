@@ -244,3 +244,32 @@ def test_name_that_is_too_long_for_its_datasets(scene: Scene) -> None:
     assert [len(name) for name, _ in clone.datasets] == [255]
     with pytest.raises(CloneImpossible, match=r"256 characters long.*choose a shorter name"):
         plan_clone(scene.config, scene.host, point, CloneOptions(f"{longest}w"))
+
+
+SERIAL = "<serial type='file'><source path='/etc/cron.d/x'/><target port='0'/></serial>"
+
+
+def spoiled(scene: Scene) -> RestorePoint:
+    """A point that was not made here, and reaches the host."""
+    point = scene.point(memory=False)
+    scene.made_here = False
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        path = point.directory / name
+        path.write_text(path.read_text().replace("<devices>", f"<devices>{SERIAL}", 1))
+    return point
+
+
+def test_what_reaches_this_host_is_refused(scene: Scene) -> None:
+    with pytest.raises(CloneImpossible, match=r"serial 0: file /etc/cron.d/x\. .* say --trust"):
+        plan_of(scene, spoiled(scene))
+
+
+def test_with_trust_it_is_cloned(scene: Scene) -> None:
+    point = spoiled(scene)
+    operation = plan_clone(scene.config, scene.host, point, CloneOptions("w2", trust=True))
+    assert not operation.confined
+
+
+def test_a_guest_as_any_other_needs_no_trust(scene: Scene) -> None:
+    scene.made_here = False
+    assert plan_of(scene, scene.point()).confined

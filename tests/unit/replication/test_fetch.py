@@ -17,8 +17,16 @@ from zvmsnap.common.ssh import HERE
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.fetches import Fetches
-from zvmsnap.points import compatibility, vault
-from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points import compatibility, definition, vault
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    MANIFEST,
+    MEMORY,
+    Disk,
+    Manifest,
+    Memory,
+    SnapshotRef,
+)
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import syncoid
 from zvmsnap.replication.fetch import Fetcher
@@ -307,3 +315,47 @@ def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPa
     # Nothing is left of it: a dataset that is made later is not taken for one of its own.
     assert vault.unfinished(config.vault_dir) == []
     assert Fetches(config.journal_dir).guests() == frozenset()
+
+
+SERIAL = "<serial type='file'><source path='/etc/cron.d/x'/><target port='0'/></serial>"
+
+
+def spoil(world: World) -> None:
+    """The definition at the source reaches the host."""
+    (definition_file,) = Path(world.properties["zvmsnap:vault"]).rglob(DOMAIN_XML)
+    definition_file.write_text(XML.replace("</domain>", f"<devices>{SERIAL}</devices></domain>"))
+
+
+def test_what_reaches_this_host_is_refused_before_anything_is_fetched(
+    world: World, config: Config
+) -> None:
+    spoil(world)
+    line = refused(world, config)
+    assert "serial 0: file /etc/cron.d/x" in line
+    assert f"in {world.properties['zvmsnap:vault']}/web/h1; if that is right, say --trust" in line
+    assert vault.unfinished(config.vault_dir) == []
+
+
+def test_with_trust_it_is_fetched_and_the_plan_says_what(world: World, config: Config) -> None:
+    spoil(world)
+    fetches = Fetcher(config, FakeHost(), USB, SyncoidOptions(), trust=True)
+    plan = fetches.plan("web@latest")
+    assert plan.lines[-1].endswith("TRUSTED, as it was not made on this host: "
+                                   "serial 0: file /etc/cron.d/x")  # fmt: skip
+    assert fetches.fetch(plan).directory.exists()
+
+
+def test_a_point_that_was_made_here_comes_home_without(world: World, config: Config) -> None:
+    spoil(world)
+    (directory,) = (path.parent for path in Path(world.properties["zvmsnap:vault"]).rglob(MEMORY))
+    path = directory / MANIFEST
+    known = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    sealed = definition.seal_of(config, directory, known)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(known, seal=sealed)))
+    sealed_definition = (directory / DOMAIN_XML).read_text()
+    (directory / DOMAIN_XML).write_text(f"{sealed_definition} ")
+    with pytest.raises(FetchRefused, match="say --trust"):
+        fetch(config)
+    (directory / DOMAIN_XML).write_text(sealed_definition)
+    fetched = fetch(config)
+    assert definition.is_made_here(config, fetched.directory, fetched.manifest)

@@ -12,6 +12,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Manifest
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.restore.in_place import InPlaceRestore
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
 from zvmsnap.virt.save_image import Header
 
@@ -160,3 +161,14 @@ def test_an_image_of_the_snapshot_that_leads_out(scene: Scene, tmp_path: Path) -
     assert list(scene.world.pool) == ["tank", DATASET]
     assert scene.world.pool[DATASET].content.startswith(NEW)  # the guest runs on
     assert plan_of(scene, point, TRUST).operation.firmware_dirs is None
+
+
+def test_a_definition_that_is_changed_after_it_was_looked_at(scene: Scene) -> None:
+    """By the user as whom points are sent to this vault."""
+    point = scene.point(memory=False)
+    plan = plan_of(scene, point)
+    with_devices(point, SERIAL)
+    with pytest.raises(RestoreFailed, match="its definition was changed meanwhile"):
+        InPlaceRestore(scene.config, scene.host, plan.operation).run()
+    assert list(scene.world.pool) == ["tank", DATASET]
+    assert scene.world.pool[DATASET].content.startswith(NEW)
