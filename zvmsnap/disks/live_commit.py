@@ -128,7 +128,7 @@ def _start_each(
                     "on it; end that first"
                 )
             if not disk.mirror:
-                guest.block_commit(target, disk.name_below(chain.base))
+                guest.block_commit(target, chain.base)
             started.append(target)
         except (LibvirtFailed, CommitFailed) as error:
             failures[target] = str(error)

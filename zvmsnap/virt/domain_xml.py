@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 ParseError = ET.ParseError
@@ -37,15 +37,6 @@ class Disk:
     volume: tuple[str, str] | None = None
     encrypted: bool = False
     bus: str = ""
-    volumes_below: tuple[tuple[str, str], ...] = ()
-
-    def name_below(self, path: str) -> str:
-        """How libvirt is asked for an image below: by its path, or a volume by its index.
-
-        A libvirtd that was restarted does not know the path of a volume any more.
-        """
-        index = dict(self.volumes_below).get(path)
-        return f"{self.target}[{index}]" if index else path
 
     @property
     def writable(self) -> bool:
@@ -126,6 +117,7 @@ _UNMIGRATABLE = (
     ("devices/input[@type='passthrough']", "a passed-through input device"),
     ("devices/video/model/acceleration[@accel3d='yes']", "a 3D-accelerated video card"),
     ("devices/sound[@model='usb']", "a USB sound card"),
+    ("devices/sound[@model='virtio']", "a virtio sound card"),
     ("devices/crypto", "a crypto device"),
     ("devices/disk/target[@bus='nvme']", "an NVMe controller"),
     ("launchSecurity", "encrypted RAM (launchSecurity {})"),
@@ -185,7 +177,6 @@ def _disk(disk: ET.Element) -> Disk:
         # A child of <disk>, as of old, of <source>, or of one in <backingStore>.
         encrypted=next(disk.iter("encryption"), None) is not None,
         bus=target.get("bus", "") if target is not None else "",
-        volumes_below=tuple(_volumes_below(disk)),
     )
 
 
@@ -203,14 +194,6 @@ def _chain(disk: ET.Element) -> tuple[str, ...]:
         paths.append(_path(store.get("type", ""), store.find("source")))
         store = store.find("backingStore")
     return tuple(paths)
-
-
-def _volumes_below(disk: ET.Element) -> Iterator[tuple[str, str]]:
-    """The path and the index of each volume of a storage pool in the chain."""
-    for store in disk.iter("backingStore"):
-        path = _path("volume", store.find("source"))
-        if store.get("type") == "volume" and path:
-            yield path, store.get("index", "")
 
 
 def _nvram(root: ET.Element) -> Nvram | None:

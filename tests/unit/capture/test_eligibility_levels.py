@@ -83,6 +83,10 @@ UNMIGRATABLE = [
             ("<filesystem><driver type='path'/></filesystem>", ""),
             ("<disk><target dev='nvme0n1' bus='nvme'/></disk>", "an NVMe controller"),
             ("<disk><driver type='vmdk'/></disk>", "a disk of format vmdk"),
+            ("<sound model='usb'/>", "a USB sound card"),
+            ("<sound model='virtio'/>", "a virtio sound card"),
+            ("<sound model='ich9'/>", ""),
+            ("<crypto model='virtio'/>", "a crypto device"),
             ("<disk><driver type='qcow2'/></disk>", ""),
             (
                 "<disk><driver type='qcow2'/><backingStore><format type='vdi'/></backingStore>"

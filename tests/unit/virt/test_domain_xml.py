@@ -518,15 +518,6 @@ def test_a_volume_below_an_overlay_has_its_path() -> None:
     assert (disk.source, disk.chain) == ("/staging/vda.zvmsnap.qcow2", ("/tank/pool/a.qcow2",))
 
 
-def test_a_volume_below_an_overlay_is_asked_for_by_its_index() -> None:
-    xml = ON_OVERLAY.replace(
-        "<backingStore type='volume'>", "<backingStore type='volume' index='2'>"
-    )
-    (disk,) = domain_xml.parse(domain_xml.with_volume_paths(xml, path_of)).disks
-    assert disk.name_below("/tank/pool/a.qcow2") == "vda[2]"
-    assert disk.name_below("/tank/other.qcow2") == "/tank/other.qcow2"
-
-
 @pytest.mark.parametrize("kind", ["volume", "file"])
 def test_what_was_a_volume_is_one_again(kind: str) -> None:
     xml = domain_xml.with_volume_paths(ON_OVERLAY, path_of)
