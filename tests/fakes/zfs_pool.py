@@ -50,13 +50,12 @@ class FakeZfs:
         ):
             monkeypatch.setattr(zfs, verb, getattr(self, verb))
 
-    def user_properties(self, top: str, prefix: str, *, below: bool) -> list[tuple[str, str, str]]:
+    def user_properties(self, datasets: Sequence[str], prefix: str) -> list[tuple[str, str, str]]:
         """As zfs.user_properties, of `properties`."""
         return [
             each
             for each in self.properties
-            if each[1].startswith(prefix)
-            and (is_within(top, each[0]) or (below and is_within(each[0], top)))
+            if each[1].startswith(prefix) and any(is_within(name, each[0]) for name in datasets)
         ]
 
     def lineages(self) -> dict[str, types.Lineage]:

@@ -33,7 +33,7 @@ from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
-from zvmsnap.journal.round import Expected, Round
+from zvmsnap.journal.round import Round
 from zvmsnap.quiesce import watchdog
 from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.virt.guest import Guest
@@ -64,7 +64,6 @@ def begin(
     recursion = eligibility.recursion(call.datasets, datasets, takes_recursively)
     own_round = Round(config.locks_dir, owner)
     own_round.expect({} if call.unnamed else recursion)
-    _warn_of_properties(call, recursion, own_round)
     snapshotted = eligibility.snapshotted_datasets(call.datasets, datasets, recursion)
     covered = eligibility.without_excluded(snapshotted, datasets, call.types)
 
@@ -84,27 +83,9 @@ def begin(
             post_within_s,
             guids,
             may_be_late=True,
+            own_round=own_round,
         ),
     )
-
-
-def _warn_of_properties(
-    call: HookCall, recursion: Mapping[str, Expected], own_round: Round
-) -> None:
-    """Warn of properties that mean nothing, where they would count; once in a round."""
-    try:
-        found = [
-            Property(*words)
-            for target in call.datasets
-            for words in zfs.user_properties(
-                target, PREFIX, below=target in recursion and recursion[target].recursive
-            )
-        ]
-    except ZfsFailed as error:
-        log.failure(log.plain(), error, "properties are not looked at")
-        return
-    for warning in own_round.new(faults(found)):
-        log.plain().warning("%s", warning)
 
 
 def capture_guests(config: Config, request: CaptureRequest) -> bool:
@@ -114,7 +95,9 @@ def capture_guests(config: Config, request: CaptureRequest) -> bool:
     table = mounts.read_table()
     with Host.connect(config.uri) as host:
         run = SnapshotRun(config, host, Journal(config.journal_dir), request, table)
-        guests, complete = _concerned(run)
+        guests, datasets, complete = _concerned(run)
+        if request.own_round:
+            _warn_of_properties(request.own_round, {*request.call.datasets, *datasets})
         if not guests:
             log.plain().debug("%s: no guest has a disk there", ",".join(request.call.datasets))
             return complete
@@ -128,6 +111,17 @@ def capture_guests(config: Config, request: CaptureRequest) -> bool:
         return captured and complete
 
 
+def _warn_of_properties(own_round: Round, datasets: Iterable[str]) -> None:
+    """Warn of properties that mean nothing and would count for these datasets; once in a round."""
+    try:
+        found = [Property(*words) for words in zfs.user_properties(sorted(datasets), PREFIX)]
+    except ZfsFailed as error:
+        log.failure(log.plain(), error, "properties are not looked at")
+        return
+    for warning in own_round.new(faults(found)):
+        log.plain().warning("%s", warning)
+
+
 def _need_a_watchdog(run: SnapshotRun) -> bool:
     return any(
         entry.owner == run.request.owner and (entry.holds_guest or entry.may_be_on_overlay)
@@ -135,16 +129,21 @@ def _need_a_watchdog(run: SnapshotRun) -> bool:
     )
 
 
-def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], bool]:
-    """The guests with disks on covered datasets, by UUID; False if one could not be asked."""
+def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], set[str], bool]:
+    """The guests with disks on covered datasets, by UUID, and these datasets.
+
+    False if one could not be asked.
+    """
     guests = {}
+    datasets: set[str] = set()
     complete = True
     for guest in run.host.guests():
         try:
             # Its disks may be on a suspended pool.
             disks = Call(partial(location.locate_disks, run.host, guest, run.mounts)).answer()
-            if eligibility.assess(disks, run.request.covered):
+            if eligible := eligibility.assess(disks, run.request.covered):
                 guests[guest.uuid] = guest
+                datasets.update(eligible.datasets)
             elif doubts := eligibility.doubts_of(disks):
                 run.about(guest).warning("no point: %s", "; ".join(doubts))
         except DomainGone:
@@ -152,7 +151,7 @@ def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], bool]:
         except Exception as error:
             log.failure(run.about(guest), error, "not looked at")
             complete = False
-    return guests, complete
+    return guests, datasets, complete
 
 
 def _capture_in_parallel(run: SnapshotRun, guests: Mapping[str, Guest]) -> bool:

@@ -13,6 +13,7 @@ from zvmsnap.config.mode import ModeSet
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
+from zvmsnap.journal.round import Round
 from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
@@ -27,6 +28,7 @@ class CaptureRequest:
     ModeInvalid. When `owner` dies, the run ends. While it lives it calls post within
     `post_within_s` (see hooks/callers). `cancelled`: undo everything. `guids`: those of
     datasets. `may_be_late`: snapshots are taken even of a guest that is in another run.
+    `own_round`: what the hooks of one sanoid note for each other.
     """
 
     call: HookCall
@@ -38,6 +40,7 @@ class CaptureRequest:
     post_within_s: float = math.inf
     guids: Mapping[str, int] = field(default_factory=dict)
     may_be_late: bool = False
+    own_round: Round | None = None
 
 
 @dataclass(frozen=True)

@@ -242,22 +242,22 @@ def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:
     }
 
 
-def user_properties(top: str, prefix: str, *, below: bool) -> list[tuple[str, str, str]]:
-    """The user properties with that prefix which count for a dataset, or for all `below` it, too.
+def user_properties(datasets: Sequence[str], prefix: str) -> list[tuple[str, str, str]]:
+    """The user properties with that prefix which count for these datasets, inherited ones too.
 
-    Each with the dataset that it was set on: (dataset, name, value). Raises ZfsFailed.
+    Each with the dataset that it was set on: (dataset, name, value). To list what properties a
+    dataset has takes 10 ms for each: not for all of a host. Raises ZfsFailed.
     """
-    options = ["-r"] if below else []
-    options += ["-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"]
-    output = _zfs("get", *options, "-o", "name,property", "all", top)
+    if not datasets:
+        return []  # without names, zfs lists all
+    options = ["-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"]
+    output = _zfs("get", *options, "-o", "name,property", "all", *datasets)
     listed = [tuple(line) for line in programs.lines(output, columns=2)]
     set_there = dict.fromkeys(line for line in listed if line[1].startswith(prefix))
-    names = sorted({name for _, name in set_there})
-    asked = sorted({dataset for dataset, _ in set_there})
+    names, asked = ({line[column] for line in set_there} for column in (1, 0))
     return [
         (_set_on(each.dataset, each.source), each.name, each.value)
-        for begin in range(0, len(asked), _ARGUMENTS_MAX)
-        for each in programs.properties(names, asked[begin : begin + _ARGUMENTS_MAX])
+        for each in (programs.properties(sorted(names), sorted(asked)) if set_there else ())
         if (each.dataset, each.name) in set_there
     ]
 

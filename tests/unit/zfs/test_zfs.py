@@ -571,14 +571,17 @@ def test_user_properties(world: World) -> None:
     world.sets("t/a", {"compression": "on", "other:note": FORGED, "zvmsnap:mod": "off\tor"})
     world.sets("t/a", {"zvmsnap:mode": FORGED}, "inherited from t")
     world.sets("t/a/b c", {"zvmsnap:recursive": ""}, "received")
-    assert zfs.user_properties("t/a", "zvmsnap:", below=False) == [
+    assert zfs.user_properties(["t/a"], "zvmsnap:") == [
         ("t/a", "zvmsnap:mod", "off\tor"),
         ("t", "zvmsnap:mode", FORGED),
     ]
-    assert zfs.user_properties("t/a", "zvmsnap:", below=True) == [
+    assert zfs.user_properties(["t/a", "t/a/b c"], "zvmsnap:") == [
         ("t/a", "zvmsnap:mod", "off\tor"),
         ("t", "zvmsnap:mode", FORGED),
         ("t/a/b c", "zvmsnap:recursive", ""),
     ]
+    assert zfs.user_properties([], "zvmsnap:") == []
     world.filesystem("t/plain")
-    assert zfs.user_properties("t/plain", "zvmsnap:", below=False) == []
+    before = len(world.calls)
+    assert zfs.user_properties(["t/plain"], "zvmsnap:") == []
+    assert len(world.calls) == before + 1  # without names, zfs get would fail
