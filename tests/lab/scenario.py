@@ -98,13 +98,13 @@ def taken(lab: Lab) -> None:
 # -- the lab's configuration
 
 
-def configure(lab: Lab, text: str = "") -> None:
+def configure(lab: Lab, text: str = "", vault: str = VAULT) -> None:
     """Write config.toml: the lab's vault, limits for a host as slow as the lab, and `text`."""
     if "memory_max_pause_s" not in text:
         table = "[limits]\n"
         keys = f"{table}memory_max_pause_s = 60\n"
         text = text.replace(table, keys) if table in text else f"{text}\n{keys}"
-    lab.put(CONFIG, f'vault = "{VAULT}"\n{text}\n')
+    lab.put(CONFIG, f'vault = "{vault}"\n{text}\n')
 
 
 def mount_small(lab: Lab, size_mib: int) -> str:

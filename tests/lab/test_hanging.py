@@ -214,6 +214,10 @@ def test_vault_on_a_pool_that_is_suspended(lab: Lab) -> None:
         done = scenario.take(lab, check=False)
         assert "hangs in the kernel" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+        for command in ("list", "prune --dry-run"):
+            read = lab.run(f"zvmsnap {command}", check=False, timeout_s=scenario.ROUND_LIMIT_S)
+            (line,) = read.stderr.splitlines()
+            assert (read.returncode, "hangs in the kernel" in line) == (1, True), read
         for guest in THREE:
             scenario.assert_on_base(lab, guest.name, guest.disks)
             scenario.counts_on(lab, guest.name)

@@ -1,5 +1,7 @@
 """Staging that will not do is refused before anything is touched: nobody pays for it by a pause."""
 
+from dataclasses import dataclass
+
 import pytest
 import scenario
 from scenario import WEB
@@ -15,19 +17,35 @@ def lab(lab_session: Lab) -> Lab:
     return lab_session
 
 
-def on_the_snapshotted_dataset(lab: Lab) -> str:
-    """Behind a symlink, inside a child of the dataset that sanoid's section names."""
-    lab.run(f"zfs create {WEB.top}/scratch && ln -s /{WEB.top}/scratch /srv/staging")
-    return "/srv/staging"
+@dataclass(frozen=True)
+class Place:
+    """A directory of ours that will not do: the key of it, what makes it, and what is said."""
+
+    key: str
+    path: str
+    make: str
+    said: str
 
 
-def behind_a_private_directory(lab: Lab) -> str:
-    lab.run("install -d -m 700 /srv/private")
-    return "/srv/private/staging"
+UNUSABLE = (
+    # Behind a symlink, inside a child of the dataset that sanoid's section names.
+    Place("staging", "/srv/staging",
+          f"zfs create {WEB.top}/scratch && ln -s /{WEB.top}/scratch /srv/staging",
+          "set `staging` in config.toml to another file system"),
+    Place("staging", "/srv/private/staging", "install -d -m 700 /srv/private",
+          "chmod o+x /srv/private"),
+    Place("staging", "/run/staging", "true", "is on tmpfs, which is RAM"),
+    Place("journal", f"/{WEB.top}/journal", "true",
+          f"journal /{WEB.top}/journal is on {WEB.top}, which holds disks of the guest"),
+    Place("vault", f"/{WEB.top}/vault", "true",
+          f"vault /{WEB.top}/vault is on {WEB.top}, which holds disks of the guest"),
+)
 
 
-def take_with_staging(lab: Lab, staging: str) -> Completed:
-    scenario.configure(lab, f'staging = "{staging}"\n[limits]\noverlay_room_mib = 1')
+def take_with(lab: Lab, key: str, path: str) -> Completed:
+    own = "" if key == "vault" else f'{key} = "{path}"\n'
+    vault = path if key == "vault" else scenario.VAULT
+    scenario.configure(lab, f"{own}[limits]\noverlay_room_mib = 1", vault)
     with scenario.watched(lab, "web") as watch:
         done = scenario.take(lab)
         scenario.counts_on(lab)
@@ -41,7 +59,7 @@ def take_with_staging(lab: Lab, staging: str) -> Completed:
 
 
 def test_too_small_for_the_ram(lab: Lab) -> None:
-    done = take_with_staging(lab, f"{scenario.mount_small(lab, SMALL_MIB)}/staging")
+    done = take_with(lab, "staging", f"{scenario.mount_small(lab, SMALL_MIB)}/staging")
     assert "may need 161 MiB: free space there" in done.stderr, done
     left = f"find /srv/small/staging /var/lib/zvmsnap/journal -mindepth 1 {scenario.LASTING}"
     assert lab.run(left).stdout == ""
@@ -53,17 +71,14 @@ def test_too_small_for_the_ram(lab: Lab) -> None:
     assert point.names == set(scenario.snapshots(lab, WEB.top))
 
 
-UNUSABLE = {
-    on_the_snapshotted_dataset: "set `staging` in config.toml to another file system",
-    behind_a_private_directory: "chmod o+x /srv/private",
-}
-
-
 def test_unusable_is_refused_with_the_reason(lab: Lab) -> None:
-    for unusable, what_to_do in UNUSABLE.items():
-        done = take_with_staging(lab, unusable(lab))
+    for place in UNUSABLE:
+        lab.run(place.make)
+        done = take_with(lab, place.key, place.path)
         (line,) = [line for line in done.stderr.splitlines() if "zvmsnap" in line]
-        assert what_to_do in line
+        assert place.said in line
         assert scenario.points(lab) == []
-        assert lab.run("find /srv /var/lib/zvmsnap -type f", check=False).stdout == ""
+        ours = f"/srv /run/staging /{WEB.top} /var/lib/zvmsnap"
+        made = lab.run(f"find {ours} -type f ! -name '*.raw'", check=False).stdout
+        assert made == ""
         scenario.pass_hours(lab, 1)

@@ -137,6 +137,12 @@ def test_disk_elsewhere_means_no_ram_and_says_so(lab: Lab) -> None:
     (line,) = said_of(lab, SPLIT).splitlines()[:1]
     assert "level crash" in line and ELSEWHERE in line
     scenario.assert_at_rest(lab, SPLIT)
+    (name,) = point.names
+    planned = lab.run(f"zvmsnap restore --dry-run {SPLIT.name}@{name}").stdout.splitlines()
+    assert [line.strip() for line in planned if " vda" in line or " vdb" in line] == [
+        f"disk vda will be as of {SPLIT.top}@{name}",
+        f"disk vdb ({ELSEWHERE}) is no part of the point: it STAYS as it is now",
+    ]
 
 
 def test_qcow2_base_over_a_golden_image_that_stays_as_it_is(lab: Lab) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import back
 import pytest
 import scenario
@@ -34,9 +36,14 @@ def test_back_and_forth_with_ram(lab: Lab) -> None:
     assert lab.run("zfs list -Hp -t all -o name,guid").stdout == before
     scenario.counts_on(lab)
 
-    restore(lab, f"web@{name}")
+    planned = restore(lab, f"web@{name}").stdout
     last_of_former = back.assert_jumped_to(lab, stored)
     back.assert_nothing_left(lab)
+    # The names that were shown are those that are in use now.
+    (safety,) = re.findall(r"the replaced guest becomes the point (\S+)$", planned, re.MULTILINE)
+    assert safety == back.safety_point(lab)
+    (aside,) = re.findall(r"newer snapshots, are on (\S+) afterwards", planned)
+    assert [each for each in back.zfs_names(lab) if ".before-" in each] == [aside, f"{aside}/data"]
 
     # The newer snapshots live on, with their point, beside what was there.
     (moved,) = [point for point in back.listed(lab) if f"web@{newer}".startswith(point["name"])]
@@ -53,6 +60,30 @@ def test_back_and_forth_with_ram(lab: Lab) -> None:
     back.assert_nothing_left(lab)
 
 
+MEANWHILE = "tank/vm/web@precious"
+# On a terminal: waits for the question, does something else, and agrees.
+AGREES_LATE = """
+import os, pty, subprocess, sys
+
+child, terminal = pty.fork()
+if not child:
+    os.execvp(sys.argv[2], sys.argv[2:])
+said = b""
+agreed = False
+while True:
+    try:
+        some = os.read(terminal, 4096)
+    except OSError:
+        break
+    said += some
+    if b"Do it?" in said and not agreed:
+        subprocess.run(sys.argv[1], shell=True, check=True)
+        os.write(terminal, b"y\\n")
+        agreed = True
+print(said.decode(), "exits with", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def test_rollback_says_what_it_destroys(lab: Lab) -> None:
     name, newer = back.hourly(lab), back.hourly(lab, 1)
     stored = back.stored_count(lab, name)
@@ -62,6 +93,14 @@ def test_rollback_says_what_it_destroys(lab: Lab) -> None:
     lab.run(f"zfs destroy tank/in-the-way && zfs hold mine tank/vm/web@{newer}")
     assert "is held" in restore(lab, f"web@{name}", "--rollback", status=1).stderr
     lab.run(f"zfs release mine tank/vm/web@{newer}")
+    # What was agreed to is done, and nothing else.
+    lab.put("/root/agree.py", AGREES_LATE)
+    agreed = lab.run(f"python3 /root/agree.py 'zfs snapshot {MEANWHILE}' "
+                     f"zvmsnap restore --rollback web@{name}", timeout_s=scenario.ROUND_LIMIT_S)
+    assert "exits with 1" in agreed.stdout, agreed
+    assert "the plan does not fit any more" in agreed.stdout
+    assert f"now it would be: DESTROYS snapshot {MEANWHILE}" in agreed.stdout
+    assert MEANWHILE in back.zfs_names(lab, "snapshot")
     scenario.counts_on(lab)
 
     done = restore(lab, f"web@{name}", "--rollback")
@@ -265,6 +304,19 @@ def test_refused_before_anything_stops(lab_session: Lab) -> None:
     assert "is called other now" in back.restore(lab, f"web@{moment}", status=1).stderr
     lab.run("virsh destroy other && virsh domrename other web && virsh start web")
     lab.run(f"cp -a {point} /root/point")
+    # Our own directories on a dataset that would be swapped.
+    for key in ("vault", "journal"):
+        own = f"/{WEB.top}/{key}"
+        lab.run(f"cp -a {scenario.VAULT if key == 'vault' else scenario.JOURNAL} {own}")
+        if key == "vault":
+            scenario.configure(lab, vault=own)
+        else:
+            scenario.configure(lab, f'journal = "{own}"')
+        for command in ("--dry-run", "--yes"):
+            done = zvmsnap(lab, "restore", command, f"web@{moment}", status=1)
+            assert f"{key} is on {WEB.top}, which would be restored, too" in done.stderr, done
+        lab.run(f"rm -r {own}")
+    scenario.configure(lab)
     for harm, why in HARMS.items():
         lab.run(harm.format(point=point, moment=moment))
         before = lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout
