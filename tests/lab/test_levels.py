@@ -23,6 +23,34 @@ NAME = "autosnap_2026-11-20_03:00:00_hourly"
 SLACK_S = 5.0
 CLOCK_SLACK_S = 15.0
 
+# An agent that is whoever is root in the guest: a refusal to freeze, with commands for a terminal.
+HOSTILE_AGENT = r"""
+killall -9 qemu-ga
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && agent=/dev/${port##*/}
+done
+until exec 3<>$agent; do sleep 0.1; done
+verbs='{"name":"guest-fsfreeze-freeze","enabled":true}'
+for verb in thaw status; do
+    verbs="$verbs,{\"name\":\"guest-fsfreeze-$verb\",\"enabled\":true}"
+done
+while :; do
+    read -r line <&3 || { sleep 0.1; continue; }
+    id=${line##*\"id\":}; id=${id%%\}*}
+    case $line in
+        *guest-sync*) answer="{\"return\":$id}" ;;
+        *guest-info*) answer="{\"return\":{\"version\":\"1\",\"supported_commands\":[$verbs]}}" ;;
+        *fsfreeze-thaw*) answer='{"return":0}' ;;
+        *fsfreeze-status*) answer='{"return":"thawed"}' ;;
+        *fsfreeze-freeze*) answer='{"error":{"class":"GenericError","desc":"@EVIL@"}}' ;;
+        *) answer='{"return":{}}' ;;
+    esac
+    printf '%s\n' "$answer" >&3
+done
+"""
+EVIL_JSON = r"\u001b]0;owned\u0007\nzvmsnap: error: web: lost\u202e\u009b2J"
+EVIL_SHOWN = r"\x1b]0;owned\x07 zvmsnap: error: web: lost\u202e\x9b2J"
+
 
 def prepared(lab: Lab) -> None:
     """The Linux guest runs, and sanoid knows of it."""
@@ -174,6 +202,33 @@ def test_agent_that_died(lab: Lab) -> None:
     scenario.pass_hours(lab, 1)
     assert "no point, as less is not good enough" in scenario.take(lab).stderr
     assert len(scenario.points(lab, linux.NAME)) == 1
+    scenario.assert_at_rest(lab, DEBIAN)
+
+
+def is_printable(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.whole
+def test_what_guests_and_properties_say_reaches_no_terminal(lab: Lab) -> None:
+    """And any bytes in properties and mountpoints keep no dataset from being served."""
+    mode(lab, "quiesced,crash")
+    lab.run("zfs create tank/odd && zfs set \"$(cat)\" tank/odd",
+            stdin=f"zvmsnap:mode=\x1b[2J\t\n{TOP}\tfilesystem\toff")
+    lab.run("zfs set \"$(cat)\" tank/odd", stdin=f"note:any=a\tb\nzvmsnap:mode\t{TOP}\tlocal\toff")
+    lab.run("zfs create -o \"$(cat)\" tank/odd/place", stdin="mountpoint=/srv/a\rb\tc")
+    lab.run(f"virsh qemu-agent-command {linux.NAME} \"$(cat)\"", check=False, stdin=json.dumps(
+        {"execute": "guest-exec", "arguments": {
+            "path": "/bin/sh", "arg": ["-c", HOSTILE_AGENT.replace("@EVIL@", EVIL_JSON)]}}))
+    linux.wait_agent(lab)
+    done = scenario.take(lab)
+    point = scenario.the_point(lab, linux.NAME)
+    assert point.manifest["level"] == "crash"
+    for text in (point.manifest["reason"], done.stderr):
+        assert EVIL_SHOWN in text and is_printable(text)
+    for words in (("list",), ("show", f"{linux.NAME}@latest"), ("prune", "--dry-run")):
+        said = zvmsnap(lab, *words)
+        assert is_printable(said.stdout + said.stderr)
     scenario.assert_at_rest(lab, DEBIAN)
 
 
