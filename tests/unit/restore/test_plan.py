@@ -522,10 +522,12 @@ def test_lines(scene: Scene) -> None:
         "  web goes on from its RAM",
     )
     scene.guest.exists = False
-    assert plan_of(scene, point, RestoreOptions(cold=True)).lines[1:] == (
+    planned = plan_of(scene, point, RestoreOptions(cold=True))
+    (tree,) = planned.operation.swap_trees
+    assert planned.lines[1:] == (
         "  the replaced guest is NOT kept as a point",
         f"  tank/web holds tank/web@{NAME} again",
-        plan_of(scene, point).lines[3],
+        f"  the replaced disks, and newer snapshots, are on {tree.replaced_top} afterwards",
         f"  disk vda will be as of tank/web@{NAME}",
         "  web boots from the restored disks",
     )
