@@ -172,7 +172,7 @@ def supervised(tmp_path: Path) -> Supervised:
 def test_an_easy_dump_changes_only_the_allowed_pause(supervised: Supervised) -> None:
     with supervised.dump():
         assert supervised.guest.pause_ms == 30
-        supervised.passes(1, each_s=90)
+        supervised.passes(1, each_s=20)
     assert supervised.guest.calls == ["allow 30", "allow 300"]
     assert supervised.notes.warnings == []
 
