@@ -95,9 +95,9 @@ def allowed_pause(lab: Lab) -> str:
 
 
 @contextmanager
-def endless_dump(lab: Lab) -> Iterator[Running]:
+def endless_dump(lab: Lab, config: str = SLOW) -> Iterator[Running]:
     """sanoid, whose pre hook is in the middle of a dump of minutes."""
-    scenario.configure(lab, SLOW)
+    scenario.configure(lab, config)
     slow_disk(lab, "busy")
     with scenario.running(lab, "sanoid --take-snapshots --verbose") as sanoid:
         scenario.wait_until(
@@ -222,6 +222,38 @@ def test_guest_that_would_be_paused_for_too_long_gets_the_next_level(calm: Lab) 
     assert expected in second.manifest["reason"]
     assert expected in done.stderr
     scenario.assert_at_rest(calm, CALM)
+
+
+@pytest.mark.whole
+def test_journal_becomes_full_while_a_dump_runs(lab: Lab) -> None:
+    """It cannot be noted that the guest is paused: it is not, and the dump is given up instead."""
+    pause_before = allowed_pause(lab)
+    small = scenario.mount_small(lab, 8)
+    config = SLOW.replace("dump_max_ram_ratio = 8", "dump_max_ram_ratio = 2.5")
+    with (
+        endless_dump(lab, f'journal = "{small}/journal"\n{config}') as sanoid,
+        scenario.watched(lab, "busy") as watch,
+    ):
+        full = "No space left on device"
+        filled = lab.run(f"dd if=/dev/zero of={small}/filler bs=512", check=False)
+        assert full in filled.stderr
+        said = sanoid.wait()
+        scenario.counts_on(lab, "busy")
+    assert watch.pauses_s == []
+    assert f"while its RAM is dumped: [Errno 28] {full}" in said, said
+    assert "Traceback" not in said
+    assert allowed_pause(lab) == pause_before
+    assert scenario.points(lab) == []
+    lab.run(f"rm {small}/filler && zvmsnap recover", timeout_s=scenario.ROUND_LIMIT_S)
+    left = f"find {small}/journal {scenario.STAGING} -mindepth 1 ! -name vault.id -type f"
+    assert lab.run(left).stdout == ""
+    scenario.assert_on_base(lab, "busy", BUSY.disks)
+    scenario.assert_counted_through(lab, "busy")
+    # With room again the next one has its RAM.
+    scenario.configure(lab, f'journal = "{small}/journal"')
+    scenario.pass_hours(lab, 1)
+    scenario.take(lab)
+    assert [point.manifest["level"] for point in scenario.points(lab, "busy")] == ["memory"]
 
 
 def assert_given_up(lab: Lab, done: Completed, why: str) -> None:

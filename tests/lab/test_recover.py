@@ -266,9 +266,19 @@ def test_vault_that_is_not_mounted(lab: Lab) -> None:
     scenario.assert_on_base(lab, "web", WEB.disks)
     assert "is not the vault" in lab.run("zvmsnap list", check=False).stderr
     recover(lab, status=1)
+    # The next one waits as well; and what waits is found where it was put.
+    scenario.pass_hours(lab, 1)
+    scenario.configure(lab, 'staging = "/srv/other"')
+    done = scenario.take(lab)
+    lab.run(KILL_GUARD)
+    assert "is not the vault that was used so far" in done.stderr
+    scenario.assert_on_base(lab, "web", WEB.disks)
+    lab.run(f"ls {STAGING}/*/point/memory.img /srv/other/*/point/memory.img")
     lab.run("zfs mount cheap/vault")
     assert_recovered(lab, recover(lab))
-    assert [point.manifest["level"] for point in scenario.points(lab, "web")] == ["memory"] * 2
+    assert [point.manifest["level"] for point in scenario.points(lab, "web")] == ["memory"] * 3
+    assert lab.run("find /srv/other -type f").stdout == ""
+    lab.run("zvmsnap verify web")
 
 
 @pytest.mark.whole
