@@ -244,7 +244,7 @@ class _LevelChoice:
             return True
         except ZvmsnapError as error:
             self._missed.append(str(error))
-            if isinstance(error, StepFailed) and isinstance(error.cause, LevelRefused):
+            if _is_refused(error):
                 return False
             self._log.error("not of level %s: %s", level, error)
             self._errors.append(error)
@@ -269,3 +269,12 @@ class _LevelChoice:
 
     def _why_missed(self) -> str:
         return "; ".join(dict.fromkeys(self._missed))
+
+
+def _is_refused(error: ZvmsnapError) -> bool:
+    """Is the level refused to such a guest, and nothing left of the attempt?"""
+    return (
+        isinstance(error, StepFailed)
+        and isinstance(error.cause, LevelRefused)
+        and not error.not_undone
+    )

@@ -192,8 +192,8 @@ def _close_unused_nodes(guest: Guest) -> list[str]:
     except LibvirtFailed as error:
         return [str(error)]
     # An image before the file that it is in.
-    for node in sorted(nodes, key=lambda node: bool(node["drv"] == "file")):
-        path = _path_of(node["file"])
+    for node in sorted(nodes, key=lambda node: node.get("drv") == "file"):
+        path = _path_of(node.get("file", ""))
         if staging.is_overlay(path) and path not in used:
             try:
                 guest.ask_qemu("blockdev-del", {"node-name": node["node-name"]})

@@ -7,6 +7,7 @@ by the first row that fits; `RAM`: may RAM be stored, which fits only to the sta
 |-----------------------------------------------|------------|-----|---------------------------|
 | holds no state: a log, a socket, a port ...   | harmless   | yes | no                        |
 | is only read: a backing file                  | harmless   | yes | no                        |
+| is the copy that a block job makes of a disk  | harmless   | yes | no: a dump waits for jobs |
 | firmware variables, a TPM                     | covered    | yes | no: a copy is stored, or  |
 |                                               |            |     | the point says why not    |
 | is on a dataset that is snapshotted           | covered    | yes | yes: it is restored with  |
@@ -61,6 +62,7 @@ _ELSEWHERE = {
     Kind.REMOTE: "is on another machine",
     Kind.UNKNOWN: "is not known to zvmsnap",
 }
+_COPY = "/mirror"
 _STORED = ("os/nvram", "os/varstore", "devices/tpm/")
 
 
@@ -87,6 +89,8 @@ def judge(resource: Resource, location: DiskLocation | None, snapshotted: Contai
         return judged(Fate.HARMLESS, "holds no state")
     if not resource.writable:
         return judged(Fate.HARMLESS, "is only read")
+    if _COPY in resource.element:
+        return judged(Fate.HARMLESS, "is not used before its job has ended")
     if is_stored(resource):
         return judged(Fate.COVERED)
     if location and location.dataset in snapshotted:

@@ -223,18 +223,22 @@ class Domain:
 
     def ask_qemu(self, command: str, arguments: Mapping[str, Any]) -> Any:
         """What QEMU's monitor answers to a command of its own. Raises QemuRefused."""
-        import libvirt_qemu
-
+        try:
+            import libvirt_qemu
+        except ImportError as error:
+            raise QemuRefused(f"it cannot be asked: {error}") from error
         asked = json.dumps({"execute": command, "arguments": arguments})
-        answer = json.loads(
-            self.do(
-                "qemuMonitorCommand",
-                lambda domain: str(libvirt_qemu.qemuMonitorCommand(domain, asked, 0)),
-            )
+        text = self.do(
+            "qemuMonitorCommand",
+            lambda domain: str(libvirt_qemu.qemuMonitorCommand(domain, asked, 0)),
         )
-        if "return" not in answer:
-            raise QemuRefused(answer.get("error", {}).get("desc", "it gives no reason"))
-        return answer["return"]
+        try:
+            answer = json.loads(text)
+            if "return" not in answer:
+                raise QemuRefused(answer.get("error", {}).get("desc", "it gives no reason"))
+            return answer["return"]
+        except ValueError as error:
+            raise QemuRefused(f"its answer is no JSON: {error}") from error
 
     def _without_qemu(self, method: str, call: Callable[[Any], Answer], limit_s: float) -> Answer:
         """What libvirt knows by itself. It shows a definition after 30 s if another call hangs."""

@@ -113,6 +113,25 @@ def test_all_levels(name: str) -> None:
     assert eligible.covered["vda"].path == "a.qcow2"
 
 
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "<mirror type='file' job='copy'><source file='/srv/new/a.qcow2'/></mirror>",
+        "<mirror type='network' job='copy'><source protocol='nbd' name='a'/></mirror>",
+        "<mirror type='file' file='/fast/elsewhere/a.qcow2' job='copy' ready='yes'/>",
+    ],
+)
+def test_a_copy_under_way_changes_nothing(copy: str) -> None:
+    """Until its job has ended, the disk has all data."""
+    eligible = assessed(
+        definition("passt").replace("<target dev='vda'", f"{copy}<target dev='vda'")
+    )
+    assert eligible
+    assert eligible.obstacles.keys() == {QUIESCED}
+    assert eligible.covered["vda"].path == "a.qcow2"
+    assert eligible.other_state == ()
+
+
 def test_an_image_whose_data_is_elsewhere_is_no_disk_of_a_point() -> None:
     # To bring back the one without the other would destroy it.
     assert assessed(definition("datastore")) is None

@@ -272,6 +272,16 @@ def test_monitor_of_qemu(web: Guest, monitor: list[tuple[str, dict[str, Any]]]) 
     assert monitor == [("query-named-block-nodes", {}), ("blockdev-del", {"node-name": "n"})]
 
 
+def test_monitor_that_cannot_be_asked(web: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libvirt_qemu", None)
+    with pytest.raises(LibvirtFailed, match=r"it cannot be asked: .*libvirt_qemu"):
+        web.ask_qemu("query-named-block-nodes", {})
+    module = SimpleNamespace(qemuMonitorCommand=lambda *_arguments: "")
+    monkeypatch.setitem(sys.modules, "libvirt_qemu", module)
+    with pytest.raises(LibvirtFailed, match="its answer is no JSON"):
+        web.ask_qemu("query-named-block-nodes", {})
+
+
 def test_lost_connection_costs_one_call(daemon: Daemon, web: Guest) -> None:
     def lose() -> None:
         daemon.connections[-1].alive = False
