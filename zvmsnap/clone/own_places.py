@@ -7,7 +7,6 @@ file, the state of a TPM, a kernel or an ISO, the clone has a copy, as of the sn
 from __future__ import annotations
 
 import os
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,6 @@ from zvmsnap.zfs.mounts import Mount
 # Where they are mounted, if not where ZFS mounts them by itself; and what stands for all until
 # they exist.
 CLONES = Path("/var/lib/zvmsnap/clones")
-
-_PARTITION = re.compile(r"-part\d+\Z")
 
 # Images of these formats name no other files.
 _ALONE = ("raw", "")
@@ -53,7 +50,7 @@ class OwnPlaces:
 
     def has(self, path: str) -> bool:
         """Is that in the datasets of the clone?"""
-        if _PARTITION.sub("", path) in self.volumes.values() or path in self.volumes.values():
+        if volume.whole_of(path, self.volumes.values()):
             return True
         return not {*_upwards(PurePath(path))}.isdisjoint(self.folders.values())
 
@@ -69,10 +66,8 @@ class OwnPlaces:
                     element.text = own
 
     def _volume(self, path: str) -> str | None:
-        whole = _PARTITION.sub("", path)
-        device = path if path in self.volumes else whole
-        own = self.volumes.get(device)
-        return own + path.removeprefix(device) if own else None
+        device = volume.whole_of(path, self.volumes)
+        return self.volumes[device] + path.removeprefix(device) if device else None
 
     def _file(self, path: PurePath) -> str | None:
         folder = next((each for each in _upwards(path) if each in self.folders), None)

@@ -18,6 +18,7 @@ from zvmsnap.common.errors import WrongDisk
 from zvmsnap.inventory import qcow2
 from zvmsnap.inventory.reader import resources_of
 from zvmsnap.inventory.resource import Kind, Resource
+from zvmsnap.zfs import volume
 
 _CHAIN_MAX = 200
 _FIRMWARE = ("os/nvram", "devices/tpm/backend/source")
@@ -73,7 +74,7 @@ class OwnImages:
     def _is_elsewhere(self, image: Resource) -> bool:
         """Is it in no place of the guest's own? Raises WrongDisk if it must not be."""
         if image.kind is Kind.BLOCK:
-            is_own = image.place.partition("-part")[0] in self.volumes
+            is_own = volume.whole_of(image.place, self.volumes) is not None
         else:
             is_own = self._has(Path(image.place))
         if is_own or self.elsewhere is None or image.place in self.elsewhere:

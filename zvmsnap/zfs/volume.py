@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +27,7 @@ _POLL_S = 0.05
 _SOON_S = 2.0
 _VOLMODE_NONE = "3"  # ZFS_VOLMODE_NONE, sys/fs/zfs.h
 _SECTOR_BYTES = 512  # the kernel's, in sysfs, whatever the device has
+_PARTITION = re.compile(r"-part\d+\Z")
 _BY_NUMBER = Path("/sys/dev/block")
 _BY_NAME = Path("/sys/class/block")
 
@@ -36,6 +39,14 @@ def device_of(volume: str, partition: Partition | None = None) -> str:
     """
     part = f"-part{partition.number}" if partition else ""
     return f"/dev/zvol/{volume.replace(' ', '+')}{part}"
+
+
+def whole_of(path: str, devices: Container[str]) -> str | None:
+    """Which of these devices of volumes a path below /dev/zvol is, or is a partition of.
+
+    By the name alone: a volume may itself have one that ends as that of a partition.
+    """
+    return next((each for each in (path, _PARTITION.sub("", path)) if each in devices), None)
 
 
 def wait_device(volume: str, timeout_s: float) -> None:

@@ -138,6 +138,20 @@ def test_volumes_of_its_own(path: str) -> None:
     own.check(VOLUME.format(path=path, more=""))
 
 
+@pytest.mark.parametrize("name", ["web-part1", "my-parts", "-partner/web"])
+def test_volumes_with_part_in_their_name(name: str) -> None:
+    device = f"/dev/zvol/tank/{name}"
+    for path in (device, f"{device}-part2"):
+        OwnImages([], [device], []).check(VOLUME.format(path=path, more=""))
+
+
+@pytest.mark.parametrize("tail", ["-parts", "-partner/web", "-part1/web", "-part"])
+def test_what_only_looks_like_a_partition(tail: str) -> None:
+    xml = VOLUME.format(path=f"/dev/zvol/tank/web{tail}", more="")
+    with pytest.raises(WrongDisk, match="no image of the guest's own"):
+        OwnImages([], ["/dev/zvol/tank/web"], []).check(xml)
+
+
 def test_another_volume() -> None:
     xml = VOLUME.format(path="/dev/zvol/tank/db", more="")
     with pytest.raises(WrongDisk, match="no image of the guest's own"):
