@@ -24,6 +24,8 @@ PASSABLE_DIR = 0o711
 PRIVATE_FILE = 0o600
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_LINKS_MAX = 40  # as path_resolution(7)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -136,6 +138,54 @@ def opened_within(
                 yield descriptor
             return
     raise OSError(errno.EACCES, f"{path} is outside of what it may be in")
+
+
+@contextmanager
+def opened_by_own_links(path: str | PurePath) -> Iterator[int]:
+    """The absolute directory `path`, by no symlink but those that root, or we, have made.
+
+    An administrator moves directories so. Raises OSError.
+    """
+    descriptor = _top("/")
+    left = list(reversed(PurePath(path).parts))
+    links = 0
+    try:
+        while left:
+            component = left.pop()
+            if target := _own_link(descriptor, component):
+                links += 1
+                if links > _LINKS_MAX:
+                    raise OSError(errno.ELOOP, f"{path} is behind too many symlinks")
+                left += reversed(target.parts)
+                continue
+            if component in ("/", ".."):
+                inner = os.open(component, _DIRECTORY, dir_fd=descriptor)
+            else:
+                inner = _open_directory(descriptor, component)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _own_link(directory: int, name: str) -> PurePath | None:
+    """Where a symlink leads that root, or we, have made; None if it is none of these.
+
+    QEMU's user owns the directory above the firmware variables: so the link counts, as of
+    protected_symlinks in proc_sys_fs(5), and not what it is in.
+    """
+    try:
+        descriptor = os.open(name, _ITSELF, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISLNK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            return None
+        return PurePath(os.readlink("", dir_fd=descriptor))
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

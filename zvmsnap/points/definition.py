@@ -132,7 +132,7 @@ def _read_nvram(nvram: Nvram) -> bytes | None:
     if nvram.type != "file":
         raise OSError(errno.EOPNOTSUPP, f"of type {nvram.type} cannot be captured")
     try:
-        with safe_files.opened_within(os.path.dirname(nvram.path), None) as directory:
+        with safe_files.opened_by_own_links(os.path.dirname(nvram.path)) as directory:
             return safe_files.read(os.path.basename(nvram.path), directory, NVRAM_MAX_BYTES)
     except FileNotFoundError:
         return None
@@ -167,7 +167,11 @@ def put_nvram(variables: bytes, nvram: Nvram, roots: Sequence[Path] | None = Non
         _put_on_device(variables, nvram.path, roots)
         return
     folder, name = os.path.split(nvram.path)
-    with safe_files.opened_within(folder, roots) as directory:
+    with (
+        safe_files.opened_by_own_links(folder)
+        if roots is None
+        else safe_files.opened_within(folder, roots)
+    ) as directory:
         owner = None
         with suppress(FileNotFoundError):
             replaced = os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -235,6 +235,55 @@ def test_firmware_variables_are_not_written_through_a_link(tmp_path: Path) -> No
     assert (path.read_bytes(), path.is_symlink()) == (b"of then", False)
 
 
+@pytest.mark.parametrize("to", ["{}/zfs/nvram", "../tmp/../zfs/nvram", "second"])
+def test_an_administrator_moved_the_firmware_variables_by_a_link(
+    tmp_path: Path, guest: EquippedGuest, store: Store, to: str
+) -> None:
+    moved = tmp_path / "zfs" / "nvram"
+    moved.mkdir(parents=True)
+    (moved / "VARS.fd").write_bytes(b"boot order")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "qemu").mkdir()
+    (tmp_path / "qemu" / "second").symlink_to(moved)
+    (tmp_path / "qemu" / "nvram").symlink_to(to.format(tmp_path))
+    guest.nvram = str(tmp_path / "qemu" / "nvram" / "VARS.fd")
+    assert store() is None
+    assert (tmp_path / "point" / "nvram.fd").read_bytes() == b"boot order"
+    definition.put_nvram(b"of then", Nvram("file", guest.nvram))
+    assert (moved / "VARS.fd").read_bytes() == b"of then"
+    assert (tmp_path / "qemu" / "nvram").is_symlink()
+
+
+def test_links_to_firmware_variables_that_have_no_end(
+    tmp_path: Path, guest: EquippedGuest, store: Store
+) -> None:
+    (tmp_path / "nvram").symlink_to("nvram")
+    guest.nvram = str(tmp_path / "nvram" / "VARS.fd")
+    why = store()
+    assert why and "is behind too many symlinks" in why
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
+@pytest.mark.parametrize("nvram", ["nvram/VARS.fd", "nvram/in/VARS.fd", "own/in/VARS.fd"])
+def test_a_guests_owner_links_no_firmware_variables(
+    tmp_path: Path, guest: EquippedGuest, store: Store, nvram: str
+) -> None:
+    """Neither those of another guest, nor by a link of root's to a place that is the owner's."""
+    outside = tmp_path / "outside"
+    (outside / "in").mkdir(parents=True)
+    for directory in (outside, outside / "in"):
+        (directory / "VARS.fd").write_bytes(b"of another")
+    (tmp_path / "nvram").symlink_to(outside)
+    os.chown(tmp_path / "nvram", 1000, 1000, follow_symlinks=False)
+    (tmp_path / "own").symlink_to("nvram")
+    guest.nvram = str(tmp_path / nvram)
+    why = store()
+    assert why and "nvram is a symlink, or no directory; not followed" in why
+    with pytest.raises(OSError, match="not followed"):
+        definition.put_nvram(b"of then", Nvram("file", guest.nvram))
+    assert {path.read_bytes() for path in outside.rglob("VARS.fd")} == {b"of another"}
+
+
 @pytest.mark.parametrize(
     "path",
     ["{}/outside/domain.xml", "{}/in/../outside/domain.xml", "{}/in/link/domain.xml", "{}/in/.."],
