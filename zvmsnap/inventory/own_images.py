@@ -21,6 +21,8 @@ from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.zfs import volume
 
 _CHAIN_MAX = 200
+# A backing file of another format may name any file of the host in its turn.
+_BACKING_FORMATS = ("raw", "qcow2")
 _FIRMWARE = ("os/nvram", "devices/tpm/backend/source")
 _TEMPLATE = "@template"
 
@@ -103,13 +105,15 @@ def _told(path: str | Path) -> Iterator[None]:
 def _check_file(path: Path, mountpoints: Sequence[Path], *, is_raw: bool) -> None:
     for _ in range(_CHAIN_MAX):
         named: tuple[str, ...] = ()
+        is_on_raw = False
         with _told(path), safe_files.opened_within(path.parent, mountpoints) as directory:
-            named = _named_in(safe_files.open_file(path.name, directory), path)
-        if is_raw or not named:
+            descriptor = safe_files.open_file(path.name, directory)
+            named, is_on_raw = _named_in(descriptor, path, is_raw=is_raw)
+        if not named:
             return
         if len(named) > 1:
             raise WrongDisk(f"{path}: names {' and '.join(named)}: that is too much to follow")
-        path, is_raw = _beside(path, named[0]), False
+        path, is_raw = _beside(path, named[0]), is_on_raw
     raise WrongDisk(f"{path}: is below more than {_CHAIN_MAX} images")
 
 
@@ -123,14 +127,22 @@ def _beside(path: Path, name: str) -> Path:
 def _check_volume(path: str) -> None:
     named: tuple[str, ...] = ()
     with _told(path):
-        named = _named_in(safe_files.open_file(os.path.realpath(path), block=True), path)
+        named, _ = _named_in(safe_files.open_file(os.path.realpath(path), block=True), path)
     if named:
         raise WrongDisk(f"{path}: is on {', '.join(named)}, which may be any file of the host")
 
 
-def _named_in(descriptor: int, path: str | Path) -> tuple[str, ...]:
+def _named_in(
+    descriptor: int, path: str | Path, *, is_raw: bool = False
+) -> tuple[tuple[str, ...], bool]:
+    """What an image names, and whether its backing file is raw; nothing, if the image itself is."""
     with os.fdopen(descriptor, "rb") as image:
-        try:
-            return qcow2.named_in(image.read(qcow2.HEAD_BYTES))
-        except ValueError as error:
-            raise WrongDisk(f"{path}: {error}") from error
+        head = b"" if is_raw else image.read(qcow2.HEAD_BYTES)
+    try:
+        named, backing_format = qcow2.named_in(head), qcow2.backing_format(head)
+    except ValueError as error:
+        raise WrongDisk(f"{path}: {error}") from error
+    if backing_format not in (None, *_BACKING_FORMATS):
+        called = f"of format {backing_format}" if backing_format else "of no format that it says"
+        raise WrongDisk(f"{path}: is on {named[0]}, {called}, which may name any file of the host")
+    return named, backing_format == "raw"

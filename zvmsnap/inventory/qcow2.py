@@ -16,6 +16,7 @@ _HEADER = struct.Struct(">4sIQI")
 _FEATURES_AT, _LENGTH_AT = 72, 100
 _EXTERNAL_DATA = 1 << 2
 _DATA_FILE = 0x44415441
+_BACKING_FORMAT = 0xE2792ACA
 _V2_BYTES = 72
 _VERSION_OF_FEATURES = 3
 _HEAD_OF_MOST_BYTES = 64 << 10
@@ -52,14 +53,27 @@ def named_in(head: bytes) -> tuple[str, ...]:
     try:
         _, version, backing_at, backing_bytes = _HEADER.unpack_from(head)
         named = [_text(head, backing_at, backing_bytes)] if backing_at else []
-        length = _V2_BYTES if version < 3 else _number(head, _LENGTH_AT)
-        data_file = _data_file(head, length)
+        data_file = _extension(head, version, _DATA_FILE)
         has_data_file = _has_data_file(head)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"its header cannot be read: {error}") from error
     if data_file is None and has_data_file:
         raise ValueError("it does not say where its data file is")
     return (*named, *([data_file] if data_file is not None else []))
+
+
+def backing_format(head: bytes) -> str | None:
+    """As what QEMU opens the backing file; None if this is no qcow2 image with one.
+
+    "" if the header does not say: QEMU looks at what is in the file. Raises ValueError.
+    """
+    if head[:4] != _MAGIC:
+        return None
+    try:
+        _, version, backing_at, _ = _HEADER.unpack_from(head)
+        return (_extension(head, version, _BACKING_FORMAT) or "") if backing_at else None
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"its header cannot be read: {error}") from error
 
 
 def _has_data_file(head: bytes) -> bool:
@@ -69,13 +83,18 @@ def _has_data_file(head: bytes) -> bool:
     return bool(head[_FEATURES_AT + 7] & _EXTERNAL_DATA)
 
 
-def _data_file(head: bytes, at: int) -> str | None:
+def _extension(head: bytes, version: int, wanted: int) -> str | None:
+    """The text of an extension of the header. Of two QEMU takes the last: nobody has two."""
+    text = None
+    at = _V2_BYTES if version < _VERSION_OF_FEATURES else _number(head, _LENGTH_AT)
     while kind := _number(head, at):
         length = _number(head, at + 4)
-        if kind == _DATA_FILE:
-            return _text(head, at + 8, length)
+        if kind == wanted:
+            if text is not None:
+                raise IndexError("it says the same twice")
+            text = _text(head, at + 8, length)
         at += 8 + (length + 7) // 8 * 8
-    return None
+    return text
 
 
 def _number(head: bytes, at: int) -> int:

@@ -40,6 +40,23 @@ def test_images_of_its_own(top: Path) -> None:
     check(top)
 
 
+def test_what_the_guest_wrote_into_a_raw_backing_file_names_nothing(top: Path) -> None:
+    (top / "vda").write_bytes(image(b"base", backing_format=b"raw"))
+    (top / "base").write_bytes(image(b"/etc/shadow"))
+    check(top)
+    (top / "base").write_bytes(image(b"/etc/shadow")[:30])
+    check(top)
+
+
+def test_a_backing_file_of_another_format_is_refused_with_the_reason(top: Path) -> None:
+    of_format(b"vmdk")(top)
+    with pytest.raises(WrongDisk, match="is on base, of format vmdk, which may name"):
+        check(top)
+    of_format(b"")(top)
+    with pytest.raises(WrongDisk, match="is on base, of no format that it says, which may name"):
+        check(top)
+
+
 def test_what_the_guest_wrote_into_a_raw_image_names_nothing(top: Path) -> None:
     """QEMU does not look for it either."""
     (top / "vda").write_bytes(image(b"/etc/shadow"))
@@ -87,6 +104,15 @@ def linked_base(top: Path) -> None:
     (top / "base").symlink_to(top.parent / "shadow")
 
 
+def of_format(said: bytes) -> Callable[[Path], None]:
+    def make(top: Path) -> None:
+        (top / "vda").write_bytes(image(b"base", backing_format=said))
+        (top / "base").write_bytes(b'# Disk DescriptorFile\nRW 8 FLAT "/etc/shadow" 0\n')
+
+    make.__name__ = f"of format {said.decode()}"
+    return make
+
+
 def circle(top: Path) -> None:
     (top / "vda").write_bytes(image(b"vda"))
 
@@ -98,6 +124,7 @@ def torn(top: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
+        *map(of_format, (b"", b"vmdk")),
         *(link, link_inside, fifo, data_file, deeper, linked_base, circle, torn),
         *map(backing, (b"/etc/shadow", b"../shadow", b"nbd://h/x", b'json:{"driver":"nbd"}', b"/")),
     ],

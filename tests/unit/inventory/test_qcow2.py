@@ -7,12 +7,24 @@ from hypothesis import strategies as st
 from zvmsnap.inventory import qcow2
 
 
-def image(backing: bytes = b"", data_file: bytes = b"", *, version: int = 3) -> bytes:
+def extension(kind: int, text: bytes) -> bytes:
+    return struct.pack(">II", kind, len(text)) + text.ljust((len(text) + 7) // 8 * 8, b"\0")
+
+
+def image(
+    backing: bytes = b"",
+    data_file: bytes = b"",
+    *,
+    version: int = 3,
+    backing_format: bytes = b"qcow2",
+    twice: bool = False,
+) -> bytes:
     """The head of an image."""
     extensions = b""
+    if backing and backing_format:
+        extensions += extension(0xE2792ACA, backing_format) * (2 if twice else 1)
     if data_file:
-        padded = data_file.ljust((len(data_file) + 7) // 8 * 8, b"\0")
-        extensions = struct.pack(">II", 0x44415441, len(data_file)) + padded
+        extensions += extension(0x44415441, data_file) * (2 if twice else 1)
     extensions += bytes(8)
     length = 104 if version == 3 else 72
     at = length + len(extensions) if backing else 0
@@ -32,6 +44,23 @@ def test_a_backing_file(version: int) -> None:
 def test_a_data_file() -> None:
     assert qcow2.named_in(image(data_file=b"/a/data")) == ("/a/data",)
     assert qcow2.named_in(image(b"/a/b", b"/a/data")) == ("/a/b", "/a/data")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("said", ["", "raw", "qcow2", "vmdk"])
+def test_the_format_of_a_backing_file(version: int, said: str) -> None:
+    head = image(b"/a/b", version=version, backing_format=said.encode())
+    assert qcow2.backing_format(head) == said
+    assert qcow2.backing_format(image(version=version)) is None
+    assert qcow2.backing_format(b"\0" * 512) is None
+
+
+def test_what_is_said_twice_cannot_be_told() -> None:
+    """QEMU takes the last."""
+    with pytest.raises(ValueError, match="twice"):
+        qcow2.backing_format(image(b"/a/b", twice=True))
+    with pytest.raises(ValueError, match="twice"):
+        qcow2.named_in(image(data_file=b"/a/data", twice=True))
 
 
 def test_another_kind_of_image() -> None:
