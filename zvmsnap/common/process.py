@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import select
+import signal
 import stat
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,7 @@ _PROC = Path("/proc")
 HANG_S = 45.0
 _WAKES_OF_A_HANGING_TASK = 1
 _LOOK_EVERY_S = 1.0
+_AT_ONCE_BYTES = 1 << 16
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -111,17 +115,75 @@ def run_program(
                 return subprocess.CompletedProcess(words, process.returncode, output or b"", errors)
             except subprocess.TimeoutExpired:
                 unsent = None  # communicate() goes on with it
-                if _any_task_hangs(process.pid, watches):
-                    raise GivenUp(
-                        f"{' '.join(words[:2])} hangs in the kernel: given up after {HANG_S:g} s; "
-                        "is a pool suspended? zpool status -x"
-                    ) from None
-                if uptime_s() >= deadline_s:
-                    what = " ".join(words[:2])
-                    raise GivenUp(f"{what}: no answer: given up after {limit_s:g} s") from None
+                _check_patience(process, watches, deadline_s, limit_s)
     except BaseException:
         _abandon(process)
         raise
+
+
+def run_until(
+    words: Sequence[str], is_complete: Callable[[bytes], bool], limit_s: float
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program until all that it has printed is complete, or until it ends.
+
+    If it is complete, the program is killed at once, with all that it has started, and counts as
+    ended well. Raises as run_program does.
+    """
+    deadline_s = uptime_s() + limit_s
+    watches: dict[Path, HangWatch] = {}
+    output = b""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            process_group=0,
+        )
+        assert process.stdout
+        has_ended = False
+        try:
+            while not has_ended and not is_complete(output):
+                wait_s = min(_LOOK_EVERY_S, max(0, deadline_s - uptime_s()))
+                if select.select([process.stdout], [], [], wait_s)[0]:
+                    some = os.read(process.stdout.fileno(), _AT_ONCE_BYTES)
+                    output, has_ended = output + some, not some
+                else:
+                    _check_patience(process, watches, deadline_s, limit_s)
+            code = process.wait(max(0, deadline_s - uptime_s())) if has_ended else 0
+        except subprocess.TimeoutExpired:
+            raise _no_answer(process, limit_s) from None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            _abandon(process)
+        errors.seek(0)
+        return subprocess.CompletedProcess(words, code, output, errors.read())
+
+
+def _check_patience(
+    process: subprocess.Popen[bytes],
+    watches: dict[Path, HangWatch],
+    deadline_s: float,
+    limit_s: float,
+) -> None:
+    """Raises GivenUp if the process hangs in the kernel, or has had its time."""
+    if _any_task_hangs(process.pid, watches):
+        raise GivenUp(
+            f"{_named(process)} hangs in the kernel: given up after {HANG_S:g} s; is a pool "
+            "suspended? zpool status -x"
+        ) from None
+    if uptime_s() >= deadline_s:
+        raise _no_answer(process, limit_s) from None
+
+
+def _no_answer(process: subprocess.Popen[bytes], limit_s: float) -> GivenUp:
+    return GivenUp(f"{_named(process)}: no answer: given up after {limit_s:g} s")
+
+
+def _named(process: subprocess.Popen[bytes]) -> str:
+    assert isinstance(process.args, Sequence)
+    return " ".join(map(str, process.args[:2]))
 
 
 def _any_task_hangs(pid: int, watches: dict[Path, HangWatch]) -> bool:

@@ -10,8 +10,10 @@ hook rehearses its round:
 It takes nothing, calls no hook, and prints `taking snapshot tank/vm@autosnap_... (zfs recursive)`.
 Its cache is its own: without snapshots, so that all are due; with the datasets that the caller has
 listed (sanoid 2.3), so that both see the same ones. (sanoid 2.0 has but one cache, which the caller
-has just brought up to date.) It is asked once in a round, as the caller has read sanoid.conf once;
-and only if a dataset has others below it.
+has just brought up to date.) At the end of its round, sanoid up to 2.2 lists all snapshots of the
+host once more: that is not waited for. (By sanoid 2.0 not for long: who kills it leaves its lock to
+the caller.) It is asked once in a round, as the caller has read sanoid.conf once; and only if a
+dataset has others below it.
 
 | the caller                  | sanoid.conf    | what is asked  | without an answer       |
 |-----------------------------|----------------|----------------|-------------------------|
@@ -34,17 +36,24 @@ from pathlib import Path
 
 from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import GivenUp, SanoidUnanswered
-from zvmsnap.common.process import run_program
+from zvmsnap.common.process import run_until, uptime_s
 from zvmsnap.hooks import sanoid
 from zvmsnap.hooks.callers import Caller
 from zvmsnap.journal.round import Round
 
 _LIMIT_S = 60.0
+_COMPLETE_LIMIT_S = 30.0  # of sanoid 2.0, if it has said all
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # cron has less
 _CONFIGDIR = "/etc/sanoid"
 _CACHE_DIR = "/var/cache/sanoid"
 _REHEARSE = ("--take-snapshots", "--readonly", "--verbose")
 _RECURSIVE = re.compile(r"taking snapshot (.+)@\S+ \(zfs recursive\)")
+# take_snapshots() of sanoid up to 2.2: its last line, which Perl prints before it starts `zfs get`.
+_COMPLETE = re.compile(
+    rb"^INFO: taking snapshots\.\.\.\n(?:.*\n)*"
+    rb"INFO: (?:cache (?:forcibly )?expired - updating from zfs list|deferring cache update - )",
+    re.MULTILINE,
+)
 
 
 class Rehearsal:
@@ -93,9 +102,10 @@ class Rehearsal:
                     shutil.copyfile(listed, Path(cache, "datasets.txt"))
                 own = [f"--configdir={conf.parent}"] if configdir else []
                 program = _program(self._caller)
-                if not sanoid.is_before_2_1(Path(program[-1])):
-                    own += [f"--cache-dir={cache}", f"--run-dir={cache}"]
-                return _recursive([*program, *own])
+                if sanoid.is_before_2_1(Path(program[-1])):
+                    return _recursive([*program, *own], _COMPLETE_LIMIT_S)
+                own += [f"--cache-dir={cache}", f"--run-dir={cache}"]
+                return _recursive([*program, *own], 0)
         except OSError as error:
             raise SanoidUnanswered(f"sanoid cannot be asked what it snapshots: {error}") from error
 
@@ -117,10 +127,16 @@ def _program(caller: Caller) -> tuple[str, ...]:
     return caller.sanoid
 
 
-def _recursive(words: Sequence[str]) -> tuple[str, ...]:
+def _recursive(words: Sequence[str], at_least_s: float) -> tuple[str, ...]:
+    """What it prints; its end is waited for that long, even if it has said all."""
     what = "sanoid, asked what it snapshots,"
+    begun_s = uptime_s()
+
+    def is_complete(printed: bytes) -> bool:
+        return uptime_s() - begun_s >= at_least_s and _COMPLETE.search(printed) is not None
+
     try:
-        done = run_program([*words, *_REHEARSE], limit_s=_LIMIT_S)
+        done = run_until([*words, *_REHEARSE], is_complete, _LIMIT_S)
     except GivenUp as error:
         raise SanoidUnanswered(f"{what} does not answer: {error}") from error
     if done.returncode:

@@ -17,6 +17,7 @@ from zvmsnap.common.process import (
     is_stopped,
     parent_of,
     run_program,
+    run_until,
 )
 
 NO_PID = 2**22 + 1
@@ -154,3 +155,20 @@ def test_a_program_that_takes_too_long_is_killed() -> None:
     with pytest.raises(GivenUp, match=r"^sleep 300: no answer: given up after 0\.2 s$"):
         run_program(["sleep", "300"], limit_s=0.2)
     assert run_program(["echo", "a"], limit_s=60).stdout == b"a\n"
+
+
+def test_program_that_has_printed_all_is_killed_with_what_it_has_started() -> None:
+    done = run_until(["sh", "-c", "echo no >&2; sleep 300 & echo $!; wait"], bool, 60)
+    assert (done.returncode, done.stderr) == (0, b"no\n")
+    until(lambda: not Process.of(int(done.stdout)).is_alive())
+
+
+def test_program_that_ends_before_it_has_printed_all() -> None:
+    done = run_until(["sh", "-c", "echo a; echo no >&2; exit 3"], lambda _: False, 60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"a\n", b"no\n")
+
+
+@pytest.mark.parametrize("text", ["exec sleep 300", "exec >&-; exec sleep 300"])
+def test_program_that_neither_prints_nor_ends(text: str) -> None:
+    with pytest.raises(GivenUp, match=r"sh -c: no answer: given up after 0\.2 s"):
+        run_until(["sh", "-c", text], bool, 0.2)

@@ -102,6 +102,45 @@ def test_a_sanoid_whose_cache_has_a_fixed_place(make: Make, told: Path) -> None:
     assert told.read_text().splitlines()[0] == "--take-snapshots --readonly --verbose"
 
 
+EXPIRED = "INFO: cache expired - updating from zfs list."
+FORCED = "INFO: cache forcibly expired - updating from zfs list."
+DEFERRED = "INFO: deferring cache update - valid cache update lock held by another sanoid process."
+
+
+def lists(line: str, seconds: str) -> str:
+    return f"""
+        print "{line}\\n"; open my $listed, '-|', 'sleep', '{seconds}'; my @all = <$listed>;
+        print $told "listed\\n";
+    """
+
+
+@pytest.mark.parametrize("line", [EXPIRED, FORCED, DEFERRED])
+def test_who_has_said_all_is_not_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """sanoid up to 2.2 lists all snapshots of the host at the end of its round."""
+    monkeypatch.setattr(rehearsal, "_LIMIT_S", 20)
+    asked = make(SANOID + lists(line, "300"))
+    assert asked.takes_recursively("tank/my vm")
+    assert not asked.unanswered
+
+
+def test_a_listing_before_it_takes_snapshots_is_not_the_end(make: Make) -> None:
+    """sanoid 2.0, whose cache is old, tells of it first."""
+    early = lists(EXPIRED, "0.2")
+    assert make(SANOID.replace("print", early + "print", 1)).takes_recursively("tank/my vm")
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [("0.5", True), ("300", False)])
+def test_a_sanoid_whose_cache_and_lock_are_the_callers_is_not_waited_for_long(
+    make: Make, monkeypatch: pytest.MonkeyPatch, told: Path, seconds: str, ends: bool
+) -> None:
+    monkeypatch.setattr(rehearsal, "_COMPLETE_LIMIT_S", 60 if ends else 0.3)
+    text = SANOID.replace("cache-dir", "a") + lists(EXPIRED, seconds)
+    assert make(text).takes_recursively("tank/my vm")
+    assert told.read_text().endswith("listed\n") is ends
+
+
 def test_the_configured_directory_comes_before_the_callers(make: Make, told: Path) -> None:
     assert make(SANOID, "--configdir=/a", configured="/b").takes_recursively("tank/vm")
     assert told.read_text().startswith("--configdir=/b ")
