@@ -34,8 +34,10 @@ _OWN = ("devices/disk/", "os/nvram", "devices/tpm/backend/source")
 _EMULATOR = re.compile(r"/usr/bin/(qemu-system-[a-z0-9_]+|kvm|qemu-kvm)|/usr/libexec/qemu-kvm")
 _READ_ONLY = PurePath("/usr/share")
 _FIRMWARE = ("os/loader", "os/nvram@template", "os/varstore@template")
-# As libvirt makes them, by its versions; it makes another at each start.
-_CHANNEL = re.compile(r"(/var/lib|/run|/var/run)/libvirt/qemu/channel/(target/)?[^/]+/[^/]+")
+# Where libvirt makes them, by its versions: with the guest's number, and the beginning of its name
+# (virDomainDefGetShortName). It forgets such a path, and makes another at each start.
+_CHANNELS = r"(/var/lib|/run|/var/run)/libvirt/qemu/channel/(target/)?(domain-)?\d+-"
+_SHORT_NAME = 20
 # Of others nobody here looks into the image for what it names.
 _FORMATS = ("raw", "qcow2")
 _RANDOM = ("/dev/random", "/dev/urandom", "/dev/hwrng")
@@ -47,15 +49,39 @@ def beyond(xml: str, is_own: Callable[[Resource], bool]) -> tuple[str, ...]:
 
     Raises ParseError.
     """
+    root = ET.fromstring(xml)
+    sockets = _channels(root)
     named = (
         f"{each.called}: {each.kind.value} {each.place}"
         for each in resources_of(xml)
-        if not _is_ordinary(each, is_own)
+        if not _is_ordinary(each, is_own, sockets)
     )
-    return tuple(dict.fromkeys((*named, *_privileges(ET.fromstring(xml)))))
+    return tuple(dict.fromkeys((*named, *_privileges(root))))
 
 
-def _is_ordinary(resource: Resource, is_own: Callable[[Resource], bool]) -> bool:
+def _channels(root: ET.Element) -> frozenset[str]:
+    """The sockets that libvirt has made for channels of this guest."""
+    short_name = re.escape(root.findtext("name", "")[:_SHORT_NAME])
+    made: set[str] = set()
+    others: set[str] = set()
+    for channel in root.findall("devices/channel"):
+        targets = [(each.get("type"), each.get("name")) for each in channel.findall("target")]
+        for source in channel.findall("source"):
+            path = source.get("path", "")
+            folder, _, name = path.rpartition("/")
+            is_made = (
+                channel.get("type") == "unix"
+                and source.get("mode") == "bind"
+                and targets == [("virtio", name)]
+                and re.fullmatch(_CHANNELS + short_name, folder)
+            )
+            (made if is_made else others).add(path)
+    return frozenset(made - others)
+
+
+def _is_ordinary(
+    resource: Resource, is_own: Callable[[Resource], bool], sockets: frozenset[str]
+) -> bool:
     element, place = resource.element, resource.place
     path = PurePath(place)
     if element in _FIRMWARE and not resource.writable and _READ_ONLY in path.parents:
@@ -67,7 +93,7 @@ def _is_ordinary(resource: Resource, is_own: Callable[[Resource], bool]) -> bool
     if element.startswith("devices/graphics"):
         return resource.kind is Kind.PORT
     if element.startswith("devices/channel/source"):
-        return bool(_CHANNEL.fullmatch(place)) and ".." not in path.parts
+        return place in sockets and ".." not in path.parts
     if element.startswith("devices/rng/backend"):
         return place in _RANDOM
     if element.startswith("devices/vsock/"):

@@ -72,6 +72,58 @@ def test_labels_that_libvirt_chooses() -> None:
     assert reached(top=label) == ()
 
 
+def channel(
+    path: str = "/run/libvirt/qemu/channel/3-web/org.x.0",
+    mode: str = "mode='bind'",
+    target: str = "<target type='virtio' name='org.x.0'/>",
+    kind: str = "unix",
+) -> str:
+    return f"<channel type='{kind}'><source {mode} path='{path}'/>{target}</channel>"
+
+
+CHANNELS = "/run/libvirt/qemu/channel"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{CHANNELS}/3-web/org.x.0",
+        "/var/lib/libvirt/qemu/channel/target/domain-12-web/org.x.0",
+        "/var/run/libvirt/qemu/channel/target/3-web/org.x.0",
+    ],
+)
+def test_a_channel_on_the_socket_that_libvirt_made(path: str) -> None:
+    assert reached(channel(path)) == ()
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        channel(f"{CHANNELS}/2-victim/org.x.0"),
+        channel(f"{CHANNELS}/3-web2/org.x.0"),
+        channel(f"{CHANNELS}/web/org.x.0"),
+        channel(f"{CHANNELS}/3-web/org.other.0"),
+        channel(f"{CHANNELS}/3-web/../org.x.0"),
+        channel(f"{CHANNELS}/3-web/..", target="<target type='virtio' name='..'/>"),
+        channel(mode=""),
+        channel(mode="mode='connect'"),
+        channel(kind="file"),
+        channel(target=""),
+        channel(target="<target type='guestfwd' name='org.x.0'/>"),
+        channel(target="<target type='virtio' name='org.x.0'/><target type='virtio' name='y'/>"),
+        channel() + channel(mode="mode='connect'"),
+    ],
+)
+def test_a_channel_on_another_socket(devices: str) -> None:
+    assert any(CHANNELS in what for what in reached(devices))
+
+
+@pytest.mark.parametrize(("short", "count"), [("a" * 20, 0), ("a" * 19, 1), ("a" * 21, 1)])
+def test_libvirt_shortens_a_long_name(short: str, count: int) -> None:
+    xml = WHOLE.format(devices=channel(f"{CHANNELS}/3-{short}/org.x.0"), boot="", top="")
+    assert len(beyond(xml.replace("<name>web", "<name>" + "a" * 30), is_own)) == count
+
+
 QEMU = "<qemu:commandline>{}</qemu:commandline>"
 BEYOND = [
     ("<emulator>/own/qemu</emulator>", "/own/qemu"),
