@@ -20,7 +20,7 @@ from zvmsnap.clone import own_places
 from zvmsnap.clone.definitions import CloneDefinitions, own_nvram
 from zvmsnap.clone.identity import ISOLATED_NETWORK, Network
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import CloneImpossible
+from zvmsnap.common.errors import CloneImpossible, CloneUntrusted
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
@@ -90,7 +90,7 @@ def plan_clone(
     if is_trusted:
         return operation
     reached = compatibility.reached(host, point, definitions)
-    compatibility.refuse_beyond(point, reached, CloneImpossible, point.directory)
+    compatibility.refuse_beyond(point, reached, CloneUntrusted, point.directory)
     return msgspec.structs.replace(operation, confined=True)
 
 

@@ -20,6 +20,7 @@ from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common import log
 from zvmsnap.common.errors import (
+    CloneUntrusted,
     LibvirtFailed,
     PoolMissing,
     SnapshotMissing,
@@ -65,7 +66,7 @@ def boot(
     """Start the point as a clone, see whether it lives, and remove it; the result is kept.
 
     `expect` is a command that must end with 0 in the guest, run by its agent. The result is not
-    kept if a pool is not imported. Raises PointGone.
+    kept if a pool is not imported, or `trust` is needed: the point may be good. Raises PointGone.
     """
     name = f"{CLONES}{secrets.token_hex(4)}"
     begun_s = time.monotonic()
@@ -76,7 +77,7 @@ def boot(
             to_running_s = time.monotonic() - begun_s
             result = _watch(host.guest(operation.uuid), point, expect, result)
         result = msgspec.structs.replace(result, to_running_s=round(to_running_s, 2))
-    except PoolMissing as error:
+    except (PoolMissing, CloneUntrusted) as error:
         return msgspec.structs.replace(result, why=str(error))
     except Exception as error:  # the next point is looked at all the same
         result = msgspec.structs.replace(result, why=log.one_line(error))

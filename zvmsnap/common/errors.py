@@ -203,6 +203,10 @@ class CloneImpossible(ZvmsnapError):
     """The guest has something that cannot exist twice on a host."""
 
 
+class CloneUntrusted(CloneImpossible):
+    """The point was not made here and reaches more of the host than is allowed without --trust."""
+
+
 class VaultDamaged(ZvmsnapError):
     """A point in the vault cannot be read, or is reached through a symlink."""
 

@@ -372,6 +372,20 @@ def test_result_replaces_the_one_before(scene: Scene) -> None:
         assert verify_result.read(point) == result
 
 
+def test_a_point_that_is_not_trusted_is_not_bad(scene: Scene) -> None:
+    """Nobody has started it: what was found before counts."""
+    point = scene.point(memory=False)
+    good = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
+    scene.made_here = False
+    for name in (DOMAIN_XML, PERSISTENT_XML):
+        path = point.directory / name
+        shared = "<shmem name='x'/>"
+        path.write_text(path.read_text().replace("<devices>", f"<devices>{shared}", 1))
+    result = verify.boot(scene.config, scene.host, point, None)
+    assert not result.good and "say --trust" in result.why
+    assert kept(point) == good
+
+
 @pytest.mark.parametrize("boot", [False, True])
 def test_a_pool_that_is_not_imported_spoils_no_result(scene: Scene, boot: bool) -> None:
     """Nothing is known of its snapshots: what was found before counts."""
