@@ -10,7 +10,8 @@ libvirt as root: a serial port may write to any file, a kernel be read from any.
 | emulator                                    | /usr/bin/qemu-system-*, and as such is called      |
 | firmware, and templates of its variables    | below /usr/share, and only read                    |
 | network cards                               | on a network, bridge or card of the host           |
-| screens                                     | on a port                                          |
+| screens                                     | on a port, or the socket that libvirt gives them   |
+| their rendering                             | by a render node of the host                       |
 | a channel                                   | on the socket that libvirt gives to its guest      |
 | random numbers                              | the kernel's                                       |
 | vsock                                       | any number                                         |
@@ -30,14 +31,17 @@ from zvmsnap.inventory.reader import resources_of
 from zvmsnap.inventory.resource import Kind, Resource
 
 # Of the guest's own: what may be in its datasets, or where libvirt keeps it.
-_OWN = ("devices/disk/", "os/nvram", "devices/tpm/backend/source")
+_OWN = ("devices/disk/", "os/nvram", "os/varstore", "devices/tpm/backend/source")
 _EMULATOR = re.compile(r"/usr/bin/(qemu-system-[a-z0-9_]+|kvm|qemu-kvm)|/usr/libexec/qemu-kvm")
 _READ_ONLY = PurePath("/usr/share")
 _FIRMWARE = ("os/loader", "os/nvram@template", "os/varstore@template")
 # Where libvirt makes them, by its versions: with the guest's number, and the beginning of its name
 # (virDomainDefGetShortName). It forgets such a path, and makes another at each start.
 _CHANNELS = r"(/var/lib|/run|/var/run)/libvirt/qemu/channel/(target/)?(domain-)?\d+-"
+_SCREENS = r"/var/lib/libvirt/qemu/domain-\d+-"
+_SCREEN_SOCKETS = ("vnc.sock", "spice.sock")
 _SHORT_NAME = 20
+_RENDER_NODE = re.compile(r"/dev/dri/renderD\d+")
 # Of others nobody here looks into the image for what it names.
 _FORMATS = ("raw", "qcow2")
 _RANDOM = ("/dev/random", "/dev/urandom", "/dev/hwrng")
@@ -50,7 +54,7 @@ def beyond(xml: str, is_own: Callable[[Resource], bool]) -> tuple[str, ...]:
     Raises ParseError.
     """
     root = ET.fromstring(xml)
-    sockets = _channels(root)
+    sockets = _channels(root) | _screens(root)
     named = (
         f"{each.called}: {each.kind.value} {each.place}"
         for each in resources_of(xml)
@@ -61,7 +65,7 @@ def beyond(xml: str, is_own: Callable[[Resource], bool]) -> tuple[str, ...]:
 
 def _channels(root: ET.Element) -> frozenset[str]:
     """The sockets that libvirt has made for channels of this guest."""
-    short_name = re.escape(root.findtext("name", "")[:_SHORT_NAME])
+    short_name = _short_name(root)
     made: set[str] = set()
     others: set[str] = set()
     for channel in root.findall("devices/channel"):
@@ -79,6 +83,22 @@ def _channels(root: ET.Element) -> frozenset[str]:
     return frozenset(made - others)
 
 
+def _screens(root: ET.Element) -> frozenset[str]:
+    """Likewise, for screens."""
+    made = re.compile(_SCREENS + _short_name(root))
+    screens = (*root.findall("devices/graphics"), *root.findall("devices/graphics/listen"))
+    paths = (each.get("socket", "").rpartition("/") for each in screens)
+    return frozenset(
+        f"{folder}/{name}"
+        for folder, _, name in paths
+        if name in _SCREEN_SOCKETS and made.fullmatch(folder)
+    )
+
+
+def _short_name(root: ET.Element) -> str:
+    return re.escape(root.findtext("name", "")[:_SHORT_NAME])
+
+
 def _is_ordinary(
     resource: Resource, is_own: Callable[[Resource], bool], sockets: frozenset[str]
 ) -> bool:
@@ -90,8 +110,10 @@ def _is_ordinary(
         return element.startswith("devices/interface/")
     if element == "devices/emulator":
         return bool(_EMULATOR.fullmatch(place))
+    if element == "devices/graphics/gl@rendernode":
+        return bool(_RENDER_NODE.fullmatch(place))
     if element.startswith("devices/graphics"):
-        return resource.kind is Kind.PORT
+        return resource.kind is Kind.PORT or (resource.kind is Kind.SOCKET and place in sockets)
     if element.startswith("devices/channel/source"):
         return place in sockets and ".." not in path.parts
     if element.startswith("devices/rng/backend"):

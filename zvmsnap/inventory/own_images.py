@@ -23,7 +23,7 @@ from zvmsnap.zfs import volume
 _CHAIN_MAX = 200
 # A backing file of another format may name any file of the host in its turn.
 _BACKING_FORMATS = ("raw", "qcow2")
-_FIRMWARE = ("os/nvram", "devices/tpm/backend/source")
+_FIRMWARE = ("os/nvram", "os/varstore", "devices/tpm/backend/source")
 _TEMPLATE = "@template"
 
 

@@ -49,6 +49,11 @@ ORDINARY = [
     "<interface type='user'/>",
     "<graphics type='vnc' port='5901' autoport='yes' listen='127.0.0.1'/>",
     "<graphics type='spice' port='5901'><listen type='address' address='0.0.0.0'/></graphics>",
+    "<graphics type='vnc' socket='/var/lib/libvirt/qemu/domain-3-web/vnc.sock'>"
+    "<listen type='socket' socket='/var/lib/libvirt/qemu/domain-3-web/vnc.sock'/></graphics>",
+    "<graphics type='spice'>"
+    "<listen type='socket' socket='/var/lib/libvirt/qemu/domain-3-web/spice.sock'/></graphics>",
+    "<graphics type='egl-headless'><gl rendernode='/dev/dri/renderD128'/></graphics>",
     "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
     "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>",
     "<vsock><cid auto='no' address='4'/></vsock>",
@@ -65,6 +70,20 @@ def test_firmware_of_the_host_and_variables_of_its_own() -> None:
     loader = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>"
     nvram = "<nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>/own/web_VARS.fd</nvram>"
     assert reached(boot=loader + nvram) == ()
+
+
+def test_a_store_of_firmware_variables_of_its_own() -> None:
+    store = "<varstore path='{}' template='/usr/share/qemu/vars.json'/>"
+    assert reached(boot=store.format("/own/web.json")) == ()
+    assert reached(boot=store.format("/etc/x")) == ("firmware variables: file /etc/x",)
+
+
+@pytest.mark.parametrize(
+    "path", ["domain-3-web/monitor.sock", "domain-3-db/vnc.sock", "domain-3-web/../vnc.sock"]
+)
+def test_a_screen_on_another_socket(path: str) -> None:
+    (what,) = reached(f"<graphics type='vnc' socket='/var/lib/libvirt/qemu/{path}'/>")
+    assert path in what
 
 
 def test_labels_that_libvirt_chooses() -> None:
@@ -199,6 +218,10 @@ BEYOND = [
     ),
     ("<graphics type='vnc' socket='/run/x'/>", "/run/x"),
     ("<graphics type='egl-headless'><gl rendernode='/dev/dri/card0'/></graphics>", "card0"),
+    (
+        "<graphics type='egl-headless'><gl rendernode='/dev/dri/../sda'/></graphics>",
+        "/dev/dri/../sda",
+    ),
     ("<rng><backend model='random'>/etc/shadow</backend></rng>", "/etc/shadow"),
     ("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "/dev/tpm0"),
     ("<tpm><backend type='emulator'><source type='dir' path='/etc'/></backend></tpm>", "/etc"),

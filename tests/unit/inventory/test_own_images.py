@@ -187,8 +187,12 @@ def test_another_volume() -> None:
     OwnImages([], ["/dev/zvol/tank/web"]).check(xml)
 
 
-def test_firmware_in_the_dataset_leads_nowhere(top: Path) -> None:
-    xml = f"<domain><os><nvram template='/x'>{top}/vars</nvram></os></domain>"
+@pytest.mark.parametrize(
+    "variables",
+    ["<nvram template='/x'>{}/vars</nvram>", "<varstore path='{}/vars' template='/x'/>"],
+)
+def test_firmware_in_the_dataset_leads_nowhere(top: Path, variables: str) -> None:
+    xml = f"<domain><os>{variables.format(top)}</os></domain>"
     own = OwnImages([top], [])
     own.check(xml)
     (top / "vars").write_bytes(b"")
