@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zvmsnap.common import log
@@ -18,6 +21,7 @@ from zvmsnap.config.settings import Config
 
 _START_TIMEOUT_S = 30
 _POLL_S = 0.05
+_STDERR = 2
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -39,18 +43,40 @@ def start_watchdog(owner: Process, post_within_s: float = math.inf) -> None:
                 check=False,
             )
         else:
-            subprocess.Popen(
-                command,
-                cwd=_PACKAGE_PARENT,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            with _stderr(owner) as stderr:
+                subprocess.Popen(
+                    command,
+                    cwd=_PACKAGE_PARENT,
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.plain().warning(
             "no watchdog for this run, only the next hook would recover its guests: %s", error
         )
+
+
+@contextmanager
+def _stderr(owner: Process) -> Iterator[int | None]:
+    """Where a watchdog without systemd prints; None: where this process does.
+
+    A pipe that this process prints to has a reader no longer than the hook runs (hooks/stand_in),
+    or one that waits for its end. The reader of the owner's waits for the end of that anyway.
+    """
+    descriptor = None
+    with suppress(OSError):  # it is no pipe, or nobody reads it
+        path = f"/proc/{owner.pid}/fd/{_STDERR}"
+        if stat.S_ISFIFO(os.fstat(_STDERR).st_mode) and stat.S_ISFIFO(os.stat(path).st_mode):
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(descriptor, True)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def require_watchdog(config: Config, owner: Process, post_within_s: float) -> None:

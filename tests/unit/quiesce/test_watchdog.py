@@ -2,8 +2,10 @@
 
 import fcntl
 import math
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import zvmsnap
 from zvmsnap.common.errors import NotHeld
 from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
@@ -88,6 +91,40 @@ def test_a_watchdog_that_cannot_be_started_stops_no_run(
     watchdog.start_watchdog(DEAD)
     assert "no watchdog for this run" in caplog.text
     assert started.commands == []
+
+
+HOOK = """
+import sys
+from pathlib import Path
+from zvmsnap.common.process import Process
+from zvmsnap.hooks import stand_in
+from zvmsnap.quiesce import watchdog
+owner, sys.executable = Process.of(int(sys.argv[1])), sys.argv[2]
+watchdog.shutil.which = lambda program: None
+sys.exit(stand_in.run(lambda: watchdog.start_watchdog(owner) or 0))
+"""
+
+
+@pytest.mark.parametrize("reader", ["", "2>&1 | cat"])
+def test_what_it_tells_is_heard_where_its_owner_is(tmp_path: Path, reader: str) -> None:
+    """Nor does it keep whoever reads what the hook prints until its end."""
+    program = tmp_path / "program"
+    program.write_text(
+        f"#!/bin/sh\nuntil [ -e {tmp_path}/over ]; do sleep 0.05; done\necho recovered >&2\n"
+    )
+    program.chmod(0o755)
+    sanoid = f'"$0" -c "$1" $$ {program} {reader}; echo ended; exec >&-; sleep 1'
+    with subprocess.Popen(
+        ["sh", "-c", sanoid, sys.executable, HOOK],
+        env={"PYTHONPATH": str(Path(zvmsnap.__file__).parents[1]), "PATH": os.environ["PATH"]},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.read() == "ended\n"
+        (tmp_path / "over").touch()
+        assert process.stderr.read() == "recovered\n"
 
 
 class Starter:
