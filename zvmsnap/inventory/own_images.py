@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from zvmsnap.common import safe_files
@@ -32,12 +32,14 @@ class OwnImages:
     """Where the images of a guest may be: below mountpoints of its datasets, or on its volumes.
 
     `elsewhere` are images in other places that it may have as well; None: whatever is in other
-    places was judged by its path already.
+    places was judged by its path already. `seen_in` says in which directory the content of a
+    mountpoint is seen now, if it is not there yet.
     """
 
     mountpoints: Sequence[Path]
     volumes: Collection[str]
     elsewhere: Collection[str] | None = None
+    seen_in: Mapping[Path, Path] = field(default_factory=dict)
 
     def check(self, xml: str) -> None:
         """Raises WrongDisk for an image, or firmware, that is none of these.
@@ -56,7 +58,7 @@ class OwnImages:
         if self._is_elsewhere(image):
             return
         if image.kind is Kind.FILE:
-            _check_file(Path(image.place), self.mountpoints, is_raw=is_raw)
+            self._check_file(Path(image.place), is_raw=is_raw)
         elif image.kind is Kind.BLOCK and not is_raw:
             _check_volume(image.place)
 
@@ -66,9 +68,34 @@ class OwnImages:
             return
         if firmware.kind is Kind.DIRECTORY:
             # A file in it is neither read nor written to by a symlink: see tpm_state.
-            with _told(path), safe_files.opened_within(path, self.mountpoints):
+            with _told(path), self._opened(path):
                 return
-        _check_file(path, self.mountpoints, is_raw=True)
+        self._check_file(path, is_raw=True)
+
+    def _check_file(self, path: Path, *, is_raw: bool) -> None:
+        for _ in range(_CHAIN_MAX):
+            named: tuple[str, ...] = ()
+            is_on_raw = False
+            with _told(path), self._opened(path.parent) as directory:
+                descriptor = safe_files.open_file(path.name, directory)
+                named, is_on_raw = _named_in(descriptor, path, is_raw=is_raw)
+            if not named:
+                return
+            if len(named) > 1:
+                raise WrongDisk(f"{path}: names {' and '.join(named)}: that is too much to follow")
+            path, is_raw = _beside(path, named[0]), is_on_raw
+        raise WrongDisk(f"{path}: is below more than {_CHAIN_MAX} images")
+
+    @contextmanager
+    def _opened(self, directory: Path) -> Iterator[int]:
+        """A directory below one of the mountpoints."""
+        for top, inside in self.seen_in.items():
+            if directory.is_relative_to(top):
+                with safe_files.opened(directory.relative_to(top), inside) as descriptor:
+                    yield descriptor
+                return
+        with safe_files.opened_within(directory, self.mountpoints) as descriptor:
+            yield descriptor
 
     def _has(self, path: Path) -> bool:
         return any(path.is_relative_to(top) for top in self.mountpoints)
@@ -100,21 +127,6 @@ def _told(path: str | Path) -> Iterator[None]:
         return
     except OSError as error:
         raise WrongDisk(f"{path}: is none of the guest's own: {error.strerror}") from error
-
-
-def _check_file(path: Path, mountpoints: Sequence[Path], *, is_raw: bool) -> None:
-    for _ in range(_CHAIN_MAX):
-        named: tuple[str, ...] = ()
-        is_on_raw = False
-        with _told(path), safe_files.opened_within(path.parent, mountpoints) as directory:
-            descriptor = safe_files.open_file(path.name, directory)
-            named, is_on_raw = _named_in(descriptor, path, is_raw=is_raw)
-        if not named:
-            return
-        if len(named) > 1:
-            raise WrongDisk(f"{path}: names {' and '.join(named)}: that is too much to follow")
-        path, is_raw = _beside(path, named[0]), is_on_raw
-    raise WrongDisk(f"{path}: is below more than {_CHAIN_MAX} images")
 
 
 def _beside(path: Path, name: str) -> Path:

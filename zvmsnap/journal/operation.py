@@ -91,6 +91,12 @@ class RestoreOperation(Operation, frozen=True, kw_only=True, tag="restore"):
             for target, (dataset, path) in self.restored_disks.items()
         }
 
+    @property
+    def restored_datasets(self) -> set[str]:
+        """All that hold snapshots of the point in the end, also those without a disk."""
+        swapped = {tree.top + each.path for tree in self.swap_trees for each in tree.datasets}
+        return swapped | {snapshot.partition("@")[0] for snapshot in self.rollback}
+
 
 class CloneOperation(Operation, frozen=True, kw_only=True, tag="clone"):
     """A clone: each dataset that is made for it, with its snapshot, parents first."""

@@ -1,4 +1,7 @@
-"""What is checked before a restore stops anything. Pure: it judges what was observed."""
+"""What is checked before a restore stops anything. It judges what was observed.
+
+Pure, but for `check_images`, which reads images of the snapshots.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from itertools import chain
 from pathlib import Path, PurePath
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import RestoreImpossible
+from zvmsnap.common.errors import RestoreImpossible, WrongDisk
 from zvmsnap.inventory.beyond import beyond
+from zvmsnap.inventory.own_images import OwnImages
 from zvmsnap.inventory.resource import Kind, Resource
 from zvmsnap.journal.operation import RestoreOperation
 from zvmsnap.points import compatibility, definition
@@ -125,13 +129,49 @@ def reached(operation: RestoreOperation, observed: Observed) -> list[str]:
     Beyond its own is not what the guest that is replaced has already.
     """
     is_own = _owner(operation, observed)
-    next_sources = operation.sources if operation.next_sources is None else operation.next_sources
-    changed = (next_sources, operation.sources)
-    definitions = map(domain_xml.with_sources, observed.definitions, changed)
+    definitions = _restored_definitions(operation, observed)
     replaced = observed.replaced.definitions if observed.replaced else ()
     has = {what for xml in replaced for what in beyond(xml, is_own)}
     wanted = dict.fromkeys(what for xml in definitions for what in beyond(xml, is_own))
     return [what for what in wanted if what not in has]
+
+
+def _restored_definitions(operation: RestoreOperation, observed: Observed) -> Iterator[str]:
+    next_sources = operation.sources if operation.next_sources is None else operation.next_sources
+    changed = (next_sources, operation.sources)
+    return map(domain_xml.with_sources, observed.definitions, changed)
+
+
+def check_images(point: RestorePoint, operation: RestoreOperation, observed: Observed) -> None:
+    """The images of a point that may come from elsewhere name no others than the guest's own.
+
+    As far as that can be seen before they are restored: in volumes, and in filesystems that are not
+    mounted, it cannot, and all is undone if they do. Raises RestoreImpossible.
+    """
+    not_ours = f"{point.name}: was not made on this host, as far as it knows"
+    if operation.rollback:
+        raise RestoreImpossible(
+            f"{not_ours}, and a rollback cannot be undone if its disks name files of this host: "
+            "restore without --rollback, or say --trust"
+        )
+    seen_in = {}
+    for name, snapshot in observed.snapshots.items():
+        if observed.datasets[name].type == "filesystem":
+            mountpoint = mounts.mountpoint_of(name, observed.mounts)
+            directory = mounts.snapshot_directory(snapshot, observed.mounts)
+            if mountpoint is None or directory is None:
+                return
+            seen_in[Path(mountpoint)] = directory
+    # What is in a filesystem that is mounted below another one is not in that one's snapshot.
+    inner_first = sorted(seen_in, key=lambda path: len(path.parts), reverse=True)
+    images = OwnImages(inner_first, (), seen_in={top: seen_in[top] for top in inner_first})
+    try:
+        for xml in _restored_definitions(operation, observed):
+            images.check(xml)
+    except WrongDisk as error:
+        raise RestoreImpossible(
+            f"{not_ours}, and {error}; if that is right, say --trust"
+        ) from error
 
 
 def _owner(operation: RestoreOperation, observed: Observed) -> Callable[[Resource], bool]:

@@ -145,6 +145,7 @@ def plan_restore(
         reached = checks.reached(operation, observed)
         if not options.trust:
             compatibility.refuse_beyond(point, reached, RestoreImpossible, point.directory)
+            checks.check_images(point, operation, observed)
             places = checks.firmware_dirs(operation, observed)
             operation = msgspec.structs.replace(operation, firmware_dirs=places)
     checks.check_names(operation, observed)

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import DomainGone
+from zvmsnap.common.errors import DomainGone, WrongDisk
 from zvmsnap.common.process import Process
 from zvmsnap.disks import apparmor, changes, location
 from zvmsnap.inventory.own_images import OwnImages
@@ -183,11 +183,17 @@ class RestoredGuest:
         if self._operation.firmware_dirs is None:
             return xml
         table = mounts.read_table()
-        datasets = {dataset for dataset, _ in self._operation.restored_disks.values()}
+        datasets = self._operation.restored_datasets
         tops = (mounts.mountpoint_of(dataset, table) for dataset in datasets)
         volumes = frozenset(map(volume.device_of, datasets))
         # What is in other places, as the guest that is replaced has it, the plan has judged.
-        OwnImages([Path(top) for top in tops if top], volumes).check(xml)
+        try:
+            OwnImages([Path(top) for top in tops if top], volumes).check(xml)
+        except WrongDisk as error:
+            raise WrongDisk(
+                f"{error}; the point was not made on this host, as far as it knows: if that is "
+                "right, say --trust"
+            ) from error
         return xml
 
     def _give_back(self, xml: str) -> None:

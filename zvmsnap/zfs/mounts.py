@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from zvmsnap.zfs.types import Partition
+from zvmsnap.zfs.types import Partition, Snapshot
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,16 @@ def mountpoint_of(dataset: str, table: Sequence[Mount]) -> str | None:
         if mount.dataset == dataset and dataset_of_path(mount.mountpoint, table) == (dataset, "."):
             return mount.mountpoint
     return None
+
+
+def snapshot_directory(snapshot: Snapshot, table: Sequence[Mount]) -> Path | None:
+    """Where the files of a filesystem's snapshot can be seen; None if they cannot."""
+    mountpoint = mountpoint_of(snapshot.dataset, table)
+    if mountpoint is None:
+        return None
+    directory = Path(mountpoint, ".zfs", "snapshot", snapshot.name)
+    # The kernel mounts it for whoever enters it.
+    return directory if os.path.isdir(f"{directory}/.") else None
 
 
 def _mount_of_path(path: str, table: Sequence[Mount]) -> Mount | None:

@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.restore_case import put_back
-from tests.fakes.restore_scene import DATASET, NEW, Machine, Scene, set_scene
+from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Machine, Scene, set_scene
+from tests.unit.inventory.test_qcow2 import image
 from zvmsnap.common.errors import RestoreFailed, RestoreImpossible
 from zvmsnap.config.settings import Config
 from zvmsnap.points import definition, memory_image
-from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Manifest
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    NVRAM,
+    PERSISTENT_XML,
+    Manifest,
+    OtherState,
+    SnapshotRef,
+)
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore.in_place import InPlaceRestore
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
@@ -155,12 +163,86 @@ def test_an_image_of_the_snapshot_that_leads_out(scene: Scene, tmp_path: Path) -
     drive = f"<source file='{image}'/><target dev='sda'/><readonly/>"
     point = scene.point(memory=False)
     with_devices(point, f"<disk type='file' device='cdrom'>{drive}</disk>")
-    with pytest.raises(RestoreFailed, match=r"is none of the guest's own: .* is a symlink"):
+    with pytest.raises(
+        RestoreFailed, match=r"is none of the guest's own: .* is a symlink.*--trust"
+    ):
         put_back(scene, point, COLD)
     assert shadow.read_bytes() == b"secrets"
     assert list(scene.world.pool) == ["tank", DATASET]
     assert scene.world.pool[DATASET].content.startswith(NEW)  # the guest runs on
     assert plan_of(scene, point, TRUST).operation.firmware_dirs is None
+
+
+def seen(scene: Scene, dataset: str, files: dict[str, bytes]) -> None:
+    """The files of a snapshot, where ZFS shows them."""
+    directory = Path(scene.world.disk_of(dataset)).parent / ".zfs" / "snapshot" / NAME
+    directory.mkdir(parents=True)
+    for name, head in files.items():
+        (directory / name).write_bytes(head)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [(image(b"/etc/shadow"), "/etc/shadow"), (image(data_file=b"../db/vda.raw"), "db/vda.raw")],
+)
+def test_nothing_is_stopped_for_an_image_that_names_others(
+    scene: Scene, head: bytes, name: str
+) -> None:
+    point = scene.point(memory=False)
+    seen(scene, DATASET, {"vda.raw": head})
+    with pytest.raises(RestoreImpossible) as raised:
+        plan_of(scene, point)
+    (line,) = str(raised.value).splitlines()
+    assert "was not made on this host" in line
+    assert name.rpartition("/")[0] in line
+    assert line.endswith("say --trust")
+    assert scene.world.acts == []
+    assert plan_of(scene, point, TRUST)
+
+
+def test_images_in_the_snapshot_that_name_their_own(scene: Scene) -> None:
+    point = scene.point(memory=False)
+    seen(scene, DATASET, {"vda.raw": image(b"base.qcow2"), "base.qcow2": image()})
+    assert plan_of(scene, point)
+
+
+@pytest.mark.parametrize("rollback", [True, False])
+def test_a_rollback_needs_trust(scene: Scene, rollback: bool) -> None:
+    """What images in volumes name is seen when it cannot be undone any more."""
+    point = scene.point(memory=False)
+    if not rollback:
+        assert plan_of(scene, point)
+        return
+    with pytest.raises(RestoreImpossible) as raised:
+        plan_of(scene, point, RestoreOptions(cold=True, rollback=True))
+    (line,) = str(raised.value).splitlines()
+    assert "a rollback cannot be undone" in line
+    assert line.endswith("restore without --rollback, or say --trust")
+    options = RestoreOptions(cold=True, rollback=True, trust=True)
+    assert plan_of(scene, point, options).operation.rollback
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_a_data_file_in_a_dataset_that_has_no_disk(scene: Scene, is_seen: bool) -> None:
+    """It is the guest's, before the datasets are restored and after that."""
+    data = "tank/data"
+    scene.world.add(data, OLD)
+    taken = scene.world.snap(f"{data}@{NAME}")
+    root = Path(scene.world.disk_of(DATASET)).parent
+    head = image(data_file=b"../data/vda.raw")
+    (root / "vda.raw").write_bytes(head)
+    if is_seen:
+        seen(scene, DATASET, {"vda.raw": head})
+        seen(scene, data, {"vda.raw": b"raw"})
+    refs = tuple(
+        SnapshotRef(each.dataset, NAME, each.guid, each.createtxg)
+        for each in (scene.snapshot, taken)
+    )
+    place = str(Path(scene.world.disk_of(data)))
+    state = OtherState("data file of vda", place, data, "vda.raw")
+    point = scene.point(memory=False, snapshots=refs, other_state=(state,))
+    put_back(scene, point, COLD)
+    assert scene.world.pool[DATASET].content.startswith(OLD)
 
 
 def test_a_definition_that_is_changed_after_it_was_looked_at(scene: Scene) -> None:
