@@ -1,4 +1,6 @@
-"""What arguments for QEMU itself (<qemu:commandline>) name. Libvirt passes them on unread.
+"""What arguments for QEMU itself (<qemu:commandline>), and its environment, name.
+
+Libvirt passes them on unread.
 
 | option                | what its value names                            | it is                 |
 |-----------------------|-------------------------------------------------|-----------------------|
@@ -11,8 +13,12 @@
 | -blockdev             | an image, if it is not on another node          | state, or only read   |
 | -device               | a device of the host, by _HOST_DRIVERS          | state                 |
 | -device               | no such device; but a path is not known         | no resource; UNKNOWN  |
-| -object               | a file or device, if a value is a path          | state, or only read   |
+| -usbdevice            | nothing, if it is one of QEMU, without a colon  | no resource; UNKNOWN  |
+| -object input-linux   | a device of the host                            | writable              |
+| any other -object     | a file or device, if a value is a path          | state, or only read   |
 | any other             | cannot be told                                  | UNKNOWN               |
+| environment           | a path; or what the loader is to do (LD_...)    | UNKNOWN, only read    |
+| any other environment | nothing                                         | no resource           |
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from typing import Any
 from zvmsnap.inventory.resource import Kind, Resource
 
 ELEMENT = "qemu:commandline"
+ENVIRONMENT = f"{ELEMENT}/qemu:env"
 # Without a value.
 _FLAGS = frozenset(
     [
@@ -46,6 +53,9 @@ _FLAGS = frozenset(
         "daemonize",
         "singlestep",
         "win2k-hack",
+        "alt-grab",
+        "no-quit",
+        "localtime",
     ]
 )
 _NAMES_NOTHING = frozenset(
@@ -81,6 +91,7 @@ _NAMES_NOTHING = frozenset(
         "mon",
         "seed",
         "d",
+        "soundhw",
     ]
 ) | (_FLAGS - {"s"})
 _READS = frozenset(
@@ -123,9 +134,17 @@ _SEEN_FROM_OUTSIDE = re.compile(r"hostfwd|guestfwd|smb|=/")
 _IMAGES = frozenset(["hda", "hdb", "hdc", "hdd", "fda", "fdb", "mtdblock", "sd", "pflash"])
 # Drivers that need a device or a process of the host.
 _HOST_DRIVERS = re.compile(r"vfio|vhost|ivshmem|usb-host|usb-redir|scsi-(block|generic)|nvme-pass")
+_INPUT_OBJECT = "input-linux"
 # Objects that QEMU only reads.
 _READ_OBJECTS = re.compile(r"rng-|secret|tls-|iothread|throttle-group|cryptodev|authz-|can-|colo-")
 _PATH = re.compile(r"(^|:)/")
+
+
+def of_environment(name: str, value: str) -> Iterator[Resource]:
+    """What a variable of QEMU's environment names."""
+    if "/" in value or name.startswith("LD_"):
+        place = f"{name}={value}"
+        yield Resource("environment", Kind.UNKNOWN, place, False, False, ENVIRONMENT)
 
 
 def resources_of(arguments: Iterable[str]) -> Iterator[Resource]:
@@ -171,11 +190,20 @@ def _of_option(option: str, value: str) -> Iterator[Resource]:
         else:
             yield from (_unknown(called, path) for path in paths)
     elif option == "object":
-        is_read = bool(_READ_OBJECTS.match(values.get("", values.get("qom-type", ""))))
-        for path in paths:
-            yield _resource(called, Kind.FILE, path, writable=not is_read, is_state=not is_read)
+        yield from _object(called, values.get("", values.get("qom-type", "")), paths)
+    elif option == "usbdevice" and ":" not in value:
+        return  # one that QEMU has itself, such as a tablet
     else:
         yield _unknown(called, value)
+
+
+def _object(called: str, kind: str, paths: Iterable[str]) -> Iterator[Resource]:
+    is_read = bool(_READ_OBJECTS.match(kind))
+    for path in paths:
+        if kind == _INPUT_OBJECT:
+            yield _resource(called, Kind.HOST_DEVICE, path, writable=True)
+        else:
+            yield _resource(called, Kind.FILE, path, writable=not is_read, is_state=not is_read)
 
 
 def _drive(called: str, value: str, values: dict[str, str]) -> Iterator[Resource]:

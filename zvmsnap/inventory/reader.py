@@ -31,7 +31,8 @@ _CALLED_IN_CHAIN = {
 _PATH = re.compile(r"(^|[:=,])/")
 # As libxml2, by which libvirt reads it; so it knows no longer chain of images either.
 _DEPTH_MAX = 256
-_COMMAND_LINE = "qemu:commandline"
+_COMMAND_LINE = command_line.ELEMENT
+_ENVIRONMENT = command_line.ENVIRONMENT
 _WORDS = {"loader": "firmware", "nvram": "firmware variables", "varstore": "firmware variables"}
 
 _ROWS: dict[str, list[Row]] = defaultdict(list)
@@ -67,6 +68,9 @@ def _named_by(line: _Line) -> Iterator[Resource]:
     if element == _COMMAND_LINE:
         arguments = [each.get("value", "") for each in line[-1] if _tag(each) == "qemu:arg"]
         yield from command_line.resources_of(arguments)
+        return
+    if element == _ENVIRONMENT:
+        yield from command_line.of_environment(line[-1].get("name", ""), line[-1].get("value", ""))
         return
     used: set[str] = set()
     for row in _rows(element):

@@ -226,8 +226,6 @@ ROWS = (
     Row("devices/audio", "{@runtimeDir}", _DIRECTORY, _READS),
     Row("devices/audio/*", "{@dev}", _DEVICE, _READS),
     Row("devices/audio/*", "{@serverName}", _SOCKET, _READS),
-    # For instance of a library that QEMU is to load.
-    Row("qemu:commandline/qemu:env", "{@name}={@value?}", _UNKNOWN, _READS, (), "environment"),
     # Only a weight or limit is set for it.
     Row("blkiotune/device/path", "{.}", _BLOCK, _READS, (), "I/O limit of {}"),
 )

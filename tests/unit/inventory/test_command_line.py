@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zvmsnap.inventory import reader
 from zvmsnap.inventory.command_line import resources_of
 from zvmsnap.inventory.resource import Kind, Resource
 
@@ -28,6 +29,7 @@ HARMLESS = [
     ["-chardev", "spicevmc,id=c,name=usbredir"],
     ["-monitor", "stdio", "-serial", "none"],
     ["-audiodev", "pa,id=a"],
+    ["-usbdevice", "tablet", "-soundhw", "hda", "-alt-grab", "-no-quit", "-localtime"],
 ]  # fmt: skip
 READ = [
     (["-fw_cfg", "name=opt/com.coreos/config,file=/etc/ignition.json"], "/etc/ignition.json"),
@@ -67,6 +69,7 @@ UNKNOWN = [
     (["-mem-path", "/dev/hugepages"], "/dev/hugepages"),
     (["/srv/disk.img"], "/srv/disk.img"),
     (["-new"], ""),
+    (["-usbdevice", "host:046d:c52b"], "host:046d:c52b"),
 ]
 
 ALONE = [
@@ -77,6 +80,10 @@ ALONE = [
     (["-monitor", "unix:/run/m,server"], Kind.SOCKET, "unix:/run/m,server"),
     (["-D", "/var/log/q.log"], Kind.FILE, "/var/log/q.log"),
     (["-audiodev", "wav,id=a,path=/srv/a.wav"], Kind.FILE, "/srv/a.wav"),
+    (["-object", "input-linux,id=k,evdev=/dev/input/by-id/kbd,grab_all=on"], Kind.HOST_DEVICE,
+     "/dev/input/by-id/kbd"),
+    (["-object", '{"qom-type":"input-linux","id":"k","evdev":"/dev/input/event3"}'],
+     Kind.HOST_DEVICE, "/dev/input/event3"),
     (["-virtfs", "local,path=/srv/share,mount_tag=t"], Kind.DIRECTORY, "/srv/share"),
 ]  # fmt: skip
 
@@ -112,6 +119,25 @@ def test_state(arguments: list[str], kind: Kind, place: str) -> None:
 @pytest.mark.parametrize(("arguments", "place"), UNKNOWN)
 def test_unknown(arguments: list[str], place: str) -> None:
     assert facts(arguments) == [(Kind.UNKNOWN, place, True, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_known"),
+    [
+        ("QEMU_AUDIO_DRV", "pa", True),
+        ("MALLOC_ARENA_MAX", "1", True),
+        ("QEMU_PA_SERVER", "/run/user/1000/pulse/native", False),
+        ("PULSE_SERVER", "unix:/run/pulse", False),
+        ("LD_PRELOAD", "libx.so", False),
+    ],
+)
+def test_environment(name: str, value: str, is_known: bool) -> None:
+    env = f"<qemu:env name='{name}' value='{value}'/>"
+    uri = "http://libvirt.org/schemas/domain/qemu/1.0"
+    command_line = f"<qemu:commandline>{env}</qemu:commandline>"
+    xml = f"<domain xmlns:qemu='{uri}'>{command_line}</domain>"
+    read = [(each.kind, each.place, each.writable) for each in reader.resources_of(xml)]
+    assert read == ([] if is_known else [(Kind.UNKNOWN, f"{name}={value}", False)])
 
 
 def test_the_port_of_a_debugger() -> None:
