@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -17,6 +17,7 @@ from zvmsnap.disks import location, qemu_img
 from zvmsnap.inventory import reader
 from zvmsnap.journal.operation import Source
 from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.next_start import mountpoints_of
 from zvmsnap.zfs import mounts, volume
 from zvmsnap.zfs.mounts import Mount
 
@@ -117,7 +118,7 @@ def _places(
     folders: dict[PurePath, PurePath] = {}
     # Where they are mounted now, and where they were when the point was made.
     now = ((name, mounts.mountpoint_of(origin, table)) for name, (_, origin) in datasets.items())
-    for dataset, path in (*now, *_mountpoints(manifest)):
+    for dataset, path in (*now, *mountpoints_of(manifest)):
         own = mountpoints.get(datasets[dataset][0])
         if path and own:
             folders[PurePath(path)] = own
@@ -127,18 +128,6 @@ def _places(
         for name in (dataset, origin)
     }
     return OwnPlaces(folders, volumes, None, table)
-
-
-def _mountpoints(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """The datasets of the point, and where they were mounted, as paths of files in them tell."""
-    disks = ((disk.dataset, disk.source, disk.path) for disk in manifest.disks)
-    others = (
-        (each.dataset, each.place, each.path) for each in manifest.other_state if not each.why
-    )
-    for dataset, path, inside in (*disks, *others):
-        mountpoint = path.removesuffix(f"/{inside}")
-        if inside and mountpoint != path:
-            yield dataset, mountpoint or "/"
 
 
 def _upwards(path: PurePath) -> tuple[PurePath, ...]:

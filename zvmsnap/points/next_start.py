@@ -49,7 +49,7 @@ class NextStart:
 def next_start(point: RestorePoint) -> NextStart:
     """Read the definition for the next start. Raises RestoreImpossible."""
     known = _known_images(point)
-    mountpoints = dict(_mountpoints(point.manifest))
+    mountpoints = dict(_by_mountpoint(point.manifest))
     disks, outside = [], []
     for disk in domain_xml.parse(definition_of(point)).disks:
         if not disk.writable:
@@ -89,7 +89,7 @@ def owner_by(manifest: Manifest) -> Callable[[Resource], bool]:
     As far as the manifest tells: where the datasets are not mounted yet, or will be others.
     """
     is_firmware = own_firmware(manifest.domain, manifest.uuid)
-    directories = [directory for directory, _ in _mountpoints(manifest)]
+    directories = [directory for directory, _ in _by_mountpoint(manifest)]
     devices = {
         path
         for disk in manifest.disks
@@ -107,7 +107,19 @@ def owner_by(manifest: Manifest) -> Callable[[Resource], bool]:
     return is_own
 
 
-def _mountpoints(manifest: Manifest) -> Iterator[tuple[PurePath, Disk]]:
+def mountpoints_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """The datasets of the point, and where they were mounted, as paths of files in them tell."""
+    disks = ((disk.dataset, disk.source, disk.path) for disk in manifest.disks)
+    others = (
+        (each.dataset, each.place, each.path) for each in manifest.other_state if not each.why
+    )
+    for dataset, path, inside in (*disks, *others):
+        mountpoint = path.removesuffix(f"/{inside}")
+        if inside and mountpoint != path:
+            yield dataset, mountpoint or "/"
+
+
+def _by_mountpoint(manifest: Manifest) -> Iterator[tuple[PurePath, Disk]]:
     """Where datasets of the point were mounted, as the path of a disk in each tells."""
     for disk in manifest.disks:
         mountpoint = disk.source.removesuffix(f"/{disk.path}")

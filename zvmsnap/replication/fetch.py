@@ -36,6 +36,7 @@ from zvmsnap.points import (
 )
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.next_start import mountpoints_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import syncoid
 from zvmsnap.replication.remote_vault import RemoteVault
@@ -203,7 +204,9 @@ class Fetcher:
     def _check_fits(self, point: RestorePoint) -> None:
         memory = point.manifest.memory is not None
         xml = definition.definition_of(point, live=memory)
-        reasons = compatibility.why_not(self._host, xml, point.manifest.host, cold=not memory)
+        coming = [mountpoint for _, mountpoint in mountpoints_of(point.manifest)]
+        made_on = point.manifest.host
+        reasons = compatibility.why_not(self._host, xml, made_on, cold=not memory, made=coming)
         compatibility.refuse_misfits(point, reasons, FetchRefused)
 
     def _judge(self, copied: RestorePoint, point: RestorePoint) -> list[str]:

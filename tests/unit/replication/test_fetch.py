@@ -25,6 +25,7 @@ from zvmsnap.points.manifest import (
     Disk,
     Manifest,
     Memory,
+    OtherState,
     SnapshotRef,
 )
 from zvmsnap.points.point import RestorePoint
@@ -49,6 +50,7 @@ USB = Destination("", "usb/off")
 XML = f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><memory>1</memory></domain>"
 RAM = libvirt_image(XML)
 NAMES = ("tank/web", "tank/web/data")
+WHY_NOT = compatibility.why_not
 
 
 class World:
@@ -315,6 +317,31 @@ def test_does_not_fit(world: World, config: Config, monkeypatch: pytest.MonkeyPa
     # Nothing is left of it: a dataset that is made later is not taken for one of its own.
     assert vault.unfinished(config.vault_dir) == []
     assert Fetches(config.journal_dir).guests() == frozenset()
+
+
+def test_read_only_files_come_with_its_datasets(
+    world: World,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A seed ISO beside the disk, and a kernel in a dataset that has no disk; no others."""
+    monkeypatch.setattr(compatibility, "why_not", WHY_NOT)
+    (path,) = Path(world.properties["zvmsnap:vault"]).rglob(MANIFEST)
+    known = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    disks = tuple(
+        msgspec.structs.replace(disk, source="/no/web/vda.raw", path="vda.raw")
+        for disk in known.disks[:1]
+    )
+    kernel = OtherState("kernel", "/no/boot/vmlinuz", NAMES[1], "vmlinuz")
+    changed = msgspec.structs.replace(known, disks=disks, other_state=(kernel,), memory=None)
+    path.write_bytes(msgspec.json.encode(changed))
+    boot = "<os><type arch='x86_64'>hvm</type><kernel>/no/boot/vmlinuz</kernel></os>"
+    seed = "<source file='/no/web/seed.iso'/><target dev='sda'/><readonly/>"
+    drive = f"<devices><disk type='file' device='cdrom'>{seed}</disk></devices>"
+    text = XML.replace("</domain>", f"{boot}{drive}</domain>")
+    path.with_name(DOMAIN_XML).write_text(text)
+    fetches = Fetcher(config, FakeHost(), USB, SyncoidOptions(), trust=True)
+    assert fetches.fetch(fetches.plan("web@latest"))
 
 
 SERIAL = "<serial type='file'><source path='/etc/cron.d/x'/><target port='0'/></serial>"
