@@ -149,7 +149,8 @@ def check_images(point: RestorePoint, operation: RestoreOperation, observed: Obs
     mounted, it cannot, and all is undone if they do. Raises RestoreImpossible.
     """
     not_ours = f"{point.name}: was not made on this host, as far as it knows"
-    if operation.rollback:
+    is_stopped = observed.replaced is not None and observed.replaced.is_active
+    if operation.rollback and (is_stopped or observed.newer):
         raise RestoreImpossible(
             f"{not_ours}, and a rollback cannot be undone if its disks name files of this host: "
             "restore without --rollback, or say --trust"
@@ -163,8 +164,10 @@ def check_images(point: RestorePoint, operation: RestoreOperation, observed: Obs
                 return
             seen_in[Path(mountpoint)] = directory
     # What is in a filesystem that is mounted below another one is not in that one's snapshot.
+    # What was just fetched is rolled back to what it is already, so its volumes can be looked at.
+    volumes = tuple(map(volume.device_of, observed.snapshots)) if operation.rollback else ()
     inner_first = sorted(seen_in, key=lambda path: len(path.parts), reverse=True)
-    images = OwnImages(inner_first, (), seen_in={top: seen_in[top] for top in inner_first})
+    images = OwnImages(inner_first, volumes, seen_in={top: seen_in[top] for top in inner_first})
     try:
         for xml in _restored_definitions(operation, observed):
             images.check(xml)

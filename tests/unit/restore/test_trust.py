@@ -222,6 +222,20 @@ def test_a_rollback_needs_trust(scene: Scene, rollback: bool) -> None:
     assert plan_of(scene, point, options).operation.rollback
 
 
+def test_what_was_just_fetched_is_rolled_back_without_trust(scene: Scene) -> None:
+    """There is no guest that would stay off; and its images are looked at all the same."""
+    point = scene.point(memory=False)
+    scene.guest.active = False
+    options = RestoreOptions(cold=True, rollback=True, safety=False)
+    assert plan_of(scene, point, options).operation.rollback
+    seen(scene, DATASET, {"vda.raw": image(b"/etc/shadow")})
+    with pytest.raises(RestoreImpossible, match=r"/etc is outside of what it may be in; .*--trust"):
+        plan_of(scene, point, options)
+    scene.world.snap(f"{DATASET}@newer")
+    with pytest.raises(RestoreImpossible, match="a rollback cannot be undone"):
+        plan_of(scene, point, options)
+
+
 @pytest.mark.parametrize("is_seen", [True, False])
 def test_a_data_file_in_a_dataset_that_has_no_disk(scene: Scene, is_seen: bool) -> None:
     """It is the guest's, before the datasets are restored and after that."""
