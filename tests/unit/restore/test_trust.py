@@ -10,6 +10,7 @@ from tests.fakes.restore_scene import DATASET, NAME, NEW, OLD, Machine, Scene, s
 from tests.unit.inventory.test_qcow2 import image
 from zvmsnap.common.errors import RestoreFailed, RestoreImpossible
 from zvmsnap.config.settings import Config
+from zvmsnap.inventory import own_images
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
@@ -234,6 +235,24 @@ def test_what_was_just_fetched_is_rolled_back_without_trust(scene: Scene) -> Non
     scene.world.snap(f"{DATASET}@newer")
     with pytest.raises(RestoreImpossible, match="a rollback cannot be undone"):
         plan_of(scene, point, options)
+
+
+@pytest.mark.parametrize("rollback", [True, False])
+def test_volumes_that_were_just_fetched_are_looked_at(
+    config: Config,
+    tmp_path: Path,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    rollback: bool,
+) -> None:
+    """They are what they are rolled back to; otherwise those of now say nothing of the point."""
+    scene = set_scene(config, tmp_path / "volumes", manifest, monkeypatch, "volume")
+    scene.made_here = scene.guest.active = False
+    looked_at: list[str] = []
+    monkeypatch.setattr(own_images, "_check_volume", looked_at.append)
+    point = scene.point(memory=False)
+    plan_of(scene, point, RestoreOptions(cold=True, rollback=rollback, safety=False))
+    assert set(looked_at) == ({scene.world.disk_of(DATASET)} if rollback else set())
 
 
 @pytest.mark.parametrize("is_seen", [True, False])
