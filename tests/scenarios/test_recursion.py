@@ -14,6 +14,7 @@ from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.journal.round import Round
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.zfs import zfs
 
 NAME = f"{RUN}_hourly"
 
@@ -59,7 +60,13 @@ def test_as_expected(tree: Scene, pools: FakeZfs, recursive: bool) -> None:
     assert point.manifest.level is MEMORY
 
 
-def test_less_than_expected(tree: Scene, pools: FakeZfs, caplog: pytest.LogCaptureFixture) -> None:
+def test_less_than_expected(
+    tree: Scene,
+    pools: FakeZfs,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zfs, "properties", lambda *_: {"inconsistent": "0"})
     pre(tree, "tank", recursive=True)
     assert tree.entries()
     pools.present = {f"tank@{NAME}": 11}

@@ -9,6 +9,9 @@ name:
 | exists                 | of the same transaction group     | recursive     |
 | exists                 | of another one, or does not exist | not recursive |
 | does not exist         | any                               | not taken     |
+
+`zfs snapshot -r` leaves out a dataset that is being received for the first time: that one tells
+nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def _surprise(dataset: str, expected: Expected, call: HookCall) -> str:
     recursive = any(txgs[dataset, name] == txgs.get((below, name)) for name in taken)
     if not taken or recursive == expected.recursive:
         return ""
-    if not recursive and below not in zfs.lineages():
+    if not recursive and (below not in zfs.lineages() or _is_inconsistent(below)):
         return ""
     how = "with all datasets below it" if recursive else "without the datasets below it"
     value = "on" if recursive else "off"
@@ -57,3 +60,8 @@ def _surprise(dataset: str, expected: Expected, call: HookCall) -> str:
         f"have no point of {call.run}. To say it beforehand: zfs set zvmsnap:recursive={value} "
         f"{dataset}"
     )
+
+
+def _is_inconsistent(dataset: str) -> bool:
+    # A property that `zfs get` lists only by its name: zfs_prop_init() in OpenZFS's zfs_prop.c.
+    return zfs.properties(dataset, ("inconsistent",)).get("inconsistent") == "1"

@@ -25,6 +25,7 @@ def judged(
     *,
     recursive: bool,
     exists: bool = True,
+    inconsistent: str = "0",
 ) -> bool:
     """Post after a pre that has expected that; the snapshots, and the groups they are of."""
 
@@ -40,6 +41,8 @@ def judged(
         {"tank/vm/web": types.Lineage(2, "")} if exists else {}
     )
     monkeypatch.setattr(zfs, "lineages", lambda: lineages)
+    properties = {("tank/vm/web", ("inconsistent",)): {"inconsistent": inconsistent}}
+    monkeypatch.setattr(zfs, "properties", lambda *asked: properties[asked])
     notes = Round(tmp_path, OWNER)
     notes.expect({"tank/vm": Expected(recursive, "tank/vm/web")})
     return surprise.as_expected(CALL, notes)
@@ -97,6 +100,12 @@ def test_what_cannot_be_known(
     exists: bool,
 ) -> None:
     assert judged(tmp_path, monkeypatch, txgs, recursive=recursive, exists=exists)
+
+
+def test_a_dataset_that_is_being_received_is_no_witness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert judged(tmp_path, monkeypatch, {f"{TOP}{HOURLY}": 7}, recursive=True, inconsistent="1")
 
 
 def test_of_other_datasets_nothing_is_asked(
