@@ -60,6 +60,20 @@ def test_back_and_forth_with_ram(lab: Lab) -> None:
     back.assert_nothing_left(lab)
 
 
+@pytest.mark.whole
+def test_point_that_this_host_has_not_made_as_far_as_it_knows(lab: Lab) -> None:
+    """Its images are looked at in the snapshot, whose mount is in the way of nothing."""
+    lab.run(f"rm {scenario.JOURNAL}/seal.key")
+    name = back.hourly(lab)
+    stored = back.stored_count(lab, name)
+    refused = zvmsnap(lab, "restore", "--yes", "--rollback", f"web@{name}", status=1).stderr
+    assert "say --trust" in refused
+    scenario.counts_on(lab)
+    restore(lab, f"web@{name}")
+    back.assert_jumped_to(lab, stored)
+    back.assert_nothing_left(lab)
+
+
 MEANWHILE = "tank/vm/web@precious"
 # On a terminal: waits for the question, does something else, and agrees.
 AGREES_LATE = """
