@@ -375,7 +375,7 @@ def test_a_volume_of_a_pool_a_data_file_and_a_floppy(lab_session: Lab) -> None:
     lab.run("zvmsnap restore --yes pool@latest", timeout_s=300)
     counts = guests.wait_counts(lab, "pool", 0, since_byte=since)
     scenario.wait_until("it counts on", lambda: guests.counts(lab, "pool", since)[-1] > counts + 5)
-    assert guests.counts(lab, "pool", since)[0] <= last
+    assert min(guests.counts(lab, "pool", since)) <= last
     assert (guests.boots(lab, "pool", since), guests.mismatches(lab, "pool", since)) == (0, [])
     assert "<source pool='images' volume='a.qcow2'" in scenario.dumpxml(lab, "pool")
     # Without the data in the snapshot, that disk is no part of a point.
