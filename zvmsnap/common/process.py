@@ -26,6 +26,7 @@ _PROC = Path("/proc")
 # A task that sleeps for so long in the kernel, and cannot be interrupted, hangs. More than a disk
 # that spins up needs. Whoever waits for a suspended pool wakes once a minute (OpenZFS' deadman).
 HANG_S = 45.0
+HANGS = f"hangs in the kernel: given up after {HANG_S:g} s; is a pool suspended? zpool status -x"
 _WAKES_OF_A_HANGING_TASK = 1
 _LOOK_EVERY_S = 1.0
 _AT_ONCE_BYTES = 1 << 16
@@ -78,12 +79,9 @@ class HangWatch:
     def _look(self) -> tuple[str, int]:
         """Its state, and how often it has slept; no state if it has ended."""
         try:
-            lines = (self._task / "status").read_bytes().split(b"\n")
+            fields = _fields(self._task / "status")
         except OSError:
             return "", 0
-        fields = {
-            name: value.strip() for name, _, value in (line.partition(b":") for line in lines)
-        }
         return fields[b"State"][:1].decode(), int(fields[b"voluntary_ctxt_switches"])
 
 
@@ -169,10 +167,7 @@ def _check_patience(
 ) -> None:
     """Raises GivenUp if the process hangs in the kernel, or has had its time."""
     if _any_task_hangs(process.pid, watches):
-        raise GivenUp(
-            f"{_named(process)} hangs in the kernel: given up after {HANG_S:g} s; is a pool "
-            "suspended? zpool status -x"
-        ) from None
+        raise GivenUp(f"{_named(process)} {HANGS}") from None
     if uptime_s() >= deadline_s:
         raise _no_answer(process, limit_s) from None
 
@@ -255,6 +250,12 @@ def _stat(pid: int) -> list[bytes]:
 # |            | tell the number                                                        |
 
 
+def _fields(path: Path) -> dict[bytes, bytes]:
+    """A file of /proc with a name and a value in each line. Raises OSError."""
+    lines = (line.partition(b":") for line in path.read_bytes().split(b"\n"))
+    return {name: value.strip() for name, _, value in lines}
+
+
 class OpenFile:
     """One descriptor of a process, and the path that the kernel has for it."""
 
@@ -296,10 +297,9 @@ class OpenFile:
     @cached_property
     def _info(self) -> dict[bytes, bytes]:
         try:
-            lines = self._fdinfo.read_bytes().split(b"\n")
+            return _fields(self._fdinfo)
         except OSError:
             return {}
-        return {name: value.strip() for name, _, value in (line.partition(b":") for line in lines)}
 
 
 def open_files(process: Path) -> list[OpenFile]:

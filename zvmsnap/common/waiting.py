@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from zvmsnap.common.errors import GivenUp
-from zvmsnap.common.process import HANG_S, HangWatch
+from zvmsnap.common.process import HANGS, HangWatch
 
 Answer = TypeVar("Answer")
 Key = TypeVar("Key")
@@ -129,10 +129,7 @@ class Call(Generic[Answer]):
         deadline_s = time.monotonic() + limit_s
         while not self.ended(min(_LOOK_EVERY_S, max(0, deadline_s - time.monotonic()))):
             if self.hangs():
-                raise GivenUp(
-                    f"hangs in the kernel: given up after {HANG_S:g} s; is a pool suspended? "
-                    "zpool status -x"
-                )
+                raise GivenUp(HANGS)
             if time.monotonic() >= deadline_s:
                 raise GivenUp(f"no answer: given up after {limit_s:g} s")
         if self._error:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
-from zvmsnap.common.process import HANG_S, HangWatch
+from zvmsnap.common.process import HANGS, HangWatch
 from zvmsnap.common.signals import STOP_SIGNALS, stop_blocked
 
 _LOOK_EVERY_S = 0.2
@@ -163,10 +163,7 @@ def _result(child: int, caller: int, reading: int, printed: _Printed) -> int:
                 return EXIT_FAILED
             is_told = True
         if watch.hangs():
-            sys.stderr.write(
-                f"zvmsnap: error: hangs in the kernel: given up after {HANG_S:g} s; is a pool "
-                "suspended? zpool status -x\n"
-            )
+            sys.stderr.write(f"zvmsnap: error: {HANGS}\n")
             return EXIT_FAILED
     code = os.read(reading, 1)
     printed.copy()

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from pathlib import PurePath
 
 from zvmsnap.inventory.reader import resources_of
@@ -61,6 +61,23 @@ def beyond(xml: str, is_own: Callable[[Resource], bool]) -> tuple[str, ...]:
         if not _is_ordinary(each, is_own, sockets)
     )
     return tuple(dict.fromkeys((*named, *_privileges(root))))
+
+
+def is_in(
+    directories: Collection[PurePath],
+    devices: Container[str],
+    is_firmware: Callable[[str], bool],
+) -> Callable[[Resource], bool]:
+    """The `is_own` of a guest whose images are below these directories, or on these devices."""
+
+    def is_own(resource: Resource) -> bool:
+        path = PurePath(resource.place)
+        if resource.kind is Kind.BLOCK:
+            return resource.place in devices
+        below = any(path.is_relative_to(directory) for directory in directories)
+        return (below and ".." not in path.parts) or is_firmware(resource.place)
+
+    return is_own
 
 
 def _channels(root: ET.Element) -> frozenset[str]:

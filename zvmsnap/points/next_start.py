@@ -21,7 +21,8 @@ from pathlib import PurePath
 
 import msgspec
 
-from zvmsnap.inventory.resource import Kind, Resource
+from zvmsnap.inventory.beyond import is_in
+from zvmsnap.inventory.resource import Resource
 from zvmsnap.points.definition import definition_of, own_firmware
 from zvmsnap.points.manifest import Disk, Manifest
 from zvmsnap.points.point import RestorePoint
@@ -97,14 +98,7 @@ def owner_by(manifest: Manifest) -> Callable[[Resource], bool]:
         for path in (disk.source, volume.device_of(disk.dataset, disk.partition))
     }
 
-    def is_own(resource: Resource) -> bool:
-        path = PurePath(resource.place)
-        if resource.kind is Kind.BLOCK:
-            return resource.place in devices
-        below = any(path.is_relative_to(directory) for directory in directories)
-        return (below and ".." not in path.parts) or is_firmware(resource.place)
-
-    return is_own
+    return is_in(directories, devices, is_firmware)
 
 
 def mountpoints_of(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import RestoreImpossible, WrongDisk
-from zvmsnap.inventory.beyond import beyond
+from zvmsnap.inventory.beyond import beyond, is_in
 from zvmsnap.inventory.own_images import OwnImages
-from zvmsnap.inventory.resource import Kind, Resource
+from zvmsnap.inventory.resource import Resource
 from zvmsnap.journal.operation import RestoreOperation
 from zvmsnap.points import compatibility, definition
 from zvmsnap.points.manifest import Manifest, Memory
@@ -184,14 +184,7 @@ def _owner(operation: RestoreOperation, observed: Observed) -> Callable[[Resourc
     places = (*operation.restored_locations.values(), *(operation.next_disks or {}).values())
     devices = {volume.device_of(each.dataset, each.partition) for each in places if not each.path}
 
-    def is_own(resource: Resource) -> bool:
-        path = PurePath(resource.place)
-        if resource.kind is Kind.BLOCK:
-            return resource.place in devices
-        below = any(path.is_relative_to(directory) for directory in directories)
-        return (below and ".." not in path.parts) or is_firmware(resource.place)
-
-    return is_own
+    return is_in(directories, devices, is_firmware)
 
 
 def mountpoints(observed: Observed) -> list[Path]:
