@@ -19,7 +19,7 @@ from zvmsnap.clone import datasets as clone_datasets
 from zvmsnap.clone import own_places
 from zvmsnap.clone.definitions import CloneDefinitions, own_nvram
 from zvmsnap.clone.identity import ISOLATED_NETWORK, Network
-from zvmsnap.common import snapshot_name
+from zvmsnap.common import log, snapshot_name
 from zvmsnap.common.errors import CloneImpossible, CloneUntrusted
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
@@ -83,13 +83,16 @@ def plan_clone(
     _check_machine(host, point, operation)
     if point.manifest.memory and _has_memory(point, options):
         memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
-    is_trusted = options.trust or definition.is_made_here(config, point.directory, point.manifest)
     definitions = list(_definitions(point, options))
     judged = tuple(map(definition.digest, definitions))
     operation = msgspec.structs.replace(operation, judged=judged)
-    if is_trusted:
+    if definition.is_made_here(config, point.directory, point.manifest):
         return operation
     reached = compatibility.reached(host, point, definitions)
+    if options.trust:
+        for line in compatibility.trusted(reached):
+            log.plain().warning("%s: %s", point.name, line.strip())
+        return operation
     compatibility.refuse_beyond(point, reached, CloneUntrusted, point.directory)
     return msgspec.structs.replace(operation, confined=True)
 

@@ -31,6 +31,10 @@ _WAKES_OF_A_HANGING_TASK = 1
 _LOOK_EVERY_S = 1.0
 _AT_ONCE_BYTES = 1 << 16
 
+# What a program may print, which is kept in memory: more than a million snapshots in a listing.
+# The program may be on a machine of somebody else.
+_OUTPUT_MAX_BYTES = 512 << 20
+
 
 class Process(msgspec.Struct, frozen=True):
     """A process that cannot be mistaken for a later one of the same number."""
@@ -93,8 +97,8 @@ def run_program(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program and wait for it, `given` on its standard input; it may print into a file.
 
-    Raises OSError; GivenUp if it takes longer than `limit_s`, or hangs in the kernel: it is killed,
-    but nobody can wait for the end of such a process.
+    Raises OSError; GivenUp if it takes longer than `limit_s`, prints without end, or hangs in the
+    kernel: it is killed, but nobody can wait for the end of such a process.
     """
     deadline_s = uptime_s() + limit_s
     process = subprocess.Popen(
@@ -111,8 +115,13 @@ def run_program(
                 wait_s = min(_LOOK_EVERY_S, max(0, deadline_s - uptime_s()))
                 output, errors = process.communicate(unsent, wait_s)
                 return subprocess.CompletedProcess(words, process.returncode, output or b"", errors)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired as so_far:
                 unsent = None  # communicate() goes on with it
+                if len(so_far.stdout or b"") + len(so_far.stderr or b"") > _OUTPUT_MAX_BYTES:
+                    raise GivenUp(
+                        f"{_named(process)} prints without end: given up after "
+                        f"{_OUTPUT_MAX_BYTES >> 20} MiB"
+                    ) from None
                 _check_patience(process, watches, deadline_s, limit_s)
     except BaseException:
         _abandon(process)

@@ -106,4 +106,6 @@ def _text(head: bytes, at: int, length: int) -> str:
     text = head[at : at + length]
     if len(text) != length:
         raise IndexError("it names a file behind its end")
+    if b"\0" in text:
+        raise IndexError("it names a file with a NUL byte, which no file has")
     return text.decode()

@@ -47,10 +47,12 @@ def entries(journal_dir: Path) -> list[Entry]:
 
 
 def close(journal_dir: Path, capture: str) -> None:
-    """Remove the directory of that late run, whose entry is closed."""
+    """Remove the directory of that late run, whose entry is closed.
+
+    That of all stays, as another process may be about to make one in it.
+    """
     with suppress(OSError):
         (journal_dir / _LATE / capture).rmdir()
-        (journal_dir / _LATE).rmdir()
 
 
 def merge_begins(journal_dir: Path, uuid: str) -> None:

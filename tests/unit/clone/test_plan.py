@@ -264,10 +264,14 @@ def test_what_reaches_this_host_is_refused(scene: Scene) -> None:
         plan_of(scene, spoiled(scene))
 
 
-def test_with_trust_it_is_cloned(scene: Scene) -> None:
+def test_with_trust_it_is_cloned_and_says_what_is_trusted(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     point = spoiled(scene)
     operation = plan_clone(scene.config, scene.host, point, CloneOptions("w2", trust=True))
     assert not operation.confined
+    trusted = "TRUSTED, as it was not made on this host: serial 0: file /etc/cron.d/x"
+    assert caplog.messages == [f"{point.name}: {trusted}"]
 
 
 def test_a_guest_as_any_other_needs_no_trust(scene: Scene) -> None:

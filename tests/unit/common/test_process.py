@@ -157,6 +157,15 @@ def test_a_program_that_takes_too_long_is_killed() -> None:
     assert run_program(["echo", "a"], limit_s=60).stdout == b"a\n"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_program_that_prints_without_end(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_OUTPUT_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(process, "_LOOK_EVERY_S", 0.1)
+    program = f"import sys\nwhile True: sys.{stream}.write('x' * 4096)"
+    with pytest.raises(GivenUp, match="prints without end: given up after 1 MiB"):
+        run_program([sys.executable, "-c", program])
+
+
 def test_program_that_has_printed_all_is_killed_with_what_it_has_started() -> None:
     done = run_until(["sh", "-c", "echo no >&2; sleep 300 & echo $!; wait"], bool, 60)
     assert (done.returncode, done.stderr) == (0, b"no\n")

@@ -47,6 +47,14 @@ def test_what_is_no_qcow2(tmp_path: Path) -> None:
         data_file(str(tmp_path / "none"))
 
 
+def test_a_name_that_no_file_has(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    make(image, "-o", f"data_file={tmp_path / 'elsewhere.raw'}")
+    image.write_bytes(image.read_bytes().replace(b"elsewhere", b"else\0here"))
+    with pytest.raises(ValueError, match="NUL"):
+        data_file(str(image))
+
+
 @given(st.binary(max_size=600))
 def test_any_header_is_read(tmp_path_factory: pytest.TempPathFactory, rest: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.qcow2"
