@@ -26,7 +26,8 @@ JOURNAL = "/var/lib/zvmsnap/journal"
 # What is in the journal without any work that is unfinished.
 LASTING = "! -name vault.id ! -name seal.key"
 # What sending leaves there for good.
-NOT_UNDER_WAY = "! -path '*/send-status*' ! -path '*/mirrors*' ! -name fetches ! -name waiting ! -name late"
+NOT_UNDER_WAY = ("! -path '*/send-status*' ! -path '*/mirrors*' "
+                 "! -name fetches ! -name waiting ! -name late")
 SANOID_CONF = "/etc/sanoid/sanoid.conf"
 CONFIG = "/etc/zvmsnap/config.toml"
 HOOKS = f"{CODE_DIR}/hooks"
