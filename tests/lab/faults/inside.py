@@ -177,8 +177,9 @@ def domain_state() -> str:
 
 
 def journal_entries() -> list[str]:
-    own = ("vault.id", "seal.key")
-    return sorted(path.name for path in JOURNAL.glob("*") if path.name not in own)
+    lasting = ("vault.id", "seal.key")
+    names = (path.name for path in JOURNAL.glob("*") if path.is_file() or any(path.iterdir()))
+    return sorted(name for name in names if name not in lasting)
 
 
 def guards() -> list[str]:
