@@ -12,7 +12,7 @@ def main() -> None:
     """Run the command line; exits with the codes of common/errors.py."""
     # sanoid calls hooks thousands of times, so they do not import typer.
     if sys.argv[1:2] == ["hook"] and sys.argv[2:3] not in (["-h"], ["--help"]):
-        from zvmsnap.hooks.main import in_child as hook
+        from zvmsnap.hooks.start import run as hook
 
         sys.exit(hook(sys.argv[2:]))
     if sys.argv[1:2] == ["watchdog"]:

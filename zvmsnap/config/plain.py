@@ -17,7 +17,9 @@ too, to the same values. Anything else is left to it, as it says what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+TYPE_CHECKING = False  # what is imported for types alone takes its time, too
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # As config/settings has them.
 DEFAULT_PATH = "/etc/zvmsnap/config.toml"
@@ -29,8 +31,9 @@ DEFAULTS = {
     "locks": "/run/zvmsnap",
 }
 
+# As common/snapshot_name has them.
+TYPES = ("frequently", "hourly", "daily", "weekly", "monthly", "yearly", "manual")
 _TABLES = ("modes", "image", "limits")
-_TYPES = ("frequently", "hourly", "daily", "weekly", "monthly", "yearly", "manual")
 _LEVELS = {"memory", "paused", "quiesced", "crash"}
 _PATH, _TEXT, _MODE, _COMPRESSION, _FLAG, _INTEGER, _NUMBER = range(7)
 _KINDS = {
@@ -43,7 +46,7 @@ _KINDS = {
     ("", "mode"): _MODE,
     ("", "quiesce_overlay"): _FLAG,
     ("", "guest_scripts"): _PATH,
-    **{("modes", each): _MODE for each in _TYPES},
+    **{("modes", each): _MODE for each in TYPES},
     ("image", "compression"): _COMPRESSION,
     ("image", "zstd_level"): _INTEGER,
     ("limits", "pause_first_ms"): _INTEGER,

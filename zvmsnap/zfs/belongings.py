@@ -8,18 +8,33 @@
 | delegations            | yes               | none                                               |
 
 All is written down before anything is changed; everything here may be repeated and undone.
+
+What is delegated, `zfs allow` tells people alone, so its text is read (print_fs_perms in OpenZFS's
+zfs_main.c); whatever is not understood is refused, never guessed.
+
+    ---- Permissions on tank/web -----------------------------------------
+    Permission sets:
+            @set create,destroy
+    Create time permissions:
+            destroy
+    Local permissions:
+            user joe send
+    Descendent permissions:
+            group staff mount
+    Local+Descendent permissions:
+            everyone hold
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.zfs import delegations, zfs
-from zvmsnap.zfs.delegations import Delegation
+from zvmsnap.zfs import zfs
 
 _RESERVATIONS = ("reservation", "refreservation")
 _NONE = "none"
@@ -28,6 +43,25 @@ _NONE = "none"
 _EXCLUDED = {"syncoid:sync": "false", "com.sun:auto-snapshot": "false"}
 # zfs-autobackup's properties are called by the jobs; sending is inherited.
 _EXCLUDED_JOBS = "autobackup:"
+
+_SETS = "Permission sets:"
+_CREATE = "Create time permissions:"
+# Where they count, as options of `zfs allow`; without any, here and below.
+_SCOPES = {
+    "Local permissions:": ("-l",),
+    "Descendent permissions:": ("-d",),
+    "Local+Descendent permissions:": (),
+}
+_HEADER = "---- Permissions on "
+# Of a user or group that does not exist any more, `zfs allow` takes the number.
+_UNKNOWN = re.compile(r"\(unknown: (\d+)\)")
+
+
+class Delegation(msgspec.Struct, frozen=True):
+    """Permissions (with commas), and to whom and where, as options of `zfs allow`."""
+
+    options: tuple[str, ...]
+    permissions: str
 
 
 class Belongings(msgspec.Struct, frozen=True):
@@ -54,7 +88,7 @@ def observe(names: Sequence[str]) -> dict[str, Belongings]:
             if not _is_text(value):
                 log.plain().warning("%s: %s is no UTF-8, and does not go with the name", name, each)
     return {
-        name: _belongings(own[name], received[name], inherited[name], delegations.of(name))
+        name: _belongings(own[name], received[name], inherited[name], delegations_of(name))
         for name in names
     }
 
@@ -98,14 +132,14 @@ def take_from(dataset: str, belongings: Belongings) -> None:
             zfs.command("inherit", name, dataset)
     _set(dataset, belongings.excluded)
     for delegation in belongings.delegations:
-        delegations.revoke(dataset, delegation)
+        revoke(dataset, delegation)
 
 
 def give_to(dataset: str, belongings: Belongings) -> None:
     """Let the dataset of the name have all but the reservations. Raises ZfsFailed."""
     _set(dataset, belongings.tools)
     for delegation in belongings.delegations:
-        delegations.grant(dataset, delegation)
+        grant(dataset, delegation)
 
 
 def give_back(dataset: str, belongings: Belongings) -> None:
@@ -121,7 +155,7 @@ def give_back(dataset: str, belongings: Belongings) -> None:
     local = belongings.tools.keys() - set(belongings.received)
     _set(dataset, {name: belongings.tools[name] for name in sorted(local)})
     for delegation in belongings.delegations:
-        delegations.grant(dataset, delegation)
+        grant(dataset, delegation)
     try:
         reserve(dataset, belongings)
     except ZfsFailed as error:
@@ -142,3 +176,49 @@ def drop_reservations(dataset: str, belongings: Belongings) -> None:
 def _set(dataset: str, values: Mapping[str, str]) -> None:
     if values:
         zfs.command("set", *(f"{name}={value}" for name, value in values.items()), dataset)
+
+
+def delegations_of(dataset: str) -> tuple[Delegation, ...]:
+    """What is delegated on the dataset itself. Raises ZfsFailed."""
+    return parse_delegations(dataset, zfs.command("allow", dataset))
+
+
+def grant(dataset: str, delegation: Delegation) -> None:
+    """Delegate that. Raises ZfsFailed."""
+    zfs.command("allow", *delegation.options, delegation.permissions, dataset)
+
+
+def revoke(dataset: str, delegation: Delegation) -> None:
+    """Revoke that, if it is delegated. Raises ZfsFailed."""
+    zfs.command("unallow", *delegation.options, delegation.permissions, dataset)
+
+
+def parse_delegations(dataset: str, text: str) -> tuple[Delegation, ...]:
+    """What the text, which names the datasets above as well, says of this one. Raises ZfsFailed."""
+    header = re.compile(re.escape(f"{_HEADER}{dataset} ") + "-*")
+    delegations: list[Delegation] = []
+    is_own, section = False, ""
+    for line in text.split("\n"):
+        if line.startswith(_HEADER):
+            is_own, section = bool(header.fullmatch(line)), ""
+        elif is_own and line.endswith(":") and not line.startswith("\t"):
+            section = line
+        elif is_own and line:
+            delegations.append(_delegation(dataset, section, line))
+    return tuple(delegations)
+
+
+def _delegation(dataset: str, section: str, line: str) -> Delegation:
+    whom, _, permissions = line.strip().rpartition(" ")
+    kind, _, name = whom.partition(" ")
+    if section == _CREATE and not whom:
+        return Delegation(("-c",), permissions)
+    if section == _SETS and whom.startswith("@"):
+        return Delegation(("-s", whom), permissions)
+    if section in _SCOPES and kind in ("user", "group") and name:
+        unknown = _UNKNOWN.fullmatch(name)
+        option = "-u" if kind == "user" else "-g"
+        return Delegation((*_SCOPES[section], option, unknown[1] if unknown else name), permissions)
+    if section in _SCOPES and whom == "everyone":
+        return Delegation((*_SCOPES[section], "-e"), permissions)
+    raise ZfsFailed(f"{dataset}: what `zfs allow` says of it is not understood: {line.strip()!r}")

@@ -17,13 +17,15 @@ EXAMPLE = Path(zvmsnap.__file__).parents[1] / "config.toml.example"
 LINES = st.sampled_from(
     [
         *EXAMPLE.read_text().splitlines(),
-        *(f"[{name}]" for name in ("modes", "image", "limits", "mode", " limits ", "[destination]")),
+        *(f"[{name}]" for name in ("modes", "image", "limits", "mode", " limits ")),
+        "[[destination]]",
         *(
             f"{key} = {value}"
             for key in ("vault", "journal", "locks", "uri", "sanoid_configdir", "staging", '"uri"')
             for value in (
                 '"/v"', "'/v'", '"v"', '""', "''", '"/v" # w', '"/v"w', "'/v", '"""/v"""', "'''",
-                '"/v\\n"', "'/v\\n'", '"/ü"', '"/v#"', '"/v\tw"', "/v", "1", '"/v\x7f"', '"/\u00a0"',
+                '"/v\\n"', "'/v\\n'", '"/ü"',
+                '"/v#"', '"/v\tw"', "/v", "1", '"/v\x7f"', '"/\u00a0"',
             )
         ),
         *(
@@ -119,7 +121,7 @@ def test_changed_values(tmp_path: Path) -> None:
 def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing.toml"
     assert plain.settings({"ZVMSNAP_CONFIG": str(missing)}) is None
-    assert plain.DEFAULT_PATH == str(settings.DEFAULT_PATH)
+    assert str(settings.DEFAULT_PATH) == plain.DEFAULT_PATH
     monkeypatch.setattr(plain, "DEFAULT_PATH", str(missing))
     assert plain.settings({}) == as_plain(Config())
     with pytest.raises(OSError):

@@ -123,7 +123,7 @@ def test_executables_that_sanoid_conf_names(program: str, role: str) -> None:
     done = call((path,), {"PATH": os.environ["PATH"]})
     assert (done.returncode, done.stdout) == (2, "")
     assert "SANOID_TARGET is not set" in done.stderr
-    assert f'in_child(["{role}"' in path.read_text()
+    assert f'run(["{role}"' in path.read_text()
 
 
 @pytest.mark.parametrize(

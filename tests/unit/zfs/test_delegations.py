@@ -1,8 +1,8 @@
 import pytest
 
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.zfs import delegations, zfs
-from zvmsnap.zfs.delegations import Delegation
+from zvmsnap.zfs import belongings, zfs
+from zvmsnap.zfs.belongings import Delegation
 
 TOLD = """\
 ---- Permissions on tank/web -----------------------------------------
@@ -44,14 +44,14 @@ OF_WEB = (
     ],
 )
 def test_parse(dataset: str, expected: tuple[Delegation, ...]) -> None:
-    assert delegations.parse(dataset, TOLD) == expected
-    assert delegations.parse(dataset, "") == ()
+    assert belongings.parse_delegations(dataset, TOLD) == expected
+    assert belongings.parse_delegations(dataset, "") == ()
 
 
 def test_long_name() -> None:
     name = "tank/" + "w" * 200
     told = f"---- Permissions on {name} \nLocal permissions:\n\teveryone send\n"
-    assert delegations.parse(name, told) == (Delegation(("-l", "-e"), "send"),)
+    assert belongings.parse_delegations(name, told) == (Delegation(("-l", "-e"), "send"),)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_long_name() -> None:
 )
 def test_what_is_not_understood(line: str) -> None:
     with pytest.raises(ZfsFailed, match=r"is not understood: '(user x send|role x y)'"):
-        delegations.parse("tank/web", f"---- Permissions on tank/web ---\n{line}\n")
+        belongings.parse_delegations("tank/web", f"---- Permissions on tank/web ---\n{line}\n")
 
 
 def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +70,9 @@ def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
         return TOLD
 
     monkeypatch.setattr(zfs, "command", command)
-    assert delegations.of("tank/web") == OF_WEB
-    delegations.grant("tank/w", OF_WEB[2])
-    delegations.revoke("tank/w", OF_WEB[0])
+    assert belongings.delegations_of("tank/web") == OF_WEB
+    belongings.grant("tank/w", OF_WEB[2])
+    belongings.revoke("tank/w", OF_WEB[0])
     assert calls == [
         ("allow", "tank/web"),
         ("allow", "-l", "-u", "offsite", "send", "tank/w"),

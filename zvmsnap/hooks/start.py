@@ -1,0 +1,16 @@
+"""Starts a hook; what it works with is loaded only if there is work."""
+
+from __future__ import annotations
+
+import os
+
+from zvmsnap.hooks import idle
+
+
+def run(arguments: list[str]) -> int:
+    """Run a hook, so that nobody waits for the end of what hangs; returns the exit code."""
+    if idle.has_nothing_to_do(arguments, os.environ):
+        return 0
+    from zvmsnap.hooks import main
+
+    return main.in_child(arguments)
