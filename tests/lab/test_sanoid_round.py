@@ -14,6 +14,7 @@ TYPES = ("monthly", "daily", "hourly")
 STALL_MARGIN_S = 12.0
 # Who hears of a pause, from libvirt's events, may hear of it late.
 CLOCKS_DIFFER_S = 3.0
+PARTS_DIFFER_S = 0.01
 
 
 def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
@@ -51,6 +52,14 @@ def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
     (pause_s,) = watch.pauses_s
     assert abs(pause_s - point.timing["pause_s"]) < CLOCKS_DIFFER_S
     assert watch.longest_silence_s < pause_s + STALL_MARGIN_S
+    parts = point.timing["pause_parts"]
+    assert all(parts[part] > 0 for part in ("ram_s", "overlays_s", "resume_s")), parts
+    assert parts["flush_s"] >= 0 and parts["snapshot_s"] == parts["freeze_s"] == 0
+    assert abs(sum(parts.values()) - point.timing["pause_s"]) < PARTS_DIFFER_S
+    # AppArmor is on, as Debian ships it.
+    assert parts["overlays_s"] > point.timing["pause_s"] / 2
+    shown = lab.run("zvmsnap show web@latest").stdout
+    assert f"labelling and overlays {parts['overlays_s']:.2f} s" in shown
     print(
         f"paused {pause_s:.2f} s; {watch.longest_silence_s:.2f} s at most between two counts; "
         f"{dict(point.timing)}"

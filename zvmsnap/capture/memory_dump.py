@@ -2,11 +2,13 @@
 
 libvirt itself sets no deadline for a live dump: a guest that changes RAM faster than it is written
 would be dumped for ever, into a file that grows without bound. And libvirt's final flush of the
-file is part of the guest's pause. So two threads accompany each dump:
+file is part of the guest's pause. So threads accompany each dump:
 
 * one flushes the growing file all the time, so that little remains to be flushed at the end;
 * one does what dump_progress decides: allows QEMU a longer pause, pauses the guest until the rest
-  is written, or aborts the dump.
+  is written, or aborts the dump;
+* one sees when the overlays were last changed before the guest goes on: after that the guest's own
+  writes change them.
 
 Whatever fails, they go on. The guest is not paused as long as that cannot be written down: after a
 crash nobody would know that it is to be resumed. An abort needs no note.
@@ -16,6 +18,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,11 +29,16 @@ from zvmsnap.capture.dump_progress import Action, DumpProgress, Look, Verb
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
+from zvmsnap.points.manifest import PauseParts
 from zvmsnap.virt.guest import JobProgress, Pause
+from zvmsnap.virt.guest_state import PauseClock
 
 _FLUSH_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.1
+_SEE_EVERY_S = 0.02
 _ENDS_WITHIN_S = 60
+# Times of files are those of the kernel's last tick; events come through another thread.
+_CLOCKS_DIFFER_S = 0.1
 
 
 class DumpableGuest(Protocol):
@@ -61,7 +71,7 @@ class DumpObserver(Protocol):
 
 @dataclass(frozen=True)
 class Dump:
-    """The image that libvirt writes, and the room that is reserved for it.
+    """The image that libvirt writes, the room that is reserved for it, and the guest's overlays.
 
     `stays_paused`: libvirt does not resume the guest after the dump.
     """
@@ -69,6 +79,7 @@ class Dump:
     image: Path
     room_bytes: int
     stays_paused: bool = False
+    overlays: tuple[Path, ...] = ()
 
     def written_bytes(self) -> int:
         """How large the image is by now."""
@@ -76,6 +87,15 @@ class Dump:
             return self.image.stat().st_size
         except FileNotFoundError:
             return 0
+
+    def completed_at_s(self) -> float:
+        """When libvirt changed the head of the image, once all of it is on disk (time.time)."""
+        return self.image.stat().st_mtime
+
+    def overlays_changed_at_s(self) -> float:
+        """When one of them was last made, given to QEMU's user, or written to (time.time); or 0."""
+        there = [path for path in self.overlays if path.exists()]
+        return max((path.stat().st_ctime for path in there), default=0.0)
 
 
 class DumpSupervisor:
@@ -105,10 +125,16 @@ class DumpSupervisor:
         # Why the dump was aborted; "" if it was not.
         self.why_aborted = ""
         self._warnings: set[str] = set()
+        # When overlays were seen to have changed (time.monotonic), and when they had (time.time).
+        self._overlay_changes: list[tuple[float, float]] = []
         self._threads = [
             threading.Thread(target=self._flush, name=f"flush {dump.image}", daemon=True),
             threading.Thread(target=self._supervise, name=f"watch {dump.image}", daemon=True),
         ]
+        if dump.overlays:
+            self._threads.append(
+                threading.Thread(target=self._see_overlays, name=f"see {dump.image}", daemon=True)
+            )
 
     def __enter__(self) -> DumpSupervisor:
         self._original_ms = self._guest.migrate_max_downtime_ms()
@@ -143,6 +169,31 @@ class DumpSupervisor:
                 self._guest.resume()
         except LibvirtFailed as error:
             self._observer.warns(f"it may still be paused, as it could not be resumed: {error}")
+
+    def pause_parts(self, pause: PauseClock) -> PauseParts:
+        """What the guest was paused for in the dump that has ended, as far as that can be told."""
+        file_clock_s = time.time() - time.monotonic()
+        overlays_s = [
+            changed_at_s - file_clock_s
+            for seen_s, changed_at_s in self._overlay_changes
+            if pause.ended_s and seen_s < pause.ended_s
+        ]
+        ends_s = {
+            "ram_s": pause.ram_ended_s,
+            "flush_s": self._dump.completed_at_s() - file_clock_s,
+            "overlays_s": max(overlays_s, default=None),
+            "resume_s": pause.ended_s,
+        }
+        return PauseParts(**_parts_s(pause.began_s, ends_s, pause.ended_s or time.monotonic()))
+
+    def _see_overlays(self) -> None:
+        last_at_s = 0.0
+        while not self._clock.wait(self._ended, _SEE_EVERY_S):
+            with suppress(OSError):  # it only tells a person
+                seen_s, changed_at_s = time.monotonic(), self._dump.overlays_changed_at_s()
+                if changed_at_s > last_at_s:
+                    last_at_s = changed_at_s
+                    self._overlay_changes.append((seen_s, changed_at_s))
 
     def _flush(self) -> None:
         descriptor = None
@@ -212,3 +263,24 @@ class DumpSupervisor:
         if message not in self._warnings:
             self._warnings.add(message)
             self._observer.warns(message)
+
+
+def _parts_s(
+    begin_s: float | None, ends_s: Mapping[str, float | None], last_s: float
+) -> dict[str, float]:
+    """How long each part took, of which the end is known, and the end of the one before it.
+
+    An end outside of the pause is not known: somebody has set the clock of the files meanwhile.
+    """
+    parts_s: dict[str, float] = {}
+    if begin_s is None:
+        return parts_s
+    since_s: float | None = begin_s
+    for part, end_s in ends_s.items():
+        if end_s is None or not begin_s - _CLOCKS_DIFFER_S < end_s < last_s + _CLOCKS_DIFFER_S:
+            since_s = None
+            continue
+        if since_s is not None:
+            parts_s[part] = max(0.0, end_s - since_s)
+        since_s = max(since_s or begin_s, end_s)
+    return parts_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from zvmsnap.capture import expected_pause
 from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
@@ -119,7 +120,12 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
     xml = attempt.snapshot_xml(writer, str(attempt.staging.memory))
     supervisor = DumpSupervisor(
         guest,
-        Dump(attempt.staging.memory, _room_bytes(attempt), stays_paused),
+        Dump(
+            attempt.staging.memory,
+            _room_bytes(attempt),
+            stays_paused,
+            tuple(Path(disk.overlay) for disk in writer.entry.disks if disk.overlay),
+        ),
         attempt.config.limits,
         _DumpJournal(writer, attempt.log),
         attempt.run.request.cancelled,
@@ -147,6 +153,7 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
             dump_s=ended_s - begun_s,
             last_ram_s=clock.last_ram_s,
             pause_s=0.0 if stays_paused else clock.total_s(),
+            pause_parts=supervisor.pause_parts(clock),
             **attempt.snapshots_before_freeze(writer.entry),
         )
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from zvmsnap.capture.steps import Attempt
 from zvmsnap.common.errors import NotHeld, NotReached
 from zvmsnap.common.process import uptime_s
 from zvmsnap.common.steps import Step
 from zvmsnap.disks import own_overlays
 from zvmsnap.journal.journal import EntryWriter
+from zvmsnap.points.manifest import PauseParts
 from zvmsnap.quiesce import scripts
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.quiesce.thaw import thaw_file_systems
@@ -70,11 +73,15 @@ def _run_pre_freeze(attempt: Attempt, writer: EntryWriter) -> None:
 
 
 def _freeze(attempt: Attempt, writer: EntryWriter) -> None:
-    writer.note(frozen=True, held_since_s=uptime_s())
+    held_since_s = uptime_s()
+    writer.note(frozen=True, held_since_s=held_since_s)
     if not agent.freeze(attempt.guest, attempt.config.limits.freeze_timeout_s):
         raise NotHeld("its agent found no file system to freeze")
-    frozen_at_s = time.time()
-    writer.note(disks_frozen_at_s=frozen_at_s, **attempt.snapshots_before_freeze(writer.entry))
+    writer.note(
+        disks_frozen_at_s=time.time(),
+        pause_parts=PauseParts(freeze_s=uptime_s() - held_since_s),
+        **attempt.snapshots_before_freeze(writer.entry),
+    )
 
 
 def _make_overlays(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) -> None:
@@ -83,7 +90,12 @@ def _make_overlays(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int]
     attempt.guest.snapshot_create(
         attempt.snapshot_xml(writer, ""), disk_only=True, reuse_overlays=owner is not None
     )
-    writer.note(disks_frozen_at_s=time.time())
+    parts = writer.entry.pause_parts
+    overlays_s = uptime_s() - writer.entry.held_since_s - parts.freeze_s
+    writer.note(
+        disks_frozen_at_s=time.time(),
+        pause_parts=msgspec.structs.replace(parts, overlays_s=overlays_s),
+    )
 
 
 def _thaw(attempt: Attempt, writer: EntryWriter) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zvmsnap.common import foreign
 from zvmsnap.common.snapshot_name import type_of
 from zvmsnap.points.liveness import Life, Liveness, complete_names
-from zvmsnap.points.manifest import Disk, HostDescription, Manifest, SnapshotRef
+from zvmsnap.points.manifest import Disk, HostDescription, Manifest, SnapshotRef, Timing
 from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zvmsnap.replication.send_status import SendStatus
     from zvmsnap.retention.prune import Findings
 
+_SHOWN_S = 0.005  # a shorter part of a pause is 0.00 s
 _CELL_MAX = 300  # characters: names of snapshots and guests have 255 at most
 _STATUS_HEADINGS = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
 _HEADINGS = ("GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "VERIFIED", "NOTE")
@@ -281,18 +282,38 @@ def _disk_lines(disks: Iterable[Disk]) -> Iterator[str]:
 def _memory_lines(manifest: Manifest) -> Iterator[str]:
     memory, timing = manifest.memory, manifest.timing
     if memory:
-        last_ram = f" ({timing.last_ram_s:.2f} s for the last of RAM)" if timing.last_ram_s else ""
         yield (
             f"  RAM image  {memory.file}: {size(memory.stored_bytes)} stored of "
             f"{size(memory.image_bytes)}, format {memory.format}, compression {memory.compression}"
         )
         yield f"    sha256   {memory.sha256}"
         yield (
-            f"  times      paused {timing.pause_s:.2f} s{last_ram}, dump {timing.dump_s:.1f} s, "
+            f"  times      paused {timing.pause_s:.2f} s{_pause_parts(timing)}, "
+            f"dump {timing.dump_s:.1f} s, "
             f"on overlay {timing.overlay_s:.1f} s, commit {timing.commit_s:.1f} s"
         )
     elif timing.pause_s:
-        yield f"  times      file systems frozen for {timing.pause_s:.2f} s"
+        frozen = f"file systems frozen for {timing.pause_s:.2f} s{_pause_parts(timing)}"
+        yield f"  times      {frozen}"
+
+
+def _pause_parts(timing: Timing) -> str:
+    """What the guest was held for, as far as that is known; "" if nothing is."""
+    parts = timing.pause_parts
+    known = {
+        "freezing": parts.freeze_s,
+        # Of points of older versions nothing else is known.
+        "last of RAM": parts.ram_s if parts.sum_s else timing.last_ram_s,
+        "flush of the RAM image": parts.flush_s,
+        "labelling and overlays": parts.overlays_s,
+        "until it went on, as its snapshot was taken": parts.snapshot_s,
+        "going on": parts.resume_s,
+    }
+    if not any(known.values()):
+        return ""
+    known["not told apart"] = timing.pause_s - sum(known.values())
+    shown = [f"{part} {part_s:.2f} s" for part, part_s in known.items() if part_s >= _SHOWN_S]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _host_line(host: HostDescription) -> str:

@@ -53,7 +53,6 @@ from zvmsnap.points.manifest import (
     Manifest,
     Memory,
     SnapshotRef,
-    Timing,
 )
 from zvmsnap.quiesce.thaw import WENT_ON
 from zvmsnap.virt import domain_xml, save_image
@@ -358,9 +357,7 @@ class _Publication:
             ),
             memory=self._memory,
             host=self._host_description(),
-            timing=Timing(
-                entry.pause_s, entry.dump_s, entry.overlay_s, entry.commit_s, entry.last_ram_s
-            ),
+            timing=entry.timing,
             tpm_warning=entry.tpm_warning,
             other_state=entry.other_state,
         )

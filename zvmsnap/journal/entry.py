@@ -32,7 +32,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
 from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.points.manifest import OtherState, SnapshotRef, datasets_of
+from zvmsnap.points.manifest import OtherState, PauseParts, SnapshotRef, Timing, datasets_of
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Partition
@@ -143,6 +143,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     pause_s: float = 0.0
     dump_s: float = 0.0
     last_ram_s: float = 0.0
+    pause_parts: PauseParts = PauseParts()  # as far as they are known before it goes on
     overlay_s: float = 0.0
     commit_s: float = 0.0
 
@@ -200,6 +201,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """The datasets that hold the guest's disks of this run, and its other state."""
         disks = {disk.dataset for disk in self.disks}
         return tuple(sorted(disks | datasets_of(self.other_state)))
+
+    @property
+    def timing(self) -> Timing:
+        """For the manifest: with the last part of the time that the guest was held for."""
+        parts = self.pause_parts
+        if self.level.holds_guest and self.pause_s:
+            last = "resume_s" if self.may_be_on_overlay else "snapshot_s"
+            rest_s = max(0.0, self.pause_s - parts.sum_s)
+            parts = msgspec.structs.replace(parts, **{last: rest_s})
+        return Timing(
+            self.pause_s, self.dump_s, self.overlay_s, self.commit_s, self.last_ram_s, parts
+        )
 
     @property
     def reaches_minimum(self) -> bool:

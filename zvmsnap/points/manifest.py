@@ -163,10 +163,39 @@ class HostDescription(msgspec.Struct, frozen=True, gc=False):
     cpu_model: _Text
 
 
+class PauseParts(msgspec.Struct, frozen=True, gc=False):
+    """What a guest was held for, in seconds, in this sequence; 0: nothing, or it cannot be told.
+
+    | part         | from                              | until                                     |
+    |--------------|-----------------------------------|-------------------------------------------|
+    | `freeze_s`   | its agent is told to freeze       | its file systems are frozen               |
+    | `ram_s`      | it was paused                     | libvirt's job for its RAM ended           |
+    | `flush_s`    | that                              | its RAM image was complete, and on disk   |
+    | `overlays_s` | that, or the freeze               | its overlays were made, labelled, opened  |
+    | `snapshot_s` | that, if it has no overlays       | it went on, as its snapshot was taken     |
+    | `resume_s`   | its overlays were there           | it went on                                |
+
+    What the pause has beyond the sum of them cannot be told apart.
+    """
+
+    freeze_s: float = 0.0
+    ram_s: float = 0.0
+    flush_s: float = 0.0
+    overlays_s: float = 0.0
+    snapshot_s: float = 0.0
+    resume_s: float = 0.0
+
+    @property
+    def sum_s(self) -> float:
+        """All that can be told of the pause."""
+        return float(sum(msgspec.structs.astuple(self)))
+
+
 class Timing(msgspec.Struct, frozen=True, gc=False):
     """Seconds: guest held, the whole dump, guest on its overlay, merging that.
 
-    `last_ram_s` is what libvirt's job says of the pause for the last RAM alone.
+    `last_ram_s` is what libvirt's job says of the pause for the last RAM alone. Points of older
+    versions do not have the parts of the pause.
     """
 
     pause_s: float = 0.0
@@ -174,6 +203,7 @@ class Timing(msgspec.Struct, frozen=True, gc=False):
     overlay_s: float = 0.0
     commit_s: float = 0.0
     last_ram_s: float = 0.0
+    pause_parts: PauseParts = PauseParts()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):

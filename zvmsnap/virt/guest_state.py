@@ -71,7 +71,11 @@ PAUSES = {
 
 
 class PauseClock:
-    """Adds up the pauses of a guest."""
+    """Adds up the pauses of a guest.
+
+    `began_s` and `ended_s` are of the last pause, `ram_ended_s` is when libvirt's job for RAM ended
+    (time.monotonic); None: no event tells, or not yet.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,19 +85,24 @@ class PauseClock:
         # What libvirt's job says: the pause for the last of RAM, without the flush of the image
         # and without the overlays.
         self.last_ram_s = 0.0
+        self.began_s: float | None = None
+        self.ended_s: float | None = None
+        self.ram_ended_s: float | None = None
 
     def paused(self) -> None:
         """The guest was paused now."""
         with self._changed:
             if self._since_s is None:
-                self._since_s = time.monotonic()
+                self._since_s = self.began_s = time.monotonic()
+                self.ended_s = None
             self._changed.notify_all()
 
     def resumed(self) -> None:
         """The guest was resumed now."""
         with self._changed:
             if self._since_s is not None:
-                self._total_s += time.monotonic() - self._since_s
+                self.ended_s = time.monotonic()
+                self._total_s += self.ended_s - self._since_s
                 self._since_s = None
                 self._pauses += 1
             self._changed.notify_all()
@@ -102,6 +111,7 @@ class PauseClock:
         """libvirt's job has ended; its statistics say `downtime_s`."""
         with self._changed:
             self.last_ram_s = downtime_s
+            self.ram_ended_s = time.monotonic()
             self._changed.notify_all()
 
     def paused_since_s(self) -> float:

@@ -1,16 +1,21 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import pytest
 
 from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
+from zvmsnap.points.manifest import PauseParts
 from zvmsnap.virt.guest import JobProgress, Pause
+from zvmsnap.virt.guest_state import PauseClock
 
 MIB = 1 << 20
 LIMITS = Limits(pause_first_ms=30, pause_max_ms=1000, dump_min_mib_per_s=4, max_freeze_s=60)
@@ -69,6 +74,7 @@ class DumpClock(Clock):
     def __init__(self) -> None:
         self.time_s = 0.0
         self._looks = 0
+        self._seen = 0
         self._looked = threading.Condition()
         self._changes: list[Callable[[], None]] = []
 
@@ -82,7 +88,17 @@ class DumpClock(Clock):
                     self._changes.pop(0)()
                 self._looks += 1
                 self._looked.notify_all()
+        if threading.current_thread().name.startswith("see"):
+            with self._looked:
+                self._seen += 1
+                self._looked.notify_all()
         return event.wait(0.001)
+
+    def let_see(self) -> None:
+        """Return when the overlays were looked at once more."""
+        with self._looked:
+            wanted = self._seen + 2
+            assert self._looked.wait_for(lambda: self._seen >= wanted, 60)
 
     def pass_s(self, seconds: float, change: Callable[[], None] = lambda: None) -> None:
         """Let time pass, until the supervisor has looked and done what the time demands.
@@ -159,6 +175,15 @@ class Supervised:
         self.guest.progress = JobProgress(
             last.number + 1, last.written_bytes + 100 * MIB, 100 * MIB
         )
+
+
+class ChangingDump(Dump):
+    """A dump whose overlays have changed when the test says so (time.time)."""
+
+    changed_at_s: ClassVar[float] = 0.0
+
+    def overlays_changed_at_s(self) -> float:
+        return ChangingDump.changed_at_s
 
 
 STUCK = 4  # passes after which the guest is paused
@@ -452,3 +477,87 @@ def test_image_is_flushed_from_its_first_byte_on(
         supervised.image.write_bytes(b"RAM")
         assert flushed.wait(60)
     assert threading.active_count() == before
+
+
+# -- what the guest was paused for
+
+
+class Night:
+    """A pause from 100 on; the clock of files is 5000 s before the other one."""
+
+    def __init__(self, supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._supervised = supervised
+        self._now_s = 100.0
+        self.pause = PauseClock()
+        monkeypatch.setattr(time, "monotonic", lambda: self._now_s)
+        monkeypatch.setattr(time, "time", lambda: self._now_s + 5000)
+        monkeypatch.setattr(ChangingDump, "changed_at_s", 0.0)
+
+    def supervisor(self, *, stays_paused: bool = False) -> DumpSupervisor:
+        of_night, image = self._supervised, self._supervised.image
+        overlays = () if stays_paused else (image.with_name("vda.zvmsnap.qcow2"),)
+        dump = ChangingDump(image, 10**12, stays_paused, overlays)
+        return DumpSupervisor(
+            of_night.guest, dump, LIMITS, of_night.notes, of_night.cancelled, clock=of_night.clock
+        )
+
+    def at(self, second: float, event: Callable[[], None]) -> None:
+        self._now_s = second
+        event()
+
+    def completes_image(self, second: float) -> None:
+        os.utime(self._supervised.image, (5000 + second, 5000 + second))
+
+    def changes_overlays(self, second: float) -> None:
+        ChangingDump.changed_at_s = 5000 + second
+        self._supervised.clock.let_see()
+
+
+@pytest.fixture
+def night(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> Night:
+    return Night(supervised, monkeypatch)
+
+
+def rounded(parts: PauseParts) -> PauseParts:
+    return PauseParts(*(round(part_s, 3) for part_s in msgspec.structs.astuple(parts)))
+
+
+@pytest.mark.parametrize(
+    ("is_told", "completed_at_s", "parts"),
+    [
+        pytest.param(True, 100.09, PauseParts(0, 0.07, 0.02, 0.91, 0, 0.3), id="all"),
+        pytest.param(False, 100.09, PauseParts(0, 0, 0, 0.91, 0, 0.3), id="no event of the job"),
+        pytest.param(True, 90, PauseParts(0, 0.07, 0, 0, 0, 0.3), id="the clock of files was set"),
+        pytest.param(
+            True, 100.06, PauseParts(0, 0.07, 0, 0.93, 0, 0.3), id="the event came a little late"
+        ),
+    ],
+)
+def test_parts_of_a_pause(
+    night: Night, is_told: bool, completed_at_s: float, parts: PauseParts
+) -> None:
+    with night.supervisor() as supervisor:
+        night.at(100, night.pause.paused)
+        if is_told:
+            night.at(100.07, lambda: night.pause.job_ended(0.05))
+        night.completes_image(completed_at_s)
+        night.at(100.6, lambda: night.changes_overlays(100.5))
+        night.at(101.1, lambda: night.changes_overlays(101.0))
+        night.at(101.3, night.pause.resumed)
+        night.at(101.4, lambda: night.changes_overlays(101.4))  # the guest writes
+    assert rounded(supervisor.pause_parts(night.pause)) == parts
+
+
+def test_of_a_guest_that_stays_paused_ram_and_flush_are_told(night: Night) -> None:
+    with night.supervisor(stays_paused=True) as supervisor:
+        night.at(100, night.pause.paused)
+        night.at(100.07, lambda: night.pause.job_ended(0.05))
+        night.completes_image(100.2)
+        night.at(100.4, lambda: None)
+    assert rounded(supervisor.pause_parts(night.pause)) == PauseParts(0, 0.07, 0.13, 0, 0, 0)
+
+
+def test_without_an_event_of_the_pause_nothing_is_told(night: Night) -> None:
+    with night.supervisor() as supervisor:
+        night.completes_image(100)
+    assert supervisor.pause_parts(night.pause) == PauseParts()

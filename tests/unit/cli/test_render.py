@@ -10,7 +10,7 @@ from tests.fakes.zfs_pool import named
 from zvmsnap.cli import render
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.manifest import Disk, Manifest, OtherState, SnapshotRef
+from zvmsnap.points.manifest import Disk, Manifest, OtherState, PauseParts, SnapshotRef, Timing
 from zvmsnap.points.next_start import NextStart
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
@@ -226,6 +226,54 @@ def test_details_say_which_snapshots_are_gone(manifest: Callable[..., Manifest])
     text = "\n".join(render.point_details(point, live({"tank/a@m_daily": 1}, "tank"), None))
     assert "tank/a@m_daily  guid 1\n" in text
     assert "tank/b@m_daily  guid 2  (gone)" in text
+
+
+@pytest.mark.parametrize(
+    ("level", "timing", "line"),
+    [
+        pytest.param(
+            ConsistencyLevel.MEMORY,
+            Timing(1.8, 4.2, 6.1, 2.2, 0.05, PauseParts(0, 0.07, 0.02, 1.6, 0, 0.1)),
+            "paused 1.80 s (last of RAM 0.07 s, flush of the RAM image 0.02 s, labelling and "
+            "overlays 1.60 s, going on 0.10 s, not told apart 0.01 s), dump 4.2 s, on overlay "
+            "6.1 s, commit 2.2 s",
+            id="memory",
+        ),
+        pytest.param(
+            ConsistencyLevel.PAUSED,
+            Timing(0.9, 4.2, 0, 0, 0.05, PauseParts(0, 0.07, 0, 0, 0.83, 0)),
+            "paused 0.90 s (last of RAM 0.07 s, until it went on, as its snapshot was taken 0.83 "
+            "s), dump 4.2 s, on overlay 0.0 s, commit 0.0 s",
+            id="paused",
+        ),
+        pytest.param(
+            ConsistencyLevel.MEMORY,
+            Timing(1.8, 4.2, 6.1, 2.2, 0.05),
+            "paused 1.80 s (last of RAM 0.05 s, not told apart 1.75 s), dump 4.2 s, on overlay "
+            "6.1 s, commit 2.2 s",
+            id="of an older version",
+        ),
+        pytest.param(
+            ConsistencyLevel.QUIESCED,
+            Timing(2.5, pause_parts=PauseParts(freeze_s=0.5, snapshot_s=2)),
+            "file systems frozen for 2.50 s (freezing 0.50 s, until it went on, as its snapshot "
+            "was taken 2.00 s)",
+            id="quiesced",
+        ),
+        pytest.param(
+            ConsistencyLevel.QUIESCED,
+            Timing(2.5),
+            "file systems frozen for 2.50 s",
+            id="quiesced, of an older version",
+        ),
+    ],
+)
+def test_details_say_what_the_guest_was_held_for(
+    manifest: Callable[..., Manifest], level: ConsistencyLevel, timing: Timing, line: str
+) -> None:
+    memory = {} if level.has_memory else {"memory": None}
+    point = RestorePoint(Path("/v/web/m"), manifest(level=level, timing=timing, **memory))
+    assert f"  times      {line}" in render.point_details(point, live({}, "tank"), None)
 
 
 def test_details_say_which_disks_the_next_start_has(manifest: Callable[..., Manifest]) -> None:

@@ -18,7 +18,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.manifest import Manifest, PauseParts, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import mounts
@@ -305,9 +305,13 @@ def test_times_of_a_guest_that_was_on_no_overlay(
     config: Config, guest: FakeGuest, hold: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "zvmsnap")
-    hold(PAUSED, dump_s=3.5)
+    hold(PAUSED, dump_s=3.5, pause_parts=PauseParts(ram_s=0.25, flush_s=0.5))
     assert after_snapshot.finish_run(CALL, config, OWNER)
     (manifest,) = points(config)
     assert manifest.timing.dump_s == 3.5
+    parts = manifest.timing.pause_parts
+    assert (parts.ram_s, parts.flush_s, parts.resume_s) == (0.25, 0.5, 0)
+    assert parts.sum_s == pytest.approx(manifest.timing.pause_s)
+    assert parts.snapshot_s > 1
     assert (manifest.timing.overlay_s, manifest.timing.commit_s) == (0, 0)
     assert f"MiB of RAM stored, paused for {manifest.timing.pause_s:.2f} s" in caplog.text
