@@ -217,6 +217,12 @@ class Point:
         measured: Mapping[str, float] = self.manifest["timing"]
         return measured
 
+    @property
+    def pause_parts(self) -> Mapping[str, float]:
+        """The same, of what its guest was held for."""
+        measured: Mapping[str, float] = self.manifest["timing"]["pause_parts"]
+        return measured
+
 
 def points(lab: Lab, domain: str = "*") -> list[Point]:
     """The points of a guest, or of all, oldest first."""

@@ -150,7 +150,7 @@ def test_paused(lab: Lab) -> None:
     point = scenario.the_point(lab, linux.NAME)
     assert (point.manifest["level"], point.manifest["reason"]) == ("paused", None)
     assert point.timing["pause_s"] > 0
-    parts = point.timing["pause_parts"]
+    parts = point.pause_parts
     assert parts["ram_s"] > 0 and parts["overlays_s"] == parts["resume_s"] == 0
     assert parts["snapshot_s"] > point.timing["pause_s"] / 2, parts
     assert abs(sum(parts.values()) - point.timing["pause_s"]) < 0.01

@@ -52,7 +52,7 @@ def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
     (pause_s,) = watch.pauses_s
     assert abs(pause_s - point.timing["pause_s"]) < CLOCKS_DIFFER_S
     assert watch.longest_silence_s < pause_s + STALL_MARGIN_S
-    parts = point.timing["pause_parts"]
+    parts = point.pause_parts
     assert all(parts[part] > 0 for part in ("ram_s", "overlays_s", "resume_s")), parts
     assert parts["flush_s"] >= 0 and parts["snapshot_s"] == parts["freeze_s"] == 0
     assert abs(sum(parts.values()) - point.timing["pause_s"]) < PARTS_DIFFER_S

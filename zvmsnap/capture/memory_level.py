@@ -78,6 +78,8 @@ def capture(attempt: Attempt) -> None:
         Step("frozen", lambda: None),
     ]
     attempt.run_steps(steps, writer)
+    if is_paused:
+        attempt.shared.barrier.stays_paused(attempt.guest.uuid)
     attempt.log.info(
         "RAM image of %d MiB in %.1f s, guest %s",
         attempt.staging.memory.stat().st_size >> 20,

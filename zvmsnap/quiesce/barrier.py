@@ -46,6 +46,7 @@ class FreezeBarrier:
         self._changed = threading.Condition()
         self._dumps = dumps
         self._dumping: set[str] = set()
+        self._paused: set[str] = set()
 
     def enter(self, guest: str, stage: Stage, cancelled: threading.Event) -> None:
         """Wait until no guest is in an earlier stage. No guest goes back. Raises Cancelled."""
@@ -57,10 +58,19 @@ class FreezeBarrier:
                     raise Cancelled("interrupted while other guests were dumped")
                 waiting.wait(self._changed, _POLL_S)
 
-    def is_too_late_to_dump(self, guest: str) -> bool:
-        """Would others be held while this guest is dumped? It has passed the stage of dumps."""
+    def stays_paused(self, guest: str) -> None:
+        """Its RAM is dumped, and it is paused until all other guests of the run are captured."""
         with self._changed:
-            return len(self._stages) > 1 and self._stages[guest] > Stage.PAUSE
+            self._paused.add(guest)
+
+    def is_too_late_to_dump(self, guest: str) -> bool:
+        """Would others be held while this guest is dumped?
+
+        It has passed the stage of dumps; or its dump failed in it, and others are paused by now.
+        """
+        with self._changed:
+            has_passed = len(self._stages) > 1 and self._stages[guest] > Stage.PAUSE
+            return has_passed or bool(self._paused - {guest})
 
     def finish(self, guest: str) -> None:
         """Let nobody wait for that guest any more, whatever its thread does or hangs in."""

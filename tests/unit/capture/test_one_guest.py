@@ -64,6 +64,9 @@ def test_steps_of_each_level(
     assert bool(entry.held_since_s) is level.holds_guest
     assert bool(entry.pause_s) is with_overlay
     assert bool(entry.memory_format) is level.has_memory
+    assert (round(entry.pause_parts.ram_s, 2) == 0.06) is level.has_memory
+    assert bool(entry.pause_parts.freeze_s) is (level is QUIESCED)
+    assert level is MEMORY or bool(entry.pause_parts.overlays_s) is with_overlay
     assert entry.minimum_level == (None if level is ConsistencyLevel.OFFLINE else level)
 
 
@@ -114,6 +117,35 @@ REACHED = [
         "no watchdog runs",
         id="paused, memory needs none",
     ),
+    pytest.param(
+        "paused,memory,required",
+        no_watchdog,
+        True,
+        MEMORY,
+        "no watchdog runs",
+        id="paused, memory is as good where one of them must be",
+    ),
+    pytest.param("paused,memory", fine, True, PAUSED, None, id="paused before memory"),
+    pytest.param("paused,memory,crash", fine, True, PAUSED, None, id="paused before all"),
+    pytest.param("paused,memory,required", fine, True, PAUSED, None, id="paused, required"),
+    pytest.param("paused,memory", no_dump, True, MEMORY, "dump: no dump", id="memory after paused"),
+    pytest.param(
+        "paused,memory,crash",
+        too_busy,
+        True,
+        CRASH,
+        f"{ABORTED}; its RAM could not be written in time",
+        id="RAM is not dumped twice for memory either",
+    ),
+    pytest.param(
+        "paused,memory,required",
+        too_busy,
+        False,
+        None,
+        None,
+        id="RAM is not dumped twice, and no less will do",
+    ),
+    pytest.param("paused,memory", sparse, False, CRASH, SPARSE, id="neither for one reason"),
     pytest.param("paused", no_watchdog, False, CRASH, "no watchdog runs", id="paused, no watchdog"),
     pytest.param(
         "quiesced", no_watchdog, False, CRASH, "barrier: no watchdog runs", id="no watchdog"

@@ -1,6 +1,7 @@
 """Several types, several guests, and runs that are not finished."""
 
 import math
+import threading
 import time
 
 import msgspec
@@ -22,6 +23,7 @@ from tests.fakes.capture_scene import (
     shareable,
 )
 from tests.fakes.guest import OTHER, UUID
+from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
@@ -79,6 +81,13 @@ TYPES = [
         None,
         id="rather none than crash",
     ),
+    pytest.param({"": "paused,memory,crash"}, BOTH, fine, True, PAUSED, id="paused before memory"),
+    pytest.param(
+        {"hourly": "paused,memory", "daily": "memory"}, BOTH, fine, True, MEMORY, id="for both"
+    ),
+    pytest.param(
+        {"hourly": "paused,memory", "daily": "quiesced"}, BOTH, no_dump, True, MEMORY, id="no less"
+    ),
     pytest.param({"hourly": "ram", "daily": "paused"}, BOTH, fine, False, MEMORY, id="one invalid"),
     pytest.param({"hourly": "ram", "": "paused"}, ("daily",), fine, True, PAUSED, id="not asked"),
 ]
@@ -108,6 +117,7 @@ def test_types(
     ("keys", "types", "level"),
     [
         pytest.param({"mode": "quiesced"}, HOURLY, QUIESCED, id="for all"),
+        pytest.param({"mode": "paused,memory,crash"}, HOURLY, PAUSED, id="paused before memory"),
         pytest.param({"modes": {"hourly": "crash"}}, HOURLY, CRASH, id="for this one"),
         pytest.param({"modes": {"daily": "crash"}}, HOURLY, MEMORY, id="for another"),
         pytest.param({"mode": "crash", "modes": {"daily": "paused"}}, BOTH, PAUSED, id="best"),
@@ -192,6 +202,45 @@ def test_no_ram_is_dumped_while_another_guest_is_frozen(scene: Scene) -> None:
         "freeze: hook failed; no RAM is dumped while other guests of this run are held"
     )
     assert "db snapshot" not in scene.trace
+
+
+@pytest.mark.parametrize(
+    ("mode", "level"),
+    [("paused,memory", CRASH), ("paused,memory,crash", CRASH), ("paused,memory,required", None)],
+)
+def test_no_ram_is_dumped_again_while_another_guest_is_paused(
+    scene: Scene, mode: str, level: ConsistencyLevel | None
+) -> None:
+    """Its dump failed, and the other's did not: that one would be paused for a second dump."""
+    scene.change(limits=Limits(parallel_dumps=2))
+    web, _ = scene.add("web", UUID), scene.add("db", OTHER)
+    scene.modes = {"tank/web": {"": mode}, "tank/db": {"": "paused"}}
+    is_held = threading.Event()
+    scene.when["db > frozen"] = is_held.set
+
+    def fail_when_the_other_is_held() -> None:
+        assert is_held.wait(60)
+        time.sleep(0.1)
+        raise LibvirtFailed("no dump")
+
+    web.at["snapshot"] = fail_when_the_other_is_held
+    assert scene.pre() is (mode == "paused,memory,crash")
+    levels = {entry.domain: entry.level for entry in scene.entries()}
+    assert levels == {"db": PAUSED} | ({"web": level} if level else {})
+    assert scene.trace.count("web snapshot") == 1
+    if level:
+        (reason,) = (entry.reason for entry in scene.entries() if entry.domain == "web")
+        assert reason == ("dump: no dump; no RAM is dumped while other guests of this run are held")
+
+
+def test_memory_of_all_guests_if_none_can_be_paused(scene: Scene) -> None:
+    for name, uuid in (("web", UUID), ("db", OTHER)):
+        scene.add(name, uuid)
+        scene.modes[f"tank/{name}"] = {"": "paused,memory,required"}
+    scene.has_watchdog = False
+    assert scene.pre()
+    assert [entry.level for entry in scene.entries()] == [MEMORY, MEMORY]
+    assert {entry.reason for entry in scene.entries()} == {"no watchdog runs"}
 
 
 def test_a_guest_that_fails_keeps_no_other(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

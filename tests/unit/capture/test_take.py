@@ -326,6 +326,7 @@ MODES = [
     pytest.param([], {"daily": "crash"}, "", 0, "memory", id="the property of others"),
     pytest.param(["--mode", "crash"], {}, "", 0, "crash", id="as it was asked for"),
     pytest.param(["--mode", "paused"], {"manual": "crash"}, "", 0, "paused", id="instead of that"),
+    pytest.param(["--mode", "paused,memory"], {}, "", 0, "paused", id="paused before memory"),
     pytest.param(["--mode", "quiesced,crash"], {}, "", 0, "crash", id="the second"),
     pytest.param(["--mode", "quiesced,required"], {}, "no point, as less", 1, "", id="required"),
     pytest.param([], {"manual": "ram"}, "until that is mended: memory", 1, "", id="no such level"),

@@ -124,6 +124,15 @@ def mode_set(*texts: str) -> ModeSet:
             id="the sequence within a mode stays",
         ),
         pytest.param(["crash", "memory"], (MEMORY, CRASH), id="crash and memory"),
+        pytest.param(["paused,memory,crash"], (PAUSED, MEMORY, CRASH), id="paused before memory"),
+        pytest.param(
+            ["paused,memory", "quiesced,crash"],
+            (PAUSED, MEMORY, QUIESCED, CRASH),
+            id="paused before memory, merged",
+        ),
+        pytest.param(
+            ["paused,memory", "memory"], (MEMORY, PAUSED), id="memory serves both, paused one"
+        ),
     ],
 )
 def test_levels_of_a_set(modes: list[str], tried: tuple[ConsistencyLevel, ...]) -> None:
@@ -155,6 +164,9 @@ def test_each_level_is_tried_once(modes: list[list[ConsistencyLevel]]) -> None:
             id="required of both",
         ),
         pytest.param(["memory", "crash,required"], {MEMORY}, set(), id="required, and reached"),
+        pytest.param(
+            ["paused,memory,required"], {MEMORY, PAUSED}, {QUIESCED, CRASH}, id="paused or memory"
+        ),
     ],
 )
 def test_what_satisfies_a_set_and_what_it_forbids(
@@ -178,6 +190,7 @@ def test_the_same_mode_of_several_types_is_one() -> None:
         pytest.param(["memory"], ["paused"], id="memory"),
         pytest.param(["memory,required"], ["paused,required"], id="required stays so"),
         pytest.param(["memory,paused,quiesced"], ["paused,quiesced"], id="paused but once"),
+        pytest.param(["paused,memory,crash"], ["paused,crash"], id="paused before memory"),
         pytest.param(["quiesced,crash"], ["quiesced,crash"], id="without RAM"),
         pytest.param(["quiesced", "memory"], ["quiesced", "paused"], id="each mode"),
     ],

@@ -102,6 +102,14 @@ def test_no_dump_when_others_may_be_held(guests: Guests, stage: Stage, too_late:
     assert guests.barrier.is_too_late_to_dump("web") is too_late
 
 
+def test_no_second_dump_when_another_is_paused(guests: Guests) -> None:
+    for entering in [guests.enter(name, PAUSE) for name in ("web", "db")]:
+        entering.result(SOON_S)
+    assert not guests.barrier.is_too_late_to_dump("web")
+    guests.barrier.stays_paused("db")
+    assert guests.barrier.is_too_late_to_dump("web")
+
+
 def test_cancelled_while_it_waits(guests: Guests) -> None:
     entering = guests.enter("web", FREEZE)
     assert_waits(entering)
