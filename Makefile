@@ -2,7 +2,9 @@
 # make test   everything that CI runs
 # make faults all of the lab, with every fault at every step, of which `make test` runs a part:
 #             hours. Goes on where it stopped, and with what failed; FRESH=1 begins anew.
-# The rest is for the inner loop: unit, lint, lab-test K=expression, bench, lab-down, clean.
+# make bench  what it costs, beside the usual hooks: hours; goes on where it stopped. SHORT=1: one
+#             cell of each kind, K=part,part: cells so named, ARGS=--docs: into docs/performance.*.
+# The rest is for the inner loop: unit, lint, lab-test K=expression, lab-down, clean.
 # LABS=n: so many labs share the tests; by default one for each CPU, up to four.
 
 VENV := .venv
@@ -39,9 +41,10 @@ faults: needs $(VENV)/ready
 	$(if $(FRESH),rm -f build/lab.jsonl)
 	$(PYTEST) tests/lab $(IN_LABS) --faults=all --missing
 
-bench: needs
+bench: needs $(VENV)/ready
 	@tests/lab/lab build
-	@ZVMSNAP_LAB_INSTANCE=bench python3 tests/lab/bench.py
+	@ZVMSNAP_LAB_INSTANCE=$${ZVMSNAP_LAB_INSTANCE:-bench} PYTHONPATH=tests/lab $(VENV)/bin/python \
+		-m bench $(if $(SHORT),--short) $(if $(FRESH),--fresh) $(if $(K),--only "$(K)") $(ARGS)
 
 lab-down:
 	@tests/lab/lab down

@@ -1,0 +1,89 @@
+"""What is measured: cells, each with a lab and guests of its own, and one line of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REPEATS = 3
+SHORT_REPEATS = 1
+
+# Ways to take a snapshot of running guests, side by side in one cell. `usual` is a pair of shell
+# hooks; all others are ours. sanoid takes the hourly snapshot alone, as in 23 of 24 rounds; for
+# `paused, three names` the daily and monthly ones too. `take` is the command, without sanoid.
+USUAL, MEMORY, PAUSED = "usual", "memory", "paused"
+THREE_NAMES, TAKE = "paused, three names", "take"
+FREEZE, QUIESCED = "usual freeze", "quiesced"
+WAYS = (USUAL, MEMORY, PAUSED, TAKE)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `minutes` is about what it takes in emulation on two quiet cores."""
+
+    kind: str
+    words: tuple[str, ...] = ()
+    minutes: int = 5
+
+    @property
+    def id(self) -> str:
+        """Its name in results and on the command line."""
+        return ":".join((self.kind, *self.words))
+
+
+def round_cell(filled_mib: int, disks: int, apparmor: bool) -> Cell:
+    """Rounds on one guest with so much RAM filled, and so many disks."""
+    words = (
+        f"{filled_mib} MiB",
+        f"{disks} disk{'s' * (disks > 1)}",
+        f"AppArmor {'on' if apparmor else 'off'}",
+    )
+    return Cell("round", words, minutes=5 + filled_mib // 200 + disks)
+
+
+def whole() -> list[Cell]:
+    """All cells, what decides most of the goals first."""
+    return [
+        round_cell(512, 2, True),
+        Cell("hooks", minutes=3),
+        Cell("back", ("64 MiB",), minutes=8),
+        Cell("back", ("512 MiB",), minutes=12),
+        Cell("10 guests", minutes=15),
+        *(
+            round_cell(filled_mib, disks, apparmor)
+            for filled_mib in (64, 512, 1024)
+            for disks in (1, 4)
+            for apparmor in (True, False)
+        ),
+        round_cell(512, 8, True),
+        Cell("quiesced", minutes=6),
+        Cell("peak memory", minutes=6),
+        Cell("100 datasets", minutes=20),
+        Cell("many points", ("1000 points", "10000 snapshots"), minutes=6),
+        Cell("many points", ("10000 points", "100000 snapshots"), minutes=40),
+    ]
+
+
+def short() -> list[Cell]:
+    """One of each kind, as small as it can be."""
+    return [
+        round_cell(64, 1, True),
+        round_cell(64, 1, False),
+        Cell("hooks", minutes=3),
+        Cell("back", ("64 MiB",), minutes=5),
+        Cell("peak memory", minutes=6),
+        Cell("quiesced", minutes=6),
+        Cell("3 guests", minutes=6),
+        Cell("10 datasets", minutes=4),
+        Cell("many points", ("100 points", "1000 snapshots"), minutes=3),
+    ]
+
+
+def ways(cell: Cell) -> Sequence[str]:
+    """The ways of a cell of rounds."""
+    return (*WAYS, THREE_NAMES) if cell.words[0] == "512 MiB" else WAYS
+
+
+def number(word: str) -> int:
+    """The number that a word of a cell begins with."""
+    return int(word.partition(" ")[0])

@@ -1,0 +1,151 @@
+"""Tables, JSON, chart and page."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench import report, tables
+from bench.cells import round_cell
+from bench.results import Result
+
+Build = Callable[..., Result]
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+ON, OFF = round_cell(64, 1, True).id, round_cell(64, 1, False).id
+LARGE = round_cell(1024, 4, True).id
+
+
+@pytest.fixture
+def found(result: Build) -> dict[str, Result]:
+    def rounds(usual_s: float, memory_s: float) -> dict[str, dict[str, list[float]]]:
+        return {
+            "usual": {"pause_s": [usual_s, usual_s + 1, usual_s + 2], "pre_s": [usual_s]},
+            "memory": {"pause_s": [memory_s], "pre_s": [memory_s], "overlays_s": [9.0]},
+        }
+
+    return {
+        LARGE: result(LARGE, rounds(9.0, 2.0), notes=["usual: left the guest on an overlay"]),
+        OFF: result(OFF, rounds(2.0, 0.6)),
+        ON: result(ON, rounds(2.0, 1.5), elsewhere_cpus=1.25),
+    }
+
+
+def test_rounds_are_side_by_side_in_their_order(found: dict[str, Result]) -> None:
+    assert tables.pauses(found) == [
+        "| guest | usual | memory | paused | paused, three names | take |",
+        "|---|---|---|---|---|---|",
+        "| 64 MiB, 1 disk, AppArmor on | 3.00 (2.00 to 4.00) | 1.50, 0.50 times | - | - | - |",
+        "| 64 MiB, 1 disk, AppArmor off | 3.00 (2.00 to 4.00) | 0.60, 0.20 times | - | - | - |",
+        "| 1024 MiB, 4 disks, AppArmor on | 10.0 (9.00 to 11.0) | 2.00, 0.20 times | - | - | - |",
+    ]
+
+
+def test_a_figure_that_the_usual_hooks_do_not_have_has_no_ratio(found: dict[str, Result]) -> None:
+    assert "| 64 MiB, 1 disk, AppArmor on | - | 9.00 |" in tables.overlays(found)
+    assert tables.post_hooks(found) == ["Not measured."]
+
+
+def test_idle_hooks_and_many_points(result: Build) -> None:
+    took = {"took_s": [0.2], "peak_mib": [9.0]}
+    idle = result("hooks", {"python3 -c pass": took, "pre": {"took_s": [0.8], "peak_mib": [30.0]}})
+    assert tables.idle_hooks({"hooks": idle})[-1] == "| pre | 0.80 | 4.00 | 30.0 |"
+    few, many = "many points:100 points:1000 snapshots", "many points:1000 points:10000 snapshots"
+    listed = tables.many_points(
+        {
+            many: result(many, {"zvmsnap list": {"took_s": [4.0], "peak_mib": [50.0]}}),
+            few: result(few, {"zvmsnap list": {"took_s": [2.0], "peak_mib": [40.0]}}),
+        }
+    )
+    assert listed == [
+        "| seconds; MiB | 100 points, 1000 snapshots | 1000 points, 10000 snapshots |",
+        "|---|---|---|",
+        "| zvmsnap list | 2.00; 40.0 | 4.00; 50.0 |",
+    ]
+
+
+def test_datasets_and_crowds(result: Build) -> None:
+    figures = {"without hooks": {"took_s": [30.0]}, "memory": {"took_s": [80.0]}}
+    rows = tables.datasets({"100 datasets": result("100 datasets", figures)})
+    assert rows[2:] == [
+        "| 100 datasets, 3 guests | without hooks | 30.0 | - |",
+        "| 100 datasets, 3 guests | memory | 80.0 | 0.50 |",
+    ]
+    pauses = {
+        "memory, alone": {"pause_s": [1.0, 2.0], "took_s": [9.0]},
+        "memory, all in one round": {"pause_s": [2.0, 3.0], "took_s": [20.0]},
+    }
+    row = tables.crowds({"10 guests": result("10 guests", pauses)})[2]
+    expected = (
+        "| 10 guests | memory | 1.50 (1.00 to 2.00) | 2.50 (2.00 to 3.00) | 1.50 | 9.00 | 20.0 |"
+    )
+    assert row == expected
+
+
+def test_conditions_say_how_busy_the_machine_was(found: dict[str, Result]) -> None:
+    lines = tables.conditions(found)
+    assert "| ZFS | zfs-2.3.9 |" in lines
+    assert f"| {ON} | 3 | 1.2 | 0.1, 1.1 | 1234567 | 2026-11-26 04:00 UTC | 1 |" in lines
+
+
+def test_notes_name_the_cell(found: dict[str, Result]) -> None:
+    assert tables.notes(found) == [f"- {LARGE}: usual: left the guest on an overlay"]
+    assert tables.notes({}) == ["Nothing went wrong in the last run."]
+
+
+def test_every_table_of_nothing_says_so() -> None:
+    for name, make in tables.BLOCKS.items():
+        assert make({}), name
+
+
+def test_json_is_read_as_it_was_written(found: dict[str, Result]) -> None:
+    assert report.read(report.as_json(found)) == found
+    other = json.loads(report.as_json(found)) | {"schema": 2}
+    with pytest.raises(ValueError, match="schema 2"):
+        report.read(json.dumps(other))
+
+
+def test_the_page_keeps_what_is_around_its_blocks(found: dict[str, Result]) -> None:
+    old = (
+        "# Title\n\nBefore.\n\n<!-- bench: notes -->\nold\n<!-- end of bench: notes -->\n\nAfter.\n"
+    )
+    new = report.page(old, found)
+    assert new == (
+        "# Title\n\nBefore.\n\n<!-- bench: notes -->\n\n"
+        f"- {LARGE}: usual: left the guest on an overlay\n\n"
+        "<!-- end of bench: notes -->\n\nAfter.\n"
+    )
+    assert report.page(new, found) == new
+    with pytest.raises(KeyError, match="none"):
+        report.page("<!-- bench: none -->\n<!-- end of bench: none -->\n", found)
+
+
+def test_the_page_of_the_docs_is_of_its_json() -> None:
+    page = (DOCS / "performance.md").read_text()
+    assert set(re.findall("^<!-- bench: (\\w+) -->$", page, re.M)) == tables.BLOCKS.keys()
+    assert report.page(page, report.read((DOCS / "performance.json").read_text())) == page
+
+
+def test_chart_has_no_script_and_is_the_same_twice(found: dict[str, Result]) -> None:
+    pytest.importorskip("pygal", reason="pip install -e '.[dev]' again")
+    from bench import chart
+
+    drawn = chart.svg(found)
+    assert drawn == chart.svg(found)
+    assert b"<script" not in drawn and b"<!--" not in drawn
+    texts = "".join(ET.fromstring(drawn).itertext())
+    assert "64 MiB, 1 disk, AppArmor off" in texts and "usual shell hooks" in texts
+
+
+def test_writes_all_three(tmp_path: Path, found: dict[str, Result]) -> None:
+    pytest.importorskip("pygal", reason="pip install -e '.[dev]' again")
+    (tmp_path / "performance.md").write_text(
+        "<!-- bench: notes -->\n<!-- end of bench: notes -->\n"
+    )
+    report.write(found, tmp_path)
+    assert "on an overlay" in (tmp_path / "performance.md").read_text()
+    assert report.read((tmp_path / "performance.json").read_text()) == found
+    ET.parse(tmp_path / "performance.svg")
