@@ -70,12 +70,12 @@ def short() -> list[Cell]:
         round_cell(64, 1, True),
         round_cell(64, 1, False),
         Cell("hooks", minutes=3),
+        Cell("many points", ("100 points", "1000 snapshots"), minutes=3),
         Cell("back", ("64 MiB",), minutes=5),
-        Cell("peak memory", minutes=6),
         Cell("quiesced", minutes=6),
+        Cell("peak memory", minutes=6),
         Cell("3 guests", minutes=6),
         Cell("10 datasets", minutes=4),
-        Cell("many points", ("100 points", "1000 snapshots"), minutes=3),
     ]
 
 
