@@ -48,13 +48,13 @@ def of_host() -> Conditions:
 
 
 def code() -> str:
-    """The commit, with `+` if the checkout has changes."""
+    """The last commit that changed what is measured, with `+` if there are changes since."""
 
     def git(*words: str) -> str:
         argv = ["git", "-C", str(settings.CHECKOUT_DIR), *words]
         return subprocess.run(argv, check=False, capture_output=True, text=True).stdout.strip()
 
-    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    commit = git("log", "-1", "--format=%h", "--", "zvmsnap", "hooks") or "unknown"
     return commit + "+" * bool(git("status", "--porcelain", "zvmsnap", "hooks"))
 
 
