@@ -149,7 +149,7 @@ def test_load_that_does_not_go_on_is_given_up(lab: Lab) -> None:
     """QEMU is stopped as soon as it waits for the RAM: libvirt would wait for it for ever."""
     name = back.hourly(lab)
     stop = lab.start(
-        "until pid=$(pgrep -f -- 'guest=web,.* -incoming'); do sleep 0.05; done; kill -STOP $pid"
+        "until pid=$(pgrep -f -- 'guest=[w]eb,.* -incoming'); do sleep 0.05; done; kill -STOP $pid"
     )
     refused = restore(lab, f"web@{name}", status=1)
     assert stop.wait(10) == 0
