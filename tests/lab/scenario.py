@@ -27,7 +27,7 @@ JOURNAL = "/var/lib/zvmsnap/journal"
 LASTING = "! -name vault.id ! -name seal.key"
 # What sending leaves there for good.
 NOT_UNDER_WAY = ("! -path '*/send-status*' ! -path '*/mirrors*' "
-                 "! -name fetches ! -name waiting ! -name late")
+                 "! -name fetches ! -name operations ! -name waiting ! -name late")
 SANOID_CONF = "/etc/sanoid/sanoid.conf"
 CONFIG = "/etc/zvmsnap/config.toml"
 HOOKS = f"{CODE_DIR}/hooks"
