@@ -172,6 +172,10 @@ class DumpSupervisor:
 
     def pause_parts(self, pause: PauseClock) -> PauseParts:
         """What the guest was paused for in the dump that has ended, as far as that can be told."""
+        try:
+            completed_at_s = self._dump.completed_at_s()
+        except OSError:
+            return PauseParts()
         file_clock_s = time.time() - time.monotonic()
         overlays_s = [
             changed_at_s - file_clock_s
@@ -180,7 +184,7 @@ class DumpSupervisor:
         ]
         ends_s = {
             "ram_s": pause.ram_ended_s,
-            "flush_s": self._dump.completed_at_s() - file_clock_s,
+            "flush_s": completed_at_s - file_clock_s,
             "overlays_s": max(overlays_s, default=None),
             "resume_s": pause.ended_s,
         }

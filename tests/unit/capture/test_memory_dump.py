@@ -557,6 +557,14 @@ def test_of_a_guest_that_stays_paused_ram_and_flush_are_told(night: Night) -> No
     assert rounded(supervisor.pause_parts(night.pause)) == PauseParts(0, 0.07, 0.13, 0, 0, 0)
 
 
+def test_without_an_image_nothing_is_told(night: Night, supervised: Supervised) -> None:
+    """It only tells a person: the level is reached, or fails when the image's head is read."""
+    with night.supervisor() as supervisor:
+        night.at(100, night.pause.paused)
+        supervised.image.unlink()
+    assert supervisor.pause_parts(night.pause) == PauseParts()
+
+
 def test_without_an_event_of_the_pause_nothing_is_told(night: Night) -> None:
     with night.supervisor() as supervisor:
         night.completes_image(100)
