@@ -18,7 +18,27 @@ LINES = st.sampled_from(
     [
         *EXAMPLE.read_text().splitlines(),
         *(f"[{name}]" for name in ("modes", "image", "limits", "mode", " limits ")),
-        "[[destination]]",
+        *("[[destination]]", "[[destination]] # b", "[destination]", "[[destinations]]") * 3,
+        *(
+            f"target = '{text}'"
+            for text in (
+                *("nas:backup", "me@nas.lan:backup/off-site", "backup/x") * 3, "", "nas:", ":b",
+                "-nas:b", "nas:-b", "nas:b/../c", "nas:b//c", "@nas:b", "a b:c", "9@nas:b", "a:b:c",
+                "nas:9b", ".nas:b", "n\u00e4s:b", "nas:b/", "b/c ", "a@b", "x" * 201, "_u@nas:b",
+            )
+        ),
+        *(
+            f"guests = {text}"
+            for text in (
+                "[]", "[ ]", '["web"]', "['web', \"db\"]", '["web",]', "['web' # x]", '["a#b"]',
+                '"web"', "[web]", "['web'] # x", "['a' 'b']", "[['a']]", "['a', 1]", "['a,b']", "[",
+            )
+        ),
+        *(
+            f"bwlimit = '{text}'"
+            for text in ("", "50M", "5", "0", "k", "5K", "5kk", "-5", "\u0663")
+        ),
+        *("memory = 'all'", "memory = 'some'", "raw = true", "use_hold = false", "raw = 1"),
         *(
             f"{key} = {value}"
             for key in ("vault", "journal", "locks", "uri", "sanoid_configdir", "staging", '"uri"')
@@ -92,10 +112,13 @@ def test_bytes_that_are_no_text() -> None:
     assert plain.read("\ufeffmode = 'crash'\n".encode()) is None
 
 
-@pytest.mark.parametrize("of", ["whole", *plain._TABLES])
+@pytest.mark.parametrize("of", ["whole", "with a destination", *plain._TABLES])
 def test_the_example_is_plain(tmp_path: Path, of: str) -> None:
     text = EXAMPLE.read_bytes()
-    if of != "whole":
+    if of == "with a destination":
+        begins = text.index(b"#[[destination]]")
+        text = text[:begins] + text[begins:].replace(b"\n#", b"\n").replace(b"#", b"", 1)
+    elif of != "whole":
         text = b"[" + of.encode() + b"]" + text.partition(b"[" + of.encode() + b"]")[2]
         text = text.partition(b"\n[")[0]
     config = parsed(tmp_path, text)
@@ -104,7 +127,12 @@ def test_the_example_is_plain(tmp_path: Path, of: str) -> None:
 
 
 def test_every_key_is_known_to_both() -> None:
-    tables = {"": Config, "image": settings.Image, "limits": settings.Limits}
+    tables = {
+        "": Config,
+        "image": settings.Image,
+        "limits": settings.Limits,
+        "destination": settings.DestinationTable,
+    }
     keys = {(table, key) for table, kind in tables.items() for key in kind.__struct_fields__}
     made_otherwise = {("", key) for key in ("modes", "image", "limits", "destination")}
     assert {each for each in plain._KINDS if each[0] != "modes"} == keys - made_otherwise
