@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import scenario
 
@@ -58,11 +59,23 @@ def one_round(lab: Lab, dataset: str, way: str, measured: Measured) -> None:
         measured.note(f"{way}: {_last_said(lab)}")
     elif overlays_s is not None:
         figures["overlays_s"] = overlays_s
+    if way != USUAL:
+        figures |= _told_by_points(lab)
     measured.add(way, **figures)
     expected = {TAKE: "memory"}.get(way) or scene.MODE.get(way)
     if expected:
         _check_level(lab, way, expected, measured)
     guests.wait_counts(lab, GUEST, guests.counts(lab, GUEST)[-1] + 1)
+
+
+def _told_by_points(lab: Lab) -> dict[str, float]:
+    """What the point itself says of its guest's pause, and of the parts of that."""
+    figures = {}
+    for point in scenario.points(lab):
+        figures["told_pause_s"] = point.timing["pause_s"]
+        parts: Mapping[str, float] = point.manifest["timing"].get("pause_parts", {})
+        figures |= {f"part_{name}": seconds for name, seconds in parts.items() if seconds}
+    return figures
 
 
 def on_overlays(lab: Lab) -> bool:

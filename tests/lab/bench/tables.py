@@ -68,6 +68,26 @@ def pauses(found: Found) -> Lines:
     return of_rounds(found, "pause_s", (MEMORY, PAUSED, THREE_NAMES, TAKE))
 
 
+def pause_parts(found: Found) -> Lines:
+    """What pauses consist of, as points say; the listener's figure beside theirs."""
+    parts = {
+        "part_ram_s": "RAM",
+        "part_flush_s": "flush",
+        "part_overlays_s": "overlays",
+        "part_snapshot_s": "snapshot",
+        "part_resume_s": "going on",
+        "told_pause_s": "pause, as the point says",
+        "pause_s": "pause, as the listener says",
+    }
+    rows = [
+        [_where(result), way, *(figures(result, way, measure) for measure in parts)]
+        for result in round_cells(found)
+        for way in (MEMORY, PAUSED, THREE_NAMES, TAKE)
+        if result.of(way, "told_pause_s")
+    ]
+    return table(["guest", "", *parts.values()], rows)
+
+
 def pre_hooks(found: Found) -> Lines:
     """How long pre takes."""
     return of_rounds(found, "pre_s", (MEMORY, PAUSED))
@@ -292,6 +312,7 @@ BLOCKS = {
     "conditions": conditions,
     "goals": goals,
     "pauses": pauses,
+    "parts": pause_parts,
     "pre": pre_hooks,
     "post": post_hooks,
     "overlays": overlays,

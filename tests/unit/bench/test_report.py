@@ -49,6 +49,17 @@ def test_a_figure_that_the_usual_hooks_do_not_have_has_no_ratio(found: dict[str,
     assert tables.post_hooks(found) == ["Not measured."]
 
 
+def test_parts_of_a_pause_are_beside_what_the_listener_says(result: Build) -> None:
+    figures = {
+        "usual": {"pause_s": [5.0]},
+        "paused": {"pause_s": [0.9], "told_pause_s": [0.8], "part_ram_s": [0.1, 0.2, 0.3]},
+        "take": {"pause_s": [0.5]},
+    }
+    (row,) = tables.pause_parts({ON: result(ON, figures)})[2:]
+    ram = "0.20 (0.10 to 0.30)"
+    assert row == f"| 64 MiB, 1 disk, AppArmor on | paused | {ram} | - | - | - | - | 0.80 | 0.90 |"
+
+
 def test_idle_hooks_and_many_points(result: Build) -> None:
     took = {"took_s": [0.2], "peak_mib": [9.0]}
     idle = result("hooks", {"python3 -c pass": took, "pre": {"took_s": [0.8], "peak_mib": [30.0]}})
