@@ -38,7 +38,7 @@ def round_cell(filled_mib: int, disks: int, apparmor: bool) -> Cell:
         f"{disks} disk{'s' * (disks > 1)}",
         f"AppArmor {'on' if apparmor else 'off'}",
     )
-    return Cell("round", words, minutes=5 + filled_mib // 200 + disks)
+    return Cell("round", words, minutes=7 + filled_mib // 150 + disks)
 
 
 def whole() -> list[Cell]:
