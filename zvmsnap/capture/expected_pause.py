@@ -16,9 +16,9 @@ many disks is paused for long, however little its RAM changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from statistics import median
 
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.disks import apparmor
@@ -62,17 +62,24 @@ def _history(vault_dir: Path, domain: str, uuid: str) -> list[Manifest]:
 
 def _by_history(disks: int, history: list[Manifest]) -> float:
     once_s = [_once_s(each.timing) for each in history]
-    for_disk_s = median(
+    for_disk_s = _median(
         max(0.0, each.timing.pause_s - once) / len(each.disks)
         for each, once in zip(history, once_s, strict=True)
     )
-    return median(once_s) + for_disk_s * disks
+    return _median(once_s) + for_disk_s * disks
 
 
 def _once_s(timing: Timing) -> float:
     """What of the pause does not grow with the number of disks."""
     parts = timing.pause_parts
     return (parts.ram_s or timing.last_ram_s) + parts.flush_s + parts.resume_s
+
+
+def _median(values: Iterable[float]) -> float:
+    # The module `statistics` takes as long to load as Python itself.
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return (ordered[middle] + ordered[~middle]) / 2
 
 
 def _by_number(disks: int, *, is_confined: bool) -> float:

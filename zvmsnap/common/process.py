@@ -8,7 +8,6 @@ import select
 import signal
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -136,6 +135,8 @@ def run_until(
     If it is complete, the program is killed at once, with all that it has started, and counts as
     ended well. Raises as run_program does.
     """
+    import tempfile  # few hooks need it, and it loads much
+
     deadline_s = uptime_s() + limit_s
     watches: dict[Path, HangWatch] = {}
     output = b""

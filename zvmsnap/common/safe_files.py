@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -236,7 +235,7 @@ def read(name: str, directory: int | None, max_bytes: int, *, block: bool = Fals
 def write(name: str, directory: int, data: bytes, owner: tuple[int, int] | None = None) -> None:
     """Replace a file by `data`, durably; for us alone, or for its `owner`. Raises OSError."""
     _check_name(name)
-    temporary = f".{name}.{secrets.token_hex(4)}.tmp"
+    temporary = f".{name}.{os.urandom(4).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, PRIVATE_FILE, dir_fd=directory)
     try:

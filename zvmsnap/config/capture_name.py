@@ -6,8 +6,8 @@ nothing but these two shapes is taken for one, so none leads out of our director
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import Annotated
 
 import msgspec
@@ -21,7 +21,7 @@ CaptureName = Annotated[str, msgspec.Meta(pattern=rf"\A{_CAPTURE}\Z")]
 
 def fresh(uuid: str) -> str:
     """A name that no capture of this guest had before."""
-    return f"{uuid}.{secrets.token_hex(4)}"
+    return f"{uuid}.{os.urandom(4).hex()}"
 
 
 def is_capture(name: str) -> bool:

@@ -30,7 +30,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,6 +88,8 @@ class Rehearsal:
 
     def _ask(self) -> tuple[str, ...]:
         """The datasets of which it takes recursive snapshots. Raises SanoidUnanswered."""
+        import tempfile  # once in a round, and it loads much
+
         words = self._caller.command_line
         configdir = self._configured or sanoid.option(words, "configdir")
         conf = self._caller.path(configdir or _CONFIGDIR) / "sanoid.conf"

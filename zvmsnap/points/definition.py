@@ -10,7 +10,6 @@ import errno
 import hashlib
 import hmac
 import os
-import secrets
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -270,7 +269,7 @@ def seal_of(config: Config, directory: Path, manifest: Manifest) -> str:
         with lock(config.locks_dir, "seal", "make its key", config.limits.lock_timeout_s):
             key = _seal_key(config.journal_dir)
             if key is None:
-                key = secrets.token_bytes(_SEAL_KEY_BYTES)
+                key = os.urandom(_SEAL_KEY_BYTES)
                 write_atomic(private_dir(config.journal_dir) / _SEAL_KEY, key)
     return _seal_code(key, directory, manifest)
 

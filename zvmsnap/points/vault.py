@@ -8,7 +8,6 @@ No symlink is followed; they are reported.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -80,7 +79,7 @@ def claim(config: Config) -> None:
     with lock(config.locks_dir, "vault-mark", "mark the vault", config.limits.lock_timeout_s):
         check(config)
         if not mark.exists():
-            write_atomic(mark, secrets.token_hex(16).encode())
+            write_atomic(mark, os.urandom(16).hex().encode())
         if not known.exists():
             write_atomic(known, mark.read_bytes())
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -46,6 +45,8 @@ def run(config: Config, entry: Entry, name: str) -> None:
 
     Raises ScriptFailed.
     """
+    import tempfile  # few hooks need it, and it loads much
+
     path = _path(config, entry, name)
     limit_s = config.limits.script_timeout_s
     # A file, not a pipe: a daemon that the program starts may keep its output open.

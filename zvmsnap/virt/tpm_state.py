@@ -10,16 +10,18 @@ import errno
 import io
 import os
 import re
-import secrets
-import tarfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import TpmUncapturable, VaultDamaged
+
+if TYPE_CHECKING:
+    import tarfile
 
 SWTPM = Path("/var/lib/libvirt/swtpm")
 MAX_BYTES = 16 << 20
@@ -166,6 +168,8 @@ def _read_file(directory: int, name: str, max_bytes: int) -> _File:
 
 
 def _packed(files: Mapping[str, _File]) -> bytes:
+    import tarfile  # few guests have a TPM, and it loads much
+
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, file in files.items():
@@ -177,13 +181,16 @@ def _packed(files: Mapping[str, _File]) -> bytes:
 
 
 def _unpacked(packed: bytes) -> dict[str, _File]:
+    import tarfile
+
     try:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
             files = {}
             left_bytes = MAX_BYTES
             while member := tar.next():
                 left_bytes -= member.size
-                if not _is_ours(member) or member.name in files or left_bytes < 0:
+                is_file = member.type == tarfile.REGTYPE and _is_ours(member)
+                if not is_file or member.name in files or left_bytes < 0:
                     raise VaultDamaged(f"{member.name!r} was not put there by zvmsnap")
                 content = tar.extractfile(member)
                 data = content.read() if content else b""
@@ -197,8 +204,7 @@ def _unpacked(packed: bytes) -> dict[str, _File]:
 
 def _is_ours(member: tarfile.TarInfo) -> bool:
     return (
-        member.type == tarfile.REGTYPE
-        and not member.issparse()
+        not member.issparse()
         and bool(_NAME.fullmatch(member.name))
         and member.size >= 0
         and 0 <= member.uid < 2**31
@@ -221,7 +227,7 @@ def _made(path: Path, like: _File, roots: Sequence[Path] | None) -> Iterator[int
 def _replace(directory: int, files: Mapping[str, _File]) -> None:
     # The directory is not root's: no symlink in it is followed.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    temporary_names = {name: f".{name}.{secrets.token_hex(4)}.tmp" for name in files}
+    temporary_names = {name: f".{name}.{os.urandom(4).hex()}.tmp" for name in files}
     try:
         for name, file in files.items():
             descriptor = os.open(temporary_names[name], flags, 0o600, dir_fd=directory)
