@@ -1,7 +1,7 @@
 """The pre hook, run for guests with a disk each on a dataset of their own, and its trace."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class Scene:
             assert (guest.live["vda"] in guest.below) is bool(on_overlay)
             assert guest.allowed_ms == 300
 
-    def _datasets(self) -> dict[str, types.Dataset]:
+    def _datasets(self, _tops: Sequence[str] = ()) -> dict[str, types.Dataset]:
         return {
             name: types.Dataset(
                 name,

@@ -252,7 +252,7 @@ class FakePool:
 
     # -- the verbs
 
-    def datasets(self) -> dict[str, types.Dataset]:
+    def datasets(self, _tops: Sequence[str] = ()) -> dict[str, types.Dataset]:
         return {
             name: types.Dataset(
                 name=name,

@@ -57,7 +57,7 @@ def begin(
     Raises StagingUnusable, ZfsFailed, HypervisorUnreachable before anything is touched, and
     Cancelled after everything was undone.
     """
-    datasets = zfs.datasets()
+    datasets = zfs.datasets(call.datasets)
     for target in call.datasets:
         if target not in datasets:
             raise HookEnvironmentInvalid(f"SANOID_TARGET {target!r}: there is no such dataset")

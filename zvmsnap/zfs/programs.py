@@ -88,19 +88,22 @@ class Property(NamedTuple):
 
 
 def properties(
-    names: Iterable[str], datasets: Iterable[str] = (), remote: RemoteHost = HERE
+    names: Iterable[str],
+    datasets: Iterable[str] = (),
+    remote: RemoteHost = HERE,
+    *,
+    below: bool = False,
 ) -> Iterator[Property]:
-    """These properties of these datasets, or of all filesystems and volumes. Raises ZfsFailed.
+    """These properties of these datasets (and all below), or of all. Raises ZfsFailed.
 
     Before each, a property is asked for that no dataset has: its name is a secret of this call, so
     no value holds it.
     """
     mark = f"zvmsnap:{os.urandom(16).hex()}"
     asked = ",".join(f"{mark},{name}" for name in names)
+    options = ("-t", "filesystem,volume", *(("-r",) if below else ()))
     columns = ("-o", "property,name,source,value")
-    printed = output(
-        "zfs", "get", "-Hp", "-t", "filesystem,volume", *columns, asked, *datasets, remote=remote
-    )
+    printed = output("zfs", "get", "-Hp", *options, *columns, asked, *datasets, remote=remote)
     for part in text(printed).split(f"{mark}\t")[1:]:
         name, dataset, source, value = part.partition("\n")[2].split("\t", 3)
         yield Property(dataset, name, source, value.removesuffix("\n"))

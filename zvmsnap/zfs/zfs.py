@@ -29,20 +29,23 @@ from zvmsnap.zfs.types import (
     Subtree,
 )
 
+_KINDS = "filesystem,volume"
+_ALL_KINDS = f"{_KINDS},snapshot"
 _ARGUMENTS_MAX = 500  # names in one command line; far below any ARG_MAX
-
-# Our user properties.
 _MODE = "zvmsnap:mode"
 _RECURSIVE = "zvmsnap:recursive"
 _MODES = {each: f"{_MODE}:{each}" for each in snapshot_name.TYPES}
 
 
-def datasets() -> dict[str, Dataset]:
-    """All filesystems and volumes of all imported pools. Raises ZfsFailed."""
+def datasets(tops: Sequence[str] = ()) -> dict[str, Dataset]:
+    """All filesystems and volumes, or those `tops` that exist, with all below. Raises ZfsFailed."""
     columns = "name,type,compression,guid,origin,mounted,canmount,encryption,keystatus"
-    listed = _list("-t", "filesystem,volume", "-o", columns)
+    below = ["-r"] if tops else []
+    listed = _list(*below, "-t", _KINDS, "-o", columns, *tops, partial=bool(tops))
     foreign: dict[str, dict[str, str]] = {line[0]: {} for line in listed}
-    for each in programs.properties(("mountpoint", _MODE, _RECURSIVE, *_MODES.values())):
+    asked = ("mountpoint", _MODE, _RECURSIVE, *_MODES.values())
+    tops = [top for top in tops if top in foreign]
+    for each in programs.properties(asked, tops, below=bool(tops)) if listed else ():
         if each.dataset in foreign:  # it was not made since
             foreign[each.dataset][each.name] = _value(each.value)
     existing = {}
@@ -98,10 +101,9 @@ def all_snapshots(guids: Container[int] | None = None) -> SnapshotListing:
 
     A host may have 100 000 of them: one line after the other is read. Raises ZfsFailed.
     """
-    kinds = "filesystem,volume,snapshot"
     existing: list[Snapshot] = []
     datasets: dict[str, int] = {}
-    for line in programs.each_line("zfs", "list", "-Hp", "-t", kinds, "-o", _SNAPSHOT_COLUMNS):
+    for line in programs.each_line("zfs", "list", "-Hp", "-t", _ALL_KINDS, "-o", _SNAPSHOT_COLUMNS):
         printed, guid, createtxg = line.split(b"\t")
         if b"@" not in printed:
             datasets[programs.text(printed)] = int(guid)
@@ -123,15 +125,16 @@ def pool_guids() -> dict[str, int]:
 
 def lineages() -> dict[str, Lineage]:
     """All datasets, and what each is a clone of; cheaper than `datasets`. Raises ZfsFailed."""
-    lines = _list("-t", "filesystem,volume", "-o", "name,guid,origin")
-    return {name: Lineage(int(guid), _dataset(_value(origin))) for name, guid, origin in lines}
+    lines = _list("-t", _KINDS, "-o", "name,guid,origin")
+    return {
+        name: Lineage(int(guid), _names(_value(origin), "@")[0]) for name, guid, origin in lines
+    }
 
 
 def subtree(root: str, remote: RemoteHost = HERE) -> Subtree:
     """`root` and all below it, here or at a destination. Raises ZfsFailed."""
-    kinds = "filesystem,volume,snapshot"
     columns = f"{_SNAPSHOT_COLUMNS},type,receive_resume_token"
-    lines = _list("-r", "-t", kinds, "-o", columns, root, remote=remote)
+    lines = _list("-r", "-t", _ALL_KINDS, "-o", columns, root, remote=remote)
     listed = [_snapshot(line) for line in lines if "@" in line[0]]
     return Subtree(
         frozenset(line[0] for line in lines if "@" not in line[0]),
@@ -250,7 +253,7 @@ def user_properties(datasets: Sequence[str], prefix: str) -> list[tuple[str, str
     """
     if not datasets:
         return []  # without names, zfs lists all
-    options = ["-Hp", "-t", "filesystem,volume", "-s", "local,inherited,received"]
+    options = ["-Hp", "-t", _KINDS, "-s", "local,inherited,received"]
     output = _zfs("get", *options, "-o", "name,property", "all", *datasets)
     listed = [tuple(line) for line in programs.lines(output, columns=2)]
     set_there = dict.fromkeys(line for line in listed if line[1].startswith(prefix))
@@ -375,10 +378,6 @@ def _set_on(dataset: str, source: str) -> str:
 
 def _pool(name: str) -> str:
     return re.split("[/@]", name, maxsplit=1)[0]
-
-
-def _dataset(name: str) -> str:
-    return name.partition("@")[0]
 
 
 def _list(*arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> list[list[str]]:

@@ -42,7 +42,7 @@ def begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], tuple[bool, Entry]]:
     """Runs pre for tank/web, which has the guest's disk; returns its entry after that."""
-    monkeypatch.setattr(zfs, "datasets", lambda: {"tank/web": DATASET})
+    monkeypatch.setattr(zfs, "datasets", lambda _tops=(): {"tank/web": DATASET})
     table = [
         mounts.Mount(1, 0, "/", "/", ""),
         mounts.Mount(2, 1, "/", f"{tmp_path}/tank", "tank/web"),

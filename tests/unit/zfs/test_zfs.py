@@ -45,7 +45,7 @@ status = 0
 if verb == "get":
     asked = names.pop(0)
     sources = options.get("-s", "local,default,inherited,temporary,received,none").split(",")
-    below = names[:1] if "-r" in sys.argv else []
+    below = list(names) if "-r" in sys.argv else []
     names += [each for each in world["rows"] for top in below if each.startswith(f"{{top}}/")]
     for name in names or world["rows"]:
         row, set_by = world["rows"][name], world["sources"].get(name, {{}})
@@ -61,7 +61,8 @@ for name in names or [n for n in world["rows"] if names or not options.get("-d")
     row = world["rows"].get(name)
     if row and "-r" in sys.argv:
         for below, row in world["rows"].items():
-            if re.match(re.escape(name) + "([/@]|$)", below):
+            own = re.match(re.escape(name) + "([/@]|$)", below)
+            if own and row["type"] in options["-t"].split(","):
                 print("\\t".join(row[column] for column in options["-o"].split(",")))
         continue
     if options.get("-d") == "1":
@@ -322,6 +323,20 @@ def test_lineages(world: World) -> None:
 def test_datasets(world: World, properties: dict[str, str], expected: Dataset) -> None:
     world.filesystem("tank", **properties)
     assert zfs.datasets() == {"tank": dataclasses.replace(expected, guid=1)}
+
+
+def test_datasets_at_and_below_some(world: World) -> None:
+    for name in ("tank", "tank/web", "tank/web/data", "tank/webs", "tank/db", "tank/x"):
+        world.filesystem(name, **{"zvmsnap:mode": name[5:] or "off"})
+    world.snapshot("tank/web@a", guid=1, createtxg=2)
+    asked = ("tank/db", "tank/none", "tank/web")
+    below = {name: each.mode for name, each in zfs.datasets(asked).items()}
+    assert below == {"tank/db": "db", "tank/web": "web", "tank/web/data": "web/data"}
+    assert [call[-2:] for call in world.calls] == [
+        ["tank/none", "tank/web"],
+        ["tank/db", "tank/web"],
+    ]
+    assert zfs.datasets(("tank/none",)) == {}
 
 
 def test_snapshots_knows_its_full_name() -> None:
