@@ -7,7 +7,8 @@ Python itself. So what can be seen without is looked at first, and only reads:
 | hook  | it has nothing to do if                                                              |
 |-------|--------------------------------------------------------------------------------------|
 | prune | no run is unfinished; this is the vault that was used so far; it has no point that   |
-|       | is called like a run of these snapshots                                              |
+|       | is called like a run of these snapshots, or these points have whole manifests, which |
+|       | name neither these datasets nor their guids                                          |
 | post  | no run is unfinished, nor was any too late; no round has expected anything of these  |
 |       | datasets                                                                             |
 | pre   | none of these datasets, nor of those below them, can have a guest's disk: each is    |
@@ -37,6 +38,11 @@ _FIRST_INHERITED = 3
 # zfs(8), "naming".
 _IN_NAMES = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:. ")
 _NAME_MAX = 255
+# As points/manifest and journal/round write them.
+_MANIFEST_BEGINS = b'{\n  "schema": 2,'
+_MANIFEST_ENDS = b"\n}\n"
+_BYTES_MAX = 4 << 20  # a manifest with 10 000 snapshots has 3 MB
+_EXPECTED = b'"expected":'
 _DST = "dst"  # sanoid puts it into names, see hooks/sanoid
 
 
@@ -84,10 +90,10 @@ def _is_idle(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
         if settings is None:
             return False
         if arguments[0] == "prune":
-            return _prunes_nothing(settings, bare)
+            return _prunes_nothing(settings, datasets, bare)
         if arguments[0] == "post":
             return _ends_nothing(settings, datasets)
-        return arguments[0] == "pre" and _captures_nothing(datasets, bare)
+        return arguments[0] == "pre" and _captures_nothing(settings, datasets, bare)
     except OSError:
         return False
 
@@ -113,7 +119,9 @@ def _is_name(name: str) -> bool:
     return is_short and _IN_NAMES.issuperset(name) and not name.startswith(".")
 
 
-def _prunes_nothing(settings: Mapping[str, str], names: Sequence[str]) -> bool:
+def _prunes_nothing(
+    settings: Mapping[str, str], datasets: Sequence[str], names: Sequence[str]
+) -> bool:
     if _has_entries(settings["journal"]):
         return False
     vault = settings["vault"]
@@ -121,12 +129,36 @@ def _prunes_nothing(settings: Mapping[str, str], names: Sequence[str]) -> bool:
     if known is not None and known != (_content(f"{vault}/.zvmsnap-vault") or b""):
         return False
     runs = {run for name in names for run in _may_be_runs(name)}
-    return not any(
-        directory in runs or directory.rpartition(".")[0] in runs
-        for guest in _listed(vault)
-        if guest[0] != "." and not _is_link_or_file(f"{vault}/{guest}")
-        for directory in _listed(f"{vault}/{guest}")
-    )
+    beginnings = tuple(runs)
+    points = [
+        f"{folder}/{directory}"
+        for folder in _folders(vault)
+        for directory in _listed(folder)
+        if directory.startswith(beginnings)  # few do, of 10 000
+        and (directory in runs or directory.rpartition(".")[0] in runs)
+    ]
+    return not points or _are_of_others(points, datasets)
+
+
+def _are_of_others(points: Sequence[str], datasets: Sequence[str]) -> bool:
+    """Is no point of one of these datasets, whatever they are called now?"""
+    guids = outline.guids(datasets)
+    if guids is None:
+        return False
+    own = [*map(_in_json, datasets), *(guid.encode() for guid in guids)]
+    for point in points:
+        manifest = f"{point}/manifest.json"
+        if os.path.islink(point) or os.path.islink(manifest):
+            return False
+        content = _content(manifest) or b""
+        is_whole = content.startswith(_MANIFEST_BEGINS) and content.endswith(_MANIFEST_ENDS)
+        if not is_whole or any(each in content for each in own):
+            return False
+    return True
+
+
+def _in_json(dataset: str) -> bytes:
+    return f'"{dataset}"'.encode()  # of what these names may have, JSON escapes nothing
 
 
 def _may_be_runs(name: str) -> set[str]:
@@ -140,20 +172,35 @@ def _ends_nothing(settings: Mapping[str, str], datasets: Sequence[str]) -> bool:
         return False
     locks = settings["locks"]
     notes = [
-        _content(f"{locks}/{each}/notes.json")
+        _content(f"{locks}/{each}/notes.json") or b""
         for each in _listed(locks)
         if each.startswith("round-")
     ]
-    # Of what these names may have, JSON escapes nothing.
-    asked = [f'"{dataset}"'.encode() for dataset in datasets]
-    return not any(each in content for content in notes if content for each in asked)
+    # What comes before names all of which sanoid takes recursive snapshots.
+    expected = [each.partition(_EXPECTED)[2] or each for each in notes]
+    return not any(_in_json(dataset) in each for each in expected for dataset in datasets)
 
 
-def _captures_nothing(datasets: Sequence[str], names: Sequence[str]) -> bool:
+def _captures_nothing(
+    settings: Mapping[str, str], datasets: Sequence[str], names: Sequence[str]
+) -> bool:
+    if _had_guests(settings["vault"], datasets):
+        return False
     kinds = outline.not_excluded(datasets, {_type_of(name) for name in names})
     if kinds is None or any(kind != outline.FILESYSTEM for kind in kinds.values()):
         return False
     return not outline.holds_files(kinds)
+
+
+def _had_guests(vault: str, datasets: Sequence[str]) -> bool:
+    """Had a guest a disk there, or below, at its last point? It will, and no time is lost here."""
+    named = [each for dataset in datasets for each in (_in_json(dataset), f'"{dataset}/'.encode())]
+    for folder in _folders(vault):
+        last = max(_listed(folder), default="")
+        manifest = _content(f"{folder}/{last}/manifest.json") or b""
+        if any(each in manifest for each in named):
+            return True
+    return False
 
 
 def _type_of(name: str) -> str:
@@ -175,11 +222,18 @@ def _listed(directory: str) -> list[str]:
 
 def _content(path: str) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        # A pipe that somebody put there does not make us wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    with open(descriptor, "rb") as file:
+        content = file.read(_BYTES_MAX + 1)
+    if len(content) > _BYTES_MAX:
+        raise OSError(f"{path} is too large")
+    return content
 
 
-def _is_link_or_file(path: str) -> bool:
-    return os.path.islink(path) or not os.path.isdir(path)
+def _folders(vault: str) -> list[str]:
+    """The directories of guests in the vault."""
+    paths = [f"{vault}/{guest}" for guest in _listed(vault) if not guest.startswith(".")]
+    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FILESYSTEM = "filesystem"
 
+_TABLE = "/proc/self/mountinfo"
 _MODE = "zvmsnap:mode"
 _OFF = "off"
 _UNSET = "-"
@@ -50,7 +51,13 @@ def not_excluded(datasets: Sequence[str], types: Iterable[str]) -> dict[str, str
     return kinds
 
 
-def holds_files(filesystems: Iterable[str], table: str = "/proc/self/mountinfo") -> bool:
+def guids(datasets: Sequence[str]) -> set[str] | None:
+    """The guids of these datasets, as digits; None if ZFS does not say all. Raises OSError."""
+    printed = _output("zfs", "list", "-Hp", "-o", "guid", *datasets)
+    return set(printed.decode().split()) if printed is not None else None
+
+
+def holds_files(filesystems: Iterable[str], table: str = _TABLE) -> bool:
     """May any of these file systems hold a file at a path that leads there?
 
     | it                                                    | holds a file |
@@ -66,9 +73,13 @@ def holds_files(filesystems: Iterable[str], table: str = "/proc/self/mountinfo")
     if len({dataset for dataset, _, _, _ in mounts}) != len(mounts):
         return True
     return any(
-        root != b"/" or _device(place) != device or _has_files(place)
+        root != b"/" or _numbers(os.stat(place).st_dev) != device or _has_files(place)
         for _, device, root, place in mounts
     )
+
+
+def _numbers(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _mounts(datasets: set[str], table: str) -> list[tuple[str, str, bytes, str]]:
@@ -90,11 +101,6 @@ def _unescaped(text: bytes) -> bytes:
     for escaped, byte in _ESCAPED:
         text = text.replace(escaped, byte)
     return text
-
-
-def _device(directory: str) -> str:
-    number = os.stat(directory).st_dev
-    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def _has_files(top: str) -> bool:

@@ -22,9 +22,12 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.round import Expected, Round
 from zvmsnap.points import vault
+from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.point import RestorePoint
 from zvmsnap.zfs import outline
 
 ROOT = Path(zvmsnap.__file__).parents[1]
+GUID, OTHER = 12297829382473034410, "17216961135462248174"
 T = "autosnap_2026-11-20_03:00:00"
 
 Hook = Callable[..., bool]
@@ -145,6 +148,7 @@ def test_post_of_what_pre_has_expected_something_of(
     own = Round(config.locks_dir, Process.of(os.getpid()))
     own.expect({"tank/web": Expected(False, "tank/web/a b")})
     Round(config.locks_dir, Process.of(1)).expect({"x": Expected(False, "x/y")})
+    own.note(recursive=("tank", "tank/we", "tank/web"))
     assert is_idle("post", SANOID_TARGET=target) is idle
     assert is_idle("post", SANOID_TARGETS=f"tank/db,{target}") is idle
 
@@ -165,6 +169,116 @@ def test_prune_with_points(is_idle: Hook, config: Config, directory: str, idle: 
     assert is_idle("prune") is idle
     assert is_idle("prune", SANOID_SNAPNAME=f"{T}dst_hourly") is (idle or "_h" in directory)
     assert is_idle("prune", SANOID_SNAPNAME="by hand")
+
+
+@pytest.fixture
+def point(config: Config, manifest: Callable[..., Manifest]) -> Callable[..., RestorePoint]:
+    """Publishes a point of the run with snapshots of these datasets, and their guids."""
+
+    def publish(*datasets: tuple[str, int], domain: str = "web", moved: str = "") -> RestorePoint:
+        refs = tuple(
+            SnapshotRef(dataset, f"{T}_hourly", 1, 2, moved, dataset_guid=guid)
+            for dataset, guid in datasets
+        )
+        built = manifest(domain=domain, snapshots=refs)
+        return vault.publish(vault.incoming(config.vault_dir, domain, built.capture), built)
+
+    return publish
+
+
+@pytest.mark.parametrize(
+    ("target", "guid", "idle"),
+    [
+        pytest.param("tank/web", OTHER, False, id="by name"),
+        pytest.param("tank/web/my data", OTHER, False, id="by name of the second"),
+        pytest.param("cheap/web", OTHER, False, id="by name of now"),
+        pytest.param("tank/other", str(GUID), False, id="renamed since"),
+        pytest.param("tank/other", OTHER, True, id="of another one"),
+        pytest.param("tank", OTHER, True, id="of the one above"),
+        pytest.param("tank/none", None, False, id="not known"),
+    ],
+)
+def test_prune_of_a_run_that_has_points(
+    is_idle: Hook,
+    point: Callable[..., RestorePoint],
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    guid: str | None,
+    idle: bool,
+) -> None:
+    point(("tank/db", 12345678901234567), domain="db")
+    point(("tank/web", 81), ("tank/web/my data", GUID), moved="cheap/web")
+    monkeypatch.setattr(outline, "guids", lambda _datasets: {guid} if guid else None)
+    assert is_idle("prune", SANOID_TARGET=target) is idle
+    assert is_idle("prune", SANOID_TARGET=target, SANOID_SNAPNAME="autosnap_x_hourly")
+
+
+def cut(directory: Path) -> None:
+    (directory / "manifest.json").write_bytes((directory / "manifest.json").read_bytes()[:-20])
+
+
+def other_schema(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+
+
+def linked(directory: Path) -> None:
+    (directory / "manifest.json").rename(directory / "other.json")
+    (directory / "manifest.json").symlink_to("other.json")
+
+
+def link(directory: Path) -> None:
+    directory.rename(directory.with_name(".other"))
+    directory.symlink_to(".other")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [cut, other_schema, linked, link, lambda directory: (directory / "manifest.json").unlink()],
+)
+def test_prune_of_a_run_with_a_point_that_is_to_be_reported(
+    is_idle: Hook,
+    point: Callable[..., RestorePoint],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(outline, "guids", lambda _datasets: {OTHER})
+    directory = point(("tank/db", 1), domain="db").directory
+    assert is_idle("prune", SANOID_TARGET="tank/other")
+    spoil(directory)
+    assert not is_idle("prune", SANOID_TARGET="tank/other")
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("put", [pipe, endless])
+@pytest.mark.parametrize("role", ["pre", "post", "prune"])
+def test_what_somebody_may_put_there(
+    is_idle: Hook,
+    point: Callable[..., RestorePoint],
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    put: Callable[[Path], None],
+    role: str,
+) -> None:
+    monkeypatch.setattr(outline, "guids", lambda _datasets: {OTHER})
+    manifest = point(("tank/db", 1), domain="db").directory / "manifest.json"
+    notes = config.locks_dir / "round-1-2" / "notes.json"
+    notes.parent.mkdir(parents=True)
+    for path in (manifest, notes):
+        path.unlink(missing_ok=True)
+        put(path)
+    begun_s = time.monotonic()
+    # A pipe has nothing in it: it names no dataset, and is no whole manifest.
+    assert is_idle(role) is (put is pipe and role != "prune")
+    assert time.monotonic() - begun_s < 4
 
 
 def test_prune_beside_what_is_no_directory_of_the_vault(is_idle: Hook, config: Config) -> None:
@@ -225,6 +339,33 @@ def test_pre_where_a_guest_may_have_a_disk(
     assert is_idle("pre")
     monkeypatch.setattr(outline, "holds_files", lambda filesystems: "tank/web/data" in filesystems)
     assert not is_idle("pre")
+
+
+@pytest.mark.parametrize(
+    ("target", "asks"),
+    [("tank/web", False), ("tank", False), ("tank/web/data", True), ("tank/db", True)],
+)
+def test_pre_asks_nobody_where_a_guest_had_a_disk(
+    is_idle: Hook,
+    point: Callable[..., RestorePoint],
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    asks: bool,
+) -> None:
+    point(("tank/web", 1))
+    (config.vault_dir / "stray").write_text("")
+    (config.vault_dir / "web" / "autosnap_2026-11-19_00:00:00").mkdir()
+    monkeypatch.setattr(idle, "_soon", lambda look: look())
+    asked: list[object] = []
+
+    def note(*question: object) -> dict[str, str]:
+        asked.append(question)
+        return {}
+
+    monkeypatch.setattr(outline, "not_excluded", note)
+    assert is_idle("pre", SANOID_TARGET=target) is asks
+    assert bool(asked) is asks
 
 
 def test_pre_of_datasets_of_which_zfs_says_nothing(
@@ -318,3 +459,71 @@ def test_what_it_loads(
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{sorted(LOADS)}\n", "")
+
+
+ROUND = """\
+#!/bin/sh
+echo "$*" >> {asked}
+for name; do :; done
+case $name in */volume-*) kind=volume;; *) kind=filesystem;; esac
+printf '%s\\t%s\\t-\\t-\\n' "$name" $kind
+"""
+
+
+def test_round_over_100_datasets_of_which_3_hold_guests(
+    environment: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One zfs process for each pre, none for each post."""
+    monkeypatch.undo()
+    program = tmp_path / "bin" / "zfs"
+    program.parent.mkdir()
+    program.write_text(ROUND.format(asked=tmp_path / "asked"))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    mounted = [f"tank/mounted-{number}" for number in range(31)]
+    device = tmp_path.stat().st_dev
+    lines = []
+    for number, name in enumerate(mounted):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        lines.append(f"{number} 1 {numbers} / {place} rw - zfs {name} rw\n")
+    (tmp_path / mounted[0] / "web.raw").write_text("")
+    table = tmp_path / "table"
+    table.write_text("".join(lines))
+    monkeypatch.setattr(outline.holds_files, "__defaults__", (str(table),))
+
+    with_guests = ["tank/volume-0", "tank/volume-1", mounted[0]]
+    datasets = [*with_guests, *mounted[1:], *(f"tank/unmounted-{number}" for number in range(67))]
+    busy = {
+        role: [
+            name
+            for name in datasets
+            if not idle._is_idle([role], {**environment, "SANOID_TARGET": name})
+        ]
+        for role in ("pre", "post")
+    }
+    assert busy == {"pre": with_guests, "post": []}
+    assert len((tmp_path / "asked").read_text().splitlines()) == len(datasets) == 100
+
+
+def test_prune_reads_none_of_10_000_points(
+    is_idle: Hook, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for guest in range(100):
+        folder = config.vault_dir / f"web{guest}"
+        folder.mkdir(parents=True)
+        for hour in range(100):
+            os.mkdir(f"{folder}/autosnap_2026-01-01_{hour}")
+    read: list[str] = []
+    content = idle._content
+
+    def reading(path: str) -> bytes | None:
+        read.append(path)
+        return content(path)
+
+    monkeypatch.setattr(idle, "_soon", lambda look: look())
+    monkeypatch.setattr(idle, "_content", reading)
+    assert is_idle("prune")
+    assert read == [f"{config.journal_dir}/vault.id"]
+    assert not is_idle("prune", SANOID_SNAPNAME="autosnap_2026-01-01_99_hourly")

@@ -97,6 +97,14 @@ def test_zfs_that_fails_says_nothing(zfs: Zfs, tmp_path: Path) -> None:
     assert outline.not_excluded(["tank", "none"], ["hourly"]) is None
 
 
+def test_guids(zfs: Zfs, tmp_path: Path) -> None:
+    zfs("17", "18446744073709551615")
+    assert outline.guids(["tank/my vm", "x"]) == {"17", "18446744073709551615"}
+    assert (tmp_path / "asked").read_text() == "list -Hp -o guid tank/my vm x\n"
+    zfs("17", code=1)
+    assert outline.guids(["tank/my vm", "x"]) is None
+
+
 def test_zfs_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError):
