@@ -22,6 +22,7 @@ from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
 from tests.fakes.zfs_pool import allow_text, delegation
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
+from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import changes, location, qemu_img, staging
@@ -30,10 +31,11 @@ from zvmsnap.points import definition, vault
 from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
-from zvmsnap.zfs import mounts, room, sends, types, volume, zfs
+from zvmsnap.zfs import branches, mounts, sends, types, volume, zfs
+from zvmsnap.zfs.branches import Fresh, Properties
 from zvmsnap.zfs.mounts import DiskLocation
-from zvmsnap.zfs.room import Room
 from zvmsnap.zfs.sends import Sender
+from zvmsnap.zfs.types import Room
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 DATASET = "tank/web"
@@ -169,7 +171,7 @@ class World:
         patch.setattr(sends, "held", lambda names: sorted(set(names) & self.sent))
         patch.setattr(sends, "senders", self.senders)
         patch.setattr(zfs, "command", self.command)
-        patch.setattr(room, "of", self.rooms)
+        patch.setattr(branches, "rooms", self.rooms)
         asked = ("datasets", "all_snapshots", "snapshots", "snapshot_usage", "marked")
         for verb in (*asked, "lineages", "pool_guids"):
             patch.setattr(zfs, verb, getattr(self, verb))
@@ -177,13 +179,18 @@ class World:
         # Its images are words, which name no other files.
         patch.setattr(qemu_img, "header", lambda *_: qemu_img.Header("", "", ""))
         patch.setattr(zfs, "local_properties", self.local_properties)
+        patch.setattr(branches, "below", self.branches)
+        patch.setattr(branches, "everything", self.datasets)
+        patch.setattr(zfs, "properties", lambda name, _: {"mountpoint": self._mountpoint(name)})
+        patch.setattr(branches, "snapshot", self._acting("snapshot", self.take_snapshots))
+        patch.setattr(branches, "properties", self.properties)
+        patch.setattr(branches, "fresh", self.fresh)
         patch.setattr(volume, "device_number", self.device_number)
         patch.setattr(volume, "location_at", self.location_at)
         patch.setattr(volume, "below", lambda number: self.below.get(self.devices[number][0], []))
         patch.setattr(volume, "rename_partitions", self.rename_partitions)
         patch.setattr(changes, "written_to", self.written_to)
-        patch.setattr(zfs, "written_bytes", lambda dataset: len(self.pool[dataset].content))
-        for verb in ("take_snapshots", "clone", "promote", "rename", "set_property", "destroy"):
+        for verb in ("clone", "promote", "rename", "set_property", "destroy"):
             patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
         for verb in ("mount", "unmount", "rollback"):
             patch.setattr(zfs, verb, self._acting(verb, getattr(self, verb)))
@@ -249,11 +256,23 @@ class World:
             if each.dataset_guid in guids
         ]
 
-    def local_properties(
-        self, datasets: Sequence[str], sources: str = "local,received"
-    ) -> dict[str, dict[str, str]]:
-        is_own = "local" in sources
-        return {name: dict(self.pool[name].properties) if is_own else {} for name in datasets}
+    def branches(self, tops: Iterable[str]) -> dict[str, types.Dataset]:
+        wanted = list(tops)
+        return {
+            name: each
+            for name, each in self.datasets().items()
+            if any(is_within(name, top) for top in wanted)
+        }
+
+    def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+        return {name: dict(self.pool[name].properties) for name in datasets}
+
+    def properties(self, names: Sequence[str]) -> dict[str, Properties]:
+        return {name: Properties(dict(self.pool[name].properties)) for name in names}
+
+    def fresh(self, names: Sequence[str]) -> dict[str, Fresh]:
+        made = {name: self.pool[name] for name in names}
+        return {name: Fresh(each.guid, len(each.content)) for name, each in made.items()}
 
     def senders(self, datasets: Iterable[str]) -> list[Sender]:
         wanted = set(datasets)
@@ -262,10 +281,13 @@ class World:
     def command(self, verb: str, *words: str) -> str:
         dataset = self.pool[words[-1]]
         if len(words) == 1:
-            return allow_text(words[-1], dataset.delegated)
+            told = [name for name in self.pool if is_within(words[-1], name)]
+            return "".join(allow_text(name, self.pool[name].delegated) for name in told)
         with self.act(f"zfs {verb}"):
             if verb == "set":
-                dataset.properties |= dict(word.split("=", 1) for word in words[:-1])
+                values = dict(word.split("=", 1) for word in words if "=" in word)
+                for name in (word for word in words if "=" not in word):
+                    self.pool[name].properties |= values
             elif verb == "inherit":
                 dataset.properties.pop(words[-2], None)
             else:

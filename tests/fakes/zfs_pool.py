@@ -9,7 +9,8 @@ import pytest
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.common.ssh import HERE, RemoteHost
-from zvmsnap.zfs import marks, types, volume, zfs
+from zvmsnap.zfs import branches, marks, types, volume, zfs
+from zvmsnap.zfs.branches import Fresh, Properties
 
 
 def named(guids: Mapping[str, int]) -> list[types.Snapshot]:
@@ -179,6 +180,7 @@ class FakePool:
         "command",
         "wait_device",
     )
+    BRANCHES = ("below", "fresh", "properties")
     MARKS = ("bookmark", "destroy_bookmarks", "hold", "release", "tags")
 
     def __init__(self) -> None:
@@ -196,6 +198,8 @@ class FakePool:
         for verb in self.VERBS:
             module = volume if verb == "wait_device" else zfs
             monkeypatch.setattr(module, verb, getattr(self, verb))
+        for verb in self.BRANCHES:
+            monkeypatch.setattr(branches, verb, getattr(self, verb))
         for verb in self.MARKS:
             monkeypatch.setattr(marks, verb, getattr(self, verb))
 
@@ -306,17 +310,31 @@ class FakePool:
     def local_properties(
         self, datasets: Sequence[str], sources: str = "local,received"
     ) -> dict[str, dict[str, str]]:
-        return {name: self._properties(name, sources) for name in datasets}
+        return {name: dict(self._dataset(name).own) for name in datasets}
 
-    def _properties(self, name: str, sources: str) -> dict[str, str]:
+    def below(self, tops: Iterable[str]) -> dict[str, types.Dataset]:
+        wanted = list(tops)
+        return {
+            name: each
+            for name, each in self.datasets().items()
+            if any(is_within(name, top) for top in wanted)
+        }
+
+    def fresh(self, names: Sequence[str]) -> dict[str, Fresh]:
+        return {name: Fresh(self._dataset(name).guid, 0) for name in names}
+
+    def properties(self, names: Sequence[str]) -> dict[str, Properties]:
+        return {name: self._properties(name) for name in names}
+
+    def _properties(self, name: str) -> Properties:
         dataset = self._dataset(name)
-        if sources == "inherited":
-            above = [each for each in self.by_name if name.startswith(f"{each}/")]
-            values = {k: v for each in sorted(above) for k, v in self.by_name[each].own.items()}
-            return {k: v for k, v in values.items() if ":" in k and k not in dataset.own}
-        if sources == "received":
-            return {k: v for k, v in dataset.own.items() if k in dataset.received}
-        return dict(dataset.own)
+        above = [each for each in self.by_name if name.startswith(f"{each}/")]
+        inherited = {key for each in above for key in self.by_name[each].own if ":" in key}
+        return Properties(
+            dict(dataset.own),
+            frozenset(dataset.received & dataset.own.keys()),
+            frozenset(inherited - dataset.own.keys()),
+        )
 
     def take_snapshots(self, datasets: Iterable[str], name: str) -> None:
         wanted = sorted(datasets)
@@ -380,7 +398,7 @@ class FakePool:
 
     def _set(self, name: str, values: Mapping[str, str]) -> None:
         dataset = self._dataset(name)
-        self._change()
+        self._refuse(dataset.type == "volume" and "canmount" in values, f"{name}: is a volume")
         self._refuse(self._lacks_room(name, values), f"{name}: out of space")
         for key, value in values.items():
             dataset.own[key] = value
@@ -401,7 +419,10 @@ class FakePool:
     def command(self, verb: str, *words: str) -> str:
         name = words[-1]
         if verb == "set":
-            self._set(name, dict(word.split("=", 1) for word in words[:-1]))
+            self._change()
+            values = dict(word.split("=", 1) for word in words if "=" in word)
+            for each in (word for word in words if "=" not in word):
+                self._set(each, values)
         elif verb == "inherit":
             self._inherit(name, words[-2], received=words[0] == "-S")
         elif len(words) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,7 @@ from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
+    from zvmsnap.restore.plan import RestorePlan
     from zvmsnap.virt.host import Host
     from zvmsnap.virt.save_image import Header
 
@@ -62,6 +64,7 @@ def restore(
     from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.restore import running_sends
     from zvmsnap.restore.in_place import restore as put_back
+    from zvmsnap.restore.in_place import restore_at_once
     from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
     from zvmsnap.virt.host import Host
 
@@ -70,6 +73,9 @@ def restore(
     options = RestoreOptions(cold, paused, rollback, safety=not no_safety, trust=trust)
     request = RestoreRequest(chosen, options, _checked_image(chosen, cold=cold))
     with Host.connect(settings.uri) as host:
+        if yes and not (dry_run or wait or end_sends):
+            restore_at_once(settings, host, request, _told)
+            return
         planned = plan_restore(settings, host, request)
         print_lines(planned.lines)
         if planned.sends and (wait or end_sends):
@@ -96,14 +102,21 @@ def bring_back(
     Its datasets are rolled back, unless they have newer snapshots.
     """
     from zvmsnap.common.signals import cancelled_by_signal
-    from zvmsnap.restore.in_place import restore as put_back
-    from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, newer, plan_restore
+    from zvmsnap.restore.in_place import restore_at_once
+    from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, newer
 
     rollback = not newer(point)
     options = RestoreOptions(cold, paused, rollback, safety=False, trust=trust)
     request = RestoreRequest(point, options, _checked_image(point, cold=cold))
-    planned = plan_restore(settings, host, request)
-    put_back(settings, host, planned, cancelled_by_signal())
+    restore_at_once(settings, host, request, lambda _plan: cancelled_by_signal())
+
+
+def _told(plan: RestorePlan) -> threading.Event:
+    """Print the plan; what cancels it from now on."""
+    from zvmsnap.common.signals import cancelled_by_signal
+
+    print_lines(plan.lines)
+    return cancelled_by_signal()
 
 
 def _checked_image(point: RestorePoint, *, cold: bool) -> Header | None:

@@ -10,7 +10,7 @@ from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
 from zvmsnap.disks import location
 from zvmsnap.journal.operation import CloneOperation, Source
 from zvmsnap.points.manifest import Disk, Manifest
-from zvmsnap.zfs import dataset_swap, mounts, volume, zfs
+from zvmsnap.zfs import branches, dataset_swap, mounts, volume, zfs
 
 
 def make(operation: CloneOperation) -> None:
@@ -19,12 +19,16 @@ def make(operation: CloneOperation) -> None:
     for name, origin in operation.datasets:
         own = properties[_dataset(origin)] | {CLONE_PROPERTY: operation.domain}
         zfs.clone(origin, name, own)
-    datasets = zfs.datasets()
-    for name, _ in operation.datasets:
-        mountpoint = datasets[name].mountpoint
-        if mountpoint and not mountpoint.startswith("/"):
+    table = mounts.read_table()
+    unseen = [name for name, _ in operation.datasets if not mounts.mountpoint_of(name, table)]
+    for name, dataset in branches.below(unseen).items():
+        if dataset.type == "filesystem" and not _mountpoint(name).startswith("/"):
             # Inherited "none" or "legacy": its disks could not be reached.
             zfs.set_property(name, "mountpoint", str(own_places.CLONES / name))
+
+
+def _mountpoint(dataset: str) -> str:
+    return zfs.properties(dataset, ("mountpoint",))["mountpoint"]
 
 
 def destroy(operation: CloneOperation) -> None:

@@ -32,7 +32,7 @@ from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import branches, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 # It becomes part of names of datasets and files.
@@ -120,7 +120,7 @@ def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observe
     nvram = (own_nvram(options.name),) if any(of_either) else ()
     return _Observed(
         guest_names=frozenset(guest.name for guest in host.guests()),
-        datasets=zfs.datasets(),
+        datasets=branches.everything(),
         liveness=Liveness.by(zfs.all_snapshots(guids_of([point.manifest]))),
         nvram=nvram,
         taken_nvram=tuple(filter(os.path.lexists, nvram)),

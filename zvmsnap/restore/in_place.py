@@ -38,6 +38,8 @@ crash, `zvmsnap recover` follows this table:
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import (
@@ -58,10 +60,11 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore import running_sends
-from zvmsnap.restore.plan import RestorePlan, plan_restore
+from zvmsnap.restore.plan import RestorePlan, RestoreRequest, plan_restore
 from zvmsnap.restore.replaced_guest import ReplacedGuest
 from zvmsnap.restore.restored_disks import RestoredDisks, relocate_points
 from zvmsnap.restore.restored_guest import RestoredGuest
+from zvmsnap.restore.running_sends import RunningSends
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
 
@@ -84,7 +87,30 @@ def restore(
     Raises RestoreImpossible with nothing touched, also if it does not fit any more; and
     RestoreFailed with the state of the guest.
     """
-    point = plan.request.point
+    with _at_rest(config, host, plan.request.point):
+        again = plan_restore(config, host, plan.request, plan.names)
+        plan.refuse_other(again)
+        _carry_out(config, host, again, cancelled)
+
+
+def restore_at_once(
+    config: Config,
+    host: Host,
+    request: RestoreRequest,
+    tell: Callable[[RestorePlan], threading.Event],
+) -> None:
+    """Plan a restore, tell the plan, and carry it out: once, as nobody is asked.
+
+    What `tell` returns cancels it from then on. Raises as `restore` does, and as `plan_restore`.
+    """
+    with _at_rest(config, host, request.point):
+        plan = plan_restore(config, host, request)
+        _carry_out(config, host, plan, tell(plan))
+
+
+@contextmanager
+def _at_rest(config: Config, host: Host, point: RestorePoint) -> Iterator[None]:
+    """Keep everybody else from the guest, of which no other work is unfinished."""
     domain, uuid = point.manifest.domain, point.manifest.uuid
     timeout_s = config.limits.lock_timeout_s
     with lock(config.locks_dir, uuid, f"restore {point.name}", timeout_s):
@@ -94,12 +120,14 @@ def restore(
                 f"{domain}: another restore of it was interrupted: zvmsnap recover {domain} ends it"
             )
         _finish_interrupted_run(config, host, point)
-        again = plan_restore(config, host, plan.request, plan.names)
-        plan.refuse_other(again)
-        again.sends.refuse(domain)
-        if plan.operation.was_active:
-            staging.check_usable(config.staging_dir, plan.datasets, mounts.read_table())
-        InPlaceRestore(config, host, again.operation, cancelled).run()
+        yield
+
+
+def _carry_out(config: Config, host: Host, plan: RestorePlan, cancelled: threading.Event) -> None:
+    plan.sends.refuse(plan.operation.domain)
+    if plan.operation.was_active:
+        staging.check_usable(config.staging_dir, plan.datasets, mounts.read_table())
+    InPlaceRestore(config, host, plan.operation, cancelled, plan.sends).run()
 
 
 def _finish_interrupted_run(config: Config, host: Host, point: RestorePoint) -> None:
@@ -128,8 +156,10 @@ class InPlaceRestore:
         host: Host,
         operation: RestoreOperation,
         cancelled: threading.Event | None = None,
+        sends: RunningSends | None = None,
     ) -> None:
         self._config = config
+        self._sends = sends
         self._writer = OperationWriter(config.journal_dir, operation)
         self._replaced = ReplacedGuest(config, host, self._writer)
         self._disks = RestoredDisks(self._writer, self._replaced)
@@ -280,8 +310,14 @@ class InPlaceRestore:
     def _stop(self) -> None:
         if self._replaced.is_active():
             # To unpack the RAM image may have taken minutes.
-            running_sends.find_now(self._operation).refuse(self._operation.domain)
+            self._sends_of_now().refuse(self._operation.domain)
         self._replaced.stop()
+
+    def _sends_of_now(self) -> RunningSends:
+        """Those in the way. What was snapshotted since the plan is moved by no swap."""
+        if self._sends is None or self._operation.rollback:
+            return running_sends.find_now(self._operation)
+        return RunningSends.among(self._sends.concerned)
 
     def _load(self) -> None:
         self._restored.load(after_crash=self._after_crash)

@@ -30,10 +30,9 @@ from zvmsnap.virt import domain_xml
 from zvmsnap.virt.domain_xml import Metadata
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import dataset_swap, mounts, room, zfs
+from zvmsnap.zfs import branches, dataset_swap, mounts, zfs
 from zvmsnap.zfs.mounts import DiskLocation, Mount
-from zvmsnap.zfs.room import Room
-from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
+from zvmsnap.zfs.types import Dataset, Room, Snapshot, SnapshotUsage
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,9 @@ def observe(
         snapshots=snapshots,
         other_disks=_other_disks(point, table, with_memory=with_memory),
         own_directories=own_directories.datasets_of(_directories(config), table),
-        rooms=room.of({*snapshots, *map(_above, snapshots), *_set_aside(snapshots, datasets)}),
+        rooms=branches.rooms(
+            {*snapshots, *map(_above, snapshots), *_set_aside(snapshots, datasets)}
+        ),
         staging_free_bytes=_free_bytes(config.staging_dir),
         current=current,
         next_disks=next_disks,

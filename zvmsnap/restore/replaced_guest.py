@@ -10,7 +10,13 @@ from typing import Any
 import msgspec
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import ImageUnloadable, RestoreFailed, SnapshotMissing, WrongDisk
+from zvmsnap.common.errors import (
+    ImageUnloadable,
+    RestoreFailed,
+    SnapshotMissing,
+    WrongDisk,
+    ZfsFailed,
+)
 from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import sync_dir
 from zvmsnap.config.level import ConsistencyLevel
@@ -27,7 +33,7 @@ from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts, volume, zfs
+from zvmsnap.zfs import branches, mounts, volume, zfs
 from zvmsnap.zfs.dataset_swap import DEVICE_TIMEOUT_S
 
 
@@ -216,10 +222,15 @@ class ReplacedGuest:
     def take_safety(self) -> None:
         """Snapshot its disks, where they are not yet."""
         self._note_instant()
-        existing = zfs.snapshots(self._snapshots()).present.values()
-        done = {snapshot.dataset for snapshot in existing}
-        missing = [dataset for dataset in self._safety.request_datasets if dataset not in done]
-        zfs.take_snapshots(missing, self._safety.run)
+        wanted = self._safety.request_datasets
+        try:
+            branches.snapshot(wanted, self._safety.run)
+        except ZfsFailed:
+            # A run that died may have taken those of one pool, and not of another.
+            done = {each.dataset for each in zfs.snapshots(self._snapshots()).present.values()}
+            if not done:
+                raise
+            branches.snapshot(set(wanted) - done, self._safety.run)
 
     def _note_instant(self) -> None:
         """The point is of now: its name, which was shown and agreed to, may be minutes older."""

@@ -12,7 +12,7 @@ from zvmsnap.journal.operation import OperationWriter, RestoreOperation
 from zvmsnap.points import locate, vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.restore.replaced_guest import ReplacedGuest
-from zvmsnap.zfs import dataset_swap, volume, zfs
+from zvmsnap.zfs import branches, dataset_swap, volume, zfs
 from zvmsnap.zfs.dataset_swap import SwapTree
 
 
@@ -32,12 +32,7 @@ class RestoredDisks:
 
     def clone(self) -> None:
         """Clone the snapshots of the point, beside the datasets."""
-        trees = dataset_swap.make_clones(self._operation.swap_trees)
-        written_bytes = {
-            tree.top + dataset.path: zfs.written_bytes(tree.clone_top + dataset.path)
-            for tree in trees
-            for dataset in tree.datasets
-        }
+        trees, written_bytes = dataset_swap.make_clones(self._operation.swap_trees)
         self._writer.note(swap_trees=trees, written_bytes=written_bytes)
 
     def discard_clones(self) -> None:
@@ -73,11 +68,12 @@ class RestoredDisks:
         for snapshot in self._operation.rollback:
             zfs.rollback(snapshot)
         datasets = [snapshot.partition("@")[0] for snapshot in self._operation.rollback]
-        written_bytes = {dataset: zfs.written_bytes(dataset) for dataset in datasets}
+        known = branches.fresh(datasets)
+        written_bytes = {dataset: each.written_bytes for dataset, each in known.items()}
         self._writer.note(written_bytes=written_bytes)
-        known = zfs.datasets()
+        existing = branches.below(datasets)
         for dataset in datasets:
-            if known[dataset].type == "volume":
+            if existing[dataset].type == "volume":
                 volume.wait_device(dataset, dataset_swap.DEVICE_TIMEOUT_S)
 
     def are_restored(self) -> bool:
@@ -96,7 +92,7 @@ class RestoredDisks:
         if not self._operation.swap_trees:
             yield self._operation.rollback_begun
             return
-        datasets = zfs.datasets()
+        datasets = branches.below(tree.top for tree in self._operation.swap_trees)
         for tree in self._operation.swap_trees:
             top = datasets.get(tree.top)
             yield top is not None and top.guid == tree.datasets[0].new_guid

@@ -27,10 +27,21 @@ _END_S = 30.0
 
 @dataclass(frozen=True)
 class RunningSends:
-    """Snapshots that are held, and the processes that send snapshots of their datasets."""
+    """Snapshots that are held, and the processes that send snapshots of their datasets.
+
+    `concerned` are all that were asked for.
+    """
 
     held: tuple[str, ...]
     senders: tuple[Sender, ...]
+    concerned: tuple[str, ...] = ()
+
+    @classmethod
+    def among(cls, snapshots: Iterable[str]) -> RunningSends:
+        """Those of these snapshots. Raises ZfsFailed."""
+        concerned = tuple(snapshots)
+        datasets = {name.partition("@")[0] for name in concerned}
+        return cls(tuple(sends.held(concerned)), tuple(sends.senders(datasets)), concerned)
 
     def __bool__(self) -> bool:
         """Are they in the way?"""
@@ -56,11 +67,8 @@ def find(
     operation: RestoreOperation, datasets: Mapping[str, Dataset], present: Iterable[Snapshot]
 ) -> RunningSends:
     """Those that are in the way of the operation. Raises ZfsFailed."""
-    concerned = list(_concerned(operation, datasets, list(present)))
-    return RunningSends(
-        tuple(sends.held(snapshot.full_name for snapshot in concerned)),
-        tuple(sends.senders({snapshot.dataset for snapshot in concerned})),
-    )
+    concerned = _concerned(operation, datasets, list(present))
+    return RunningSends.among(snapshot.full_name for snapshot in concerned)
 
 
 def find_now(operation: RestoreOperation) -> RunningSends:

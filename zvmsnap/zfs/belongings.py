@@ -28,13 +28,15 @@ zfs_main.c); whatever is not understood is refused, never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.zfs import zfs
+from zvmsnap.common.snapshot_name import is_within
+from zvmsnap.zfs import branches, zfs
+from zvmsnap.zfs.branches import Properties
 
 _RESERVATIONS = ("reservation", "refreservation")
 _NONE = "none"
@@ -78,19 +80,14 @@ class Belongings(msgspec.Struct, frozen=True):
     delegations: tuple[Delegation, ...] = ()
 
 
-def observe(names: Sequence[str]) -> dict[str, Belongings]:
-    """What belongs to these datasets. Raises ZfsFailed."""
-    own = zfs.local_properties(names)
-    received = zfs.local_properties(names, "received")
-    inherited = zfs.local_properties(names, "inherited")
-    for name in names:
-        for each, value in own[name].items():
+def of(properties: Mapping[str, Properties]) -> dict[str, Belongings]:
+    """What belongs to these datasets, which have these properties. Raises ZfsFailed."""
+    for name, own in properties.items():
+        for each, value in own.own.items():
             if not _is_text(value):
                 log.plain().warning("%s: %s is no UTF-8, and does not go with the name", name, each)
-    return {
-        name: _belongings(own[name], received[name], inherited[name], delegations_of(name))
-        for name in names
-    }
+    delegated = delegations_of(properties)
+    return {name: _belongings(own, delegated[name]) for name, own in properties.items()}
 
 
 def _is_text(value: str) -> bool:
@@ -98,18 +95,14 @@ def _is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _belongings(
-    own: Mapping[str, str],
-    received: Mapping[str, str],
-    inherited: Mapping[str, str],
-    delegated: tuple[Delegation, ...],
-) -> Belongings:
+def _belongings(properties: Properties, delegated: tuple[Delegation, ...]) -> Belongings:
+    own = properties.own
     tools = {name: value for name, value in own.items() if ":" in name and _is_text(value)}
-    jobs = {name for name in (*own, *inherited) if name.startswith(_EXCLUDED_JOBS)}
+    jobs = {name for name in (*own, *properties.inherited) if name.startswith(_EXCLUDED_JOBS)}
     return Belongings(
         reservations={name: own[name] for name in _RESERVATIONS if name in own},
         tools=tools,
-        received=tuple(name for name in tools if name in received),
+        received=tuple(name for name in tools if name in properties.received),
         excluded=_EXCLUDED | dict.fromkeys(sorted(jobs), "false"),
         delegations=delegated,
     )
@@ -124,20 +117,25 @@ def without(properties: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def take_from(dataset: str, belongings: Belongings) -> None:
-    """Set a dataset aside: nothing of it stays. Raises ZfsFailed."""
-    drop_reservations(dataset, belongings)
-    for name in belongings.tools:
-        if name not in belongings.excluded:
-            zfs.command("inherit", name, dataset)
-    _set(dataset, belongings.excluded)
-    for delegation in belongings.delegations:
-        revoke(dataset, delegation)
+def take_from(datasets: Mapping[str, Belongings]) -> None:
+    """Set datasets aside: nothing of what belongs to their names stays. Raises ZfsFailed."""
+    for dataset, belongings in datasets.items():
+        drop_reservations(dataset, belongings)
+        for name in belongings.tools:
+            if name not in belongings.excluded:
+                zfs.command("inherit", name, dataset)
+        for delegation in belongings.delegations:
+            revoke(dataset, delegation)
+    of_jobs: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for dataset, belongings in datasets.items():
+        of_jobs.setdefault(tuple(belongings.excluded.items()), []).append(dataset)
+    for excluded, names in of_jobs.items():
+        branches.set_on(names, dict(excluded))
 
 
 def give_to(dataset: str, belongings: Belongings) -> None:
     """Let the dataset of the name have all but the reservations. Raises ZfsFailed."""
-    _set(dataset, belongings.tools)
+    branches.set_on([dataset], belongings.tools)
     for delegation in belongings.delegations:
         grant(dataset, delegation)
 
@@ -153,7 +151,7 @@ def give_back(dataset: str, belongings: Belongings) -> None:
     for name in belongings.received:
         zfs.command("inherit", "-S", name, dataset)
     local = belongings.tools.keys() - set(belongings.received)
-    _set(dataset, {name: belongings.tools[name] for name in sorted(local)})
+    branches.set_on([dataset], {name: belongings.tools[name] for name in sorted(local)})
     for delegation in belongings.delegations:
         grant(dataset, delegation)
     try:
@@ -165,22 +163,26 @@ def give_back(dataset: str, belongings: Belongings) -> None:
 
 def reserve(dataset: str, belongings: Belongings) -> None:
     """Reserve what was reserved. Raises ZfsFailed."""
-    _set(dataset, belongings.reservations)
+    branches.set_on([dataset], belongings.reservations)
 
 
 def drop_reservations(dataset: str, belongings: Belongings) -> None:
     """Reserve nothing. Raises ZfsFailed."""
-    _set(dataset, dict.fromkeys(belongings.reservations, _NONE))
+    branches.set_on([dataset], dict.fromkeys(belongings.reservations, _NONE))
 
 
-def _set(dataset: str, values: Mapping[str, str]) -> None:
-    if values:
-        zfs.command("set", *(f"{name}={value}" for name, value in values.items()), dataset)
+def delegations_of(datasets: Collection[str]) -> dict[str, tuple[Delegation, ...]]:
+    """What is delegated on each of these datasets itself. Raises ZfsFailed.
 
-
-def delegations_of(dataset: str) -> tuple[Delegation, ...]:
-    """What is delegated on the dataset itself. Raises ZfsFailed."""
-    return parse_delegations(dataset, zfs.command("allow", dataset))
+    `zfs allow` tells of the datasets above as well, so only the lowest are asked for.
+    """
+    delegated: dict[str, tuple[Delegation, ...]] = {}
+    for asked in sorted(datasets, reverse=True):
+        if asked not in delegated:
+            text = zfs.command("allow", asked)
+            above = (name for name in datasets if is_within(asked, name))
+            delegated |= {name: parse_delegations(name, text) for name in above}
+    return delegated
 
 
 def grant(dataset: str, delegation: Delegation) -> None:

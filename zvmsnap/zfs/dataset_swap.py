@@ -16,7 +16,8 @@ renames, tell where everything is now. Newer snapshots stay with the replaced da
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
@@ -24,8 +25,9 @@ import msgspec
 
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
 from zvmsnap.common.snapshot_name import FullName, is_within
-from zvmsnap.zfs import belongings, volume, zfs
+from zvmsnap.zfs import belongings, branches, volume, zfs
 from zvmsnap.zfs.belongings import Belongings
+from zvmsnap.zfs.branches import Fresh, Properties
 from zvmsnap.zfs.types import Dataset, Snapshot
 
 _VOLUME = "volume"
@@ -67,7 +69,7 @@ class SwapTree(msgspec.Struct, frozen=True):
     """Datasets that are swapped by one rename of their top.
 
     The clones are made as `clone_top`; the replaced datasets end as `replaced_top`. `mounted` are
-    paths below the top of all filesystems that were mounted.
+    paths below the top of all filesystems that were mounted, in the order in which they can be.
     """
 
     top: FullName
@@ -128,7 +130,11 @@ def _plan_tree(
             for name in below
             if name not in swapped and _parent(name) in swapped
         ),
-        mounted=tuple(n.removeprefix(top) for n in sorted(below) if datasets[n].mounted),
+        mounted=tuple(
+            name.removeprefix(top)
+            for name in sorted(below, key=lambda name: (datasets[name].mountpoint, name))
+            if datasets[name].mounted
+        ),
     )
 
 
@@ -167,32 +173,48 @@ def _ancestor_guids(
     return tuple(guids)
 
 
-def make_clones(trees: Iterable[SwapTree]) -> tuple[SwapTree, ...]:
-    """Make the clones; returns the trees with the clones' guids. Raises ZfsFailed."""
-    return tuple(_make_clones(tree) for tree in trees)
+def make_clones(trees: Iterable[SwapTree]) -> tuple[tuple[SwapTree, ...], dict[str, int]]:
+    """Make the clones.
+
+    Returns the trees with the clones' guids, and for each name how many bytes of its clone are its
+    own already. Raises ZfsFailed.
+    """
+    trees = tuple(trees)
+    clones = {
+        tree.top + each.path: tree.clone_top + each.path for tree in trees for each in tree.datasets
+    }
+    properties = branches.properties(list(clones))
+    of_names = belongings.of(properties)
+    for tree in trees:
+        _make_clones(tree, properties)
+    made = branches.fresh(list(clones.values()))
+    written_bytes = {name: made[clone].written_bytes for name, clone in clones.items()}
+    return tuple(_known_clones(tree, made, of_names) for tree in trees), written_bytes
 
 
-def _make_clones(tree: SwapTree) -> SwapTree:
-    existing = zfs.datasets()
-    names = [tree.top + each.path for each in tree.datasets]
-    properties = zfs.local_properties(names)
-    of_names = belongings.observe(names)
+def _make_clones(tree: SwapTree, properties: Mapping[str, Properties]) -> None:
     for each in tree.datasets:
-        name = tree.clone_top + each.path
-        if name in existing:
-            continue
         noauto = {"canmount": "noauto"} if each.canmount else {}
-        own = belongings.without(properties[tree.top + each.path]) | noauto
+        own = belongings.without(properties[tree.top + each.path].own) | noauto
         # Set on received datasets; a guest writes to its disks.
         own.pop("readonly", None)
-        zfs.clone(each.origin, name, own)
-    existing = zfs.datasets()
+        name = tree.clone_top + each.path
+        try:
+            zfs.clone(each.origin, name, own)
+        except ZfsFailed:
+            if name not in branches.below([name]):  # else it was made before
+                raise
+
+
+def _known_clones(
+    tree: SwapTree, made: Mapping[str, Fresh], of_names: Mapping[str, Belongings]
+) -> SwapTree:
     return msgspec.structs.replace(
         tree,
         datasets=tuple(
             msgspec.structs.replace(
                 each,
-                new_guid=existing[tree.clone_top + each.path].guid,
+                new_guid=made[tree.clone_top + each.path].guid,
                 belongings=of_names[tree.top + each.path],
             )
             for each in tree.datasets
@@ -221,37 +243,55 @@ def destroy_clones(trees: Iterable[SwapTree]) -> None:
 def swap(trees: Iterable[SwapTree]) -> None:
     """Let the names hold the clones. Raises ZfsFailed, as when somebody works in a filesystem."""
     trees = tuple(trees)
+    existing = _existing(trees)
     for tree in trees:
         top = tree.datasets[0]
-        _exchange(
-            tree, top.old_guid, top.new_guid, out_to=tree.replaced_top, in_from=tree.clone_top
-        )
+        guids = (top.old_guid, top.new_guid)
+        _exchange(tree, existing, guids, out_to=tree.replaced_top, in_from=tree.clone_top)
+    outs = {tree.top: tree.replaced_top for tree in trees}
+    _mount(trees, existing, outs)
+    belongings.take_from(
+        {outs[tree.top] + each.path: each.belongings for tree in trees for each in tree.datasets}
+    )
     for tree in trees:
-        _mount(tree, out=tree.replaced_top)
         for each in tree.datasets:
-            belongings.take_from(tree.replaced_top + each.path, each.belongings)
             belongings.give_to(tree.top + each.path, each.belongings)
 
 
 def swap_back(trees: Iterable[SwapTree]) -> None:
     """Let the names hold the replaced datasets again. Raises ZfsFailed."""
     cloned = [tree for tree in trees if tree.datasets[0].new_guid]
+    existing = _existing(cloned)
     for tree in reversed(cloned):
         top = tree.datasets[0]
+        guids = (top.new_guid, top.old_guid)
         # If neither name exists, it is below the renamed top of the tree above, which comes next.
-        if {tree.top, tree.replaced_top} & zfs.datasets().keys():
-            _exchange(
-                tree, top.new_guid, top.old_guid, out_to=tree.clone_top, in_from=tree.replaced_top
-            )
+        if {tree.top, tree.replaced_top} & existing.keys():
+            _exchange(tree, existing, guids, out_to=tree.clone_top, in_from=tree.replaced_top)
+    _mount(cloned, existing, {tree.top: tree.clone_top for tree in cloned})
     for tree in cloned:
-        _mount(tree, out=tree.clone_top)
         for each in tree.datasets:
             belongings.give_back(tree.top + each.path, each.belongings)
 
 
-def _exchange(tree: SwapTree, out_guid: int, in_guid: int, *, out_to: str, in_from: str) -> None:
-    """Rename one dataset from the top to `out_to`, the other from `in_from` to the top."""
-    existing = zfs.datasets()
+def _existing(trees: Iterable[SwapTree]) -> dict[str, Dataset]:
+    tops = (each for tree in trees for each in (tree.top, tree.clone_top, tree.replaced_top))
+    return branches.below(tops)
+
+
+def _exchange(
+    tree: SwapTree,
+    existing: dict[str, Dataset],
+    guids: tuple[int, int],
+    *,
+    out_to: str,
+    in_from: str,
+) -> None:
+    """Rename one dataset from the top to `out_to`, the other from `in_from` to the top.
+
+    `guids` are theirs. What is known as `existing` follows.
+    """
+    out_guid, in_guid = guids
     at_top = existing[tree.top].guid if tree.top in existing else None
     if at_top not in (None, out_guid, in_guid):
         raise ZfsFailed(f"{tree.top}: is a dataset that somebody has made meanwhile; rename it")
@@ -259,63 +299,70 @@ def _exchange(tree: SwapTree, out_guid: int, in_guid: int, *, out_to: str, in_fr
         raise ZfsFailed(f"{in_from}: is gone, so {tree.top} stays what it is")
     # A host that booted between two of these steps has mounted datasets that are not at the top.
     if at_top == out_guid or _mounted(existing, out_to, in_from):
-        _unmount(_mounted(existing, tree.top, out_to, in_from))
+        _unmount(existing, _mounted(existing, tree.top, out_to, in_from))
     if at_top == out_guid:
-        zfs.rename(tree.top, out_to)
+        _rename(existing, tree.top, out_to)
     if at_top != in_guid:
-        zfs.rename(in_from, tree.top)
-    names = {dataset.guid: name for name, dataset in zfs.datasets().items()}
+        _rename(existing, in_from, tree.top)
+    names = {dataset.guid: name for name, dataset in existing.items()}
     for bystander in tree.bystanders:
         name = names.get(bystander.guid)
         if name == out_to + bystander.path:
-            zfs.rename(name, tree.top + bystander.path)
+            _rename(existing, name, tree.top + bystander.path)
 
 
-def _mounted(existing: Mapping[str, Dataset], *tops: str) -> list[Dataset]:
+def _rename(existing: dict[str, Dataset], name: str, new_name: str) -> None:
+    zfs.rename(name, new_name)
+    for each in [each for each in existing if is_within(each, name)]:
+        existing[new_name + each.removeprefix(name)] = existing.pop(each)
+
+
+def _mounted(existing: Mapping[str, Dataset], *tops: str) -> list[str]:
     return [
-        dataset
+        name
         for name, dataset in existing.items()
         if dataset.mounted and any(is_within(name, top) for top in tops)
     ]
 
 
-def _unmount(mounted: Iterable[Dataset]) -> None:
-    for dataset in sorted(mounted, key=_mountpoint, reverse=True):
-        zfs.unmount(dataset.name)
+def _unmount(existing: dict[str, Dataset], mounted: Iterable[str]) -> None:
+    """One mountpoint may be inside another, whatever the datasets' names are."""
+    for name in sorted(mounted, key=lambda name: existing[name].mountpoint, reverse=True):
+        zfs.unmount(name)
+        existing[name] = replace(existing[name], mounted=False)
 
 
-def _mount(tree: SwapTree, *, out: str) -> None:
-    """Mount again what was mounted at the top, and let no boot mount the datasets at `out`."""
-    existing = zfs.datasets()
-    for each in tree.datasets:
-        if out + each.path in existing:
-            _set_canmount(out + each.path, each, "noauto")
-        _set_canmount(tree.top + each.path, each, each.canmount)
-    were_mounted = [
-        existing[tree.top + path] for path in tree.mounted if tree.top + path in existing
-    ]
-    for dataset in sorted(were_mounted, key=_mountpoint):
-        if not dataset.mounted:
-            zfs.mount(dataset.name)
-    for each in tree.datasets:
+def _mount(
+    trees: Sequence[SwapTree], existing: dict[str, Dataset], outs: Mapping[str, str]
+) -> None:
+    """Mount again what was mounted at the tops, and let no boot mount the datasets at `outs`."""
+    swapped = [(tree, each) for tree in trees for each in tree.datasets]
+    out_names = (outs[tree.top] + each.path for tree, each in swapped if each.canmount)
+    branches.set_on((name for name in out_names if name in existing), {"canmount": "noauto"})
+    for value in sorted({each.canmount for _, each in swapped} - {""}):
+        names = (tree.top + each.path for tree, each in swapped if each.canmount == value)
+        branches.set_on(names, {"canmount": value})
+    for tree in trees:
+        for path in tree.mounted:
+            name = tree.top + path
+            if name in existing and not existing[name].mounted:
+                zfs.mount(name)
+                existing[name] = replace(existing[name], mounted=True)
+    for tree, each in swapped:
         name = tree.top + each.path
         if existing[name].type == _VOLUME:
             volume.wait_device(name, DEVICE_TIMEOUT_S)
             volume.rename_partitions(name)
-            volume.rename_partitions(out + each.path)
-
-
-def _set_canmount(name: str, dataset: SwapDataset, value: str) -> None:
-    if dataset.canmount:
-        zfs.set_property(name, "canmount", value)
+            volume.rename_partitions(outs[tree.top] + each.path)
 
 
 def promote(trees: Iterable[SwapTree]) -> None:
     """Let the clones own the snapshots up to theirs, and reservations. Raises ZfsFailed."""
     trees = tuple(trees)
+    clones = branches.Clones()
     for dataset in _datasets(trees):
         for guid in dataset.promoted_over:
-            _promote(dataset.new_guid, over=guid)
+            clones.promote(dataset.new_guid, over=guid)
     # Only now, as what a dataset's snapshots use counts as used of its reservation.
     for tree in trees:
         for each in tree.datasets:
@@ -328,31 +375,18 @@ def demote(trees: Iterable[SwapTree]) -> None:
     for tree in trees:
         for each in tree.datasets:
             belongings.drop_reservations(tree.top + each.path, each.belongings)
+    clones = branches.Clones()
     for dataset in reversed(_datasets(trees)):
         for guid in reversed(dataset.promoted_over):
-            _promote(guid, over=dataset.new_guid)
+            clones.promote(guid, over=dataset.new_guid)
 
 
 def _datasets(trees: Iterable[SwapTree]) -> list[SwapDataset]:
     return [dataset for tree in trees for dataset in tree.datasets]
 
 
-def _promote(guid: int, over: int) -> None:
-    """Promote the dataset, if it is a clone of a snapshot of the other one (guids)."""
-    existing = zfs.datasets()
-    dataset = next((each for each in existing.values() if each.guid == guid), None)
-    origin = existing.get(_dataset(dataset.origin)) if dataset else None
-    if dataset and origin and origin.guid == over:
-        zfs.promote(dataset.name)
-
-
 def _dataset(snapshot: str) -> str:
     return snapshot.partition("@")[0]
-
-
-def _mountpoint(dataset: Dataset) -> str:
-    """The sort key: one mountpoint may be inside another, whatever the datasets' names are."""
-    return dataset.mountpoint
 
 
 def _parent(name: str) -> str:

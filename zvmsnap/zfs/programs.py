@@ -21,17 +21,22 @@ _HINT = "is zfsutils-linux installed?"
 
 
 def output(
-    program: str, verb: str, *arguments: str, partial: bool = False, remote: RemoteHost = HERE
+    program: str,
+    verb: str,
+    *arguments: str,
+    given: bytes = b"",
+    partial: bool = False,
+    remote: RemoteHost = HERE,
 ) -> bytes:
-    """All that it prints. With `partial`, names that it does not know are left out.
+    """All that it prints, `given` on its standard input.
 
-    Raises ZfsFailed.
+    With `partial`, names that it does not know are left out. Raises ZfsFailed.
     """
     words = [program, verb, *arguments]
     try:
         # 1 is "an error occurred", which with `partial` may be no more than a missing name.
         codes = (0, 1) if partial else (0,)
-        return _checked(f"{program} {verb}", lambda: remote.process(words), codes).stdout
+        return _checked(f"{program} {verb}", lambda: remote.process(words, given), codes).stdout
     except ZfsFailed as error:
         raise ZfsFailed(f"{remote.where}{error}") from error
 

@@ -15,9 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.process import Process
-from zvmsnap.zfs import mounts
+from zvmsnap.zfs import mounts, programs
 
 _PROC = Path("/proc")
 _EBUSY = 16
@@ -34,6 +36,12 @@ for _, snapshot in ipairs(arguments["argv"]) do
 end
 return busy
 """
+
+
+class _Printed(msgspec.Struct):
+    """What `zfs program -j` prints."""
+
+    errors: dict[str, int] = msgspec.field(default_factory=dict, name="return")
 
 
 @dataclass(frozen=True)
@@ -63,15 +71,13 @@ def held(snapshots: Iterable[str]) -> list[str]:
 
 
 def _busy(pool: str, names: Sequence[str]) -> list[str]:
-    import libzfs_core
-    from libzfs_core.exceptions import ZFSError
-
-    argv = [name.encode() for name in names]
+    # -n: the program may change nothing. By a process, as libzfs_core takes longer to be imported.
     try:
-        errors = libzfs_core.lzc_channel_program_nosync(pool.encode(), _PROGRAM, params=argv)
-    except ZFSError as error:
+        printed = programs.output("zfs", "program", "-jn", pool, "-", *names, given=_PROGRAM)
+        errors = msgspec.json.decode(printed, type=_Printed).errors
+    except (ZfsFailed, msgspec.DecodeError) as error:
         raise ZfsFailed(f"{pool}: cannot be asked for running sends: {error}") from error
-    return sorted(name.decode() for name, errno in (errors or {}).items() if errno == _EBUSY)
+    return sorted(name for name, errno in errors.items() if errno == _EBUSY)
 
 
 def senders(datasets: Iterable[str], proc: Path = _PROC) -> list[Sender]:

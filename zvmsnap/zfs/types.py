@@ -151,6 +151,31 @@ class SnapshotUsage:
     holds: int
 
 
+class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much room a dataset has, uses and reserves: properties, in bytes; 0 for none."""
+
+    available: int = 0
+    used: int = 0
+    refquota: int = 0
+    usedbydataset: int = 0
+    usedbysnapshots: int = 0
+    reservation: int = 0
+    refreservation: int = 0
+
+    @property
+    def reserved_again(self) -> int:
+        """What its reservations need if they go to a clone of it, beyond what they use. At least.
+
+        What was written to it stays used. Its snapshots go to the clone, and count as used of the
+        `reservation` there.
+        """
+        again = min(self.refreservation, self.usedbydataset)
+        if self.reservation:
+            after = max(self.usedbysnapshots, self.reservation) + self.used - self.usedbysnapshots
+            again += max(0, after - max(self.used, self.reservation))
+        return again
+
+
 # Fixed when a dataset is made, taken over from an origin, or of its keys: `zfs clone` refuses them.
 FIXED = {
     "casesensitivity",

@@ -121,7 +121,7 @@ def start_and_suspend(case: Case) -> None:
     ("act", "when", "content"),
     [
         pytest.param("save", "after", NEW, id="stop"),
-        pytest.param("zfs take_snapshots", "after", NEW, id="safety"),
+        pytest.param("zfs snapshot", "after", NEW, id="safety"),
         pytest.param("zfs unmount", "before", NEW, id="swap, not done"),
         pytest.param("zfs promote", "before", OLD, id="swapped"),
         pytest.param("zfs promote", "after", OLD, id="promoted"),
@@ -301,7 +301,7 @@ def test_host_went_down(
 
 
 def test_safety_of_two_pools_after_a_crash_between_them(make: Make) -> None:
-    case = died_at(make, Kind(), "zfs take_snapshots")
+    case = died_at(make, Kind(), "zfs snapshot")
     (operation,) = case.scene.operations()
     assert isinstance(operation, RestoreOperation) and operation.safety_entry
     case.world.add("fast")

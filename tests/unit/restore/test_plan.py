@@ -26,8 +26,7 @@ from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions, RestorePlan, RestoreRequest, plan_restore
 from zvmsnap.zfs import volume
 from zvmsnap.zfs.mounts import DiskLocation
-from zvmsnap.zfs.room import Room
-from zvmsnap.zfs.types import Partition
+from zvmsnap.zfs.types import Partition, Room
 
 SECOND = datetime(2026, 11, 21, 12, 0, 0).astimezone()
 ROLLBACK = RestoreOptions(rollback=True)

@@ -30,6 +30,10 @@ def listing(*names: str, **special: Dataset) -> dict[str, Dataset]:
     return datasets | {dataset.name: dataset for dataset in special.values()}
 
 
+def clones_of(trees: tuple[SwapTree, ...]) -> tuple[SwapTree, ...]:
+    return dataset_swap.make_clones(trees)[0]
+
+
 def planned(datasets: Mapping[str, Dataset], *wanted: str) -> tuple[SwapTree, ...]:
     snapshots = {name: Snapshot(name, "s", 100, 1) for name in wanted}
     return dataset_swap.plan(snapshots, datasets, "0a", "now")
@@ -194,7 +198,7 @@ def guids(pool: FakePool, name: str, names: tuple[str, ...] = DISKS) -> dict[str
 
 
 def bring_back(pool: FakePool, wanted: Mapping[str, int], stamp: str) -> tuple[SwapTree, ...]:
-    trees = dataset_swap.make_clones(plan_of(pool, wanted, stamp))
+    trees = clones_of(plan_of(pool, wanted, stamp))
     dataset_swap.swap(trees)
     dataset_swap.promote(trees)
     return trees
@@ -269,7 +273,7 @@ def test_a_replaced_dataset_that_owns_the_history_gets_it_back(pool: FakePool) -
     pool.unmount("tank/own")
     pool.clone("tank/own@s2", "tank/web", {})
     before = pool.state()
-    trees = dataset_swap.make_clones(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
+    trees = clones_of(plan_of(pool, {"tank/web": pool.guid("tank/own@s3")}, "x"))
     dataset_swap.swap(trees)
     dataset_swap.promote(trees)
     assert pool.history("tank/web") == ["s1", "s2", "s3"]
@@ -299,7 +303,7 @@ def test_clones_that_own_snapshots_are_never_destroyed(pool: FakePool) -> None:
 
 def test_snapshots_of_a_passing_sanoid_are_destroyed_with_the_clones(pool: FakePool) -> None:
     before = pool.state()
-    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1"), "x"))
+    trees = clones_of(plan_of(pool, guids(pool, "s1"), "x"))
     pool.take_snapshots([name for name in pool.by_name if "zvmsnap" in name], SANOID)
     dataset_swap.destroy_clones(trees)
     dataset_swap.destroy_clones(trees)
@@ -309,7 +313,7 @@ def test_snapshots_of_a_passing_sanoid_are_destroyed_with_the_clones(pool: FakeP
 def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> None:
     """Not at the mountpoint of their originals, also when the host boots meanwhile."""
     mounted = {name for name, dataset in pool.by_name.items() if dataset.mounted}
-    [volume, web] = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1"), "x"))
+    [volume, web] = clones_of(plan_of(pool, guids(pool, "s1"), "x"))
     pool.reboot()
     assert {name for name, dataset in pool.by_name.items() if dataset.mounted} == mounted
     assert {dataset.path for dataset in web.datasets} == {"", "/a"}
@@ -320,7 +324,7 @@ def test_clones_are_not_mounted_before_they_have_the_names(pool: FakePool) -> No
 
 def test_somebody_works_in_a_filesystem(pool: FakePool) -> None:
     before = pool.state()
-    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1"), "x"))
+    trees = clones_of(plan_of(pool, guids(pool, "s1"), "x"))
     pool.busy.add("tank/web")
     with pytest.raises(ZfsFailed, match="tank/web: is busy"):
         dataset_swap.swap(trees)
@@ -331,7 +335,7 @@ def test_somebody_works_in_a_filesystem(pool: FakePool) -> None:
 
 @pytest.mark.parametrize("gone", ["clone", "bystander", "same name"])
 def test_what_others_do_meanwhile(pool: FakePool, gone: str) -> None:
-    trees = dataset_swap.make_clones(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
+    trees = clones_of(plan_of(pool, {"tank/web": pool.guid("tank/web@s1")}, "x"))
     if gone == "clone":
         pool.destroy("tank/web.zvmsnap-nx")
         with pytest.raises(ZfsFailed, match="is gone, so tank/web stays what it is"):
@@ -469,7 +473,7 @@ class Play:
         verbs[position](self.trees)
 
     def _make_clones(self, trees: tuple[SwapTree, ...]) -> None:
-        self.trees = dataset_swap.make_clones(trees)
+        self.trees = clones_of(trees)
 
     def back(self, position: int) -> None:
         UNDO[position](self.trees)
@@ -622,7 +626,7 @@ def test_a_property_that_no_file_can_hold_stays_with_the_replaced_dataset(
     pool.by_name["tank/web"].own |= {"org:bytes": "\udcff", "org:lines": "a\tb\n\x1b"}
     pool.install(monkeypatch)
     pool.take_snapshots(["tank/web"], "s1")
-    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
+    trees = clones_of(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
     assert msgspec.json.decode(msgspec.json.encode(trees), type=tuple[SwapTree, ...]) == trees
     dataset_swap.swap(trees)
     dataset_swap.promote(trees)
@@ -639,7 +643,7 @@ def test_room_that_is_taken_meanwhile_keeps_no_guest_down(
     give(pool, "tank/web")
     pool.install(monkeypatch)
     pool.take_snapshots(["tank/web"], "s1")
-    trees = dataset_swap.make_clones(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
+    trees = clones_of(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
     dataset_swap.swap(trees)
     pool.room_bytes = 15
     with pytest.raises(ZfsFailed, match="out of space"):

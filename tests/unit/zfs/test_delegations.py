@@ -70,7 +70,7 @@ def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
         return TOLD
 
     monkeypatch.setattr(zfs, "command", command)
-    assert belongings.delegations_of("tank/web") == OF_WEB
+    assert belongings.delegations_of(["tank/web"]) == {"tank/web": OF_WEB}
     belongings.grant("tank/w", OF_WEB[2])
     belongings.revoke("tank/w", OF_WEB[0])
     assert calls == [

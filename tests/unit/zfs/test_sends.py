@@ -1,54 +1,49 @@
-import sys
+import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.zfs import mounts, sends
+from zvmsnap.zfs import mounts, programs, sends
 from zvmsnap.zfs.mounts import Mount
 
 
-class Binding:
-    """libzfs_core, of which the channel program says which snapshots are busy."""
-
-    class ZFSError(Exception):
-        pass
+class Program:
+    """`zfs program`, which says which snapshots are busy."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.errors: dict[bytes, int] = {}
-        self.calls: list[tuple[bytes, list[bytes]]] = []
+        self.errors: dict[str, int] = {}
+        self.calls: list[tuple[str, list[str]]] = []
         self.fails = False
-        module, exceptions = ModuleType("libzfs_core"), ModuleType("libzfs_core.exceptions")
-        module.lzc_channel_program_nosync = self.run  # type: ignore[attr-defined]
-        exceptions.ZFSError = self.ZFSError  # type: ignore[attr-defined]
-        patch.setitem(sys.modules, "libzfs_core", module)
-        patch.setitem(sys.modules, "libzfs_core.exceptions", exceptions)
+        patch.setattr(programs, "output", self.run)
         patch.setattr(mounts, "read_table", lambda: [Mount(1, 1, "/", "/s", "tank/web@mounted")])
 
-    def run(self, pool: bytes, program: bytes, params: list[bytes]) -> dict[bytes, int] | None:
-        assert program.count(b"zfs.check.destroy{snapshot, defer=true}") == 1
+    def run(self, *words: str, given: bytes) -> bytes:
+        assert words[:3] == ("zfs", "program", "-jn") and words[4] == "-"
+        assert given.count(b"zfs.check.destroy{snapshot, defer=true}") == 1
         if self.fails:
-            raise self.ZFSError("no")
-        self.calls.append((pool, params))
-        return {name: self.errors[name] for name in params if name in self.errors}
+            raise ZfsFailed("no")
+        names = list(words[5:])
+        self.calls.append((words[3], names))
+        errors = {name: self.errors[name] for name in names if name in self.errors}
+        return json.dumps({"return": errors} if errors else {}).encode()
 
 
 def test_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    binding = Binding(monkeypatch)
+    program = Program(monkeypatch)
     # 16 is EBUSY; one that is gone meanwhile is not held.
-    binding.errors = {b"tank/web@a": 16, b"cheap/web@a": 16, b"tank/web@gone": 2}
+    program.errors = {"tank/web@a": 16, "cheap/web@a": 16, "tank/web@gone": 2}
     names = ["tank/web@a", "tank/web@b", "tank/web@gone", "tank/web@mounted", "cheap/web@a"]
     assert sends.held(names) == ["cheap/web@a", "tank/web@a"]
-    assert binding.calls == [
-        (b"cheap", [b"cheap/web@a"]),
-        (b"tank", [b"tank/web@a", b"tank/web@b", b"tank/web@gone"]),
+    assert program.calls == [
+        ("cheap", ["cheap/web@a"]),
+        ("tank", ["tank/web@a", "tank/web@b", "tank/web@gone"]),
     ]
     assert sends.held([]) == []
-    binding.calls.clear()
+    program.calls.clear()
     sends.held(f"tank/web@{number}" for number in range(5000))
-    assert [len(params) for _, params in binding.calls] == [2000, 2000, 1000]
-    binding.fails = True
+    assert [len(names) for _, names in program.calls] == [2000, 2000, 1000]
+    program.fails = True
     with pytest.raises(ZfsFailed, match="tank: cannot be asked for running sends: no"):
         sends.held(["tank@a"])
 
