@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from zvmsnap.cli.main import app
+from zvmsnap.cli.main import app_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIGURATION = CHECKOUT / "docs" / "reference" / "configuration.md"
@@ -151,7 +151,7 @@ def options(parameters: Any) -> dict[str, bool]:
 
 
 def what_is_wrong(words: list[str]) -> str | None:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app_of())
     allowed, command = options(group.params), None
     rest = iter(words)
     for word in rest:

@@ -11,7 +11,7 @@ from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.selector import LATEST
 
-_SHELL = "_ZVMSNAP_COMPLETE"  # typer's own, as are bash's COMP_WORDS and COMP_CWORD
+SHELL = "_ZVMSNAP_COMPLETE"  # typer's own, as are bash's COMP_WORDS and COMP_CWORD
 _CUT_OFF = "_ZVMSNAP_COMPLETE_CUT_OFF"
 _BREAKS = frozenset("@:")
 
@@ -59,7 +59,7 @@ def join_words_of_bash(environ: MutableMapping[str, str]) -> None:
     this to complete, and `points` reads what is before it from the environment. Does nothing
     unless typer was called by its completion script for bash.
     """
-    if environ.get(_SHELL) != "complete_bash":
+    if environ.get(SHELL) != "complete_bash":
         return
     split = environ.get("COMP_WORDS", "").split("\n")
     last = int(environ.get("COMP_CWORD", "0"))

@@ -6,25 +6,36 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import zvmsnap
-from zvmsnap.cli import clone, completion, points, recover, replication, restore, take, verify
+from zvmsnap.cli import completion
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal.request import Role
 
-# Plain help: every command would import rich, only to draw boxes.
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+# The functions of the commands, by module. Only that of the command that is asked for is imported:
+# a guest may stand still until it is.
+_COMMANDS = {
+    "list": ("points", "list_points"),
+    "show": ("points", "show"),
+    "prune": ("points", "prune_points"),
+    "recover": ("recover", "recover_guests"),
+    "restore": ("restore", "restore"),
+    "clone": ("clone", "clone"),
+    "verify": ("verify", "verify"),
+    "take": ("take", "take"),
+    "drop": ("take", "drop"),
+    "send": ("replication", "send"),
+    "fetch": ("replication", "fetch"),
+    "status": ("replication", "status"),
+    "hook": ("main", "hook"),
+}
 
 _READ_ONLY = (["list"], ["show"], ["status"])
 _DRY = frozenset(("--dry-run", "-n"))
@@ -38,7 +49,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     completion.join_words_of_bash(os.environ)
     try:
-        app()
+        app_of(_needed(sys.argv[1:]))()
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         sys.exit(error.exit_code)
@@ -47,11 +58,40 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
 
 
-def only_reads(words: Sequence[str]) -> bool:
-    """Does a command line of these words change nothing, so that it may be given up anywhere?"""
+def app_of(commands: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:
+    """The command line that has these commands."""
+    # Plain help: every command would import rich, only to draw boxes.
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(common)
+    for name in commands:
+        module, function = _COMMANDS[name]
+        app.command(name)(getattr(import_module(f"zvmsnap.cli.{module}"), function))
+    return app
+
+
+def _needed(words: Sequence[str]) -> list[str]:
+    """The command of a command line; all, if it has none that is known, or is completed."""
+    command = _from_command_on(words)[:1]
+    is_known = bool(command) and command[0] in _COMMANDS
+    return command if is_known and completion.SHELL not in os.environ else list(_COMMANDS)
+
+
+def _from_command_on(words: Sequence[str]) -> list[str]:
+    """Without the options that are common to all commands."""
     command = list(words)
     while command and command[0].startswith("-"):
         del command[: 2 if command[0] == "--config" else 1]
+    return command
+
+
+def only_reads(words: Sequence[str]) -> bool:
+    """Does a command line of these words change nothing, so that it may be given up anywhere?"""
+    command = _from_command_on(words)
     if command[:1] == ["verify"]:
         # It notes what it has found; with --boot it makes clones.
         return not any(word.startswith(("--boot", "--expect")) for word in command)
@@ -71,7 +111,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def common(
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Configuration file.", show_default=False)
@@ -110,21 +149,6 @@ def common(
     log.setup(1 if verbose else -1 if quiet else 0)
 
 
-app.command("list")(points.list_points)
-app.command("show")(points.show)
-app.command("prune")(points.prune_points)
-app.command("recover")(recover.recover_guests)
-app.command("restore")(restore.restore)
-app.command("clone")(clone.clone)
-app.command("verify")(verify.verify)
-app.command("take")(take.take)
-app.command("drop")(take.drop)
-app.command("send")(replication.send)
-app.command("fetch")(replication.fetch)
-app.command("status")(replication.status)
-
-
-@app.command()
 def hook(
     role: Annotated[Role, typer.Argument(help="Which of sanoid's hooks.")],
     datasets: Annotated[

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import typer
 
-from zvmsnap.cli.main import app
+from zvmsnap.cli.main import app_of
 
-GROUP: Any = typer.main.get_command(app)
+GROUP: Any = typer.main.get_command(app_of())
 HELP = {"zvmsnap": GROUP.help, **{name: each.help for name, each in GROUP.commands.items()}}
 
 # An example begins a line; a remark is at least two blanks behind it.
