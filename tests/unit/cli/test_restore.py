@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import typer
 
+from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import DATASET, NAME, Scene
+from zvmsnap.common.errors import LockTimeout
+from zvmsnap.common.lockfile import lock
 from zvmsnap.points import vault
 from zvmsnap.restore import plan
+from zvmsnap.restore.observe import observe as observe_host
 
 Run = Callable[..., tuple[int, str, str]]
 WEB = f"web@{NAME}"
@@ -93,6 +97,43 @@ def test_plan_that_does_not_fit_any_more_is_refused(
     assert (code, len(err.splitlines())) == (1, 1)
     assert "web: the plan does not fit any more" in err and says in err
     assert (scene.world.acts, scene.operations(), scene.guest.calls) == ([], [], [])
+
+
+@pytest.mark.parametrize(("options", "times"), [(["--yes"], 1), ([], 2), (["--dry-run"], 1)])
+def test_planned_once_unless_somebody_is_asked(
+    scene_run: Run,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    times: int,
+) -> None:
+    scene.point()
+    observed: list[object] = []
+    observe = observe_host
+
+    def observing(*arguments: Any, **options: Any) -> object:
+        observed.append(lock_is_held(scene))
+        return observe(*arguments, **options)
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(plan, "observe", observing)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(typer, "confirm", lambda *_, **__: True)
+    assert scene_run("restore", *options, WEB)[0] == 0
+    assert len(observed) == times
+    # What is carried out was planned under the guest's lock.
+    assert observed[-1] is ("--dry-run" not in options)
+
+
+def lock_is_held(scene: Scene) -> bool:
+    try:
+        with lock(scene.config.locks_dir, UUID, "test", 0):
+            return False
+    except LockTimeout:
+        return True
 
 
 def test_dry_run(scene_run: Run, scene: Scene) -> None:

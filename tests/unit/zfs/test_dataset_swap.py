@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.zfs_pool import FakePool, PowerCut
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
-from zvmsnap.zfs import dataset_swap
+from zvmsnap.zfs import branches, dataset_swap, zfs
 from zvmsnap.zfs.dataset_swap import SwapTree
 from zvmsnap.zfs.types import Dataset, Snapshot
 
@@ -671,3 +671,32 @@ def test_delegations_that_are_not_understood_are_refused_before_anything_is_chan
     with pytest.raises(ZfsFailed, match="tank/web: what `zfs allow` says of it is not understood"):
         dataset_swap.make_clones(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
     assert pool.state() == before
+
+
+def test_listed_once_however_many_datasets_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest stands still while they are swapped and promoted."""
+    pool = FakePool()
+    pool.install(monkeypatch)
+    pool.add("tank")
+    names = tuple(f"tank/web{number}" for number in range(9))
+    for name in names:
+        pool.add(name, volume=name.endswith("3"))
+    pool.take_snapshots(names, "s1")
+    trees = clones_of(plan_of(pool, guids(pool, "s1", names), "x"))
+    asked: list[str] = []
+
+    def counting(verb: str, answer: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            asked.append(verb)
+            return answer(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(branches, "below", counting("below", pool.below))
+    monkeypatch.setattr(zfs, "lineages", counting("lineages", pool.lineages))
+    monkeypatch.setattr(zfs, "datasets", counting("datasets", pool.datasets))
+    dataset_swap.swap(trees)
+    assert asked == ["below"]
+    dataset_swap.promote(trees)
+    assert asked == ["below", "lineages"]
+    assert all(pool.history(name) == ["s1"] for name in names)
