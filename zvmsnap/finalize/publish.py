@@ -314,7 +314,9 @@ class _Publication:
             return True
         vault_dir = str(self._config.vault_dir.resolve())
         dataset_and_path = mounts.dataset_of_path(vault_dir, mounts.read_table())
-        return dataset_and_path is not None and zfs.datasets()[dataset_and_path[0]].compressed
+        if dataset_and_path is None:
+            return False
+        return zfs.properties(dataset_and_path[0], ("compression",))["compression"] != "off"
 
     def _publish(self) -> None:
         entry, memory = self._writer.entry, self._memory
