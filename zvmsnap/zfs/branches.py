@@ -150,6 +150,10 @@ class Clones:
     """Which dataset is a clone of which, by guids; what is known follows each promotion."""
 
     def __init__(self) -> None:
+        self._taken_by: dict[int, int] = {}
+        self._list()
+
+    def _list(self) -> None:
         listed = zfs.lineages()
         self._names = {each.guid: name for name, each in listed.items()}
         guids = {name: each.guid for name, each in listed.items()}
@@ -157,6 +161,8 @@ class Clones:
 
     def promote(self, guid: int, over: int) -> None:
         """Promote the dataset, if it is a clone of a snapshot of the other one."""
+        if self._taken_by.setdefault(over, guid) != guid:
+            self._list()  # snapshots went to another dataset, and with them any clones of these
         if self._origins.get(guid) == over:
             zfs.promote(self._names[guid])
             self._origins[guid], self._origins[over] = self._origins[over], guid

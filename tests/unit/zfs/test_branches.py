@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.fakes.zfs_pool import FakePool
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.zfs import branches, mounts, programs, zfs
 from zvmsnap.zfs.branches import Fresh, Properties
@@ -154,3 +155,26 @@ def test_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert len(calls) == 1 and calls[0][-2:] == ("tank", "tank/a b")
     assert (branches.rooms([]), len(calls)) == ({}, 1)
+
+
+def test_clones_follow_each_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FakePool()
+    pool.install(monkeypatch)
+    pool.add("tank")
+    pool.add("tank/a")
+    for number, name in enumerate("bcd"):
+        pool.take_snapshots([f"tank/{'aab'[number]}"], f"s{number}")
+        pool.clone(f"tank/{'aab'[number]}@s{number}", f"tank/{name}", {})
+    a, b, c, d = (pool.guid(f"tank/{name}") for name in "abcd")
+    clones = branches.Clones()
+    clones.promote(d, over=a)  # it is none of that one
+    clones.promote(d, over=b)
+    clones.promote(d, over=a)
+    assert (pool.history("tank/d"), pool.history("tank/a")) == (["s0", "s2"], ["s1"])
+    # s0 went from a to d: a is a clone of d now, and c one of a still.
+    clones.promote(c, over=d)
+    assert pool.history("tank/c") == []
+    clones.promote(c, over=a)
+    assert (pool.history("tank/c"), pool.history("tank/a")) == (["s1"], [])
+    clones.promote(c, over=d)
+    assert pool.history("tank/c") == ["s0", "s1"]
