@@ -103,7 +103,9 @@ class Guest:
         """Write its RAM into an image and stop it, at one instant."""
         with self._doing("saving its RAM"):
             if hasattr(libvirt, "VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT"):  # libvirt 11.2
-                # Whatever qemu.conf says: nobody waits for a compressor while the guest is off.
+                # Whatever qemu.conf says: nobody waits for a compressor while the guest is off. Nor
+                # sparse: it loads again (11.3), but is as long as all RAM, which is hashed and
+                # sent then; and libvirt's binding (11.3) can ask for no parallel channels.
                 self._domain.saveParams(
                     {
                         libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: image,

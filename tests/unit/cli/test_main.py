@@ -45,6 +45,37 @@ def test_exit_codes_of_the_real_command(arguments: list[str], code: int) -> None
     assert "Traceback" not in done.stderr
 
 
+TELLS_MODULES = """
+import atexit, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+from zvmsnap.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loaded", "not_loaded"),
+    [
+        ("restore --help", ["restore"], ["take", "replication", "points", "clone"]),
+        ("--config /etc/other.toml -v clone --help", ["clone"], ["take", "restore", "points"]),
+        ("--help", ["take", "replication", "points", "clone", "restore", "verify"], []),
+        ("no-such-command", ["take", "replication", "points"], []),
+    ],
+)
+def test_a_command_waits_for_no_other(
+    arguments: str, loaded: list[str], not_loaded: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TELLS_MODULES, *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert {f"zvmsnap.cli.{name}" for name in loaded} <= imported
+    assert {f"zvmsnap.cli.{name}" for name in not_loaded}.isdisjoint(imported)
+
+
 @pytest.mark.parametrize(
     ("line", "only"),
     [
