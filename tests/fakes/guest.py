@@ -404,6 +404,10 @@ class DumpedGuest(FakeGuest):
         self._called("abort_job")
         raise LibvirtFailed(f"{self.name}: aborting its dump: no job is active", 55)
 
+    def is_dumped(self) -> bool:
+        self._called("is_dumped")
+        return self.job
+
     @contextmanager
     def pauses(self) -> Iterator[PauseClock]:
         yield PausedClock()

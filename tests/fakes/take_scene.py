@@ -13,7 +13,7 @@ from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
 from zvmsnap.quiesce import watchdog
-from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs import marks, mounts, zfs
 from zvmsnap.zfs.types import (
     Dataset,
     Lineage,
@@ -46,6 +46,7 @@ class Pool:
         patch.setattr(zfs, "datasets", lambda: self.datasets)
         patch.setattr(mounts, "read_table", lambda: self.table)
         patch.setattr(zfs, "snapshots", lambda names: self._listing(set(names)))
+        patch.setattr(marks, "existing", lambda names: [n for n in names if n in self.present])
         patch.setattr(zfs, "all_snapshots", self._all)
         patch.setattr(zfs, "lineages", lambda: {WEB: Lineage(71, ""), DB: Lineage(72, "")})
         patch.setattr(zfs, "pool_guids", lambda: {"tank": 70})

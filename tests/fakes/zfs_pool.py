@@ -50,6 +50,16 @@ class FakeZfs:
             "user_properties",
         ):
             monkeypatch.setattr(zfs, verb, getattr(self, verb))
+        for verb in ("existing", "seems_to_exist"):
+            monkeypatch.setattr(marks, verb, getattr(self, verb))
+
+    def existing(self, snapshots: Iterable[str]) -> list[str]:
+        """As marks.existing."""
+        return [snapshot for snapshot in snapshots if snapshot in self.present]
+
+    def seems_to_exist(self, snapshot: str) -> bool:
+        """As marks.seems_to_exist."""
+        return snapshot in self.present
 
     def user_properties(self, datasets: Sequence[str], prefix: str) -> list[tuple[str, str, str]]:
         """As zfs.user_properties, of `properties`."""

@@ -27,6 +27,7 @@ from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.zfs import types, zfs
 
 NAME = f"{RUN}_hourly"
@@ -112,14 +113,19 @@ def test_killed_after_undoing(
     assert levels_of(scene) == ([] if mode == "memory" else [CRASH])
 
 
-@pytest.mark.parametrize(("mode", "last"), [("memory", "pivot vda"), ("paused", "resume")])
+@pytest.mark.parametrize(("mode", "last"), [("memory", "pivot vda"), ("paused", "allow 300")])
 def test_interrupted_and_put_back_but_zfs_fails(
     scene: Scene, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch, mode: str, last: str
 ) -> None:
     guest = scene.add()
     scene.modes["tank/web"] = {"": mode}
-    scene.when["> frozen"] = scene.cancelled.set
-    answers = zfs.snapshots
+    finish, answers = FreezeBarrier.finish, zfs.snapshots
+
+    def captured(barrier: FreezeBarrier, uuid: str) -> None:
+        scene.cancelled.set()
+        finish(barrier, uuid)
+
+    monkeypatch.setattr(FreezeBarrier, "finish", captured)
 
     def fails(names: Iterable[str]) -> types.NamedSnapshots:
         if guest.calls and guest.calls[-1] == last:

@@ -73,7 +73,8 @@ class DumpObserver(Protocol):
 class Dump:
     """The image that libvirt writes, the room that is reserved for it, and the guest's overlays.
 
-    `stays_paused`: libvirt does not resume the guest after the dump.
+    `stays_paused`: libvirt does not resume the guest after the dump, and whoever releases it puts
+    QEMU's allowed pause back.
     """
 
     image: Path
@@ -149,8 +150,9 @@ class DumpSupervisor:
         self._ended.set()
         for thread in self._threads:
             thread.join(_ENDS_WITHIN_S)  # it may hang: in QEMU, or in a suspended pool
-        if kind or not self._dump.stays_paused:
-            self._resume()
+        if self._dump.stays_paused and not kind:
+            return  # it is paused until it is released: that puts the allowed pause back, too
+        self._resume()
         try:
             self._guest.migrate_set_max_downtime_ms(self._original_ms)
             self._observer.restored_downtime()

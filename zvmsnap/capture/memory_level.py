@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from zvmsnap.capture import expected_pause
 from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
@@ -71,10 +72,12 @@ def capture(attempt: Attempt) -> None:
     if is_paused:
         attempt.enter(Stage.PAUSE)
     writer = attempt.open_entry(overlays=not is_paused)
+    read_header = [Step("read header", lambda: writer.note(**_of_header(attempt, writer)))]
     steps = [
         *attempt.preparation(writer),
         Step("dump", lambda: _dump(attempt, writer, owner), lambda: attempt.release(writer)),
-        Step("read header", lambda: _read_header(attempt, writer)),
+        # A guest that is paused waits for each line that is written: one is all.
+        *([] if is_paused else read_header),
         Step("frozen", lambda: None),
     ]
     attempt.run_steps(steps, writer)
@@ -147,6 +150,7 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
             raise
         ended_s = time.monotonic()
         held_since_s = uptime_s() - (ended_s - clock.paused_since_s()) if stays_paused else 0.0
+        at_once = {"step": "frozen", **_of_header(attempt, writer)} if stays_paused else {}
         writer.note(
             # A pause that came just after the dump, and could not be ended: release resumes it.
             paused=stays_paused or (writer.entry.paused and bool(guest.pause_reason())),
@@ -157,6 +161,7 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
             pause_s=0.0 if stays_paused else clock.total_s(),
             pause_parts=supervisor.pause_parts(clock),
             **attempt.snapshots_before_freeze(writer.entry),
+            **at_once,
         )
 
 
@@ -184,13 +189,16 @@ def _is_refused(attempt: Attempt, error: LibvirtFailed) -> bool:
     )
 
 
-def _read_header(attempt: Attempt, writer: EntryWriter) -> None:
-    """Will libvirt load the image? And does the TPM's state, stored before, still hold?"""
+def _of_header(attempt: Attempt, writer: EntryWriter) -> dict[str, Any]:
+    """Changes of the entry: will libvirt load the image? Does the TPM's stored state still hold?
+
+    Raises ImageUnloadable.
+    """
     point = attempt.staging.point
     xml = (point / DOMAIN_XML).read_text(encoding="utf-8")
     stale = tpm_state.why_stale(xml, attempt.guest.uuid, point / TPM)
     why = dict.fromkeys(filter(None, (writer.entry.tpm_warning, stale)))
-    writer.note(
-        memory_format=save_image.read_header(attempt.staging.memory).format,
-        tpm_warning="; ".join(why) or None,
-    )
+    return {
+        "memory_format": save_image.read_header(attempt.staging.memory).format,
+        "tpm_warning": "; ".join(why) or None,
+    }

@@ -105,8 +105,7 @@ class Attempt:
         """
         if self.shared.preexisting.newest_txg_before is not None:
             return {"newest_txg_before": snapshot_match.newest_txg(self.eligibility.datasets)}
-        guids = {ref.guid for ref in snapshot_match.candidates(entry)}
-        return {"preexisting_guids": (*entry.preexisting_guids, *sorted(guids))}
+        return {"preexisting_guids": snapshot_match.before_freeze(entry)}
 
     def preparation(self, writer: EntryWriter) -> list[Step]:
         """The first steps of each level: the staging directory, and what is stored in it."""
@@ -149,7 +148,8 @@ class Attempt:
         def record(step: str) -> None:
             if self.run.request.cancelled.is_set() and not step.startswith("undo"):
                 raise Cancelled(f"interrupted before {step}")
-            writer.note(step=step)
+            if writer.entry.step != step:  # else it was written with what came before it
+                writer.note(step=step)
 
         try:
             run_steps(steps, record)

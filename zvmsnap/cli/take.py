@@ -70,7 +70,10 @@ class TakeReport:
             "name": self.plan.name,
             "domains": self.plan.domains,
             "datasets": self.plan.datasets,
-            "points": [{"name": p.name, "level": p.manifest.level} for p in self.points],
+            "points": [
+                {"name": p.name, "level": p.manifest.level, "pause_s": p.manifest.timing.pause_s}
+                for p in self.points
+            ],
             "dropped": self.dropped,
         }
 
@@ -79,7 +82,10 @@ class TakeReport:
         if self.dry_run:
             yield f"would take {self.plan.name} of {', '.join(self.plan.domains)}:"
             yield from (f"  {dataset}" for dataset in self.plan.datasets)
-        yield from (f"{point.name}: {point.manifest.level}" for point in self.points)
+        for point in self.points:
+            pause_s = point.manifest.timing.pause_s
+            held = f", stood still for {pause_s:.2f} s" if pause_s else ""
+            yield f"{point.name}: {point.manifest.level}{held}"
         drops = "would drop" if self.dry_run else "dropped"
         yield from (f"{drops} {name}" for name in self.dropped)
 
@@ -117,8 +123,9 @@ def take(
     """Take points of one or several guests now, without sanoid.
 
     The guests may be on any datasets; all points are of one instant. If one guest fails, none gets
-    a point, and no snapshot stays. sanoid never prunes these snapshots. Several guests are paused
-    together until all their disks are snapshotted (level paused).
+    a point, and no snapshot stays. sanoid never prunes these snapshots. Where memory is wanted the
+    guests are paused, together, until all their disks are snapshotted (level paused); with
+    --mode memory a guest alone runs on overlays instead.
 
     \b
     Examples:

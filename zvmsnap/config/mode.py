@@ -90,11 +90,12 @@ class ModeSet:
         """Is that level less than one that is required?"""
         return self.minimum is not None and not reached.reaches(self.minimum)
 
-    def together(self) -> ModeSet:
-        """The same for several guests at one instant: with `paused` in place of `memory`.
+    def with_paused_for_memory(self) -> ModeSet:
+        """The same for snapshots that are taken at once, maybe of several guests at one instant.
 
-        With `memory`, the overlays of each guest begin when its own dump ends. Paused guests are
-        paused together, until ZFS has snapshotted the disks of all of them.
+        Either level has RAM that fits the disks, so who requires `memory` gets it with `paused`,
+        too. With `memory`, the overlays of each guest begin when its own dump ends. Paused guests
+        are paused together, until ZFS has snapshotted the disks of all of them.
         """
         return ModeSet(
             tuple(Mode(_without_memory(mode.levels), mode.required) for mode in self.modes)

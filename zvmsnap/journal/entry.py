@@ -152,6 +152,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     snapshots_at_release: tuple[int, ...] | None = None
     # The same, with their names at that time: the point may wait until these have changed.
     refs_at_release: tuple[SnapshotRef, ...] = ()
+    # It was seen held after these were listed: that it runs since does not make its point less.
+    was_held_at_release: bool = False
     # Its overlays were merged before its snapshots were known to exist, maybe during a snapshot.
     released_early: bool = False
     committed_overlays: tuple[str, ...] = ()  # their data was in the base before it left them

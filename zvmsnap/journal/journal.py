@@ -100,6 +100,17 @@ class Journal:
         except FileNotFoundError:
             return 0.0
 
+    def stamp(self, entry: Entry) -> tuple[int, int] | None:
+        """What changes whenever this guest's entry is written; None if it is closed.
+
+        Each version is a file of its own. To ask so is far cheaper than to read it.
+        """
+        try:
+            status = self._files.path(entry.uuid).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
     def tried(self, entry: Entry) -> None:
         """Somebody begins to work on this entry, and may fail before the first step is written."""
         with suppress(FileNotFoundError):

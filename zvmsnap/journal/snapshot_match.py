@@ -21,7 +21,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import SnapshotRef
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import marks, zfs
 
 
 def note(writer: EntryWriter, log: Logger) -> None:
@@ -92,6 +92,17 @@ def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
     }
 
 
+def before_freeze(entry: Entry) -> tuple[int, ...]:
+    """The guids that are no candidates, when the disks of the guest are frozen just now.
+
+    Those that were none, and all that have an announced name by now. It costs a process only if any
+    has: a guest that is paused waits for this. Raises ZfsFailed.
+    """
+    if not marks.existing(_announced(entry, entry.datasets)):
+        return entry.preexisting_guids
+    return (*entry.preexisting_guids, *sorted(ref.guid for ref in candidates(entry)))
+
+
 def candidates(entry: Entry) -> tuple[SnapshotRef, ...]:
     """All snapshots that exist now, and may be of the run. Raises ZfsFailed."""
     existing = _of_datasets(entry)
@@ -114,17 +125,22 @@ def _of_datasets(entry: Entry) -> tuple[SnapshotRef, ...]:
     }
     if entry.newest_txg_before is not None:
         return _newer(by_current, entry.newest_txg_before)
-    wanted = {
-        f"{current}@{spelling}"
-        for current in by_current
+    announced = _announced(entry, by_current)
+    return tuple(
+        SnapshotRef.of(snapshot, by_current[snapshot.dataset])
+        for snapshot in sorted(zfs.snapshots(announced).present.values())
+        if snapshot.guid not in entry.preexisting_guids
+    )
+
+
+def _announced(entry: Entry, datasets: Iterable[str]) -> set[str]:
+    """The full names that the snapshots of these datasets may have."""
+    return {
+        f"{dataset}@{spelling}"
+        for dataset in datasets
         for name in entry.snapshot_names
         for spelling in spellings(name)
     }
-    return tuple(
-        SnapshotRef.of(snapshot, by_current[snapshot.dataset])
-        for snapshot in sorted(zfs.snapshots(wanted).present.values())
-        if snapshot.guid not in entry.preexisting_guids
-    )
 
 
 def _newer(by_current: dict[str, str], txg_before: dict[str, int]) -> tuple[SnapshotRef, ...]:

@@ -25,6 +25,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
+from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.quiesce import scripts
 from zvmsnap.virt import agent, domain_xml
 from zvmsnap.virt.guest import Guest, Pause
@@ -71,10 +72,30 @@ def note_guest_gone(config: Config, writer: EntryWriter, log: Logger) -> None:
     entry = writer.entry
     if entry.is_held:
         why = "it is gone, and may have gone on before its snapshot"
-        less = {"level": ConsistencyLevel.CRASH, "reason": why} if entry.disks_frozen_at_s else {}
+        is_less = entry.disks_frozen_at_s and not entry.was_held_at_release
+        less = {"level": ConsistencyLevel.CRASH, "reason": why} if is_less else {}
         writer.note(paused=False, frozen=False, **less)
     if entry.thaw_script_due:
         _run_post_thaw(config, writer, log)
+
+
+def resume_with_snapshots(guest: Guest, writer: EntryWriter, refs: tuple[SnapshotRef, ...]) -> bool:
+    """Resume a guest that is paused until now, as these snapshots of it exist, all of them.
+
+    The caller has listed them before, and holds the guest's lock. False, with nothing done, if it
+    is not paused by zvmsnap any more. Raises LibvirtFailed and OSError.
+    """
+    if not guest.is_active() or not _is_paused_by_zvmsnap(guest):
+        return False
+    writer.note(
+        snapshots_at_release=tuple(ref.guid for ref in refs),
+        refs_at_release=refs,
+        was_held_at_release=True,
+        pause_s=_held_s(writer.entry),
+    )
+    _resume_paused(guest)
+    writer.note(paused=False, pause_s=_held_s(writer.entry))
+    return True
 
 
 def thaw_file_systems(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> None:
@@ -126,15 +147,21 @@ def _is_paused_by_zvmsnap(guest: Guest) -> bool:
 def _resume(guest: Guest, writer: EntryWriter) -> None:
     was_paused = guest.is_active() and _is_paused_by_zvmsnap(guest)
     if was_paused:
-        guest.resume()
-    if writer.entry.disks_frozen_at_s and not was_paused:
-        writer.note(
-            paused=False,
-            level=ConsistencyLevel.CRASH,
-            reason=WENT_ON,
-        )
-    else:
+        _resume_paused(guest)
         writer.note(paused=False, pause_s=_held_s(writer.entry))
+    elif writer.entry.was_held_at_release or not writer.entry.disks_frozen_at_s:
+        writer.note(paused=False)
+    else:
+        writer.note(paused=False, level=ConsistencyLevel.CRASH, reason=WENT_ON)
+
+
+def _resume_paused(guest: Guest) -> None:
+    """Resume a guest that was paused an instant ago; the deadline may be faster."""
+    try:
+        guest.resume()
+    except LibvirtFailed:
+        if guest.pause_reason():
+            raise
 
 
 def _thaw(guest: Guest, writer: EntryWriter) -> None:

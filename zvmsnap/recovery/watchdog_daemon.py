@@ -16,8 +16,9 @@ A recovery that fails is tried again and again, at intervals that grow up to a m
 while a guest may be held or on its overlays, as somebody else's job may keep it there for hours;
 else up to 8 times. What is in the way is said once, and so is that staging runs low meanwhile.
 
-It also releases guests that are held for longer than limits.max_freeze_s (quiesce/deadline). The
-death of some callers means nothing, as of a shell. For these the deadline is all that it does.
+It also lets paused guests go on when their snapshots exist (quiesce/snapshot_watch), and releases
+those that are held for longer than limits.max_freeze_s (quiesce/deadline). The death of some
+callers means nothing, as of a shell. For these that is all that it does.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ def main(words: Sequence[str]) -> int:
 
 def _run(config: Config, owner: Process, post_within_s: float) -> bool:
     """Watch, unless another watchdog of the same process does; False if it gave up."""
-    from zvmsnap.quiesce import deadline
+    from zvmsnap.quiesce.deadline import enforce_deadline
+    from zvmsnap.quiesce.snapshot_watch import watch_snapshots
 
     try:
         with lock(config.locks_dir, unit_name(owner), "watchdog", _LOCK_LIMIT_S):
             try:
-                with deadline.enforce_deadline(config, owner):
+                with enforce_deadline(config, owner), watch_snapshots(config, owner):
                     if post_within_s:
                         return watch(config, owner, post_within_s)
                     wait_until_none_held(config, owner)

@@ -90,9 +90,9 @@ def snapshots(names: Iterable[str]) -> NamedSnapshots:
                 present[snapshot.full_name] = snapshot
             else:
                 pools.add(line[0])
-    for name in asked:
-        if name not in present and _pool(name) in pools:
-            _check_gone(name)
+    missing = [name for name in asked if name not in present and _pool(name) in pools]
+    for name in marks.existing(missing) if missing else ():
+        raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")
     return NamedSnapshots(present, frozenset(pools))
 
 
@@ -392,8 +392,3 @@ def command(verb: str, *arguments: str) -> str:
 
 def _zfs(verb: str, *arguments: str, partial: bool = False, remote: RemoteHost = HERE) -> str:
     return programs.text(programs.output("zfs", verb, *arguments, partial=partial, remote=remote))
-
-
-def _check_gone(name: str) -> None:
-    if marks.exists(name):
-        raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")

@@ -86,9 +86,7 @@ REACHED = [
         "memory", busy_meanwhile, False, CRASH, "dump: cannot migrate", id="somebody's block job"
     ),
     pytest.param("memory", half_an_image, False, CRASH, "read header: ", id="half an image"),
-    pytest.param(
-        "paused", half_an_image, False, CRASH, "read header: ", id="paused, half an image"
-    ),
+    pytest.param("paused", half_an_image, False, CRASH, "dump: ", id="paused, half an image"),
     pytest.param("memory", sparse, False, CRASH, SPARSE, id="no image could be loaded"),
     pytest.param("memory", has_old_overlay, True, MEMORY, None, id="QEMU closes old overlays"),
     pytest.param("memory", keeps_old_overlay, False, CRASH, HELD, id="QEMU keeps old overlays"),

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,19 @@ from tests.fakes.guest import FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.take_scene import DB, WEB, Pool, configure, two_guests
 from zvmsnap.capture import take
+from zvmsnap.common import waiting
 from zvmsnap.common.errors import GuestNotFound, LibvirtFailed, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
+from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.journal import Journal
+from zvmsnap.journal.request import HookCall
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.quiesce import thaw
+from zvmsnap.quiesce import snapshot_watch, thaw
+from zvmsnap.zfs import marks, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot, SnapshotUsage
 
 NAME = "before-upgrade"
@@ -216,7 +223,9 @@ def test_commands(run: Run, pool: Pool) -> None:
     assert pool.present == {}
     code, out, _ = run("take", "--json", "web", "--name", NAME)
     assert code == 0
-    assert json.loads(out)["points"] == [{"name": f"web@{NAME}", "level": "memory"}]
+    (point,) = json.loads(out)["points"]
+    assert (point["name"], point["level"]) == (f"web@{NAME}", "paused")
+    assert point["pause_s"] > 0
     assert run("take", "db")[1].startswith("db@zvmsnap_2")
     assert run("take")[0] == 2 and run("take", "--group", "x", "web")[0] == 2
 
@@ -231,9 +240,10 @@ def test_commands(run: Run, pool: Pool) -> None:
 def test_says_what_it_took(run: Run, pool: Pool) -> None:
     assert run("take", "db", "--name", "x")[0] == 0
     # Not what an earlier one of that name took.
-    assert run("take", "web", "--name", "x")[1] == "web@x: memory\n"
+    out = run("take", "web", "--name", "x")[1]
+    assert re.fullmatch(r"web@x: paused, stood still for \d+\.\d\d s\n", out)
     # Of which sanoid would say that daily is its type.
-    assert run("take", "web", "--name", "before_daily")[1] == "web@before: memory\n"
+    assert run("take", "web", "--name", "before_daily")[1].startswith("web@before: paused, ")
 
 
 def test_what_a_point_of_another_version_may_need_is_not_dropped(
@@ -321,9 +331,11 @@ def test_one_guest_alone_may_be_thawed_at_once(
 
 
 MODES = [
-    pytest.param([], {}, "", 0, "memory", id="the default"),
+    pytest.param([], {}, "", 0, "paused", id="the default, without overlays"),
+    pytest.param([], {"manual": "memory,required"}, "", 0, "paused", id="RAM that fits its disks"),
+    pytest.param(["--mode", "memory"], {}, "", 0, "memory", id="overlays"),
     pytest.param([], {"manual": "crash"}, "", 0, "crash", id="the property of snapshots by hand"),
-    pytest.param([], {"daily": "crash"}, "", 0, "memory", id="the property of others"),
+    pytest.param([], {"daily": "crash"}, "", 0, "paused", id="the property of others"),
     pytest.param(["--mode", "crash"], {}, "", 0, "crash", id="as it was asked for"),
     pytest.param(["--mode", "paused"], {"manual": "crash"}, "", 0, "paused", id="instead of that"),
     pytest.param(["--mode", "paused,memory"], {}, "", 0, "paused", id="paused before memory"),
@@ -360,6 +372,56 @@ def test_mode(
     code, out, err = run("take", "web", "--name", NAME, *options)
     assert code == exit_code
     assert says in err
-    assert out == (f"web@{NAME}: {level}\n" if level else "")
+    assert re.sub(r", stood still for \d.*", "", out) == (f"web@{NAME}: {level}\n" if level else "")
     assert list(pool.present) == ([f"{WEB}@{NAME}"] if level else [])
     assert_at_rest(config, web)
+
+
+def test_the_watchdog_lets_them_go_on_when_the_last_pool_has_its_snapshot(
+    pool: Pool,
+    config: Config,
+    host: FakeHost,
+    web: FakeGuest,
+    db: FakeGuest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of a group while another pool has none yet, but both before `finish`."""
+    monkeypatch.setattr(marks, "seems_to_exist", lambda name: name in pool.present)
+    monkeypatch.setattr(take, "_GO_ON_WITHIN_S", 60.0)
+    of_both = pool._take
+    seen: list[bool] = []
+
+    def one_after_the_other(datasets: tuple[str, ...], name: str) -> None:
+        for dataset in datasets:
+            threading.Event().wait(0.1)
+            seen.append(bool(web.paused_because and db.paused_because))
+            of_both((dataset,), name)
+
+    monkeypatch.setattr(zfs, "take_snapshots", one_after_the_other)
+    finish = after_snapshot.finish_run
+
+    def finished(call: HookCall, config: Config, owner: Process) -> bool:
+        seen.append(not web.paused_because and not db.paused_because)
+        return finish(call, config, owner)
+
+    monkeypatch.setattr(after_snapshot, "finish_run", finished)
+    with snapshot_watch.watch_snapshots(config, Process.of(os.getpid())):
+        points = both(config, host)
+    assert seen == [True, True, True]
+    assert {point.manifest.level for point in points} == {ConsistencyLevel.PAUSED}
+    assert web.calls.count("resume") == db.calls.count("resume") == 1
+
+
+@pytest.mark.parametrize(("took_s", "is_said"), [(0.2, False), (7.5, True)])
+def test_says_that_it_waited_for_zfs(
+    pool: Pool,
+    config: Config,
+    host: FakeHost,
+    caplog: pytest.LogCaptureFixture,
+    took_s: float,
+    is_said: bool,
+) -> None:
+    pool.when_taken = lambda: waiting.sleep(took_s)
+    both(config, host)
+    said = "web, db stood still for the 7.5 s that ZFS took for the snapshots"
+    assert (said in caplog.text) is is_said

@@ -196,7 +196,7 @@ def test_the_same_mode_of_several_types_is_one() -> None:
     ],
 )
 def test_together(modes: list[str], of_one_instant: list[str]) -> None:
-    assert mode_set(*modes).together() == mode_set(*of_one_instant)
+    assert mode_set(*modes).with_paused_for_memory() == mode_set(*of_one_instant)
 
 
 @pytest.mark.parametrize(

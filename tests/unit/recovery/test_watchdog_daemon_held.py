@@ -86,15 +86,26 @@ def due() -> dict[str, Any]:
 
 @pytest.mark.parametrize("level", [ConsistencyLevel.PAUSED, ConsistencyLevel.QUIESCED])
 def test_a_script_that_called_pre_is_dead(
-    config: Config, guest: FakeGuest, hold: Hold, level: ConsistencyLevel
+    config: Config, guest: FakeGuest, pools: FakeZfs, hold: Hold, level: ConsistencyLevel
 ) -> None:
     """It may have called pre, and may call post, from shells of their own."""
+    pools.present = {}
     known = hold(level, **due())
     assert watchdog_daemon.main([*WORDS, "0"]) == 0
     assert set(guest.calls) == {"resume" if level is ConsistencyLevel.PAUSED else "thaw"}
     (left,) = Journal(config.journal_dir).entries()
     assert (left.capture, left.level) == (known.capture, ConsistencyLevel.CRASH)
     assert not list(config.locks_dir.glob("watchdog-*"))
+
+
+def test_a_script_takes_the_snapshot(config: Config, guest: FakeGuest, hold: Hold) -> None:
+    """Whoever takes it, a paused guest goes on then."""
+    known = hold(ConsistencyLevel.PAUSED, owner=DEAD)
+    assert watchdog_daemon.main([*WORDS, "0"]) == 0
+    assert guest.calls == ["resume"]
+    (left,) = Journal(config.journal_dir).entries()
+    assert (left.capture, left.level) == (known.capture, ConsistencyLevel.PAUSED)
+    assert left.snapshots_at_release == (11,)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,9 @@ class Core:
             self.holds.get(name, set()).difference_update(tags)
         return []
 
+    def lzc_exists(self, name: bytes) -> bool:
+        return name in self.holds
+
     def lzc_get_holds(self, name: bytes) -> dict[bytes, int]:
         if name.startswith(b"old/"):
             raise ZFSError("not supported")
@@ -108,3 +111,14 @@ def test_the_reason_is_one_line(core: Core) -> None:
     ):
         with pytest.raises(ZfsFailed, match=r"^old/a[#@]1: cannot be .*: not supported$"):
             act()
+
+
+def test_whether_a_snapshot_seems_to_exist(core: Core) -> None:
+    assert marks.seems_to_exist("t/a@1")
+    assert not marks.seems_to_exist("t/a@gone")
+
+
+def test_which_exist(core: Core) -> None:
+    assert marks.existing(["t/a@1", "t/a@gone", "u/a@1"]) == ["t/a@1", "u/a@1"]
+    with pytest.raises(ZfsFailed, match=r"^old/a@1: cannot be asked for: not supported$"):
+        marks.existing(["t/a@1", "old/a@1"])

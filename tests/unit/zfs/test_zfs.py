@@ -11,7 +11,7 @@ import pytest
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import marks, zfs
 from zvmsnap.zfs.types import Bookmark, Dataset, Lineage, NamedSnapshots, Snapshot, SnapshotUsage
 
 FAKE_ZFS = f"""\
@@ -158,7 +158,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def gone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names for which libzfs_core was asked, to which it says `no such snapshot`."""
     asked: list[str] = []
-    monkeypatch.setattr(zfs, "_check_gone", asked.append)
+
+    def none_of(names: list[str]) -> list[str]:
+        asked.extend(names)
+        return []
+
+    monkeypatch.setattr(marks, "existing", none_of)
     return asked
 
 
@@ -197,12 +202,15 @@ def test_many_snapshots_cost_few_processes(world: World, gone: list[str]) -> Non
 def test_what_cannot_be_proven_gone_is_an_error(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsure(name: str) -> None:
-        raise ZfsFailed(f"{name}: cannot be asked for")
+    def unsure(names: list[str]) -> list[str]:
+        raise ZfsFailed(f"{names[0]}: cannot be asked for")
 
-    monkeypatch.setattr(zfs, "_check_gone", unsure)
+    monkeypatch.setattr(marks, "existing", unsure)
     world.filesystem("tank")
     with pytest.raises(ZfsFailed, match="tank@a: cannot be asked for"):
+        zfs.snapshots(["tank@a"])
+    monkeypatch.setattr(marks, "existing", lambda names: names)
+    with pytest.raises(ZfsFailed, match="tank@a: exists, but `zfs list` does not show it"):
         zfs.snapshots(["tank@a"])
 
 
