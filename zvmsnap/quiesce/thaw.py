@@ -3,14 +3,17 @@
 | level    | the guest now         | what is done                               | the point       |
 |----------|-----------------------|--------------------------------------------|-----------------|
 | paused   | is paused             | it is resumed                              | paused          |
-| paused   | runs, or is off       | nothing: somebody else resumed it          | crash           |
+| paused   | runs, or is off       | nothing: somebody else resumed it          | crash; paused,  |
+|          |                       |                                            | if it was held  |
+|          |                       |                                            | at release      |
 | quiesced | is frozen             | it is thawed                               | quiesced        |
 | quiesced | is not, or is off     | it is thawed to be sure: VSS in Windows    | crash           |
 |          |                       | ends a freeze by itself                    |                 |
 | quiesced | agent does not answer | tried again; if in vain, the entry stays   | not yet decided |
 
 A guest that was held until now was held for every snapshot that exists now. One that the watchdog
-resumed or thawed before, at the deadline, runs by now, and gets a point of level crash.
+resumed or thawed before, at the deadline, runs by now, and gets a point of level crash. One that it
+resumed because its snapshots exist runs as well: its entry proves that it was held for them.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ UNDONE = [
         half_an_image,
         [
             *("> dump", "allow 30", "snapshot"),
-            *("> undo dump", "> resume or thaw", "resume", "> tidy", "allow 300", "> undo staging"),
+            *("> undo dump", "> resume or thaw", "resume", "allow 300", "> tidy", "> undo staging"),
         ],
         id="header, when it is paused",
     ),
