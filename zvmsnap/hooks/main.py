@@ -7,8 +7,9 @@ needs, and libvirt only when there is work for it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, ZvmsnapError
@@ -34,9 +35,15 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     return run(arguments, environment)
 
 
-def in_child(arguments: Sequence[str]) -> int:
-    """The same in a child process, so that nobody waits for the end of what hangs."""
-    return stand_in.run(lambda: main(arguments))
+def in_child(arguments: Sequence[str]) -> NoReturn:
+    """The same in a child process, so that nobody waits for the end of what hangs.
+
+    It ends this process at once: guests may stand still until sanoid goes on, and Python takes its
+    time to clean up.
+    """
+    code = stand_in.run(lambda: main(arguments))
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:

@@ -8,9 +8,12 @@ from zvmsnap.hooks import idle
 
 
 def run(arguments: list[str]) -> int:
-    """Run a hook, so that nobody waits for the end of what hangs; returns the exit code."""
-    if idle.has_nothing_to_do(arguments, os.environ):
-        return 0
-    from zvmsnap.hooks import main
+    """Run a hook, so that nobody waits for the end of what hangs; returns the exit code.
 
-    return main.in_child(arguments)
+    If there is work, it does not return, but ends this process with it.
+    """
+    if not idle.has_nothing_to_do(arguments, os.environ):
+        from zvmsnap.hooks import main
+
+        main.in_child(arguments)
+    return 0

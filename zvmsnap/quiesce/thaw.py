@@ -83,12 +83,12 @@ def note_guest_gone(config: Config, writer: EntryWriter, log: Logger) -> None:
 
 
 def resume_with_snapshots(guest: Guest, writer: EntryWriter, refs: tuple[SnapshotRef, ...]) -> bool:
-    """Resume a guest that is paused until now, as these snapshots of it exist, all of them.
+    """Resume a guest that is paused until now, as these are all its snapshots, and exist.
 
     The caller has listed them before, and holds the guest's lock. False, with nothing done, if it
     is not paused by zvmsnap any more. Raises LibvirtFailed and OSError.
     """
-    if not guest.is_active() or not _is_paused_by_zvmsnap(guest):
+    if not _is_paused_by_zvmsnap(guest):
         return False
     writer.note(
         snapshots_at_release=tuple(ref.guid for ref in refs),
