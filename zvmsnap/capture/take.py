@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -27,6 +28,7 @@ from zvmsnap.capture import all_guests, eligibility
 from zvmsnap.capture.snapshot_run import CaptureRequest
 from zvmsnap.common import log, snapshot_name
 from zvmsnap.common.errors import GuestNotFound, LockTimeout, TakeFailed, TakeRefused, ZfsFailed
+from zvmsnap.common.json_file import Unreadable
 from zvmsnap.common.process import Process
 from zvmsnap.common.waiting import now_s, wait_until
 from zvmsnap.config.mode import Mode, ModeSet, mode_set, parse_mode
@@ -186,7 +188,8 @@ def _capture_and_snapshot(
             return captured, [], "not every guest got what its disks allow"
         captured = _open_entries(config, owner)
         _take_snapshots(planned, captured)
-        wait_until(lambda: not _are_paused(config, owner), _GO_ON_WITHIN_S, _POLL_S)
+        with suppress(Unreadable, OSError):  # `finish` looks into the journal once more
+            wait_until(lambda: not _are_paused(config, owner), _GO_ON_WITHIN_S, _POLL_S)
         return captured, planned.full_names, ""
     except ZfsFailed as error:
         return captured, [], str(error)

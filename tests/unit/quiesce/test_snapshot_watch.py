@@ -25,7 +25,7 @@ from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.quiesce import snapshot_watch, thaw
+from zvmsnap.quiesce import let_go, snapshot_watch, thaw
 from zvmsnap.quiesce.deadline import enforce_deadline
 from zvmsnap.quiesce.snapshot_watch import SnapshotWatch
 from zvmsnap.virt.guest import Pause
@@ -220,7 +220,7 @@ def test_post_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held(hold)
-    monkeypatch.setattr(snapshot_watch, "_LOCK_LIMIT_S", 0.05)
+    monkeypatch.setattr(let_go, "_LOCK_LIMIT_S", 0.05)
     pools.present[HOURLY] = 11
     with lock(config.locks_dir, UUID, "release", 1), watched(config):
         until(lambda: followed != [])
