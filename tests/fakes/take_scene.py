@@ -9,6 +9,7 @@ import pytest
 from tests.fakes.guest import OTHER, UUID, DumpedGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
+from zvmsnap.capture import take
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
@@ -101,6 +102,8 @@ def two_guests(root: Path, config: Config, patch: pytest.MonkeyPatch) -> FakeHos
     host.install(patch)
     patch.setattr(watchdog, "start_watchdog", lambda *_: None)
     patch.setattr(watchdog, "require_watchdog", lambda *_, **__: None)
+    # So nobody lets paused guests go on before `finish` does.
+    patch.setattr(take, "_GO_ON_WITHIN_S", 0.0)
     # QEMU's user, who must have access to the overlays, is no subject here.
     patch.setattr(staging, "check_usable", lambda *_: None)
     config.staging_dir.mkdir(exist_ok=True)
