@@ -7,7 +7,6 @@ needs, and libvirt only when there is work for it.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,9 +40,7 @@ def in_child(arguments: Sequence[str]) -> NoReturn:
     It ends this process at once: guests may stand still until sanoid goes on, and Python takes its
     time to clean up.
     """
-    code = stand_in.run(lambda: main(arguments))
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(stand_in.run(lambda: main(arguments)))
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:

@@ -44,7 +44,7 @@ def test_report(manifest: Callable[..., Manifest]) -> None:
         "name": "x",
         "domains": ("db", "web"),
         "datasets": ("tank/db", "tank/web"),
-        "points": [{"name": "web@x", "level": "memory"}],
+        "points": [{"name": "web@x", "level": "memory", "pause_s": 0.0}],
         "dropped": ["web@old"],
     }
     assert list(TakeReport(PLAN, [], ["web@old"], dry_run=True).lines()) == [
