@@ -37,8 +37,10 @@ from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import marks, zfs
 
-# Each question takes about 0.1 ms: 100 guests do not keep more than a fraction of a CPU busy.
-_ASK_EVERY_S = 0.005
+# A dump may last for an hour. After it the pre hook and its caller need longer than that.
+_LOOK_EVERY_S = 0.03
+# ZFS answers within 0.1 ms: 100 guests do not keep more than a fraction of a CPU busy.
+_ASK_EVERY_S = 0.008
 _ASK_EVERY_S_PER_GUEST = 0.001
 # Who only looks whether somebody has the lock holds it for an instant. post has it for longer.
 _LOCK_LIMIT_S = 0.5
@@ -81,7 +83,8 @@ def _when_all_exist(
             awaited.pop()
         if not awaited:
             return entry
-        if wait(ended, _ASK_EVERY_S + _ASK_EVERY_S_PER_GUEST * guests()):
+        ask_every_s = _ASK_EVERY_S + _ASK_EVERY_S_PER_GUEST * guests()
+        if wait(ended, ask_every_s if is_frozen else _LOOK_EVERY_S):
             return None
     return None
 
