@@ -91,6 +91,20 @@ def test_only_what_is_named_and_again_if_asked(measured: Callable[..., list[str]
     assert measured("--only", "hooks", "--report", "--fresh") == []
 
 
+def test_the_report_is_of_what_was_measured_or_else_of_the_docs(
+    measured: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[set[str], Path]] = []
+    monkeypatch.setattr(
+        main.report, "write", lambda found, path: written.append((set(found), path))
+    )
+    documented = set(main.report.read((main.DOCS / "performance.json").read_text()))
+    assert measured("--report", "--docs") == []
+    assert written == [(documented, main.LINES.parent), (documented, main.DOCS)]
+    measured("--only", "quiesced")
+    assert written[2:] == [({"quiesced"}, main.LINES.parent)]
+
+
 def test_a_list_measures_nothing(
     measured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
