@@ -1,7 +1,7 @@
 """Which snapshots are of a run, if their names change before its point is made."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 
@@ -12,7 +12,7 @@ from zvmsnap.journal.entry import Disk, Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.zfs import zfs
-from zvmsnap.zfs.types import Lineage
+from zvmsnap.zfs.types import Lineage, NamedSnapshots
 
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -85,3 +85,36 @@ def test_snapshots_of_another_dataset(
     ref = SnapshotRef("tank/web", NAME, 11, 101, current)
     others = snapshot_match.of_other_datasets(entry(disks=(disk,)), [ref])
     assert others == ((ref,) if is_other else ())
+
+
+DST = NAME.replace("_hourly", "dst_hourly")
+
+
+@pytest.mark.parametrize(
+    ("present", "guids", "processes"),
+    [
+        pytest.param({}, (7,), 0, id="none"),
+        pytest.param({"tank/web@mine": 9, f"tank/db@{NAME}": 8}, (7,), 0, id="none of the run"),
+        pytest.param({f"tank/web@{NAME}": 11}, (7, 11), 1, id="another sanoid was faster"),
+        pytest.param({f"tank/web@{DST}": 12}, (7, 12), 1, id="by the other spelling"),
+    ],
+)
+def test_what_exists_when_its_disks_are_frozen_is_none_of_the_run(
+    entry: Callable[..., Entry],
+    pools: FakeZfs,
+    monkeypatch: pytest.MonkeyPatch,
+    present: dict[str, int],
+    guids: tuple[int, ...],
+    processes: int,
+) -> None:
+    """A guest that is paused waits for a process only if there is something to list."""
+    pools.present = present
+    listed: list[object] = []
+
+    def snapshots(names: Iterable[str]) -> NamedSnapshots:
+        listed.append(names)
+        return pools.snapshots(names)
+
+    monkeypatch.setattr(zfs, "snapshots", snapshots)
+    assert snapshot_match.before_freeze(entry(snapshot_names=(NAME,))) == guids
+    assert len(listed) == processes
