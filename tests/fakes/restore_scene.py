@@ -178,7 +178,6 @@ class World:
         patch.setattr(mounts, "read_table", self.mounts)
         # Its images are words, which name no other files.
         patch.setattr(qemu_img, "header", lambda *_: qemu_img.Header("", "", ""))
-        patch.setattr(zfs, "local_properties", self.local_properties)
         patch.setattr(branches, "below", self.branches)
         patch.setattr(branches, "everything", self.datasets)
         patch.setattr(zfs, "properties", lambda name, _: {"mountpoint": self._mountpoint(name)})
@@ -263,9 +262,6 @@ class World:
             for name, each in self.datasets().items()
             if any(is_within(name, top) for top in wanted)
         }
-
-    def local_properties(self, datasets: Sequence[str]) -> dict[str, dict[str, str]]:
-        return {name: dict(self.pool[name].properties) for name in datasets}
 
     def properties(self, names: Sequence[str]) -> dict[str, Properties]:
         return {name: Properties(dict(self.pool[name].properties)) for name in names}

@@ -182,7 +182,6 @@ class FakePool:
             "lineages",
             "pool_guids",
             "snapshot_usage",
-            "local_properties",
             "take_snapshots",
         ),
         *("clone", "promote", "rename", "set_property", "mount", "unmount", "rollback", "destroy"),
@@ -316,11 +315,6 @@ class FakePool:
             for name in datasets
             for snapshot in self._dataset(name).snapshots
         ]
-
-    def local_properties(
-        self, datasets: Sequence[str], sources: str = "local,received"
-    ) -> dict[str, dict[str, str]]:
-        return {name: dict(self._dataset(name).own) for name in datasets}
 
     def below(self, tops: Iterable[str]) -> dict[str, types.Dataset]:
         wanted = list(tops)

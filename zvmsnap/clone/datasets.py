@@ -15,7 +15,7 @@ from zvmsnap.zfs import branches, dataset_swap, mounts, volume, zfs
 
 def make(operation: CloneOperation) -> None:
     """Clone the snapshots, mark the clones, and let their files be reached. Raises ZfsFailed."""
-    properties = zfs.cloned_properties([_dataset(origin) for _, origin in operation.datasets])
+    properties = branches.cloned_properties([_dataset(origin) for _, origin in operation.datasets])
     for name, origin in operation.datasets:
         own = properties[_dataset(origin)] | {CLONE_PROPERTY: operation.domain}
         zfs.clone(origin, name, own)

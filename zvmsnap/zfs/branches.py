@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zvmsnap.zfs import mounts, programs, zfs
-from zvmsnap.zfs.types import FIXED, Dataset, Room
+from zvmsnap.zfs.types import FIXED, NOT_CLONED, Dataset, Room
 
 _COLUMNS = ("name", "type", "guid", "origin", "mounted", "canmount", "encryption", "keystatus")
 _OWN = ("local", "received")
@@ -123,6 +123,21 @@ def properties(names: Sequence[str]) -> dict[str, Properties]:
             frozenset(name for name in own if own[name] not in _OWN),
         )
         for dataset, own in sources.items()
+    }
+
+
+def cloned_properties(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Those that a clone which lives beside its origin has, too, of each of these datasets.
+
+    No user properties: by these, tools would snapshot and replicate the clone. Raises ZfsFailed.
+    """
+    return {
+        dataset: {
+            name: value
+            for name, value in each.own.items()
+            if name not in NOT_CLONED and ":" not in name
+        }
+        for dataset, each in properties(names).items()
     }
 
 

@@ -17,8 +17,6 @@ from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.common.waiting import Call
 from zvmsnap.zfs import marks, programs
 from zvmsnap.zfs.types import (
-    FIXED,
-    NOT_CLONED,
     Bookmark,
     Dataset,
     Lineage,
@@ -198,39 +196,6 @@ def held_snapshots() -> list[str]:
     """All snapshots that somebody holds, as `dataset@name`. Raises ZfsFailed."""
     lines = _list("-t", "snapshot", "-o", "name,userrefs")
     return [line[0] for line in lines if int(_value(line[1]) or 0)]
-
-
-def local_properties(
-    datasets: Sequence[str], sources: str = "local,received"
-) -> dict[str, dict[str, str]]:
-    """The properties that were set on each of these datasets itself, and that a clone lacks.
-
-    Without those that are fixed (and so a clone has them anyway). `sources` may be others, as
-    zfs-get(8) calls them. Raises ZfsFailed.
-    """
-    by_dataset: dict[str, dict[str, str]] = {dataset: {} for dataset in datasets}
-    if not by_dataset:
-        return by_dataset
-    output = _zfs("get", "-Hp", "-s", sources, "-o", "name,property", "all", *datasets)
-    own = {(dataset, name) for dataset, name in programs.lines(output, columns=2)}
-    names = sorted({name for _, name in own} - FIXED)
-    for each in programs.properties(names, datasets) if names else ():
-        if (each.dataset, each.name) in own:
-            by_dataset[each.dataset][each.name] = each.value
-    return by_dataset
-
-
-def cloned_properties(datasets: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Those of `local_properties` that a clone which lives beside its origin has, too.
-
-    No user properties: by these, tools would snapshot and replicate the clone. Raises ZfsFailed.
-    """
-    return {
-        dataset: {
-            name: value for name, value in own.items() if name not in NOT_CLONED and ":" not in name
-        }
-        for dataset, own in local_properties(datasets).items()
-    }
 
 
 def marked(user_property: str, *, inherited: bool = False) -> dict[str, str]:

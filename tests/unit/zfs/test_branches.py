@@ -6,9 +6,8 @@ import pytest
 from tests.fakes.zfs_pool import FakePool
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.zfs import branches, mounts, programs, zfs
-from zvmsnap.zfs.branches import Fresh, Properties
+from zvmsnap.zfs.branches import Fresh
 from zvmsnap.zfs.mounts import Mount
-from zvmsnap.zfs.programs import Property
 from zvmsnap.zfs.types import Dataset, Room
 
 Calls = list[tuple[str, ...]]
@@ -76,42 +75,6 @@ def test_fresh(answers: Answer) -> None:
     assert branches.fresh(["tank/a", "tank/b"]) == {"tank/a": Fresh(5, 8192), "tank/b": Fresh(6, 0)}
     assert branches.fresh([]) == {}
     assert len(calls) == 1
-
-
-def test_properties(answers: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = (
-        ("tank/a", "recordsize", "local"),
-        ("tank/a", "autobackup:nas", "inherited from tank"),
-        ("tank/a", "syncoid:sync", "received"),
-        ("tank/a", "volsize", "local"),  # fixed
-        ("tank/b", "atime", "inherited from tank"),
-    )
-    calls = answers("".join("\t".join(line) + "\n" for line in told))
-    asked: list[tuple[list[str], list[str]]] = []
-
-    def values(names: list[str], datasets: list[str]) -> list[Property]:
-        asked.append((names, datasets))
-        return [
-            Property("tank/a", "recordsize", "local", "65536"),
-            Property("tank/a", "syncoid:sync", "received", "any\nvalue\tat all"),
-            Property("tank/b", "recordsize", "default", "131072"),
-        ]
-
-    monkeypatch.setattr(programs, "properties", values)
-    assert branches.properties(["tank/a", "tank/b"]) == {
-        "tank/a": Properties(
-            {"recordsize": "65536", "syncoid:sync": "any\nvalue\tat all"},
-            frozenset({"syncoid:sync"}),
-            frozenset({"autobackup:nas"}),
-        ),
-        "tank/b": Properties(inherited=frozenset({"atime"})),
-    }
-    assert asked == [(["recordsize", "syncoid:sync"], ["tank/a", "tank/b"])]
-    assert len(calls) == 1
-    assert branches.properties([]) == {}
-    answers("tank/a\tatime\tinherited from tank\n")
-    assert branches.properties(["tank/a"])["tank/a"].own == {}
-    assert len(asked) == 1
 
 
 def test_set_on(answers: Answer) -> None:

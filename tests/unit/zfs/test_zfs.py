@@ -11,7 +11,8 @@ import pytest
 from zvmsnap.common import snapshot_name
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.ssh import RemoteHost
-from zvmsnap.zfs import marks, zfs
+from zvmsnap.zfs import branches, marks, zfs
+from zvmsnap.zfs.branches import Properties
 from zvmsnap.zfs.types import Bookmark, Dataset, Lineage, NamedSnapshots, Snapshot, SnapshotUsage
 
 FAKE_ZFS = f"""\
@@ -385,7 +386,7 @@ def test_snapshot_usage(world: World) -> None:
     assert call[-2:] == ["tank/My VMs", "tank/v"]
 
 
-@pytest.mark.parametrize("ask", [zfs.snapshot_usage, zfs.local_properties])
+@pytest.mark.parametrize("ask", [zfs.snapshot_usage, branches.properties])
 def test_nothing_asked_for_is_not_everything(
     world: World, ask: Callable[[Sequence[str]], object]
 ) -> None:
@@ -393,36 +394,34 @@ def test_nothing_asked_for_is_not_everything(
     assert world.calls == []
 
 
-def test_local_properties(world: World) -> None:
+def test_properties_of_branches(world: World) -> None:
     world.sets("tank/My VMs", {"mountpoint": "/srv/My VMs", "com.x:note": FORGED})
     world.sets("tank/My VMs", {"com.x:late": "from a stream"}, "received")
     world.sets("tank/My VMs", {"com.x:above": "tank's"}, "inherited from tank")
     world.sets("tank/v", {"volsize": "1048576", "volblocksize": "8192", "keylocation": "prompt"})
     world.sets("tank/v", {"refreservation": "1048576"})
     world.filesystem("tank/plain")
-    asked = ["tank/My VMs", "tank/v", "tank/plain"]
-    assert zfs.local_properties(asked) == {
-        "tank/My VMs": {
-            "mountpoint": "/srv/My VMs",
-            "com.x:note": FORGED,
-            "com.x:late": "from a stream",
-        },
-        "tank/v": {"refreservation": "1048576"},
-        "tank/plain": {},
+    assert branches.properties(["tank/My VMs", "tank/v", "tank/plain"]) == {
+        "tank/My VMs": Properties(
+            {
+                "mountpoint": "/srv/My VMs",
+                "com.x:note": FORGED,
+                "com.x:late": "from a stream",
+            },
+            received=frozenset({"com.x:late"}),
+            inherited=frozenset({"com.x:above"}),
+        ),
+        "tank/v": Properties({"refreservation": "1048576"}),
+        "tank/plain": Properties(),
     }
-    assert zfs.local_properties(asked, "received") == {
-        "tank/My VMs": {"com.x:late": "from a stream"},
-        "tank/v": {},
-        "tank/plain": {},
-    }
-    assert zfs.local_properties(["tank/plain"]) == {"tank/plain": {}}
+    assert branches.properties(["tank/plain"]) == {"tank/plain": Properties()}
 
 
 def test_cloned_properties(world: World) -> None:
     world.sets("tank/v", {"volsize": "1048576", "volmode": "dev", "refreservation": "1048576"})
     world.sets("tank/v", {"autobackup:offsite": "true"})
     world.sets("tank/web", {"mountpoint": "/srv", "canmount": "noauto", "recordsize": "65536"})
-    assert zfs.cloned_properties(["tank/v", "tank/web"]) == {
+    assert branches.cloned_properties(["tank/v", "tank/web"]) == {
         "tank/v": {"volmode": "dev"},
         "tank/web": {"recordsize": "65536"},
     }
