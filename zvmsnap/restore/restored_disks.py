@@ -92,7 +92,7 @@ class RestoredDisks:
         if not self._operation.swap_trees:
             yield self._operation.rollback_begun
             return
-        datasets = branches.below(tree.top for tree in self._operation.swap_trees)
+        datasets = zfs.lineages()  # of all or none, so what is missing does not exist
         for tree in self._operation.swap_trees:
             top = datasets.get(tree.top)
             yield top is not None and top.guid == tree.datasets[0].new_guid

@@ -274,9 +274,12 @@ def swap_back(trees: Iterable[SwapTree]) -> None:
             belongings.give_back(tree.top + each.path, each.belongings)
 
 
-def _existing(trees: Iterable[SwapTree]) -> dict[str, Dataset]:
+def _existing(trees: Sequence[SwapTree]) -> dict[str, Dataset]:
     tops = (each for tree in trees for each in (tree.top, tree.clone_top, tree.replaced_top))
-    return branches.below(tops)
+    existing = branches.below(tops)
+    if trees and not existing:
+        raise ZfsFailed(f"{trees[0].top}: zfs lists neither it nor its clone: zpool status -x")
+    return existing
 
 
 def _exchange(

@@ -700,3 +700,19 @@ def test_listed_once_however_many_datasets_there_are(monkeypatch: pytest.MonkeyP
     dataset_swap.promote(trees)
     assert asked == ["below", "lineages"]
     assert all(pool.history(name) == ["s1"] for name in names)
+
+
+def test_a_pool_that_lists_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FakePool()
+    pool.install(monkeypatch)
+    pool.add("tank")
+    pool.add("tank/web")
+    pool.take_snapshots(["tank/web"], "s1")
+    trees = clones_of(plan_of(pool, guids(pool, "s1", ("tank/web",)), "x"))
+    before = pool.changes
+    monkeypatch.setattr(branches, "below", lambda _tops: {})
+    for verb in (dataset_swap.swap, dataset_swap.swap_back):
+        with pytest.raises(ZfsFailed, match="tank/web: zfs lists neither it nor its clone"):
+            verb(trees)
+    assert pool.changes == before
+    dataset_swap.swap_back(())
