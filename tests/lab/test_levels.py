@@ -39,7 +39,7 @@ while :; do
     id=${line##*\"id\":}; id=${id%%\}*}
     case $line in
         *guest-sync*) answer="{\"return\":$id}" ;;
-        *guest-info*) answer="{\"return\":{\"version\":\"1\",\"supported_commands\":[$verbs]}}" ;;
+        *guest-info*) answer="{\"return\":{\"version\":\"evil\",\"supported_commands\":[$verbs]}}" ;;
         *fsfreeze-thaw*) answer='{"return":0}' ;;
         *fsfreeze-status*) answer='{"return":"thawed"}' ;;
         *fsfreeze-freeze*) answer='{"error":{"class":"GenericError","desc":"@EVIL@"}}' ;;
@@ -224,7 +224,8 @@ def test_what_guests_and_properties_say_reaches_no_terminal(lab: Lab) -> None:
     lab.run(f"virsh qemu-agent-command {linux.NAME} \"$(cat)\"", check=False, stdin=json.dumps(
         {"execute": "guest-exec", "arguments": {
             "path": "/bin/sh", "arg": ["-c", HOSTILE_AGENT.replace("@EVIL@", EVIL_JSON)]}}))
-    linux.wait_agent(lab)
+    lab.run(f"until virsh qemu-agent-command {linux.NAME} '{{\"execute\":\"guest-info\"}}' "
+            "| grep -q '\"version\":\"evil\"'; do sleep 0.5; done")
     done = scenario.take(lab)
     point = scenario.the_point(lab, linux.NAME)
     assert point.manifest["level"] == "crash"

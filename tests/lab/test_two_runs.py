@@ -118,7 +118,8 @@ def test_five_commands_at_once(lab_session: Lab) -> None:
     for name, (code, said) in done.items():
         print(name, code, said, sep="\n")
         assert "Traceback" not in said and "Errno" not in said, (name, said)
-        assert code == 0, (name, said)
+        # Two sanoids that start in the same second want the same snapshot: one of them gets it.
+        assert code == 0 or ("sanoid" in name and "dataset already exists" in said), (name, said)
     # What it says of each: what it found, or that the point was removed; and nothing else.
     lines = done["verify"][1].splitlines()
     verified = dict(line.split(": ", 1) for line in lines)
