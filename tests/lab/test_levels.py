@@ -39,7 +39,7 @@ while :; do
     id=${line##*\"id\":}; id=${id%%\}*}
     case $line in
         *guest-sync*) answer="{\"return\":$id}" ;;
-        *guest-info*) answer="{\"return\":{\"version\":\"evil\",\"supported_commands\":[$verbs]}}" ;;
+        *guest-info*) answer="{\"return\":{\"version\":\"0\",\"supported_commands\":[$verbs]}}" ;;
         *fsfreeze-thaw*) answer='{"return":0}' ;;
         *fsfreeze-status*) answer='{"return":"thawed"}' ;;
         *fsfreeze-freeze*) answer='{"error":{"class":"GenericError","desc":"@EVIL@"}}' ;;
@@ -225,7 +225,7 @@ def test_what_guests_and_properties_say_reaches_no_terminal(lab: Lab) -> None:
         {"execute": "guest-exec", "arguments": {
             "path": "/bin/sh", "arg": ["-c", HOSTILE_AGENT.replace("@EVIL@", EVIL_JSON)]}}))
     lab.run(f"until virsh qemu-agent-command {linux.NAME} '{{\"execute\":\"guest-info\"}}' "
-            "| grep -q '\"version\":\"evil\"'; do sleep 0.5; done")
+            "| grep -q '\"version\":\"0\"'; do sleep 0.5; done")
     done = scenario.take(lab)
     point = scenario.the_point(lab, linux.NAME)
     assert point.manifest["level"] == "crash"
