@@ -137,8 +137,9 @@ class FakeGuest(Guest):
             below = "".join(chain) + "</backingStore>" * len(chain)
             mirror = self.mirrors.get(target, "") if live else ""
             kind, attribute = ("block", "dev") if source.startswith("/dev/") else ("file", "file")
+            of_file = self.format_of(source)
             disks.append(
-                f"<disk type='{kind}' device='disk'><driver name='qemu' type='qcow2'/>"
+                f"<disk type='{kind}' device='disk'><driver name='qemu' type='{of_file}'/>"
                 f"<source {attribute}={quoteattr(source)}/>{below}{mirror}"
                 f"<target dev='{target}'/></disk>"
             )
@@ -148,6 +149,10 @@ class FakeGuest(Guest):
             f"<domain><name>{self.name}</name><uuid>{self.uuid}</uuid>{self.metadata}"
             f"<memory>1024</memory><devices>{''.join(disks)}{self.equipment}</devices></domain>"
         )
+
+    def format_of(self, source: str) -> str:
+        """The format of a disk, as its definition says."""
+        return "qcow2"
 
     def learn(self, xml: str) -> dict[str, str]:
         """Take over a definition; returns its disks."""
@@ -389,6 +394,9 @@ class DumpedGuest(FakeGuest):
     tpm = ""
     dumped = RAM
     reused = False
+
+    def format_of(self, source: str) -> str:
+        return "raw" if source.endswith(".raw") else "qcow2"
 
     def xml_of(self, sources: dict[str, str], *, live: bool = False) -> str:
         return super().xml_of(sources, live=live).replace("<devices>", f"<devices>{self.tpm}")

@@ -1,9 +1,9 @@
 """How long a guest would be paused for level `memory`, told before it is.
 
-After the last of RAM libvirt makes the overlays of all disks, one after the other, while the guest
+After the last of RAM libvirt labels the overlays of all disks, one after the other, while the guest
 is paused: it has AppArmor compile the guest's profile anew for each of them (0.1 to 0.3 s on a bare
-machine, more than a second in a virtual one), and QEMU format the overlay (0.15 s). So a guest with
-many disks is paused for long, however little its RAM changes.
+machine, more than a second in a virtual one), and QEMU open the overlay. So a guest with many disks
+is paused for long, however little its RAM changes.
 
 | the guest has            | estimate                                                      |
 |--------------------------|---------------------------------------------------------------|

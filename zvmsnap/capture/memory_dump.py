@@ -94,9 +94,8 @@ class Dump:
         return self.image.stat().st_mtime
 
     def overlays_changed_at_s(self) -> float:
-        """When one of them was last made, given to QEMU's user, or written to (time.time); or 0."""
-        there = [path for path in self.overlays if path.exists()]
-        return max((path.stat().st_ctime for path in there), default=0.0)
+        """When one of them was last given to QEMU's user, or written to (time.time)."""
+        return max(path.stat().st_ctime for path in self.overlays)
 
 
 class DumpSupervisor:

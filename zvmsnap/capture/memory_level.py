@@ -118,8 +118,6 @@ class _DumpJournal:
 
 
 def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) -> None:
-    if owner:
-        own_overlays.make(attempt.below_overlays(writer), owner)
     guest = attempt.guest
     stays_paused = attempt.level is ConsistencyLevel.PAUSED
     xml = attempt.snapshot_xml(writer, str(attempt.staging.memory))
@@ -137,11 +135,14 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
     )
     cancelled = attempt.run.request.cancelled
     with attempt.shared.barrier.dump(guest.uuid, cancelled), guest.pauses() as clock:
+        if not stays_paused:
+            # Not while it waits for its turn: a disk may be made larger, before libvirt is at it.
+            own_overlays.make(attempt.below_overlays(writer), owner)
         begun_s = time.monotonic()
         writer.note(paused=stays_paused)
         try:
             with supervisor:
-                _snapshot(guest, xml, reuse_overlays=owner is not None)
+                _snapshot(guest, xml, reuse_overlays=not stays_paused)
         except DumpAborted as error:
             raise DumpAborted(supervisor.why_aborted or str(error)) from error
         except LibvirtFailed as error:

@@ -171,9 +171,9 @@ class PauseParts(msgspec.Struct, frozen=True, gc=False):
     | `freeze_s`   | its agent is told to freeze       | its file systems are frozen               |
     | `ram_s`      | it was paused                     | libvirt's job for its RAM ended           |
     | `flush_s`    | that                              | its RAM image was complete, and on disk   |
-    | `overlays_s` | that, or the freeze               | its overlays were made, labelled, opened  |
+    | `overlays_s` | that, or the freeze               | the last of its overlays was labelled     |
     | `snapshot_s` | that, if it has no overlays       | it went on, as its snapshot was taken     |
-    | `resume_s`   | its overlays were there           | it went on                                |
+    | `resume_s`   | its overlays were labelled        | it was on them, and went on               |
 
     What the pause has beyond the sum of them cannot be told apart.
     """

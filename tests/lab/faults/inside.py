@@ -281,6 +281,14 @@ def points() -> list[Story]:
 # -- the round
 
 
+def ram_is_written() -> bool:
+    """Has libvirt written a RAM image whole? After that it labels the overlays, one by one."""
+    for image in STAGING.glob("*-*/point/memory.img"):
+        with open(image, "rb") as file:
+            return file.read(16) == b"LibvirtQemudSave"
+    return False
+
+
 def arm(row: str) -> Story:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     if row not in HELD_WITHOUT_STEP:
@@ -295,10 +303,8 @@ def arm(row: str) -> Story:
             send(signal.SIGSTOP, pids)
             return pids
         if row in (OVERLAY_MADE, OVERLAY_OPENED):
-            overlays = list(STAGING.glob("*-*/*.qcow2"))
-            if row == OVERLAY_OPENED and len(overlays) < len(DISKS):
-                return []
-            if not any(path.stat().st_size == 0 for path in overlays):
+            opened = len(DISKS) - 1 if row == OVERLAY_OPENED else 0
+            if not ram_is_written() or len(overlays_in_qemu()) != opened:
                 return []
             send(signal.SIGSTOP, [int(libvirtd_pid())])
             return [int(libvirtd_pid())]

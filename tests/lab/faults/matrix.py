@@ -26,9 +26,9 @@ POST = ("commit", "release vda", "release vdb", "tidy", "store", "publish", "clo
 ROWS = (*PRE, *POST)
 # Not a step: the hook is not stopped there, but what libvirt writes the RAM image with.
 UNDER_WAY = "dump under way"
-# Nor there: libvirtd is stopped when it has made an overlay, before QEMU has formatted it.
+# Nor there: libvirtd is stopped when RAM is written, and QEMU has not opened an overlay yet.
 OVERLAY_MADE = "overlay made"
-# The same when it makes the last overlay: QEMU has opened the others, and uses none of them yet.
+# The same at the last overlay: QEMU has opened the others, and uses none of them yet.
 OVERLAY_OPENED = "overlay opened"
 
 POWER_CUT = "power cut"

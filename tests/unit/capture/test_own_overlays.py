@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.capture_scene import CRASH, MEMORY, QUIESCED, Scene, failing
 from tests.fakes.guest import DumpedGuest
 from tests.fakes.images import run_qemu_img
-from zvmsnap.disks import qemu_img
+from zvmsnap.disks import own_overlays, qemu_img
 from zvmsnap.virt import qemu_conf
 
 LABEL = "<seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+108</label></seclabel>"
@@ -82,8 +82,66 @@ def test_without_knowing_its_user(
     )
 
 
-def test_libvirt_makes_the_overlays_otherwise(scene: Scene) -> None:
+# -- guests to whose QEMU libvirt gives files
+
+
+def test_overlays_are_on_disk_before_ram_is_dumped(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest is not paused for that; libvirt gives them to QEMU's user."""
+    flushed: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        flushed.append((Path(path).name, os.stat(path).st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "chown", None)
     guest = scene.add()
     scene.modes["tank/web"] = {"": "memory"}
+    seen: list[list[str]] = []
+    guest.at["snapshot"] = lambda: seen.append([name for name, size in flushed if size])
+    assert scene.pre()
+    (entry,) = scene.entries()
+    assert (entry.level, guest.reused) == (MEMORY, True)
+    assert "vda.zvmsnap.qcow2" in seen[0]
+    assert Path(entry.disks[0].overlay).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", ["paused", "quiesced"])
+def test_no_overlays_of_a_guest_that_needs_none(scene: Scene, mode: str) -> None:
+    guest = scene.add()
+    scene.modes["tank/web"] = {"": mode}
     assert scene.pre()
     assert not guest.reused
+    assert not list(scene.config.staging_dir.rglob("*.qcow2"))
+
+
+def test_a_file_that_is_in_the_way_is_not_overwritten(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overlay, base = tmp_path / "vda.zvmsnap.qcow2", tmp_path / "base"
+    run_qemu_img("create", "-q", "-f", "qcow2", base, "1M")
+    overlay.write_text("somebody's writes")
+    with pytest.raises(FileExistsError):
+        own_overlays.make({str(overlay): qemu_img.Layer(str(base), "qcow2")}, None)
+    assert overlay.read_text() == "somebody's writes"
+    overlay.unlink()
+    overlay.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        own_overlays.make({str(overlay): qemu_img.Layer(str(base), "qcow2")}, None)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_overlays_that_cannot_be_made_are_a_failure_of_the_level(scene: Scene) -> None:
+    guest = scene.add()
+    guest.live["vda"] = guest.persistent["vda"] = str(scene.root / "tank/web/gone.raw")
+    scene.modes["tank/web"] = {"": "memory,crash"}
+    assert scene.pre()
+    (entry,) = scene.entries()
+    assert entry.level is CRASH
+    assert entry.reason and entry.reason.startswith("dump: qemu-img info: ")
+    assert "snapshot" not in guest.calls
+    scene.assert_at_rest(entry)
