@@ -31,8 +31,8 @@ from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.manifest import DOMAIN_XML, TPM
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.virt import qemu_conf, save_image, tpm_state
+from zvmsnap.virt.connection import REFUSALS
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.libvirt_error import REFUSALS
 
 # What a RAM image has besides RAM: video memory, firmware, the state of devices, heads of pages.
 _DEVICES_BYTES = 64 << 20

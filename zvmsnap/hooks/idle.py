@@ -12,7 +12,9 @@ Python itself. So what can be seen without is looked at first, and only reads:
 | post  | no run is unfinished, nor was any too late; no round has expected anything of these  |
 |       | datasets                                                                             |
 | pre   | none of these datasets, nor of those below them, can have a guest's disk: each is    |
-|       | excluded, or a file system that is not mounted, or has nothing but a few directories |
+|       | excluded, or a file system that is not mounted, or has nothing but a few             |
+|       | directories; or no path in any guest's definition leads there, nor has any QEMU it   |
+|       | open                                                                                 |
 
 Whatever is not surely so is for hooks/main, which says what is wrong with it as well: calls of
 others than sanoid, names that ZFS does not know, a configuration that is not plain, what cannot be
@@ -187,9 +189,15 @@ def _captures_nothing(
     if _had_guests(settings["vault"], datasets):
         return False
     kinds = outline.not_excluded(datasets, {_type_of(name) for name in names})
-    if kinds is None or any(kind != outline.FILESYSTEM for kind in kinds.values()):
+    if kinds is None:
         return False
-    return not outline.holds_files(kinds)
+    has_volumes = any(kind != outline.FILESYSTEM for kind in kinds.values())
+    if not has_volumes and not outline.holds_files(kinds):
+        return True
+    from zvmsnap.virt import outline as guests
+
+    used = guests.used(settings["uri"])
+    return used is not None and not outline.holds_any(kinds, *used)
 
 
 def _had_guests(vault: str, datasets: Sequence[str]) -> bool:

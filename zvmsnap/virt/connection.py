@@ -27,13 +27,25 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import libvirt
 
-from zvmsnap.common.errors import GivenUp, HypervisorUnreachable
+from zvmsnap.common import foreign
+from zvmsnap.common.errors import (
+    AgentSilent,
+    BlockJobNotReady,
+    ConnectionLost,
+    DomainGone,
+    DomainLocked,
+    DumpAborted,
+    GivenUp,
+    HypervisorUnreachable,
+    LibvirtFailed,
+    NoAnswer,
+)
 from zvmsnap.common.waiting import Call
 from zvmsnap.virt import domain_xml
 
@@ -78,6 +90,24 @@ _WITHOUT_QEMU = {
     "undefineFlags",
 }
 
+_CLASSES: dict[int, type[LibvirtFailed]] = {
+    libvirt.VIR_ERR_NO_DOMAIN: DomainGone,
+    libvirt.VIR_ERR_BLOCK_COPY_ACTIVE: BlockJobNotReady,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: DomainLocked,
+    libvirt.VIR_ERR_OPERATION_ABORTED: DumpAborted,
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: AgentSilent,
+}
+# What is asked for is not possible with the guest as it is.
+REFUSALS = frozenset(
+    (
+        libvirt.VIR_ERR_NO_SUPPORT,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+        libvirt.VIR_ERR_OPERATION_UNSUPPORTED,
+        libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+        libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+    )
+)
+
 Answer = TypeVar("Answer")
 
 _loop_started = threading.Lock()
@@ -89,6 +119,27 @@ class LostConnection(Exception):
 
 class QemuRefused(Exception):
     """QEMU does not do what its monitor was told."""
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise libvirt's errors as our own, with what was being done."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        code = error.get_error_code() or 0
+        message = foreign.line(error.get_error_message() or str(error))
+        raise _CLASSES.get(code, LibvirtFailed)(f"{doing}: {message}", code) from error
+    except (UnicodeError, SystemError) as error:
+        # The binding takes text for UTF-8. In an answer it raises UnicodeDecodeError otherwise, in
+        # the message of an error SystemError ("returned a result with an exception set").
+        raise LibvirtFailed(f"{doing}: what it says is no UTF-8 text") from error
+    except LostConnection as error:
+        raise ConnectionLost(f"{doing}: the connection to libvirt was lost: {error}") from error
+    except QemuRefused as error:
+        raise LibvirtFailed(f"{doing}: QEMU refused: {error}") from error
+    except GivenUp as error:
+        raise NoAnswer(f"{doing}: {error}") from error
 
 
 class Connection:

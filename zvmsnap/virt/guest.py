@@ -11,12 +11,11 @@ from typing import Any
 import libvirt
 
 from zvmsnap.common.errors import LibvirtFailed, NoAnswer
-from zvmsnap.virt.connection import Domain
+from zvmsnap.virt.connection import Domain, translated
 from zvmsnap.virt.domain_xml import Metadata, read_metadata
 from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, PauseClock
 from zvmsnap.virt.guest_state import JobProgress as JobProgress
 from zvmsnap.virt.guest_state import Pause as Pause
-from zvmsnap.virt.libvirt_error import translated
 from zvmsnap.virt.qemu_process import QemuProcess
 
 

@@ -15,9 +15,8 @@ import libvirt
 
 from zvmsnap.common.errors import DomainGone, GivenUp, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
-from zvmsnap.virt.connection import Connection, Domain, volume_path
+from zvmsnap.virt.connection import Connection, Domain, translated, volume_path
 from zvmsnap.virt.guest import Guest
-from zvmsnap.virt.libvirt_error import translated
 from zvmsnap.virt.qemu_process import STUCK_S, LoadWatch
 
 _LOOK_EVERY_S = 2.0

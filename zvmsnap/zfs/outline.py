@@ -19,6 +19,7 @@ _TABLE = "/proc/self/mountinfo"
 _MODE = "zvmsnap:mode"
 _OFF = "off"
 _UNSET = "-"
+_BLKZNAME = 0x8000_0000 | 256 << 16 | 0x12 << 8 | 125  # as zfs/volume
 _OUT, _ERRORS = 1, 2
 _ENTRIES_MAX = 200
 # What the kernel escapes in the mount table; a backslash last.
@@ -76,6 +77,54 @@ def holds_files(filesystems: Iterable[str], table: str = _TABLE) -> bool:
         root != b"/" or _numbers(os.stat(place).st_dev) != device or _has_files(place)
         for _, device, root, place in mounts
     )
+
+
+def holds_any(
+    datasets: Iterable[str], paths: Iterable[str], devices: Iterable[int], table: str = _TABLE
+) -> bool:
+    """May one of these paths lead to one of these datasets, or one of these devices be on it?
+
+    Devices are numbers; one that is no volume may lie on anything. Raises OSError.
+    """
+    names = set(datasets)
+    mounted = {device for _, device, _, _ in _mounts(names, table)}
+    return any(_may_lead_to(path, names, mounted) for path in paths) or any(
+        _may_be_on(number, names) for number in devices
+    )
+
+
+def _may_lead_to(path: str, names: set[str], mounted: set[str]) -> bool:
+    real = os.path.realpath(path)
+    while True:
+        try:
+            status = os.stat(real)
+        except FileNotFoundError:
+            real = os.path.dirname(real)  # where it would be
+            continue
+        if stat.S_ISBLK(status.st_mode):
+            return _may_be_on(status.st_rdev, names)
+        return _numbers(status.st_dev) in mounted
+
+
+def _may_be_on(number: int, names: set[str]) -> bool:
+    volume = _volume(number)
+    return volume is None or volume in names
+
+
+def _volume(number: int) -> str | None:
+    """The volume that this device is, or is a partition of; None if it is no volume."""
+    real = os.path.realpath(f"/sys/dev/block/{_numbers(number)}")
+    node = os.path.basename(os.path.dirname(real) if os.path.exists(f"{real}/partition") else real)
+    if not node.startswith("zd"):
+        return None
+    import fcntl
+
+    descriptor = os.open(f"/dev/{node}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(descriptor, _BLKZNAME, bytes(256))
+    finally:
+        os.close(descriptor)
+    return answer.split(b"\0", 1)[0].decode()
 
 
 def _numbers(device: int) -> str:

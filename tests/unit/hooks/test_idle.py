@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import libvirt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from zvmsnap.journal.round import Expected, Round
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.virt import outline as guests
 from zvmsnap.zfs import outline
 
 ROOT = Path(zvmsnap.__file__).parents[1]
@@ -333,12 +335,43 @@ def test_pre_of_excluded_datasets(is_idle: Hook, listed: dict[str, str]) -> None
 def test_pre_where_a_guest_may_have_a_disk(
     is_idle: Hook, listed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(guests, "used", lambda _uri: None)
     listed["tank/web/data"] = "volume"
     assert not is_idle("pre")
     listed["tank/web/data"] = "filesystem"
     assert is_idle("pre")
     monkeypatch.setattr(outline, "holds_files", lambda filesystems: "tank/web/data" in filesystems)
     assert not is_idle("pre")
+
+
+@pytest.mark.parametrize("kind", ["filesystem", "volume"])
+@pytest.mark.parametrize(
+    ("used", "idle"),
+    [
+        ((set(), set()), True),
+        (({"/a"}, {1}), True),
+        (({"/a", "/disk"}, {1}), False),
+        (({"/a"}, {1, 2}), False),
+        (None, False),
+    ],
+)
+def test_pre_of_what_a_guest_may_use(
+    is_idle: Hook,
+    listed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    used: tuple[set[str], set[int]] | None,
+    idle: bool,
+) -> None:
+    listed["tank/web"] = kind
+
+    def holds_any(datasets: Iterable[str], paths: set[str], devices: set[int]) -> bool:
+        return list(datasets) == ["tank/web"] and ("/disk" in paths or 2 in devices)
+
+    monkeypatch.setattr(outline, "holds_files", lambda _filesystems: kind == "filesystem")
+    monkeypatch.setattr(outline, "holds_any", holds_any)
+    monkeypatch.setattr(guests, "used", {"qemu:///system": used}.__getitem__)
+    assert is_idle("pre") is idle
 
 
 @pytest.mark.parametrize(
@@ -366,6 +399,15 @@ def test_pre_asks_nobody_where_a_guest_had_a_disk(
     monkeypatch.setattr(outline, "not_excluded", note)
     assert is_idle("pre", SANOID_TARGET=target) is asks
     assert bool(asked) is asks
+
+
+def test_pre_without_libvirt(is_idle: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_uri: str) -> None:
+        raise libvirt.libvirtError
+
+    monkeypatch.setattr(outline, "holds_files", lambda _filesystems: True)
+    monkeypatch.setattr(guests, "used", fail)
+    assert not is_idle("pre")
 
 
 def test_pre_of_datasets_of_which_zfs_says_nothing(
@@ -473,28 +515,38 @@ printf '%s\\t%s\\t-\\t-\\n' "$name" $kind
 def test_round_over_100_datasets_of_which_3_hold_guests(
     environment: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One zfs process for each pre, none for each post."""
+    """One zfs process for each pre, none for each post, and libvirt only where a guest may be."""
     monkeypatch.undo()
     program = tmp_path / "bin" / "zfs"
     program.parent.mkdir()
     program.write_text(ROUND.format(asked=tmp_path / "asked"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    mounted = [f"tank/mounted-{number}" for number in range(31)]
+    volumes = [f"tank/volume-{number}" for number in range(10)]
+    files = [f"tank/files-{number}" for number in range(30)]
     device = tmp_path.stat().st_dev
+    table = tmp_path / "table"
     lines = []
-    for number, name in enumerate(mounted):
+    for number, name in enumerate(files):
         place = tmp_path / name
         place.mkdir(parents=True)
-        numbers = f"{os.major(device)}:{os.minor(device)}"
-        lines.append(f"{number} 1 {numbers} / {place} rw - zfs {name} rw\n")
-    (tmp_path / mounted[0] / "web.raw").write_text("")
-    table = tmp_path / "table"
+        (place / "file").write_text("")
+        # Each file system has a device of its own; here all have the same but the first.
+        own = device if name == "tank/files-0" else device + 1 + number
+        lines.append(f"{number} 1 {os.major(own)}:{os.minor(own)} / {place} rw - zfs {name} rw\n")
     table.write_text("".join(lines))
-    monkeypatch.setattr(outline.holds_files, "__defaults__", (str(table),))
+    asked: list[str] = []
 
-    with_guests = ["tank/volume-0", "tank/volume-1", mounted[0]]
-    datasets = [*with_guests, *mounted[1:], *(f"tank/unmounted-{number}" for number in range(67))]
+    def used(uri: str) -> tuple[set[str], set[int]]:
+        asked.append(uri)
+        return {f"{tmp_path}/tank/files-0/web.raw", "/dev/null"}, {1000, 1001}
+
+    monkeypatch.setattr(guests, "used", used)
+    monkeypatch.setattr(outline, "_volume", lambda number: f"tank/volume-{number - 1000}")
+    monkeypatch.setattr(outline.holds_files, "__defaults__", (str(table),))
+    monkeypatch.setattr(outline.holds_any, "__defaults__", (str(table),))
+
+    datasets = [*volumes, *files, *(f"tank/unmounted-{number}" for number in range(60))]
     busy = {
         role: [
             name
@@ -503,8 +555,9 @@ def test_round_over_100_datasets_of_which_3_hold_guests(
         ]
         for role in ("pre", "post")
     }
-    assert busy == {"pre": with_guests, "post": []}
+    assert busy == {"pre": ["tank/volume-0", "tank/volume-1", "tank/files-0"], "post": []}
     assert len((tmp_path / "asked").read_text().splitlines()) == len(datasets) == 100
+    assert len(asked) == len(volumes) + len(files)
 
 
 def test_prune_reads_none_of_10_000_points(

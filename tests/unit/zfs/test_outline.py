@@ -1,12 +1,13 @@
 """What is said of datasets before anything is loaded."""
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from zvmsnap.zfs import outline
+from zvmsnap.zfs import outline, volume
 
 Zfs = Callable[..., None]
 
@@ -200,6 +201,74 @@ def test_it_cannot_be_seen_as_a_whole(mounted: Mounted, place: Path) -> None:
     assert outline.holds_files(
         ["tank/vm"], mounted(("tank/vm", place, "/"), ("tank/vm", place, "/"))
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "holds"),
+    [
+        pytest.param("guests/web/disk", True, id="file"),
+        pytest.param("guests/db/disk", True, id="would be one"),
+        pytest.param("guests", True, id="directory"),
+        pytest.param("../link", True, id="symlink to one"),
+        pytest.param("/proc/version", False, id="of another file system"),
+        pytest.param("/proc/none", False, id="would be one of another"),
+        pytest.param("/dev/null", False, id="device, but no disk"),
+    ],
+)
+def test_paths_that_lead_to_a_file_system(
+    mounted: Mounted, place: Path, path: str, holds: bool
+) -> None:
+    (place / "guests" / "web" / "disk").write_text("")
+    (place.parent / "link").symlink_to(place / "guests" / "web" / "disk")
+    table_of_other = mounted(("tank", place, "/"), device="0:9999")
+    asked = [str(place / path)]
+    assert not outline.holds_any(["tank", "tank/my vm"], asked, (), table_of_other)
+    table = mounted(("tank/my vm", place, "/"))
+    assert outline.holds_any(["tank", "tank/my vm"], asked, (), table) is holds
+    assert outline.holds_any(["tank/my vm"], ["/proc/none", *asked], (), table) is holds
+    assert not outline.holds_any(["tank"], asked, (), table)
+
+
+@pytest.mark.parametrize(("is_on", "holds"), [("tank/vm/v", True), ("tank/v", False), (None, True)])
+def test_devices_that_may_lie_on_a_dataset(
+    mounted: Mounted,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_on: str | None,
+    holds: bool,
+) -> None:
+    (place.parent / "device").write_text("")
+    own = os.stat
+    block = os.stat_result([stat.S_IFBLK | 0o600, *list(own("/proc"))[1:]], {"st_rdev": 0x123})
+    table = mounted(("tank/vm", place, "/"))
+    asked = []
+
+    def volume_of(number: int) -> str | None:
+        asked.append(number)
+        return is_on
+
+    monkeypatch.setattr(os, "stat", lambda _path: block)
+    monkeypatch.setattr(outline, "_volume", volume_of)
+    names = ["tank/vm", "tank/vm/v"]
+    assert outline.holds_any(names, [str(place.parent / "device")], (), table) is holds
+    assert outline.holds_any(names, (), [0x123], table) is holds
+    assert asked == [0x123, 0x123]
+
+
+def test_device_of_this_machine_is_no_volume() -> None:
+    numbers = [path.name.split(":") for path in Path("/sys/dev/block").glob("*:*")]
+    devices = [os.makedev(int(major), int(minor)) for major, minor in numbers]
+    assert {outline._volume(each) for each in (*devices[:5], os.makedev(9999, 1))} == {None}
+
+
+def test_how_the_kernel_is_asked_for_a_volume() -> None:
+    assert outline._BLKZNAME == volume._BLKZNAME
+
+
+def test_path_through_a_file(mounted: Mounted, place: Path) -> None:
+    (place / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        outline.holds_any(["tank/vm"], [f"{place}/file/x"], (), mounted(("tank/vm", place, "/")))
 
 
 def test_the_mount_table_of_this_machine() -> None:

@@ -4,7 +4,7 @@ import libvirt
 import pytest
 
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
-from zvmsnap.virt.libvirt_error import translated
+from zvmsnap.virt.connection import translated
 
 
 class Failure(libvirt.libvirtError):  # type: ignore[misc]
