@@ -64,8 +64,7 @@ def make_luks(lab: Lab) -> None:
 def test_encrypted(lab: Lab) -> None:
     """No overlay, which would hold its data in clear text; RAM while it is paused; and back."""
     make_luks(lab)
-    lab.run("zfs set zvmsnap:mode=memory,paused tank/vm/luks")
-    zvmsnap(lab, "take", "luks", "--name", "one")
+    zvmsnap(lab, "take", "luks", "--name", "one", "--mode", "memory,paused")
     point = scenario.the_point(lab, "luks")
     assert (point.manifest["level"], point.manifest["reason"][: len(WHY)]) == ("paused", WHY)
     scenario.assert_at_rest(lab, LUKS)
@@ -124,7 +123,7 @@ def test_checkpoints(lab: Lab) -> None:
     guests.define(lab, guests.domain_xml("inc", [disk]))
     guests.start(lab, "inc")
     assert backup(lab, "monday")
-    zvmsnap(lab, "take", "inc", "--name", "one")
+    zvmsnap(lab, "take", "inc", "--name", "one", "--mode", "memory")
     assert scenario.the_point(lab, "inc").manifest["level"] == "memory"
     assert backup(lab, "tuesday", "monday")
     # And a snapshot of its user's own, of which libvirt still knows when it is merged.

@@ -57,7 +57,7 @@ def _make(lab: Lab) -> None:
     disks = [Disk(path) for path in PART.disks.values()]
     guests.define(lab, guests.domain_xml("part", disks))
     guests.start(lab, "part")
-    zvmsnap(lab, "take", "part", "--name", FIRST)
+    zvmsnap(lab, "take", "part", "--name", FIRST, "--mode", "memory")
 
 
 def open_in_qemu(lab: Lab, domain: str) -> set[str]:
