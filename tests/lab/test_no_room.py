@@ -71,6 +71,7 @@ def test_too_small_for_the_ram(lab: Lab) -> None:
     assert point.names == set(scenario.snapshots(lab, WEB.top))
 
 
+@pytest.mark.whole
 def test_unusable_is_refused_with_the_reason(lab: Lab) -> None:
     for place in UNUSABLE:
         lab.run(place.make)

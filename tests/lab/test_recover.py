@@ -253,6 +253,7 @@ def test_guard_merges_behind_the_snapshot_before_staging_is_full(small_staging: 
 
 
 @pytest.mark.long
+@pytest.mark.whole
 def test_vault_that_is_not_mounted(lab: Lab) -> None:
     """Nothing is written below its mountpoint, and the point appears as soon as it is back."""
     recover(lab)

@@ -26,6 +26,7 @@ def names_of(lab: Lab) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.whole
 def test_snapshot_dataset_and_pool_get_other_names(lab_session: Lab) -> None:
     lab = lab_session
     scenario.taken(lab)

@@ -232,6 +232,7 @@ SET_ASIDE = "zfs list -Ho name -t filesystem,volume -r tank/vm | grep [.]before-
 TOOLS = "autobackup:nas,autobackup:all,syncoid:sync,com.sun:auto-snapshot,zvmsnap:group,org:owner"
 
 
+@pytest.mark.whole
 def test_what_belongs_to_a_name_goes_with_it(lab: Lab) -> None:
     """On a quota that a second reservation would break, and killed in the middle once."""
     name = back.hourly(lab)

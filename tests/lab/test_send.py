@@ -216,6 +216,7 @@ def bookmarks(lab: Lab) -> list[str]:
     return lab.run("zfs list -H -t bookmark -o name -r tank").stdout.split()
 
 
+@pytest.mark.whole
 def test_what_was_sent_last_is_pruned_here(lab: Lab) -> None:
     """The next stream begins at its bookmark, though both sides have an older snapshot, too."""
     lab.run(f"zfs set zvmsnap:mode=crash {WEB.top}")
