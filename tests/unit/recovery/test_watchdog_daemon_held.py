@@ -170,4 +170,5 @@ def test_the_deadline_is_kept_at_the_same_time(
     )
     assert watchdog_daemon.main([*WORDS, word]) == 0
     assert time.monotonic() < ends_s
-    assert guest.calls == ["resume"]
+    # Its snapshots exist: who waits for these may resume it at the same instant.
+    assert set(guest.calls) == {"resume"} and guest.paused_because is None
