@@ -93,6 +93,19 @@ def wait_until(
             wait(cancelled, poll_s)
 
 
+@contextmanager
+def in_background(name: str, run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run it in a thread of that name; when the block ends, set its event and wait for its end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=run, args=(ended,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Call(Generic[Answer]):
     """A call in a thread of its own, which can be given up: it goes on, and nobody waits for it.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone
 from zvmsnap.common.process import Process, uptime_s
-from zvmsnap.common.waiting import wait
+from zvmsnap.common.waiting import in_background, wait
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
@@ -31,15 +31,8 @@ _POLL_S = 0.5
 @contextmanager
 def enforce_deadline(config: Config, owner: Process) -> Iterator[None]:
     """Enforce the deadline for this owner's guests, until the block ends."""
-    ended = threading.Event()
-    enforcer = DeadlineEnforcer(config, owner, ended)
-    thread = threading.Thread(target=enforcer.run, name="deadline", daemon=True)
-    thread.start()
-    try:
+    with in_background("deadline", lambda ended: DeadlineEnforcer(config, owner, ended).run()):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 class _Guests:

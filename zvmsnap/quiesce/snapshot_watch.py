@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from zvmsnap.common import log
 from zvmsnap.common.process import Process
-from zvmsnap.common.waiting import wait
+from zvmsnap.common.waiting import in_background, wait
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
@@ -25,15 +25,8 @@ _LOOK_EVERY_S = 0.25
 @contextmanager
 def watch_snapshots(config: Config, owner: Process) -> Iterator[None]:
     """Let this owner's paused guests go on when their snapshots exist, until the block ends."""
-    ended = threading.Event()
-    watch = SnapshotWatch(config, owner, ended)
-    thread = threading.Thread(target=watch.run, name="snapshots", daemon=True)
-    thread.start()
-    try:
+    with in_background("snapshots", lambda ended: SnapshotWatch(config, owner, ended).run()):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 class SnapshotWatch:
