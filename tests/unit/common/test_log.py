@@ -46,6 +46,8 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, say: Callable[[], None]) -> list[s
     with monkeypatch.context() as patch:
         stderr = io.StringIO()
         patch.setattr(sys, "stderr", stderr)
+        # pytest would keep the text for its report, which cannot have surrogates beside xdist.
+        patch.setattr(log.plain(), "propagate", False)
         log.setup(1)
         say()
         return stderr.getvalue().split("\n")
