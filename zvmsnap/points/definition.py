@@ -293,9 +293,11 @@ def _seal_key(journal: Path) -> bytes | None:
 
 
 def _seal_code(key: bytes, directory: Path, manifest: Manifest) -> str:
-    """Over what never changes in a point; its RAM image is known by its checksum."""
-    parts = [manifest.uuid.encode(), manifest.capture.encode()]
-    parts.append(manifest.memory.sha256.encode() if manifest.memory else b"")
+    """Over what never changes in a point; its RAM image is known by its checksum.
+
+    The manifest says that of a point without its RAM, too, so the seal fits it all the same.
+    """
+    parts = [manifest.uuid.encode(), manifest.capture.encode(), manifest.memory_sha256.encode()]
     for name in (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM):
         data = stored(directory, name)
         parts.append(b"" if data is None else hashlib.sha256(data).digest())

@@ -27,6 +27,9 @@ NVRAM = "nvram.fd"
 TPM = "tpm.tar"
 MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
+# All that a file with RAM may be called in a point: what the manifest does not name is left over
+# there, and `zvmsnap prune` removes it.
+MEMORY_FILES = (MEMORY, MEMORY_ZSTD)
 
 # What a manifest says may come from elsewhere: it becomes part of paths, command lines and
 # definitions, so nothing but what we write there ourselves is taken. Only texts for people may say
@@ -149,6 +152,11 @@ class Memory(msgspec.Struct, frozen=True, gc=False):
     stored_bytes: _Bytes
     sha256: _Digest
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of all its files, in the directory of the point."""
+        return (self.file,)
+
 
 class HostDescription(msgspec.Struct, frozen=True, gc=False):
     """What the RAM image was made on; it loads only on a host that is like it."""
@@ -227,6 +235,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     other_state: tuple[OtherState, ...] = ()
     # By which this host knows that it has made the point; older versions have made none.
     seal: _Digest = ""
+    # sha256 of the RAM image that the point was made with, if that is not here, or not any more.
+    absent_memory: _Digest = ""
+
+    @property
+    def memory_sha256(self) -> str:
+        """By which the RAM image is known that the point was made with; "" if it had none."""
+        return self.memory.sha256 if self.memory else self.absent_memory
 
     @property
     def datasets(self) -> frozenset[str]:
@@ -236,3 +251,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def with_snapshots(self, refs: tuple[SnapshotRef, ...]) -> Manifest:
         """The same manifest, with these snapshots."""
         return msgspec.structs.replace(self, snapshots=refs)
+
+    def without_memory(self, reason: str) -> Manifest:
+        """The manifest of the same point, of its disks alone; `reason` says why it has no RAM."""
+        return msgspec.structs.replace(
+            self,
+            memory=None,
+            absent_memory=self.memory_sha256,
+            level=ConsistencyLevel.CRASH if self.level.has_memory else self.level,
+            reason=reason,
+        )

@@ -13,7 +13,7 @@ from zvmsnap.common import json_file, snapshot_name
 from zvmsnap.common.errors import VaultDamaged
 from zvmsnap.common.json_file import Unreadable
 from zvmsnap.config import capture_name
-from zvmsnap.points.manifest import MANIFEST, MEMORY, MEMORY_ZSTD, SCHEMA, Manifest
+from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SCHEMA, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def read_point(directory: Path) -> RestorePoint:
 
 def _why_invalid(manifest: Manifest) -> str | None:
     """What the types alone do not tell."""
-    if manifest.memory and manifest.memory.file not in (MEMORY, MEMORY_ZSTD):
+    if manifest.memory and not set(MEMORY_FILES).issuperset(manifest.memory.files):
         return f"its memory file {manifest.memory.file!r} is none of ours"
     if not all(
         snapshot_name.is_safe(f"{dataset}@{ref.name}")

@@ -19,10 +19,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from zvmsnap.config.destination import Destination, MemoryWanted
-from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
@@ -71,7 +68,8 @@ def plan(
             continue
         manifest = _manifest_at(destination, point.manifest, arrived)
         if not _wants_memory(point, wanted, latest) and manifest.memory:
-            manifest = without_memory(manifest, f"its RAM was not sent (memory = {wanted})")
+            why = manifest.reason or f"its RAM was not sent (memory = {wanted})"
+            manifest = manifest.without_memory(why)
         at_destination = known.get(_key(point))
         if at_destination is None:
             name = _free_name(point, taken_names)
@@ -141,14 +139,6 @@ def complete_name(manifest: Manifest, guids: Container[int]) -> str:
     """A snapshot name of a point that all its datasets have, by guid; "" if there is none."""
     refs = [ref for ref in manifest.snapshots if ref.guid in guids]
     return next(iter(complete_names(refs, manifest.datasets)), "")
-
-
-def without_memory(manifest: Manifest, reason: str) -> Manifest:
-    """The manifest of the same point, of its disks alone."""
-    level = ConsistencyLevel.CRASH if manifest.level.has_memory else manifest.level
-    return msgspec.structs.replace(
-        manifest, memory=None, level=level, reason=manifest.reason or reason
-    )
 
 
 def _latest(

@@ -31,6 +31,8 @@ def test_a_point_that_was_made_here(config: Config, directory: Path, sealed: Man
     # Snapshots may have moved, and the vault, too.
     moved = directory.rename(directory.with_name("elsewhere"))
     assert definition.is_made_here(config, moved, sealed.with_snapshots(()))
+    # Nor does it change whether its RAM is there: it was sent without, or that has been removed.
+    assert definition.is_made_here(config, moved, sealed.without_memory("removed"))
 
 
 def test_one_key_for_all(config: Config, directory: Path, sealed: Manifest) -> None:
@@ -55,6 +57,7 @@ def test_a_file_that_somebody_else_has_written(
     [
         {"memory": Memory("memory.img", "raw", "none", 4, 4, "01")},
         {"memory": None},
+        {"memory": None, "absent_memory": "01"},
         {"uuid": "c0ffee00-0000-4000-8000-000000000009"},
         {"seal": ""},
         {"seal": "0" * 64},

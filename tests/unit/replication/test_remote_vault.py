@@ -22,7 +22,7 @@ from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest, Memory
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication.remote_vault import RemoteVault, path_of
-from zvmsnap.replication.transfer import PointTransfer, without_memory
+from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import zfs
 
 Build = Callable[..., Manifest]
@@ -170,7 +170,7 @@ def test_image_with_a_wrong_checksum_is_sent_anew(
 def test_ram_is_sent_later(remote_vault: RemoteVault, web: RestorePoint) -> None:
     remote_vault.claim()
     remote_vault.put(
-        PointTransfer(web, "h1", without_memory(web.manifest, "no"), with_memory=False), bwlimit=""
+        PointTransfer(web, "h1", web.manifest.without_memory("no"), with_memory=False), bwlimit=""
     )
     assert f"{FOLDER}/h1/memory.img" not in files(remote_vault)
     remote_vault.put(transfer_of(web), bwlimit="1000M")
