@@ -119,8 +119,13 @@ class Attempt:
             )
             writer.note(tpm_warning=warning)
 
+        def discard() -> None:
+            # A guest that could not be let go yet gets its point when that is done.
+            if not writer.entry.is_held:
+                self.staging.remove()
+
         return [
-            Step("staging", self.staging.make, self.staging.remove),
+            Step("staging", self.staging.make, discard),
             Step("definition", define),
         ]
 

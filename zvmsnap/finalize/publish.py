@@ -227,7 +227,7 @@ def _changes(entry: Entry, files: CaptureFiles) -> dict[str, Any]:
     | level that was begun        | and                                        | the point |
     |-----------------------------|--------------------------------------------|-----------|
     | memory, paused, quiesced    | no snapshot existed before it was released | crash     |
-    | memory, paused, quiesced    | pre was killed before the freeze           | crash     |
+    | memory, paused, quiesced    | pre ended before the freeze                | crash     |
     | memory, paused              | no RAM image that libvirt can load         | crash     |
     | any                         | none of these                              | as begun  |
     """
@@ -239,7 +239,7 @@ def _changes(entry: Entry, files: CaptureFiles) -> dict[str, Any]:
         elif not entry.disks_frozen_at_s:
             # The RAM image may be complete, but it is of a later instant than the snapshot.
             what = "the disks" if level.has_memory else "its file systems"
-            why = f"pre was killed before {what} were frozen"
+            why = f"pre ended before {what} were frozen"
         elif level.has_memory and not files.has_image:
             why = f"its RAM image is gone from {files.staging.memory}"
         elif level.has_memory and not entry.memory_format:

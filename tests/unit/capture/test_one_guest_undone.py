@@ -19,6 +19,7 @@ from tests.fakes.capture_scene import (
 )
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.finalize import after_snapshot
+from zvmsnap.points.manifest import DOMAIN_XML
 
 UNDONE = [
     pytest.param(
@@ -149,6 +150,9 @@ def test_what_cannot_be_undone_is_undone_by_the_next_hook(
         "and could not be undone: freeze: resume or thaw: its file systems may be frozen"
         in caplog.text
     )
+    # What its point of level crash is made of, when it can be thawed.
+    staging = entry.directory(scene.config.staging_dir)
+    assert (staging / "point" / DOMAIN_XML).exists()
     agent_of(guest).answering = True
     after_snapshot.finish_interrupted(scene.config, scene.host, guest, entry)
     scene.assert_at_rest()

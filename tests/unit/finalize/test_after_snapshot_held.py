@@ -101,13 +101,13 @@ LESS = [
     pytest.param(PAUSED, {}, runs, "it went on before its snapshot", id="resumed by somebody"),
     pytest.param(PAUSED, {}, is_shut_off, "it went on before its snapshot", id="paused, off"),
     pytest.param(
-        PAUSED, NOT_FROZEN, nothing, "pre was killed before the disks were frozen", id="dead hook"
+        PAUSED, NOT_FROZEN, nothing, "pre ended before the disks were frozen", id="dead hook"
     ),
     pytest.param(
         PAUSED,
         NOT_FROZEN,
         is_still_dumped,
-        "pre was killed before the disks were frozen",
+        "pre ended before the disks were frozen",
         id="a dump that goes on",
     ),
     pytest.param(PAUSED, {"memory_format": ""}, nothing, None, id="paused, header not read yet"),
@@ -117,14 +117,14 @@ LESS = [
         QUIESCED,
         {"disks_frozen_at_s": 0.0},
         nothing,
-        "pre was killed before its file systems were frozen",
+        "pre ended before its file systems were frozen",
         id="dead in the freeze",
     ),
     pytest.param(
         QUIESCED,
         {"frozen": False, **NOT_FROZEN},
         thaws,
-        "pre was killed before its file systems were frozen",
+        "pre ended before its file systems were frozen",
         id="dead before the freeze",
     ),
 ]
