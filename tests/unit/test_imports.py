@@ -23,7 +23,7 @@ FLOORS = (
     {"clone", "replication", "quiesce", "retention"},
     {"disks", "journal"},
     {"points"},
-    {"inventory"},
+    {"inventory", "ram"},
     {"config", "zfs", "virt"},
     {"common"},
 )

@@ -195,6 +195,10 @@ class ImageUnloadable(ZvmsnapError):
     """A RAM image is incomplete, or of a kind that libvirt cannot load."""
 
 
+class NotUnderstood(ZvmsnapError):
+    """A RAM image cannot be taken apart into a page image: it is stored as libvirt wrote it."""
+
+
 class TpmUncapturable(ZvmsnapError):
     """The state of a guest's TPM cannot be captured, or the guest has no TPM to restore it to."""
 

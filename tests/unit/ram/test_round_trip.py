@@ -1,0 +1,117 @@
+"""An image taken apart and put together again is the same image: page for page, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.ram.streams import DEVICES, PAGE_BYTES, Image, head, page
+from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.ram.check import check
+from zvmsnap.ram.page_image import PAGES, REST, PageImage, read_rest
+from zvmsnap.ram.put_together import write_image
+from zvmsnap.ram.take_apart import TakenApart, take_apart
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[PageImage]:
+    pages = os.open(directory / PAGES, os.O_RDONLY)
+    rest = os.open(directory / REST, os.O_RDONLY)
+    try:
+        yield PageImage(pages, rest, "the point")
+    finally:
+        os.close(pages)
+        os.close(rest)
+
+
+def apart(image: bytes, directory: Path) -> TakenApart:
+    (directory / "memory").write_bytes(image)
+    return take_apart(directory / "memory", directory / PAGES, directory / REST)
+
+
+def together(directory: Path, taken: TakenApart, other_head: bytes | None = None) -> bytes:
+    target = os.open(directory / "again", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        with opened(directory) as image:
+            write_image(image, target, taken.digests, head=other_head)
+    finally:
+        os.close(target)
+    return (directory / "again").read_bytes()
+
+
+def in_order() -> bytes:
+    """A stream as it is put together: each page once, in one section."""
+    image = Image({"pc.ram": 300 * PAGE_BYTES, "vga": 3 * PAGE_BYTES})
+    image.begin(3)
+    for number in range(300):
+        image.page("pc.ram", number, page(number) if 7 < number < 290 and number % 9 else None)
+    for number in range(3):
+        image.page("vga", number, page(1000))
+    image.end()
+    return image.image()
+
+
+def test_pages_lie_at_their_places(tmp_path: Path) -> None:
+    taken = apart(in_order(), tmp_path)
+    pages = (tmp_path / PAGES).read_bytes()
+    assert pages[8 * PAGE_BYTES : 9 * PAGE_BYTES] == page(8)
+    assert pages[9 * PAGE_BYTES : 10 * PAGE_BYTES] == bytes(PAGE_BYTES)
+    assert pages[2 << 20 :][: 3 * PAGE_BYTES] == page(1000) * 3
+    assert (taken.pages_bytes, len(pages)) == (3 << 20, 3 << 20)
+
+
+def test_a_stream_in_order_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    taken = apart(in_order(), tmp_path)
+    assert together(tmp_path, taken) == in_order()
+
+
+def test_another_head(tmp_path: Path) -> None:
+    taken = apart(in_order(), tmp_path)
+    other = head("<domain>another</domain>" * 100)
+    assert together(tmp_path, taken, other) == other + in_order()[len(head()) :]
+
+
+def test_the_definition_is_in_the_rest(tmp_path: Path) -> None:
+    apart(in_order(), tmp_path)
+    with opened(tmp_path) as image:
+        assert read_rest(image).head("it").xml == "<domain/>"
+
+
+def test_the_last_of_two_pages_counts(tmp_path: Path) -> None:
+    image = Image({"pc.ram": 16 * PAGE_BYTES})
+    image.begin()
+    for number in range(16):
+        image.page("pc.ram", number, page(number))
+    image.end()
+    image.begin(3)
+    image.page("pc.ram", 3, page(99))
+    image.page("pc.ram", 9, None)
+    for number in (12, 13, 14, 15):
+        image.page("pc.ram", number, None)
+    image.end()
+    taken = apart(image.image(), tmp_path)
+    content = [page(number) for number in range(12)] + [bytes(PAGE_BYTES)] * 4
+    content[3], content[9] = page(99), bytes(PAGE_BYTES)
+    assert (tmp_path / PAGES).read_bytes()[: 16 * PAGE_BYTES] == b"".join(content)
+    assert taken.records == 3
+    assert together(tmp_path, taken).endswith(DEVICES)
+
+
+@pytest.mark.parametrize("name", [PAGES, REST])
+def test_a_flipped_bit_is_seen(tmp_path: Path, name: str) -> None:
+    taken = apart(in_order(), tmp_path)
+    with opened(tmp_path) as image:
+        assert check(image, taken.digests).was_running
+    data = bytearray((tmp_path / name).read_bytes())
+    for at in (0, len(data) // 2, len(data) - 1):
+        data[at] ^= 1
+        (tmp_path / name).write_bytes(data)
+        with opened(tmp_path) as image, pytest.raises(ImageUnloadable, match=name):
+            check(image, taken.digests)
+        with pytest.raises(ImageUnloadable, match=name):
+            together(tmp_path, taken)
+        data[at] ^= 1
