@@ -51,6 +51,8 @@ _TABLE_BYTES_MAX = 1 << 20
 # ext4 ends at 16 TiB, and no guest of QEMU has more RAM.
 _PAGES_BYTES_MAX = 16 << 40
 CHUNK_BYTES = 1 << 20
+# So much the kernel reads while the bytes before it are worked on.
+_AHEAD_BYTES = 8 * CHUNK_BYTES
 ZERO_RECORD = bytes(RECORD_BYTES)
 
 
@@ -65,6 +67,10 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def end(self) -> int:
         """Where the next block would begin."""
         return _aligned(self.place + self.bytes)
+
+    def pages_from(self, address: int) -> int:
+        """How many pages it has from `address` on."""
+        return max(0, self.bytes - address) // PAGE_BYTES
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,8 +129,9 @@ class RecordDigest:
     records: int = 0
     _ordered: hashlib._Hash = field(default_factory=hashlib.sha256)
 
-    def add(self, place: int, record: bytes) -> None:
-        own = record_digest(place, record)
+    def add(self, place: int, *record: bytes | memoryview) -> None:
+        """A record, in one or several parts."""
+        own = record_digest(place, *record)
         self._ordered.update(_PLACE.pack(place) + own)
         self.total += int.from_bytes(own)
         self.records += 1
@@ -133,10 +140,11 @@ class RecordDigest:
         return self._ordered.hexdigest()
 
 
-def record_digest(place: int, record: bytes) -> bytes:
+def record_digest(place: int, *record: bytes | memoryview) -> bytes:
     """The digest of one record: of its place, too, so that none can stand for another."""
     digest = hashlib.sha256(_PLACE.pack(place))
-    digest.update(record)
+    for part in record:
+        digest.update(part)
     return digest.digest()
 
 
@@ -291,17 +299,20 @@ def records(pages: int, begin: int = 0, end: int | None = None) -> Iterator[tupl
     From `begin` on, a multiple of a record, up to the one before `end`. Holes are not read. Raises
     OSError.
     """
-    for first, last in data_ranges(pages, begin, os.fstat(pages).st_size if end is None else end):
-        for chunk in range(first, last, CHUNK_BYTES):
-            data = os.pread(pages, min(CHUNK_BYTES, last - chunk), chunk)
-            for at in range(0, len(data), RECORD_BYTES):
-                record = data[at : at + RECORD_BYTES]
-                if record != ZERO_RECORD:
-                    yield chunk + at, record
+    for place, after in data_ranges(pages, begin, os.fstat(pages).st_size if end is None else end):
+        data = os.pread(pages, after - place, place)
+        for at in range(0, len(data), RECORD_BYTES):
+            record = data[at : at + RECORD_BYTES]
+            if record != ZERO_RECORD:
+                yield place + at, record
 
 
 def data_ranges(pages: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where the file may have data, in whole records: first byte and the one after the last."""
+    """Where the file may have data, in whole records: first byte and the one after the last.
+
+    No range is longer than a chunk. The kernel is asked to read ahead meanwhile. Raises OSError.
+    """
+    asked = begin
     while begin < end:
         try:
             data = os.lseek(pages, begin, os.SEEK_DATA)
@@ -312,7 +323,13 @@ def data_ranges(pages: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
         if data >= end:
             return
         hole = os.lseek(pages, data, os.SEEK_HOLE)
-        begin = max(begin, data // RECORD_BYTES * RECORD_BYTES)
         after = -(-min(hole, end) // RECORD_BYTES) * RECORD_BYTES
-        yield begin, after
+        begin = max(begin, data // RECORD_BYTES * RECORD_BYTES)
+        while begin < after:
+            if begin + _AHEAD_BYTES > asked:
+                asked = max(begin, asked)
+                os.posix_fadvise(pages, asked, 2 * _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+                asked += 2 * _AHEAD_BYTES
+            yield begin, min(after, begin + CHUNK_BYTES)
+            begin += CHUNK_BYTES
         begin = after

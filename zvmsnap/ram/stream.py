@@ -46,6 +46,8 @@ FLAGS = PAGE_BYTES - 1
 
 _RAM = b"\x03ram" + NUMBER.pack(0) + NUMBER.pack(4)
 _BUFFER_BYTES = 1 << 20
+# How many pages are compared at once, at first, and how many times more if all of them matched.
+_GUESS_PAGES, _GUESS_GROWTH = 16, 4
 _HEAD_BYTES = {PAGE: WORD.size + PAGE_BYTES, ZERO: WORD.size + 1}
 # What subsections of the configuration may be: their data's length.
 _SUBSECTIONS = {b"configuration/target-page-bits": 4, b"configuration/uuid": 16}
@@ -178,11 +180,13 @@ class RamStream:
             raise NotUnderstood("RAM has a page outside of its blocks")
         yield Run(block.place + address, PAGE_BYTES, self._body(kind))
         address += PAGE_BYTES
-        while count := self._following(kind, address, (block.bytes - address) // PAGE_BYTES):
+        guess = _GUESS_PAGES
+        while count := self._following(kind, address, min(guess, block.pages_from(address))):
             data = self._bodies(count) if kind == PAGE else None
             self._at += count * _HEAD_BYTES[kind]
             yield Run(block.place + address, count * PAGE_BYTES, data)
             address += count * PAGE_BYTES
+            guess *= _GUESS_GROWTH
 
     def _named(self) -> Block:
         name = self._take(self._take(1)[0]).decode("latin-1")
