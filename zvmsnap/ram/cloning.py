@@ -1,4 +1,8 @@
-"""Block clones of whole files: what both share lies on the disk once."""
+"""Block clones of whole files: what both have in common lies on the disk once.
+
+By FICLONE alone: OpenZFS 2.2 and later with block cloning on, XFS, btrfs. copy_file_range(2) would
+copy all where blocks cannot be shared, which is more work than to write a new image.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,38 @@ import errno
 import fcntl
 import os
 
+from zvmsnap.common import waiting
+
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
-# How the kernel says that these two files cannot share, or not now: ioctl_ficlone(2). EAGAIN and
-# EBUSY: OpenZFS, for blocks that were not written to the disk yet.
-_CANNOT = (
-    errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM,
-    errno.EAGAIN, errno.EBUSY, errno.ETXTBSY, errno.EISDIR, errno.EBADF,
-)  # fmt: skip
+# OpenZFS, of a source that is not in the pool yet. It writes every 5 seconds, if it can.
+_NOT_YET = (errno.EAGAIN, errno.EBUSY)
+_NOT_YET_S = 15.0
+_POLL_S = 0.5
 
 
 def clone(source: int, target: int) -> bool:
-    """Make the empty file `target` share all blocks of `source`; False if that cannot be done.
+    """Make the empty file `target` share all blocks of `source`.
 
-    Raises OSError if the disk fails or is full.
+    False if that cannot be done, for whatever reason: then `target` is still empty. If the disk
+    fails or is full, whoever writes to it will see. Raises OSError if it cannot be emptied again.
     """
-    os.fsync(source)  # OpenZFS clones only what is on the disk
+    try:
+        os.fsync(source)
+        if waiting.wait_until(lambda: _is_cloned(source, target), _NOT_YET_S, _POLL_S):
+            return True
+    except OSError:
+        pass
+    os.ftruncate(target, 0)  # it may have a part
+    return False
+
+
+def _is_cloned(source: int, target: int) -> bool:
+    """Share the blocks; False if that is possible later."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in _NOT_YET:
             raise
         return False
     return True

@@ -198,10 +198,10 @@ class Rest:
     def head(self, name: str) -> Head:
         """libvirt's head, with the definition inside. Raises ImageUnloadable."""
         count = self.table.head_bytes + self.table.opening_bytes
-        return save_image.read_head(_Bytes(self.bytes_of(0, count)), name)
+        return save_image.read_head(Chunks(self.bytes_of(0, count)), name)
 
 
-class _Bytes:
+class Chunks:
     """A stream of chunks, read by length."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

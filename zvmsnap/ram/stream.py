@@ -78,6 +78,7 @@ class RamStream:
         self._buffer = b""
         self._at = 0
         self._kept: bytearray | None = bytearray()
+        self._by_name: dict[str, Block] = {}
         self._block: Block | None = None
 
     def begin(self) -> bytes:
@@ -97,6 +98,10 @@ class RamStream:
         self._footer()
         kept, self._kept = self._kept, None
         return bytes(kept or b"")
+
+    def sent_bytes_min(self) -> int:
+        """So many bytes the pages of all blocks take, if all are zeros."""
+        return sum(block.pages_from(0) for block in self.blocks) * _HEAD_BYTES[ZERO]
 
     def runs(self) -> Iterator[Run]:
         """All pages in the order they were sent."""
@@ -159,6 +164,7 @@ class RamStream:
         self.blocks = page_image.laid_out(lengths)
         if left or not lengths or not page_image.are_plausible(self.blocks):
             raise NotUnderstood("the list of RAM blocks contradicts itself")
+        self._by_name = {block.name: block for block in self.blocks}
 
     # -- pages
 
@@ -190,10 +196,9 @@ class RamStream:
 
     def _named(self) -> Block:
         name = self._take(self._take(1)[0]).decode("latin-1")
-        for block in self.blocks:
-            if block.name == name:
-                return block
-        raise NotUnderstood(f"RAM has a page of the block {_text(name.encode())}, not in its list")
+        if name not in self._by_name:
+            raise NotUnderstood(f"RAM has a page of the block {name[:64]!r}, not in its list")
+        return self._by_name[name]
 
     def _body(self, kind: int) -> bytes | None:
         if kind == PAGE:

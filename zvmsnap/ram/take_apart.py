@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,19 +22,22 @@ from zvmsnap.common.errors import ImageUnloadable, NotUnderstood
 from zvmsnap.common.safe_files import PRIVATE_FILE
 from zvmsnap.ram import page_image, whole
 from zvmsnap.ram.cloning import clone
-from zvmsnap.ram.page_image import Digests, PageImage, RecordDigest, Table
+from zvmsnap.ram.page_image import CHUNK_BYTES, Chunks, Digests, PageImage, RecordDigest, Table
 from zvmsnap.ram.record_file import RecordFile
 from zvmsnap.ram.stream import RamStream
 from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head
+
+# libvirt's head has some 100 KiB. A longer one is stored as it is.
+_HEAD_CHUNKS_MAX = 4
 
 
 @dataclass(frozen=True)
 class TakenApart:
     """What became of an image: the lengths of both files, and what tells them from any other.
 
-    `pages_bytes` is with holes. Records are 16 KiB: those that are not zeros, and of these those
-    that were written; the others are shared with the base.
+    `pages_bytes` is with holes. `records` is how many records are not zeros; `records_written` how
+    many times one was written, and not left as the base had it.
     """
 
     pages_bytes: int
@@ -80,8 +83,9 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
     source.seek(len(head.stored))
     stream = RamStream(source)
     opening = stream.begin()
-    length_bytes = page_image.pages_bytes(stream.blocks)
-    records = RecordFile(pages, length_bytes, cloned=cloned)
+    if stream.sent_bytes_min() > os.fstat(source.fileno()).st_size:
+        raise NotUnderstood("it is too short for all its RAM")
+    records = RecordFile(pages, page_image.pages_bytes(stream.blocks), cloned=cloned)
     for run in stream.runs():
         records.put(run.place, run.length_bytes, run.data)
     for block in stream.blocks:
@@ -106,8 +110,10 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
 
 
 def _head(source: BinaryIO) -> Head:
+    """libvirt's head. Whatever length it claims, no more is read than the file has."""
+    chunks = iter(lambda: source.read(CHUNK_BYTES), b"")
     try:
-        head = save_image.read_head(source, "the image")
+        head = save_image.read_head(Chunks(islice(chunks, _HEAD_CHUNKS_MAX)), "the image")
     except ImageUnloadable as error:
         raise NotUnderstood(str(error)) from error
     if head.header.format != "raw":

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.unit.ram.streams import DEVICES, PAGE_BYTES, Image, head, page
+from tests.unit.ram.page_files import apart, loaded, opened, together
+from tests.unit.ram.streams import PAGE_BYTES, Image, head, load, page
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.ram.check import check
-from zvmsnap.ram.page_image import PAGES, REST, PageImage, read_rest
-from zvmsnap.ram.put_together import write_image
-from zvmsnap.ram.take_apart import TakenApart, take_apart
-
-
-@contextmanager
-def opened(directory: Path) -> Iterator[PageImage]:
-    pages = os.open(directory / PAGES, os.O_RDONLY)
-    rest = os.open(directory / REST, os.O_RDONLY)
-    try:
-        yield PageImage(pages, rest, "the point")
-    finally:
-        os.close(pages)
-        os.close(rest)
-
-
-def apart(image: bytes, directory: Path) -> TakenApart:
-    (directory / "memory").write_bytes(image)
-    return take_apart(directory / "memory", directory / PAGES, directory / REST)
-
-
-def together(directory: Path, taken: TakenApart, other_head: bytes | None = None) -> bytes:
-    target = os.open(directory / "again", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        with opened(directory) as image:
-            write_image(image, target, taken.digests, head=other_head)
-    finally:
-        os.close(target)
-    return (directory / "again").read_bytes()
+from zvmsnap.ram.page_image import PAGES, REST, read_rest
 
 
 def in_order() -> bytes:
@@ -98,7 +68,7 @@ def test_the_last_of_two_pages_counts(tmp_path: Path) -> None:
     content[3], content[9] = page(99), bytes(PAGE_BYTES)
     assert (tmp_path / PAGES).read_bytes()[: 16 * PAGE_BYTES] == b"".join(content)
     assert taken.records == 3
-    assert together(tmp_path, taken).endswith(DEVICES)
+    assert loaded(tmp_path, taken) == load(image.image())
 
 
 @pytest.mark.parametrize("name", [PAGES, REST])
