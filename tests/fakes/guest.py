@@ -38,6 +38,7 @@ class FakeProcess(QemuProcess):
     def __init__(self, instead: dict[str, str], *, own_names: bool) -> None:
         self.instead = instead
         self.own_names = own_names
+        self.used_bytes = 0
         self.nodes = FakeNodes()
 
     @property
@@ -50,6 +51,9 @@ class FakeProcess(QemuProcess):
 
     def has_file(self, path: str) -> bool:
         return self.instead.get(path, path) == path
+
+    def memory_bytes(self) -> int:
+        return self.used_bytes
 
     def device(self, path: str) -> int | None:
         opened = self.instead.get(path, path)
@@ -77,6 +81,7 @@ class FakeGuest(Guest):
         self.mirrors: dict[str, str] = {}
         self.paused_because: Pause | None = None
         self.allowed_ms = 300
+        self.allowed_mib_per_s = 100
         self.snapshots: list[str] = []
         # What libvirt keeps of checkpoints; and when its snapshots were made.
         self.checkpoints: list[Metadata] = []
@@ -309,6 +314,14 @@ class FakeGuest(Guest):
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
         self._does(f"allow {pause_ms}")
         self.allowed_ms = pause_ms
+
+    def migrate_max_speed_mib(self) -> int:
+        self._called("migrate_max_speed_mib")
+        return self.allowed_mib_per_s
+
+    def migrate_set_max_speed_mib(self, mib_per_s: int) -> None:
+        self._does(f"speed {mib_per_s}")
+        self.allowed_mib_per_s = mib_per_s
 
     def block_commit(self, target: str, base: str) -> None:
         self._does(f"commit {target}")

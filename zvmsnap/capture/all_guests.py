@@ -36,6 +36,7 @@ from zvmsnap.journal.request import HookCall
 from zvmsnap.journal.round import Round
 from zvmsnap.quiesce import watchdog
 from zvmsnap.quiesce.barrier import FreezeBarrier
+from zvmsnap.quiesce.together import DumpsTogether
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, zfs
@@ -166,7 +167,7 @@ def _capture_in_parallel(run: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
             complete = False
             log.failure(run.about(guest), error, "no point")
         # Maybe it hangs: the others go on, and the next hook or the watchdog sees to it.
-        shared.barrier.finish(guest.uuid)
+        shared.finish(guest.uuid)
     if run.request.cancelled.is_set():
         _put_back(run, guests)
         raise Cancelled("interrupted: no guest was captured")
@@ -187,8 +188,15 @@ def _shared(run: SnapshotRun, guests: Iterable[str]) -> Shared:
         with reserving:
             space.reserve(uuid, image_bytes)
 
-    dumps = run.config.limits.parallel_dumps or staging.parallel_dumps(run.config.staging_dir)
-    return Shared(preexisting, reserve, FreezeBarrier(guests, dumps))
+    limits = run.config.limits
+    dumps = limits.parallel_dumps or staging.parallel_dumps(run.config.staging_dir)
+    together = limits.parallel_dumps or staging.PARALLEL_DUMPS_MAX
+    return Shared(
+        preexisting,
+        reserve,
+        FreezeBarrier(guests, dumps),
+        DumpsTogether(together, limits.memory_max_pause_s),
+    )
 
 
 def _preexisting(request: CaptureRequest) -> PreexistingSnapshots:

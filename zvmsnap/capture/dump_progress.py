@@ -9,7 +9,8 @@ may need an hour, and no pause at all. The first row that fits decides:
 |---------------------------------------------------------------------|--------------------------|
 | is cancelled                                                        | aborted                  |
 | has an image larger than the room reserved for it                   | aborted                  |
-| goes on at less than dump_min_mib_per_s for a minute                | aborted                  |
+| goes on at less than dump_min_mib_per_s for a minute, and zvmsnap   | aborted                  |
+| has not slowed it down                                              |                          |
 | has the guest paused since max_freeze_s, by zvmsnap or by QEMU      | aborted                  |
 | was found endless once                                              | the same again           |
 | is stuck, or has no room for another such pass; its rest takes no   | that pause is allowed    |
@@ -20,7 +21,8 @@ may need an hour, and no pause at all. The first row that fits decides:
 |                                                                     | the rest is written      |
 | is stuck                                                            | aborted                  |
 
-It is stuck when a pass has not a tenth less to write than the shortest one before. It has no room
+It is stuck when a pass has not a tenth less to write than the shortest one before, of those in
+which it was not slowed down. It has no room
 for another pass if its image, this pass and the next one are more than is reserved.
 
 So no dump is endless: the size of the image is bounded, its speed is at least dump_min_mib_per_s,
@@ -65,7 +67,8 @@ class Look:
     """What is seen of a dump at an instant.
 
     `number`: which pass it is in, from 1 on; 0 while libvirt tells nothing. `written_bytes`: what
-    QEMU has written in all passes; `rest_bytes`: what is left of this one.
+    QEMU has written in all passes; `rest_bytes`: what is left of this one. `is_slowed`: by zvmsnap,
+    as others are not so far.
     """
 
     at_s: float
@@ -74,6 +77,7 @@ class Look:
     number: int = 0
     written_bytes: int = 0
     rest_bytes: int = 0
+    is_slowed: bool = False
 
     @property
     def is_written(self) -> bool:
@@ -95,6 +99,7 @@ class DumpProgress:
         self._pass: Look | None = None  # as it was when its present pass began
         self._shortest_bytes = 0
         self._stuck_passes = 0
+        self._was_slowed = False  # in its present pass
         self._found = Action(Verb.ALLOW, limits.pause_first_ms)
 
     def decide(self, look: Look, *, cancelled: bool) -> Action:
@@ -130,9 +135,15 @@ class DumpProgress:
             self._shortest_bytes = look.rest_bytes
             self._pass = look
         elif self._pass is not None and look.number > self._pass.number:
-            if self._found.verb is Verb.ALLOW:
+            if self._was_slowed:
+                # The guest has changed the more meanwhile, and how fast the disk is nobody knows.
+                self._shortest_bytes = look.rest_bytes
+                self._stuck_passes = 0
+            elif self._found.verb is Verb.ALLOW:
                 self._found = self._decide_on_pass(self._pass, look)
             self._pass = look
+            self._was_slowed = False
+        self._was_slowed |= look.is_slowed
         self._last = look
 
     def _follow_speed(self, look: Look) -> None:
@@ -144,6 +155,8 @@ class DumpProgress:
             last.rest_bytes - look.rest_bytes,
             0,
         )
+        if look.is_slowed:
+            self._mark = (look.at_s, self._done_bytes)
         marked_s, marked_bytes = self._mark
         over_s = look.at_s - marked_s
         if over_s < _SPEED_OVER_S:

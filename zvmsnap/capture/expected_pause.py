@@ -1,4 +1,7 @@
-"""How long a guest would be paused for level `memory`, told before it is.
+"""How long a guest would be paused for its RAM, told before it is.
+
+At level `paused` it waits for the dumps of others, if not all are dumped at once: see
+quiesce/together. How fast they are its points tell. At level `memory` it waits for its overlays.
 
 After the last of RAM libvirt labels the overlays of all disks, one after the other, while the guest
 is paused: it has AppArmor compile the guest's profile anew for each of them (0.1 to 0.3 s on a bare
@@ -31,6 +34,8 @@ _READ_AT_MOST = 50
 _RAM_S = 0.3
 _DISK_S = 0.15
 _CONFINED_DISK_S = 0.5
+# A slow disk: without points nobody knows.
+_DUMP_BYTES_PER_S = float(100 << 20)
 
 
 def why_too_long(limit_s: float, vault_dir: Path, domain: str, uuid: str, disks: int) -> str:
@@ -45,6 +50,16 @@ def why_too_long(limit_s: float, vault_dir: Path, domain: str, uuid: str, disks:
         f"to put its {disks} disks on overlays it would be paused for about {expected_s:.1f} s, "
         f"{by} (limits.memory_max_pause_s is {limit_s:g})"
     )
+
+
+def dump_bytes_per_s(vault_dir: Path, domain: str, uuid: str) -> float:
+    """How fast its RAM is written: as the fastest of its newest dumps was; some wait for others."""
+    speeds = (
+        manifest.memory.image_bytes / manifest.timing.dump_s
+        for manifest in vault.newest(vault_dir, domain, _READ_AT_MOST)
+        if manifest.uuid == uuid and manifest.memory and manifest.timing.dump_s
+    )
+    return max(islice(speeds, _POINTS), default=_DUMP_BYTES_PER_S) or _DUMP_BYTES_PER_S
 
 
 def _history(vault_dir: Path, domain: str, uuid: str) -> list[Manifest]:

@@ -6,7 +6,8 @@ file is part of the guest's pause. So threads accompany each dump:
 
 * one flushes the growing file all the time, so that little remains to be flushed at the end;
 * one does what dump_progress decides: allows QEMU a longer pause, pauses the guest until the rest
-  is written, or aborts the dump;
+  is written, or aborts the dump. Where guests are to be paused together, it slows the dump down
+  while it is ahead of the others (quiesce/together);
 * one sees when the overlays were last changed before the guest goes on: after that the guest's own
   writes change them.
 
@@ -35,7 +36,12 @@ from zvmsnap.virt.guest_state import PauseClock
 
 _FLUSH_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.1
+_KEEP_PACE_EVERY_S = 0.05
 _SEE_EVERY_S = 0.02
+# The least that libvirt can ask for, and what it asks for when it begins a dump
+# (QEMU_DOMAIN_MIG_BANDWIDTH_MAX in its src/qemu/qemu_domain.h).
+_TRICKLE_MIB_PER_S = 1
+_FULL_MIB_PER_S = (2**63 - 1) >> 20
 _ENDS_WITHIN_S = 60
 # Times of files are those of the kernel's last tick; events come through another thread.
 _CLOCKS_DIFFER_S = 0.1
@@ -48,6 +54,8 @@ class DumpableGuest(Protocol):
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None: ...
     def pause_reason(self) -> Pause | None: ...
     def job_progress(self) -> JobProgress: ...
+    def migrate_max_speed_mib(self) -> int: ...
+    def migrate_set_max_speed_mib(self, mib_per_s: int) -> None: ...
     def suspend(self) -> None: ...
     def resume(self) -> None: ...
     def abort_job(self) -> None: ...
@@ -59,8 +67,11 @@ class DumpObserver(Protocol):
     def changes_downtime(self, original_ms: int) -> None:
         """QEMU's allowed pause, which is that long now, is about to be changed."""
 
-    def restored_downtime(self) -> None:
-        """QEMU's allowed pause is what it was before."""
+    def changes_speed(self, original_mib_per_s: int) -> None:
+        """The speed that libvirt allows migrations, so much now, is about to be changed."""
+
+    def restored(self) -> None:
+        """Both are what they were before."""
 
     def pauses(self) -> None:
         """The guest is about to be paused, to end the dump."""
@@ -69,18 +80,29 @@ class DumpObserver(Protocol):
         """Something that an administrator should know."""
 
 
+class Pace(Protocol):
+    """How a dump goes on beside others, all of which are to end together."""
+
+    def is_ahead(self, rest_bytes: int, /) -> bool:
+        """Has it less left than another one? `rest_bytes`: of QEMU's pass over its RAM."""
+
+    def is_waited_for(self) -> bool:
+        """Does another guest stand still already, until this dump has ended?"""
+
+
 @dataclass(frozen=True)
 class Dump:
     """The image that libvirt writes, the room that is reserved for it, and the guest's overlays.
 
     `stays_paused`: libvirt does not resume the guest after the dump, and whoever releases it puts
-    QEMU's allowed pause back.
+    back what QEMU and libvirt allow themselves. `pace`: None if it is dumped alone.
     """
 
     image: Path
     room_bytes: int
     stays_paused: bool = False
     overlays: tuple[Path, ...] = ()
+    pace: Pace | None = None
 
     def written_bytes(self) -> int:
         """How large the image is by now."""
@@ -122,6 +144,8 @@ class DumpSupervisor:
         self._clock = clock or Clock()
         self._ended = threading.Event()
         self._paused = False
+        self._original_mib_per_s: int | None = None
+        self._is_slowed = False
         # Why the dump was aborted; "" if it was not.
         self.why_aborted = ""
         self._warnings: set[str] = set()
@@ -150,11 +174,13 @@ class DumpSupervisor:
         for thread in self._threads:
             thread.join(_ENDS_WITHIN_S)  # it may hang: in QEMU, or in a suspended pool
         if self._dump.stays_paused and not kind:
-            return  # it is paused until it is released: that puts the allowed pause back, too
+            return  # it is paused until it is released: that puts all back, too
         self._resume()
         try:
             self._guest.migrate_set_max_downtime_ms(self._original_ms)
-            self._observer.restored_downtime()
+            if self._original_mib_per_s is not None:
+                self._guest.migrate_set_max_speed_mib(self._original_mib_per_s)
+            self._observer.restored()
         except LibvirtFailed as error:
             self._observer.warns(
                 f"its allowed pause could not be put back to {self._original_ms} ms: {error}"
@@ -218,7 +244,8 @@ class DumpSupervisor:
 
     def _supervise(self) -> None:
         progress = None
-        while not self._clock.wait(self._ended, _LOOK_EVERY_S):
+        every_s = _KEEP_PACE_EVERY_S if self._dump.pace else _LOOK_EVERY_S
+        while not self._clock.wait(self._ended, every_s):
             try:
                 if not self._dump.image.exists():
                     continue  # the dump has not begun: libvirt waits for somebody else's job
@@ -226,7 +253,9 @@ class DumpSupervisor:
                     progress = DumpProgress(
                         self._limits, self._dump.room_bytes, self._clock.now_s()
                     )
-                self._do(progress.decide(self._look(), cancelled=self._cancelled.is_set()))
+                look = self._look()
+                self._do(progress.decide(look, cancelled=self._cancelled.is_set()))
+                self._keep_pace(look)
             except LibvirtFailed:
                 # The dump may have just ended; if not, this is tried again.
                 continue
@@ -248,7 +277,25 @@ class DumpSupervisor:
             job.number,
             job.written_bytes,
             job.rest_bytes,
+            self._is_slowed,
         )
+
+    def _keep_pace(self, look: Look) -> None:
+        """Slow the dump down while it is ahead of others; end it soon if these wait for it."""
+        pace = self._dump.pace
+        if pace is None or not look.number:
+            return
+        if pace.is_waited_for():
+            self._do(Action(Verb.ALLOW, self._limits.pause_max_ms))
+        is_ahead = pace.is_ahead(look.rest_bytes)
+        if is_ahead == self._is_slowed:
+            return
+        if self._original_mib_per_s is None:
+            original_mib_per_s = self._guest.migrate_max_speed_mib()
+            self._observer.changes_speed(original_mib_per_s)
+            self._original_mib_per_s = original_mib_per_s
+        self._guest.migrate_set_max_speed_mib(_TRICKLE_MIB_PER_S if is_ahead else _FULL_MIB_PER_S)
+        self._is_slowed = is_ahead
 
     def _do(self, action: Action) -> None:
         if action.verb is Verb.ABORT:

@@ -7,7 +7,8 @@ At the end of the dump the guest is on overlays (`memory`), or is paused until t
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.manifest import DOMAIN_XML, TPM
 from zvmsnap.quiesce.barrier import Stage
+from zvmsnap.quiesce.together import ExpectedDump, Pace
 from zvmsnap.virt import qemu_conf, save_image, tpm_state
 from zvmsnap.virt.connection import REFUSALS
 from zvmsnap.virt.guest import Guest
@@ -40,7 +42,7 @@ _DEVICES_BYTES = 64 << 20
 
 def obstacle(attempt: Attempt) -> str:
     """Why no RAM is dumped any more in this run; "" if it may be."""
-    if attempt.shared.barrier.is_too_late_to_dump(attempt.guest.uuid):
+    if attempt.shared.is_too_late_to_dump(attempt.guest.uuid):
         return "no RAM is dumped while other guests of this run are held"
     if any(
         isinstance(error, StepFailed) and isinstance(error.cause, DumpAborted)
@@ -59,7 +61,7 @@ def obstacle(attempt: Attempt) -> str:
 
 
 def capture(attempt: Attempt) -> None:
-    """Raises StepFailed, and other ZvmsnapErrors before an entry is open."""
+    """Raises StepFailed, and LevelRefused and other ZvmsnapErrors before an entry is open."""
     if why := qemu_conf.why_unloadable():
         raise NotReached(why)
     is_paused = attempt.level is ConsistencyLevel.PAUSED
@@ -70,7 +72,7 @@ def capture(attempt: Attempt) -> None:
     owner = None if is_paused else own_overlays.owner_for(attempt.guest.xml())
     attempt.shared.reserve(attempt.guest.uuid, _room_bytes(attempt))
     if is_paused:
-        attempt.enter(Stage.PAUSE)
+        _join_others(attempt)
     writer = attempt.open_entry(overlays=not is_paused)
     read_header = [Step("read header", lambda: writer.note(**_of_header(attempt, writer)))]
     steps = [
@@ -81,14 +83,35 @@ def capture(attempt: Attempt) -> None:
         Step("frozen", lambda: None),
     ]
     attempt.run_steps(steps, writer)
-    if is_paused:
-        attempt.shared.barrier.stays_paused(attempt.guest.uuid)
     attempt.log.info(
         "RAM image of %d MiB in %.1f s, guest %s",
         attempt.staging.memory.stat().st_size >> 20,
         writer.entry.dump_s,
         "is paused now" if is_paused else f"was paused for {writer.entry.pause_s:.2f} s",
     )
+
+
+def _join_others(attempt: Attempt) -> None:
+    """Wait until all guests that are to be paused can be dumped together. Raises LevelRefused."""
+    uuid, together = attempt.guest.uuid, attempt.shared.together
+    together.expect(uuid, _expected(attempt))
+    attempt.shared.barrier.enter(uuid, Stage.CHOICE, attempt.run.request.cancelled)
+    if why_not := together.why_not(uuid):
+        raise LevelRefused(why_not)
+    attempt.enter(Stage.PAUSE)
+
+
+def _expected(attempt: Attempt) -> ExpectedDump:
+    """QEMU writes no page that the guest has never used."""
+    ram_bytes = attempt.eligibility.domain.memory_kib << 10
+    process = attempt.guest.process()
+    used_bytes = min(ram_bytes, (process and process.memory_bytes()) or ram_bytes)
+    if len(attempt.shared.barrier) <= attempt.shared.together.at_once:
+        return ExpectedDump(used_bytes, 0.0)  # nobody waits for it: the vault is not asked
+    bytes_per_s = expected_pause.dump_bytes_per_s(
+        attempt.config.vault_dir, attempt.guest.name, attempt.guest.uuid
+    )
+    return ExpectedDump(used_bytes, used_bytes / bytes_per_s)
 
 
 def _room_bytes(attempt: Attempt) -> int:
@@ -107,8 +130,11 @@ class _DumpJournal:
     def changes_downtime(self, original_ms: int) -> None:
         self._writer.note(original_downtime_ms=original_ms)
 
-    def restored_downtime(self) -> None:
-        self._writer.note(original_downtime_ms=None)
+    def changes_speed(self, original_mib_per_s: int) -> None:
+        self._writer.note(original_speed_mib=original_mib_per_s)
+
+    def restored(self) -> None:
+        self._writer.note(original_downtime_ms=None, original_speed_mib=None)
 
     def pauses(self) -> None:
         self._writer.note(paused=True)
@@ -121,25 +147,17 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
     guest = attempt.guest
     stays_paused = attempt.level is ConsistencyLevel.PAUSED
     xml = attempt.snapshot_xml(writer, str(attempt.staging.memory))
-    supervisor = DumpSupervisor(
-        guest,
-        Dump(
-            attempt.staging.memory,
-            _room_bytes(attempt),
-            stays_paused,
-            tuple(Path(disk.overlay) for disk in writer.entry.disks if disk.overlay),
-        ),
-        attempt.config.limits,
-        _DumpJournal(writer, attempt.log),
-        attempt.run.request.cancelled,
-    )
-    cancelled = attempt.run.request.cancelled
-    with attempt.shared.barrier.dump(guest.uuid, cancelled), guest.pauses() as clock:
+    with _turn(attempt) as pace, guest.pauses() as clock:
         if not stays_paused:
             # Not while it waits for its turn: a disk may be made larger, before libvirt is at it.
             own_overlays.make(attempt.below_overlays(writer), owner)
         begun_s = time.monotonic()
         writer.note(paused=stays_paused)
+        overlays = tuple(Path(disk.overlay) for disk in writer.entry.disks if disk.overlay)
+        dump = Dump(attempt.staging.memory, _room_bytes(attempt), stays_paused, overlays, pace)
+        journal = _DumpJournal(writer, attempt.log)
+        limits, cancelled = attempt.config.limits, attempt.run.request.cancelled
+        supervisor = DumpSupervisor(guest, dump, limits, journal, cancelled)
         try:
             with supervisor:
                 _snapshot(guest, xml, reuse_overlays=not stays_paused)
@@ -164,6 +182,18 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
             **attempt.snapshots_before_freeze(writer.entry),
             **at_once,
         )
+
+
+@contextmanager
+def _turn(attempt: Attempt) -> Iterator[Pace | None]:
+    """Hold a place among those that are dumped; how it goes on beside others that are paused."""
+    uuid, cancelled = attempt.guest.uuid, attempt.run.request.cancelled
+    if attempt.level is ConsistencyLevel.PAUSED:
+        with attempt.shared.together.dump(uuid, attempt.staging.memory, cancelled) as pace:
+            yield pace
+    else:
+        with attempt.shared.barrier.dump(uuid, cancelled):
+            yield None
 
 
 def _snapshot(guest: Guest, xml: str, *, reuse_overlays: bool) -> None:

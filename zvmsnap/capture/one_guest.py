@@ -108,7 +108,7 @@ class GuestCapture:
         except RunUnderWay as error:
             return self._come_late(error)
         finally:
-            self._shared.barrier.finish(self._guest.uuid)
+            self._shared.finish(self._guest.uuid)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -273,8 +273,6 @@ class _LevelChoice:
 
 def _is_refused(error: ZvmsnapError) -> bool:
     """Is the level refused to such a guest, and nothing left of the attempt?"""
-    return (
-        isinstance(error, StepFailed)
-        and isinstance(error.cause, LevelRefused)
-        and not error.not_undone
-    )
+    if isinstance(error, StepFailed):
+        return isinstance(error.cause, LevelRefused) and not error.not_undone
+    return isinstance(error, LevelRefused)

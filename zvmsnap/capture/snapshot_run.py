@@ -15,6 +15,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.journal.round import Round
 from zvmsnap.quiesce.barrier import FreezeBarrier
+from zvmsnap.quiesce.together import DumpsTogether
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts
@@ -75,9 +76,20 @@ class Shared:
     """What the guests of one run share while they are captured in parallel.
 
     `reserve(uuid, image_bytes)` reserves staging space for a guest, whose RAM image may become so
-    large; it raises NoSpace.
+    large; it raises NoSpace. `together`: those that stand still until all are captured.
     """
 
     preexisting: PreexistingSnapshots
     reserve: Callable[[str, int], None]
     barrier: FreezeBarrier
+    together: DumpsTogether
+
+    def is_too_late_to_dump(self, guest: str) -> bool:
+        """Would others be held while this guest, by its UUID, is dumped?"""
+        is_too_late = self.together.is_too_late_to_dump(guest)
+        return is_too_late or self.barrier.has_passed_dumps(guest)
+
+    def finish(self, guest: str) -> None:
+        """Let nobody wait for that guest any more, whatever its thread does or hangs in."""
+        self.barrier.finish(guest)
+        self.together.leave(guest)

@@ -24,7 +24,8 @@ from zvmsnap.zfs import mounts
 
 _OVERLAY_SUFFIX = ".zvmsnap.qcow2"
 _KEPT = "kept"
-_PARALLEL_DUMPS_MAX = 8
+# libvirtd has 20 threads for all that anybody asks of it.
+PARALLEL_DUMPS_MAX = 8
 _OTHERS_OR_GROUP_MAY_PASS = 0o011
 _IN_RAM = ("tmpfs", "ramfs")
 
@@ -154,7 +155,7 @@ def parallel_dumps(staging: Path) -> int:
     """How many RAM images may be written there at once, if the configuration does not say.
 
     libvirt and QEMU need about two CPUs for each; a disk that turns is quickest with one. Of ZFS it
-    is not known what is below. libvirtd has 20 threads for all that anybody asks of it.
+    is not known what is below.
     """
     device = os.stat(staging).st_dev
     queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
@@ -162,7 +163,7 @@ def parallel_dumps(staging: Path) -> int:
         with suppress(OSError):
             if (folder / "queue/rotational").read_text().strip() == "1":
                 return 1
-    return min(max((os.cpu_count() or 1) // 2, 1), _PARALLEL_DUMPS_MAX)
+    return min(max((os.cpu_count() or 1) // 2, 1), PARALLEL_DUMPS_MAX)
 
 
 class StagingSpace:

@@ -84,9 +84,18 @@ def _release(config: Config, guest: Guest, writer: EntryWriter, log: Logger) -> 
     if chains or writer.entry.committed_overlays:
         _tell_late_runs(config, guest, late.merge_ended, log)
     _resume_after_merge(guest, writer.entry, was_on_overlay=bool(chains), log=log)
-    if guest.is_active() and writer.entry.original_downtime_ms is not None:
-        guest.migrate_set_max_downtime_ms(writer.entry.original_downtime_ms)
+    _put_limits_back(guest, writer.entry)
     writer.step("tidy", lambda: _tidy(config, guest, writer.entry, chains, log))
+
+
+def _put_limits_back(guest: Guest, entry: Entry) -> None:
+    """What QEMU and libvirt allowed themselves before the dump."""
+    if not guest.is_active():
+        return
+    if entry.original_downtime_ms is not None:
+        guest.migrate_set_max_downtime_ms(entry.original_downtime_ms)
+    if entry.original_speed_mib is not None:
+        guest.migrate_set_max_speed_mib(entry.original_speed_mib)
 
 
 @contextmanager

@@ -135,6 +135,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     thaw_script_due: bool = False  # pre-freeze was begun, so post-thaw must run
     # What QEMU allowed itself before zvmsnap changed it.
     original_downtime_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    original_speed_mib: Annotated[int, msgspec.Meta(ge=0, lt=2**44)] | None = None
     tpm_warning: str | None = None  # for the manifest
 
     # Timing: when the guest was held, and how long things took, in seconds.

@@ -6,7 +6,8 @@ enters one only when no other guest is in an earlier one:
 | stage      | what the guest does in it                                          |
 |------------|--------------------------------------------------------------------|
 | RUNNING    | all that can be done while it runs: files, RAM dumped on overlays  |
-| PAUSE      | its RAM is dumped, and after that it is paused                     |
+| CHOICE     | it may be refused to be paused; if so, it is dumped on overlays    |
+| PAUSE      | its RAM is dumped, and after that it is paused (quiesce/together)  |
 | PRE_FREEZE | the administrator's program runs                                   |
 | FREEZE     | its file systems are frozen                                        |
 | DONE       | nobody waits for it                                                |
@@ -29,16 +30,17 @@ class Stage(IntEnum):
     """How far a guest is."""
 
     RUNNING = 0
-    PAUSE = 1
-    PRE_FREEZE = 2
-    FREEZE = 3
-    DONE = 4
+    CHOICE = 1
+    PAUSE = 2
+    PRE_FREEZE = 3
+    FREEZE = 4
+    DONE = 5
 
 
 class FreezeBarrier:
     """Where the guests of one run wait for each other. Guests are named by UUID.
 
-    `dumps`: how many guests may have their RAM dumped at once.
+    `dumps`: how many guests may have their RAM dumped on overlays at once.
     """
 
     def __init__(self, guests: Iterable[str], dumps: int = 1) -> None:
@@ -46,7 +48,6 @@ class FreezeBarrier:
         self._changed = threading.Condition()
         self._dumps = dumps
         self._dumping: set[str] = set()
-        self._paused: set[str] = set()
 
     def enter(self, guest: str, stage: Stage, cancelled: threading.Event) -> None:
         """Wait until no guest is in an earlier stage. No guest goes back. Raises Cancelled."""
@@ -58,19 +59,14 @@ class FreezeBarrier:
                     raise Cancelled("interrupted while other guests were dumped")
                 waiting.wait(self._changed, _POLL_S)
 
-    def stays_paused(self, guest: str) -> None:
-        """Its RAM is dumped, and it is paused until all other guests of the run are captured."""
-        with self._changed:
-            self._paused.add(guest)
+    def __len__(self) -> int:
+        """How many guests the run has."""
+        return len(self._stages)
 
-    def is_too_late_to_dump(self, guest: str) -> bool:
-        """Would others be held while this guest is dumped?
-
-        It has passed the stage of dumps; or its dump failed in it, and others are paused by now.
-        """
+    def has_passed_dumps(self, guest: str) -> bool:
+        """Has it passed the stage of dumps, so that others may be held while it is dumped?"""
         with self._changed:
-            has_passed = len(self._stages) > 1 and self._stages[guest] > Stage.PAUSE
-            return has_passed or bool(self._paused - {guest})
+            return len(self._stages) > 1 and self._stages[guest] > Stage.PAUSE
 
     def finish(self, guest: str) -> None:
         """Let nobody wait for that guest any more, whatever its thread does or hangs in."""

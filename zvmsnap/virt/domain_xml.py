@@ -274,6 +274,19 @@ def _volume_at(disk: ET.Element, path: str) -> dict[str, str] | None:
     return None
 
 
+def unplugged_cards(xml: str) -> list[tuple[str, str]]:
+    """Each network card whose link is down: as it would be with its link up, and as it is."""
+    cards = []
+    for card in ET.fromstring(xml).findall("devices/interface"):
+        link = card.find("link")
+        if link is None or link.get("state") != "down":
+            continue
+        down = ET.tostring(card, encoding="unicode")
+        link.set("state", "up")
+        cards.append((ET.tostring(card, encoding="unicode"), down))
+    return cards
+
+
 def snapshot_xml(
     name: str, memory_file: str, overlays: Mapping[str, str], others: tuple[str, ...]
 ) -> str:

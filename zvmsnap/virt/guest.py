@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,7 +11,7 @@ import libvirt
 
 from zvmsnap.common.errors import LibvirtFailed, NoAnswer
 from zvmsnap.virt.connection import Domain, translated
-from zvmsnap.virt.domain_xml import Metadata, read_metadata
+from zvmsnap.virt.domain_xml import Metadata, read_metadata, unplugged_cards
 from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, PauseClock
 from zvmsnap.virt.guest_state import JobProgress as JobProgress
 from zvmsnap.virt.guest_state import Pause as Pause
@@ -105,13 +104,11 @@ class Guest:
                 # Whatever qemu.conf says: nobody waits for a compressor while the guest is off. Nor
                 # sparse: it loads again (11.3), but is as long as all RAM, which is hashed and
                 # sent then; and libvirt's binding (11.3) can ask for no parallel channels.
-                self._domain.saveParams(
-                    {
-                        libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: image,
-                        libvirt.VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT: "raw",
-                    },
-                    0,
-                )
+                wanted = {
+                    libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: image,
+                    libvirt.VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT: "raw",
+                }
+                self._domain.saveParams(wanted, 0)
             else:
                 self._domain.saveFlags(image, None, 0)
 
@@ -121,16 +118,10 @@ class Guest:
         Needed once RAM was loaded: QEMU takes the state of a link from RAM, while libvirt takes it
         from the definition. So libvirt is told that the link is up, and after that down.
         """
-        for card in ET.fromstring(self.xml()).findall("devices/interface"):
-            link = card.find("link")
-            if link is None or link.get("state") != "down":
-                continue
-            for state in ("up", "down"):
-                link.set("state", state)
-                with self._doing(f"setting a link {state}"):
-                    self._domain.updateDeviceFlags(
-                        ET.tostring(card, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE
-                    )
+        for cards in unplugged_cards(self.xml()):
+            for card in cards:
+                with self._doing("setting a link"):
+                    self._domain.updateDeviceFlags(card, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def undefine(self) -> None:
         """Remove its definition, and all that libvirt keeps with it.
@@ -279,15 +270,22 @@ class Guest:
     def migrate_max_downtime_ms(self) -> int:
         """The pause that QEMU allows itself for the last of RAM."""
         with self._doing("reading its allowed pause"):
-            pause_ms = self._domain.migrateGetMaxDowntime(0)
-        if pause_ms is None:  # libvirt's binding raises nothing when this call fails
-            raise LibvirtFailed(f"{self.name}: its allowed pause cannot be read: did it just end?")
-        return int(pause_ms)
+            return self._told(self._domain.migrateGetMaxDowntime(0))
 
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
         """Set that pause. It persists in QEMU: whoever raises it puts the old one back."""
         with self._doing("setting its allowed pause"):
             self._domain.migrateSetMaxDowntime(pause_ms, 0)
+
+    def migrate_max_speed_mib(self) -> int:
+        """The speed, in MiB/s, that libvirt allows a migration."""
+        with self._doing("reading its allowed speed"):
+            return self._told(self._domain.migrateGetMaxSpeed(0))
+
+    def migrate_set_max_speed_mib(self, mib_per_s: int) -> None:
+        """Set that speed, also of a dump under way. It persists: whoever lowers it puts it back."""
+        with self._doing("setting its allowed speed"):
+            self._domain.migrateSetMaxSpeed(mib_per_s, 0)
 
     def block_commit(self, target: str, base: str) -> None:
         """Start to merge the overlays above `base` into it.
@@ -389,6 +387,12 @@ class Guest:
                     "domainEventDeregisterAny",
                     lambda _domain: connection.domainEventDeregisterAny(handle),
                 )
+
+    def _told(self, value: int | None) -> int:
+        if value is not None:
+            return int(value)
+        # libvirt's binding raises nothing when such a call fails.
+        raise LibvirtFailed(f"{self.name}: libvirt does not say what it allows: did it just end?")
 
     @contextmanager
     def _doing(self, what: str) -> Iterator[None]:

@@ -74,6 +74,17 @@ class QemuProcess:
         except (OSError, LookupError, ValueError):
             return 0, 0.0
 
+    def memory_bytes(self) -> int:
+        """How much memory it uses, swapped or in huge pages, too; 0 if it cannot be told."""
+        sizes = {"VmRSS", "VmSwap", "HugetlbPages"}
+        try:
+            lines = (self._directory / "status").read_text().splitlines()
+            return sum(
+                int(line.split()[1]) << 10 for line in lines if line.partition(":")[0] in sizes
+            )
+        except (OSError, LookupError, ValueError):
+            return 0
+
     def has_file(self, path: str) -> bool:
         """Has it the very file open to which `path` leads?"""
         try:

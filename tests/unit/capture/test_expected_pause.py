@@ -8,12 +8,12 @@ import pytest
 
 from tests.fakes.capture_scene import Scene
 from tests.fakes.guest import OTHER, UUID, DumpedGuest
-from zvmsnap.capture.expected_pause import why_too_long
+from zvmsnap.capture.expected_pause import dump_bytes_per_s, why_too_long
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Limits
 from zvmsnap.disks import apparmor
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import DOMAIN_XML, Manifest, PauseParts, SnapshotRef, Timing
+from zvmsnap.points.manifest import DOMAIN_XML, Manifest, Memory, PauseParts, SnapshotRef, Timing
 
 Build = Callable[..., Manifest]
 
@@ -32,6 +32,7 @@ class History:
         last_ram_s: float = 0.0,
         disks: int = 2,
         parts: PauseParts = PauseParts(),  # noqa: B008
+        dump_s: float = 0.0,
         **changes: object,
     ) -> None:
         self._number += 1
@@ -42,7 +43,7 @@ class History:
             capture=capture,
             snapshots=(SnapshotRef("tank/web", "x", self._number, createtxg=self._number),),
             disks=(disk,) * disks,
-            timing=Timing(pause_s=pause_s, last_ram_s=last_ram_s, pause_parts=parts),
+            timing=Timing(pause_s, dump_s, last_ram_s=last_ram_s, pause_parts=parts),
             **changes,
         )
         incoming = vault.incoming(self.vault, "web", capture)
@@ -183,3 +184,18 @@ def test_what_is_done_to_old_points_makes_them_no_newer(history: History) -> Non
         if point.manifest.timing.pause_s == 40.0:
             os.utime(point.directory / DOMAIN_XML, (newer_s, newer_s))  # in 2031, for a day
     assert history.why(3, 2) == ""
+
+
+def test_how_fast_ram_is_written(history: History, manifest: Build) -> None:
+    """As fast as at best: what was slowed for others could have been faster."""
+
+    def speed() -> float:
+        return dump_bytes_per_s(history.vault, "web", UUID)
+
+    assert speed() == 100 << 20
+    memory = Memory("memory.img", "raw", "none", 400 << 20, 1, "0" * 64)
+    history.add(1, memory=memory)  # nothing is known of its dump
+    assert speed() == 100 << 20
+    for dump_s in (20.0, 2.0, 8.0):
+        history.add(1, dump_s=dump_s, memory=memory)
+    assert speed() == 200 << 20

@@ -9,7 +9,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from zvmsnap.capture.memory_dump import Dump, DumpSupervisor
+from zvmsnap.capture.memory_dump import Dump, DumpSupervisor, Pace
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.common.waiting import Clock
 from zvmsnap.config.settings import Limits
@@ -26,6 +26,7 @@ class FakeGuest:
 
     def __init__(self) -> None:
         self.pause_ms = 300
+        self.mib_per_s = 2000
         self.calls: list[str] = []
         self.failing: dict[str, int] = {}
         self.progress = JobProgress()
@@ -43,6 +44,13 @@ class FakeGuest:
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
         self._note(f"allow {pause_ms}")
         self.pause_ms = pause_ms
+
+    def migrate_max_speed_mib(self) -> int:
+        return self.mib_per_s
+
+    def migrate_set_max_speed_mib(self, mib_per_s: int) -> None:
+        self._note(f"speed {mib_per_s}")
+        self.mib_per_s = mib_per_s
 
     def pause_reason(self) -> Pause | None:
         return self.paused_because
@@ -133,7 +141,10 @@ class Notes:
     def changes_downtime(self, original_ms: int) -> None:
         self._tell(f"changes {original_ms}")
 
-    def restored_downtime(self) -> None:
+    def changes_speed(self, original_mib_per_s: int) -> None:
+        self._tell(f"changes speed {original_mib_per_s}")
+
+    def restored(self) -> None:
         self._tell("restored")
 
     def pauses(self) -> None:
@@ -158,9 +169,14 @@ class Supervised:
         self.notes = Notes(self.guest)
 
     def dump(
-        self, limits: Limits = LIMITS, *, stays_paused: bool = False, room_bytes: int = 10**12
+        self,
+        limits: Limits = LIMITS,
+        *,
+        stays_paused: bool = False,
+        room_bytes: int = 10**12,
+        pace: Pace | None = None,
     ) -> DumpSupervisor:
-        dump = Dump(self.image, room_bytes, stays_paused)
+        dump = Dump(self.image, room_bytes, stays_paused, pace=pace)
         return DumpSupervisor(
             self.guest, dump, limits, self.notes, self.cancelled, clock=self.clock
         )
@@ -313,6 +329,100 @@ def test_no_abort_is_prevented_by_progress_that_cannot_be_told(supervised: Super
     assert "abort" in supervised.guest.calls
 
 
+class FakePace:
+    """Says what the test says."""
+
+    def __init__(self) -> None:
+        self.ahead = False
+        self.waited_for = False
+        self.told: list[int] = []
+
+    def is_ahead(self, rest_bytes: int) -> bool:
+        self.told.append(rest_bytes)
+        return self.ahead
+
+    def is_waited_for(self) -> bool:
+        return self.waited_for
+
+
+@pytest.fixture
+def pace(supervised: Supervised) -> FakePace:
+    supervised.guest.progress = JobProgress(1, 1000 * MIB, 50 * MIB)
+    return FakePace()
+
+
+def test_a_dump_that_is_ahead_is_slowed_until_it_is_not(
+    supervised: Supervised, pace: FakePace
+) -> None:
+    with supervised.dump(stays_paused=True, pace=pace):
+        supervised.clock.let_look(3)
+        assert supervised.guest.calls == ["allow 30"]
+        pace.ahead = True
+        supervised.clock.let_look(3)
+        assert supervised.guest.calls == ["allow 30", "speed 1"]
+        pace.ahead = False
+        supervised.clock.let_look(3)
+    assert supervised.guest.calls == ["allow 30", "speed 1", "speed 8796093022207"]
+    assert pace.told[0] == 50 * MIB
+    assert supervised.notes.told == [("changes 300", []), ("changes speed 2000", ["allow 30"])]
+
+
+def test_a_dump_that_is_slowed_is_not_too_slow(supervised: Supervised, pace: FakePace) -> None:
+    with supervised.dump(stays_paused=True, pace=pace):
+        pace.ahead = True
+        supervised.clock.let_look(3)
+        for _ in range(3):
+            supervised.clock.pass_s(61)
+        assert "abort" not in supervised.guest.calls
+        pace.ahead = False
+        supervised.clock.let_look(3)
+        supervised.clock.pass_s(61)
+        supervised.clock.let_look()
+        assert "abort" in supervised.guest.calls
+
+
+def test_passes_in_which_it_was_slowed_say_nothing(supervised: Supervised, pace: FakePace) -> None:
+    with supervised.dump(stays_paused=True, pace=pace):
+        pace.ahead = True
+        supervised.clock.let_look(3)
+        supervised.passes(STUCK + 2)
+    assert supervised.guest.calls == ["allow 30", "speed 1"]
+
+
+def test_a_dump_that_others_wait_for_may_end_with_a_longer_pause(
+    supervised: Supervised, pace: FakePace
+) -> None:
+    with supervised.dump(stays_paused=True, pace=pace):
+        pace.waited_for = True
+        supervised.clock.let_look(3)
+    assert supervised.guest.calls == ["allow 30", "allow 1000"]
+
+
+def test_a_slowed_dump_that_fails_leaves_all_as_it_was(
+    supervised: Supervised, pace: FakePace
+) -> None:
+    with (
+        pytest.raises(LibvirtFailed, match="aborted"),
+        supervised.dump(stays_paused=True, pace=pace),
+    ):
+        pace.ahead = True
+        supervised.clock.let_look(3)
+        raise LibvirtFailed("aborted")
+    assert supervised.guest.calls == ["allow 30", "speed 1", "allow 300", "speed 2000"]
+    assert supervised.notes.told[-1] == ("restored", supervised.guest.calls)
+
+
+def test_a_dump_is_not_slowed_where_that_cannot_be_noted(
+    supervised: Supervised, pace: FakePace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash nobody would know what the speed was."""
+    full(supervised.notes, monkeypatch, "changes_speed")
+    with supervised.dump(stays_paused=True, pace=pace):
+        pace.ahead = True
+        supervised.clock.let_look(3)
+    assert supervised.guest.calls == ["allow 30"]
+
+
 def test_the_observer_is_told_before_a_change(supervised: Supervised) -> None:
     with supervised.dump():
         supervised.passes(STUCK)
@@ -425,7 +535,7 @@ def test_whatever_goes_wrong_the_watch_goes_on(
 def test_a_dump_is_not_lost_because_the_end_cannot_be_noted(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full(supervised.notes, monkeypatch, "restored_downtime")
+    full(supervised.notes, monkeypatch, "restored")
     with supervised.dump():
         pass
     assert supervised.guest.pause_ms == 300

@@ -22,7 +22,8 @@ from tests.fakes.capture_scene import (
     no_freeze,
     shareable,
 )
-from tests.fakes.guest import OTHER, UUID
+from tests.fakes.guest import OTHER, UUID, FakeProcess
+from zvmsnap.capture import expected_pause
 from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
@@ -231,6 +232,60 @@ def test_no_ram_is_dumped_again_while_another_guest_is_paused(
     if level:
         (reason,) = (entry.reason for entry in scene.entries() if entry.domain == "web")
         assert reason == ("dump: no dump; no RAM is dumped while other guests of this run are held")
+
+
+def test_guests_that_stand_still_together_are_dumped_together(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few CPUs the host has: the first one would stand still for the dump of the second."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    both = threading.Barrier(2)
+    for name, uuid in (("web", UUID), ("db", OTHER)):
+        guest = scene.add(name, uuid)
+        scene.modes[f"tank/{name}"] = {"": "paused"}
+        guest.at["snapshot"] = lambda: void(both.wait(60))
+    assert scene.pre()
+    assert [entry.level for entry in scene.entries()] == [PAUSED, PAUSED]
+    assert {entry.original_speed_mib for entry in scene.entries()} == {None}
+
+
+def void(_result: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("mode", "level", "complete"),
+    [
+        pytest.param("paused,memory,crash", MEMORY, True, id="it may have overlays"),
+        pytest.param("paused,crash", CRASH, True, id="only less"),
+        pytest.param("paused,required", None, False, id="nothing else"),
+    ],
+)
+def test_a_guest_for_which_others_would_stand_still_for_long(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    level: ConsistencyLevel | None,
+    complete: bool,
+) -> None:
+    """The largest one gets its next level, before any other stands still."""
+    scene.change(limits=Limits(parallel_dumps=1))
+    monkeypatch.setattr(expected_pause, "dump_bytes_per_s", lambda *_: 1.0)
+    sizes_kib = {"web": 1024, "db": 512}
+    for name, uuid in (("web", UUID), ("db", OTHER)):
+        guest = scene.add(name, uuid)
+        assert guest.qemu
+        assert isinstance(guest.qemu, FakeProcess)
+        guest.qemu.used_bytes = sizes_kib[name] << 10
+        scene.modes[f"tank/{name}"] = {"": mode}
+    assert scene.pre() is complete
+    levels = {entry.domain: entry.level for entry in scene.entries()}
+    assert levels == {"db": PAUSED} | ({"web": level} if level else {})
+    if level:
+        (reason,) = (entry.reason for entry in scene.entries() if entry.domain == "web")
+        assert reason and reason.startswith("2 guests would be paused together, and 1 are dumped")
+        done = f"web > {'waiting' if level is CRASH else 'frozen'}"
+        assert scene.trace.index(done) < scene.trace.index("db snapshot")
 
 
 def test_memory_of_all_guests_if_none_can_be_paused(scene: Scene) -> None:

@@ -234,11 +234,11 @@ def test_resumed(
     ],
 )
 def test_allowed_pause(run: Captured, noted: int | None, active: bool, allowed_ms: int) -> None:
-    run.guest.allowed_ms = 30
+    run.guest.allowed_ms = run.guest.allowed_mib_per_s = 30
     run.guest.active = active
-    run.writer.note(original_downtime_ms=noted)
+    run.writer.note(original_downtime_ms=noted, original_speed_mib=noted)
     run.release()
-    assert run.guest.allowed_ms == allowed_ms
+    assert run.guest.allowed_ms == run.guest.allowed_mib_per_s == allowed_ms
 
 
 def test_a_job_of_somebody_else_is_waited_for(run: Captured) -> None:

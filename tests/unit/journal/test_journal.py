@@ -204,6 +204,8 @@ REFUSED: list[tuple[str, object]] = [
     ("level", "whole"),
     ("original_downtime_ms", -1),
     ("original_downtime_ms", 2**40),
+    ("original_speed_mib", -1),
+    ("original_speed_mib", 2**44),
     ("owner", {"pid": 1}),
     ("owner", {"pid": "1", "started": 1, "boot": ""}),
     ("disks", [{"target": "vda"}]),

@@ -534,3 +534,17 @@ def test_a_volume_that_is_elsewhere_now_is_named_by_its_path(path: str, kind: st
     xml = domain_xml.with_sources(VOLUME, {"vda": ("volume", path, "raw")})
     (disk,) = domain_xml.parse(xml).disks
     assert (disk.type, disk.source, disk.volume) == (kind, path, None)
+
+
+def test_cards_whose_link_is_down() -> None:
+    card = "<interface type='network'><source network='{}' />{}</interface>"
+    cards = [
+        card.format("a", '<link state="down" />'),
+        card.format("b", '<link state="up" />'),
+        card.format("c", ""),
+    ]
+    xml = f"<domain><devices>{''.join(cards)}</devices></domain>"
+    ((up, down),) = domain_xml.unplugged_cards(xml)
+    assert 'network="a"' in up
+    assert 'state="up"' in up
+    assert 'state="down"' in down

@@ -145,6 +145,17 @@ def test_a_process_that_has_ended(proc: Path) -> None:
     assert not qemu.has_own_names
 
 
+def test_memory_that_it_uses(proc: Path) -> None:
+    directory = process(proc / "20")
+    qemu = QemuProcess(directory)
+    assert qemu.memory_bytes() == 0
+    (directory / "status").write_text(
+        "Name:\tqemu\nVmSize:\t 90000 kB\nVmRSS:\t  500 kB\nVmSwap:\t   20 kB\n"
+        "HugetlbPages:\t 2048 kB\nThreads:\t3\n"
+    )
+    assert qemu.memory_bytes() == 2568 << 10
+
+
 def progress(directory: Path, read_bytes: int, worked_ticks: int) -> None:
     (directory / "io").write_text(f"rchar: {read_bytes}\nwchar: 0\nsyscr: 5\n")
     fields = ["S", *["0"] * 10, str(worked_ticks), "0", *["0"] * 9]
