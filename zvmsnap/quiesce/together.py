@@ -41,8 +41,10 @@ from zvmsnap.common.errors import Cancelled
 _POLL_S = 0.2
 # Two guests that have nearly as much to write begin at once.
 _NEARLY = 1.1
-# Who is ahead by less is not slowed: a disk writes so much between two looks.
+# Who is ahead by less is not slowed: a disk writes so much between two looks, or a small part of a
+# small image.
 _AHEAD_BYTES = 16 << 20
+_AHEAD_PART = 20
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ class DumpsTogether:
             if not member:
                 return False
             member.rest_bytes = rest_bytes
-            own_bytes = member.left_bytes + _AHEAD_BYTES
+            nearly_bytes = min(_AHEAD_BYTES, member.expected.image_bytes // _AHEAD_PART)
+            own_bytes = member.left_bytes + nearly_bytes
             dumped = [self._members[one] for one in self._in(_State.DUMPED)]
             self._changed.notify_all()  # who is ready may begin now
             return any(other.left_bytes > own_bytes for other in dumped)
