@@ -14,7 +14,7 @@ where its RAM differs, and nowhere else. A record is 16 KiB of it, the unit of s
 | that           | the table, JSON: see `Table`                                                   |
 | `head_bytes`   | libvirt's head: header, XML, cookie                                            |
 | `opening_bytes`| QEMU's stream, up to and with the section that begins its RAM                  |
-| `closing_bytes`| QEMU's stream after the section that ends its RAM: devices, opaque to us       |
+| `closing_bytes`| QEMU's stream from the last section of RAM on, without its pages; devices      |
 
 Between opening and closing were the pages. docs/reference/page-images.md says the same to people.
 """

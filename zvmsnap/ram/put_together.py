@@ -1,8 +1,8 @@
 """A page image becomes libvirt's RAM image again: libvirt and QEMU load it as the one it was.
 
-What differs: each page comes once, by ascending address, in one section, the last one of RAM, as
-those of devices follow it. A page of zeros is sent as such, and not left out: what a RAM block has
-before it is loaded need not be zeros, as with firmware, and RAM that is a file.
+What differs: each page comes once, by ascending address, in one section. A page of zeros is sent
+as such, not left out: what a RAM block has before it is loaded need not be zeros, as with firmware
+and with RAM that is a file.
 
 No page is copied by Python: the kernel reads them to where they belong in what is written, between
 words that are laid there for many at once. They are checked on the way, and by no second thread:
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from zvmsnap.common.errors import ImageUnloadable
-from zvmsnap.ram import page_image, whole
+from zvmsnap.ram import page_image, stream, whole
 from zvmsnap.ram.page_image import (
     CHUNK_BYTES,
     PAGE_BYTES,
@@ -29,7 +29,7 @@ from zvmsnap.ram.page_image import (
     RecordDigest,
     Table,
 )
-from zvmsnap.ram.stream import CONTINUE, END, EOS, FOOTER, NUMBER, PAGE, WORD, ZERO
+from zvmsnap.ram.stream import CONTINUE, PAGE, WORD, ZERO
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
 _STRIDE = WORD.size + PAGE_BYTES
@@ -62,8 +62,7 @@ def write_image(
 
 def _write_pages(pages: int, table: Table, target: int) -> str:
     """One section with all pages; returns their digest."""
-    section = NUMBER.pack(table.section)
-    whole.write(target, bytes([END]) + section)
+    whole.write(target, stream.section_opening(stream.PART, table.section))
     batch = _Batch()
     for block in table.blocks:
         sent = 0
@@ -74,7 +73,7 @@ def _write_pages(pages: int, table: Table, target: int) -> str:
             sent = min(after - block.place, block.bytes)
             whole.write_vector(target, batch.sent(block, address, sent))
         _write(target, _zeros(block, sent, block.bytes))
-    whole.write(target, WORD.pack(EOS) + (bytes([FOOTER]) + section if table.footers else b""))
+    whole.write(target, stream.section_end(table.section, table.footers))
     return batch.digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ Sources: QEMU's migration/savevm.c and migration/ram.c. Numbers are big endian.
 | section begins   | 1, number (4), length (1), `ram`, instance 0 (4), version 4 (4), data       |
 | section goes on  | 2 or, for the last time, 3; number (4), data                                |
 | footer           | 0x7e, number (4): after each section, but not with old machines             |
+| switchover       | 8, 11 (2), 0 (2): once before the last section of RAM, since QEMU 10.0      |
 | data             | words (8), each an address with flags in its lower 12 bits, up to one EOS   |
 
 | flags            | what follows the word                                                       |
@@ -20,7 +21,7 @@ Sources: QEMU's migration/savevm.c and migration/ram.c. Numbers are big endian.
 | EOS              | nothing: the section's data end                                             |
 
 Whatever else comes raises NotUnderstood: other flags (compression, xbzrle, multifd, RDMA), other
-iterating sections, commands (postcopy), capabilities (mapped-ram, ignore-shared).
+iterating sections, other commands (postcopy), capabilities (mapped-ram, ignore-shared).
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ MAGIC = b"QEVM"
 WORD = struct.Struct(">Q")
 NUMBER = struct.Struct(">I")
 
-CONFIGURATION, SUBSECTION, FOOTER = 0x07, 0x05, 0x7E
+CONFIGURATION, SUBSECTION, COMMAND, FOOTER = 0x07, 0x05, 0x08, 0x7E
 START, PART, END, FULL, EOF = 0x01, 0x02, 0x03, 0x04, 0x00
+_SWITCHOVER = b"\x00\x0b\x00\x00"
 ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 FLAGS = PAGE_BYTES - 1
 
@@ -67,13 +69,15 @@ class Run:
 class RamStream:
     """Reads an image once from where QEMU's stream begins, page by page; flat in memory.
 
-    First `begin`, then all of `runs`, then `rest`. All raise NotUnderstood and OSError.
+    First `begin`, then all of `runs`, then `rest`. `closing` is what comes before `rest`: the last
+    section of RAM without its pages. All raise NotUnderstood and OSError.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.blocks: list[Block] = []
         self.section = 0
         self.footers = False
+        self.closing = b""
         self._file = file
         self._buffer = b""
         self._at = 0
@@ -105,14 +109,17 @@ class RamStream:
 
     def runs(self) -> Iterator[Run]:
         """All pages in the order they were sent."""
-        while True:
-            kind = self._take(1)[0]
-            if kind not in (PART, END) or self._number() != self.section:
-                raise NotUnderstood(f"QEMU's stream has another section, of type {kind}, in RAM")
+        while (kind := self._take(1)[0]) == PART:
             yield from self._section()
-            self._footer()
-            if kind == END:
-                break
+        if kind == COMMAND:
+            if self._take(len(_SWITCHOVER)) != _SWITCHOVER:
+                raise NotUnderstood("QEMU's stream has a command among RAM")
+            self.closing = bytes([COMMAND]) + _SWITCHOVER
+            kind = self._take(1)[0]
+        if kind != END:
+            raise NotUnderstood(f"QEMU's stream has another section, of type {kind}, in RAM")
+        yield from self._section()
+        self.closing += section_opening(END, self.section) + section_end(self.section, self.footers)
         if self._peek() not in (bytes([FULL]), bytes([EOF])):
             raise NotUnderstood("RAM is followed by what is not the state of devices")
 
@@ -169,7 +176,9 @@ class RamStream:
     # -- pages
 
     def _section(self) -> Iterator[Run]:
-        """The pages up to the end of one section."""
+        """The pages of one section, whose type was read, up to its end."""
+        if self._number() != self.section:
+            raise NotUnderstood("QEMU's stream has another section than RAM in RAM")
         while (word := self._word()) != EOS:
             flags = word & FLAGS
             kind = flags & ~CONTINUE
@@ -178,6 +187,7 @@ class RamStream:
             if not flags & CONTINUE:
                 self._block = self._named()
             yield from self._pages(kind, word - flags)
+        self._footer()
 
     def _pages(self, kind: int, address: int) -> Iterator[Run]:
         """The page whose word was read, and those in the buffer that go on behind it."""
@@ -277,6 +287,16 @@ class RamStream:
         """Have at least `count` bytes in the buffer, if the file has as many."""
         self._buffer = self._buffer[self._at :] + self._file.read(max(count, _BUFFER_BYTES))
         self._at = 0
+
+
+def section_opening(kind: int, section: int) -> bytes:
+    """What a section of RAM begins with."""
+    return bytes([kind]) + NUMBER.pack(section)
+
+
+def section_end(section: int, footers: bool) -> bytes:
+    """What a section of RAM ends with."""
+    return WORD.pack(EOS) + (bytes([FOOTER]) + NUMBER.pack(section) if footers else b"")
 
 
 def _text(name: bytes) -> str:

@@ -95,13 +95,13 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
     table = Table(
         head_bytes=len(head.stored),
         opening_bytes=len(opening),
-        closing_bytes=os.fstat(source.fileno()).st_size - stream.position(),
+        closing_bytes=len(stream.closing) + os.fstat(source.fileno()).st_size - stream.position(),
         section=stream.section,
         footers=stream.footers,
         blocks=stream.blocks,
     )
     digest = hashlib.sha256()
-    begin = (page_image.rest_opening(table), head.stored, opening)
+    begin = (page_image.rest_opening(table), head.stored, opening, stream.closing)
     for data in chain(begin, stream.rest()):
         digest.update(data)
         whole.write(rest, data)

@@ -58,6 +58,10 @@ class Image:
             self.last = block
         self.written += b"\0" if data is None else data
 
+    def switchover(self) -> None:
+        """What QEMU 10.0 says before the last section."""
+        self.written += b"\x08\x00\x0b\x00\x00"
+
     def all_pages(self, seed: int = 0) -> None:
         """All pages in order, in the last section."""
         self.begin(3)
@@ -81,6 +85,7 @@ class Loaded:
 
     opening: bytes
     blocks: dict[str, bytes]
+    commands: bytes
     closing: bytes
 
 
@@ -117,10 +122,14 @@ def load(image: bytes) -> Loaded:
     footer()
     opening = image[: stream.tell()]
     kind = 0
-    block = b""
+    block = commands = b""
     while kind != 3:
         kind = number(">B")
-        assert kind in (2, 3)
+        if kind == 8:
+            assert not commands
+            commands = stream.read(4)
+            continue
+        assert kind == 3 or (kind == 2 and not commands)
         assert number(">I") == section
         while (word := number(">Q")) != EOS:
             flags, address = word % PAGE_BYTES, word // PAGE_BYTES * PAGE_BYTES
@@ -132,4 +141,4 @@ def load(image: bytes) -> Loaded:
             blocks[block][address : address + PAGE_BYTES] = data
         footer()
     ram = {name.decode(): bytes(content) for name, content in blocks.items()}
-    return Loaded(opening, ram, image[stream.tell() :])
+    return Loaded(opening, ram, commands, image[stream.tell() :])

@@ -37,7 +37,11 @@ def images(draw: st.DrawFn) -> Image:
             image.end()
             image.begin(2)
     image.end()
+    if draw(st.booleans()):
+        image.switchover()
     image.begin(3)
+    for name, at in draw(st.lists(st.sampled_from(places), max_size=3)):
+        image.page(name, at, page(6))
     image.end()
     return image
 

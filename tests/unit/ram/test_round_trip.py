@@ -16,11 +16,14 @@ from zvmsnap.ram.page_image import PAGES, REST, read_rest
 def in_order() -> bytes:
     """A stream as it is put together: each page once, in one section."""
     image = Image({"pc.ram": 300 * PAGE_BYTES, "vga": 3 * PAGE_BYTES})
-    image.begin(3)
+    image.begin()
     for number in range(300):
         image.page("pc.ram", number, page(number) if 7 < number < 290 and number % 9 else None)
     for number in range(3):
         image.page("vga", number, page(1000))
+    image.end()
+    image.switchover()
+    image.begin(3)
     image.end()
     return image.image()
 
