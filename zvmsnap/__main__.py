@@ -19,6 +19,9 @@ def main() -> None:
         from zvmsnap.recovery.watchdog_daemon import main as watchdog
 
         sys.exit(watchdog(sys.argv[2:]))
+    # typer 0.15 loads rich wherever it is installed, which takes as long as all the rest, only to
+    # draw boxes, which nobody asks it for (rich_markup_mode in cli/main.py).
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from zvmsnap.cli import main as cli
 
     if cli.only_reads(sys.argv[1:]):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,37 +63,41 @@ def restore(
       zvmsnap restore web@2026-11-20T03:15      the last point until 03:15:59
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
-    from zvmsnap.common.signals import cancelled_by_signal
-    from zvmsnap.restore import running_sends
-    from zvmsnap.restore.in_place import restore as put_back
-    from zvmsnap.restore.in_place import restore_at_once
-    from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
-    from zvmsnap.virt.host import Host
-
     settings = load_settings()
     chosen = find_point(settings, point)
-    options = RestoreOptions(cold, paused, rollback, safety=not no_safety, trust=trust)
-    request = RestoreRequest(chosen, options, _checked_image(chosen, cold=cold))
-    with Host.connect(settings.uri) as host:
-        if yes and not (dry_run or wait or end_sends):
-            restore_at_once(settings, host, request, _told)
-            return
-        planned = plan_restore(settings, host, request)
-        print_lines(planned.lines)
-        if planned.sends and (wait or end_sends):
-            print_line(f"  first {'waits for the end of' if wait else 'ENDS'}: {planned.sends}")
-        else:
-            planned.sends.refuse(planned.operation.domain)
-        if dry_run:
-            return
-        if not yes:
-            confirm()
-        cancelled = cancelled_by_signal()
-        if wait:
-            running_sends.wait_for_end(planned.operation, cancelled)
-        elif end_sends:
-            running_sends.end(planned.operation)
-        put_back(settings, host, planned, cancelled)
+    with _image_checked(chosen, cold=cold) as checked:
+        # To load all this takes a while, too.
+        from zvmsnap.common.signals import cancelled_by_signal
+        from zvmsnap.restore import running_sends
+        from zvmsnap.restore.in_place import restore as put_back
+        from zvmsnap.restore.in_place import restore_at_once
+        from zvmsnap.restore.plan import RestoreOptions, RestoreRequest, plan_restore
+        from zvmsnap.virt.host import Host
+
+        options = RestoreOptions(cold, paused, rollback, safety=not no_safety, trust=trust)
+        at_once = yes and not (dry_run or wait or end_sends)
+        image = _header(chosen, cold=cold) if at_once else checked()
+        request = RestoreRequest(chosen, options, image)
+        with Host.connect(settings.uri) as host:
+            if at_once:
+                restore_at_once(settings, host, request, checked, _told)
+                return
+            planned = plan_restore(settings, host, request)
+            print_lines(planned.lines)
+            if planned.sends and (wait or end_sends):
+                print_line(f"  first {'waits for the end of' if wait else 'ENDS'}: {planned.sends}")
+            else:
+                planned.sends.refuse(planned.operation.domain)
+            if dry_run:
+                return
+            if not yes:
+                confirm()
+            cancelled = cancelled_by_signal()
+            if wait:
+                running_sends.wait_for_end(planned.operation, cancelled)
+            elif end_sends:
+                running_sends.end(planned.operation)
+            put_back(settings, host, planned, cancelled)
 
 
 def bring_back(
@@ -107,8 +113,9 @@ def bring_back(
 
     rollback = not newer(point)
     options = RestoreOptions(cold, paused, rollback, safety=False, trust=trust)
-    request = RestoreRequest(point, options, _checked_image(point, cold=cold))
-    restore_at_once(settings, host, request, lambda _plan: cancelled_by_signal())
+    with _image_checked(point, cold=cold) as checked:
+        request = RestoreRequest(point, options, _header(point, cold=cold))
+        restore_at_once(settings, host, request, checked, lambda _plan: cancelled_by_signal())
 
 
 def _told(plan: RestorePlan) -> threading.Event:
@@ -119,12 +126,25 @@ def _told(plan: RestorePlan) -> threading.Event:
     return cancelled_by_signal()
 
 
-def _checked_image(point: RestorePoint, *, cold: bool) -> Header | None:
-    """The header of the RAM image to load, whose checksum is right; None to boot from the disks.
+@contextmanager
+def _image_checked(point: RestorePoint, *, cold: bool) -> Iterator[Callable[[], Header | None]]:
+    """Check the RAM image that is to be loaded meanwhile; yields what waits for its header.
 
-    Raises ImageUnloadable.
+    That raises ImageUnloadable; its result is None to boot from the disks.
     """
     from zvmsnap.points import memory_image
 
     memory = None if cold else point.manifest.memory
-    return memory_image.check(point.directory / memory.file, memory) if memory else None
+    if memory is None:
+        yield lambda: None
+        return
+    with memory_image.checking(point.directory / memory.file, memory) as checked:
+        yield checked
+
+
+def _header(point: RestorePoint, *, cold: bool) -> Header | None:
+    """The same header, which is not checked yet."""
+    from zvmsnap.points import memory_image
+
+    memory = None if cold else point.manifest.memory
+    return memory_image.header_of(point.directory / memory.file, memory) if memory else None

@@ -2,7 +2,7 @@
 
 Nothing is changed. The first stage asks libvirt, ZFS and the vault. The last one makes the clone's
 definitions as if it existed: what they name must be on this host, and nothing of it may be shared
-with the original. The RAM image is read to its end when all that costs less has been checked.
+with the original. Meanwhile the RAM image is read to its end, unless something else refuses it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -32,6 +33,7 @@ from zvmsnap.points.next_start import next_start
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.host import Host
+from zvmsnap.virt.save_image import Header
 from zvmsnap.zfs import branches, zfs
 from zvmsnap.zfs.types import Dataset, Snapshot
 
@@ -75,14 +77,14 @@ def plan_clone(
     """
     _check_name(options.name)
     compatibility.refuse_unidentified(point, CloneImpossible)
-    observed = _observe(host, point, options)
-    snapshots = locate.snapshots_of(point, observed.liveness)
-    datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)
-    _check(point, options, observed, snapshots, datasets)
-    operation = _build(config, point, options, datasets, observed.nvram)
-    _check_machine(host, point, operation)
-    if point.manifest.memory and _has_memory(point, options):
-        memory_image.check(point.directory / point.manifest.memory.file, point.manifest.memory)
+    with _image_checked(point, options) as check_image:
+        observed = _observe(host, point, options)
+        snapshots = locate.snapshots_of(point, observed.liveness)
+        datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)
+        _check(point, options, observed, snapshots, datasets)
+        operation = _build(config, point, options, datasets, observed.nvram)
+        _check_machine(host, point, operation)
+        check_image()
     definitions = list(_definitions(point, options))
     judged = tuple(map(definition.digest, definitions))
     operation = msgspec.structs.replace(operation, judged=judged)
@@ -95,6 +97,19 @@ def plan_clone(
         return operation
     compatibility.refuse_beyond(point, reached, CloneUntrusted, point.directory)
     return msgspec.structs.replace(operation, confined=True)
+
+
+@contextmanager
+def _image_checked(
+    point: RestorePoint, options: CloneOptions
+) -> Iterator[Callable[[], Header | None]]:
+    """Check its RAM image while the rest is planned; yields what waits for that."""
+    memory = point.manifest.memory
+    if memory is None or not _has_memory(point, options):
+        yield lambda: None
+        return
+    with memory_image.checking(point.directory / memory.file, memory) as checked:
+        yield checked
 
 
 def _definitions(point: RestorePoint, options: CloneOptions) -> Iterator[str]:

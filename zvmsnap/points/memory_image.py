@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import BinaryIO
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
+from zvmsnap.common.waiting import Call
 from zvmsnap.points.manifest import MEMORY, MEMORY_ZSTD, Memory
 from zvmsnap.points.point import vault_of
 from zvmsnap.virt import save_image
@@ -49,16 +51,36 @@ class _Stored(io.BufferedReader):
         return data
 
 
-def check(stored: Path, memory: Memory) -> Header:
+def check(stored: Path, memory: Memory, given_up: threading.Event | None = None) -> Header:
     """Read the whole image: is it the one of the manifest, and can libvirt load it?
 
-    Raises ImageUnloadable with what is wrong, and OSError.
+    Raises ImageUnloadable with what is wrong, and OSError. `given_up`: nobody waits for that.
     """
     with _opened(stored, memory) as file:
-        _verify_rest(file, stored, memory)
+        _verify_rest(file, stored, memory, given_up)
         file.seek(0)
         with _unpacked(file, stored, memory) as image:
             return save_image.read_head(image, str(stored)).header
+
+
+@contextmanager
+def checking(stored: Path, memory: Memory) -> Iterator[Callable[[], Header]]:
+    """Check an image in a thread while other work goes on; yields what waits for the result.
+
+    That raises what `check` raises, and GivenUp if reading hangs.
+    """
+    given_up = threading.Event()
+    call = Call(lambda: check(stored, memory, given_up))
+    try:
+        yield call.answer
+    finally:
+        given_up.set()
+
+
+def header_of(stored: Path, memory: Memory) -> Header:
+    """The header of a stored image, of which only the beginning is read. Raises as `xml_of`."""
+    with _opened(stored, memory) as file, _unpacked(file, stored, memory) as image:
+        return save_image.read_head(image, str(stored)).header
 
 
 def xml_of(stored: Path, memory: Memory) -> str:
@@ -143,8 +165,10 @@ def _unpack(image: BinaryIO, target: BinaryIO, missing_bytes: int, stored: Path)
         )
 
 
-def _verify_rest(source: _Stored, stored: Path, memory: Memory) -> None:
-    while source.read(_CHUNK_BYTES):
+def _verify_rest(
+    source: _Stored, stored: Path, memory: Memory, given_up: threading.Event | None = None
+) -> None:
+    while not (given_up and given_up.is_set()) and source.read(_CHUNK_BYTES):
         pass
     if source.sha256.hexdigest() != memory.sha256:
         raise ImageUnloadable(f"{stored} does not match its checksum: it is damaged")

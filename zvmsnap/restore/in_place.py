@@ -97,14 +97,18 @@ def restore_at_once(
     config: Config,
     host: Host,
     request: RestoreRequest,
+    check_image: Callable[[], object],
     tell: Callable[[RestorePlan], threading.Event],
 ) -> None:
     """Plan a restore, tell the plan, and carry it out: once, as nobody is asked.
 
-    What `tell` returns cancels it from then on. Raises as `restore` does, and as `plan_restore`.
+    `check_image` waits for the check of the RAM image, which goes on while this plans, and raises
+    ImageUnloadable; nothing is touched before. What `tell` returns cancels it from then on. Raises
+    as `restore` does, and as `plan_restore`.
     """
     with _at_rest(config, host, request.point):
         plan = plan_restore(config, host, request)
+        check_image()
         _carry_out(config, host, plan, tell(plan))
 
 

@@ -56,7 +56,7 @@ class RestoreOptions:
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What is to be restored; `image` is the checked header of its RAM image, None without RAM."""
+    """What is to be restored; `image` is the header of its RAM image, None without RAM."""
 
     point: RestorePoint
     options: RestoreOptions

@@ -53,6 +53,18 @@ main()
 """
 
 
+def test_no_command_loads_rich() -> None:
+    """typer 0.15 does, where it is installed, and takes twice as long then."""
+    script = "import atexit, sys; atexit.register(lambda: print(sys.modules.get('rich', 'loads')))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}\nfrom zvmsnap.__main__ import main\nmain()", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "None"
+
+
 @pytest.mark.parametrize(
     ("arguments", "loaded", "not_loaded"),
     [

@@ -1,5 +1,6 @@
 import re
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -12,7 +13,7 @@ from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import DATASET, NAME, Scene
 from zvmsnap.common.errors import LockTimeout
 from zvmsnap.common.lockfile import lock
-from zvmsnap.points import vault
+from zvmsnap.points import memory_image, vault
 from zvmsnap.restore import plan
 from zvmsnap.restore.observe import observe as observe_host
 
@@ -222,3 +223,39 @@ def test_failures_exit_1_with_one_line(scene_run: Run, scene: Scene) -> None:
         assert (code, len(err.splitlines()), scene.world.acts) == (1, 1, [])
         assert "it is damaged" in err
     assert scene_run("restore", "--dry-run", "--cold", WEB)[0] == 0
+
+
+@pytest.mark.parametrize("options", [["--yes"], ["--yes", "--no-safety"], ["--dry-run"]])
+def test_damaged_image_touches_nothing(scene_run: Run, scene: Scene, options: list[str]) -> None:
+    """Though it may be found only when the plan is made: the image is read meanwhile."""
+    point = scene.point()
+    image = point.directory / "memory.img"
+    with image.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    scene.world.acts.clear()
+    code, out, err = scene_run("restore", *options, WEB)
+    assert (code, out) == (1, "")
+    assert err.endswith(f"{image} does not match its checksum: it is damaged\n")
+    assert (scene.world.acts, scene.operations(), scene.guest.calls) == ([], [], [])
+
+
+def test_image_is_checked_while_the_restore_is_planned(
+    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.point()
+    is_planned = threading.Event()
+    check = memory_image.check
+
+    def check_late(*arguments: Any) -> Any:
+        assert is_planned.wait(60)
+        return check(*arguments)
+
+    def observing(*arguments: Any, **options: Any) -> object:
+        is_planned.set()
+        return observe_host(*arguments, **options)
+
+    monkeypatch.setattr(memory_image, "check", check_late)
+    monkeypatch.setattr(plan, "observe", observing)
+    code, _, _ = scene_run("restore", "--yes", WEB)
+    assert (code, scene.world.loaded) == (0, ["old"])

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,3 +288,32 @@ def test_bytes_behind_the_packed_image_are_damage(stow: Stow, target: Path) -> N
     with pytest.raises(ImageUnloadable, match="it is damaged"):
         memory_image.materialize(stored, longer, target, xml=None)
     assert_nothing_left(target)
+
+
+@BOTH
+def test_checked_while_other_work_goes_on(stow: Stow, compression: str) -> None:
+    stored, memory = stow(compression)
+    with memory_image.checking(stored, memory) as checked:
+        assert memory_image.header_of(stored, memory) == checked() == checked()
+    flip(stored, memory.stored_bytes - 1)
+    with (
+        memory_image.checking(stored, memory) as checked,
+        pytest.raises(ImageUnloadable, match=f"^{stored} does not match its checksum"),
+    ):
+        checked()
+
+
+def test_a_check_that_nobody_waits_for_ends(stow: Stow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 GiB would be read for an hour."""
+    stored, memory = stow("none")
+    endless = threading.Event()
+
+    def read(_file: object, _size: int) -> bytes:
+        endless.set()
+        return b"x"
+
+    monkeypatch.setattr(memory_image._Stored, "read", read)
+    with memory_image.checking(stored, memory) as checked:
+        assert endless.wait(60)
+    with pytest.raises(ImageUnloadable, match="does not match its checksum"):
+        checked()
