@@ -2,6 +2,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -11,7 +12,8 @@ import typer
 
 from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import DATASET, NAME, Scene
-from zvmsnap.common.errors import LockTimeout
+from zvmsnap.cli.restore import bring_back
+from zvmsnap.common.errors import ImageUnloadable, LockTimeout
 from zvmsnap.common.lockfile import lock
 from zvmsnap.points import memory_image, vault
 from zvmsnap.restore import plan
@@ -259,3 +261,17 @@ def test_image_is_checked_while_the_restore_is_planned(
     monkeypatch.setattr(plan, "observe", observing)
     code, _, _ = scene_run("restore", "--yes", WEB)
     assert (code, scene.world.loaded) == (0, ["old"])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_fetched_point_is_brought_back(scene: Scene, damaged: bool) -> None:
+    point = scene.point()
+    if damaged:
+        with (point.directory / "memory.img").open("ab") as file:
+            file.write(b"?")
+    scene.world.acts.clear()
+    expected = pytest.raises(ImageUnloadable) if damaged else nullcontext()
+    with expected:
+        bring_back(scene.config, scene.host, point, cold=False, paused=False, trust=False)
+    assert scene.world.loaded == ([] if damaged else ["old"])
+    assert bool(scene.world.acts) is not damaged
