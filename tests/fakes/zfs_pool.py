@@ -48,6 +48,7 @@ class FakeZfs:
             "lineages",
             "pool_guids",
             "user_properties",
+            "properties_of",
         ):
             monkeypatch.setattr(zfs, verb, getattr(self, verb))
         for verb in ("existing", "seems_to_exist"):
@@ -68,6 +69,23 @@ class FakeZfs:
             for each in self.properties
             if each[1].startswith(prefix) and any(is_within(name, each[0]) for name in datasets)
         ]
+
+    def properties_of(
+        self, names: Sequence[str], datasets: Sequence[str]
+    ) -> dict[str, dict[str, str]]:
+        """As zfs.properties_of, of `properties`: those that are set nearest to the dataset."""
+        return {
+            name: {
+                "guid": str(each.guid),
+                **{
+                    own: value
+                    for top, own, value in sorted(self.properties)
+                    if is_within(name, top) and own in names
+                },
+            }
+            for name, each in self.lineages().items()
+            if not datasets or name in datasets
+        }
 
     def lineages(self) -> dict[str, types.Lineage]:
         """As zfs.lineages, of tank/web and the datasets that have snapshots."""
@@ -182,6 +200,7 @@ class FakePool:
             "lineages",
             "pool_guids",
             "snapshot_usage",
+            "properties_of",
             "take_snapshots",
         ),
         *("clone", "promote", "rename", "set_property", "mount", "unmount", "rollback", "destroy"),
@@ -315,6 +334,16 @@ class FakePool:
             for name in datasets
             for snapshot in self._dataset(name).snapshots
         ]
+
+    def properties_of(
+        self, names: Sequence[str], datasets: Sequence[str]
+    ) -> dict[str, dict[str, str]]:
+        having = {}
+        for name, each in self.by_name.items():
+            if not datasets or name in datasets:
+                own = {key: value for key, value in each.own.items() if key in names}
+                having[name] = {"guid": str(each.guid), **own}
+        return having
 
     def below(self, tops: Iterable[str]) -> dict[str, types.Dataset]:
         wanted = list(tops)

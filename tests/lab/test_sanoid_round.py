@@ -1,6 +1,7 @@
 """sanoid takes moments of a running guest, and the guest can go back to each of them."""
 
 import hashlib
+import json
 from shlex import quote
 
 import scenario
@@ -83,10 +84,20 @@ def test_guest_goes_back_to_a_later_moment_with_a_compressed_image(lab_session: 
     scenario.taken(lab)
     (first,) = scenario.points(lab, "web")
     scenario.configure(lab, '[image]\ncompression = "zstd"')
+    lab.run(f"zfs set zvmsnap:keep-memory=1 {WEB.top}")
     scenario.pass_hours(lab, 1)
     scenario.take(lab)
     before, later = scenario.points(lab, "web")
-    assert before == first
+    # The RAM of the first one went when post had published the second; all else of it stays.
+    gone = {
+        "memory": None,
+        "level": "crash",
+        "reason": "RAM removed by keep-memory",
+        "absent_memory": first.manifest["memory"]["sha256"],
+    }
+    assert before == scenario.Point(first.directory, {**first.manifest, **gone})
+    assert [path for path in scenario.vault_files(lab) if "/memory." in path] == [later.image]
+    assert json.loads(lab.run("zvmsnap prune -n --json").stdout)["removed_memory"] == []
     assert later.names == {f"{later.manifest['run']}_hourly"}
 
     memory = later.manifest["memory"]

@@ -7,17 +7,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 
 import zvmsnap
 from tests.fakes.guest import UUID
 from tests.fakes.take_scene import configure
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
+from zvmsnap.points.manifest import Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import transfer
+from zvmsnap.retention import old_memory
+from zvmsnap.retention.old_memory import Asked
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Snapshot, SnapshotListing, Subtree
 
@@ -134,3 +138,39 @@ def test_planning_a_send_grows_as_points_do(manifest: Build) -> None:
 
     none, some, twice = (lines(count) for count in (1, 31, 61))
     assert twice - none < 2.2 * (some - none)
+
+
+def test_whose_ram_goes_grows_as_points_do(
+    config: Config, manifest: Build, pools: FakeZfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one guest, which asks for types of their own; all that ZFS is asked is asked once."""
+    pools.present = {"tank/web@a": 1}
+    pools.properties = [
+        ("tank", f"zvmsnap:keep-memory:{kind}", "9") for kind in ("daily", "manual")
+    ]
+    ram = Memory("memory.img", "raw", "none", 4, 4, "00")
+    asked: list[object] = []
+
+    def noted(verb: Callable[..., Any]) -> Callable[..., Any]:
+        def asking(*words: Any) -> Any:
+            asked.append(words)
+            return verb(*words)
+
+        return asking
+
+    for name in ("properties_of", "snapshot_usage"):
+        monkeypatch.setattr(zfs, name, noted(getattr(pools, name)))
+
+    def lines(count: int) -> int:
+        own = [
+            RestorePoint(Path("/v/web") / each.run, msgspec.structs.replace(each, memory=ram))
+            for each in manifests(manifest, count)
+        ]
+        asked.clear()
+        with counted() as counter:
+            going = old_memory.find(config, own, Asked.of_all(config))
+        assert (len(going), len(asked)) == (max(0, count - 9), 2 if count > 9 else 1)
+        return int(counter.count)
+
+    few, some, twice = (lines(count) for count in (10, 40, 70))
+    assert twice - few < 2.2 * (some - few)

@@ -31,7 +31,7 @@ from zvmsnap.points import vault, verify_result
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
-from zvmsnap.retention import prune
+from zvmsnap.retention import old_memory, prune
 from zvmsnap.virt import qemu_conf
 from zvmsnap.zfs import zfs
 
@@ -94,18 +94,22 @@ def show(point: PointArgument, as_json: JsonOption = False) -> None:
       zvmsnap show web@latest
       zvmsnap show web@2026-11-20T03:15      the last point until 03:15:59, local time
     """
-    chosen = find_point(load_settings(), point)
+    settings = load_settings()
+    chosen = find_point(settings, point)
     liveness = _liveness([chosen])
+    standing = old_memory.standing(settings, chosen)
+    kept = standing.until if standing else ""
     if as_json:
-        print_json(_as_json(chosen, liveness))
+        print_json({**_as_json(chosen, liveness), "memory_kept": kept})
     else:
-        print_lines(render.point_details(chosen, liveness, _next_start(chosen)))
+        print_lines(render.point_details(chosen, liveness, _next_start(chosen), kept))
 
 
 def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
-    """Remove points whose snapshots are all gone, and leftovers.
+    """Remove points whose snapshots are all gone, RAM that is kept no longer, and leftovers.
 
-    Leftovers are files of interrupted runs. Also lists the snapshots of the same datasets that have
+    How long RAM is kept, zvmsnap:keep-memory says. Leftovers are files of interrupted runs, and of
+    RAM that no point names. Also lists the snapshots of the same datasets that have
     no point; they are not touched.
 
     \b
@@ -119,7 +123,10 @@ def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> 
             {
                 "dry_run": dry_run,
                 "removed": [point.name for point in findings.orphans],
-                "leftovers": [str(path) for path in findings.leftovers.paths],
+                "removed_memory": [point.name for point in findings.old_memory],
+                "leftovers": [
+                    str(path) for path in (*findings.leftovers.paths, *findings.stray_memory)
+                ],
                 "kept_unknown": [point.name for point in findings.unknown],
                 "kept_overlays": [str(path) for path in findings.leftovers.overlays],
                 "damaged": [_damaged_as_json(each) for each in findings.damaged],

@@ -74,6 +74,8 @@ def sent(report: SendReport, *, dry_run: bool) -> list[str]:
         for point in unit.points:
             ram = f"RAM {size(point.memory_bytes)}" if point.memory_bytes else "without RAM"
             lines.append(f"  point {point.name}: {ram}")
+        removed = "would remove" if dry_run else "removed"
+        lines += [f"  {removed} RAM of point {name} there" for name in unit.memory_removed]
         if unit.error:
             lines.append(f"  FAILED: {unit.error}")
     return lines
@@ -208,8 +210,14 @@ def pruning(findings: Findings, *, dry_run: bool) -> Iterator[str]:
     removed = "would remove" if dry_run else "removed"
     for point in findings.orphans:
         yield f"{removed} point {point.name}: its snapshots are gone"
+    for point in findings.old_memory:
+        memory = point.manifest.memory
+        room = size(memory.stored_bytes) if memory else "none"
+        yield f"{removed} RAM of point {point.name}: {room}, kept no longer (keep-memory)"
     for path in findings.leftovers.paths:
         yield _removed_leftover(path, dry_run=dry_run)
+    for path in findings.stray_memory:
+        yield f"{removed} {path}: RAM that its point does not name"
     for point in findings.unknown:
         yield f"kept point {point.name}: a pool of it is not imported: {_pools(point.manifest)}"
     for path in findings.leftovers.overlays:
@@ -231,9 +239,12 @@ def _removed_leftover(path: object, *, dry_run: bool) -> str:
 
 
 def point_details(
-    point: RestorePoint, liveness: Liveness, next_start: NextStart | None
+    point: RestorePoint, liveness: Liveness, next_start: NextStart | None, kept: str = ""
 ) -> list[str]:
-    """Everything that the manifest of a point says; `next_start` is of its other definition."""
+    """Everything that the manifest of a point says; `next_start` is of its other definition.
+
+    `kept` says until when its RAM is, if it has any.
+    """
     manifest = point.manifest
     remark = _remark(manifest, liveness, liveness.alive(manifest))
     return [
@@ -249,7 +260,7 @@ def point_details(
         "  disks",
         *_disk_lines(manifest.disks),
         *(_next_start_lines(next_start, manifest) if next_start else ()),
-        *_memory_lines(manifest),
+        *_memory_lines(manifest, kept),
         _host_line(manifest.host),
     ]
 
@@ -279,7 +290,7 @@ def _disk_lines(disks: Iterable[Disk]) -> Iterator[str]:
         yield f"    {disk.target}  {disk.format}  {where}  ({disk.source})"
 
 
-def _memory_lines(manifest: Manifest) -> Iterator[str]:
+def _memory_lines(manifest: Manifest, kept: str) -> Iterator[str]:
     memory, timing = manifest.memory, manifest.timing
     if memory:
         yield (
@@ -287,6 +298,9 @@ def _memory_lines(manifest: Manifest) -> Iterator[str]:
             f"{size(memory.image_bytes)}, format {memory.format}, compression {memory.compression}"
         )
         yield f"    sha256   {memory.sha256}"
+        if kept:
+            yield f"    kept     {kept}"
+    if memory or manifest.absent_memory:
         yield (
             f"  times      paused {timing.pause_s:.2f} s{_pause_parts(timing)}, "
             f"dump {timing.dump_s:.1f} s, "

@@ -148,7 +148,7 @@ def _send(settings: Config, host: Host, table: DestinationTable, *, dry_run: boo
     points, _ = vault.read(settings)
     units = send_units(points, table.guests, every=not table.guests)
     syncoid = SyncoidOptions(table.raw, table.bwlimit, table.create_bookmark, table.use_hold)
-    sender = Sender(settings, host, target, SendOptions(table.memory, syncoid))
+    sender = Sender(settings, host, target, SendOptions(table.memory, syncoid, table.keep))
     return sender.plan(units) if dry_run else sender.send(units)
 
 

@@ -157,9 +157,14 @@ def _plan(settings: Config, options: TakeOptions) -> TakePlan:
 
 def _take(settings: Config, plan: TakePlan, hold: str | None) -> list[RestorePoint]:
     from zvmsnap.capture import take
+    from zvmsnap.retention import old_memory
 
     with _progress_shown(settings, plan):
-        return take.execute(settings, plan, hold, cancelled_by_signal())
+        points = take.execute(settings, plan, hold, cancelled_by_signal())
+    # Not before all is well: what was taken may have been taken back.
+    guests = {each.manifest.uuid: (each.manifest.domain, each.manifest.datasets) for each in points}
+    old_memory.tidy(settings, guests)
+    return points
 
 
 def _drop_surplus(settings: Config, plan: TakePlan, options: TakeOptions) -> list[str]:

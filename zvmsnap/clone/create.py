@@ -157,15 +157,13 @@ class CloneCreation:
     @property
     def _image(self) -> Path:
         """The copy: beside the stored one, to clone its blocks; in staging, if it is unpacked."""
-        memory = self._point.manifest.memory
-        assert memory
+        memory = self._point.memory
         if memory.compression == "none":
             return vault.loading(self._directory, self._operation.capture)
         return self._staging.memory
 
     def _make_image(self) -> None:
-        memory = self._point.manifest.memory
-        assert memory
+        memory = self._point.memory
         self._staging.make()
         stored = self._directory / memory.file
         xml = memory_image.xml_of(stored, memory)

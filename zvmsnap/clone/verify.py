@@ -56,6 +56,8 @@ def check_files(point: RestorePoint, liveness: Liveness) -> VerifyResult:
     It is not kept if nothing is wrong but that a pool is not imported.
     """
     problems = _problems(point, liveness)
+    if problems and (now := _without_its_memory(point)):
+        problems = _problems(now, liveness)
     result = VerifyResult(checked=_now(), why="; ".join(map(str, problems)))
     return result if _is_only_away(problems) else _kept(point, result)
 
@@ -80,8 +82,16 @@ def boot(
     except (PoolMissing, CloneUntrusted) as error:
         return msgspec.structs.replace(result, why=str(error))
     except Exception as error:  # the next point is looked at all the same
+        if now := _without_its_memory(point):
+            return boot(config, host, now, expect, trust=trust)
         result = msgspec.structs.replace(result, why=log.one_line(error))
     return _kept(point, result)
+
+
+def _without_its_memory(point: RestorePoint) -> RestorePoint | None:
+    """The point as it is now, if its RAM was removed since it was read: that is no fault of it."""
+    now = vault.entry_in(point.directory) if point.manifest.memory else None
+    return now if isinstance(now, RestorePoint) and now.manifest.memory is None else None
 
 
 def was_pruned(point: RestorePoint, known: Liveness) -> bool:

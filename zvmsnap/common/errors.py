@@ -45,6 +45,12 @@ class ModeInvalid(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class KeepInvalid(ZvmsnapError):
+    """That says not how long RAM is kept."""
+
+    exit_code = EXIT_USAGE
+
+
 class PointNotFound(ZvmsnapError):
     """No point, or more than one, answers to that name."""
 

@@ -1,7 +1,8 @@
 """The properties zvmsnap:... of datasets, as docs/reference/properties.md describes them. Pure.
 
 ZFS takes any name and any value, so what is misspelt would be ignored without a word. A mode is not
-checked here: whose guests it is for, those get an error line (capture/eligibility).
+checked here: whose guests it is for, those get an error line (capture/eligibility). Where it is not
+understood how long RAM is to be kept, none goes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zvmsnap.common import snapshot_name
+from zvmsnap.common.errors import KeepInvalid
+from zvmsnap.config.keep import VALUES, parse_keep
 from zvmsnap.config.mode import OFF
 from zvmsnap.config.spelling import nearest
 
@@ -19,6 +22,8 @@ RECURSIVE = f"{PREFIX}recursive"
 GROUP = f"{PREFIX}group"
 VAULT = f"{PREFIX}vault"
 CLONE = f"{PREFIX}clone"
+KEEP_MEMORY = f"{PREFIX}keep-memory"
+KEEP_MEMORY_OF = {each: f"{KEEP_MEMORY}:{each}" for each in snapshot_name.TYPES}
 NAMES = (
     MODE,
     *(f"{MODE}:{each}" for each in snapshot_name.TYPES),
@@ -26,6 +31,8 @@ NAMES = (
     GROUP,
     VAULT,
     CLONE,
+    KEEP_MEMORY,
+    *KEEP_MEMORY_OF.values(),
 )
 ON = "on"
 _LIKE_ON = ("yes", "true", "1", "enable", "enabled", "zfs")
@@ -55,4 +62,15 @@ def _fault(found: Property) -> str:
     if found.name == RECURSIVE and found.value not in (ON, OFF):
         near = ON if found.value.lower() in (ON, *_LIKE_ON) else OFF
         return f"{where}: its values are {ON} and {OFF}; is {near} meant?"
+    if found.name.startswith(KEEP_MEMORY) and not _says_how_long(found.value):
+        what = f"{found.dataset}: {found.name}={found.value!r} says not how long RAM is kept"
+        return f"{what}, so none goes before its point: say {VALUES}"
     return ""
+
+
+def _says_how_long(value: str) -> bool:
+    try:
+        parse_keep(value)
+        return True
+    except KeepInvalid:
+        return False

@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import ConfigInvalid, DestinationInvalid, ModeInvalid
+from zvmsnap.common.errors import ConfigInvalid, DestinationInvalid, KeepInvalid, ModeInvalid
 from zvmsnap.config import destination
 from zvmsnap.config.destination import MemoryWanted
+from zvmsnap.config.keep import ALL, Keep, parse_keep
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import parse_mode
 
@@ -74,6 +75,12 @@ class DestinationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bwlimit: str = ""
     create_bookmark: bool = False
     use_hold: bool = False
+    keep_memory: str | int = ALL
+
+    @property
+    def keep(self) -> Keep:
+        """How long RAM is kept there."""
+        return parse_keep(str(self.keep_memory))
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,6 +96,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # The mode of datasets without the property zvmsnap:mode; see mode.py.
     mode: str = str(ConsistencyLevel.MEMORY)
     modes: dict[str, str] = {}
+    # How long RAM images are kept, where the property zvmsnap:keep-memory does not say so.
+    keep_memory: str | int = ALL
     # Freeze for milliseconds only, and let ZFS snapshot the disks under overlays.
     quiesce_overlay: bool = False
     guest_scripts: str = "/etc/zvmsnap/guest.d"
@@ -100,6 +109,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def default_modes(self) -> dict[str, str]:
         """The mode for each type of snapshot; "" for all other types."""
         return {"": self.mode, **self.modes}
+
+    @property
+    def default_keep(self) -> Keep:
+        """How long RAM images are kept, where no property says so."""
+        return parse_keep(str(self.keep_memory))
 
     @property
     def staging_dir(self) -> Path:
@@ -152,11 +166,16 @@ def _check(source: Path, config: Config) -> None:
     _check_paths(source, config)
     _check_numbers(source, config)
     _check_modes(source, config)
+    try:
+        parse_keep(str(config.keep_memory))
+    except KeepInvalid as error:
+        raise ConfigInvalid(f"{source}: keep_memory: {error}") from error
     for table in config.destination:
         try:
             destination.parse(table.target)
             destination.check_rate(table.bwlimit)
-        except DestinationInvalid as error:
+            parse_keep(str(table.keep_memory))
+        except (DestinationInvalid, KeepInvalid) as error:
             raise ConfigInvalid(f"{source}: [[destination]]: {error}") from error
 
 

@@ -6,6 +6,7 @@ always, its real name. All of it may be repeated after a crash: by the next hook
 
     release    the guest is resumed or thawed, and taken off its overlays (release)
     publish    a point that names exactly the snapshots that ZFS has (publish)
+    old RAM    of older points goes, if the hook has published new ones (retention/old_memory)
 """
 
 from __future__ import annotations
@@ -52,12 +53,28 @@ from zvmsnap.virt.host import Host
 _PARALLEL_GUESTS = 16
 
 
+def finish_and_tidy(call: HookCall, config: Config, owner: Process) -> bool:
+    """As `finish_run`; after that, RAM of the guests' older points goes that is kept no longer."""
+    finished, well = _finish_run(call, config, owner)
+    if finished:
+        from zvmsnap.retention import old_memory  # recovery and take load it for nothing
+
+        guests = {each.uuid: (each.domain, each.datasets) for each in finished}
+        old_memory.tidy(config, guests)
+    return well
+
+
 def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
     """Finish the run of this call for every guest in the journal; True if all went well.
 
     All guests are released first, in parallel. After that the points are published one by one, as
     images may be copied for it.
     """
+    return _finish_run(call, config, owner)[1]
+
+
+def _finish_run(call: HookCall, config: Config, owner: Process) -> tuple[list[Entry], bool]:
+    """The entries of which it went well; did it go well with all?"""
     journal = Journal(config.journal_dir)
     for file in journal.of_other_versions():
         log.plain().warning("%s", file)
@@ -65,13 +82,13 @@ def finish_run(call: HookCall, config: Config, owner: Process) -> bool:
     late_runs = [entry for entry in late.entries(config.journal_dir) if belongs(entry, call, owner)]
     if not entries and not late_runs:
         log.plain().debug("%s: no run is under way", ",".join(call.datasets))
-        return True
+        return [], True
     with Host.connect(config.uri) as host:
         finishers = [_Finisher(config, host, journal, entry) for entry in entries]
         well = _publish_all(_released(finishers))
         for entry in late_runs:
             late_run.finish(config, host, entry)  # else the watchdog does it; pre has said so
-    return well == len(finishers)
+    return [each.entry for each in well], len(well) == len(finishers)
 
 
 def _released(finishers: list[_Finisher]) -> list[_Finisher]:
@@ -87,12 +104,13 @@ def _released(finishers: list[_Finisher]) -> list[_Finisher]:
     return [each for each in finishers if each in well]
 
 
-def _publish_all(finishers: list[_Finisher]) -> int:
-    """Publish the points one by one; returns of how many it went well."""
-    well = 0
+def _publish_all(finishers: list[_Finisher]) -> list[_Finisher]:
+    """Publish the points one by one; returns those of which it went well."""
+    well = []
     for each in finishers:
         try:
-            well += Call(partial(each.locked, "publish", each.publish)).answer()
+            if Call(partial(each.locked, "publish", each.publish)).answer():
+                well.append(each)
         except Exception as error:
             each.log_failure(error)
             break  # it hangs in the kernel: so would the others, as all have one vault

@@ -94,9 +94,9 @@ def _pre(call: HookCall, settings: Config, caller: Caller, parent: int) -> bool:
 def _post(call: HookCall, settings: Config, caller: Caller) -> bool:
     owner = Process.of(caller.pid)
     finish_before_dying()
-    from zvmsnap.finalize.after_snapshot import finish_run
+    from zvmsnap.finalize.after_snapshot import finish_and_tidy
 
-    complete = finish_run(call, settings, owner)
+    complete = finish_and_tidy(call, settings, owner)
     complete = _as_expected(call, settings, owner) and complete
     return _finish_abandoned(call, settings) and complete
 

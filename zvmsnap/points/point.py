@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 
 from zvmsnap.common import json_file, snapshot_name
-from zvmsnap.common.errors import VaultDamaged
+from zvmsnap.common.errors import ImageUnloadable, VaultDamaged
 from zvmsnap.common.json_file import Unreadable
 from zvmsnap.config import capture_name
-from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SCHEMA, Manifest
+from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SCHEMA, Manifest, Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,13 @@ class RestorePoint:
     def name(self) -> str:
         """`DOMAIN@RUN`; with a number, if the guest has several points of the run."""
         return f"{self.manifest.domain}@{self.directory.name}"
+
+    @property
+    def memory(self) -> Memory:
+        """Its RAM image. Raises ImageUnloadable if it has none, or none any more."""
+        if memory := self.manifest.memory:
+            return memory
+        raise ImageUnloadable(f"{self.name}: has no RAM: {self.manifest.reason or 'say --cold'}")
 
     @property
     def created(self) -> datetime:

@@ -2,14 +2,17 @@
 
 Directories that begin with a dot may be cleaned up: `.incoming-*` is a point that is being
 published, `.loading-*` a RAM image that libvirt loads, `.removing-*` a point that is being removed.
-No symlink is followed; they are reported.
+In `.arriving-*` another host puts together what it sends; it cleans up itself. No symlink is
+followed; they are reported.
+
+Files of RAM come into a point's directory before its manifest names them, and leave it after that.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -29,7 +32,7 @@ from zvmsnap.common.safe_files import (
     write_in,
 )
 from zvmsnap.config.settings import Config
-from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest
+from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, MEMORY_FILES, Manifest
 from zvmsnap.points.point import RestorePoint, in_order, read_point, vault_of
 
 MARK = ".zvmsnap-vault"
@@ -37,6 +40,8 @@ _KNOWN_VAULT = "vault.id"
 INCOMING = ".incoming-"
 REMOVING = ".removing-"
 LOADING = ".loading-"
+# Not .incoming-: a `zvmsnap prune` at a destination must not remove it.
+ARRIVING = ".arriving-"
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,9 @@ def entries(vault: Path, run: str | None = None) -> Iterator[RestorePoint | Dama
             continue
         for directory in _listed(folder):
             if run is None or is_of_run(directory.name, run):
-                entry = _read_entry(directory)
-                if entry:
-                    yield entry
+                found = entry_in(directory)
+                if found:
+                    yield found
 
 
 class _Shared:
@@ -147,8 +152,8 @@ class _Shared:
         return RestorePoint(point.directory, common)
 
 
-def _read_entry(directory: Path) -> RestorePoint | DamagedPoint | None:
-    """None if somebody has removed the point since it was listed."""
+def entry_in(directory: Path) -> RestorePoint | DamagedPoint | None:
+    """What is in the directory of a point; None if somebody has removed it since it was listed."""
     try:
         return read_point(directory)
     except VaultDamaged as error:
@@ -186,7 +191,7 @@ def newest(vault: Path, domain: str, among: int) -> list[Manifest]:
     not all are read. ZFS has the order of these.
     """
     directories = sorted(_listed(vault / folder_of(domain)), key=_published_s, reverse=True)
-    read = map(_read_entry, directories[:among])
+    read = map(entry_in, directories[:among])
     points = [point for point in read if isinstance(point, RestorePoint)]
     return [point.manifest for point in reversed(in_order(points))]
 
@@ -245,6 +250,44 @@ def _delete(removing: Path) -> None:
     while removing.exists():
         with suppress(FileNotFoundError):
             shutil.rmtree(removing)
+
+
+def having_memory(vault: Path, domain: str) -> list[Path]:
+    """The directories of the points of that name that have files of RAM; no point is read."""
+    folder = vault / folder_of(domain)
+    return [] if folder.is_symlink() else [each for each in _listed(folder) if _memory_in(each)]
+
+
+def _memory_in(directory: Path) -> list[str]:
+    return [name for name in MEMORY_FILES if os.path.lexists(f"{directory}/{name}")]
+
+
+def stray_memory(point: RestorePoint) -> list[Path]:
+    """Files of RAM that no manifest names, and that nobody is sending to this vault.
+
+    Whoever sends RAM to a point makes `.arriving-*` first, and removes it last: so the manifest is
+    read after that was looked for.
+    """
+    if not (stray := _stray_in(point)):
+        return []
+    arriving = point.directory.with_name(ARRIVING + point.manifest.capture)
+    if os.path.lexists(arriving) or not isinstance(now := entry_in(point.directory), RestorePoint):
+        return []
+    return [point.directory / name for name in stray if name in _stray_in(now)]
+
+
+def _stray_in(point: RestorePoint) -> list[str]:
+    memory = point.manifest.memory
+    own = memory.files if memory else ()
+    return [name for name in _memory_in(point.directory) if name not in own]
+
+
+def remove_files(directory: Path, names: Iterable[str]) -> None:
+    """Remove files of a point; of RAM after its manifest names it no more. Raises OSError."""
+    with safe_files.opened_within(directory, [vault_of(directory)]) as own:
+        for name in names:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=own)
 
 
 def incoming(vault: Path, domain: str, capture: str) -> Path:
@@ -306,7 +349,7 @@ def put(directory: Path, name: str, data: bytes) -> None:
 def published(vault: Path, domain: str, capture: str) -> RestorePoint | None:
     """The point of that capture, if it has been published already."""
     for directory in _listed(vault / folder_of(domain)):
-        point = _read_entry(directory)
+        point = entry_in(directory)
         if isinstance(point, RestorePoint) and point.manifest.capture == capture:
             return point
     return None

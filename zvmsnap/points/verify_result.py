@@ -69,3 +69,16 @@ def keep(point: RestorePoint, result: VerifyResult) -> None:
         vault.put(point.directory, BOOTED if result.booted else READ, json_file.encoded(result))
     except FileNotFoundError as error:
         raise PointGone(f"{point.name}: was removed meanwhile") from error
+
+
+def of_memory(point: RestorePoint) -> tuple[str, ...]:
+    """The files with what was said of the RAM of a point, which go with it.
+
+    | the result     | stays when the RAM goes                                          |
+    |----------------|------------------------------------------------------------------|
+    | read, good     | yes: all other files were read, too                              |
+    | read, bad      | no: it may have been the RAM                                     |
+    | started        | no, nor its screen: it was started from the RAM                  |
+    """
+    was_read = _read(point, READ)
+    return (BOOTED, SCREEN) if was_read and was_read.good else (READ, BOOTED, SCREEN)

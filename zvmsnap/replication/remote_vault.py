@@ -22,17 +22,16 @@ from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault, verify_result
-from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, NVRAM, PERSISTENT_XML, TPM
+from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY_FILES, NVRAM, PERSISTENT_XML, TPM
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.points.vault import REMOVING, DamagedPoint, folder_of
+from zvmsnap.points.vault import ARRIVING, REMOVING, DamagedPoint, folder_of
 from zvmsnap.replication.transfer import PointTransfer
+from zvmsnap.retention.keep_memory import REMOVED
 from zvmsnap.zfs import zfs
 
 PROPERTY = "zvmsnap:vault"
 _BESIDE = "zvmsnap-vault"
 
-# Not .incoming-, as in our own vault: a `zvmsnap prune` at the destination must not remove it.
-_ARRIVING = ".arriving-"
 _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
 
 # The files of a point that are sent, beside manifest and RAM image.
@@ -129,7 +128,7 @@ class RemoteVault:
         """
         point, manifest = transfer.point, transfer.manifest
         folder = self.path / folder_of(manifest.domain)
-        incoming = folder / f"{_ARRIVING}{manifest.capture}"
+        incoming = folder / f"{ARRIVING}{manifest.capture}"
         for directory in (folder, incoming):
             self._remote.run("mkdir", "-p", "-m", "700", "--", str(directory))
         sums: dict[str, str] = {}
@@ -162,6 +161,35 @@ class RemoteVault:
         self._remote.run("rm", "-rf", "--", str(removing))
         self._remote.run("rmdir", "--ignore-fail-on-non-empty", "--", str(path.parent))
 
+    def remove_memory(self, point: RestorePoint) -> None:
+        """Remove the RAM of a point that was read here: first its manifest says so.
+
+        What is left over if that is interrupted, `clear_memory` removes. Raises RemoteFailed.
+        """
+        path = self._path_of(point)
+        self._remove_files(path / name for name in verify_result.of_memory(point))
+        transfer = PointTransfer(point, path.name, point.manifest, with_memory=True)
+        self.put(transfer.without_memory(REMOVED), bwlimit="")
+        self._remove_files(path / name for name in point.memory.files)
+
+    def clear_memory(self, points: Iterable[RestorePoint]) -> None:
+        """Remove files of RAM that the manifests of these points do not name. Raises RemoteFailed.
+
+        Nobody else sends these guests to this vault.
+        """
+        without = {str(self._path_of(each)) for each in points if not each.manifest.memory}
+        named = [word for name in MEMORY_FILES for word in ("-o", "-name", name)][1:]
+        output = self._remote.run(
+            "find", str(self.path), "-mindepth", "3", "-maxdepth", "3", "-type", "f",
+            "(", *named, ")", "-print0",
+        )  # fmt: skip
+        files = [PurePosixPath(path) for path in output.split("\0") if path]
+        self._remove_files(path for path in files if str(path.parent) in without)
+
+    def _remove_files(self, paths: Iterable[PurePosixPath]) -> None:
+        if words := list(map(str, paths)):
+            self._remote.run("rm", "-f", "--", *words)
+
     def clear(self, uuids: Iterable[str], captures: Iterable[str]) -> None:
         """Remove half-removed points, and half-sent ones of these guests but for these captures.
 
@@ -171,8 +199,8 @@ class RemoteVault:
             "find", str(self.path), "-mindepth", "2", "-maxdepth", "2", "-type", "d",
             "-name", ".*", "-print0",
         )  # fmt: skip
-        half_sent = tuple(f"{_ARRIVING}{uuid}." for uuid in uuids)
-        kept = {f"{_ARRIVING}{capture}" for capture in captures}
+        half_sent = tuple(f"{ARRIVING}{uuid}." for uuid in uuids)
+        kept = {f"{ARRIVING}{capture}" for capture in captures}
         names = {path: PurePosixPath(path).name for path in output.split("\0") if path}
         paths = [
             path

@@ -7,6 +7,7 @@
     syncoid   send the dataset, if there is something to send
     settle    release what has arrived
     points    send those whose snapshots have arrived, with RAM as it is wanted
+    old RAM   remove what is kept there no longer
     pruned    remove points whose snapshots the destination has pruned
     status    note what both sides have now
 
@@ -20,7 +21,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 
 from zvmsnap.common import log
@@ -34,6 +36,7 @@ from zvmsnap.common.errors import (
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination, MemoryWanted
+from zvmsnap.config.keep import Keep
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
@@ -52,7 +55,8 @@ from zvmsnap.replication.send_marks import SendMarks
 from zvmsnap.replication.send_plan import DatasetSend, SendUnit
 from zvmsnap.replication.send_report import SendReport, UnitOutcome
 from zvmsnap.replication.syncoid import SyncoidOptions
-from zvmsnap.replication.transfer import PointTransfer
+from zvmsnap.replication.transfer import KeptThere, PointTransfer
+from zvmsnap.retention.keep_memory import REMOVED
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import stream, zfs
 from zvmsnap.zfs.dataset_swap import name_before, stamp_of
@@ -61,10 +65,11 @@ from zvmsnap.zfs.types import Subtree
 
 @dataclass(frozen=True)
 class SendOptions:
-    """What may be chosen for one destination."""
+    """What may be chosen for one destination: whose RAM is sent, and how long it is kept there."""
 
     memory: MemoryWanted = MemoryWanted.LATEST
     syncoid: SyncoidOptions = field(default_factory=SyncoidOptions)
+    keep: Keep = field(default_factory=Keep)
 
 
 class Sender:
@@ -83,6 +88,7 @@ class Sender:
         self._options = options
         self._remote = RemoteHost(destination.host, settings.locks_dir)
         self._marks = SendMarks(destination.name)
+        self._kept = KeptThere(options.keep, datetime.now(UTC))
         # Two guests may have disks on one dataset: it is sent once.
         self._planned: dict[str, DatasetSend] = {}
         self._marked: set[str] = set()
@@ -104,6 +110,9 @@ class Sender:
         local_points, _ = vault.read(self._settings)
         subtree = send_plan.after(subtree, sends)
         self._plan_transfers(outcomes, local_points, remote_points, damaged, subtree)
+        for outcome in outcomes:
+            going = self._kept.going(outcome.unit.uuid, remote_points, outcome.transfers)
+            outcome.memory_removed = [point.name for point in going]
         return self._report(outcomes)
 
     def send(self, units: Sequence[SendUnit]) -> SendReport:
@@ -131,7 +140,9 @@ class Sender:
             self._attempt(outcome, self._check_arrived, subtree)
         self._send_points(remote_vault, outcomes, subtree)
         remote_points, _ = remote_vault.read()
+        remove = partial(self._remove_old_memory, remote_vault, remote_points)
         for outcome in outcomes:
+            self._attempt(outcome, remove, subtree)
             self._write_status(outcome, remote_points, subtree)
         for point in transfer.pruned(remote_points, self._destination, subtree):
             remote_vault.remove(point)
@@ -298,9 +309,27 @@ class Sender:
     ) -> None:
         for outcome in outcomes:
             own = [point for point in local_points if point.manifest.uuid == outcome.unit.uuid]
-            outcome.transfers = transfer.plan(
+            planned = transfer.plan(
                 own, remote_points, self._destination, subtree, self._options.memory, damaged
             )
+            outcome.transfers = self._kept.only_kept(outcome.unit.uuid, remote_points, planned)
+
+    def _remove_old_memory(
+        self,
+        remote_vault: RemoteVault,
+        remote_points: Sequence[RestorePoint],
+        outcome: UnitOutcome,
+        _subtree: Subtree,
+    ) -> None:
+        """What is kept there no longer; not of a unit that has failed, as not all has arrived."""
+        if not self._options.keep.has_end or not outcome.unit.uuid:
+            return
+        own = [point for point in remote_points if point.manifest.uuid == outcome.unit.uuid]
+        remote_vault.clear_memory(own)
+        for point in self._kept.going(outcome.unit.uuid, own):
+            remote_vault.remove_memory(point)
+            outcome.memory_removed.append(point.name)
+            self._log.info("point %s: its RAM is removed there (keep_memory)", point.name)
 
     def _send_point(
         self, remote_vault: RemoteVault, outcome: UnitOutcome, each: PointTransfer
@@ -309,9 +338,15 @@ class Sender:
         try:
             outcome.points_bytes += remote_vault.put(each, bwlimit=bwlimit)
         except (ZvmsnapError, OSError) as error:
-            if isinstance(error, Cancelled) or each.point.directory.exists():
+            now = vault.entry_in(each.point.directory)
+            if isinstance(error, Cancelled) or not transfer.was_removed(each, now):
                 raise
-            self._log.info("point %s was removed meanwhile, and is not sent", each.point.name)
+            what = "'s RAM" if now else ""
+            self._log.info(
+                "point %s%s was removed meanwhile, and is not sent", each.point.name, what
+            )
+            if now:
+                self._send_point(remote_vault, outcome, each.without_memory(REMOVED))
             return
         outcome.transfers.append(each)
         self._log.info("point %s has arrived", each.point.name)

@@ -40,13 +40,17 @@ class PointReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnitReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A guest, or datasets of no guest (`domain` is ""); `error` is "" if all was sent."""
+    """A guest, or datasets of no guest (`domain` is ""); `error` is "" if all was sent.
+
+    `memory_removed` names points of the destination whose RAM goes there.
+    """
 
     domain: str
     datasets: tuple[DatasetReport, ...]
     points: tuple[PointReport, ...]
     points_bytes: int
     error: str
+    memory_removed: tuple[str, ...] = ()
 
 
 class SendReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +75,7 @@ class UnitOutcome:
     transfers: list[PointTransfer] = field(default_factory=list)
     points_bytes: int = 0
     error: str = ""
+    memory_removed: list[str] = field(default_factory=list)
 
     def seconds_of(self, dataset: str) -> float:
         """How long syncoid took for a dataset, 0 if it was not needed."""
@@ -99,6 +104,7 @@ def of(outcome: UnitOutcome) -> UnitReport:
         ),
         points_bytes=outcome.points_bytes,
         error=outcome.error,
+        memory_removed=tuple(outcome.memory_removed),
     )
 
 

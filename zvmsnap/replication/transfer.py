@@ -5,26 +5,43 @@
 | none of its snapshots arrived  | any                             | nothing               |
 | one of its snapshots arrived   | is missing                      | it is sent            |
 | its RAM is wanted              | has no RAM                      | its RAM is sent       |
+| its RAM is wanted              | had RAM: keep-memory removed it | nothing               |
 | any                            | its snapshots are elsewhere now | its manifest is sent  |
 | any                            | has what is wanted              | nothing               |
 | any                            | all its snapshots are gone      | it is removed there   |
 
 `--memory` says whose RAM is wanted at the destination: that of all points, of none, or of the
-latest point of each guest of which all disks have arrived. RAM that is at the destination already
-is not removed for that.
+latest point of each guest of which all disks have arrived. How long RAM is kept there, the
+destination's `keep_memory` says:
+
+| `memory` | `keep_memory` | RAM that is sent                 | RAM that is removed there       |
+|----------|---------------|----------------------------------|---------------------------------|
+| `none`   | `all`         | none                             | none                            |
+| `latest` | `all`         | of the latest point              | none                            |
+| `all`    | `all`         | of all points                    | none                            |
+| `none`   | 24, 36h       | none                             | what retention/keep_memory says |
+| `latest` | 24, 36h       | of the latest point              | the same                        |
+| `all`    | 24, 36h       | of those that would keep it      | the same                        |
+
+What keep-memory has removed on this host before it was sent is not sent: the point is, without.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from zvmsnap.config.destination import Destination, MemoryWanted
+from zvmsnap.config.keep import Keep
 from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint, in_order
 from zvmsnap.points.vault import DamagedPoint
+from zvmsnap.retention import keep_memory
+from zvmsnap.retention.keep_memory import REMOVED, Rule
 from zvmsnap.zfs.types import Snapshot, Subtree
 
 
@@ -36,6 +53,11 @@ class PointTransfer:
     name: str
     manifest: Manifest
     with_memory: bool
+
+    def without_memory(self, why: str) -> PointTransfer:
+        """The same, of the disks alone."""
+        manifest = self.manifest.without_memory(why)
+        return dataclasses.replace(self, manifest=manifest, with_memory=False)
 
     @property
     def size_bytes(self) -> int:
@@ -96,11 +118,56 @@ def _update(
 ) -> PointTransfer | None:
     """What the point at the destination lacks."""
     name = at_destination.directory.name
-    if manifest.memory and not at_destination.manifest.memory:
+    there = at_destination.manifest
+    # Whoever has removed it there, maybe that host itself, would do so again.
+    if manifest.memory and not there.memory and there.reason != REMOVED:
         return PointTransfer(point, name, manifest, with_memory=True)
-    if moved := locate.relocated(at_destination.manifest, arrived, {}, {}):
+    if moved := locate.relocated(there, arrived, {}, {}):
         return PointTransfer(point, name, moved, with_memory=False)
     return None
+
+
+@dataclass(frozen=True)
+class KeptThere:
+    """How long RAM is kept at a destination, as of now."""
+
+    keep: Keep
+    now: datetime
+
+    def going(
+        self, uuid: str, remote: Iterable[RestorePoint], transfers: Iterable[PointTransfer] = ()
+    ) -> list[RestorePoint]:
+        """The points of a guest whose RAM goes there, once these transfers have arrived.
+
+        Those that have not arrived yet are in their directory here.
+        """
+        if not self.keep.has_end:
+            return []
+        own = [point for point in remote if point.manifest.uuid == uuid]
+        coming = [RestorePoint(t.point.directory, t.manifest) for t in transfers if t.with_memory]
+        return keep_memory.going([*own, *coming], lambda _: (Rule(self.keep),), self.now)
+
+    def only_kept(
+        self, uuid: str, remote: Sequence[RestorePoint], transfers: Sequence[PointTransfer]
+    ) -> list[PointTransfer]:
+        """The transfers of a guest, without RAM that would go there at once."""
+        old = {_key(point) for point in self.going(uuid, remote, transfers)}
+        known = {_key(point) for point in remote}
+        kept = []
+        for each in transfers:
+            if not each.with_memory or _key(each.point) not in old:
+                kept.append(each)
+            elif _key(each.point) not in known:
+                why = f"its RAM was not sent (keep_memory = {self.keep})"
+                kept.append(each.without_memory(why))
+        return kept
+
+
+def was_removed(transfer: PointTransfer, now: RestorePoint | DamagedPoint | None) -> bool:
+    """Is the point gone here, or its RAM that was to be sent? `now` is what there is of it."""
+    if isinstance(now, RestorePoint):
+        return transfer.with_memory and now.manifest.memory is None
+    return now is None
 
 
 def pruned(

@@ -55,17 +55,19 @@ class RestoredGuest:
         return read_point(Path(self._operation.directory))
 
     def unpack(self) -> None:
-        """Unpack a compressed RAM image into staging. Raises ImageUnloadable and OSError."""
-        memory = self._point.manifest.memory
-        if memory is None or memory.compression == "none":
+        """Unpack a compressed RAM image into staging.
+
+        Raises ImageUnloadable, also if the point has no RAM any more, and OSError.
+        """
+        memory = self._point.memory
+        if memory.compression == "none":
             return
         self._image().unlink(missing_ok=True)
         stored = self._point.directory / memory.file
         memory_image.materialize(stored, memory, self._image(), xml=None)
 
     def _image(self) -> Path:
-        memory = self._point.manifest.memory
-        assert memory
+        memory = self._point.memory
         if memory.compression != "none":
             return self._replaced.kept.path / _UNPACKED
         return self._point.directory / memory.file

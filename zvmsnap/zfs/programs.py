@@ -98,17 +98,19 @@ def properties(
     remote: RemoteHost = HERE,
     *,
     below: bool = False,
+    partial: bool = False,
 ) -> Iterator[Property]:
     """These properties of these datasets (and all below), or of all. Raises ZfsFailed.
 
-    Before each, a property is asked for that no dataset has: its name is a secret of this call, so
-    no value holds it.
+    With `partial`, datasets that do not exist are left out. Before each, a property is asked for
+    that no dataset has: its name is a secret of this call, so no value holds it.
     """
     mark = f"zvmsnap:{os.urandom(16).hex()}"
     asked = ",".join(f"{mark},{name}" for name in names)
     options = ("-t", "filesystem,volume", *(("-r",) if below else ()))
     columns = ("-o", "property,name,source,value")
-    printed = output("zfs", "get", "-Hp", *options, *columns, asked, *datasets, remote=remote)
+    arguments = ("-Hp", *options, *columns, asked, *datasets)
+    printed = output("zfs", "get", *arguments, partial=partial, remote=remote)
     for part in text(printed).split(f"{mark}\t")[1:]:
         name, dataset, source, value = part.partition("\n")[2].split("\t", 3)
         yield Property(dataset, name, source, value.removesuffix("\n"))

@@ -147,6 +147,21 @@ def properties(name: str, names: Sequence[str], remote: RemoteHost = HERE) -> di
     return {each.name: _value(each.value) for each in programs.properties(names, [name], remote)}
 
 
+def properties_of(names: Sequence[str], datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Those of these properties that each dataset has; of all datasets, if none is named.
+
+    Datasets that do not exist are left out. Raises ZfsFailed.
+    """
+    having: dict[str, dict[str, str]] = {}
+    for begin in range(0, max(1, len(datasets)), _ARGUMENTS_MAX):
+        batch = datasets[begin : begin + _ARGUMENTS_MAX]
+        for each in programs.properties(names, batch, partial=bool(batch)):
+            own = having.setdefault(each.dataset, {})
+            if each.value != _UNSET:
+                own[each.name] = each.value
+    return having
+
+
 def create(name: str) -> None:
     """Make a filesystem. Raises ZfsFailed."""
     _zfs("create", name)

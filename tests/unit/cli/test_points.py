@@ -5,10 +5,12 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import NAME, Scene
+from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.cli import points
 from zvmsnap.common.process import Process
 from zvmsnap.journal import describe
@@ -16,7 +18,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, StartState
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest, SnapshotRef
+from zvmsnap.points.manifest import Manifest, SnapshotRef, Timing
 from zvmsnap.virt import qemu_conf
 
 Run = Callable[..., tuple[int, str, str]]
@@ -181,6 +183,39 @@ def test_prune_removes_only_without_dry_run(
     assert (code, json.loads(out)["removed"]) == (0, [f"old@{gone.name}"])
     assert not gone.exists() and kept.exists()
     assert run("prune") == (0, "nothing to remove\n", "")
+
+
+def test_ram_that_is_kept_no_longer(
+    run: Run, put: Callable[[Manifest], Path], manifest: Callable[..., Manifest], pools: FakeZfs
+) -> None:
+    """`show` says until when, `prune --dry-run` what goes, and `list` what is gone."""
+    names = ["a_hourly", "b_hourly"]
+    pools.present = {f"tank/web@{name}": guid for guid, name in enumerate(names, 21)}
+    pools.properties = [("tank", "zvmsnap:keep-memory", "1")]
+    for guid, name in enumerate(names, 21):
+        own = manifest(run=name, capture=f"{UUID}.000000{guid}", timing=Timing(pause_s=2))
+        refs = (SnapshotRef("tank/web", name, guid, guid, pool_guid=70),)
+        directory = put(msgspec.structs.replace(own, snapshots=refs))
+        (directory / "memory.img").write_bytes(b"RAM!")
+    going = "until the next point, or prune"
+    assert f"    kept     {going}\n" in run("show", "web@a_hourly")[1]
+    assert json.loads(run("show", "web@a_hourly", "--json")[1])["memory_kept"] == going
+    assert "until 1 more points have RAM (1)\n" in run("show", "web@b_hourly")[1]
+
+    line = "RAM of point web@a_hourly: 4B, kept no longer (keep-memory)\n"
+    assert run("prune", "--dry-run")[1] == f"would remove {line}"
+    assert json.loads(run("prune", "-n", "--json")[1])["removed_memory"] == ["web@a_hourly"]
+    code, out, _ = run("prune")
+    assert (code, out) == (0, f"removed {line}")
+    assert run("prune") == (0, "nothing to remove\n", "")
+
+    first, second = run("list")[1].splitlines()[1:]
+    assert "crash" in first and first.endswith("RAM removed by keep-memory")
+    assert "memory" in second and "removed" not in second
+    shown = run("show", "web@a_hourly")[1]
+    assert "level crash" in shown and "note       RAM removed by keep-memory" in shown
+    assert "  times      paused 2.00 s" in shown  # it was, when it was taken
+    assert "    kept  " not in shown
 
 
 def test_prune_exits_1_if_it_needs_a_person(

@@ -312,13 +312,17 @@ def test_details_say_which_partition_a_disk_was() -> None:
 def test_pruning(manifest: Callable[..., Manifest]) -> None:
     findings = Findings(
         orphans=[RestorePoint(Path("/v/web/m"), manifest())],
+        old_memory=[RestorePoint(Path("/v/web/n"), manifest())],
+        stray_memory=[Path("/v/web/o/memory.img")],
         leftovers=Leftovers([Path("/s/x/point")], [Path("/s/x/vda.zvmsnap.qcow2")]),
         damaged=[DamagedPoint(Path("/v/web/d"), "/v/web/d: has no manifest.json")],
         pointless=[Snapshot("tank/a", "by_hand", 3, 3)],
     )
     assert [line.split(":")[0] for line in render.pruning(findings, dry_run=True)] == [
         "would remove point web@m",
+        "would remove RAM of point web@n",
         "would remove /s/x/point",
+        "would remove /v/web/o/memory.img",
         "kept /s/x/vda.zvmsnap.qcow2",
         "damaged",
         "no point for snapshot tank/a@by_hand",

@@ -5,6 +5,7 @@ import pytest
 
 from tests.fakes.clone_scene import make, nothing_left
 from tests.fakes.restore_scene import DATASET, NAME, OLD, Killed, Scene
+from zvmsnap.clone import datasets
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_clone
 from zvmsnap.clone.domain_xml import cloned_from
@@ -21,6 +22,8 @@ from zvmsnap.points.manifest import (
     SnapshotRef,
 )
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.retention import old_memory
+from zvmsnap.retention.keep_memory import REMOVED
 from zvmsnap.virt import domain_xml, tpm_state
 
 STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "check", "resume", "close"]
@@ -124,6 +127,30 @@ def test_what_could_not_be_undone_is_tried_again(scene: Scene, when: str) -> Non
             assert isinstance(operation, CloneOperation)
             CloneCreation(scene.config, scene.host, operation).discard()
         assert nothing_left(scene), act
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_keep_memory_takes_no_ram_from_a_clone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """Where it is taken all the same, the clone says so, and is not made."""
+    point = scene.point()
+    make_datasets = datasets.make
+
+    def overtaken(operation: CloneOperation) -> None:
+        make_datasets(operation)
+        assert old_memory.remove(scene.config, [point]) == []
+        if force:
+            vault.rewrite(point, point.manifest.without_memory(REMOVED))
+            vault.remove_files(point.directory, point.memory.files)
+
+    monkeypatch.setattr(datasets, "make", overtaken)
+    if not force:
+        make(scene, point)
+        return
+    with pytest.raises(RestoreFailed, match=f"image: .*has no RAM: {REMOVED}"):
+        make(scene, point)
+    assert nothing_left(scene)
 
 
 def test_discard_that_fails_says_what_is_left(scene: Scene) -> None:

@@ -260,6 +260,22 @@ def test_point_that_is_removed_while_it_is_read(
         verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
 
 
+@pytest.mark.parametrize("boot", [True, False])
+def test_ram_that_is_removed_before_it_is_read_is_no_fault(scene: Scene, boot: bool) -> None:
+    """keep-memory removes RAM while `verify` of all points takes its hours."""
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "cpu"
+    point = scene.point()
+    vault.rewrite(point, point.manifest.without_memory("RAM removed by keep-memory"))
+    vault.remove_files(point.directory, point.memory.files)
+    if boot:
+        result = verify.boot(scene.config, scene.host, point, None)
+    else:
+        result = verify.check_files(point, Liveness.by(scene.world.all_snapshots()))
+    assert (result.good, result.why) == (True, "")
+    assert kept(point) == result
+
+
 def test_result_that_cannot_be_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_words: object) -> None:
         raise OSError(28, "No space left on device")

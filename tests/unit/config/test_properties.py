@@ -44,10 +44,23 @@ def test_what_means_nothing(name: str, value: str, says: str) -> None:
         ("group", "any name"),
         ("vault", "/srv/vault"),
         ("clone", "web-2"),
+        ("keep-memory", "24"),
+        ("keep-memory:daily", "14d"),
+        ("keep-memory:manual", "all"),
     ],
 )
 def test_what_means_something(name: str, value: str) -> None:
     assert faults([Property("tank/vm", f"zvmsnap:{name}", value)]) == []
+
+
+@pytest.mark.parametrize("name", ["keep-memory", "keep-memory:hourly"])
+@pytest.mark.parametrize("value", ["24 points", "", "2w", "0"])
+def test_how_long_ram_is_kept(name: str, value: str) -> None:
+    (fault,) = faults([Property("tank/vm", f"zvmsnap:{name}", value)])
+    assert fault.startswith(f"tank/vm: zvmsnap:{name}={value!r} says not how long RAM is kept, so ")
+    assert "none goes before its point: say a number of points as in 24" in fault
+    (misspelt,) = faults([Property("tank/vm", "zvmsnap:keep-memory:hurly", "24")])
+    assert "is zvmsnap:keep-memory:hourly meant?" in misspelt
 
 
 def test_foreign_text_is_shown_as_one_line() -> None:
@@ -57,6 +70,8 @@ def test_foreign_text_is_shown_as_one_line() -> None:
 
 def test_all_that_are_used_and_described_are_known() -> None:
     assert {CLONE_PROPERTY, remote_vault.PROPERTY} <= set(properties.NAMES)
-    described = set(re.findall(r"^\| `(zvmsnap:[a-zA-Z:]+)`", REFERENCE.read_text(), re.M))
-    types = {f"zvmsnap:mode:{each}" for each in snapshot_name.TYPES}
-    assert (described - {"zvmsnap:mode:TYPE"}) | types == set(properties.NAMES)
+    described = set(re.findall(r"^\| `(zvmsnap:[a-zA-Z:-]+)`", REFERENCE.read_text(), re.M))
+    of_types = ("zvmsnap:mode", "zvmsnap:keep-memory")
+    types = {f"{name}:{each}" for each in snapshot_name.TYPES for name in of_types}
+    described -= {f"{name}:TYPE" for name in of_types}
+    assert described | types == set(properties.NAMES)

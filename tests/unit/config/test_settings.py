@@ -51,6 +51,16 @@ def test_modes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "kept"), [("24", "24"), ("'24'", "24"), ("'36h'", "36h"), ("'all'", "all")]
+)
+def test_how_long_ram_is_kept(tmp_path: Path, value: str, kept: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"keep_memory = {value}\n[[destination]]\ntarget='a/b'\nkeep_memory={value}")
+    settings = load_settings(path, {})
+    assert str(settings.default_keep) == str(settings.destination[0].keep) == kept
+
+
+@pytest.mark.parametrize(
     ("key", "property_name"),
     [
         ("staging", "staging_dir"),
@@ -85,6 +95,12 @@ REFUSED = [
         "[[destination]]\ntarget = 'a/b'\nbwlimit = '5x'", "is no bandwidth", id="no bandwidth"
     ),
     pytest.param("[[destination]]\ntarget = 'a'\nmemory = 'x'", "memory", id="no such memory"),
+    pytest.param("keep_memory = '2w'", "keep_memory: '2w' says not", id="no time to keep"),
+    pytest.param("keep_memory = 0", "keep_memory: '0' says not", id="keep none"),
+    pytest.param("keep_memory = true", "$.keep_memory", id="keep true"),
+    pytest.param(
+        "[[destination]]\ntarget = 'a'\nkeep_memory = -1", "'-1' says not", id="keep -1 there"
+    ),
     pytest.param("[limits]\nlock_timeout_s = 0", "lock_timeout_s must be more", id="no time"),
     pytest.param("[limits]\npause_max_ms = -1", "pause_max_ms must be more", id="negative"),
     pytest.param("[limits]\npause_max_ms = 29", "pause_first_ms is more than", id="max < first"),

@@ -20,6 +20,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import memory_image, vault
+from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.zfs import mounts
 from zvmsnap.zfs.mounts import DiskLocation
@@ -31,6 +32,7 @@ TANK_WEB = 700  # its guid, as FakeZfs has it
 OWNER = Process(4711, 815, "a-boot")
 CALL = HookCall(Role.POST, ("tank/web",), (f"{T}_hourly",))
 Stage = Callable[..., Entry]
+Build = Callable[..., Manifest]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,31 @@ def test_a_whole_run(config: Config, guest: FakeGuest, staged: Stage) -> None:
     assert manifest.timing.overlay_s > 0
     assert after_snapshot.finish_run(CALL, config, OWNER)
     assert len(points(config)) == 1
+
+
+@pytest.mark.parametrize("by_hook", [True, False], ids=["hook", "take, watchdog"])
+def test_older_ram_goes_when_the_hook_has_published(
+    config: Config, staged: Stage, pools: FakeZfs, manifest: Build, by_hook: bool
+) -> None:
+    """Not by a take, which may take back what it has published."""
+    older = manifest(capture=f"{UUID}.0000000f", run="older", created="2020-01-01T00:00:00+00:00")
+    older = msgspec.structs.replace(
+        older, snapshots=(SnapshotRef("tank/web", "older_hourly", 3, 0, pool_guid=70),)
+    )
+    directory = vault.incoming(config.vault_dir, "web", older.capture)
+    (directory / "memory.img").write_bytes(b"RAM!")
+    before = vault.publish(directory, older)
+    pools.properties = [("tank", "zvmsnap:keep-memory", "36h")]
+    staged(preexisting_guids=(7,))
+    finish = after_snapshot.finish_and_tidy if by_hook else after_snapshot.finish_run
+    assert finish(CALL, config, OWNER)
+    now = read_point(before.directory).manifest
+    assert (now.level, now.reason) == (
+        ("crash", "RAM removed by keep-memory") if by_hook else ("memory", None)
+    )
+    assert (before.directory / "memory.img").exists() is not by_hook
+    (new,) = [point for point in points(config) if point.directory != before.directory]
+    assert (new.directory / "memory.img").exists()
 
 
 def test_the_point_says_what_its_disks_are(config: Config, staged: Stage) -> None:

@@ -179,6 +179,45 @@ def test_ram_is_sent_later(remote_vault: RemoteVault, web: RestorePoint) -> None
     assert point.manifest.memory
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_ram_is_removed_there_and_what_is_left_over_is_cleared(
+    remote_vault: RemoteVault, web: RestorePoint, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """First the manifest says so; if everything dies after that, the next send ends it."""
+    remote_vault.claim()
+    remote_vault.put(transfer_of(web), bwlimit="")
+    there = Path(remote_vault.path) / FOLDER / "h1"
+    (there / "boot.json").write_text("{}")
+    (point,), _ = remote_vault.read()
+    without = {name: mode for name, mode in WHOLE.items() if not name.endswith(MEMORY)}
+    if dies:
+        publish = remote_vault._publish
+
+        def dying(*words: Any) -> None:
+            publish(*words)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(remote_vault, "_publish", dying)
+            with pytest.raises(KeyboardInterrupt):
+                remote_vault.remove_memory(point)
+        assert files(remote_vault) == WHOLE
+        (point,), _ = remote_vault.read()
+        assert point.manifest.memory is None
+        another = private_dir(there.with_name(".arriving-x"))
+        (another / MEMORY).write_bytes(b"is on its way")
+        remote_vault.clear_memory([])
+        assert (there / MEMORY).exists()
+        remote_vault.clear_memory([point])
+        assert (another / MEMORY).exists()
+        shutil.rmtree(another)
+    else:
+        remote_vault.remove_memory(point)
+    assert files(remote_vault) == without
+    (point,), _ = remote_vault.read()
+    assert point.manifest == web.manifest.without_memory("RAM removed by keep-memory")
+
+
 def test_clear(remote_vault: RemoteVault, web: RestorePoint) -> None:
     remote_vault.claim()
     uuid = web.manifest.uuid

@@ -222,6 +222,85 @@ def test_point_that_is_removed_meanwhile_is_left_out(
         assert "point web@h1" not in out
 
 
+@pytest.mark.parametrize("when", ["before", "in time"])
+def test_ram_that_is_removed_while_it_is_sent(
+    world: World, take: Take, run: Run, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """keep-memory waits for no destination; a file that is open is read to its end."""
+    take(1)
+    point = take(2)
+    real = RemoteVault._send
+
+    def overtaken(own: RemoteVault, paths: list[Path], *words: Any) -> Any:
+        if paths[0].name != MEMORY:
+            return real(own, paths, *words)
+        if when == "in time":
+            real(own, paths, *words)
+        vault.rewrite(point, point.manifest.without_memory("RAM removed by keep-memory"))
+        vault.remove_files(point.directory, [MEMORY])
+        return 1 if when == "in time" else real(own, paths, *words)
+
+    monkeypatch.setattr(RemoteVault, "_send", overtaken)
+    code, out, err = run("send", "web", ROOT)
+    has_arrived = when == "in time"
+    assert (code, remote_files(world)) == (0, files("h1", "h2+" if has_arrived else "h2"))
+    assert ("point web@h2's RAM was removed meanwhile, and is not sent" in err) is not has_arrived
+    assert ("point web@h2: without RAM" in out) is not has_arrived
+
+
+def configured(conf: Path, memory: str, keep: str) -> None:
+    before = conf.read_text().partition("[[")[0]
+    table = f'[[destination]]\ntarget = "{ROOT}"\nmemory = "{memory}"\nkeep_memory = {keep}\n'
+    conf.write_text(before + table)
+
+
+def test_how_long_ram_is_kept_there(world: World, take: Take, run: Run, tmp_path: Path) -> None:
+    conf = tmp_path / "config.toml"
+    for hour in (1, 2, 3):
+        take(hour)
+        configured(conf, "latest", '"all"')
+        assert run("send")[0] == 0
+    assert remote_files(world) == files("h1+", "h2+", "h3+")
+    configured(conf, "latest", "2")
+    take(4)
+    for words in (["--dry-run"], []):
+        code, out, _ = run("send", *words)
+        removed = "would remove" if words else "removed"
+        lines = [f"  {removed} RAM of point web@h{number} there" for number in (1, 2)]
+        assert (code, [line for line in out.splitlines() if "remove" in line]) == (0, lines)
+    assert remote_files(world) == files("h1", "h2", "h3+", "h4+")
+    # Another guest's points there, and a send that is told its destination, remove none.
+    assert run("send", "web", ROOT)[0] == 0
+    configured(conf, "all", "1")
+    take(5)
+    code, out, _ = run("send", "--json")
+    ((unit,),) = [each["units"] for each in json.loads(out)["sent"]]
+    assert unit["memory_removed"] == ["web@h3", "web@h4"]
+    assert remote_files(world) == files("h1", "h2", "h3", "h4", "h5+")
+    stray = Path(world.vault) / "web/h1" / MEMORY
+    stray.write_bytes(b"left over")
+    assert run("send")[0] == 0
+    assert not stray.exists()
+
+
+def test_ram_there_stays_if_something_has_failed(
+    world: World, take: Take, run: Run, tmp_path: Path
+) -> None:
+    take(1)
+    take(2)
+    conf = tmp_path / "config.toml"
+    configured(conf, "all", '"all"')
+    assert run("send")[0] == 0
+    configured(conf, "all", "1")
+    take(3)
+    world.fails_at = DATA
+    assert run("send")[0] == 1
+    assert remote_files(world) == files("h1+", "h2+", "h3+")  # of h3 not all disks have arrived
+    world.fails_at = ""
+    assert run("send")[0] == 0
+    assert remote_files(world) == files("h1", "h2", "h3+")
+
+
 def test_dry_run(world: World, take: Take, run: Run) -> None:
     take(1)
     code, out, _ = run("send", "--dry-run", "--json", "web", ROOT)

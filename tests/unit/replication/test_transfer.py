@@ -1,15 +1,18 @@
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from zvmsnap.config.destination import Destination, MemoryWanted
+from zvmsnap.config.keep import Keep, parse_keep
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.manifest import Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.replication import transfer
+from zvmsnap.retention import keep_memory
 from zvmsnap.zfs.types import Snapshot, Subtree
 
 Build = Callable[..., Manifest]
@@ -140,6 +143,81 @@ def test_ram_is_sent_when_it_is_wanted_later(point: Callable[..., RestorePoint])
     now = subtree("p/a@h1=10")
     assert transfer.plan([one], known, NAS, now, MemoryWanted.NONE) == []
     assert summary(transfer.plan([one], known, NAS, now, MemoryWanted.ALL)) == [("h1", True)]
+
+
+def test_ram_that_keep_memory_has_removed_there_is_not_sent_again(
+    point: Callable[..., RestorePoint],
+) -> None:
+    """Whoever has removed it, maybe that host by its own rules, would do so again."""
+    one, now = point(1), subtree("p/a@h1=10")
+    there = at_destination(one)
+    without = there.manifest.without_memory(keep_memory.REMOVED)
+    known = [RestorePoint(there.directory, without)]
+    assert transfer.plan([one], known, NAS, now, MemoryWanted.ALL) == []
+
+
+def test_what_has_no_ram_here_any_more_is_sent_without(point: Callable[..., RestorePoint]) -> None:
+    one = point(1)
+    removed = RestorePoint(one.directory, one.manifest.without_memory(keep_memory.REMOVED))
+    (only,) = transfer.plan([removed], [], NAS, subtree("p/a@h1=10"), MemoryWanted.ALL)
+    assert (only.with_memory, only.manifest.reason) == (False, "RAM removed by keep-memory")
+    assert only.manifest.absent_memory == RAM.sha256
+
+
+NOW = datetime(2026, 11, 20, 5, tzinfo=UTC)
+# By `memory` and `keep_memory`: of which of the points 3 and 4 the RAM is sent, where 1 and 2 with
+# RAM are, and 4 is the latest; and of which it goes there.
+KEPT_THERE = [
+    ("none", "all", "", ""),
+    ("latest", "all", "4", ""),
+    ("all", "all", "34", ""),
+    ("none", "1", "", "1"),
+    ("latest", "1", "4", "12"),
+    ("latest", "2", "4", "1"),
+    ("all", "1", "4", "12"),
+    ("all", "3", "34", "1"),
+    ("none", "2h", "", "1"),
+    ("all", "1h", "4", "12"),
+    ("all", "2h", "34", "12"),
+    ("all", "9d", "34", ""),
+]
+
+
+@pytest.mark.parametrize(("wanted", "keep", "sent", "going"), KEPT_THERE)
+def test_how_long_ram_is_kept_there(
+    point: Callable[..., RestorePoint], wanted: str, keep: str, sent: str, going: str
+) -> None:
+    local = [point(hour) for hour in (1, 2, 3, 4)]
+    known = [at_destination(each) for each in local[:2]]
+    other = at_destination(point(5), uuid=OTHER)  # another guest, which nobody sends from here
+    now = subtree("p/a@h1=10", "p/a@h2=20", "p/a@h3=30", "p/a@h4=40")
+    uuid = local[0].manifest.uuid
+    planned = transfer.plan(local, [*known, other], NAS, now, MemoryWanted(wanted))
+    kept = transfer.KeptThere(parse_keep(keep), NOW)
+    transfers = kept.only_kept(uuid, [*known, other], planned)
+    assert summary(transfers) == [("h3", "3" in sent), ("h4", "4" in sent)]
+    for each in transfers:
+        assert each.with_memory is (each.manifest.memory is not None)
+        assert each.with_memory or "was not sent" in str(each.manifest.reason)
+    gone = kept.going(uuid, [*known, other], transfers)
+    assert "".join(each.directory.name[1:] for each in gone) == going
+    # The next send, when these have arrived, says the same of what is left.
+    arrived = [RestorePoint(Path(f"/mirror/web/{each.name}"), each.manifest) for each in transfers]
+    left = [each for each in known if each not in gone]
+    assert kept.going(uuid, [*left, *arrived, other]) == []
+
+
+def test_ram_that_is_not_kept_there_is_not_sent_to_a_point_that_is_there(
+    point: Callable[..., RestorePoint],
+) -> None:
+    one, two = point(1), point(2)
+    known = [at_destination(one, memory=False), at_destination(two)]
+    now = subtree("p/a@h1=10", "p/a@h2=20")
+    planned = transfer.plan([one, two], known, NAS, now, MemoryWanted.ALL)
+    assert summary(planned) == [("h1", True)]
+    uuid = one.manifest.uuid
+    assert transfer.KeptThere(Keep(1), NOW).only_kept(uuid, known, planned) == []
+    assert transfer.KeptThere(Keep(2), NOW).only_kept(uuid, known, planned) == planned
 
 
 @pytest.mark.parametrize(("capture", "uuid"), [("another", ""), ("", OTHER)])

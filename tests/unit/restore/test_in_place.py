@@ -15,11 +15,14 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
-from zvmsnap.points import memory_image
+from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import PERSISTENT_XML
 from zvmsnap.points.point import read_point
 from zvmsnap.restore import plan
 from zvmsnap.restore.plan import RestoreOptions
+from zvmsnap.restore.replaced_guest import ReplacedGuest
+from zvmsnap.retention import old_memory
+from zvmsnap.retention.keep_memory import REMOVED
 
 ALL = ["keep", "clone", "unpack", "stop", "safety", "swap", "promote"]
 END = ["definition", "load", "check", "resume", "clock", "points", "close"]
@@ -186,6 +189,32 @@ def test_a_signal_undoes_all_until_the_guest_is_stopped(
         with pytest.raises(RestoreFailed, match=f"interrupted before {before}. All is as it was"):
             put_back(*what)
         assert case.guest.calls == []
+    check_one_of_both(case)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_keep_memory_takes_no_ram_from_a_restore(
+    make: Make, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """Whoever takes it all the same stops no guest."""
+    case = make(Kind())
+    keep = ReplacedGuest.keep
+
+    def overtaken(replaced: ReplacedGuest) -> None:
+        keep(replaced)
+        assert old_memory.remove(case.scene.config, [case.point]) == []
+        if force:
+            vault.rewrite(case.point, case.point.manifest.without_memory(REMOVED))
+            vault.remove_files(case.point.directory, case.point.memory.files)
+
+    monkeypatch.setattr(ReplacedGuest, "keep", overtaken)
+    if force:
+        with pytest.raises(RestoreFailed, match=f"unpack: .*has no RAM: {REMOVED}. All is as it"):
+            case.run()
+        assert case.guest.calls == []
+    else:
+        case.run()
+        assert case.is_back()
     check_one_of_both(case)
 
 

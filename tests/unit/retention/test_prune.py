@@ -77,6 +77,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     pools = Pools()
     for verb in ("snapshots", "all_snapshots", "lineages", "snapshot_usage"):
         monkeypatch.setattr(zfs, verb, getattr(pools, verb))
+    monkeypatch.setattr(zfs, "properties_of", lambda _names, _datasets: {})
     return pools
 
 

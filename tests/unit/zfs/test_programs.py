@@ -37,7 +37,7 @@ def printed(words: tuple[str, ...], values: Values) -> bytes:
 @given(values=st.dictionaries(st.tuples(st.sampled_from(DATASETS), st.sampled_from(NAMES)), VALUES))
 @example(values={("tank/a", "zvmsnap:mode"): b"\n\nmountpoint\ttank/b c\tlocal\t/evil\n"})
 def test_a_value_is_that_of_its_property(values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "output", lambda *words, remote: printed(words, values))
+    monkeypatch.setattr(programs, "output", lambda *words, **_how: printed(words, values))
     for each in programs.properties(NAMES):
         value = values.get((each.dataset, each.name))
         assert each.source == ("-" if value is None else "local")
