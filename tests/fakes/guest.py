@@ -14,7 +14,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from tests.fakes.agent import FakeAgent
-from tests.fakes.images import RAM, libvirt_image, make_overlay, run_qemu_img
+from tests.fakes.images import RAM, libvirt_image, make_overlay, ram_in, run_qemu_img
 from tests.fakes.qemu_nodes import FakeNodes
 from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
@@ -225,7 +225,7 @@ class FakeGuest(Guest):
             raise LibvirtFailed(f"{self.name}: loading: domain is already active", 55)
         with image.open("rb") as file:
             head = save_image.read_head(file, str(image))
-            ram = file.read()
+            ram = ram_in(head.opening + file.read())
         self.live = self.learn(xml or head.xml)
         self.active = True
         self.paused_because = Pause.USER if paused or not head.header.was_running else None
@@ -242,7 +242,7 @@ class FakeGuest(Guest):
         self.exists = self.active
 
     def ram(self) -> bytes:
-        """Its RAM, as in an image after the head."""
+        """What its RAM begins with."""
         return b"RAM"
 
     def loads(self, ram: bytes) -> None:

@@ -5,8 +5,6 @@ import subprocess
 from pathlib import Path
 
 SIZE = 1 << 20
-# A RAM image that libvirt can load, for those who read its header: no XML, and QEMU's stream.
-RAM = b"LibvirtQemudSave" + bytes(19 * 4) + b"QEVM and RAM"
 
 
 def run_qemu_img(*arguments: str | Path) -> None:
@@ -46,9 +44,53 @@ def holds(base: Path, byte: int, at_kib: int = 0) -> bool:
 
 _MAGIC = b"LibvirtQemudSave"
 _QEMU = b"QEVM"
+_PAGE_BYTES = 4096
+_PAGES = 64
+_BLOCK = b"pc.ram"
+_ZERO, _LENGTHS, _PAGE, _EOS, _CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
+_PART, _END = b"\x02\0\0\0\x02", b"\x03\0\0\0\x02"
+_FOOTER = b"\x7e" + struct.pack(">I", 2)
+DEVICES = b"\x04 and the state of its devices"
+
+
+def qemu_stream(ram: bytes) -> bytes:
+    """What QEMU writes of a machine whose RAM begins with that, and is zeros after it."""
+    machine = b"pc-q35-10.0"
+    stream = _QEMU + struct.pack(">IBI", 3, 7, len(machine)) + machine
+    stream += b"\x01" + struct.pack(">IB3sII", 2, 3, b"ram", 0, 4)
+    stream += struct.pack(">QB", _PAGES * _PAGE_BYTES | _LENGTHS, len(_BLOCK)) + _BLOCK
+    stream += struct.pack(">QQ", _PAGES * _PAGE_BYTES, _EOS) + _FOOTER + _PART
+    held = (len(ram).to_bytes(8) + ram).ljust(_PAGES * _PAGE_BYTES, b"\0")
+    for at in range(0, len(held), _PAGE_BYTES):
+        page = held[at : at + _PAGE_BYTES]
+        flags = (_PAGE if any(page) else _ZERO) | (_CONTINUE if at else 0)
+        stream += struct.pack(">Q", at | flags)
+        stream += b"" if at else bytes([len(_BLOCK)]) + _BLOCK
+        stream += page if any(page) else b"\0"
+    end = struct.pack(">Q", _EOS) + _FOOTER
+    return stream + end + _END + end + DEVICES
+
+
+def ram_in(stream: bytes) -> bytes:
+    """The RAM in such a stream, whoever has put it together."""
+    assert stream.endswith(_FOOTER + DEVICES)
+    stream = stream[stream.index(_PART) + len(_PART) :]
+    held = bytearray(_PAGES * _PAGE_BYTES)
+    while not (word := struct.unpack_from(">Q", stream)[0]) & _EOS:
+        body = 8 if word & _CONTINUE else 9 + len(_BLOCK)
+        length = _PAGE_BYTES if word & _PAGE else 1
+        at = word // _PAGE_BYTES * _PAGE_BYTES
+        held[at : at + length] = stream[body : body + length]
+        stream = stream[body + length :]
+    return bytes(held[8 : 8 + int.from_bytes(held[:8])])
 
 
 def libvirt_image(xml: str, ram: bytes = b"RAM", *, running: bool = True) -> bytes:
-    """What libvirt writes when it saves a machine; `ram` is all that QEMU has to say."""
+    """What libvirt writes when it saves a machine; `ram` is what its RAM begins with."""
     data = xml.encode() + b"\0"
-    return _MAGIC + struct.pack("=19I", 2, len(data), running, *bytes(16)) + data + _QEMU + ram
+    fixed = struct.pack("=19I", 2, len(data), running, *bytes(16))
+    return _MAGIC + fixed + data + qemu_stream(ram)
+
+
+# A RAM image that libvirt can load.
+RAM = libvirt_image("<domain/>")

@@ -30,6 +30,7 @@ class Kind:
     guest: str = "running"
     memory: bool = True
     zstd: bool = False
+    plain: bool = False
     level: ConsistencyLevel | None = None
     volume: bool = False
 
@@ -56,7 +57,7 @@ class Case:
         self.scene, self.world, self.kind = scene, scene.world, kind
         self.guest = scene.guest
         level = kind.level or (ConsistencyLevel.MEMORY if kind.memory else ConsistencyLevel.CRASH)
-        self.point = scene.point(memory=kind.memory, zstd=kind.zstd, level=level)
+        self.point = scene.point(memory=kind.memory, zstd=kind.zstd, plain=kind.plain, level=level)
         if kind.guest in ("off", "undefined", "transient"):
             self.guest.active = kind.guest == "transient"
             self.guest.is_defined = kind.guest == "off"

@@ -5,7 +5,6 @@ Each change of the outside world is an act: it can fail, or the process can die,
 after it.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -15,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
 from tests.fakes.zfs_pool import allow_text, delegation
+from zvmsnap.common import log
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
 from zvmsnap.common.snapshot_name import is_within
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import changes, location, qemu_img, staging
+from zvmsnap.finalize.store import RamStore
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.points import definition, vault
-from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.manifest import DOMAIN_XML, PERSISTENT_XML, Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
 from zvmsnap.zfs import branches, mounts, sends, types, volume, zfs
@@ -583,6 +583,7 @@ class Scene:
         *,
         memory: bool = True,
         zstd: bool = False,
+        plain: bool = False,
         running: bool = True,
         persistent: bool = True,
         **changes: Any,
@@ -595,14 +596,15 @@ class Scene:
         if persistent:
             (directory / PERSISTENT_XML).write_text(xml)
         data = libvirt_image(xml, fitting(dict.fromkeys(self.guest.live, OLD)), running=running)
-        stored = zstandard.compress(data) if zstd else data
-        file = "memory.img.zst" if zstd else "memory.img"
-        if memory:
-            (directory / file).write_bytes(stored)
+        dump = directory / "dump"
+        dump.write_bytes(data)
+        ram = RamStore(
+            directory, "web", UUID, not (zstd or plain), 3 if zstd else None, log.about("web", "")
+        )
+        stored = ram.store(dump, "raw") if memory else None
+        dump.unlink()
         place = location.locate_path(self.guest.live["vda"], mounts.read_table())
         assert place
-        digest = hashlib.sha256(stored).hexdigest()
-        packed = "zstd" if zstd else "none"
         own = self.snapshot
         known = {
             "capture": capture,
@@ -611,9 +613,7 @@ class Scene:
             "disks": (
                 Disk("vda", "file", "qcow2", self.guest.live["vda"], place.dataset, place.path),
             ),
-            "memory": Memory(file, "raw", packed, len(data), len(stored), digest)
-            if memory
-            else None,
+            "memory": stored,
         }
         built = self._manifest(**{**known, **changes})
         return vault.publish(directory, built)

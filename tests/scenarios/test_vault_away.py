@@ -134,7 +134,7 @@ def test_no_room_in_the_vault_is_no_reason_to_stop_making_points(
         raise full
 
     with monkeypatch.context() as patch:
-        patch.setattr("zvmsnap.points.memory_image.store", store)
+        patch.setattr("zvmsnap.finalize.store.RamStore.store", store)
         assert a_round(scene, pools, 1) == (True, False)
         assert a_round(scene, pools, 2) == (True, False)
     assert a_round(scene, pools, 3) == (True, True)

@@ -156,9 +156,9 @@ class CloneCreation:
 
     @property
     def _image(self) -> Path:
-        """The copy: beside the stored one, to clone its blocks; in staging, if it is unpacked."""
+        """The copy: beside the stored one, to clone its blocks; in staging, if it is made anew."""
         memory = self._point.memory
-        if memory.compression == "none":
+        if memory.is_loadable:
             return vault.loading(self._directory, self._operation.capture)
         return self._staging.memory
 

@@ -26,6 +26,9 @@ DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
 class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How RAM images are stored in the vault."""
 
+    # As page images, which share what has not changed since the last one.
+    pages: bool = True
+    # How those are stored of which no page image can be made.
     compression: Literal["auto", "none", "zstd"] = "auto"
     zstd_level: Annotated[int, msgspec.Meta(ge=1, le=22)] = 3
 
@@ -190,7 +193,7 @@ def _check_numbers(source: Path, config: Config) -> None:
         for key in struct.__struct_fields__:
             value = getattr(struct, key)
             allows_zero = key == "parallel_dumps"
-            if not isinstance(value, str) and not (value > 0 or allows_zero):  # nor NaN
+            if not isinstance(value, str | bool) and not (value > 0 or allows_zero):  # nor NaN
                 raise ConfigInvalid(f"{source}: {key} must be more than 0, not {value}")
     if config.limits.pause_first_ms > config.limits.pause_max_ms:
         raise ConfigInvalid(f"{source}: pause_first_ms is more than pause_max_ms")

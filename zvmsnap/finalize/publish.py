@@ -15,7 +15,7 @@ First it is decided, by what exists, and then it is done. The first row that fit
 | of a run                 | some      | the level is less than wanted | none: LevelMissed         |
 | of a run                 | some      | definition, maybe a RAM image | one, see `_changes`       |
 
-store      the RAM image is moved into the vault, hashed, and compressed if need be
+store      the RAM image is stored in the vault: see `store`
 publish    manifest, and one rename
 close      staging directory and journal entry are removed; with or without a point
 """
@@ -38,10 +38,11 @@ from zvmsnap.common.snapshot_name import run_of
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
+from zvmsnap.finalize.store import RamStore
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter
-from zvmsnap.points import definition, manifest, memory_image, vault
+from zvmsnap.points import definition, manifest, vault
 from zvmsnap.points.liveness import complete_names
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
@@ -289,13 +290,17 @@ class _Publication:
             if source.exists():
                 write_atomic(self._incoming / name, source.read_bytes())
         if self._writer.entry.level.has_memory:
-            image_format = self._writer.entry.memory_format
-            self._memory = memory_image.store(
-                self._staging.memory,
+            entry = self._writer.entry
+            ram = RamStore(
                 self._incoming,
-                image_format,
-                zstd_level=self._zstd_level(image_format),
+                entry.domain,
+                entry.uuid,
+                self._config.image.pages,
+                self._zstd_level(entry.memory_format),
+                self._log,
+                self._config.limits.staging_reserve_mib << 20,
             )
+            self._memory = ram.store(self._staging.memory, entry.memory_format)
 
     def _zstd_level(self, image_format: str) -> int | None:
         """None if the image is stored as it is."""

@@ -6,6 +6,7 @@ collector need not look at them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from zvmsnap.common.snapshot_name import DatasetName, MaybeDatasetName, Snapshot
 from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.inventory.coverage import Judged
+from zvmsnap.ram.page_image import PAGES, REST
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Lineage, Partition, Snapshot
 
@@ -29,7 +31,7 @@ MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
 # All that a file with RAM may be called in a point: what the manifest does not name is left over
 # there, and `zvmsnap prune` removes it.
-MEMORY_FILES = (MEMORY, MEMORY_ZSTD)
+MEMORY_FILES = (MEMORY, MEMORY_ZSTD, PAGES, REST)
 
 # What a manifest says may come from elsewhere: it becomes part of paths, command lines and
 # definitions, so nothing but what we write there ourselves is taken. Only texts for people may say
@@ -143,7 +145,17 @@ def datasets_of(state: Iterable[OtherState]) -> frozenset[str]:
 
 
 class Memory(msgspec.Struct, frozen=True, gc=False):
-    """The RAM image: libvirt's `format`; `compression` and checksum of the stored file."""
+    """The RAM image: libvirt's `format`, how long libvirt's file is, and how it is stored.
+
+    | stored as   | `file`           | `compression` | `rest_file`   | `stored_bytes`             |
+    |-------------|------------------|---------------|---------------|----------------------------|
+    | plain image | `memory.img`     | none          |               | of the file                |
+    | compressed  | `memory.img.zst` | zstd          |               | of the file                |
+    | page image  | `memory.pages`   | none          | `memory.rest` | of both, without the holes |
+
+    `sha256` is of `file`; but of pages it is the digest of ram/page_image, which leaves out holes.
+    `why_plain` says why it is no page image; points of older versions do not say it.
+    """
 
     file: _Word
     format: _Word
@@ -151,11 +163,31 @@ class Memory(msgspec.Struct, frozen=True, gc=False):
     image_bytes: _Bytes
     stored_bytes: _Bytes
     sha256: _Digest
+    rest_file: _Word = ""
+    rest_sha256: _Digest = ""
+    why_plain: _Text = ""
+
+    @property
+    def is_paged(self) -> bool:
+        """Is it a page image?"""
+        return self.file == PAGES
+
+    @property
+    def is_loadable(self) -> bool:
+        """Can libvirt load the stored file as it is?"""
+        return self.compression == "none" and not self.is_paged
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of all its files, in the directory of the point."""
-        return (self.file,)
+        """The names of all its files, in the directory of the point; the largest first."""
+        return (self.file, self.rest_file) if self.is_paged else (self.file,)
+
+    @property
+    def identity(self) -> str:
+        """By which it is known from any other: its checksum, or one of both."""
+        if not self.is_paged:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} {self.rest_sha256}".encode()).hexdigest()
 
 
 class HostDescription(msgspec.Struct, frozen=True, gc=False):
@@ -235,13 +267,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     other_state: tuple[OtherState, ...] = ()
     # By which this host knows that it has made the point; older versions have made none.
     seal: _Digest = ""
-    # sha256 of the RAM image that the point was made with, if that is not here, or not any more.
+    # The identity of the RAM image that the point was made with, if that is not here (any more).
     absent_memory: _Digest = ""
 
     @property
     def memory_sha256(self) -> str:
         """By which the RAM image is known that the point was made with; "" if it had none."""
-        return self.memory.sha256 if self.memory else self.absent_memory
+        return self.memory.identity if self.memory else self.absent_memory
 
     @property
     def datasets(self) -> frozenset[str]:

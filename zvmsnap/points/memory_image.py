@@ -1,7 +1,7 @@
-"""The RAM image of a point: stored in the vault, checked, and made a file that libvirt can load.
+"""The RAM image of a point: checked, and made a file that libvirt can load.
 
 libvirt reads an image more than once, so it must be a plain file: a compressed one is unpacked
-first. Images are streamed: memory use does not depend on their size.
+first, a page image is put together. Images are streamed: memory use does not depend on their size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from typing import BinaryIO
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
-from zvmsnap.common.waiting import Call
-from zvmsnap.points.manifest import MEMORY, MEMORY_ZSTD, Memory
+from zvmsnap.common.waiting import Call, in_background, wait
+from zvmsnap.points.manifest import Memory
 from zvmsnap.points.point import vault_of
+from zvmsnap.ram import page_image
+from zvmsnap.ram.check import check as check_pages
+from zvmsnap.ram.page_image import Digests, PageImage, RecordDigest
+from zvmsnap.ram.put_together import write_image
 from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head, Header
 
@@ -33,6 +37,11 @@ _PROGRESS_EVERY_S = 0.5
 
 # A multiple of every record size: ZFS clones whole records only.
 _SHARED_BYTES = 1 << 30
+
+_ZEROS = bytes(1 << 20)
+
+# How a file system says that it has no hard links: link(2).
+_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 # How the kernel says that it cannot copy between these two files: copy_file_range(2).
 _CANNOT_SHARE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -56,11 +65,14 @@ def check(stored: Path, memory: Memory, given_up: threading.Event | None = None)
 
     Raises ImageUnloadable with what is wrong, and OSError. `given_up`: nobody waits for that.
     """
+    if memory.is_paged:
+        with _page_image(stored, memory) as image:
+            return check_pages(image, _digests(memory), given_up)
     with _opened(stored, memory) as file:
         _verify_rest(file, stored, memory, given_up)
         file.seek(0)
-        with _unpacked(file, stored, memory) as image:
-            return save_image.read_head(image, str(stored)).header
+        with _unpacked(file, stored, memory) as unpacked:
+            return save_image.read_head(unpacked, str(stored)).header
 
 
 @contextmanager
@@ -79,8 +91,7 @@ def checking(stored: Path, memory: Memory) -> Iterator[Callable[[], Header]]:
 
 def header_of(stored: Path, memory: Memory) -> Header:
     """The header of a stored image, of which only the beginning is read. Raises as `xml_of`."""
-    with _opened(stored, memory) as file, _unpacked(file, stored, memory) as image:
-        return save_image.read_head(image, str(stored)).header
+    return _head(stored, memory).header
 
 
 def xml_of(stored: Path, memory: Memory) -> str:
@@ -88,8 +99,41 @@ def xml_of(stored: Path, memory: Memory) -> str:
 
     Raises ImageUnloadable and OSError.
     """
-    with _opened(stored, memory) as file, _unpacked(file, stored, memory) as image:
-        return save_image.read_head(image, str(stored)).xml
+    return _head(stored, memory).xml
+
+
+def _head(stored: Path, memory: Memory) -> Head:
+    if memory.is_paged:
+        with _page_image(stored, memory) as image:
+            return page_image.read_rest(image).head(image.name)
+    with _opened(stored, memory) as file, _unpacked(file, stored, memory) as unpacked:
+        return save_image.read_head(unpacked, str(stored))
+
+
+def checksums(stored: Path, memory: Memory) -> dict[str, str]:
+    """The SHA-256 of each stored file as a whole, by its name, as sha256sum says it.
+
+    Pages are read for that, and checked; other files are not. Raises ImageUnloadable and OSError.
+    """
+    if not memory.is_paged:
+        return {memory.file: memory.sha256}
+    with _page_image(stored, memory) as image:
+        whole, digest, end = hashlib.sha256(), RecordDigest(), 0
+        for place, record in page_image.records(image.pages):
+            _hash_zeros(whole, place - end)
+            whole.update(record)
+            digest.add(place, record)
+            end = place + len(record)
+        _hash_zeros(whole, os.fstat(image.pages).st_size - end)
+        if digest.hexdigest() != memory.sha256:
+            raise ImageUnloadable(f"{stored} does not match its checksum: it is damaged")
+    return {memory.file: whole.hexdigest(), memory.rest_file: memory.rest_sha256}
+
+
+def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
+    while count > 0:
+        digest.update(_ZEROS[:count])
+        count -= len(_ZEROS)
 
 
 def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> Path:
@@ -100,32 +144,90 @@ def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) 
     | plain file | None  | `stored`                                                           |
     | plain file | given | `target`, a copy that shares its blocks if the file system can     |
     | zstd       | any   | `target`, unpacked; checksum and length are verified on the way    |
+    | page image | any   | `target`, put together; both digests are verified on the way       |
 
     `stored` is never changed. `target` must not exist, and does not after a failure. A plain file
     is not verified here, but by `check`. Raises ImageUnloadable and OSError.
     """
-    with _opened(stored, memory) as source, _unpacked(source, stored, memory) as image:
-        if image is source and xml is None:
+    if memory.is_loadable and xml is None:
+        with _opened(stored, memory):
             return stored
-        with _created(target) as file:
-            head = save_image.read_head(image, str(stored))
-            new = head.stored if xml is None else head.with_xml(xml)
-            if image is source:
-                _copy(source, file, head, new)
-            else:
-                file.write(new + head.opening)
-                _unpack(image, file, memory.image_bytes - len(head.stored + head.opening), stored)
-                _verify_rest(source, stored, memory)
+    with _created(target) as file:
+        _write(stored, memory, file, xml)
     return target
+
+
+def export(stored: Path, memory: Memory, target: Path) -> None:
+    """Write the image to the new file `target`, durably, as libvirt wrote it, verified.
+
+    It appears when it is complete; how far it is, is shown on a terminal. Raises ImageUnloadable,
+    FileExistsError and OSError.
+    """
+    if memory.is_loadable:
+        check(stored, memory)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    half = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    with _created(half) as file:
+        with _growth_shown(file, memory.image_bytes):
+            _write(stored, memory, file, None)
+        file.flush()
+        os.fsync(file.fileno())
+        _name(half, target)
+    sync_dir(target.parent)
+
+
+def _name(half: Path, target: Path) -> None:
+    """Give a file its name, unless another file has it."""
+    try:
+        os.link(half, target)
+        half.unlink()
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK or os.path.lexists(target):
+            raise
+        os.rename(half, target)
+
+
+def _write(stored: Path, memory: Memory, target: BinaryIO, xml: str | None) -> None:
+    if memory.is_paged:
+        with _page_image(stored, memory) as paged:
+            head = None
+            if xml is not None:
+                head = page_image.read_rest(paged).head(paged.name).with_xml(xml)
+            write_image(paged, target.fileno(), _digests(memory), head=head)
+        return
+    with _opened(stored, memory) as source, _unpacked(source, stored, memory) as image:
+        own = save_image.read_head(image, str(stored))
+        new = own.stored if xml is None else own.with_xml(xml)
+        if image is source:
+            _copy(source, target, own, new)
+        else:
+            target.write(new + own.opening)
+            _unpack(image, target, memory.image_bytes - len(own.stored + own.opening), stored)
+            _verify_rest(source, stored, memory)
+
+
+@contextmanager
+def _page_image(stored: Path, memory: Memory) -> Iterator[PageImage]:
+    """Both files of a page image, open; `stored` is its pages. Raises ImageUnloadable."""
+    pages = _open(stored)
+    try:
+        rest = _open(stored.with_name(memory.rest_file))
+        try:
+            yield PageImage(pages, rest, str(stored.parent))
+        finally:
+            os.close(rest)
+    finally:
+        os.close(pages)
+
+
+def _digests(memory: Memory) -> Digests:
+    return Digests(memory.sha256, memory.rest_sha256)
 
 
 @contextmanager
 def _opened(stored: Path, memory: Memory) -> Iterator[_Stored]:
-    try:
-        with safe_files.opened_within(stored.parent, [vault_of(stored.parent)]) as directory:
-            descriptor = safe_files.open_file(stored.name, directory)
-    except OSError as error:
-        raise ImageUnloadable(f"{stored} cannot be opened: {error.strerror}") from error
+    descriptor = _open(stored)
     with _Stored(descriptor) as file:
         stored_bytes = os.fstat(descriptor).st_size
         if stored_bytes != memory.stored_bytes:
@@ -134,6 +236,14 @@ def _opened(stored: Path, memory: Memory) -> Iterator[_Stored]:
                 "as its manifest says: it is damaged"
             )
         yield file
+
+
+def _open(stored: Path) -> int:
+    try:
+        with safe_files.opened_within(stored.parent, [vault_of(stored.parent)]) as directory:
+            return safe_files.open_file(stored.name, directory)
+    except OSError as error:
+        raise ImageUnloadable(f"{stored} cannot be opened: {error.strerror}") from error
 
 
 @contextmanager
@@ -217,79 +327,8 @@ def _created(target: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def store(image: Path, directory: Path, image_format: str, *, zstd_level: int | None) -> Memory:
-    """Move a RAM image from staging into an incoming directory; `zstd_level` None: uncompressed.
-
-    On the same file system it is renamed, otherwise copied; either way it is hashed, and durable
-    on return. An image that an interrupted run has moved already is used. Raises OSError.
-    """
-    plain = directory / MEMORY
-    file_system = directory.stat().st_dev
-    if not image.exists() and plain.exists():
-        image = plain
-    if image != plain and image.stat().st_dev == file_system and zstd_level is None:
-        os.rename(image, plain)
-        image = plain
-    image_bytes = image.stat().st_size
-    digest = hashlib.sha256()
-    if image == plain:
-        with plain.open("rb") as source:
-            _pump(source, digest.update, image_bytes)
-            os.fsync(source.fileno())
-        stored = plain
-    else:
-        stored = plain if zstd_level is None else directory / MEMORY_ZSTD
-        _store_copy(image, stored, digest.update, zstd_level)
-    sync_dir(directory)
-    return Memory(
-        file=stored.name,
-        format=image_format,
-        compression="none" if stored == plain else "zstd",
-        image_bytes=image_bytes,
-        stored_bytes=stored.stat().st_size,
-        sha256=digest.hexdigest(),
-    )
-
-
-def _store_copy(
-    image: Path, stored: Path, hashed: Callable[[bytes], None], zstd_level: int | None
-) -> None:
-    descriptor = os.open(
-        stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
-    )
-    try:
-        _write_copy(image, descriptor, hashed, zstd_level)
-    except BaseException:
-        # Half an image must not fill up the vault.
-        stored.unlink(missing_ok=True)
-        raise
-
-
-def _write_copy(
-    image: Path, descriptor: int, hashed: Callable[[bytes], None], zstd_level: int | None
-) -> None:
-    with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
-
-        def write(data: bytes) -> None:
-            hashed(data)
-            target.write(data)
-
-        image_bytes = image.stat().st_size
-        if zstd_level is None:
-            _pump(source, write, image_bytes)
-        else:
-            import zstandard
-
-            compressor = zstandard.ZstdCompressor(
-                level=zstd_level, threads=-1, write_checksum=True
-            ).compressobj(size=image_bytes)
-            _pump(source, lambda data: write(compressor.compress(data)), image_bytes)
-            write(compressor.flush())
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
+def pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
+    """Read all of `source`; how far it is, is shown on a terminal."""
     on_terminal = sys.stderr.isatty()
     shown_s = time.monotonic()
     done_bytes = 0
@@ -298,7 +337,31 @@ def _pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -
         done_bytes += len(data)
         if on_terminal and time.monotonic() - shown_s > _PROGRESS_EVERY_S:
             shown_s = time.monotonic()
-            percent = 100 * done_bytes // max(1, total_bytes)
-            print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
+            _show(done_bytes, total_bytes)
     if on_terminal:
-        print("\r\x1b[K", end="", file=sys.stderr)
+        _show_no_more()
+
+
+@contextmanager
+def _growth_shown(file: BinaryIO, total_bytes: int) -> Iterator[None]:
+    """Show on a terminal how much of a file is written."""
+    if not sys.stderr.isatty():
+        yield
+        return
+
+    def show(ended: threading.Event) -> None:
+        while not wait(ended, _PROGRESS_EVERY_S):
+            _show(os.fstat(file.fileno()).st_size, total_bytes)
+
+    with in_background("progress", show):
+        yield
+    _show_no_more()
+
+
+def _show(done_bytes: int, total_bytes: int) -> None:
+    percent = min(100, 100 * done_bytes // max(1, total_bytes))
+    print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
+
+
+def _show_no_more() -> None:
+    print("\r\x1b[K", end="", file=sys.stderr)

@@ -14,6 +14,7 @@ from zvmsnap.common.errors import ImageUnloadable, VaultDamaged
 from zvmsnap.common.json_file import Unreadable
 from zvmsnap.config import capture_name
 from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SCHEMA, Manifest, Memory
+from zvmsnap.ram.page_image import REST
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ def read_point(directory: Path) -> RestorePoint:
 
 def _why_invalid(manifest: Manifest) -> str | None:
     """What the types alone do not tell."""
-    if manifest.memory and not set(MEMORY_FILES).issuperset(manifest.memory.files):
-        return f"its memory file {manifest.memory.file!r} is none of ours"
+    if manifest.memory and (why := _why_not_ours(manifest.memory)):
+        return why
     if not all(
         snapshot_name.is_safe(f"{dataset}@{ref.name}")
         for ref in manifest.snapshots
@@ -83,6 +84,16 @@ def _why_invalid(manifest: Manifest) -> str | None:
         return f"{manifest.created!r} is no time at which it was taken"
     if not manifest.snapshots:
         return "names no snapshot"
+    return None
+
+
+def _why_not_ours(memory: Memory) -> str | None:
+    if memory.file not in MEMORY_FILES or memory.file == REST:
+        return f"its memory file {memory.file!r} is none of ours"
+    if memory.rest_file != (REST if memory.is_paged else ""):
+        return f"its memory file {memory.rest_file!r} does not belong to {memory.file}"
+    if memory.is_paged and memory.compression != "none":
+        return f"its {memory.file} is compressed by {memory.compression!r}, which none of ours is"
     return None
 
 

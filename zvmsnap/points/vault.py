@@ -138,6 +138,8 @@ class _Shared:
                 file=keep(memory.file, memory.file),
                 format=keep(memory.format, memory.format),
                 compression=keep(memory.compression, memory.compression),
+                rest_file=keep(memory.rest_file, memory.rest_file),
+                why_plain=keep(memory.why_plain, memory.why_plain),
             )
         common = replace(
             manifest,
@@ -185,15 +187,19 @@ def _domain(point: RestorePoint) -> str:
 
 
 def newest(vault: Path, domain: str, among: int) -> list[Manifest]:
-    """The newest manifests of the guests of that name, the newest first.
+    """The manifests of the newest points of the guests of that name, the newest first."""
+    return [point.manifest for point in newest_points(vault, domain, among)]
+
+
+def newest_points(vault: Path, domain: str, among: int) -> list[RestorePoint]:
+    """The newest points of the guests of that name, the newest first.
 
     `among` those that were published last, as by their definitions, which nobody changes later; so
     not all are read. ZFS has the order of these.
     """
     directories = sorted(_listed(vault / folder_of(domain)), key=_published_s, reverse=True)
     read = map(entry_in, directories[:among])
-    points = [point for point in read if isinstance(point, RestorePoint)]
-    return [point.manifest for point in reversed(in_order(points))]
+    return in_order(point for point in read if isinstance(point, RestorePoint))[::-1]
 
 
 def _published_s(directory: Path) -> float:

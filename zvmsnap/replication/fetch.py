@@ -170,7 +170,8 @@ class Fetcher:
                 memory_image.check(incoming / memory.file, memory)
             except ImageUnloadable:
                 # The next run must not take it for one that has arrived.
-                (incoming / memory.file).unlink(missing_ok=True)
+                for name in memory.files:
+                    (incoming / name).unlink(missing_ok=True)
                 raise
 
     def _check_free(self, point: RestorePoint, snapshots: Mapping[str, Snapshot]) -> None:

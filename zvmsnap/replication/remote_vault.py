@@ -21,8 +21,16 @@ from zvmsnap.common.safe_files import private_dir, write_atomic
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
-from zvmsnap.points import vault, verify_result
-from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY_FILES, NVRAM, PERSISTENT_XML, TPM
+from zvmsnap.points import memory_image, vault, verify_result
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    MANIFEST,
+    MEMORY_FILES,
+    NVRAM,
+    PERSISTENT_XML,
+    TPM,
+    Memory,
+)
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import ARRIVING, REMOVING, DamagedPoint, folder_of
 from zvmsnap.replication.transfer import PointTransfer
@@ -36,6 +44,11 @@ _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
 
 # The files of a point that are sent, beside manifest and RAM image.
 _SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
+
+# How RAM goes on where an interrupted run has stopped. rsync cannot append to a sparse file: of a
+# page image it compares what has arrived, and sends the rest.
+_APPENDED = ("--append-verify",)
+_COMPARED = ("--inplace", "--sparse", "--no-whole-file", "--ignore-times")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _CANNOT_WRITE = (
     "no vault can be made there: zfs set {property}=/DIRECTORY {root}, owned by the user"
@@ -124,7 +137,8 @@ class RemoteVault:
     def put(self, transfer: PointTransfer, *, bwlimit: str) -> int:
         """Send a point; its RAM goes on where an interrupted run has stopped.
 
-        Returns bytes sent. Raises RemoteFailed, DestinationUnreachable and PointGone.
+        Returns bytes sent. Raises RemoteFailed, DestinationUnreachable and PointGone, and
+        ImageUnloadable for stored pages that are damaged.
         """
         point, manifest = transfer.point, transfer.manifest
         folder = self.path / folder_of(manifest.domain)
@@ -134,14 +148,15 @@ class RemoteVault:
         sums: dict[str, str] = {}
         sent_bytes = 0
         if transfer.with_memory and manifest.memory:
-            image = point.directory / manifest.memory.file
-            sums[manifest.memory.file] = manifest.memory.sha256
-            sent_bytes += self._send([image], incoming, bwlimit, "--append-verify")
+            stored = point.directory / manifest.memory.file
+            sums = memory_image.checksums(stored, manifest.memory)
+            images = [point.directory / name for name in manifest.memory.files]
+            sent_bytes += self._send(images, incoming, bwlimit, *_goes_on(manifest.memory))
         with tempfile.TemporaryDirectory() as temporary:
             manifest_file = Path(temporary) / MANIFEST
             write_atomic(manifest_file, json_file.encoded(manifest))
-            files = (point.directory / name for name in _SMALL)
-            small = [manifest_file, *(path for path in files if path.exists())]
+            others = (point.directory / name for name in _SMALL)
+            small = [manifest_file, *(path for path in others if path.exists())]
             sums |= {path.name: _sha256(path) for path in small}
             # By content: a definition of an interrupted run may be older, and of the same length.
             sent_bytes += self._send(small, incoming, bwlimit, "--checksum")
@@ -220,13 +235,14 @@ class RemoteVault:
         self._rsync("-r", "--checksum", *filters, "--exclude=*", source, f"{directory}/")
 
     def get_memory(self, point: RestorePoint, directory: Path) -> None:
-        """Copy its RAM image, if it has one, going on where an interrupted run has stopped.
+        """Copy its RAM, if it has any, going on where an interrupted run has stopped.
 
         Raises RemoteFailed and DestinationUnreachable.
         """
         if memory := point.manifest.memory:
-            source = self._at(self._path_of(point) / memory.file)
-            self._rsync("--append-verify", source, f"{directory}/")
+            for name in memory.files:
+                source = self._at(self._path_of(point) / name)
+                self._rsync(*_goes_on(memory), source, f"{directory}/")
 
     def where(self, point: RestorePoint) -> str:
         """Where the files of a point are, in the words of rsync."""
@@ -295,6 +311,10 @@ class RemoteVault:
 
     def _rsync(self, *words: str) -> str:
         return self._remote.rsync("-p", "--chmod=D700,F600", *words)
+
+
+def _goes_on(memory: Memory) -> tuple[str, ...]:
+    return _COMPARED if memory.is_paged else _APPENDED
 
 
 def _text(path: Path) -> str:

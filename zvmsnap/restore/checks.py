@@ -217,14 +217,14 @@ def check_directories(operation: RestoreOperation, observed: Observed) -> None:
 def check_room(operation: RestoreOperation, memory: Memory | None, observed: Observed) -> None:
     """There is room for what is known to be needed. Raises RestoreImpossible.
 
-    In staging for the RAM of the replaced guest, and for a compressed image that is unpacked. In
-    the pool for reservations: what is set aside has none, but what was written stays used, and is
-    reserved once more for the restored dataset.
+    In staging for the RAM of the replaced guest, and for the image that is made of stored pages, or
+    unpacked. In the pool for reservations: what is set aside has none, but what was written stays
+    used, and is reserved once more for the restored dataset.
     """
     replaced, needed_bytes = observed.replaced, 0
     if replaced and operation.saves_memory:
         needed_bytes += replaced.disks.domain.memory_kib << 10
-    if memory and operation.memory and memory.compression != "none":
+    if memory and operation.memory and not memory.is_loadable:
         needed_bytes += memory.image_bytes
     if needed_bytes > observed.staging_free_bytes:
         raise RestoreImpossible(

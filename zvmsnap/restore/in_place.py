@@ -2,7 +2,7 @@
 
     keep         stores definition, NVRAM and TPM state of the replaced guest in staging
     clone        clones the snapshots of the point, beside the datasets
-    unpack       unpacks a compressed RAM image into staging
+    unpack       makes the RAM image in staging, of stored pages or a compressed file
     stop         saves the RAM of the replaced guest, and stops it, at one instant
     safety       snapshots its disks; with the saved RAM they become the safety point
     swap         renames: the datasets' names lead to the clones

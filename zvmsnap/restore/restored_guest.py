@@ -55,12 +55,12 @@ class RestoredGuest:
         return read_point(Path(self._operation.directory))
 
     def unpack(self) -> None:
-        """Unpack a compressed RAM image into staging.
+        """Make an image that libvirt can load in staging, unless the stored one is such an image.
 
         Raises ImageUnloadable, also if the point has no RAM any more, and OSError.
         """
         memory = self._point.memory
-        if memory.compression == "none":
+        if memory.is_loadable:
             return
         self._image().unlink(missing_ok=True)
         stored = self._point.directory / memory.file
@@ -68,7 +68,7 @@ class RestoredGuest:
 
     def _image(self) -> Path:
         memory = self._point.memory
-        if memory.compression != "none":
+        if not memory.is_loadable:
             return self._replaced.kept.path / _UNPACKED
         return self._point.directory / memory.file
 

@@ -94,7 +94,7 @@ def test_list_shows_results_of_verify_and_operations(scene_run: Run, scene: Scen
     scene_run("verify")
     heading, line = scene_run("list")[1].splitlines()
     assert line[heading.index("VERIFIED") :].startswith("read ")
-    (point.directory / "memory.img").unlink()
+    (point.directory / "memory.pages").unlink()
     scene_run("verify")
     assert "FAILED " in scene_run("list")[1]
     assert json.loads(scene_run("list", "--json")[1])["points"][0]["verified"]["why"]

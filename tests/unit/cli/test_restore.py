@@ -217,7 +217,7 @@ def test_failures_exit_1_with_one_line(scene_run: Run, scene: Scene) -> None:
     code, _, err = scene_run("restore", "--yes", WEB)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "All is as it was: web is running" in err
-    path = point.directory / "memory.img"
+    path = point.directory / "memory.pages"
     path.write_bytes(path.read_bytes()[:-1])
     for arguments in (["restore", "--yes", WEB], ["clone", WEB, "w2"]):
         scene.world.acts.clear()

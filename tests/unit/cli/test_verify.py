@@ -28,7 +28,7 @@ def test_verify(scene_run: Run, scene: Scene) -> None:
     report = json.loads(out)
     assert (code, list(report["points"]), report["damaged"]) == (0, [point.name], [])
     assert report["points"][point.name]["why"] == ""
-    (point.directory / "memory.img").unlink()
+    (point.directory / "memory.pages").unlink()
     code, out, _ = scene_run("verify", "web")
     assert (code, out.startswith(f"{point.name}: FAILED: ")) == (1, True)
     assert json.loads(scene_run("verify", "--json")[1])["points"][point.name]["why"]

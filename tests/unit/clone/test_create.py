@@ -30,23 +30,22 @@ STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "check", "r
 
 
 @pytest.mark.parametrize(
-    ("options", "memory", "zstd", "steps", "state"),
+    ("options", "stored", "steps", "state"),
     [
-        pytest.param(CloneOptions("w2"), True, False, STEPS, "running", id="RAM"),
-        pytest.param(CloneOptions("w2"), True, True, STEPS, "running", id="zstd"),
-        pytest.param(CloneOptions("w2", paused=True), True, False, STEPS, "paused", id="paused"),
+        pytest.param(CloneOptions("w2"), {}, STEPS, "running", id="RAM"),
+        pytest.param(CloneOptions("w2"), {"plain": True}, STEPS, "running", id="plain"),
+        pytest.param(CloneOptions("w2"), {"zstd": True}, STEPS, "running", id="zstd"),
+        pytest.param(CloneOptions("w2", paused=True), {}, STEPS, "paused", id="paused"),
         pytest.param(
             CloneOptions("w2", cold=True),
-            True,
-            False,
+            {},
             [step for step in STEPS if step != "image"],
             "running",
             id="cold",
         ),
         pytest.param(
             CloneOptions("w2"),
-            False,
-            False,
+            {"memory": False},
             [s for s in STEPS if s != "image"],
             "running",
             id="no RAM",
@@ -54,10 +53,10 @@ STEPS = ["datasets", "disks", "image", "firmware", "define", "load", "check", "r
     ],
 )
 def test_clone(
-    scene: Scene, options: CloneOptions, memory: bool, zstd: bool, steps: list[str], state: str
+    scene: Scene, options: CloneOptions, stored: dict[str, bool], steps: list[str], state: str
 ) -> None:
-    point = scene.point(memory=memory, zstd=zstd)
-    stored = {path.name: path.read_bytes() for path in point.directory.iterdir()}
+    point = scene.point(**stored)
+    files = {path.name: path.read_bytes() for path in point.directory.iterdir()}
     before = scene.world.summary()
     operation = make(scene, point, options)
     assert scene.trace == steps
@@ -70,7 +69,7 @@ def test_clone(
     assert scene.world.mismatches == []
     # Nothing of the original has changed; nor of the point.
     assert {name: scene.world.summary()[name] for name in before} == before
-    assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == stored
+    assert {path.name: path.read_bytes() for path in point.directory.iterdir()} == files
     assert scene.guest.calls == []
     assert destroy_clone(scene.host, "w2") == ["tank/w2"]
     assert nothing_left(scene)

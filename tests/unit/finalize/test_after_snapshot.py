@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
-from tests.fakes.images import holds
+from tests.fakes.images import RAM, holds
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import HypervisorUnreachable, LibvirtFailed, ZvmsnapError
 from zvmsnap.common.lockfile import lock
@@ -16,6 +16,7 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.finalize import after_snapshot
+from zvmsnap.finalize.store import RamStore
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
@@ -45,6 +46,15 @@ def points(config: Config) -> list[RestorePoint]:
     return [point for point in vault.entries(config.vault_dir) if isinstance(point, RestorePoint)]
 
 
+def image_of(point: RestorePoint) -> bytes:
+    """Its RAM image, as libvirt would load it."""
+    memory = point.manifest.memory
+    assert memory is not None and memory.is_paged
+    target = point.directory / "loaded.img"
+    memory_image.materialize(point.directory / memory.file, memory, target, xml=None)
+    return target.read_bytes()
+
+
 def is_done(config: Config, guest: FakeGuest) -> bool:
     """On its base with all writes, and nothing of the run is left in journal and staging."""
     base = guest.live["vda"]
@@ -67,7 +77,7 @@ def test_a_whole_run(config: Config, guest: FakeGuest, staged: Stage) -> None:
     assert (manifest.level, manifest.reason, manifest.capture) == ("memory", None, known.capture)
     assert [(ref.full_name, ref.guid) for ref in manifest.snapshots] == [(FULL, 11)]
     assert manifest.memory is not None and manifest.memory.format == "raw"
-    assert (point.directory / "memory.img").read_bytes().endswith(b"QEVM and RAM")
+    assert image_of(point) == RAM
     assert (manifest.host.libvirt, manifest.host.qemu) == ("11.3.0", "10.0.2")
     assert manifest.timing.overlay_s > 0
     assert after_snapshot.finish_run(CALL, config, OWNER)
@@ -252,7 +262,7 @@ def test_level_of_the_point(
     assert point.manifest.level is level
     assert reason in (point.manifest.reason or "")
     assert (point.manifest.memory is not None) is (level is ConsistencyLevel.MEMORY)
-    assert (point.directory / "memory.img").exists() is (level is ConsistencyLevel.MEMORY)
+    assert (point.directory / "memory.pages").exists() is (level is ConsistencyLevel.MEMORY)
 
 
 def test_killed_before_anything_was_stored(
@@ -306,7 +316,7 @@ def full(*_arguments: object, **_named: object) -> None:
 
 
 def no_store(patch: pytest.MonkeyPatch, config: Config) -> None:
-    patch.setattr(memory_image, "store", full)
+    patch.setattr(RamStore, "store", full)
 
 
 def no_publish(patch: pytest.MonkeyPatch, config: Config) -> None:
@@ -345,7 +355,7 @@ def test_publication_that_failed_is_repeated(
     assert is_done(config, guest)
     (point,) = points(config)
     assert point.manifest.level is ConsistencyLevel.MEMORY
-    assert (point.directory / "memory.img").read_bytes().endswith(b"QEVM and RAM")
+    assert image_of(point) == RAM
     assert vault.unfinished(config.vault_dir) == []
 
 

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,11 @@ import msgspec
 import pytest
 import zstandard
 
+from tests.fakes.guest import UUID
+from tests.fakes.images import libvirt_image, ram_in
+from zvmsnap.common import log
 from zvmsnap.common.errors import ImageUnloadable
+from zvmsnap.finalize.store import RamStore
 from zvmsnap.points import memory_image
 from zvmsnap.points.manifest import Memory
 from zvmsnap.virt import save_image
@@ -42,8 +47,10 @@ def stow(tmp_path: Path) -> Stow:
         point = tmp_path / "point"
         point.mkdir()
         level = 1 if compression == "zstd" else None
-        memory = memory_image.store(dump, point, "raw", zstd_level=level)
-        assert memory.compression == compression
+        own = log.about("web", "tank/web")
+        paged = compression == "pages"
+        memory = RamStore(point, "web", UUID, paged, level, own).store(dump, "raw")
+        assert memory.compression == compression or memory.is_paged
         return point / memory.file, memory
 
     return bring
@@ -317,3 +324,180 @@ def test_a_check_that_nobody_waits_for_ends(stow: Stow, monkeypatch: pytest.Monk
         assert endless.wait(60)
     with pytest.raises(ImageUnloadable, match="does not match its checksum"):
         checked()
+
+
+# -- page images
+
+OWN_RAM = bytes(range(1, 250)) * 500
+PAGED = libvirt_image(OLD, OWN_RAM)
+
+
+def test_a_whole_page_image(stow: Stow, target: Path) -> None:
+    stored, memory = stow("pages", PAGED)
+    assert memory.is_paged and not memory.is_loadable
+    header = save_image.Header("raw", True, len(OLD) + 1)
+    assert memory_image.check(stored, memory) == header
+    assert memory_image.xml_of(stored, memory) == OLD
+    assert memory_image.materialize(stored, memory, target, xml=None) == target
+    assert target.read_bytes() == PAGED
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("xml", [SHORT, LONG], ids=["fits", "head grows"])
+def test_a_page_image_with_another_definition(stow: Stow, target: Path, xml: str) -> None:
+    stored, memory = stow("pages", PAGED)
+    before = [stored.with_name(name).read_bytes() for name in memory.files]
+    memory_image.materialize(stored, memory, target, xml=xml)
+    assert save_image.xml_of(target) == xml
+    assert ram_in(payload(target)) == OWN_RAM
+    assert [stored.with_name(name).read_bytes() for name in memory.files] == before
+
+
+@pytest.mark.parametrize("name", ["memory.pages", "memory.rest"])
+def test_a_flipped_bit_of_a_page_image_is_found(stow: Stow, target: Path, name: str) -> None:
+    stored, memory = stow("pages", PAGED)
+    file = stored.with_name(name)
+    length = file.stat().st_size
+    for at in (*range(0, length, length // 40), length - 1):
+        flip(file, at)
+        for use in (
+            lambda: memory_image.check(stored, memory),
+            lambda: memory_image.materialize(stored, memory, target, xml=SHORT),
+            lambda: memory_image.export(stored, memory, target),
+        ):
+            with pytest.raises(ImageUnloadable, match=f"{name} .*damaged|is no RAM image|no QEMU"):
+                use()
+            assert_nothing_left(target)
+        flip(file, at)
+    memory_image.check(stored, memory)
+
+
+PAGE_DAMAGE = [*DAMAGE[0:1], *DAMAGE[3:]]
+
+
+@pytest.mark.parametrize("name", ["memory.pages", "memory.rest"])
+@pytest.mark.parametrize(("damage", "says"), PAGE_DAMAGE)
+def test_a_damaged_page_image(
+    stow: Stow, target: Path, name: str, damage: Callable[[Path], object], says: str
+) -> None:
+    stored, memory = stow("pages", PAGED)
+    file = stored.with_name(name)
+    damage(file)
+    for use in (
+        lambda: memory_image.check(stored, memory),
+        lambda: memory_image.xml_of(stored, memory),
+        lambda: memory_image.checksums(stored, memory),
+        lambda: memory_image.materialize(stored, memory, target, xml=None),
+        lambda: memory_image.export(stored, memory, target),
+    ):
+        with pytest.raises(ImageUnloadable, match=f"^{file} {says}"):
+            use()
+    assert_nothing_left(target)
+
+
+@pytest.mark.parametrize("name", ["memory.pages", "memory.rest"])
+@pytest.mark.parametrize("length", [0, 500, 1 << 21])
+def test_a_page_image_of_another_length(stow: Stow, target: Path, name: str, length: int) -> None:
+    stored, memory = stow("pages", PAGED)
+    os.truncate(stored.with_name(name), length)
+    for use in (
+        lambda: memory_image.check(stored, memory),
+        lambda: memory_image.materialize(stored, memory, target, xml=None),
+    ):
+        with pytest.raises(ImageUnloadable, match=r"it is damaged$"):
+            use()
+    assert_nothing_left(target)
+
+
+@pytest.mark.parametrize("stored_as", ["none", "zstd", "pages"])
+def test_checksums_are_those_of_sha256sum(stow: Stow, stored_as: str) -> None:
+    stored, memory = stow(stored_as, PAGED)
+    sums = memory_image.checksums(stored, memory)
+    contents = {name: stored.with_name(name).read_bytes() for name in memory.files}
+    assert sums == {name: hashlib.sha256(each).hexdigest() for name, each in contents.items()}
+
+
+def test_checksums_are_not_told_of_damaged_pages(stow: Stow) -> None:
+    stored, memory = stow("pages", PAGED)
+    flip(stored, 5000)
+    with pytest.raises(ImageUnloadable, match=f"^{stored} does not match its checksum"):
+        memory_image.checksums(stored, memory)
+
+
+# -- exported
+
+
+ANY = pytest.mark.parametrize("stored_as", ["none", "zstd", "pages"])
+
+
+@ANY
+def test_exported(stow: Stow, target: Path, stored_as: str) -> None:
+    stored, memory = stow(stored_as, PAGED)
+    memory_image.export(stored, memory, target)
+    assert target.read_bytes() == PAGED
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert target.stat().st_nlink == 1
+    assert os.listdir(target.parent) == ["memory.img"]
+
+
+@ANY
+@pytest.mark.parametrize("kind", ["file", "symlink", "directory", "appears meanwhile"])
+@pytest.mark.parametrize("links", [True, False])
+def test_nothing_is_exported_over(
+    stow: Stow,
+    target: Path,
+    stored_as: str,
+    kind: str,
+    links: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def link(source: Path, to: Path, **_: object) -> None:
+        if kind == "appears meanwhile":
+            to.write_bytes(b"precious")
+        if links or source.name == "dump":
+            real_link(source, to)
+        raise OSError(errno.EPERM, "no hard links")
+
+    stored, memory = stow(stored_as, PAGED)
+    real_link = os.link
+    monkeypatch.setattr(os, "link", link)
+    if kind == "file":
+        target.write_bytes(b"precious")
+    elif kind == "symlink":
+        target.symlink_to(target.with_name("nowhere"))
+    elif kind == "directory":
+        target.mkdir()
+    with pytest.raises(OSError, match=r"exists|no hard links"):
+        memory_image.export(stored, memory, target)
+    assert os.listdir(target.parent) == ["memory.img"]
+    assert not target.is_file() or target.read_bytes() == b"precious"
+
+
+def test_exported_where_files_have_one_name(
+    stow: Stow, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    stored, memory = stow("pages", PAGED)
+    monkeypatch.setattr(os, "link", refuse)
+    memory_image.export(stored, memory, target)
+    assert os.listdir(target.parent) == ["memory.img"]
+    assert target.read_bytes() == PAGED
+
+
+def test_a_damaged_plain_image_is_not_exported(stow: Stow, target: Path) -> None:
+    stored, memory = stow("none")
+    flip(stored, len(image()) - 5)
+    with pytest.raises(ImageUnloadable, match="does not match its checksum"):
+        memory_image.export(stored, memory, target)
+    assert_nothing_left(target)
+
+
+def test_how_much_is_exported_is_shown_on_a_terminal(
+    stow: Stow, target: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, memory = stow("pages", PAGED)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    memory_image.export(stored, memory, target)
+    assert capsys.readouterr().err.endswith("\r\x1b[K")

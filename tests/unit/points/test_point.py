@@ -58,9 +58,12 @@ def test_keys_of_later_versions_are_passed_over(tmp_path: Path, manifest: Build)
     assert read_point(tmp_path).manifest == manifest()
 
 
-@pytest.mark.parametrize("file", ["memory.img", "memory.img.zst"])
-def test_names_of_memory_files(tmp_path: Path, manifest: Build, file: str) -> None:
-    memory = Memory(file, "raw", "none", 1, 1, "00")
+@pytest.mark.parametrize(
+    ("file", "rest"),
+    [("memory.img", ""), ("memory.img.zst", ""), ("memory.pages", "memory.rest")],
+)
+def test_names_of_memory_files(tmp_path: Path, manifest: Build, file: str, rest: str) -> None:
+    memory = Memory(file, "raw", "none", 1, 1, "00", rest)
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest(memory=memory)))
     assert read_point(tmp_path).manifest.memory == memory
 
@@ -71,6 +74,10 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 def with_memory(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda document: document | {"memory": document["memory"] | changes}
+
+
+def with_pages(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return with_memory(**{"file": "memory.pages", "rest_file": "memory.rest", **changes})
 
 
 def with_memory_file(file: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -90,6 +97,14 @@ DAMAGED = [
     pytest.param(with_memory_file(".."), "'..'", id="memory file dot dot"),
     pytest.param(with_memory_file(""), "''", id="memory file of no name"),
     pytest.param(with_memory_file("manifest.json"), "'manifest.json'", id="memory file not ours"),
+    pytest.param(with_memory_file("memory.rest"), "'memory.rest'", id="only the rest"),
+    pytest.param(with_memory_file("memory.pages"), "''", id="pages without rest"),
+    pytest.param(with_memory(rest_file="memory.rest"), "'memory.rest'", id="rest without pages"),
+    pytest.param(with_pages(rest_file="../memory.rest"), "$.memory.rest_file", id="rest elsewhere"),
+    pytest.param(with_pages(rest_file="memory.img"), "'memory.img'", id="rest that is an image"),
+    pytest.param(with_pages(compression="zstd"), "'zstd'", id="compressed pages"),
+    pytest.param(with_pages(rest_sha256="x"), "$.memory.rest_sha256", id="no digest"),
+    pytest.param(with_memory(why_plain="a\nb"), "$.memory.why_plain", id="two lines"),
     pytest.param(with_memory(image_bytes=-1), "$.memory.image_bytes", id="less than nothing"),
     pytest.param(with_memory(stored_bytes=2**63), "$.memory.stored_bytes", id="no such size"),
 ]

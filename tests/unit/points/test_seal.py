@@ -56,6 +56,7 @@ def test_a_file_that_somebody_else_has_written(
     "changes",
     [
         {"memory": Memory("memory.img", "raw", "none", 4, 4, "01")},
+        {"memory": Memory("memory.pages", "raw", "none", 4, 4, "00", "memory.rest", "00")},
         {"memory": None},
         {"memory": None, "absent_memory": "01"},
         {"uuid": "c0ffee00-0000-4000-8000-000000000009"},
@@ -88,3 +89,18 @@ def test_without_the_key_none_fits(config: Config, directory: Path, sealed: Mani
     # A new one is made, by which older points are from elsewhere.
     assert definition.seal_of(config, directory, sealed) != sealed.seal
     assert len(key.read_bytes()) == 32
+
+
+def test_a_page_image_is_known_by_both_files(
+    config: Config, directory: Path, manifest: Build
+) -> None:
+    memory = Memory("memory.pages", "raw", "none", 4, 4, "aa", "memory.rest", "bb")
+    made = manifest(memory=memory)
+    made = msgspec.structs.replace(made, seal=definition.seal_of(config, directory, made))
+    assert definition.is_made_here(config, directory, made)
+    assert definition.is_made_here(config, directory, made.without_memory("removed"))
+    for changes in ({"sha256": "ab"}, {"rest_sha256": "aa"}, {"sha256": "bb", "rest_sha256": "aa"}):
+        other = msgspec.structs.replace(memory, **changes)
+        assert not definition.is_made_here(
+            config, directory, msgspec.structs.replace(made, memory=other)
+        )

@@ -1,21 +1,17 @@
-import hashlib
-import io
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.guest import UUID
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.config.settings import Config
-from zvmsnap.points import memory_image, vault
-from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, Memory, SnapshotRef
+from zvmsnap.points import vault
+from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.points.vault import DamagedPoint, UnfinishedPoint
 
@@ -300,134 +296,6 @@ def test_removal_interrupted(
     again = put(tmp_path, manifest(run="m"))
     vault.remove(again)
     assert list(tmp_path.iterdir()) == []
-
-
-CONTENT = b"LibvirtQemudSave" + bytes(range(256)) * 5000
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "staged.img"
-    path.write_bytes(CONTENT)
-    return path
-
-
-@pytest.fixture
-def incoming(tmp_path: Path) -> Path:
-    return vault.incoming(tmp_path / "vault", "web", "c1")
-
-
-def unpacked(directory: Path, memory: Memory) -> bytes:
-    stored = (directory / memory.file).read_bytes()
-    assert hashlib.sha256(stored).hexdigest() == memory.sha256
-    assert len(stored) == memory.stored_bytes
-    if memory.compression == "none":
-        return stored
-    return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(stored)).read()
-
-
-@pytest.fixture
-def two_file_systems(monkeypatch: pytest.MonkeyPatch, incoming: Path, image: Path) -> None:
-    """Makes a rename from staging into the vault impossible, as between two file systems."""
-    real_stat, real_rename = Path.stat, os.rename
-
-    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
-        status = real_stat(path, follow_symlinks=follow_symlinks)
-        if path != image:
-            return status
-        return os.stat_result([*status[:2], status.st_dev + 1, *status[3:10]])
-
-    def rename(source: Path, target: Path) -> None:
-        assert Path(source) != image, "Invalid cross-device link"
-        real_rename(source, target)
-
-    monkeypatch.setattr(Path, "stat", stat)
-    monkeypatch.setattr(os, "rename", rename)
-
-
-STOWED: Mapping[int | None, tuple[str, str]] = {
-    None: ("memory.img", "none"),
-    1: ("memory.img.zst", "zstd"),
-    19: ("memory.img.zst", "zstd"),
-}
-
-
-@pytest.mark.parametrize("level", STOWED)
-def test_stowed_on_the_same_file_system(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
-    assert (memory.file, memory.compression) == STOWED[level]
-    assert (memory.format, memory.image_bytes) == ("raw", len(CONTENT))
-    assert unpacked(incoming, memory) == CONTENT
-    assert image.exists() == (level is not None)
-
-
-@pytest.mark.parametrize("level", STOWED)
-@pytest.mark.usefixtures("two_file_systems")
-def test_stowed_across_file_systems(image: Path, incoming: Path, level: int | None) -> None:
-    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
-    assert (memory.file, memory.compression) == STOWED[level]
-    assert (memory.image_bytes, unpacked(incoming, memory)) == (len(CONTENT), CONTENT)
-    assert image.exists()
-    assert (incoming / memory.file).stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.parametrize("level", STOWED)
-@pytest.mark.usefixtures("two_file_systems")
-def test_stowing_interrupted_and_repeated(
-    image: Path, incoming: Path, level: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def power_cut(directory: Path) -> None:
-        raise OSError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(memory_image, "sync_dir", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            memory_image.store(image, incoming, "raw", zstd_level=level)
-    half = incoming / STOWED[level][0]
-    half.write_bytes(half.read_bytes()[:100] + b"garbage" * len(CONTENT))
-    memory = memory_image.store(image, incoming, "raw", zstd_level=level)
-    assert unpacked(incoming, memory) == CONTENT
-
-
-def test_renamed_before_an_interruption(image: Path, incoming: Path) -> None:
-    first = memory_image.store(image, incoming, "raw", zstd_level=None)
-    assert not image.exists()
-    for level in STOWED:
-        assert memory_image.store(image, incoming, "raw", zstd_level=level) == first
-
-
-def test_no_image_at_all(image: Path, incoming: Path) -> None:
-    image.unlink()
-    with pytest.raises(FileNotFoundError):
-        memory_image.store(image, incoming, "raw", zstd_level=None)
-    assert list(incoming.iterdir()) == []
-
-
-@pytest.mark.parametrize("level", [None, 1])
-@pytest.mark.usefixtures("two_file_systems")
-def test_no_symlink_is_written_through(
-    tmp_path: Path, image: Path, incoming: Path, level: int | None
-) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    (incoming / STOWED[level][0]).symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
-        memory_image.store(image, incoming, "raw", zstd_level=level)
-    assert victim.read_text() == "precious"
-
-
-def test_progress_only_on_a_terminal(
-    image: Path, incoming: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
-    monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
-    memory_image.store(image, incoming, "raw", zstd_level=3)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    memory_image.store(image, incoming, "raw", zstd_level=3)
-    said = capsys.readouterr().err
-    assert "RAM image: 100 % of 1 MiB" in said
-    assert said.endswith("\r\x1b[K")
 
 
 def test_a_points_ties_survive_the_vault(tmp_path: Path, manifest: Build) -> None:

@@ -9,18 +9,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.common.errors import DestinationUnreachable, PointGone, RemoteFailed, VaultMissing
+from tests.fakes.images import libvirt_image
+from zvmsnap.common import log
+from zvmsnap.common.errors import (
+    DestinationUnreachable,
+    ImageUnloadable,
+    PointGone,
+    RemoteFailed,
+    VaultMissing,
+)
 from zvmsnap.common.safe_files import private_dir
 from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
+from zvmsnap.finalize.store import RamStore
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, Manifest, Memory
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.ram.page_image import PAGES, REST
 from zvmsnap.replication.remote_vault import RemoteVault, path_of
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import zfs
@@ -292,3 +303,87 @@ def test_the_vault_of_this_host_is_no_destination(config: Config) -> None:
     for act in (own.claim, own.read):
         with pytest.raises(VaultMissing, match="is the vault that points are sent from"):
             act()
+
+
+# -- page images
+
+
+@pytest.fixture
+def paged(tmp_path: Path, web: RestorePoint) -> RestorePoint:
+    """The same point, with a page image."""
+    (web.directory / MEMORY).unlink()
+    dump = tmp_path / "dump"
+    dump.write_bytes(libvirt_image("<domain/>", bytes(range(1, 256)) * 200))
+    own = log.about("web", "tank/web")
+    memory = RamStore(web.directory, "web", web.manifest.uuid, True, None, own).store(dump, "raw")
+    return vault_point(web.directory, msgspec.structs.replace(web.manifest, memory=memory))
+
+
+def test_both_files_of_a_page_image(
+    remote_vault: RemoteVault, paged: RestorePoint, tmp_path: Path
+) -> None:
+    remote_vault.claim()
+    remote_vault.put(transfer_of(paged), bwlimit="")
+    there = Path(remote_vault.path) / FOLDER / "h1"
+    stored = {name: (paged.directory / name).read_bytes() for name in (PAGES, REST)}
+    assert {name: (there / name).read_bytes() for name in stored} == stored
+    blocks = [(each / PAGES).stat().st_blocks for each in (there, paged.directory)]
+    assert blocks[0] <= blocks[1] < len(stored[PAGES]) / 512
+    (point,), _ = remote_vault.read()
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    remote_vault.get_memory(point, fetched)
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == stored
+
+
+@pytest.mark.parametrize("name", [PAGES, REST])
+def test_a_half_sent_page_image(remote_vault: RemoteVault, paged: RestorePoint, name: str) -> None:
+    remote_vault.claim()
+    capture = paged.manifest.capture
+    arriving = private_dir(private_dir(Path(remote_vault.path) / FOLDER) / f".arriving-{capture}")
+    content = (paged.directory / name).read_bytes()
+    (arriving / name).write_bytes(content[: len(content) // 2])
+    remote_vault.put(transfer_of(paged), bwlimit="")
+    assert (arriving.with_name("h1") / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [PAGES, REST])
+def test_what_has_arrived_of_a_page_image_is_compared(
+    remote_vault: RemoteVault, paged: RestorePoint, name: str
+) -> None:
+    remote_vault.claim()
+    capture = paged.manifest.capture
+    arriving = private_dir(private_dir(Path(remote_vault.path) / FOLDER) / f".arriving-{capture}")
+    content = (paged.directory / name).read_bytes()
+    (arriving / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    remote_vault.put(transfer_of(paged), bwlimit="")
+    assert (arriving.with_name("h1") / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [PAGES, REST])
+def test_a_page_image_that_arrives_wrong_does_not_appear(
+    remote_vault: RemoteVault, paged: RestorePoint, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote_vault.claim()
+    send = remote_vault._send
+
+    def spoilt(paths: list[Path], directory: Any, *rest: Any) -> int:
+        sent_bytes = send(paths, directory, *rest)
+        if paths[0].name == PAGES:
+            file = Path(directory) / name
+            file.write_bytes(file.read_bytes()[:-1] + b"!")
+        return sent_bytes
+
+    monkeypatch.setattr(remote_vault, "_send", spoilt)
+    with pytest.raises(RemoteFailed, match=f"{name}: arrived with another checksum"):
+        remote_vault.put(transfer_of(paged), bwlimit="")
+    assert remote_vault.read() == ([], [])
+
+
+def test_damaged_pages_are_not_sent(remote_vault: RemoteVault, paged: RestorePoint) -> None:
+    remote_vault.claim()
+    pages = paged.directory / PAGES
+    pages.write_bytes(b"!" + pages.read_bytes()[1:])
+    with pytest.raises(ImageUnloadable, match=f"{pages} does not match its checksum"):
+        remote_vault.put(transfer_of(paged), bwlimit="")
+    assert remote_vault.read() == ([], [])

@@ -31,6 +31,7 @@ KINDS = [
     pytest.param(Kind(), [*ALL, *END], "running", id="running"),
     pytest.param(Kind(volume=True), [*ALL, *END], "running", id="on a volume"),
     pytest.param(Kind(zstd=True), [*ALL, *END], "running", id="zstd"),
+    pytest.param(Kind(plain=True), [*ALL, *END], "running", id="plain"),
     pytest.param(
         Kind(guest="off"),
         ["keep", "clone", "unpack", "safety", "swap", "promote", *END],

@@ -720,20 +720,25 @@ def test_room_that_reservations_need(scene: Scene, room: Room, needed: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("zstd", "options", "needed_mib"),
-    [(False, RestoreOptions(), 1), (False, RestoreOptions(safety=False), 0), (True, ROLLBACK, 2)],
+    ("stored", "options", "needed_mib"),
+    [
+        ({"plain": True}, RestoreOptions(), 1),
+        ({"plain": True}, RestoreOptions(safety=False), 0),
+        ({"zstd": True}, ROLLBACK, None),
+        ({}, ROLLBACK, None),
+    ],
 )
 def test_room_in_staging(
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
-    zstd: bool,
+    stored: dict[str, bool],
     options: RestoreOptions,
-    needed_mib: int,
+    needed_mib: int | None,
 ) -> None:
-    point = scene.point(zstd=zstd)
+    point = scene.point(**stored)
     memory = point.manifest.memory
     assert memory
-    needed = (1 << 20) + memory.image_bytes if zstd else needed_mib << 20
+    needed = (1 << 20) + memory.image_bytes if needed_mib is None else needed_mib << 20
     monkeypatch.setattr("zvmsnap.disks.staging.free_bytes", lambda _directory: needed)
     assert plan_of(scene, point, options)
     monkeypatch.setattr("zvmsnap.disks.staging.free_bytes", lambda _directory: needed - 1)
