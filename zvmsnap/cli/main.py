@@ -29,6 +29,7 @@ _COMMANDS = {
     "restore": ("restore", "restore"),
     "clone": ("clone", "clone"),
     "verify": ("verify", "verify"),
+    "export-memory": ("export", "export_memory"),
     "take": ("take", "take"),
     "drop": ("take", "drop"),
     "send": ("replication", "send"),

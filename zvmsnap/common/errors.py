@@ -257,6 +257,10 @@ class VerifyFailed(ZvmsnapError):
     """A guest that was started from a point does not live."""
 
 
+class ExportImpossible(ZvmsnapError):
+    """A point has no RAM image to be exported, or there is no room for it."""
+
+
 class RestoreFailed(ZvmsnapError):
     """A restore failed on the way; the message says in which state the guest is."""
 
