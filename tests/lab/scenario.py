@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
 from shlex import quote
 from typing import Any
 
@@ -31,6 +32,7 @@ NOT_UNDER_WAY = ("! -path '*/send-status*' ! -path '*/mirrors*' "
 SANOID_CONF = "/etc/sanoid/sanoid.conf"
 CONFIG = "/etc/zvmsnap/config.toml"
 HOOKS = f"{CODE_DIR}/hooks"
+EXPORTED = "/root/exported.img"
 
 # A guard against a hang, far above what a round takes on a loaded machine.
 ROUND_LIMIT_S = 900.0
@@ -208,7 +210,7 @@ class Point:
 
     @property
     def image(self) -> str:
-        """The path of its RAM image."""
+        """The path of its RAM image; of a page image, that of its pages."""
         return f"{self.directory}/{self.manifest['memory']['file']}"
 
     @property
@@ -361,8 +363,25 @@ def assert_counted_through(lab: Lab, domain: str) -> None:
     assert guests.mismatches(lab, domain) == []
 
 
+def loadable(lab: Lab, domain: str, image: str) -> str:
+    """The path of an image that libvirt can load: of a page image, what is exported."""
+    path = PurePosixPath(image)
+    if path.name != "memory.pages":
+        return image
+    lab.run(
+        f"rm -f {EXPORTED} &&"
+        f"zvmsnap export-memory {quote(f'{domain}@{path.parent.name}')} {EXPORTED}",
+        timeout_s=ROUND_LIMIT_S,
+    )
+    return EXPORTED
+
+
 def assert_coherent(lab: Lab, guest: Guest, name: str, image: str) -> None:
-    """The proof: disks back to the snapshot `name`, RAM back from `image`, and it counts on."""
+    """The proof: disks back to the snapshot `name`, RAM back from `image`, and it counts on.
+
+    `image` is the path of a point's RAM image, or of one that libvirt can load.
+    """
+    image = loadable(lab, guest.name, image)
     last = guests.counts(lab, guest.name)[-1]
     lab.run(f"virsh destroy {guest.name}")
     for dataset in guest.datasets:

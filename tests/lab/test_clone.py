@@ -121,10 +121,18 @@ def test_refused_before_anything_is_made(lab: Lab) -> None:
 
 @pytest.mark.whole
 def test_cold_and_of_packed_ram(lab: Lab) -> None:
-    scenario.configure(lab, '[image]\ncompression = "zstd"')
-    scenario.pass_hours(lab, 1)
-    scenario.take(lab)
-    name = back.hourly(lab, 1)
+    for compression in ("none", "zstd"):
+        scenario.configure(lab, f'[image]\npages = false\ncompression = "{compression}"')
+        scenario.pass_hours(lab, 1)
+        scenario.take(lab)
+        point = scenario.points(lab, "web")[-1]
+        assert point.manifest["memory"]["compression"] == compression
+        assert point.manifest["memory"]["why_plain"] == "image.pages is false"
+    plain = back.hourly(lab, 1)
+    zvmsnap(lab, "clone", f"web@{plain}", "plain")
+    assert_clone_goes_on(lab, "plain", back.stored_count(lab, plain))
+    zvmsnap(lab, "clone", "--destroy", "plain")
+    name = back.hourly(lab, 2)
     stored = back.stored_count(lab, name)
     zvmsnap(lab, "clone", f"web@{name}", "packed")
     assert_clone_goes_on(lab, "packed", stored)
@@ -141,9 +149,19 @@ def test_verify_by_reading_and_by_starting(lab: Lab) -> None:
     scenario.pass_hours(lab, 1)
     scenario.take(lab)
     good, bad = scenario.points(lab, "web")
-    lab.run(f"printf XXXX | dd of={bad.image} bs=1 seek=500000 conv=notrunc status=none")
-    said = json.loads(zvmsnap(lab, "verify", "--json", status=1).stdout)["points"]
-    assert [bool(verdict["why"]) for verdict in said.values()] == [False, True]
+    for file in ("memory.rest", "memory.pages"):
+        spoilt = f"{bad.directory}/{file}"
+        lab.run(f"cp --sparse=always {spoilt} /root/{file}")
+        lab.run(f"printf XXXX | dd of={spoilt} bs=1 seek=5000 conv=notrunc status=none")
+        said = json.loads(zvmsnap(lab, "verify", "--json", status=1).stdout)["points"]
+        assert [file in verdict["why"] for verdict in said.values()] == [False, True]
+        for command in ("restore --yes", "clone", "export-memory"):
+            other = {"restore --yes": "", "clone": "spoilt", "export-memory": "/root/spoilt"}
+            words = [*command.split(), f"web@{bad.manifest['run']}", other[command]]
+            refused = zvmsnap(lab, *filter(None, words), status=1)
+            assert f"{file} " in refused.stderr and "damaged" in refused.stderr, refused
+        if file == "memory.rest":
+            lab.run(f"cp /root/{file} {spoilt}")
     good_name, bad_name = said
     done = zvmsnap(lab, "verify", "--boot", "web", status=1)
     assert f"{good_name}: lives" in done.stdout

@@ -123,7 +123,7 @@ def test_damaged_entries_and_symlinks_are_reported_and_spared(lab: Lab, by_hook:
         f"mkdir {point.directory}.5;"
         f"mkdir /root/elsewhere && cp -a {OUTSIDE} /root/elsewhere/ && ln -s /root/elsewhere"
         f"  {VAULT}/mallory; echo stray > {VAULT}/stray;"
-        f'sed \'s,"memory.img","../../../root/precious",\' {OUTSIDE}/manifest.json'
+        f'sed \'s,"memory.pages","../../../root/precious",\' {OUTSIDE}/manifest.json'
         f"  | install -D /dev/stdin {point.directory}.6/manifest.json; echo > /root/precious"
     )
     suspicious = [f"{point.directory}.{number}" for number in range(2, 7)]

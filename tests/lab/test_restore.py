@@ -298,8 +298,9 @@ def test_running_send_is_found_before_anything_stops(lab: Lab) -> None:
 
 # What was done to the point or its guest, and what is said of it.
 HARMS = {
-    "echo x >> {point}/memory.img": "damaged",
-    "printf XXXX | dd of={point}/memory.img bs=1 seek=500000 conv=notrunc status=none": "checksum",
+    "echo x >> {point}/memory.rest": "damaged",
+    "truncate -s -1 {point}/memory.pages": "damaged",
+    "printf X | dd of={point}/memory.pages bs=1 seek=500000 conv=notrunc status=none": "checksum",
     "truncate -s 100 {point}/manifest.json": "manifest.json",
     "rm {point}/persistent.xml {point}/domain.xml": "definition is gone",
     "sed -i s/pc-i440fx[-0-9.]*/pc-i440fx-99.9/ {point}/*.xml": "cannot be that machine",

@@ -45,7 +45,9 @@ def test_first_round_on_a_running_guest(lab_session: Lab) -> None:
         point.directory,
         *(
             f"{point.directory}/{name}"
-            for name in ("domain.xml", "manifest.json", "memory.img", "persistent.xml")
+            for name in (
+                "domain.xml", "manifest.json", "memory.pages", "memory.rest", "persistent.xml"
+            )
         ),
     ]
 
@@ -83,7 +85,7 @@ def test_guest_goes_back_to_a_later_moment_with_a_compressed_image(lab_session: 
     lab = lab_session
     scenario.taken(lab)
     (first,) = scenario.points(lab, "web")
-    scenario.configure(lab, '[image]\ncompression = "zstd"')
+    scenario.configure(lab, '[image]\npages = false\ncompression = "zstd"')
     lab.run(f"zfs set zvmsnap:keep-memory=1 {WEB.top}")
     scenario.pass_hours(lab, 1)
     scenario.take(lab)

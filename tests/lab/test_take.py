@@ -118,7 +118,9 @@ def test_a_pair_that_passes_a_token(lab_session: Lab) -> None:
             assert point.manifest["level"] == "paused"
             if moment in point.names:
                 # The second moment goes with a rollback to the first.
-                lab.run(f"cp {point.image} /root/{point.manifest['domain']}.{moment}")
+                domain = point.manifest["domain"]
+                image = scenario.loadable(lab, domain, point.image)
+                lab.run(f"mv {image} /root/{domain}.{moment}")
         wait_tokens(lab, "ping", len(tokens(lab, "ping")) + 4)
     assert complaints(lab, "ping") == complaints(lab, "pong") == []
 

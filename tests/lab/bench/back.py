@@ -29,7 +29,7 @@ def measure(lab: Lab, cell: Cell, repeats: int, *, warm: bool) -> Measured:
     scenario.configure(lab)
     dataset = scene.make_guest(lab, GUEST, number(cell.words[0]), _DISKS)
     lab.run(f"zvmsnap take {GUEST} --name {POINT}", timeout_s=scenario.ROUND_LIMIT_S)
-    image = scenario.the_point(lab, GUEST).image
+    image = scenario.loadable(lab, GUEST, scenario.the_point(lab, GUEST).image)
     rollback = "; ".join(
         f"zfs rollback -r {each}@{POINT}" for each in (dataset, f"{dataset}/data1")
     )
