@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -20,6 +22,7 @@ from zvmsnap.cli.options import (
 )
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
+from zvmsnap.common.waiting import now_s
 from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.journal import describe, late, other_versions
@@ -36,7 +39,11 @@ from zvmsnap.virt import qemu_conf
 from zvmsnap.zfs import zfs
 
 if TYPE_CHECKING:
+    from zvmsnap.points.memory_image import RamUsage
     from zvmsnap.points.next_start import NextStart
+
+# To ask a file system what a large file shares takes up to seconds, and there may be 10 000.
+_SHARES_WITHIN_S = 5.0
 
 
 def list_points(
@@ -47,7 +54,7 @@ def list_points(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List points: level, snapshots that exist, RAM stored, pause, age.
+    """List points: level, snapshots that exist, RAM stored, and not shared, pause, age.
 
     \b
     Examples:
@@ -65,16 +72,17 @@ def list_points(
     points = [point for point in points if domain in (None, point.manifest.domain)]
     liveness = liveness or _liveness(points)
     if as_json:
+        usages = _usages()
         print_json(
             {
-                "points": [_as_json(point, liveness) for point in points],
+                "points": [_as_json(point, liveness, usages(point)) for point in points],
                 "interrupted": interrupted,
                 "damaged": [_damaged_as_json(each) for each in damaged],
             }
         )
     else:
         if points:
-            print_lines(render.point_table(points, liveness, verify_result.read))
+            print_lines(render.point_table(points, liveness, verify_result.read, _usages()))
         print_lines(interrupted)
         if not points and not interrupted:
             print_line(f"no points of {domain}" if domain else "no points")
@@ -99,10 +107,11 @@ def show(point: PointArgument, as_json: JsonOption = False) -> None:
     liveness = _liveness([chosen])
     standing = old_memory.standing(settings, chosen)
     kept = standing.until if standing else ""
+    usage = _usages(math.inf)(chosen)
     if as_json:
-        print_json({**_as_json(chosen, liveness), "memory_kept": kept})
+        print_json({**_as_json(chosen, liveness, usage), "memory_kept": kept})
     else:
-        print_lines(render.point_details(chosen, liveness, _next_start(chosen), kept))
+        print_lines(render.point_details(chosen, liveness, _next_start(chosen), usage, kept))
 
 
 def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -187,7 +196,23 @@ def _next_start(point: RestorePoint) -> NextStart | None:
         return None
 
 
-def _as_json(point: RestorePoint, liveness: Liveness) -> dict[str, Any]:
+def _usages(within_s: float = _SHARES_WITHIN_S) -> Callable[[RestorePoint], RamUsage | None]:
+    """Says what the RAM of a point takes; after so many seconds not what it shares."""
+    from zvmsnap.points import memory_image
+
+    until_s = now_s() + within_s
+
+    def usage(point: RestorePoint) -> RamUsage | None:
+        memory = point.manifest.memory
+        if memory is None:
+            return None
+        stored = point.directory / memory.file
+        return memory_image.usage(stored, memory, shares=now_s() < until_s)
+
+    return usage
+
+
+def _as_json(point: RestorePoint, liveness: Liveness, usage: RamUsage | None) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(point.manifest),
         "name": point.name,
@@ -195,6 +220,7 @@ def _as_json(point: RestorePoint, liveness: Liveness) -> dict[str, Any]:
         "alive": [snapshot.full_name for _, snapshot in liveness.existing(point.manifest)],
         "complete_names": liveness.complete_names(point.manifest),
         "note": render.note(point.manifest, liveness),
+        "memory_on_disk": dataclasses.asdict(usage) if usage else None,
         "verified": msgspec.to_builtins(verify_result.read(point)),
     }
 

@@ -14,6 +14,7 @@ from zvmsnap.points.manifest import Disk, HostDescription, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 
 if TYPE_CHECKING:
+    from zvmsnap.points.memory_image import RamUsage
     from zvmsnap.points.next_start import NextStart
     from zvmsnap.points.verify_result import VerifyResult
     from zvmsnap.recovery.report import Report
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
 _SHOWN_S = 0.005  # a shorter part of a pause is 0.00 s
 _CELL_MAX = 300  # characters: names of snapshots and guests have 255 at most
 _STATUS_HEADINGS = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
-_HEADINGS = ("GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "PAUSE", "AGE", "VERIFIED", "NOTE")
+_HEADINGS = (
+    "GUEST",
+    "RUN",
+    "LEVEL",
+    "SNAPSHOTS",
+    "RAM",
+    "ALONE",
+    "PAUSE",
+    "AGE",
+    "VERIFIED",
+    "NOTE",
+)
 
 
 def size(count_bytes: int) -> str:
@@ -50,13 +62,17 @@ def point_table(
     points: Sequence[RestorePoint],
     liveness: Liveness,
     results: Callable[[RestorePoint], VerifyResult | None],
+    usages: Callable[[RestorePoint], RamUsage | None],
 ) -> Iterator[str]:
-    """One line for each point, below headings; `results` says how verifying one has ended."""
+    """One line for each point, below headings.
+
+    `results` says how verifying one has ended, `usages` what its RAM takes on the disk.
+    """
     now = datetime.now(UTC)
     rows: list[tuple[str, ...]] = [_HEADINGS]
     shared: dict[str, str] = {}  # 10 000 points have few different ages and sizes
     for point in points:
-        row = _row(point, liveness, results(point), now)
+        row = _row(point, liveness, results(point), usages(point), now)
         rows.append(tuple(shared.get(cell) or _shared(cell, shared) for cell in row))
     return columns(rows)
 
@@ -130,7 +146,11 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _row(
-    point: RestorePoint, liveness: Liveness, result: VerifyResult | None, now: datetime
+    point: RestorePoint,
+    liveness: Liveness,
+    result: VerifyResult | None,
+    usage: RamUsage | None,
+    now: datetime,
 ) -> tuple[str, ...]:
     manifest = point.manifest
     existing = liveness.existing(manifest)
@@ -141,11 +161,17 @@ def _row(
         manifest.level,
         ",".join(types) or "-",
         size(manifest.memory.stored_bytes) if manifest.memory else "-",
+        _alone(usage) if manifest.memory else "-",
         f"{manifest.timing.pause_s:.2f}s" if manifest.timing.pause_s else "-",
         age(manifest.created, now),
         _verified(result, now),
         _note(manifest, liveness, [ref for ref, _ in existing]),
     )
+
+
+def _alone(usage: RamUsage | None) -> str:
+    """What is free when this RAM goes."""
+    return "?" if usage is None or usage.alone_bytes is None else size(usage.alone_bytes)
 
 
 def _verified(result: VerifyResult | None, now: datetime) -> str:
@@ -239,11 +265,15 @@ def _removed_leftover(path: object, *, dry_run: bool) -> str:
 
 
 def point_details(
-    point: RestorePoint, liveness: Liveness, next_start: NextStart | None, kept: str = ""
+    point: RestorePoint,
+    liveness: Liveness,
+    next_start: NextStart | None,
+    usage: RamUsage | None,
+    kept: str = "",
 ) -> list[str]:
     """Everything that the manifest of a point says; `next_start` is of its other definition.
 
-    `kept` says until when its RAM is, if it has any.
+    `usage` is what its RAM takes on the disk, `kept` says until when that is, if it has any.
     """
     manifest = point.manifest
     remark = _remark(manifest, liveness, liveness.alive(manifest))
@@ -260,7 +290,7 @@ def point_details(
         "  disks",
         *_disk_lines(manifest.disks),
         *(_next_start_lines(next_start, manifest) if next_start else ()),
-        *_memory_lines(manifest, kept),
+        *_memory_lines(manifest, usage, kept),
         _host_line(manifest.host),
     ]
 
@@ -290,14 +320,19 @@ def _disk_lines(disks: Iterable[Disk]) -> Iterator[str]:
         yield f"    {disk.target}  {disk.format}  {where}  ({disk.source})"
 
 
-def _memory_lines(manifest: Manifest, kept: str) -> Iterator[str]:
+def _memory_lines(manifest: Manifest, usage: RamUsage | None, kept: str) -> Iterator[str]:
     memory, timing = manifest.memory, manifest.timing
     if memory:
         yield (
-            f"  RAM image  {memory.file}: {size(memory.stored_bytes)} stored of "
+            f"  RAM image  {', '.join(memory.files)}: {size(memory.stored_bytes)} stored of "
             f"{size(memory.image_bytes)}, format {memory.format}, compression {memory.compression}"
         )
-        yield f"    sha256   {memory.sha256}"
+        if memory.why_plain:
+            yield f"    no pages {memory.why_plain}"
+        yield f"    on disk  {_usage(usage)}"
+        yield f"    {'digest' if memory.is_paged else 'sha256'}   {memory.sha256}"
+        if memory.is_paged:
+            yield f"    rest     sha256 {memory.rest_sha256}"
         if kept:
             yield f"    kept     {kept}"
     if memory or manifest.absent_memory:
@@ -309,6 +344,14 @@ def _memory_lines(manifest: Manifest, kept: str) -> Iterator[str]:
     elif timing.pause_s:
         frozen = f"file systems frozen for {timing.pause_s:.2f} s{_pause_parts(timing)}"
         yield f"  times      {frozen}"
+
+
+def _usage(usage: RamUsage | None) -> str:
+    if usage is None:
+        return "unknown: its files cannot be opened"
+    if usage.alone_bytes is None or usage.shared_bytes is None:
+        return f"{size(usage.disk_bytes)}; how much of it is shared is unknown"
+    return f"{size(usage.alone_bytes)} alone, {size(usage.shared_bytes)} shared with others"
 
 
 def _pause_parts(timing: Timing) -> str:

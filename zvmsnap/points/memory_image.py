@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,7 @@ from zvmsnap.ram import page_image
 from zvmsnap.ram.check import check as check_pages
 from zvmsnap.ram.page_image import Digests, PageImage, RecordDigest
 from zvmsnap.ram.put_together import write_image
+from zvmsnap.ram.sharing import OnDisk, on_disk
 from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head, Header
 
@@ -38,6 +40,7 @@ _PROGRESS_EVERY_S = 0.5
 # A multiple of every record size: ZFS clones whole records only.
 _SHARED_BYTES = 1 << 30
 
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system has: stat(2)
 _ZEROS = bytes(1 << 20)
 
 # How a file system says that it has no hard links: link(2).
@@ -108,6 +111,36 @@ def _head(stored: Path, memory: Memory) -> Head:
             return page_image.read_rest(image).head(image.name)
     with _opened(stored, memory) as file, _unpacked(file, stored, memory) as unpacked:
         return save_image.read_head(unpacked, str(stored))
+
+
+@dataclass(frozen=True)
+class RamUsage:
+    """What RAM takes on the disk; of that, what it takes alone, and shares. None: unknown."""
+
+    disk_bytes: int
+    alone_bytes: int | None
+    shared_bytes: int | None
+
+
+def usage(stored: Path, memory: Memory, *, shares: bool = True) -> RamUsage | None:
+    """What its files take; None if one cannot be opened. Not to ask what is shared is quicker."""
+    disk_bytes = 0
+    parts: list[OnDisk | None] = []
+    try:
+        for name in memory.files:
+            descriptor = _open(stored.with_name(name))
+            try:
+                disk_bytes += os.fstat(descriptor).st_blocks * _BLOCK_BYTES
+                parts.append(on_disk(descriptor) if shares else None)
+            finally:
+                os.close(descriptor)
+    except (ImageUnloadable, OSError):
+        return None
+    known = [part for part in parts if part]
+    if len(known) < len(parts):
+        return RamUsage(disk_bytes, None, None)
+    alone_bytes = sum(part.alone_bytes for part in known)
+    return RamUsage(disk_bytes, alone_bytes, sum(part.shared_bytes for part in known))
 
 
 def checksums(stored: Path, memory: Memory) -> dict[str, str]:

@@ -17,11 +17,15 @@ from zvmsnap.journal import describe
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, StartState
-from zvmsnap.points import vault
+from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef, Timing
+from zvmsnap.points.memory_image import RamUsage
+from zvmsnap.ram.sharing import OnDisk
+from zvmsnap.retention import old_memory
 from zvmsnap.virt import qemu_conf
 
 Run = Callable[..., tuple[int, str, str]]
+WEB = f"web@{NAME}"
 
 
 def test_list_of_an_empty_vault(run: Run) -> None:
@@ -231,3 +235,26 @@ def test_list_names_files_of_another_version(run: Run, tmp_path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"schema": 9, "owner": {"pid": 1, "started": 1, "boot": "b"}}')
     assert run("list")[1].startswith(f"{path}: schema 9 is not one this version reads")
+
+
+def test_what_ram_takes_on_the_disk(
+    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_image, "on_disk", lambda _file: OnDisk(1 << 20, 2 << 20))
+    monkeypatch.setattr(old_memory, "standing", lambda *_: None)
+    point = scene.point()
+    files = [point.directory / name for name in ("memory.pages", "memory.rest")]
+    taken = sum(file.stat().st_blocks for file in files) * 512
+    known = {"disk_bytes": taken, "alone_bytes": 2 << 20, "shared_bytes": 4 << 20}
+    heading, line = scene_run("list")[1].splitlines()
+    assert line[heading.index("ALONE") :].split()[0] == "2.0M"
+    (listed,) = json.loads(scene_run("list", "--json")[1])["points"]
+    assert listed["memory_on_disk"] == known
+    assert json.loads(scene_run("show", WEB, "--json")[1])["memory_on_disk"] == known
+    assert "on disk  2.0M alone, 4.0M shared with others" in scene_run("show", WEB)[1]
+
+    # To ask takes long, and nobody waits for 10 000 answers.
+    assert points._usages(0)(point) == RamUsage(taken, None, None)
+    (point.directory / "memory.rest").unlink()
+    assert json.loads(scene_run("show", WEB, "--json")[1])["memory_on_disk"] is None
+    assert "on disk  unknown" in scene_run("show", WEB)[1]

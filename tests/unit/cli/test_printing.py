@@ -83,11 +83,13 @@ def test_no_point_says_more_than_its_lines(
     )
     result = VerifyResult(checked=known.created, why=words[7], output=words[8], booted=True)
     liveness = Liveness.by(listed([], "tank"))
-    options.print_lines(render.point_table([point], liveness, lambda _point: result))
+    options.print_lines(
+        render.point_table([point], liveness, lambda _point: result, lambda _point: None)
+    )
     options.print_lines([render.verify_result(result)])
     table = capsys.readouterr().out
     assert table.count("\n") == 3
-    lines = render.point_details(point, liveness, None)
+    lines = render.point_details(point, liveness, None, None)
     options.print_lines(lines)
     details = capsys.readouterr().out
     assert details.count("\n") == len(lines)
@@ -120,7 +122,9 @@ def test_a_line_of_the_table_is_short(
     points = [
         RestorePoint(Path("/v/x"), manifest(domain=name)) for name in ("web", "y" * 1_000_000)
     ]
-    table = render.point_table(points, Liveness.by(listed([])), lambda _point: None)
+    table = render.point_table(
+        points, Liveness.by(listed([])), lambda _point: None, lambda _point: None
+    )
     assert max(map(len, table)) < 1000
 
 

@@ -10,7 +10,16 @@ from tests.fakes.zfs_pool import named
 from zvmsnap.cli import render
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.liveness import Liveness
-from zvmsnap.points.manifest import Disk, Manifest, OtherState, PauseParts, SnapshotRef, Timing
+from zvmsnap.points.manifest import (
+    Disk,
+    Manifest,
+    Memory,
+    OtherState,
+    PauseParts,
+    SnapshotRef,
+    Timing,
+)
+from zvmsnap.points.memory_image import RamUsage
 from zvmsnap.points.next_start import NextStart
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
@@ -133,7 +142,7 @@ def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
         tpm_warning="t",
     )
     assert render.note(point, fine) == "r; t"
-    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None)
+    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None, None)
     assert [line for line in lines if line.startswith(("  note ", "  firmware "))] == [
         "  note       r",
         "  firmware   t",
@@ -147,7 +156,7 @@ def test_other_state(manifest: Callable[..., Manifest]) -> None:
     )
     point = manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS, other_state=state)
     fine = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
-    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None)
+    lines = render.point_details(RestorePoint(Path("/v/web/m"), point), fine, None, None)
     assert [line for line in lines if line.startswith(("  also ", "  not in it "))] == [
         "  also       data file of disk vda (/tank/b/a.raw)",
         "  not in it  firmware (/both.fd) is not on a dataset of this snapshot",
@@ -163,12 +172,22 @@ def test_point_table(
     ]
     results = {"web@m": VerifyResult(checked=datetime.now(UTC).isoformat(), why="no RAM")}
     liveness = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
-    lines = list(render.point_table(points, liveness, lambda point: results.get(point.name)))
-    assert [line.split()[:5] for line in lines] == [
-        ["GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM"],
-        ["web", "m", "memory", "daily", "4B"],
-        ["a-long-name", "m.2", "memory", "-", "-"],
+
+    def result(point: RestorePoint) -> VerifyResult | None:
+        return results.get(point.name)
+
+    lines = list(render.point_table(points, liveness, result, lambda _: RamUsage(9, 2, 7)))
+    assert [line.split()[:6] for line in lines] == [
+        ["GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "ALONE"],
+        ["web", "m", "memory", "daily", "4B", "2B"],
+        ["a-long-name", "m.2", "memory", "-", "-", "-"],
     ]
+
+    def alone(usage: RamUsage | None) -> list[str]:
+        table = render.point_table(points, liveness, result, lambda _: usage)
+        return [line.split()[5] for line in table]
+
+    assert alone(None) == alone(RamUsage(9, None, None)) == ["ALONE", "?", "-"]
     assert (
         len({line.index(word) for line, word in zip(lines, ["RUN", "m ", "m.2"], strict=True)}) == 1
     )
@@ -223,7 +242,7 @@ def test_verify_result(result: VerifyResult, cell: str, line: str) -> None:
 
 def test_details_say_which_snapshots_are_gone(manifest: Callable[..., Manifest]) -> None:
     point = RestorePoint(Path("/v/web/m"), manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS))
-    text = "\n".join(render.point_details(point, live({"tank/a@m_daily": 1}, "tank"), None))
+    text = "\n".join(render.point_details(point, live({"tank/a@m_daily": 1}, "tank"), None, None))
     assert "tank/a@m_daily  guid 1\n" in text
     assert "tank/b@m_daily  guid 2  (gone)" in text
 
@@ -273,7 +292,7 @@ def test_details_say_what_the_guest_was_held_for(
 ) -> None:
     memory = {} if level.has_memory else {"memory": None}
     point = RestorePoint(Path("/v/web/m"), manifest(level=level, timing=timing, **memory))
-    assert f"  times      {line}" in render.point_details(point, live({}, "tank"), None)
+    assert f"  times      {line}" in render.point_details(point, live({}, "tank"), None, None)
 
 
 def test_details_say_which_disks_the_next_start_has(manifest: Callable[..., Manifest]) -> None:
@@ -281,7 +300,7 @@ def test_details_say_which_disks_the_next_start_has(manifest: Callable[..., Mani
     point = RestorePoint(Path("/v/web/m"), manifest(disks=(own,), snapshots=SNAPSHOTS))
 
     def lines(*disks: Disk, outside: tuple[domain_xml.Disk, ...] = ()) -> list[str]:
-        details = render.point_details(point, live({}, "tank"), NextStart(disks, outside))
+        details = render.point_details(point, live({}, "tank"), NextStart(disks, outside), None)
         begin = "  disks of its next start, which are others"
         return details[details.index(begin) + 1 :][:2] if begin in details else []
 
@@ -365,11 +384,62 @@ def test_snapshot_and_pool_with_other_names(manifest: Callable[..., Manifest]) -
     liveness = Liveness(named({"pond/a@keep": 1, "pond/vm/b@m_daily": 2}), {"pond": 70})
     assert render.note(known, liveness) == ""
     point = RestorePoint(Path("/v/web/m"), known)
-    lines = render.point_details(point, liveness, None)
+    lines = render.point_details(point, liveness, None, None)
     assert "    pond/a@keep  guid 1  (was tank/a@m_daily)" in lines
     assert "    pond/vm/b@m_daily  guid 2  (was tank/b@m_daily)" in lines
-    (_, row) = render.point_table([point], liveness, lambda _: None)
+    (_, row) = render.point_table([point], liveness, lambda _: None, lambda _: None)
     assert "keep,daily" in row
+
+
+PAGED = Memory("memory.pages", "raw", "none", 9 << 20, 3 << 20, "aa", "memory.rest", "bb")
+
+
+@pytest.mark.parametrize(
+    ("memory", "usage", "lines"),
+    [
+        pytest.param(
+            PAGED,
+            RamUsage(3 << 20, 1 << 20, 2 << 20),
+            [
+                "  RAM image  memory.pages, memory.rest: 3.0M stored of 9.0M, format raw, "
+                "compression none",
+                "    on disk  1.0M alone, 2.0M shared with others",
+                "    digest   aa",
+                "    rest     sha256 bb",
+            ],
+            id="pages",
+        ),
+        pytest.param(
+            Memory("memory.img", "raw", "none", 4, 4, "aa", why_plain="no room"),
+            RamUsage(512, None, None),
+            [
+                "  RAM image  memory.img: 4B stored of 4B, format raw, compression none",
+                "    no pages no room",
+                "    on disk  512B; how much of it is shared is unknown",
+                "    sha256   aa",
+            ],
+            id="plain, on ZFS",
+        ),
+        pytest.param(
+            Memory("memory.img.zst", "raw", "zstd", 4, 3, "aa"),
+            None,
+            [
+                "  RAM image  memory.img.zst: 3B stored of 4B, format raw, compression zstd",
+                "    on disk  unknown: its files cannot be opened",
+                "    sha256   aa",
+            ],
+            id="gone",
+        ),
+    ],
+)
+def test_details_of_its_ram(
+    manifest: Callable[..., Manifest], memory: Memory, usage: RamUsage | None, lines: list[str]
+) -> None:
+    point = RestorePoint(Path("/v/web/m"), manifest(memory=memory))
+    details = render.point_details(point, live({}, "tank"), None, usage)
+    begin = next(at for at, line in enumerate(details) if line.startswith("  RAM image"))
+    assert details[begin : begin + len(lines)] == lines
+    assert details[begin + len(lines)].startswith("  times ")
 
 
 def test_points_of_a_pool_that_is_away(manifest: Callable[..., Manifest]) -> None:
