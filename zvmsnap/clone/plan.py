@@ -24,6 +24,7 @@ from zvmsnap.common import log, snapshot_name
 from zvmsnap.common.errors import CloneImpossible, CloneUntrusted
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
+from zvmsnap.disks import staging
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.journal.operation import CloneOperation, StartState
 from zvmsnap.points import compatibility, definition, locate, memory_image
@@ -78,7 +79,7 @@ def plan_clone(
     _check_name(options.name)
     compatibility.refuse_unidentified(point, CloneImpossible)
     with _image_checked(point, options) as check_image:
-        observed = _observe(host, point, options)
+        observed = _observe(config, host, point, options)
         snapshots = locate.snapshots_of(point, observed.liveness)
         datasets = _new_datasets(point.manifest.domain, options.name, snapshots, observed.datasets)
         _check(point, options, observed, snapshots, datasets)
@@ -128,7 +129,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observed:
+def _observe(config: Config, host: Host, point: RestorePoint, options: CloneOptions) -> _Observed:
     memory = _has_memory(point, options)
     xml = definition_of(point, live=memory)
     of_either = (domain_xml.parse(each).nvram for each in (xml, definition_of(point)))
@@ -139,7 +140,7 @@ def _observe(host: Host, point: RestorePoint, options: CloneOptions) -> _Observe
         liveness=Liveness.by(zfs.all_snapshots(guids_of([point.manifest]))),
         nvram=nvram,
         taken_nvram=tuple(filter(os.path.lexists, nvram)),
-        memory_lack=tuple(_lacking_memory(xml)),
+        memory_lack=(*_lacking_memory(xml), *(_lacking_room(config, point) if memory else ())),
     )
 
 
@@ -151,6 +152,21 @@ def _lacking_memory(xml: str) -> list[str]:
     return [
         f"it needs {needed_bytes >> 20} MiB of memory, and {available_bytes >> 20} MiB are "
         "available"
+    ]
+
+
+def _lacking_room(config: Config, point: RestorePoint) -> list[str]:
+    """Room for the image that is put together in staging, beside the overlays of other guests."""
+    memory = point.manifest.memory
+    if memory is None or memory.is_loadable:
+        return []
+    needed_bytes = memory.image_bytes + (config.limits.staging_reserve_mib << 20)
+    free_bytes = staging.free_bytes_for(config.staging_dir)
+    if needed_bytes <= free_bytes:
+        return []
+    return [
+        f"staging {config.staging_dir} has {free_bytes >> 20} MiB free, and its RAM image may need "
+        f"{needed_bytes >> 20} MiB there"
     ]
 
 

@@ -151,6 +151,13 @@ def free_bytes(staging: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
+def free_bytes_for(staging: Path) -> int:
+    """The free bytes of the file system that it is, or will be, in. Raises OSError."""
+    while not staging.exists():
+        staging = staging.parent
+    return free_bytes(staging)
+
+
 def parallel_dumps(staging: Path) -> int:
     """How many RAM images may be written there at once, if the configuration does not say.
 

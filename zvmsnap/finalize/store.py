@@ -28,6 +28,7 @@ from pathlib import Path
 import msgspec
 
 from zvmsnap.common import foreign, log, safe_files
+from zvmsnap.common.errors import NotUnderstood
 from zvmsnap.common.foreign import LINE_MAX
 from zvmsnap.common.log import Logger
 from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
@@ -78,6 +79,9 @@ class RamStore:
         if not why:
             try:
                 return self._store_pages(image, image_format)
+            except NotUnderstood as error:
+                why = str(error)
+                self.log.info("its RAM is stored as libvirt wrote it: %s", why)
             except Exception as error:
                 # Whatever is wrong with its pages, there is an image to be stored.
                 why = log.one_line(error)

@@ -135,7 +135,7 @@ def observe(
         rooms=branches.rooms(
             {*snapshots, *map(_above, snapshots), *_set_aside(snapshots, datasets)}
         ),
-        staging_free_bytes=_free_bytes(config.staging_dir),
+        staging_free_bytes=staging.free_bytes_for(config.staging_dir),
         current=current,
         next_disks=next_disks,
         next_outside=at_next_start.outside,
@@ -182,12 +182,6 @@ def _set_aside(restored: Iterable[str], datasets: Iterable[str]) -> list[str]:
     """What earlier restores of these datasets have set aside."""
     beginnings = tuple(dataset_swap.name_before(name, "") for name in restored)
     return [name for name in datasets if name.startswith(beginnings)]
-
-
-def _free_bytes(directory: Path) -> int:
-    while not directory.exists():
-        directory = directory.parent
-    return staging.free_bytes(directory)
 
 
 def _directories(config: Config) -> dict[str, Path]:

@@ -125,6 +125,25 @@ def test_ram_image_is_read_after_all_else_was_checked(
         plan_of(scene, point)
 
 
+@pytest.mark.parametrize("stored", [{}, {"zstd": True}, {"plain": True}], ids=str)
+def test_room_in_staging(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, stored: dict[str, bool]
+) -> None:
+    point = scene.point(**stored)
+    memory = point.manifest.memory
+    assert memory
+    reserve_bytes = scene.config.limits.staging_reserve_mib << 20
+    needed_bytes = 0 if memory.is_loadable else memory.image_bytes + reserve_bytes
+    monkeypatch.setattr("zvmsnap.disks.staging.free_bytes", lambda _directory: needed_bytes)
+    assert plan_of(scene, point)
+    monkeypatch.setattr("zvmsnap.disks.staging.free_bytes", lambda _directory: needed_bytes - 1)
+    if needed_bytes:
+        with pytest.raises(CloneImpossible, match=r"staging .* has \d+ MiB free, and its RAM"):
+            plan_of(scene, point)
+        cold = CloneOptions("w2", cold=True)
+        assert plan_clone(scene.config, scene.host, point, cold)
+
+
 def test_firmware_variables_of_another(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
