@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zvmsnap.points.next_start import NextStart
     from zvmsnap.points.verify_result import VerifyResult
     from zvmsnap.recovery.report import Report
-    from zvmsnap.replication.send_report import DatasetReport, SendReport
+    from zvmsnap.replication.send_report import DatasetReport, PointReport, SendReport
     from zvmsnap.replication.send_status import SendStatus
     from zvmsnap.retention.prune import Findings
 
@@ -88,13 +88,21 @@ def sent(report: SendReport, *, dry_run: bool) -> list[str]:
     for unit in report.units:
         lines += [f"  {each.dataset}@{each.newest}: {_amount(each)}" for each in unit.datasets]
         for point in unit.points:
-            ram = f"RAM {size(point.memory_bytes)}" if point.memory_bytes else "without RAM"
-            lines.append(f"  point {point.name}: {ram}")
+            lines.append(f"  point {point.name}: {_ram(point, dry_run=dry_run)}")
+        if unit.points_bytes:
+            lines.append(f"  transferred for points: {size(unit.points_bytes)}")
         removed = "would remove" if dry_run else "removed"
         lines += [f"  {removed} RAM of point {name} there" for name in unit.memory_removed]
         if unit.error:
             lines.append(f"  FAILED: {unit.error}")
     return lines
+
+
+def _ram(point: PointReport, *, dry_run: bool) -> str:
+    if not point.memory_bytes:
+        return "without RAM"
+    # Of a page image only what differs is sent, and of any what has not arrived yet.
+    return f"RAM {'up to ' if dry_run else ''}{size(point.memory_bytes)}"
 
 
 def _amount(dataset: DatasetReport) -> str:

@@ -38,7 +38,7 @@ from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.next_start import mountpoints_of
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.replication import syncoid
+from zvmsnap.replication import syncoid, transfer
 from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import SyncoidOptions
 from zvmsnap.virt.host import Host
@@ -153,7 +153,7 @@ class Fetcher:
     def _publish(self, plan: FetchPlan) -> RestorePoint:
         manifest = plan.point.manifest
         incoming = self._incoming(manifest)
-        self._remote_vault.get_memory(plan.point, incoming)
+        self._remote_vault.get_memory(plan.point, incoming, self._base(manifest))
         self._check_memory(incoming, manifest)
         # Once more: hours have passed, and a point is complete when it appears.
         self._get_small(plan.point)
@@ -162,6 +162,11 @@ class Fetcher:
         datasets, pools = zfs.lineages(), zfs.pool_guids()
         refs = tuple(ref.identified(datasets, pools) for ref in refs)
         return vault.publish(incoming, manifest.with_snapshots(refs))
+
+    def _base(self, manifest: Manifest) -> RestorePoint | None:
+        """The newest point of the guest with a page image on this host."""
+        points, _ = vault.read(self._settings)
+        return transfer.newest_pages(points, manifest.uuid)
 
     def _check_memory(self, incoming: Path, manifest: Manifest) -> None:
         if memory := manifest.memory:

@@ -18,21 +18,15 @@ from pathlib import Path, PurePosixPath
 from zvmsnap.common import json_file
 from zvmsnap.common.errors import PointGone, RemoteFailed, VaultMissing
 from zvmsnap.common.safe_files import private_dir, write_atomic
-from zvmsnap.common.ssh import RemoteHost
+from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import memory_image, vault, verify_result
-from zvmsnap.points.manifest import (
-    DOMAIN_XML,
-    MANIFEST,
-    MEMORY_FILES,
-    NVRAM,
-    PERSISTENT_XML,
-    TPM,
-    Memory,
-)
+from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY_FILES, NVRAM, PERSISTENT_XML, TPM
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import ARRIVING, REMOVING, DamagedPoint, folder_of
+from zvmsnap.ram.page_image import PAGES
+from zvmsnap.replication import ram_copy
 from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.retention.keep_memory import REMOVED
 from zvmsnap.zfs import zfs
@@ -44,11 +38,6 @@ _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
 
 # The files of a point that are sent, beside manifest and RAM image.
 _SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
-
-# How RAM goes on where an interrupted run has stopped. rsync cannot append to a sparse file: of a
-# page image it compares what has arrived, and sends the rest.
-_APPENDED = ("--append-verify",)
-_COMPARED = ("--inplace", "--sparse", "--no-whole-file", "--ignore-times")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _CANNOT_WRITE = (
     "no vault can be made there: zfs set {property}=/DIRECTORY {root}, owned by the user"
@@ -134,11 +123,14 @@ class RemoteVault:
         private_dir(self._known.parent)
         write_atomic(self._known, self._mark().encode())
 
-    def put(self, transfer: PointTransfer, *, bwlimit: str) -> int:
+    def put(
+        self, transfer: PointTransfer, *, bwlimit: str, base: RestorePoint | None = None
+    ) -> int:
         """Send a point; its RAM goes on where an interrupted run has stopped.
 
-        Returns bytes sent. Raises RemoteFailed, DestinationUnreachable and PointGone, and
-        ImageUnloadable for stored pages that are damaged.
+        `base` is the newest point with a page image of the guest that this vault has: of another
+        page image only what differs is sent. Returns the bytes that went over for it, in both
+        directions. Raises RemoteFailed, DestinationUnreachable, PointGone and ImageUnloadable.
         """
         point, manifest = transfer.point, transfer.manifest
         folder = self.path / folder_of(manifest.domain)
@@ -148,15 +140,19 @@ class RemoteVault:
         sums: dict[str, str] = {}
         sent_bytes = 0
         if transfer.with_memory and manifest.memory:
-            stored = point.directory / manifest.memory.file
-            sums = memory_image.checksums(stored, manifest.memory)
-            images = [point.directory / name for name in manifest.memory.files]
-            sent_bytes += self._send(images, incoming, bwlimit, *_goes_on(manifest.memory))
+            # First, as what is damaged here is not sent.
+            sums = memory_image.checksums(point.directory / manifest.memory.file, manifest.memory)
+            older = str(self._path_of(base) / PAGES) if base else None
+            for image in (point.directory / name for name in manifest.memory.files):
+                length_bytes = image.stat().st_size
+                ram_copy.begin(str(incoming / image.name), length_bytes, self._remote, older)
+                words = ram_copy.options(image.name, length_bytes, self._remote)
+                sent_bytes += self._send([image], incoming, bwlimit, *words)
         with tempfile.TemporaryDirectory() as temporary:
             manifest_file = Path(temporary) / MANIFEST
             write_atomic(manifest_file, json_file.encoded(manifest))
-            others = (point.directory / name for name in _SMALL)
-            small = [manifest_file, *(path for path in others if path.exists())]
+            files = (point.directory / name for name in _SMALL)
+            small = [manifest_file, *(path for path in files if path.exists())]
             sums |= {path.name: _sha256(path) for path in small}
             # By content: a definition of an interrupted run may be older, and of the same length.
             sent_bytes += self._send(small, incoming, bwlimit, "--checksum")
@@ -234,15 +230,21 @@ class RemoteVault:
         source = f"{self.where(point)}/"
         self._rsync("-r", "--checksum", *filters, "--exclude=*", source, f"{directory}/")
 
-    def get_memory(self, point: RestorePoint, directory: Path) -> None:
+    def get_memory(
+        self, point: RestorePoint, directory: Path, base: RestorePoint | None = None
+    ) -> None:
         """Copy its RAM, if it has any, going on where an interrupted run has stopped.
 
-        Raises RemoteFailed and DestinationUnreachable.
+        `base` is the newest point with a page image of the guest on this host. Raises RemoteFailed
+        and DestinationUnreachable.
         """
-        if memory := point.manifest.memory:
-            for name in memory.files:
-                source = self._at(self._path_of(point) / name)
-                self._rsync(*_goes_on(memory), source, f"{directory}/")
+        older = str(base.directory / PAGES) if base else None
+        for name in point.manifest.memory.files if point.manifest.memory else ():
+            source = self._path_of(point) / name
+            length_bytes = ram_copy.length_bytes(str(source), self._remote)
+            ram_copy.begin(str(directory / name), length_bytes, HERE, older)
+            words = ram_copy.options(name, length_bytes, self._remote)
+            self._rsync(*words, self._at(source), f"{directory}/")
 
     def where(self, point: RestorePoint) -> str:
         """Where the files of a point are, in the words of rsync."""
@@ -273,9 +275,10 @@ class RemoteVault:
     def _send(
         self, files: list[Path], directory: PurePosixPath, bwlimit: str, *options: str
     ) -> int:
+        """Copy them, and return the bytes that went over: of files there, and of checksums here."""
         limit = [f"--bwlimit={bwlimit}"] if bwlimit else []
         output = self._rsync(
-            "--out-format=%b", *options, *limit, *map(str, files), f"{self._at(directory)}/"
+            "--out-format=%b %c", *options, *limit, *map(str, files), f"{self._at(directory)}/"
         )
         return sum(int(line) for line in output.split() if _NUMBER.fullmatch(line))
 
@@ -296,6 +299,9 @@ class RemoteVault:
     def _publish(self, incoming: PurePosixPath, path: PurePosixPath, names: list[str]) -> None:
         """Rename it to `path`; if that exists already, move the files into it, manifest last."""
         run = self._remote.run
+        # An interrupted run may have sent RAM that is not wanted any more.
+        others = [word for name in names for word in ("!", "-name", name)]
+        run("find", str(incoming), "-mindepth", "1", *others, "-delete")
         run("sync", "--", *(str(incoming / name) for name in names), str(incoming))
         if self._remote.process(["test", "-d", str(path)]).returncode:
             run("mv", "-T", "--", str(incoming), str(path))
@@ -311,10 +317,6 @@ class RemoteVault:
 
     def _rsync(self, *words: str) -> str:
         return self._remote.rsync("-p", "--chmod=D700,F600", *words)
-
-
-def _goes_on(memory: Memory) -> tuple[str, ...]:
-    return _COMPARED if memory.is_paged else _APPENDED
 
 
 def _text(path: Path) -> str:

@@ -293,7 +293,7 @@ class Sender:
             planned, outcome.transfers = outcome.transfers, []
             try:
                 for each in planned:
-                    self._send_point(remote_vault, outcome, each)
+                    self._send_point(remote_vault, outcome, each, remote_points)
             except Cancelled:
                 raise
             except Exception as error:
@@ -332,11 +332,17 @@ class Sender:
             self._log.info("point %s: its RAM is removed there (keep_memory)", point.name)
 
     def _send_point(
-        self, remote_vault: RemoteVault, outcome: UnitOutcome, each: PointTransfer
+        self,
+        remote_vault: RemoteVault,
+        outcome: UnitOutcome,
+        each: PointTransfer,
+        arrived: list[RestorePoint],
     ) -> None:
+        """Send a point, and add it to those that have `arrived`."""
         bwlimit = self._options.syncoid.bwlimit
+        base = transfer.newest_pages(arrived, outcome.unit.uuid)
         try:
-            outcome.points_bytes += remote_vault.put(each, bwlimit=bwlimit)
+            outcome.points_bytes += remote_vault.put(each, bwlimit=bwlimit, base=base)
         except (ZvmsnapError, OSError) as error:
             now = vault.entry_in(each.point.directory)
             if isinstance(error, Cancelled) or not transfer.was_removed(each, now):
@@ -349,6 +355,7 @@ class Sender:
                 self._send_point(remote_vault, outcome, each.without_memory(REMOVED))
             return
         outcome.transfers.append(each)
+        arrived.append(each.arrived)
         self._log.info("point %s has arrived", each.point.name)
 
     def _write_failure(self, unit: SendUnit, error: ZvmsnapError) -> None:

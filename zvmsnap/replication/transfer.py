@@ -32,6 +32,7 @@ import dataclasses
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.keep import Keep
@@ -39,7 +40,7 @@ from zvmsnap.points import locate
 from zvmsnap.points.liveness import Liveness, complete_names
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint, in_order
-from zvmsnap.points.vault import DamagedPoint
+from zvmsnap.points.vault import DamagedPoint, folder_of
 from zvmsnap.retention import keep_memory
 from zvmsnap.retention.keep_memory import REMOVED, Rule
 from zvmsnap.zfs.types import Snapshot, Subtree
@@ -61,9 +62,14 @@ class PointTransfer:
 
     @property
     def size_bytes(self) -> int:
-        """The size of its RAM image, if that is sent; the rest is small."""
+        """The size of its RAM, if that is sent; the rest is small. Of pages less may go over."""
         memory = self.manifest.memory
         return memory.stored_bytes if memory and self.with_memory else 0
+
+    @property
+    def arrived(self) -> RestorePoint:
+        """The point as it is at the destination; only the end of its directory counts there."""
+        return RestorePoint(Path(folder_of(self.manifest.domain), self.name), self.manifest)
 
 
 def plan(
@@ -185,6 +191,13 @@ def pruned(
             for ref in point.manifest.snapshots
         )
     ]
+
+
+def newest_pages(points: Iterable[RestorePoint], uuid: str) -> RestorePoint | None:
+    """The last point of a guest that has a page image."""
+    own = [each for each in points if each.manifest.uuid == uuid]
+    paged = [each for each in own if each.manifest.memory and each.manifest.memory.is_paged]
+    return in_order(paged)[-1] if paged else None
 
 
 def newest_complete(

@@ -369,7 +369,7 @@ def test_a_page_image_that_arrives_wrong_does_not_appear(
 
     def spoilt(paths: list[Path], directory: Any, *rest: Any) -> int:
         sent_bytes = send(paths, directory, *rest)
-        if paths[0].name == PAGES:
+        if paths[0].name == name:
             file = Path(directory) / name
             file.write_bytes(file.read_bytes()[:-1] + b"!")
         return sent_bytes

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,20 @@ from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import DOMAIN_XML, MEMORY, Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    MEMORY,
+    Disk,
+    Manifest,
+    Memory,
+    SnapshotRef,
+)
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.ram.page_image import PAGES, REST
 from zvmsnap.replication import send_status, syncoid, wait_idle
 from zvmsnap.replication.remote_vault import RemoteVault
 from zvmsnap.replication.syncoid import SyncoidOptions
+from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.zfs import marks, zfs
 from zvmsnap.zfs.types import Bookmark, Dataset, Snapshot, SnapshotUsage, Subtree
 
@@ -179,13 +189,15 @@ def test_everything_and_after_that_what_is_new(world: World, take: Take, run: Ru
     take(2)
     code, out, _ = run("send", "web", ROOT)
     assert (code, world.calls) == (0, SENT)
-    assert out.splitlines() == [
+    *lines, transferred = out.splitlines()
+    assert lines == [
         f"sent to {ROOT}:",
         "  tank/web@h2: all of it, 2.0K",
         "  tank/web/data@h2: all of it, 2.0K",
         "  point web@h1: without RAM",
         "  point web@h2: RAM 500K",
     ]
+    assert re.fullmatch(r"  transferred for points: 50\dK", transferred)
     assert remote_files(world) == files("h1", "h2+")
     assert list(world.remote)[1:] == [f"{ROOT}/tank", f"{ROOT}/{WEB}", f"{ROOT}/{DATA}"]
 
@@ -199,6 +211,30 @@ def test_everything_and_after_that_what_is_new(world: World, take: Take, run: Ru
     assert (code, world.calls) == (0, SENT)
     assert remote_files(world) == files("h1+", "h2+", "h3+")
     assert "since h2" in out
+
+
+def test_ram_is_sent_as_what_differs_from_the_newest_that_has_arrived(
+    world: World, take: Take, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases: dict[str, str | None] = {}
+
+    def put(_: RemoteVault, each: PointTransfer, *, bwlimit: str, base: RestorePoint | None) -> int:
+        bases[each.name] = base.directory.name if base else None
+        return 0
+
+    monkeypatch.setattr(RemoteVault, "put", put)
+    for hour in (1, 2, 3, 4):
+        point = take(hour)
+        memory = point.manifest.memory
+        assert memory
+        if hour != 2:  # that one is a plain image
+            memory = msgspec.structs.replace(memory, file=PAGES, rest_file=REST)
+        # In the sequence of their transaction groups, not of the clock.
+        refs = [msgspec.structs.replace(r, createtxg=hour) for r in point.manifest.snapshots]
+        own = msgspec.structs.replace(point.manifest, memory=memory, snapshots=tuple(refs))
+        vault.rewrite(point, own)
+    run("send", "--memory", "all", "web", ROOT)
+    assert bases == {"h1": None, "h2": "h1", "h3": "h1", "h4": "h3"}
 
 
 @pytest.mark.parametrize("when", ["before", "midway"])

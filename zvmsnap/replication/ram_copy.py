@@ -1,0 +1,96 @@
+"""How the RAM of a point goes from vault to vault: of a page image, only what differs goes over.
+
+A page image has each page at its own place. So `memory.pages` begins, where it is to be, as a clone
+of the newest page image that is there of this guest, and rsync replaces in it what differs. What is
+equal stays shared where the file system can clone.
+
+| at the target                  | `memory.pages` begins as              | goes over          |
+|--------------------------------|---------------------------------------|--------------------|
+| a part of it, of an older run  | that: it was a clone, or one hole     | what is missing    |
+| an older page image            | its clone; a copy, if it cannot clone | what differs       |
+| none, or cp fails              | one hole                              | what is not zero   |
+| no truncate(1)                 | nothing                               | all, zeros as well |
+
+All other files are sent whole, and go on where they were interrupted.
+
+Why these options of rsync(1):
+
+    --inplace         the file is changed where it lies, and not copied: blocks stay shared
+    --no-whole-file   rsync compares, also where it sees a local path
+    --block-size      of a page; larger, if that were more blocks than rsync should know at once
+    --ignore-times    a clone may have length and time of the image
+    --sparse          zeros become holes. Together with --inplace since 3.1.3; without it the zeros
+                      of pages that the guest gave back take room
+    --append-verify   for plain images. Of a page image it would keep the old pages
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from zvmsnap.common.ssh import RemoteHost
+from zvmsnap.ram.page_image import PAGE_BYTES, PAGES, REST
+
+# rsync 3.5 needs some 45 bytes of memory for each block that the target has, where it sends, and 9
+# bytes go over for each.
+_BLOCKS_MAX = 8 << 20
+_BLOCK_BYTES_MAX = 128 << 10  # rsync's own limit
+
+_CLONE = ("cp", "--reflink=auto", "--sparse=always")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_LENGTH_MAX_BYTES = 16 << 40  # where ext4 ends
+_VERSION = re.compile(rb"rsync +version v?(\d+)\.(\d+)\.(\d+)")
+_SPARSE_IN_PLACE = (3, 1, 3)
+
+
+def options(name: str, length_bytes: int, remote: RemoteHost) -> list[str]:
+    """With these, rsync copies a file of RAM to or from a machine, after `begin`."""
+    if name not in (PAGES, REST):
+        return ["--append-verify"]
+    words = ["--inplace", "--no-whole-file", "--ignore-times"]
+    if name == REST:
+        return words
+    words.append(f"--block-size={_block_bytes(length_bytes)}")
+    return [*words, "--sparse"] if _can_punch(remote) else words
+
+
+def begin(path: str, length_bytes: int, target: RemoteHost, base: str | None) -> None:
+    """Let `memory.pages` begin as a clone of `base`, an older one on that machine, or as a hole.
+
+    It appears by one rename, as a whole; what an interrupted run has left of it is kept. Other
+    files do not begin. Raises DestinationUnreachable and RemoteFailed.
+    """
+    if os.path.basename(path) != PAGES:
+        return
+    if not target.process(["test", "-e", path]).returncode:
+        return
+    new = f"{path}.new"
+    target.process(["rm", "-f", "--", new])
+    if base and target.process([*_CLONE, "--", base, new]).returncode:
+        target.process(["rm", "-f", "--", new])
+    target.process(["truncate", "-s", str(length_bytes), "--", new])
+    target.process(["mv", "-T", "--", new, path])
+
+
+def length_bytes(path: str, remote: RemoteHost) -> int:
+    """The length of a page image on that machine; 0 if it says nothing that can be.
+
+    It is no more than a hint: what arrives is compared with its digest. Raises
+    DestinationUnreachable and RemoteFailed.
+    """
+    said = remote.process(["stat", "-c", "%s", "--", path]).stdout.strip()
+    length = int(said) if _LENGTH.fullmatch(said) else 0
+    return length if length <= _LENGTH_MAX_BYTES else 0
+
+
+def _block_bytes(length_bytes: int) -> int:
+    block_bytes = PAGE_BYTES
+    while length_bytes > _BLOCKS_MAX * block_bytes and block_bytes < _BLOCK_BYTES_MAX:
+        block_bytes *= 2
+    return block_bytes
+
+
+def _can_punch(remote: RemoteHost) -> bool:
+    match = _VERSION.search(remote.process(["rsync", "--version"]).stdout)
+    return match is not None and tuple(map(int, match.groups())) >= _SPARSE_IN_PLACE
