@@ -22,7 +22,7 @@ FLOORS = (
     {"finalize"},
     {"clone", "replication", "quiesce"},
     {"retention"},
-    {"disks", "journal"},
+    {"disks", "journal", "encryption"},
     {"points"},
     {"inventory", "ram"},
     {"config", "zfs", "virt"},

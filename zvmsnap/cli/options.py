@@ -39,6 +39,16 @@ TrustOption = Annotated[
         help="Take the definition of a point that was made elsewhere, whatever it reaches here.",
     ),
 ]
+IdentityOption = Annotated[
+    str,
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        help="The key of age for a point that is encrypted. Default: identity_file of the "
+        "configuration.",
+        show_default=False,
+    ),
+]
 PausedOption = Annotated[bool, typer.Option("--paused", help="Keep the guest paused at the end.")]
 
 

@@ -127,6 +127,16 @@ def status(statuses: Sequence[SendStatus], never_sent: Sequence[str]) -> list[st
     return list(columns(rows)) if len(rows) > 1 else ["nothing was ever sent"]
 
 
+def plain_points(statuses: Iterable[SendStatus]) -> list[str]:
+    """Points that lie at a destination as they are, though what is sent there is encrypted."""
+    return [
+        f"{each.destination}: has points that are not encrypted: {', '.join(each.plain)}; they "
+        "were sent before encrypt_to was set: destroy their snapshots there, and send again"
+        for each in statuses
+        if each.plain
+    ]
+
+
 def kept_for(silent: Mapping[str, str], held: Mapping[str, Sequence[str]]) -> list[str]:
     """Destinations that may be gone, and what is held for a send that was interrupted."""
     now = datetime.now(UTC)

@@ -140,6 +140,7 @@ def _send_to_each(
 
 
 def _send(settings: Config, host: Host, table: DestinationTable, *, dry_run: bool) -> SendReport:
+    from zvmsnap.encryption.age import Recipients
     from zvmsnap.replication.send import Sender, SendOptions
     from zvmsnap.replication.send_plan import send_units
     from zvmsnap.replication.syncoid import SyncoidOptions
@@ -148,8 +149,23 @@ def _send(settings: Config, host: Host, table: DestinationTable, *, dry_run: boo
     points, _ = vault.read(settings)
     units = send_units(points, table.guests, every=not table.guests)
     syncoid = SyncoidOptions(table.raw, table.bwlimit, table.create_bookmark, table.use_hold)
-    sender = Sender(settings, host, target, SendOptions(table.memory, syncoid, table.keep))
+    # Also if the command line names the destination: nothing goes there in plain by mistake.
+    configured = _of_destination(settings, target.name)
+    recipients = Recipients(configured.encrypt_to, configured.recipients_file)
+    chosen = SendOptions(table.memory, syncoid, table.keep, recipients)
+    sender = Sender(settings, host, target, chosen)
     return sender.plan(units) if dry_run else sender.send(units)
+
+
+def _of_destination(settings: Config, name: str) -> DestinationTable:
+    """What the configuration says of encryption for a destination, in all its tables together."""
+    tables = [t for t in settings.destination if destination.parse(t.target).name == name]
+    return DestinationTable(
+        target=name,
+        encrypt_to=tuple(key for table in tables for key in table.encrypt_to),
+        recipients_file=next((t.recipients_file for t in tables if t.recipients_file), ""),
+        identity_file=next((t.identity_file for t in tables if t.identity_file), ""),
+    )
 
 
 def _forget(settings: Config, name: str) -> None:
@@ -173,6 +189,7 @@ def fetch(
     cold: options.ColdOption = False,
     paused: options.PausedOption = False,
     trust: options.TrustOption = False,
+    identity: options.IdentityOption = "",
     bwlimit: BwlimitOption = "",
 ) -> None:
     """Fetch a point from where it was sent to, to a host that has nothing of it.
@@ -194,7 +211,8 @@ def fetch(
     origin = destination.parse(source)
     with Host.connect(settings.uri) as host:
         syncoid = SyncoidOptions(bwlimit=bwlimit)
-        fetcher = Fetcher(settings, host, origin, syncoid, trust=trust)
+        key = identity or _of_destination(settings, origin.name).identity_file
+        fetcher = Fetcher(settings, host, origin, syncoid, trust=trust, identity=key)
         plan = fetcher.plan(point)
         print_lines(plan.lines)
         if dry_run:
@@ -243,7 +261,9 @@ def status(as_json: JsonOption = False) -> None:
             }
         )
     else:
-        lines = [*render.status(statuses, never_sent), *render.kept_for(silent, held), *held_up]
+        plain = render.plain_points(statuses)
+        kept = render.kept_for(silent, held)
+        lines = [*render.status(statuses, never_sent), *plain, *kept, *held_up]
         print_lines(lines)
     failed = bool(unreadable) or any(status.error for status in statuses)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)

@@ -12,6 +12,7 @@ import typer
 from zvmsnap.cli.options import (
     ColdOption,
     DryRunOption,
+    IdentityOption,
     PausedOption,
     PointArgument,
     TrustOption,
@@ -21,6 +22,7 @@ from zvmsnap.cli.options import (
     print_line,
     print_lines,
 )
+from zvmsnap.common.errors import RestoreImpossible
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.points.point import RestorePoint
 
@@ -37,6 +39,7 @@ def restore(
     cold: ColdOption = False,
     paused: PausedOption = False,
     trust: TrustOption = False,
+    identity: IdentityOption = "",
     rollback: Annotated[
         bool,
         typer.Option("--rollback", help="Use zfs rollback, which DESTROYS all newer snapshots."),
@@ -61,10 +64,13 @@ def restore(
     Examples:
       zvmsnap restore --dry-run web@latest
       zvmsnap restore web@2026-11-20T03:15      the last point until 03:15:59
+      zvmsnap restore --identity /root/key web@latest      a point that is encrypted
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
     settings = load_settings()
     chosen = find_point(settings, point)
+    if chosen.manifest.encrypted:
+        chosen = _decrypted(settings, chosen, identity, dry_run=dry_run)
     with _image_checked(chosen, cold=cold) as checked:
         # To load all this takes a while, too.
         from zvmsnap.common.signals import cancelled_by_signal
@@ -98,6 +104,22 @@ def restore(
             elif end_sends:
                 running_sends.end(planned.operation)
             put_back(settings, host, planned, cancelled)
+
+
+def _decrypted(
+    settings: Config, point: RestorePoint, identity: str, *, dry_run: bool
+) -> RestorePoint:
+    """The same point, decrypted in the vault for good. Raises EncryptionFailed and others."""
+    from zvmsnap.encryption import in_place
+
+    if dry_run:
+        raise RestoreImpossible(
+            f"{point.name}: is encrypted, and --dry-run changes nothing: without it, the point is "
+            "decrypted in the vault first, and stays so"
+        )
+    configured = (table.identity_file for table in settings.destination)
+    key = identity or next(filter(None, configured), "")
+    return in_place.decrypt(settings, point, key)
 
 
 def bring_back(

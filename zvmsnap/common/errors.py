@@ -273,6 +273,10 @@ class RemoteFailed(ZvmsnapError):
     """A program on the machine of a destination failed."""
 
 
+class EncryptionFailed(ZvmsnapError):
+    """A file cannot be encrypted, or decrypted, with age; or it is not what it should be."""
+
+
 class SyncoidFailed(ZvmsnapError):
     """syncoid is not installed, is too old, or could not send a dataset."""
 

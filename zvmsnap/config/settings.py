@@ -6,6 +6,7 @@ config.toml.example and docs/reference/configuration.md describe every key.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -68,6 +69,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_timeout_s: float = 30
 
 
+# age(1): its own keys, also of plugins, and those of ssh.
+_RECIPIENT = re.compile(r"age1[0-9a-z]{8,4096}|ssh-(?:ed25519|rsa) [A-Za-z0-9+/=]{16,4096}(?: .*)?")
+
+
 class DestinationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where `zvmsnap send` sends to without arguments; no `guests` means all that have points."""
 
@@ -79,6 +84,10 @@ class DestinationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     create_bookmark: bool = False
     use_hold: bool = False
     keep_memory: str | int = ALL
+    # Public keys of age: RAM and definitions are encrypted for these before they are sent.
+    encrypt_to: tuple[str, ...] = ()
+    recipients_file: str = ""
+    identity_file: str = ""
 
     @property
     def keep(self) -> Keep:
@@ -178,8 +187,20 @@ def _check(source: Path, config: Config) -> None:
             destination.parse(table.target)
             destination.check_rate(table.bwlimit)
             parse_keep(str(table.keep_memory))
+            _check_encryption(table)
         except (DestinationInvalid, KeepInvalid) as error:
             raise ConfigInvalid(f"{source}: [[destination]]: {error}") from error
+
+
+def _check_encryption(table: DestinationTable) -> None:
+    """Raises DestinationInvalid."""
+    for key in table.encrypt_to:
+        if not _RECIPIENT.fullmatch(key):
+            # Not all of it: it may be the secret key.
+            raise DestinationInvalid(f"encrypt_to: {key[:4]!r}... is no public key, as age1...")
+    for path in (table.recipients_file, table.identity_file):
+        if path and not Path(path).is_absolute():
+            raise DestinationInvalid(f"{path}: must be an absolute path")
 
 
 def _check_paths(source: Path, config: Config) -> None:

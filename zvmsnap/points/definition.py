@@ -251,6 +251,10 @@ def definition_of(point: RestorePoint, *, live: bool = False) -> str:
             return xml
         except (OSError, ValueError, domain_xml.ParseError) as error:
             raise RestoreImpossible(f"{point.directory / name}: cannot be read: {error}") from error
+    if point.manifest.encrypted:
+        raise RestoreImpossible(
+            f"{point.name}: is encrypted: zvmsnap restore --identity FILE, or zvmsnap fetch it"
+        )
     raise RestoreImpossible(f"{point.name}: its definition is gone from {point.directory}")
 
 

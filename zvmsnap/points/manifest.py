@@ -269,6 +269,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     seal: _Digest = ""
     # The identity of the RAM image that the point was made with, if that is not here (any more).
     absent_memory: _Digest = ""
+    # At a destination that may not read the point: all but this manifest is encrypted there.
+    encrypted: bool = False
 
     @property
     def memory_sha256(self) -> str:

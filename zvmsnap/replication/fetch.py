@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import msgspec
+
 from zvmsnap.common import json_file, log
 from zvmsnap.common.errors import FetchRefused, ImageUnloadable
 from zvmsnap.common.lockfile import lock
@@ -66,12 +68,14 @@ class Fetcher:
         options: SyncoidOptions,
         *,
         trust: bool = False,
+        identity: str = "",
     ) -> None:
         self._settings = settings
         self._host = host
         self._source = source
         self._options = options
         self._trust = trust
+        self._identity = identity
         self._remote = RemoteHost(source.host, settings.locks_dir)
         self._fetches = Fetches(settings.journal_dir)
         self._remote_vault = RemoteVault.of(settings, source, self._remote)
@@ -79,7 +83,7 @@ class Fetcher:
     def plan(self, text: str) -> FetchPlan:
         """Choose the point, and check that nothing on this host is in its way. Changes nothing.
 
-        Raises PointNotFound, SnapshotMissing and FetchRefused.
+        Raises PointNotFound, SnapshotMissing, FetchRefused and EncryptionFailed.
         """
         syncoid.check(self._options)
         remote_points, _ = self._remote_vault.read()
@@ -88,20 +92,26 @@ class Fetcher:
         subtree = zfs.subtree(self._source.root, self._remote)
         snapshots = locate.snapshots_of(point, Liveness.below(self._source.root, subtree))
         self._check_free(point, snapshots)
-        lines = (*self._lines(point, snapshots), *compatibility.trusted(self._look(point)))
+        point, reached = self._look(point)
+        lines = (*self._lines(point, snapshots), *compatibility.trusted(reached))
         return FetchPlan(point, snapshots, lines)
 
-    def _look(self, point: RestorePoint) -> list[str]:
-        """What its definitions reach of this host. Raises FetchRefused if that is not trusted."""
+    def _look(self, point: RestorePoint) -> tuple[RestorePoint, list[str]]:
+        """The point with its whole manifest, and what its definitions reach of this host.
+
+        Raises FetchRefused if that is not trusted, and EncryptionFailed.
+        """
         with tempfile.TemporaryDirectory() as temporary:
             directory = private_dir(Path(temporary) / "domain" / "run")
-            self._remote_vault.get_small(point, directory)
-            return self._judge(RestorePoint(directory, point.manifest), point)
+            manifest = self._remote_vault.get_small(point, directory, self._identity)
+            point = RestorePoint(point.directory, manifest)
+            return point, self._judge(RestorePoint(directory, manifest), point)
 
     def fetch(self, plan: FetchPlan) -> RestorePoint:
         """Fetch everything, and return the point in the vault of this host.
 
-        Raises FetchRefused, SyncoidFailed, RemoteFailed, ImageUnloadable, VaultMissing.
+        Raises FetchRefused, SyncoidFailed, RemoteFailed, ImageUnloadable, EncryptionFailed and
+        VaultMissing.
         """
         manifest = plan.point.manifest
         timeout_s = self._settings.limits.lock_timeout_s
@@ -145,7 +155,7 @@ class Fetcher:
 
     def _get_small(self, point: RestorePoint) -> None:
         incoming = self._incoming(point.manifest)
-        self._remote_vault.get_small(point, incoming)
+        self._remote_vault.get_small(point, incoming, self._identity)
         copied = RestorePoint(incoming, point.manifest)
         self._check_fits(copied)
         self._judge(copied, point)
@@ -153,7 +163,8 @@ class Fetcher:
     def _publish(self, plan: FetchPlan) -> RestorePoint:
         manifest = plan.point.manifest
         incoming = self._incoming(manifest)
-        self._remote_vault.get_memory(plan.point, incoming, self._base(manifest))
+        base = self._base(manifest)
+        self._remote_vault.get_memory(plan.point, incoming, base, self._identity)
         self._check_memory(incoming, manifest)
         # Once more: hours have passed, and a point is complete when it appears.
         self._get_small(plan.point)
@@ -161,7 +172,8 @@ class Fetcher:
         refs = _refs(manifest, [usage.snapshot for usage in received])
         datasets, pools = zfs.lineages(), zfs.pool_guids()
         refs = tuple(ref.identified(datasets, pools) for ref in refs)
-        return vault.publish(incoming, manifest.with_snapshots(refs))
+        fetched = msgspec.structs.replace(manifest, snapshots=refs, encrypted=False)
+        return vault.publish(incoming, fetched)
 
     def _base(self, manifest: Manifest) -> RestorePoint | None:
         """The newest point of the guest with a page image on this host."""

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from zvmsnap.common import json_file
@@ -21,8 +21,11 @@ from zvmsnap.common.safe_files import private_dir, write_atomic
 from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
+from zvmsnap.encryption import copies
+from zvmsnap.encryption.age import NOBODY, SUFFIX, Recipients
+from zvmsnap.encryption.copies import SMALL, EncryptedCopies
 from zvmsnap.points import memory_image, vault, verify_result
-from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY_FILES, NVRAM, PERSISTENT_XML, TPM
+from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import ARRIVING, REMOVING, DamagedPoint, folder_of
 from zvmsnap.ram.page_image import PAGES
@@ -35,9 +38,9 @@ PROPERTY = "zvmsnap:vault"
 _BESIDE = "zvmsnap-vault"
 
 _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
-
-# The files of a point that are sent, beside manifest and RAM image.
-_SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
+_PLAIN = (*SMALL, *MEMORY_FILES)
+_ENCRYPTED = (copies.BUNDLE, *(f"{name}{SUFFIX}" for name in MEMORY_FILES))
+_RAM = (*MEMORY_FILES, *_ENCRYPTED[1:])
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _CANNOT_WRITE = (
     "no vault can be made there: zfs set {property}=/DIRECTORY {root}, owned by the user"
@@ -62,6 +65,7 @@ def path_of(destination: Destination, remote: RemoteHost) -> str:
 
 def forget(settings: Config, destination: str) -> None:
     """Remove what this host knows of the vault of a destination. Raises OSError."""
+    EncryptedCopies(settings, destination).drop_all()
     mirror = _mirror(settings, destination)
     shutil.rmtree(mirror, ignore_errors=True)
     _id(mirror).unlink(missing_ok=True)
@@ -79,7 +83,12 @@ class RemoteVault:
     """The vault in the directory `path` of a destination."""
 
     def __init__(
-        self, settings: Config, destination: Destination, remote: RemoteHost, path: str
+        self,
+        settings: Config,
+        destination: Destination,
+        remote: RemoteHost,
+        path: str,
+        recipients: Recipients = NOBODY,
     ) -> None:
         self._remote = remote
         self.path = PurePosixPath(path)
@@ -87,11 +96,22 @@ class RemoteVault:
         self._known = _id(self._mirror)
         self._own = settings.vault_dir / vault.MARK
         self._destination = destination
+        self._recipients = recipients
+        self._copies = EncryptedCopies(settings, destination.name)
 
     @classmethod
-    def of(cls, settings: Config, destination: Destination, remote: RemoteHost) -> RemoteVault:
-        """The vault of a destination, wherever that has it. Raises VaultMissing and ZfsFailed."""
-        return cls(settings, destination, remote, path_of(destination, remote))
+    def of(
+        cls,
+        settings: Config,
+        destination: Destination,
+        remote: RemoteHost,
+        recipients: Recipients = NOBODY,
+    ) -> RemoteVault:
+        """The vault of a destination, wherever that has it; what is put there is for `recipients`.
+
+        Raises VaultMissing and ZfsFailed.
+        """
+        return cls(settings, destination, remote, path_of(destination, remote), recipients)
 
     def read(self) -> tuple[list[RestorePoint], list[DamagedPoint]]:
         """All points, as their manifests say, and damaged ones; none if it has no vault yet.
@@ -132,36 +152,60 @@ class RemoteVault:
         page image only what differs is sent. Returns the bytes that went over for it, in both
         directions. Raises RemoteFailed, DestinationUnreachable, PointGone and ImageUnloadable.
         """
-        point, manifest = transfer.point, transfer.manifest
+        manifest = transfer.manifest
         folder = self.path / folder_of(manifest.domain)
         incoming = folder / f"{ARRIVING}{manifest.capture}"
         for directory in (folder, incoming):
             self._remote.run("mkdir", "-p", "-m", "700", "--", str(directory))
-        sums: dict[str, str] = {}
+        # First, as what is damaged here is not sent.
+        ram, sums = self._ram(transfer)
+        older = str(self._path_of(base) / PAGES) if base else None
         sent_bytes = 0
-        if transfer.with_memory and manifest.memory:
-            # First, as what is damaged here is not sent.
-            sums = memory_image.checksums(point.directory / manifest.memory.file, manifest.memory)
-            older = str(self._path_of(base) / PAGES) if base else None
-            for image in (point.directory / name for name in manifest.memory.files):
-                length_bytes = image.stat().st_size
-                ram_copy.begin(str(incoming / image.name), length_bytes, self._remote, older)
-                words = ram_copy.options(image.name, length_bytes, self._remote)
-                sent_bytes += self._send([image], incoming, bwlimit, *words)
+        for image in ram:
+            length_bytes = image.stat().st_size
+            ram_copy.begin(str(incoming / image.name), length_bytes, self._remote, older)
+            words = ram_copy.options(image.name, length_bytes, self._remote)
+            sent_bytes += self._send([image], incoming, bwlimit, *words)
         with tempfile.TemporaryDirectory() as temporary:
-            manifest_file = Path(temporary) / MANIFEST
-            write_atomic(manifest_file, json_file.encoded(manifest))
-            files = (point.directory / name for name in _SMALL)
-            small = [manifest_file, *(path for path in files if path.exists())]
+            small = self._small(transfer, Path(temporary))
             sums |= {path.name: _sha256(path) for path in small}
             # By content: a definition of an interrupted run may be older, and of the same length.
             sent_bytes += self._send(small, incoming, bwlimit, "--checksum")
-        if not point.directory.exists():
+        if not transfer.point.directory.exists():
             # Without its definition it would be of no use there.
-            raise PointGone(f"{point.name}: was removed meanwhile")
+            raise PointGone(f"{transfer.point.name}: was removed meanwhile")
         self._verify(incoming, sums)
         self._publish(incoming, folder / transfer.name, list(sums))
+        self._copies.drop(manifest.capture)
         return sent_bytes
+
+    def _ram(self, transfer: PointTransfer) -> tuple[list[Path], dict[str, str]]:
+        """The files of its RAM as they are sent, and what sha256sum(1) says of them by name."""
+        point, memory = transfer.point, transfer.manifest.memory
+        if not (transfer.with_memory and memory):
+            return [], {}
+        if self._recipients:
+            files = self._copies.ram(point, transfer.manifest, self._recipients)
+            return files, {path.name: _sha256(path) for path in files}
+        sums = memory_image.checksums(point.directory / memory.file, memory)
+        return [point.directory / name for name in sums], sums
+
+    def _small(self, transfer: PointTransfer, temporary: Path) -> list[Path]:
+        """The other files as they are sent: encrypted, if this vault may not read them.
+
+        The manifest alone, if the rest is there as it is: encrypted, or from before that.
+        """
+        point, manifest = transfer.point, transfer.manifest
+        written = temporary / MANIFEST
+        write_atomic(written, json_file.encoded(manifest))
+        is_there = self._recipients and manifest.memory and not transfer.with_memory
+        if manifest.encrypted or is_there:
+            return [written]
+        if self._recipients:
+            write_atomic(written, json_file.encoded(copies.readable(manifest)))
+            return [written, copies.bundle(point, manifest, temporary, self._recipients)]
+        files = (point.directory / name for name in SMALL)
+        return [written, *(path for path in files if path.exists())]
 
     def remove(self, point: RestorePoint) -> None:
         """Remove a point: rename it first, and delete its files after that. Raises RemoteFailed."""
@@ -181,7 +225,7 @@ class RemoteVault:
         self._remove_files(path / name for name in verify_result.of_memory(point))
         transfer = PointTransfer(point, path.name, point.manifest, with_memory=True)
         self.put(transfer.without_memory(REMOVED), bwlimit="")
-        self._remove_files(path / name for name in point.memory.files)
+        self._remove_files(path / name for name in copies.ram_files(point.manifest))
 
     def clear_memory(self, points: Iterable[RestorePoint]) -> None:
         """Remove files of RAM that the manifests of these points do not name. Raises RemoteFailed.
@@ -189,7 +233,7 @@ class RemoteVault:
         Nobody else sends these guests to this vault.
         """
         without = {str(self._path_of(each)) for each in points if not each.manifest.memory}
-        named = [word for name in MEMORY_FILES for word in ("-o", "-name", name)][1:]
+        named = [word for name in _RAM for word in ("-o", "-name", name)][1:]
         output = self._remote.run(
             "find", str(self.path), "-mindepth", "3", "-maxdepth", "3", "-type", "f",
             "(", *named, ")", "-print0",
@@ -201,7 +245,7 @@ class RemoteVault:
         if words := list(map(str, paths)):
             self._remote.run("rm", "-f", "--", *words)
 
-    def clear(self, uuids: Iterable[str], captures: Iterable[str]) -> None:
+    def clear(self, uuids: Collection[str], captures: Collection[str]) -> None:
         """Remove half-removed points, and half-sent ones of these guests but for these captures.
 
         Raises RemoteFailed.
@@ -220,31 +264,49 @@ class RemoteVault:
         ]
         if paths:
             self._remote.run("rm", "-rf", "--", *paths)
+        self._copies.drop_others(uuids, captures)
 
-    def get_small(self, point: RestorePoint, directory: Path) -> None:
+    def get_small(self, point: RestorePoint, directory: Path, identity: str = "") -> Manifest:
         """Copy definition, NVRAM and TPM state of a point into a directory of this host.
 
-        Raises RemoteFailed and DestinationUnreachable.
+        If they are encrypted, `identity` names the file of the key. Returns the whole manifest of
+        the point. Raises RemoteFailed, DestinationUnreachable and EncryptionFailed.
         """
-        filters = [f"--include={name}" for name in _SMALL]
+        names = (copies.BUNDLE,) if point.manifest.encrypted else SMALL
+        filters = [f"--include={name}" for name in names]
         source = f"{self.where(point)}/"
         self._rsync("-r", "--checksum", *filters, "--exclude=*", source, f"{directory}/")
+        if not point.manifest.encrypted:
+            return point.manifest
+        bundle = directory / copies.BUNDLE
+        try:
+            return copies.unbundle(point, bundle, directory, identity)
+        finally:
+            bundle.unlink(missing_ok=True)
 
     def get_memory(
-        self, point: RestorePoint, directory: Path, base: RestorePoint | None = None
+        self,
+        point: RestorePoint,
+        directory: Path,
+        base: RestorePoint | None = None,
+        identity: str = "",
     ) -> None:
         """Copy its RAM, if it has any, going on where an interrupted run has stopped.
 
-        `base` is the newest point with a page image of the guest on this host. Raises RemoteFailed
-        and DestinationUnreachable.
+        `base` is the newest point with a page image of the guest on this host. Raises RemoteFailed,
+        DestinationUnreachable and EncryptionFailed.
         """
         older = str(base.directory / PAGES) if base else None
-        for name in point.manifest.memory.files if point.manifest.memory else ():
+        for name in copies.ram_files(point.manifest):
+            if (directory / name.removesuffix(SUFFIX)).exists() and point.manifest.encrypted:
+                continue
             source = self._path_of(point) / name
             length_bytes = ram_copy.length_bytes(str(source), self._remote)
             ram_copy.begin(str(directory / name), length_bytes, HERE, older)
             words = ram_copy.options(name, length_bytes, self._remote)
             self._rsync(*words, self._at(source), f"{directory}/")
+        if point.manifest.encrypted:
+            copies.decrypt_ram(point.manifest, directory, identity)
 
     def where(self, point: RestorePoint) -> str:
         """Where the files of a point are, in the words of rsync."""
@@ -310,6 +372,10 @@ class RemoteVault:
             for name in names:
                 run("mv", "-T", "--", str(incoming / name), str(path / name))
             run("rm", "-rf", "--", str(incoming))
+            if len(names) > 1:
+                # Of a point that was sent before what is sent was encrypted, or since it is not.
+                stale = _PLAIN if copies.BUNDLE in names else _ENCRYPTED
+                run("rm", "-f", "--", *(str(path / name) for name in stale))
         run("sync", "--", str(path), str(path.parent))
 
     def _at(self, path: PurePosixPath) -> str:

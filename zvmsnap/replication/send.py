@@ -23,7 +23,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import PurePosixPath
+
+import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import (
@@ -38,6 +41,7 @@ from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.keep import Keep
 from zvmsnap.config.settings import Config
+from zvmsnap.encryption.age import NOBODY, Recipients
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint, folder_of
@@ -70,6 +74,7 @@ class SendOptions:
     memory: MemoryWanted = MemoryWanted.LATEST
     syncoid: SyncoidOptions = field(default_factory=SyncoidOptions)
     keep: Keep = field(default_factory=Keep)
+    recipients: Recipients = NOBODY
 
 
 class Sender:
@@ -153,7 +158,8 @@ class Sender:
         return zfs.subtree(self._destination.root, self._remote)
 
     def _vault(self) -> RemoteVault:
-        return RemoteVault.of(self._settings, self._destination, self._remote)
+        recipients = self._options.recipients
+        return RemoteVault.of(self._settings, self._destination, self._remote, recipients)
 
     def _attempt(
         self, outcome: UnitOutcome, act: Callable[[UnitOutcome, Subtree], None], subtree: Subtree
@@ -286,13 +292,14 @@ class Sender:
         remote_points, damaged = remote_vault.read()
         for entry in damaged:
             self._log.warning("%s", entry.why)
-        uuids = [outcome.unit.uuid for outcome in outcomes if outcome.unit.uuid]
-        remote_vault.clear(uuids, {point.manifest.capture for point in local_points})
         self._plan_transfers(outcomes, local_points, remote_points, damaged, subtree)
+        uuids = [outcome.unit.uuid for outcome in outcomes if outcome.unit.uuid]
+        planned = chain.from_iterable(outcome.transfers for outcome in outcomes)
+        remote_vault.clear(uuids, {each.manifest.capture for each in planned})
         for outcome in outcomes:
-            planned, outcome.transfers = outcome.transfers, []
+            transfers, outcome.transfers = outcome.transfers, []
             try:
-                for each in planned:
+                for each in transfers:
                     self._send_point(remote_vault, outcome, each, remote_points)
             except Cancelled:
                 raise
@@ -352,7 +359,7 @@ class Sender:
                 "point %s%s was removed meanwhile, and is not sent", each.point.name, what
             )
             if now:
-                self._send_point(remote_vault, outcome, each.without_memory(REMOVED))
+                self._send_point(remote_vault, outcome, each.without_memory(REMOVED), arrived)
             return
         outcome.transfers.append(each)
         arrived.append(each.arrived)
@@ -369,6 +376,10 @@ class Sender:
             return
         newest = transfer.newest_complete(remote_points, outcome.unit.uuid, subtree.by_guid)
         status = send_report.status(self._destination.name, outcome, newest)
+        if self._options.recipients:
+            own = (each for each in remote_points if each.manifest.uuid == outcome.unit.uuid)
+            plain = tuple(each.name for each in own if not each.manifest.encrypted)
+            status = msgspec.structs.replace(status, plain=plain)
         send_status.write(self._settings.journal_dir, status)
 
     def _report(self, outcomes: Iterable[UnitOutcome]) -> SendReport:

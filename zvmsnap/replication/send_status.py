@@ -40,6 +40,8 @@ class SentDataset(msgspec.Struct, frozen=True, kw_only=True):
 class SendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One guest at one destination, after a send; `newest` is its last complete point there.
 
+    `plain` are points there that are not encrypted, though what is sent there now is.
+
     `last_attempt` and `error` are of the last send, whatever came of it.
     """
 
@@ -56,6 +58,7 @@ class SendStatus(msgspec.Struct, frozen=True, kw_only=True):
     newest: str = ""
     newest_created: str = ""
     newest_has_memory: bool = False
+    plain: tuple[str, ...] = ()
 
 
 def write(journal: Path, status: SendStatus) -> None:

@@ -194,8 +194,8 @@ def pruned(
 
 
 def newest_pages(points: Iterable[RestorePoint], uuid: str) -> RestorePoint | None:
-    """The last point of a guest that has a page image."""
-    own = [each for each in points if each.manifest.uuid == uuid]
+    """The last point of a guest that has a page image, which is not encrypted."""
+    own = [p for p in points if p.manifest.uuid == uuid and not p.manifest.encrypted]
     paged = [each for each in own if each.manifest.memory and each.manifest.memory.is_paged]
     return in_order(paged)[-1] if paged else None
 

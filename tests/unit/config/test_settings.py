@@ -21,9 +21,9 @@ def test_the_destination_in_the_example_is_commented_out() -> None:
     text = EXAMPLE.read_text()
     table = re.sub(r"^#(?![ #\n])", "", text[text.index("#[[") :], flags=re.M)
     (parsed,) = tomllib.loads(table)["destination"]
-    given = {"target": "offsite@nas:backup/offsite", "guests": ["web"]}
-    defaults = msgspec.to_builtins(DestinationTable("x"))
-    assert parsed == defaults | given
+    assert parsed.keys() == set(DestinationTable.__struct_fields__)
+    given = DestinationTable("offsite@nas:backup/offsite", ("web",))
+    assert msgspec.convert(parsed, DestinationTable) == given
 
 
 def test_the_example_is_valid() -> None:
@@ -93,6 +93,12 @@ REFUSED = [
     pytest.param("[[destination]]\ntarget = '-x:a'", "is no destination", id="no destination"),
     pytest.param(
         "[[destination]]\ntarget = 'a/b'\nbwlimit = '5x'", "is no bandwidth", id="no bandwidth"
+    ),
+    pytest.param(
+        "[[destination]]\ntarget = 'a/b'\nencrypt_to = ['AGE-X']", "is no public key", id="secret"
+    ),
+    pytest.param(
+        "[[destination]]\ntarget = 'a/b'\nrecipients_file = 'x'", "absolute", id="no file"
     ),
     pytest.param("[[destination]]\ntarget = 'a'\nmemory = 'x'", "memory", id="no such memory"),
     pytest.param("keep_memory = '2w'", "keep_memory: '2w' says not", id="no time to keep"),

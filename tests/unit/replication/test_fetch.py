@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,10 +13,17 @@ import pytest
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
-from zvmsnap.common.errors import FetchRefused, PointNotFound, SyncoidFailed, ZvmsnapError
+from zvmsnap.common.errors import (
+    EncryptionFailed,
+    FetchRefused,
+    PointNotFound,
+    SyncoidFailed,
+    ZvmsnapError,
+)
 from zvmsnap.common.ssh import HERE
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
+from zvmsnap.encryption.age import Recipients
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.points import compatibility, definition, vault
 from zvmsnap.points.manifest import (
@@ -157,6 +165,36 @@ def test_a_host_that_has_nothing(world: World, config: Config) -> None:
     assert (fetched.directory / MEMORY).read_bytes() == RAM
     assert sorted(os.listdir(fetched.directory)) == ["domain.xml", "manifest.json", "memory.img"]
     assert vault.unfinished(config.vault_dir) == []
+
+
+@pytest.mark.skipif(not shutil.which("age-keygen"), reason="apt install age")
+def test_a_point_that_is_encrypted(world: World, config: Config, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    done = subprocess.run(["age-keygen", "-o", key], stderr=subprocess.PIPE, check=True)
+    recipients = Recipients((done.stderr.decode().split()[-1],))
+    path = world.properties["zvmsnap:vault"]
+    sent = RemoteVault(config, USB, HERE, path, recipients)
+    (point,), _ = sent.read()
+    shutil.rmtree(Path(path, "web"))
+    own = RestorePoint(tmp_path / "elsewhere", point.manifest)
+    sent.put(PointTransfer(own, "h1", own.manifest, with_memory=True), bwlimit="")
+
+    with pytest.raises(EncryptionFailed, match="say --identity FILE"):
+        fetch(config)
+    assert (world.sent, vault.unfinished(config.vault_dir)) == ([], [])
+    ram = Path(path, "web/h1", f"{MEMORY}.zst.age")
+    whole = ram.read_bytes()
+    ram.write_bytes(whole[:-1])
+    by_key = Fetcher(config, FakeHost(), USB, SyncoidOptions(), identity=str(key))
+    with pytest.raises(EncryptionFailed, match="failed to decrypt"):
+        by_key.fetch(by_key.plan("web@latest"))
+    assert vault.read(config) == ([], [])
+    ram.write_bytes(whole)
+    fetched = by_key.fetch(by_key.plan("web@latest"))
+    assert sorted(os.listdir(fetched.directory)) == ["domain.xml", "manifest.json", "memory.img"]
+    assert not fetched.manifest.encrypted
+    assert fetched.manifest.memory == point.manifest.memory
+    assert fetched.manifest.disks == point.manifest.disks
 
 
 def test_an_interrupted_fetch_goes_on(world: World, config: Config) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -443,6 +445,31 @@ def test_destinations_of_the_configuration(
     assert code == 1 and "nix: is no guest" in err
     assert "point web@h1: without RAM" in out
     assert remote_files(world) == files("h1")
+
+
+@pytest.mark.skipif(not shutil.which("age-keygen"), reason="apt install age")
+def test_what_is_encrypted_is_so_by_hand_too(
+    world: World, take: Take, run: Run, tmp_path: Path
+) -> None:
+    """The configuration says it for the destination, whoever names that."""
+    take(1)
+    assert run("send", "web", ROOT)[0] == 0
+    take(2)
+    conf = tmp_path / "config.toml"
+    done = subprocess.run(["age-keygen"], capture_output=True, check=True)
+    (tmp_path / "team").write_text(done.stderr.decode().split()[-1])
+    table = f'[[destination]]\ntarget = "{ROOT}"\nrecipients_file = "{tmp_path}/team"\n'
+    conf.write_text(conf.read_text() + table)
+    code, _, err = run("send", "web", ROOT)
+    # These RAM images are none that libvirt would load, and are looked at before.
+    assert code == 1 and "h2" in err
+    code, out, err = run("send", "--memory", "none", "web", ROOT)
+    assert (code, err.count("FAILED")) == (0, 0), (out, err)
+    sent = [path for path in remote_files(world) if path.startswith("web/h2")]
+    assert sent == ["web/h2/manifest.json", "web/h2/point.tar.zst.age"]
+    code, out, _ = run("status")
+    assert f"{ROOT}: has points that are not encrypted: web@h1; they were sent before" in out
+    assert "h2   crash" in run("list", "--remote", ROOT)[1]
 
 
 @pytest.mark.parametrize(
