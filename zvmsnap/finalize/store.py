@@ -3,8 +3,9 @@
 | libvirt's image is     | `image.pages` | it becomes                                              |
 |------------------------|---------------|---------------------------------------------------------|
 | raw, and understood    | true          | a page image, which was read back and compared          |
-| raw, but not, or there | true          | as below; the manifest says why                         |
-| is no room for pages   |               |                                                         |
+| raw, not understood    | true          | as below; the manifest says why                         |
+| raw, without room for  | true          | the same                                                |
+| pages                  |               |                                                         |
 | any other              | any           | by `image.compression` a copy, or the same file again   |
 
 There is no room, too, if pages would take it from guests on their overlays: in the file system of

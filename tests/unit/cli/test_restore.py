@@ -231,14 +231,13 @@ def test_failures_exit_1_with_one_line(scene_run: Run, scene: Scene) -> None:
 def test_damaged_image_touches_nothing(scene_run: Run, scene: Scene, options: list[str]) -> None:
     """Though it may be found only when the plan is made: the image is read meanwhile."""
     point = scene.point()
-    image = point.directory / "memory.img"
-    with image.open("r+b") as file:
-        file.seek(-1, 2)
+    with (point.directory / "memory.pages").open("r+b") as file:
         file.write(b"?")
     scene.world.acts.clear()
     code, out, err = scene_run("restore", *options, WEB)
     assert (code, out) == (1, "")
-    assert err.endswith(f"{image} does not match its checksum: it is damaged\n")
+    pages = f"memory.pages of {point.directory}"
+    assert err.endswith(f"{pages} does not match its checksum: it is damaged\n")
     assert (scene.world.acts, scene.operations(), scene.guest.calls) == ([], [], [])
 
 
@@ -267,7 +266,7 @@ def test_image_is_checked_while_the_restore_is_planned(
 def test_a_fetched_point_is_brought_back(scene: Scene, damaged: bool) -> None:
     point = scene.point()
     if damaged:
-        with (point.directory / "memory.img").open("ab") as file:
+        with (point.directory / "memory.pages").open("r+b") as file:
             file.write(b"?")
     scene.world.acts.clear()
     expected = pytest.raises(ImageUnloadable) if damaged else nullcontext()

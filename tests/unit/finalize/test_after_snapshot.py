@@ -106,7 +106,7 @@ def test_older_ram_goes_when_the_hook_has_published(
     )
     assert (before.directory / "memory.img").exists() is not by_hook
     (new,) = [point for point in points(config) if point.directory != before.directory]
-    assert (new.directory / "memory.img").exists()
+    assert image_of(new) == RAM
 
 
 def test_the_point_says_what_its_disks_are(config: Config, staged: Stage) -> None:
