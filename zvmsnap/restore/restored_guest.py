@@ -10,6 +10,7 @@ from pathlib import Path
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone, WrongDisk
 from zvmsnap.common.process import Process
+from zvmsnap.common.safe_files import sync_dir
 from zvmsnap.disks import apparmor, changes, location
 from zvmsnap.inventory.own_images import OwnImages
 from zvmsnap.journal.operation import (
@@ -57,14 +58,17 @@ class RestoredGuest:
     def unpack(self) -> None:
         """Make an image that libvirt can load in staging, unless the stored one is such an image.
 
-        Raises ImageUnloadable, also if the point has no RAM any more, and OSError.
+        Durably: after a power cut the restore goes on with it. Raises ImageUnloadable, also if the
+        point has no RAM any more, and OSError.
         """
         memory = self._point.memory
         if memory.is_loadable:
             return
         self._image().unlink(missing_ok=True)
         stored = self._point.directory / memory.file
-        memory_image.materialize(stored, memory, self._image(), xml=None)
+        with memory_image.materialize(stored, memory, self._image(), xml=None).open("rb") as image:
+            os.fsync(image.fileno())
+        sync_dir(self._image().parent)
 
     def _image(self) -> Path:
         memory = self._point.memory

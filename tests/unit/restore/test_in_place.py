@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -217,6 +218,31 @@ def test_keep_memory_takes_no_ram_from_a_restore(
         case.run()
         assert case.is_back()
     check_one_of_both(case)
+
+
+def test_image_to_load_is_durable_before_the_guest_stops(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a restore that has begun to swap disks goes on, and loads it."""
+    case = make(Kind())
+    fsync, stop = os.fsync, ReplacedGuest.stop
+    synced: dict[str, int] = {}
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced[path.name] = os.fstat(descriptor).st_size
+
+    def stopping(replaced: ReplacedGuest) -> None:
+        image = replaced.kept.path / "loading.img"
+        assert synced[image.name] == image.stat().st_size > 0
+        assert image.parent.name in synced
+        stop(replaced)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(ReplacedGuest, "stop", stopping)
+    case.run()
+    assert case.is_back()
 
 
 def test_not_while_a_run_of_its_guest_is_under_way(make: Make, entry: Callable[..., Entry]) -> None:
