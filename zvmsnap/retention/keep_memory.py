@@ -131,14 +131,14 @@ def standings(points: Iterable[RestorePoint], rules_of: RulesOf, now: datetime) 
     by_clock = sorted(points, key=lambda point: (point.created, str(point.directory)))
     ordered = in_order(point for point in by_clock if point.manifest.memory)
     newer: Counter[str] = Counter()
-    found: list[Standing] = []
+    newest_first: list[Standing] = []
     for point, taken in zip(reversed(ordered), reversed(_times(ordered, now)), strict=True):
         own = frozenset(rules_of(point))
         types = {rule.type for rule in own}
         counted = {each: newer[each] for each in types}
-        found.append(Standing(point, own, counted, now - taken, is_newest=not found))
+        newest_first.append(Standing(point, own, counted, now - taken, is_newest=not newest_first))
         newer.update(types)
-    return found
+    return newest_first
 
 
 def _times(ordered: Sequence[RestorePoint], now: datetime) -> list[datetime]:

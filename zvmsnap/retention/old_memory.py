@@ -82,13 +82,13 @@ class Asked:
         """The rules for a point; none if a dataset of it is not known."""
         refs = point.manifest.snapshots
         types = {type_or_manual(ref.name) for ref in refs}.union(more_types)
-        found: set[Rule] = set()
+        rules: set[Rule] = set()
         for datasets in map(self.datasets_of, refs):
             if not datasets:
                 return frozenset()
             for name in datasets:
-                found.update(keep_memory.rules(self.values[name], types, self.default))
-        return frozenset(found)
+                rules.update(keep_memory.rules(self.values[name], types, self.default))
+        return frozenset(rules)
 
     def datasets_of(self, ref: SnapshotRef) -> set[str]:
         """What has the snapshot, and what has the name now that was snapshotted.
@@ -103,12 +103,12 @@ def find(config: Config, points: Iterable[RestorePoint], asked: Asked) -> list[R
     """Those of these points whose RAM goes, guest by guest. Raises ZfsFailed and Unreadable."""
     now = datetime.now(UTC)
     untouched = _untouched_guests(config)
-    found = []
+    going = []
     for uuid, own in _by_guest(points).items():
         if uuid not in untouched:
-            found += _going(own, asked, now)
-    in_use = _in_use(config) if found else frozenset()
-    return [point for point in found if str(point.directory) not in in_use]
+            going += _going(own, asked, now)
+    in_use = _in_use(config) if going else frozenset()
+    return [point for point in going if str(point.directory) not in in_use]
 
 
 def _going(own: list[RestorePoint], asked: Asked, now: datetime) -> list[RestorePoint]:
