@@ -24,13 +24,11 @@ from typing import IO, BinaryIO
 from zvmsnap.common import foreign
 from zvmsnap.common.errors import EncryptionFailed
 from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
+from zvmsnap.ram.page_image import FILE_BYTES_MAX, RECORD_BYTES, ZERO_RECORD
 
 SUFFIX = ".zst.age"
 
 _CHUNK_BYTES = 1 << 20
-_RECORD_BYTES = 16 << 10  # a whole one of zeros becomes a hole
-_ZEROS = bytes(_RECORD_BYTES)
-_LENGTH_MAX_BYTES = 16 << 40  # where ext4 ends
 _ZSTD_LEVEL = 3
 _SAID_MAX = 64 << 10
 _INSTALL = "apt install age"
@@ -89,9 +87,9 @@ def decrypt(source: Path, target: Path, identity: str) -> None:
     """
     with _appearing(target) as output:
         length_bytes = 0
-        for data in _decrypted(source, identity, _LENGTH_MAX_BYTES):
+        for data in _decrypted(source, identity, FILE_BYTES_MAX):
             length_bytes += len(data)
-            if data == _ZEROS[: len(data)]:
+            if data == ZERO_RECORD[: len(data)]:
                 output.seek(length_bytes)
             else:
                 output.write(data)
@@ -117,7 +115,7 @@ def _decrypted(source: Path, identity: str, limit_bytes: int) -> Iterator[bytes]
         length_bytes = 0
         try:
             unpacked = zstandard.ZstdDecompressor().stream_reader(output, closefd=False)
-            while data := unpacked.read(_RECORD_BYTES):
+            while data := unpacked.read(RECORD_BYTES):
                 length_bytes += len(data)
                 if length_bytes > limit_bytes:
                     raise EncryptionFailed(f"{source.name}: unpacks to more than it can be")

@@ -29,12 +29,9 @@ from zvmsnap.encryption import age
 from zvmsnap.encryption.age import SUFFIX, Recipients
 from zvmsnap.points import memory_image
 from zvmsnap.points.manifest import (
-    DOMAIN_XML,
     MANIFEST,
-    NVRAM,
-    PERSISTENT_XML,
     SCHEMA,
-    TPM,
+    SMALL,
     Disk,
     HostDescription,
     Manifest,
@@ -44,7 +41,6 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import folder_of
 
 BUNDLE = f"point.tar{SUFFIX}"
-SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
 
 _BUNDLE_MAX_BYTES = 256 << 20  # more than all of SMALL may have
 _FOLDER = ".encrypted"

@@ -47,9 +47,7 @@ from zvmsnap.points.liveness import complete_names
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
     MEMORY,
-    NVRAM,
-    PERSISTENT_XML,
-    TPM,
+    SMALL,
     HostDescription,
     Manifest,
     Memory,
@@ -285,7 +283,7 @@ class _Publication:
         self._writer.step("publish", self._publish)
 
     def _store(self) -> None:
-        for name in (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM):
+        for name in SMALL:
             source = self._staging.point / name
             if source.exists():
                 write_atomic(self._incoming / name, source.read_bytes())

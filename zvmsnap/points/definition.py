@@ -20,7 +20,7 @@ from zvmsnap.common.errors import RestoreImpossible, TpmUncapturable, VaultDamag
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.safe_files import private_dir, write_atomic
 from zvmsnap.config.settings import Config
-from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, TPM, Manifest
+from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, SMALL, TPM, Manifest
 from zvmsnap.points.point import RestorePoint, vault_of
 from zvmsnap.points.vault import folder_of
 from zvmsnap.virt import domain_xml, tpm_state
@@ -302,7 +302,7 @@ def _seal_code(key: bytes, directory: Path, manifest: Manifest) -> str:
     The manifest says that of a point without its RAM, too, so the seal fits it all the same.
     """
     parts = [manifest.uuid.encode(), manifest.capture.encode(), manifest.memory_sha256.encode()]
-    for name in (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM):
+    for name in SMALL:
         data = stored(directory, name)
         parts.append(b"" if data is None else hashlib.sha256(data).digest())
     sealed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)

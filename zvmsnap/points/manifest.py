@@ -27,6 +27,8 @@ DOMAIN_XML = "domain.xml"
 PERSISTENT_XML = "persistent.xml"
 NVRAM = "nvram.fd"
 TPM = "tpm.tar"
+# The files of a point beside manifest and RAM.
+SMALL = (DOMAIN_XML, PERSISTENT_XML, NVRAM, TPM)
 MEMORY = "memory.img"
 MEMORY_ZSTD = "memory.img.zst"
 # All that a file with RAM may be called in a point: what the manifest does not name is left over

@@ -6,7 +6,7 @@ import threading
 
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.ram import page_image
-from zvmsnap.ram.page_image import PAGES, REST, Digests, PageImage, RecordDigest
+from zvmsnap.ram.page_image import PAGES, REST, Digests, PageImage, RecordDigest, Rest
 from zvmsnap.virt.save_image import Header
 
 
@@ -15,14 +15,28 @@ def check(image: PageImage, digests: Digests, given_up: threading.Event | None =
 
     `given_up`: nobody waits for that.
     """
-    if page_image.file_digest(image.rest) != digests.rest:
-        raise ImageUnloadable(f"{REST} of {image.name} does not match its checksum: it is damaged")
-    header = page_image.read_rest(image).head(image.name).header
+    header = checked_rest(image, digests).head(image.name).header
     digest = RecordDigest()
     for place, record in page_image.records(image.pages):
         digest.add(place, record)
         if given_up and given_up.is_set():
             break
-    if digest.hexdigest() != digests.pages:
-        raise ImageUnloadable(f"{PAGES} of {image.name} does not match its checksum: it is damaged")
+    compare_pages(image, digest, digests)
     return header
+
+
+def checked_rest(image: PageImage, digests: Digests) -> Rest:
+    """Its rest, all of which was read and compared. Raises ImageUnloadable and OSError."""
+    if page_image.file_digest(image.rest) != digests.rest:
+        raise _damaged(REST, image)
+    return page_image.read_rest(image)
+
+
+def compare_pages(image: PageImage, digest: RecordDigest, digests: Digests) -> None:
+    """Compare the digest of all its records. Raises ImageUnloadable."""
+    if digest.hexdigest() != digests.pages:
+        raise _damaged(PAGES, image)
+
+
+def _damaged(name: str, image: PageImage) -> ImageUnloadable:
+    return ImageUnloadable(f"{name} of {image.name} does not match its checksum: it is damaged")

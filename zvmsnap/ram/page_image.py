@@ -49,7 +49,7 @@ _PLACE = struct.Struct(">Q")
 # A block's row has some 60 bytes; QEMU has a block for each DIMM, firmware and video memory.
 _TABLE_BYTES_MAX = 1 << 20
 # ext4 ends at 16 TiB, and no guest of QEMU has more RAM.
-_PAGES_BYTES_MAX = 16 << 40
+FILE_BYTES_MAX = 16 << 40
 CHUNK_BYTES = 1 << 20
 # So much the kernel reads while the bytes before it are worked on.
 _AHEAD_BYTES = 8 * CHUNK_BYTES
@@ -263,7 +263,7 @@ def are_plausible(blocks: list[Block]) -> bool:
     """Is each block named once, of whole pages, and at the place that the layout gives it?"""
     end = sum(max(0, each.bytes) for each in blocks)
     return (
-        end <= _PAGES_BYTES_MAX
+        end <= FILE_BYTES_MAX
         and len({each.name for each in blocks}) == len(blocks)
         and all(_is_plausible(each) for each in blocks)
         and blocks == laid_out([(each.name, each.bytes) for each in blocks])

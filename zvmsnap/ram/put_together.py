@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.ram import page_image, stream, whole
+from zvmsnap.ram.check import checked_rest, compare_pages
 from zvmsnap.ram.page_image import (
     CHUNK_BYTES,
     PAGE_BYTES,
     PAGES,
     RECORD_BYTES,
-    REST,
     Block,
     Digests,
     PageImage,
@@ -47,20 +47,17 @@ def write_image(
     Both files are checked on the way, so what was written counts only if this returns. Raises
     ImageUnloadable, also at the end, and OSError.
     """
-    if page_image.file_digest(image.rest) != digests.rest:
-        raise ImageUnloadable(f"{REST} of {image.name} does not match its checksum: it is damaged")
-    rest = page_image.read_rest(image)
+    rest = checked_rest(image, digests)
     table = rest.table
     own_head = rest.bytes_of(0, table.head_bytes)
     _write(target, own_head if head is None else [head])
     _write(target, rest.bytes_of(table.head_bytes, table.opening_bytes))
-    if _write_pages(image.pages, table, target) != digests.pages:
-        raise ImageUnloadable(f"{PAGES} of {image.name} does not match its checksum: it is damaged")
+    compare_pages(image, _write_pages(image.pages, table, target), digests)
     closing = table.head_bytes + table.opening_bytes
     _write(target, rest.bytes_of(closing, table.closing_bytes))
 
 
-def _write_pages(pages: int, table: Table, target: int) -> str:
+def _write_pages(pages: int, table: Table, target: int) -> RecordDigest:
     """One section with all pages; returns their digest."""
     whole.write(target, stream.section_opening(stream.PART, table.section))
     batch = _Batch()
@@ -74,7 +71,7 @@ def _write_pages(pages: int, table: Table, target: int) -> str:
             whole.write_vector(target, batch.sent(block, address, sent))
         _write(target, _zeros(block, sent, block.bytes))
     whole.write(target, stream.section_end(table.section, table.footers))
-    return batch.digest.hexdigest()
+    return batch.digest
 
 
 class _Batch:

@@ -30,7 +30,7 @@ import os
 import re
 
 from zvmsnap.common.ssh import RemoteHost
-from zvmsnap.ram.page_image import PAGE_BYTES, PAGES, REST
+from zvmsnap.ram.page_image import FILE_BYTES_MAX, PAGE_BYTES, PAGES, REST
 
 # rsync 3.5 needs some 45 bytes of memory for each block that the target has, where it sends, and 9
 # bytes go over for each.
@@ -39,7 +39,6 @@ _BLOCK_BYTES_MAX = 128 << 10  # rsync's own limit
 
 _CLONE = ("cp", "--reflink=auto", "--sparse=always")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
-_LENGTH_MAX_BYTES = 16 << 40  # where ext4 ends
 _VERSION = re.compile(rb"rsync +version v?(\d+)\.(\d+)\.(\d+)")
 _SPARSE_IN_PLACE = (3, 1, 3)
 
@@ -81,7 +80,7 @@ def length_bytes(path: str, remote: RemoteHost) -> int:
     """
     said = remote.process(["stat", "-c", "%s", "--", path]).stdout.strip()
     length = int(said) if _LENGTH.fullmatch(said) else 0
-    return length if length <= _LENGTH_MAX_BYTES else 0
+    return length if length <= FILE_BYTES_MAX else 0
 
 
 def _block_bytes(length_bytes: int) -> int:

@@ -23,9 +23,9 @@ from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.encryption import copies
 from zvmsnap.encryption.age import NOBODY, SUFFIX, Recipients
-from zvmsnap.encryption.copies import SMALL, EncryptedCopies
+from zvmsnap.encryption.copies import EncryptedCopies
 from zvmsnap.points import memory_image, vault, verify_result
-from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, Manifest
+from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SMALL, Manifest
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import ARRIVING, REMOVING, DamagedPoint, folder_of
 from zvmsnap.ram.page_image import PAGES
