@@ -10,6 +10,7 @@ import typer
 
 from zvmsnap.cli.options import PointArgument, find_point, print_line
 from zvmsnap.common.errors import ExportImpossible
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import load_settings
 from zvmsnap.points.manifest import Memory
 
@@ -39,7 +40,9 @@ def export_memory(
         why = chosen.manifest.reason
         raise ExportImpossible(f"{chosen.name}: has no RAM image{f': {why}' if why else ''}")
     _check_room(file, memory)
-    memory_image.export(chosen.directory / memory.file, memory, file)
+    # libvirt's image of a paused guest says so; but it was running until the snapshot.
+    ran = chosen.manifest.level is ConsistencyLevel.PAUSED
+    memory_image.export(chosen.directory / memory.file, memory, file, ran=ran)
     print_line(f"{file}: the RAM image of {chosen.name}, {file.stat().st_size >> 20} MiB")
 
 

@@ -36,7 +36,6 @@ from zvmsnap.virt.save_image import Head, Header
 
 _CHUNK_BYTES = 4 << 20
 _PROGRESS_EVERY_S = 0.5
-
 # A multiple of every record size: ZFS clones whole records only.
 _SHARED_BYTES = 1 << 30
 
@@ -45,7 +44,6 @@ _ZEROS = bytes(1 << 20)
 
 # How a file system says that it has no hard links: link(2).
 _CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-
 # How the kernel says that it cannot copy between these two files: copy_file_range(2).
 _CANNOT_SHARE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -190,11 +188,11 @@ def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) 
     return target
 
 
-def export(stored: Path, memory: Memory, target: Path) -> None:
+def export(stored: Path, memory: Memory, target: Path, *, ran: bool = False) -> None:
     """Write the image to the new file `target`, durably, as libvirt wrote it, verified.
 
-    It appears when it is complete; how far it is, is shown on a terminal. Raises ImageUnloadable,
-    FileExistsError and OSError.
+    With `ran`, libvirt lets the guest run when it is loaded, though it was paused. The file appears
+    when it is complete. Raises ImageUnloadable, FileExistsError and OSError.
     """
     if memory.is_loadable:
         check(stored, memory)
@@ -205,6 +203,8 @@ def export(stored: Path, memory: Memory, target: Path) -> None:
         with _growth_shown(file, memory.image_bytes):
             _write(stored, memory, file, None)
         file.flush()
+        if ran:
+            save_image.mark_running(file.fileno())
         os.fsync(file.fileno())
         _name(half, target)
     sync_dir(target.parent)

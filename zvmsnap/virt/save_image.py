@@ -8,6 +8,7 @@ cookie at its offset (0: no cookie), a NUL; zeros as space for a longer XML.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Protocol
 from zvmsnap.common.errors import ImageUnloadable
 
 _HEADER = struct.Struct("=16s5I14I")
+_RUNNING = struct.Struct("=I")
+_RUNNING_OFFSET = struct.calcsize("=16sII")
 _COMPLETE = b"LibvirtQemudSave"
 _PARTIAL = b"LibvirtQemudPart"
 _QEMU_MAGIC = b"QEVM"
@@ -145,3 +148,8 @@ def _parse_header(fixed: bytes, name: str) -> Header:
 def _cookie_offset(fixed: bytes) -> int:
     offset: int = _HEADER.unpack_from(fixed)[5]
     return offset
+
+
+def mark_running(image: int) -> None:
+    """In the head of the image, a file open for writing, the guest was running. Raises OSError."""
+    os.pwrite(image, _RUNNING.pack(1), _RUNNING_OFFSET)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakes.images import libvirt_image
 from tests.fakes.restore_scene import NAME, OLD, Scene, fitting
+from zvmsnap.config.level import ConsistencyLevel
 
 Run = Callable[..., tuple[int, str, str]]
 WEB = f"web@{NAME}"
@@ -23,6 +24,27 @@ def test_export(scene_run: Run, scene: Scene, tmp_path: Path, stored: str) -> No
     xml = (point.directory / "domain.xml").read_text()
     assert target.read_bytes() == libvirt_image(xml, fitting({"vda": OLD}))
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_guest_of_level_paused_runs_when_it_is_loaded(
+    scene_run: Run, scene: Scene, tmp_path: Path, stored: str
+) -> None:
+    point = scene.point(running=False, level=ConsistencyLevel.PAUSED, **STORED[stored])
+    target = tmp_path / "web.img"
+    assert scene_run("export-memory", WEB, str(target))[0] == 0
+    xml = (point.directory / "domain.xml").read_text()
+    assert target.read_bytes() == libvirt_image(xml, fitting({"vda": OLD}), running=True)
+
+
+def test_paused_guest_of_level_memory_stays_paused(
+    scene_run: Run, scene: Scene, tmp_path: Path
+) -> None:
+    point = scene.point(running=False)
+    target = tmp_path / "web.img"
+    assert scene_run("export-memory", WEB, str(target))[0] == 0
+    xml = (point.directory / "domain.xml").read_text()
+    assert target.read_bytes() == libvirt_image(xml, fitting({"vda": OLD}), running=False)
 
 
 @pytest.mark.parametrize(
