@@ -9,6 +9,7 @@ datasets: `properties` reads these.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from subprocess import CompletedProcess
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from zvmsnap.common.process import run_program
 from zvmsnap.common.ssh import HERE, RemoteHost, reason
 
 _HINT = "is zfsutils-linux installed?"
+# Of ENOENT alone: zfs_standard_error_fmt in OpenZFS's libzfs_util.c. No name has a quote in it.
+_MISSING = re.compile(rb"^cannot open '([^'\n]+)': dataset does not exist$", re.MULTILINE)
 
 
 def output(
@@ -39,6 +42,16 @@ def output(
         return _checked(f"{program} {verb}", lambda: remote.process(words, given), codes).stdout
     except ZfsFailed as error:
         raise ZfsFailed(f"{remote.where}{error}") from error
+
+
+def output_of_existing(program: str, verb: str, *arguments: str) -> tuple[bytes, frozenset[str]]:
+    """All that it prints of names that exist, and the names that it says do not exist.
+
+    What it says is English wherever we know it; where it is not, no name is said not to exist.
+    Raises ZfsFailed.
+    """
+    done = _checked(f"{program} {verb}", lambda: run_program([program, verb, *arguments]), (0, 1))
+    return done.stdout, frozenset(map(text, _MISSING.findall(done.stderr)))
 
 
 def each_line(program: str, verb: str, *arguments: str) -> Iterator[bytes]:

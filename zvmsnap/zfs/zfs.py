@@ -73,23 +73,29 @@ def snapshots(names: Iterable[str]) -> NamedSnapshots:
     `zfs list` also fails when only some names are missing. So the pools are asked for in the
     same call: only in a pool that is listed may a snapshot be missing. Each missing one is asked
     for once more through libzfs_core, whose errors have numbers, so that no other failure is ever
-    taken for "no such snapshot".
+    taken for "no such snapshot"; unless `zfs list` says plainly that it does not exist. Hooks ask
+    for missing ones as a rule, and libzfs_core takes longer to load than all else that they load.
     """
     asked = sorted(set(names))
     pools: set[str] = set()
     present: dict[str, Snapshot] = {}
+    said: set[str] = set()
+    options = ("-Hp", "-t", "filesystem,snapshot", "-o", _SNAPSHOT_COLUMNS)
     for begin in range(0, len(asked), _ARGUMENTS_MAX):
         batch = asked[begin : begin + _ARGUMENTS_MAX]
-        kinds = "filesystem,snapshot"
-        arguments = [*sorted({_pool(name) for name in batch}), *batch]
-        for line in _list("-t", kinds, "-o", _SNAPSHOT_COLUMNS, *arguments, partial=True):
+        names = [*sorted({_pool(name) for name in batch}), *batch]
+        printed, missing = programs.output_of_existing("zfs", "list", *options, *names)
+        said |= missing
+        for line in programs.lines(programs.text(printed), 1 + _SNAPSHOT_COLUMNS.count(",")):
             if "@" in line[0]:
                 snapshot = _snapshot(line)
                 present[snapshot.full_name] = snapshot
             else:
                 pools.add(line[0])
-    missing = [name for name in asked if name not in present and _pool(name) in pools]
-    for name in marks.existing(missing) if missing else ():
+    unsure = [
+        name for name in asked if name not in present and name not in said and _pool(name) in pools
+    ]
+    for name in marks.existing(unsure) if unsure else ():
         raise ZfsFailed(f"{name}: exists, but `zfs list` does not show it; nothing is known of it")
     return NamedSnapshots(present, frozenset(pools))
 
