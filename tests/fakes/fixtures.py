@@ -43,6 +43,7 @@ from zvmsnap.points.manifest import (
     SnapshotRef,
     Timing,
 )
+from zvmsnap.ram import progress
 from zvmsnap.virt.guest import Pause
 
 hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
@@ -171,6 +172,8 @@ def command(
         assert "Traceback" not in said.err
         return int(ended.value.code or 0), said.out, said.err
 
+    # A minute of a test's clock is a millisecond: how far an image is would be logged now and then.
+    monkeypatch.setattr(progress, "want", lambda _wanted: None)
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -18,6 +18,7 @@ from zvmsnap.cli import completion
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal.request import Role
+from zvmsnap.ram import progress
 
 # The functions of the commands, by module. Only that of the command that is asked for is imported:
 # a guest may stand still until it is.
@@ -113,6 +114,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def common(
+    context: typer.Context,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Configuration file.", show_default=False)
     ] = None,
@@ -148,6 +150,7 @@ def common(
     if config_file:
         os.environ["ZVMSNAP_CONFIG"] = str(config_file.absolute())
     log.setup(1 if verbose else -1 if quiet else 0)
+    progress.want(not quiet and context.invoked_subcommand != "hook")
 
 
 def hook(

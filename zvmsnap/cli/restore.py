@@ -71,7 +71,7 @@ def restore(
     chosen = find_point(settings, point)
     if chosen.manifest.encrypted:
         chosen = _decrypted(settings, chosen, identity, dry_run=dry_run)
-    with _image_checked(chosen, cold=cold) as checked:
+    with _image_checked(chosen, cold=cold, whole=dry_run) as checked:
         # To load all this takes a while, too.
         from zvmsnap.common.signals import cancelled_by_signal
         from zvmsnap.restore import running_sends
@@ -135,7 +135,7 @@ def bring_back(
 
     rollback = not newer(point)
     options = RestoreOptions(cold, paused, rollback, safety=False, trust=trust)
-    with _image_checked(point, cold=cold) as checked:
+    with _image_checked(point, cold=cold, whole=False) as checked:
         request = RestoreRequest(point, options, _header(point, cold=cold))
         restore_at_once(settings, host, request, checked, lambda _plan: cancelled_by_signal())
 
@@ -149,10 +149,13 @@ def _told(plan: RestorePlan) -> threading.Event:
 
 
 @contextmanager
-def _image_checked(point: RestorePoint, *, cold: bool) -> Iterator[Callable[[], Header | None]]:
+def _image_checked(
+    point: RestorePoint, *, cold: bool, whole: bool
+) -> Iterator[Callable[[], Header | None]]:
     """Check the RAM image that is to be loaded meanwhile; yields what waits for its header.
 
-    That raises ImageUnloadable; its result is None to boot from the disks.
+    That raises ImageUnloadable; its result is None to boot from the disks. If not `whole`, its
+    pages are checked when libvirt's image is made of them, before the guest stops.
     """
     from zvmsnap.points import memory_image
 
@@ -160,7 +163,7 @@ def _image_checked(point: RestorePoint, *, cold: bool) -> Iterator[Callable[[], 
     if memory is None:
         yield lambda: None
         return
-    with memory_image.checking(point.directory / memory.file, memory) as checked:
+    with memory_image.checking(point.directory / memory.file, memory, whole=whole) as checked:
         yield checked
 
 

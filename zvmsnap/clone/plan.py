@@ -104,12 +104,15 @@ def plan_clone(
 def _image_checked(
     point: RestorePoint, options: CloneOptions
 ) -> Iterator[Callable[[], Header | None]]:
-    """Check its RAM image while the rest is planned; yields what waits for that."""
+    """Check its RAM image while the rest is planned; yields what waits for that.
+
+    Its pages are checked when the clone's image is made of them.
+    """
     memory = point.manifest.memory
     if memory is None or not _has_memory(point, options):
         yield lambda: None
         return
-    with memory_image.checking(point.directory / memory.file, memory) as checked:
+    with memory_image.checking(point.directory / memory.file, memory, whole=False) as checked:
         yield checked
 
 

@@ -71,6 +71,23 @@ def write_in(directory: int, name: str, data: bytes) -> None:
     write(name, directory, data, own)
 
 
+@contextmanager
+def created(path: Path) -> Iterator[int]:
+    """A new file for us alone, open for reading and writing; removed if the work on it fails.
+
+    Raises OSError, also if there is one of that name.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, PRIVATE_FILE)
+    try:
+        yield descriptor
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def remove_durably(path: Path) -> None:
     """Remove `path`, and temporary files of writers that were killed. Raises OSError."""
     if path.exists():

@@ -23,7 +23,7 @@ from typing import IO, BinaryIO
 
 from zvmsnap.common import foreign
 from zvmsnap.common.errors import EncryptionFailed
-from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
+from zvmsnap.common.safe_files import created, sync_dir
 from zvmsnap.ram.page_image import FILE_BYTES_MAX, RECORD_BYTES, ZERO_RECORD
 
 SUFFIX = ".zst.age"
@@ -166,14 +166,9 @@ def _appearing(target: Path) -> Iterator[BinaryIO]:
     """A new file, which is durable and has its name when the work has ended well."""
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(part, flags, PRIVATE_FILE), "wb") as file:
+    with created(part) as descriptor:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        os.fsync(descriptor)
         os.rename(part, target)
         sync_dir(target.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

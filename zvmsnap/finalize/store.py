@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -32,17 +33,19 @@ from zvmsnap.common import foreign, log, safe_files
 from zvmsnap.common.errors import NotUnderstood
 from zvmsnap.common.foreign import LINE_MAX
 from zvmsnap.common.log import Logger
-from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
+from zvmsnap.common.safe_files import sync_dir
 from zvmsnap.disks import staging
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import MEMORY, MEMORY_ZSTD, Memory
-from zvmsnap.points.memory_image import pump
 from zvmsnap.points.point import RestorePoint, vault_of
+from zvmsnap.ram import progress, whole
 from zvmsnap.ram.page_image import PAGES, RECORD_BYTES, REST
 from zvmsnap.ram.take_apart import take_apart
 
 # Points without RAM, as those of shorter intervals may be, are passed over to find a base.
 _BASE_AMONG = 100
+
+_CHUNK_BYTES = 4 << 20
 
 # How a file system says that the same file cannot have a second name there: link(2).
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -159,7 +162,7 @@ class RamStore:
         digest = hashlib.sha256()
         image_bytes = plain.stat().st_size
         with plain.open("rb") as source:
-            pump(source, digest.update, image_bytes)
+            _pump("hashed", source, digest.update, image_bytes)
             os.fsync(source.fileno())
         sync_dir(self.directory)
         return _memory(plain, image_format, image_bytes, digest.hexdigest())
@@ -198,36 +201,30 @@ def _memory(stored: Path, image_format: str, image_bytes: int, sha256: str) -> M
 def _store_copy(
     image: Path, stored: Path, hashed: Callable[[bytes], None], zstd_level: int | None
 ) -> None:
-    descriptor = os.open(
-        stored, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE
-    )
-    try:
-        _write_copy(image, descriptor, hashed, zstd_level)
-    except BaseException:
-        # Half an image must not fill up the vault.
-        stored.unlink(missing_ok=True)
-        raise
-
-
-def _write_copy(
-    image: Path, descriptor: int, hashed: Callable[[bytes], None], zstd_level: int | None
-) -> None:
-    with image.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+    # Half an image must not fill up the vault: after a failure it is removed.
+    with image.open("rb") as source, safe_files.created(stored) as target:
 
         def write(data: bytes) -> None:
             hashed(data)
-            target.write(data)
+            whole.write(target, data)
 
         image_bytes = image.stat().st_size
         if zstd_level is None:
-            pump(source, write, image_bytes)
+            _pump("copied", source, write, image_bytes)
         else:
             import zstandard
 
             compressor = zstandard.ZstdCompressor(
                 level=zstd_level, threads=-1, write_checksum=True
             ).compressobj(size=image_bytes)
-            pump(source, lambda data: write(compressor.compress(data)), image_bytes)
+            _pump("compressed", source, lambda data: write(compressor.compress(data)), image_bytes)
             write(compressor.flush())
-        target.flush()
-        os.fsync(target.fileno())
+        os.fsync(target)
+
+
+def _pump(what: str, source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
+    """Read all of `source`; by that the image is `what`, as the progress says."""
+    with progress.shown(what, total_bytes) as shown:
+        while data := source.read(_CHUNK_BYTES):
+            take(data)
+            shown.done_bytes += len(data)

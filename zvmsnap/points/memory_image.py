@@ -11,9 +11,7 @@ import hashlib
 import io
 import os
 import shutil
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,20 +20,21 @@ from typing import BinaryIO
 
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import ImageUnloadable
-from zvmsnap.common.safe_files import PRIVATE_FILE, sync_dir
-from zvmsnap.common.waiting import Call, in_background, wait
+from zvmsnap.common.safe_files import created, sync_dir
+from zvmsnap.common.waiting import Call
 from zvmsnap.points.manifest import Memory
 from zvmsnap.points.point import vault_of
 from zvmsnap.ram import page_image
 from zvmsnap.ram.check import check as check_pages
-from zvmsnap.ram.page_image import Digests, PageImage, RecordDigest
+from zvmsnap.ram.check import checked_rest, compare_pages, read_all
+from zvmsnap.ram.page_image import Digests, PageImage
 from zvmsnap.ram.put_together import write_image
 from zvmsnap.ram.sharing import OnDisk, on_disk
 from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head, Header
 
 _CHUNK_BYTES = 4 << 20
-_PROGRESS_EVERY_S = 0.5
+
 # A multiple of every record size: ZFS clones whole records only.
 _SHARED_BYTES = 1 << 30
 
@@ -76,14 +75,27 @@ def check(stored: Path, memory: Memory, given_up: threading.Event | None = None)
             return save_image.read_head(unpacked, str(stored)).header
 
 
+def check_before(stored: Path, memory: Memory, given_up: threading.Event | None = None) -> Header:
+    """What `materialize`, which is to follow, does not check on its way. Raises as `check`.
+
+    Pages are read once, as they are put together: what is checked is what libvirt loads.
+    """
+    if not memory.is_paged:
+        return check(stored, memory, given_up)
+    with _page_image(stored, memory) as image:
+        return checked_rest(image, _digests(memory)).head(image.name).header
+
+
 @contextmanager
-def checking(stored: Path, memory: Memory) -> Iterator[Callable[[], Header]]:
+def checking(stored: Path, memory: Memory, *, whole: bool) -> Iterator[Callable[[], Header]]:
     """Check an image in a thread while other work goes on; yields what waits for the result.
 
-    That raises what `check` raises, and GivenUp if reading hangs.
+    All of it if `whole`, else as `check_before`. What waits raises what these raise, and GivenUp
+    if reading hangs.
     """
     given_up = threading.Event()
-    call = Call(lambda: check(stored, memory, given_up))
+    do = check if whole else check_before
+    call = Call(lambda: do(stored, memory, given_up))
     try:
         yield call.answer
     finally:
@@ -148,26 +160,32 @@ def checksums(stored: Path, memory: Memory) -> dict[str, str]:
     """
     if not memory.is_paged:
         return {memory.file: memory.sha256}
+    whole = _WholeDigest()
     with _page_image(stored, memory) as image:
-        whole, digest, end = hashlib.sha256(), RecordDigest(), 0
-        for place, record in page_image.records(image.pages):
-            _hash_zeros(whole, place - end)
-            whole.update(record)
-            digest.add(place, record)
-            end = place + len(record)
-        _hash_zeros(whole, os.fstat(image.pages).st_size - end)
-        if digest.hexdigest() != memory.sha256:
-            raise ImageUnloadable(f"{stored} does not match its checksum: it is damaged")
-    return {memory.file: whole.hexdigest(), memory.rest_file: memory.rest_sha256}
+        digest = read_all(image.pages, "checked", take=whole.add)
+        compare_pages(image, digest, _digests(memory))
+        whole.add(os.fstat(image.pages).st_size, b"")
+    return {memory.file: whole.sha256.hexdigest(), memory.rest_file: memory.rest_sha256}
 
 
-def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
-    while count > 0:
-        digest.update(_ZEROS[:count])
-        count -= len(_ZEROS)
+class _WholeDigest:
+    """The SHA-256 of a file of which only what is not zeros is read."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self._end = 0
+
+    def add(self, place: int, data: bytes) -> None:
+        """What comes next; all before it that was not added is zeros."""
+        for at in range(self._end, place, len(_ZEROS)):
+            self.sha256.update(_ZEROS[: place - at])
+        self.sha256.update(data)
+        self._end = place + len(data)
 
 
-def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) -> Path:
+def materialize(
+    stored: Path, memory: Memory, target: Path, *, xml: str | None, durable: bool = False
+) -> Path:
     """Returns the path of an image that libvirt can load, with the definition `xml` if given.
 
     | stored as  | xml   | returned                                                           |
@@ -178,13 +196,16 @@ def materialize(stored: Path, memory: Memory, target: Path, *, xml: str | None) 
     | page image | any   | `target`, put together; both digests are verified on the way       |
 
     `stored` is never changed. `target` must not exist, and does not after a failure. A plain file
-    is not verified here, but by `check`. Raises ImageUnloadable and OSError.
+    is not verified here, but by `check`. `durable`: what was made is on the disk. Raises
+    ImageUnloadable and OSError.
     """
     if memory.is_loadable and xml is None:
         with _opened(stored, memory):
             return stored
-    with _created(target) as file:
-        _write(stored, memory, file, xml)
+    with created(target) as file:
+        _write(stored, memory, file, xml, durable=durable)
+    if durable:
+        sync_dir(target.parent)
     return target
 
 
@@ -199,13 +220,11 @@ def export(stored: Path, memory: Memory, target: Path, *, ran: bool = False) -> 
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     half = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
-    with _created(half) as file:
-        with _growth_shown(file, memory.image_bytes):
-            _write(stored, memory, file, None)
-        file.flush()
+    with created(half) as file:
+        _write(stored, memory, file, None, durable=True)
         if ran:
-            save_image.mark_running(file.fileno())
-        os.fsync(file.fileno())
+            save_image.mark_running(file)
+            os.fsync(file)
         _name(half, target)
     sync_dir(target.parent)
 
@@ -221,14 +240,22 @@ def _name(half: Path, target: Path) -> None:
         os.rename(half, target)
 
 
-def _write(stored: Path, memory: Memory, target: BinaryIO, xml: str | None) -> None:
+def _write(stored: Path, memory: Memory, target: int, xml: str | None, *, durable: bool) -> None:
     if memory.is_paged:
         with _page_image(stored, memory) as paged:
             head = None
             if xml is not None:
                 head = page_image.read_rest(paged).head(paged.name).with_xml(xml)
-            write_image(paged, target.fileno(), _digests(memory), head=head)
+            write_image(paged, target, _digests(memory), head=head, durable=durable)
         return
+    with os.fdopen(target, "wb", closefd=False) as file:
+        _write_stream(stored, memory, file, xml)
+    if durable:
+        os.fsync(target)
+
+
+def _write_stream(stored: Path, memory: Memory, target: BinaryIO, xml: str | None) -> None:
+    """An image that is stored as libvirt wrote it, or compressed."""
     with _opened(stored, memory) as source, _unpacked(source, stored, memory) as image:
         own = save_image.read_head(image, str(stored))
         new = own.stored if xml is None else own.with_xml(xml)
@@ -344,57 +371,3 @@ def _copy_from(source: BinaryIO, target: BinaryIO, start: int, offset: int) -> N
     source.seek(start)
     target.seek(offset)
     shutil.copyfileobj(source, target, _CHUNK_BYTES)
-
-
-@contextmanager
-def _created(target: Path) -> Iterator[BinaryIO]:
-    """A new file, which is removed if the work on it fails."""
-    descriptor = os.open(
-        target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-
-
-def pump(source: BinaryIO, take: Callable[[bytes], object], total_bytes: int) -> None:
-    """Read all of `source`; how far it is, is shown on a terminal."""
-    on_terminal = sys.stderr.isatty()
-    shown_s = time.monotonic()
-    done_bytes = 0
-    while data := source.read(_CHUNK_BYTES):
-        take(data)
-        done_bytes += len(data)
-        if on_terminal and time.monotonic() - shown_s > _PROGRESS_EVERY_S:
-            shown_s = time.monotonic()
-            _show(done_bytes, total_bytes)
-    if on_terminal:
-        _show_no_more()
-
-
-@contextmanager
-def _growth_shown(file: BinaryIO, total_bytes: int) -> Iterator[None]:
-    """Show on a terminal how much of a file is written."""
-    if not sys.stderr.isatty():
-        yield
-        return
-
-    def show(ended: threading.Event) -> None:
-        while not wait(ended, _PROGRESS_EVERY_S):
-            _show(os.fstat(file.fileno()).st_size, total_bytes)
-
-    with in_background("progress", show):
-        yield
-    _show_no_more()
-
-
-def _show(done_bytes: int, total_bytes: int) -> None:
-    percent = min(100, 100 * done_bytes // max(1, total_bytes))
-    print(f"\rRAM image: {percent:3} % of {total_bytes >> 20} MiB", end="", file=sys.stderr)
-
-
-def _show_no_more() -> None:
-    print("\r\x1b[K", end="", file=sys.stderr)

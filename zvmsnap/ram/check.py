@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
 
 from zvmsnap.common.errors import ImageUnloadable
-from zvmsnap.ram import page_image
+from zvmsnap.ram import page_image, progress
 from zvmsnap.ram.page_image import PAGES, REST, Digests, PageImage, RecordDigest, Rest
 from zvmsnap.virt.save_image import Header
 
@@ -16,13 +18,31 @@ def check(image: PageImage, digests: Digests, given_up: threading.Event | None =
     `given_up`: nobody waits for that.
     """
     header = checked_rest(image, digests).head(image.name).header
-    digest = RecordDigest()
-    for place, record in page_image.records(image.pages):
-        digest.add(place, record)
-        if given_up and given_up.is_set():
-            break
-    compare_pages(image, digest, digests)
+    compare_pages(image, read_all(image.pages, "checked", given_up=given_up), digests)
     return header
+
+
+def read_all(
+    pages: int,
+    what: str,
+    *,
+    take: Callable[[int, bytes], object] | None = None,
+    given_up: threading.Event | None = None,
+) -> RecordDigest:
+    """The digest of all records of a file; `take` gets place and content of each.
+
+    By that the image is `what`, as the progress says. Raises OSError.
+    """
+    digest = RecordDigest()
+    with progress.shown(what, os.fstat(pages).st_size) as shown:
+        for place, record in page_image.records(pages):
+            digest.add(place, record)
+            if take:
+                take(place, record)
+            shown.done_bytes = place
+            if given_up and given_up.is_set():
+                break
+    return digest
 
 
 def checked_rest(image: PageImage, digests: Digests) -> Rest:

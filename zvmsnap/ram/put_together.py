@@ -5,8 +5,8 @@ as such, not left out: what a RAM block has before it is loaded need not be zero
 and with RAM that is a file.
 
 No page is copied by Python: the kernel reads them to where they belong in what is written, between
-words that are laid there for many at once. They are checked on the way, and by no second thread:
-where all CPUs are busy, handing over from one to the other took many times longer than to check.
+words that are laid there for many at once. They are checked on the way, which is most of the work,
+and by no second thread or process (docs/architecture.md, "How fast an image is put together").
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from zvmsnap.common.errors import ImageUnloadable
-from zvmsnap.ram import page_image, stream, whole
+from zvmsnap.ram import page_image, progress, stream, whole
 from zvmsnap.ram.check import checked_rest, compare_pages
 from zvmsnap.ram.page_image import (
     CHUNK_BYTES,
@@ -29,6 +29,7 @@ from zvmsnap.ram.page_image import (
     RecordDigest,
     Table,
 )
+from zvmsnap.ram.progress import Progress
 from zvmsnap.ram.stream import CONTINUE, PAGE, WORD, ZERO
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
@@ -37,28 +38,42 @@ _RECORD_PAGES = RECORD_BYTES // PAGE_BYTES
 # Pages that are read, and zeros that are written, at once. IOV_MAX is 1024.
 _BATCH_PAGES = CHUNK_BYTES // PAGE_BYTES
 _ZEROS_PAGES = 1 << 16
+# The disk has work from then on, while the pages after that are checked.
+_FLUSHED_BYTES = 8 << 20
 
 
 def write_image(
-    image: PageImage, target: int, digests: Digests, *, head: bytes | None = None
+    image: PageImage,
+    target: int,
+    digests: Digests,
+    *,
+    head: bytes | None = None,
+    durable: bool = False,
 ) -> None:
-    """Write the image to `target`, a file or a pipe, with another `head` if one is given.
+    """Write the image to the empty file `target`, with another `head` if one is given.
 
-    Both files are checked on the way, so what was written counts only if this returns. Raises
-    ImageUnloadable, also at the end, and OSError.
+    Both files are checked on the way, so what was written counts only if this returns. `durable`:
+    it is on the disk when this returns. Raises ImageUnloadable, also at the end, and OSError.
     """
     rest = checked_rest(image, digests)
     table = rest.table
     own_head = rest.bytes_of(0, table.head_bytes)
     _write(target, own_head if head is None else [head])
     _write(target, rest.bytes_of(table.head_bytes, table.opening_bytes))
-    compare_pages(image, _write_pages(image.pages, table, target), digests)
+    with progress.shown("put together", table.pages_bytes) as shown:
+        digest = _write_pages(image.pages, table, target, shown, early=durable)
+    compare_pages(image, digest, digests)
     closing = table.head_bytes + table.opening_bytes
     _write(target, rest.bytes_of(closing, table.closing_bytes))
+    if durable:
+        os.fsync(target)
 
 
-def _write_pages(pages: int, table: Table, target: int) -> RecordDigest:
-    """One section with all pages; returns their digest."""
+def _write_pages(
+    pages: int, table: Table, target: int, shown: Progress, *, early: bool
+) -> RecordDigest:
+    """One section with all pages; returns their digest. `early`: the disk begins at once."""
+    flushed = 0
     whole.write(target, stream.section_opening(stream.PART, table.section))
     batch = _Batch()
     for block in table.blocks:
@@ -69,6 +84,11 @@ def _write_pages(pages: int, table: Table, target: int) -> RecordDigest:
             batch.read(pages, place, after - place)
             sent = min(after - block.place, block.bytes)
             whole.write_vector(target, batch.sent(block, address, sent))
+            shown.done_bytes = after
+            end = os.lseek(target, 0, os.SEEK_CUR)
+            if early and end - flushed >= _FLUSHED_BYTES:
+                whole.begin_to_flush(target, flushed, end)
+                flushed = end
         _write(target, _zeros(block, sent, block.bytes))
     whole.write(target, stream.section_end(table.section, table.footers))
     return batch.digest

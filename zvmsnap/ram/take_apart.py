@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from zvmsnap.common.errors import ImageUnloadable, NotUnderstood
-from zvmsnap.common.safe_files import PRIVATE_FILE
-from zvmsnap.ram import page_image, whole
+from zvmsnap.common.safe_files import created
+from zvmsnap.ram import page_image, progress, whole
+from zvmsnap.ram.check import read_all
 from zvmsnap.ram.cloning import clone
-from zvmsnap.ram.page_image import CHUNK_BYTES, Chunks, Digests, PageImage, RecordDigest, Table
+from zvmsnap.ram.page_image import CHUNK_BYTES, Chunks, Digests, PageImage, Table
 from zvmsnap.ram.record_file import RecordFile
 from zvmsnap.ram.stream import RamStream
 from zvmsnap.virt import save_image
@@ -58,15 +57,12 @@ def take_apart(image: Path, pages: Path, rest: Path, *, base: int | None = None)
 
     Raises NotUnderstood with the reason: then the image is to be stored as it is. Raises OSError.
     """
-    try:
-        with image.open("rb") as source, _created(pages) as target, _created(rest) as other:
-            cloned = base is not None and clone(base, target)
-            written = _write(source, target, other, cloned=cloned)
-            return _read_back(written, PageImage(target, other, str(pages.parent)))
-    except BaseException:
-        pages.unlink(missing_ok=True)
-        rest.unlink(missing_ok=True)
-        raise
+    pages.unlink(missing_ok=True)
+    rest.unlink(missing_ok=True)
+    with image.open("rb") as source, created(pages) as target, created(rest) as other:
+        cloned = base is not None and clone(base, target)
+        written = _write(source, target, other, cloned=cloned)
+        return _read_back(written, PageImage(target, other, str(pages.parent)))
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,11 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
     if stream.sent_bytes_min() > os.fstat(source.fileno()).st_size:
         raise NotUnderstood("it is too short for all its RAM")
     records = RecordFile(pages, page_image.pages_bytes(stream.blocks), cloned=cloned)
-    for run in stream.runs():
-        records.put(run.place, run.length_bytes, run.data)
+    # Pages that were sent twice count twice.
+    with progress.shown("taken apart", page_image.pages_bytes(stream.blocks)) as shown:
+        for run in stream.runs():
+            records.put(run.place, run.length_bytes, run.data)
+            shown.done_bytes += run.length_bytes
     for block in stream.blocks:
         if not records.sent.has_all(block.place, block.place + block.bytes):
             raise NotUnderstood(f"not all of the block {block.name} was sent")
@@ -126,9 +125,7 @@ def _read_back(written: _Written, image: PageImage) -> TakenApart:
     for file in (image.pages, image.rest):
         # What is written is on the disk; without these pages the kernel must read it there.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    digest = RecordDigest()
-    for place, record in page_image.records(image.pages):
-        digest.add(place, record)
+    digest = read_all(image.pages, "read back")
     if (digest.total, digest.records) != (written.records.total, written.records.count):
         raise NotUnderstood("its pages were read back other than they were sent")
     if page_image.file_digest(image.rest) != written.rest:
@@ -145,15 +142,3 @@ def _read_back(written: _Written, image: PageImage) -> TakenApart:
         records=digest.records,
         records_written=written.records.written,
     )
-
-
-@contextmanager
-def _created(path: Path) -> Iterator[int]:
-    """An empty file for us alone; what an earlier attempt has left of it goes."""
-    path.unlink(missing_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, PRIVATE_FILE)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ from pathlib import Path
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone, WrongDisk
 from zvmsnap.common.process import Process
-from zvmsnap.common.safe_files import sync_dir
 from zvmsnap.disks import apparmor, changes, location
 from zvmsnap.inventory.own_images import OwnImages
 from zvmsnap.journal.operation import (
@@ -66,9 +65,7 @@ class RestoredGuest:
             return
         self._image().unlink(missing_ok=True)
         stored = self._point.directory / memory.file
-        with memory_image.materialize(stored, memory, self._image(), xml=None).open("rb") as image:
-            os.fsync(image.fileno())
-        sync_dir(self._image().parent)
+        memory_image.materialize(stored, memory, self._image(), xml=None, durable=True)
 
     def _image(self) -> Path:
         memory = self._point.memory

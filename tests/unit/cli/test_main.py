@@ -11,6 +11,7 @@ import zvmsnap
 from tests.fakes.host import FakeHost
 from zvmsnap.cli import main
 from zvmsnap.points.manifest import Manifest
+from zvmsnap.ram import progress
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "autosnap_2026-11-20_03:00:00_hourly"
@@ -43,6 +44,23 @@ def test_exit_codes_of_the_real_command(arguments: list[str], code: int) -> None
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["list"], True),
+        (["--quiet", "list"], False),
+        (["--verbose", "hook", "--help"], False),
+    ],
+)
+def test_who_shows_progress(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], shown: bool
+) -> None:
+    wanted: list[bool] = []
+    monkeypatch.setattr(progress, "want", wanted.append)
+    assert run(*words)[0] == 0
+    assert wanted == [shown]
 
 
 TELLS_MODULES = """

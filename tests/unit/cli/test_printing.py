@@ -28,7 +28,7 @@ PRINTERS = {
     "cli/options.py": "print_json and print_lines",
     "common/log.py": "log lines",
     "hooks/stand_in.py": "a fixed line, when nothing else may be imported",
-    "points/memory_image.py": "numbers: the progress of a RAM image",
+    "ram/progress.py": "numbers: the progress of a RAM image",
     "replication/syncoid.py": "relays syncoid's progress",
 }
 STREAMS = ("stdout", "stderr")

@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 import threading
@@ -13,9 +14,10 @@ import typer
 from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import DATASET, NAME, Scene
 from zvmsnap.cli.restore import bring_back
-from zvmsnap.common.errors import ImageUnloadable, LockTimeout
+from zvmsnap.common.errors import LockTimeout, RestoreFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.points import memory_image, vault
+from zvmsnap.ram import check
 from zvmsnap.restore import plan
 from zvmsnap.restore.observe import observe as observe_host
 
@@ -227,30 +229,76 @@ def test_failures_exit_1_with_one_line(scene_run: Run, scene: Scene) -> None:
     assert scene_run("restore", "--dry-run", "--cold", WEB)[0] == 0
 
 
-@pytest.mark.parametrize("options", [["--yes"], ["--yes", "--no-safety"], ["--dry-run"]])
-def test_damaged_image_touches_nothing(scene_run: Run, scene: Scene, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        (["--dry-run"], "memory.pages"),
+        (["--dry-run"], "memory.rest"),
+        (["--yes"], "memory.rest"),
+        (["--yes", "--no-safety"], "memory.rest"),
+    ],
+)
+def test_damaged_image_touches_nothing(
+    scene_run: Run, scene: Scene, options: list[str], file: str
+) -> None:
     """Though it may be found only when the plan is made: the image is read meanwhile."""
     point = scene.point()
-    with (point.directory / "memory.pages").open("r+b") as file:
-        file.write(b"?")
+    with (point.directory / file).open("r+b") as damaged:
+        damaged.seek(-1, os.SEEK_END)
+        damaged.write(b"?")
     scene.world.acts.clear()
     code, out, err = scene_run("restore", *options, WEB)
     assert (code, out) == (1, "")
-    pages = f"memory.pages of {point.directory}"
-    assert err.endswith(f"{pages} does not match its checksum: it is damaged\n")
+    damaged_file = f"{file} of {point.directory}"
+    assert err.endswith(f"{damaged_file} does not match its checksum: it is damaged\n")
     assert (scene.world.acts, scene.operations(), scene.guest.calls) == ([], [], [])
+
+
+@pytest.mark.parametrize("options", [[], ["--no-safety"], ["--rollback"]])
+def test_damaged_pages_stop_no_guest(scene_run: Run, scene: Scene, options: list[str]) -> None:
+    """They are checked as they are put together."""
+    point = scene.point()
+    with (point.directory / "memory.pages").open("r+b") as file:
+        file.write(b"?")
+    before = scene.world.summary()
+    code, _, err = scene_run("restore", "--yes", *options, WEB)
+    pages = f"memory.pages of {point.directory}"
+    says = f"{pages} does not match its checksum: it is damaged. All is as it was: web is running\n"
+    assert code == 1
+    assert err.endswith(says)
+    assert (scene.world.summary(), scene.world.loaded) == (before, [])
+    assert (scene.operations(), scene.staged(), scene.guest.calls) == ([], [], [])
+
+
+@pytest.mark.parametrize("words", [["restore", "--yes", WEB], ["clone", WEB, "w2"]])
+def test_pages_are_read_once(
+    scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    point = scene.point()
+    read = []
+    preadv = os.preadv
+
+    def counted(file: int, *arguments: Any) -> int:
+        read.append(os.readlink(f"/proc/self/fd/{file}"))
+        return preadv(file, *arguments)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(check, "read_all", pytest.fail)
+    assert scene_run(*words)[0] == 0
+    assert read == [str(point.directory / "memory.pages")]
 
 
 def test_image_is_checked_while_the_restore_is_planned(
     scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene.point()
+    """What was not taken apart, as libvirt will load that file."""
+    scene.point(plain=True)
     is_planned = threading.Event()
-    check = memory_image.check
+    check_all = memory_image.check
 
     def check_late(*arguments: Any) -> Any:
         assert is_planned.wait(60)
-        return check(*arguments)
+        return check_all(*arguments)
 
     def observing(*arguments: Any, **options: Any) -> object:
         is_planned.set()
@@ -268,9 +316,9 @@ def test_a_fetched_point_is_brought_back(scene: Scene, damaged: bool) -> None:
     if damaged:
         with (point.directory / "memory.pages").open("r+b") as file:
             file.write(b"?")
-    scene.world.acts.clear()
-    expected = pytest.raises(ImageUnloadable) if damaged else nullcontext()
+    before = scene.world.summary()
+    expected = pytest.raises(RestoreFailed, match="damaged") if damaged else nullcontext()
     with expected:
         bring_back(scene.config, scene.host, point, cold=False, paused=False, trust=False)
     assert scene.world.loaded == ([] if damaged else ["old"])
-    assert bool(scene.world.acts) is not damaged
+    assert (scene.world.summary() == before) is damaged

@@ -40,7 +40,7 @@ def no_secret(scene: Scene, point: RestorePoint) -> None:
 
 
 def damaged(scene: Scene, point: RestorePoint) -> None:
-    path = point.directory / "memory.pages"
+    path = point.directory / "memory.rest"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,20 +167,6 @@ def test_no_symlink_is_written_through(
     assert plain_of(incoming, memory) == CONTENT
     assert victim.read_text() == "precious"
     assert os.listdir(incoming) == [memory.file]
-
-
-def test_progress_only_on_a_terminal(
-    image: Path, incoming: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_image, "_CHUNK_BYTES", 100_000)
-    monkeypatch.setattr(memory_image, "_PROGRESS_EVERY_S", 0)
-    stow(image, incoming, 3)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    stow(image, incoming, 3)
-    said = capsys.readouterr().err
-    assert "RAM image: 100 % of 1 MiB" in said
-    assert said.endswith("\r\x1b[K")
 
 
 # -- as pages

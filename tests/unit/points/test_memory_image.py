@@ -2,7 +2,6 @@ import errno
 import hashlib
 import os
 import struct
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -302,11 +301,11 @@ def test_bytes_behind_the_packed_image_are_damage(stow: Stow, target: Path) -> N
 @BOTH
 def test_checked_while_other_work_goes_on(stow: Stow, compression: str) -> None:
     stored, memory = stow(compression)
-    with memory_image.checking(stored, memory) as checked:
+    with memory_image.checking(stored, memory, whole=True) as checked:
         assert memory_image.header_of(stored, memory) == checked() == checked()
     flip(stored, memory.stored_bytes - 1)
     with (
-        memory_image.checking(stored, memory) as checked,
+        memory_image.checking(stored, memory, whole=False) as checked,
         pytest.raises(ImageUnloadable, match=f"^{stored} does not match its checksum"),
     ):
         checked()
@@ -322,7 +321,7 @@ def test_a_check_that_nobody_waits_for_ends(stow: Stow, monkeypatch: pytest.Monk
         return b"x"
 
     monkeypatch.setattr(memory_image._Stored, "read", read)
-    with memory_image.checking(stored, memory) as checked:
+    with memory_image.checking(stored, memory, whole=True) as checked:
         assert endless.wait(60)
     with pytest.raises(ImageUnloadable, match="does not match its checksum"):
         checked()
@@ -421,7 +420,7 @@ def test_checksums_are_those_of_sha256sum(stow: Stow, stored_as: str) -> None:
 def test_checksums_are_not_told_of_damaged_pages(stow: Stow) -> None:
     stored, memory = stow("pages", PAGED)
     flip(stored, 5000)
-    with pytest.raises(ImageUnloadable, match=f"^{stored} does not match its checksum"):
+    with pytest.raises(ImageUnloadable, match=r"^memory\.pages of .* does not match its checksum"):
         memory_image.checksums(stored, memory)
 
 
@@ -495,13 +494,29 @@ def test_a_damaged_plain_image_is_not_exported(stow: Stow, target: Path) -> None
     assert_nothing_left(target)
 
 
-def test_how_much_is_exported_is_shown_on_a_terminal(
-    stow: Stow, target: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@ANY
+@pytest.mark.parametrize("with_xml", [True, False])
+def test_each_image_is_checked_once(
+    stow: Stow, target: Path, stored_as: str, with_xml: bool
 ) -> None:
+    """Before it is made loadable, or meanwhile; by whom, the check beforehand knows."""
+    stored, memory = stow(stored_as, PAGED)
+    flip(stored, stored.stat().st_size // 2)
+    with pytest.raises(ImageUnloadable, match="damaged"):
+        memory_image.check_before(stored, memory)
+        memory_image.materialize(stored, memory, target, xml=OLD if with_xml else None)
+    assert_nothing_left(target)
+
+
+def test_pages_are_not_read_beforehand(stow: Stow, target: Path) -> None:
     stored, memory = stow("pages", PAGED)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    memory_image.export(stored, memory, target)
-    assert capsys.readouterr().err.endswith("\r\x1b[K")
+    rest = stored.with_name(memory.rest_file)
+    with stored.open("r+b") as pages:
+        pages.write(b"?")
+    assert memory_image.check_before(stored, memory) == memory_image.header_of(stored, memory)
+    flip(rest, rest.stat().st_size - 1)
+    with pytest.raises(ImageUnloadable, match=r"^memory\.rest of .* does not match its checksum"):
+        memory_image.check_before(stored, memory)
 
 
 # -- what it takes

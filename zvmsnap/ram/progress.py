@@ -1,0 +1,63 @@
+"""How far the work on a RAM image is: one line that changes on a terminal, else lines of the log.
+
+For whoever has given a command, and waits for it. A hook shows nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from zvmsnap.common import log
+from zvmsnap.common.waiting import in_background, wait
+
+_SHOWN_EVERY_S = 0.5
+_LOGGED_EVERY_S = 60.0
+
+_is_wanted = False
+
+
+@dataclass
+class Progress:
+    """Whoever does the work says in `done_bytes` how far it is."""
+
+    what: str
+    total_bytes: int
+    done_bytes: int = 0
+
+    def __str__(self) -> str:
+        percent = min(100, 100 * self.done_bytes // max(1, self.total_bytes))
+        return f"RAM image {self.what}: {percent:3} % of {self.total_bytes >> 20} MiB"
+
+
+def want(wanted: bool = True) -> None:
+    """Show it from now on, or no more, whatever this process does."""
+    global _is_wanted
+    _is_wanted = wanted
+
+
+@contextmanager
+def shown(what: str, total_bytes: int) -> Iterator[Progress]:
+    """Show the progress of the work inside, if that is wanted: the image is `what` by it."""
+    progress = Progress(what, total_bytes)
+    if not _is_wanted:
+        yield progress
+        return
+    on_terminal = sys.stderr.isatty()
+
+    def show(ended: threading.Event) -> None:
+        while not wait(ended, _SHOWN_EVERY_S if on_terminal else _LOGGED_EVERY_S):
+            if on_terminal:
+                print(f"\r{progress}", end="", file=sys.stderr, flush=True)
+            else:
+                log.plain().info("%s", progress)
+
+    try:
+        with in_background("progress", show):
+            yield progress
+    finally:
+        if on_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
