@@ -13,6 +13,8 @@ import typer
 from zvmsnap.cli import completion
 from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import ConfirmationMissing, PointNotFound, ZfsFailed
+from zvmsnap.config import destination
+from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness, guids_of
@@ -79,6 +81,16 @@ def confirm() -> None:
             "no terminal to ask on: say --yes to do this, --dry-run to only see it"
         )
     typer.confirm("Do it?", abort=True)
+
+
+def identity_file(settings: Config, said: str, origin: Destination | None = None) -> str:
+    """The key to decrypt with: as was said, or of `origin`, or of any destination; "" if none."""
+    tables = (
+        table
+        for table in settings.destination
+        if origin is None or destination.parse(table.target).name == origin.name
+    )
+    return said or next((table.identity_file for table in tables if table.identity_file), "")
 
 
 def tell_if_by_clock(points: Iterable[RestorePoint], text: str) -> None:

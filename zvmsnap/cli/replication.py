@@ -164,7 +164,6 @@ def _of_destination(settings: Config, name: str) -> DestinationTable:
         target=name,
         encrypt_to=tuple(key for table in tables for key in table.encrypt_to),
         recipients_file=next((t.recipients_file for t in tables if t.recipients_file), ""),
-        identity_file=next((t.identity_file for t in tables if t.identity_file), ""),
     )
 
 
@@ -211,7 +210,7 @@ def fetch(
     origin = destination.parse(source)
     with Host.connect(settings.uri) as host:
         syncoid = SyncoidOptions(bwlimit=bwlimit)
-        key = identity or _of_destination(settings, origin.name).identity_file
+        key = options.identity_file(settings, identity, origin)
         fetcher = Fetcher(settings, host, origin, syncoid, trust=trust, identity=key)
         plan = fetcher.plan(point)
         print_lines(plan.lines)

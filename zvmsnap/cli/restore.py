@@ -19,6 +19,7 @@ from zvmsnap.cli.options import (
     YesOption,
     confirm,
     find_point,
+    identity_file,
     print_line,
     print_lines,
 )
@@ -117,9 +118,7 @@ def _decrypted(
             f"{point.name}: is encrypted, and --dry-run changes nothing: without it, the point is "
             "decrypted in the vault first, and stays so"
         )
-    configured = (table.identity_file for table in settings.destination)
-    key = identity or next(filter(None, configured), "")
-    return in_place.decrypt(settings, point, key)
+    return in_place.decrypt(settings, point, identity_file(settings, identity))
 
 
 def bring_back(

@@ -54,12 +54,6 @@ FILES = [MANIFEST, f"{MEMORY}.zst.age", BUNDLE]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    own = tmp_path / "own"
-    return Config(vault=f"{own}/vault", journal=f"{own}/journal", locks=f"{own}/locks")
-
-
-@pytest.fixture
 def identity(tmp_path: Path) -> str:
     return str(tmp_path / "key")
 

@@ -115,12 +115,6 @@ class World:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    own = tmp_path / "own"
-    return Config(vault=f"{own}/vault", journal=f"{own}/journal", locks=f"{own}/locks")
-
-
-@pytest.fixture
 def world(
     tmp_path: Path, config: Config, manifest: Build, monkeypatch: pytest.MonkeyPatch
 ) -> World:

@@ -59,12 +59,6 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    own = tmp_path / "own"
-    return Config(vault=f"{own}/vault", journal=f"{own}/journal", locks=f"{own}/locks")
-
-
-@pytest.fixture
 def there(
     request: pytest.FixtureRequest, tmp_path: Path, config: Config, program: Say
 ) -> RemoteVault:

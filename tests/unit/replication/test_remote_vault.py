@@ -57,12 +57,6 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    own = tmp_path / "own"
-    return Config(vault=f"{own}/vault", journal=f"{own}/journal", locks=f"{own}/locks")
-
-
 @pytest.fixture(params=["", "me@nas"])
 def remote_vault(
     request: pytest.FixtureRequest, tmp_path: Path, config: Config, ssh: Path

@@ -115,12 +115,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    own = tmp_path / "own"
-    return Config(vault=f"{own}/vault", journal=f"{own}/journal", locks=f"{own}/locks")
-
-
-@pytest.fixture
 def take(world: World, config: Config, manifest: Build) -> Callable[[int], RestorePoint]:
     """A snapshot run: snapshots of both datasets, and a point with RAM."""
 
