@@ -106,6 +106,11 @@ def _close(writer: EntryWriter, staging: StagingDir) -> None:
     writer.step("close", close)
 
 
+def _announced_run(entry: Entry) -> str | None:
+    """The run of its point; None if its name comes from the snapshots: nobody announced any."""
+    return entry.run if entry.newest_txg_before is None else None
+
+
 # -- the decision
 
 
@@ -124,8 +129,9 @@ class CaptureFiles:
     def is_published(self) -> bool:
         """Has the vault the point of this capture already?"""
         vault.claim(self._config)
-        domain, capture = self._entry.domain, self._entry.capture
-        return vault.published(self._config.vault_dir, domain, capture) is not None
+        entry, vault_dir = self._entry, self._config.vault_dir
+        run = _announced_run(entry)
+        return vault.published(vault_dir, entry.domain, run, entry.capture) is not None
 
     @property
     def has_definition(self) -> bool:
@@ -341,7 +347,7 @@ class _Publication:
         return Manifest(
             domain=entry.domain,
             uuid=entry.uuid,
-            run=entry.run if entry.newest_txg_before is None else run_of(self._snapshots[0].name),
+            run=_announced_run(entry) or run_of(self._snapshots[0].name),
             created=entry.created,
             capture=entry.capture,
             level=entry.level,

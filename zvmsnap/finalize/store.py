@@ -44,6 +44,8 @@ from zvmsnap.ram.take_apart import take_apart
 
 # Points without RAM, as those of shorter intervals may be, are passed over to find a base.
 _BASE_AMONG = 100
+# So are those of other guests, where the guest has none under its name.
+_BASE_AMONG_ALL = 1000
 
 _CHUNK_BYTES = 4 << 20
 
@@ -135,18 +137,24 @@ class RamStore:
     @contextmanager
     def _base(self) -> Iterator[int | None]:
         """The pages of the guest's newest page image, open for reading; None if it has none."""
-        vault_dir = vault_of(self.directory)
-        for point in vault.newest_points(vault_dir, self.domain, _BASE_AMONG):
+        descriptor = self._opened_base(self.domain, _BASE_AMONG)
+        if descriptor is None:
+            # Its name may be new: points stay under the name that the guest had.
+            descriptor = self._opened_base(None, _BASE_AMONG_ALL)
+        try:
+            yield descriptor
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _opened_base(self, domain: str | None, among: int) -> int | None:
+        for point in vault.newest_points(vault_of(self.directory), domain, among):
             memory = point.manifest.memory
             if memory and memory.is_paged and point.manifest.uuid == self.uuid:
                 descriptor = _opened(point, memory.file)
                 if descriptor is not None:
-                    try:
-                        yield descriptor
-                    finally:
-                        os.close(descriptor)
-                    return
-        yield None
+                    return descriptor
+        return None
 
     def _store_plain(self, image: Path, image_format: str) -> Memory:
         if self.zstd_level is None and _link(image, self.directory / MEMORY):

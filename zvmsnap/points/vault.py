@@ -191,13 +191,15 @@ def newest(vault: Path, domain: str, among: int) -> list[Manifest]:
     return [point.manifest for point in newest_points(vault, domain, among)]
 
 
-def newest_points(vault: Path, domain: str, among: int) -> list[RestorePoint]:
-    """The newest points of the guests of that name, the newest first.
+def newest_points(vault: Path, domain: str | None, among: int) -> list[RestorePoint]:
+    """The newest points of the guests of that name, or of all guests, the newest first.
 
     `among` those that were published last, as by their definitions, which nobody changes later; so
     not all are read. ZFS has the order of these.
     """
-    directories = sorted(_listed(vault / folder_of(domain)), key=_published_s, reverse=True)
+    folders = _listed(vault) if domain is None else [vault / folder_of(domain)]
+    own = (folder for folder in folders if folder.is_dir() and not folder.is_symlink())
+    directories = sorted(chain.from_iterable(map(_listed, own)), key=_published_s, reverse=True)
     read = map(entry_in, directories[:among])
     return in_order(point for point in read if isinstance(point, RestorePoint))[::-1]
 
@@ -352,10 +354,14 @@ def put(directory: Path, name: str, data: bytes) -> None:
         write_in(own, name, data)
 
 
-def published(vault: Path, domain: str, capture: str) -> RestorePoint | None:
-    """The point of that capture, if it has been published already."""
+def published(vault: Path, domain: str, run: str | None, capture: str) -> RestorePoint | None:
+    """The point of that capture, if it has been published already.
+
+    `run` is its run, if that is known: else all points of the guest are read.
+    """
     for directory in _listed(vault / folder_of(domain)):
-        point = entry_in(directory)
+        may_be = run is None or is_of_run(directory.name, run)
+        point = entry_in(directory) if may_be else None
         if isinstance(point, RestorePoint) and point.manifest.capture == capture:
             return point
     return None

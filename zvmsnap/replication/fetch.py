@@ -120,7 +120,7 @@ class Fetcher:
             self._check_free(plan.point, plan.snapshots)
             vault.claim(self._settings)
             vault_dir = self._settings.vault_dir
-            published = vault.published(vault_dir, manifest.domain, manifest.capture)
+            published = vault.published(vault_dir, manifest.domain, manifest.run, manifest.capture)
             # Noted before anything of it is in the vault: `prune` would remove it.
             self._begin(plan)
             for dataset, snapshot in sorted(plan.snapshots.items()):

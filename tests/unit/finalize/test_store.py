@@ -351,6 +351,23 @@ def test_the_base_is_the_guests_newest_page_image(
     assert base_of(incoming, other) == str(vault_dir / "web" / "of another" / "memory.pages")
 
 
+def test_the_base_of_a_guest_that_was_renamed(
+    tmp_path: Path, incoming: Path, manifest: Build
+) -> None:
+    """It has its uuid still, and its points the name that it had."""
+    vault_dir = tmp_path / "vault"
+    other = "c0ffee00-0000-4000-8000-000000000009"
+    for number in (1, 2):
+        was = manifest(domain="old", run=f"r{number}", capture=f"{UUID}.0000000{number}")
+        put(vault_dir, was, b"x")
+    successor = manifest(domain="old", run="r3", uuid=other, capture=f"{other}.00000001")
+    put(vault_dir, successor, b"x")
+    (vault_dir / "linked").symlink_to(vault_dir / "old")
+    assert base_of(incoming) == str(vault_dir / "old" / "r2" / "memory.pages")
+    put(vault_dir, manifest(run="r4", capture=f"{UUID}.00000004"), b"x")
+    assert base_of(incoming) == str(vault_dir / "web" / "r4" / "memory.pages")
+
+
 @pytest.mark.parametrize("damage", ["gone", "symlink", "pipe", "empty", "garbage"])
 def test_a_base_that_is_damaged(
     tmp_path: Path, image: Path, incoming: Path, manifest: Build, damage: str

@@ -90,17 +90,37 @@ def test_published_and_found_again(tmp_path: Path, manifest: Build) -> None:
     placed = put(tmp_path, known)
     assert placed == RestorePoint(tmp_path / "a%2Fb" / "%2Ehidden", known)
     assert points(tmp_path) == {"a%2Fb/%2Ehidden": known}
-    assert vault.published(tmp_path, "a/b", known.capture) == placed
-    assert vault.published(tmp_path, "a/b", "c2") is None
-    assert vault.published(tmp_path, "other", known.capture) is None
+    for run in (known.run, None):
+        assert vault.published(tmp_path, "a/b", run, known.capture) == placed
+        assert vault.published(tmp_path, "a/b", run, "c2") is None
+        assert vault.published(tmp_path, "other", run, known.capture) is None
     assert vault.unfinished(tmp_path) == []
+
+
+def test_whether_it_was_published_is_read_of_its_run_alone(
+    tmp_path: Path, manifest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest may have hundreds of points, and each hook asks."""
+    captures = [(run, f"{UUID}.{n:08}") for n, run in enumerate(("m", "m", "mm", "n"))]
+    for run, capture in captures:
+        put(tmp_path, manifest(run=run, capture=capture))
+    read: list[str] = []
+
+    def noted(directory: Path) -> object:
+        read.append(directory.name)
+        return read_point(directory)
+
+    monkeypatch.setattr(vault, "read_point", noted)
+    second = vault.published(tmp_path, "web", "m", captures[1][1])
+    assert second and second.directory.name == "m.2"
+    assert read == ["m", "m.2"]
 
 
 def test_not_seen_before_it_is_whole(tmp_path: Path, manifest: Build) -> None:
     incoming = vault.incoming(tmp_path, "web", "c1")
     (incoming / MEMORY).write_bytes(b"half")
     assert points(tmp_path) == {}
-    assert vault.published(tmp_path, "web", "c1") is None
+    assert vault.published(tmp_path, "web", None, "c1") is None
     assert vault.unfinished(tmp_path) == [UnfinishedPoint(incoming)]
 
 
@@ -142,7 +162,7 @@ def test_no_vault_yet(tmp_path: Path, exists: bool) -> None:
         root.mkdir()
     assert list(vault.entries(root)) == []
     assert vault.unfinished(root) == []
-    assert vault.published(root, "web", "c1") is None
+    assert vault.published(root, "web", "m", "c1") is None
 
 
 def foreign_file(root: Path, at: Path, elsewhere: Path) -> str:
@@ -207,7 +227,7 @@ def test_damage_is_named_and_hides_nothing_else(
     assert list(messages) == [damaged]
     assert str(root / damaged) in messages[damaged]
     assert [entry for entry in vault.entries(root) if isinstance(entry, RestorePoint)] == [good]
-    assert vault.published(root, "web", good.manifest.capture) == good
+    assert vault.published(root, "web", None, good.manifest.capture) == good
 
 
 @pytest.mark.parametrize(
@@ -275,7 +295,7 @@ def test_removed_while_the_vault_is_read(
 
     monkeypatch.setattr(vault, "read_point", overtaken)
     assert vault.all_in(tmp_path) == ([other], [])
-    assert vault.published(tmp_path, "web", "another") is None
+    assert vault.published(tmp_path, "web", None, "another") is None
 
 
 def test_removal_interrupted(
