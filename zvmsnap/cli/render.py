@@ -215,7 +215,8 @@ def note(manifest: Manifest, liveness: Liveness) -> str:
 
 
 def _note(manifest: Manifest, liveness: Liveness, alive: Sequence[SnapshotRef]) -> str:
-    return "; ".join(filter(None, (_remark(manifest, liveness, alive), manifest.tpm_warning)))
+    remark, encrypted = _remark(manifest, liveness, alive), "encrypted" * manifest.encrypted
+    return "; ".join(filter(None, (remark, encrypted, manifest.tpm_warning)))
 
 
 def _remark(manifest: Manifest, liveness: Liveness, alive: Sequence[SnapshotRef]) -> str:

@@ -134,6 +134,8 @@ def test_note_of_a_tpm(manifest: Callable[..., Manifest]) -> None:
     fine = live({"tank/a@m_daily": 1, "tank/b@m_daily": 2}, "tank")
     point = manifest(disks=TWO_DISKS, snapshots=SNAPSHOTS, tpm_warning="TPM passed through")
     assert render.note(point, fine) == "TPM passed through"
+    encrypted = msgspec.structs.replace(point, encrypted=True)
+    assert render.note(encrypted, fine) == "encrypted; TPM passed through"
     point = manifest(
         disks=TWO_DISKS,
         snapshots=SNAPSHOTS,
