@@ -48,7 +48,7 @@ def whole() -> list[Cell]:
         Cell("hooks", minutes=3),
         Cell("back", ("64 MiB",), minutes=8),
         Cell("back", ("512 MiB",), minutes=12),
-        Cell("10 guests", minutes=15),
+        Cell("10 guests", minutes=30),
         *(
             round_cell(filled_mib, disks, apparmor)
             for filled_mib in (64, 512, 1024)
