@@ -11,7 +11,7 @@ from zvmsnap.common.errors import LevelMissed, SnapshotMissing, VaultMissing
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.finalize.publish import CaptureFiles, NewPoint, NoPoint, decide
+from zvmsnap.finalize.decision import CaptureFiles, NewPoint, NoPoint, decide
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
