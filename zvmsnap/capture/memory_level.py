@@ -30,6 +30,7 @@ from zvmsnap.disks import own_overlays, unused_overlay
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.journal.journal import EntryWriter
 from zvmsnap.points.manifest import DOMAIN_XML, TPM
+from zvmsnap.quiesce import watchdog
 from zvmsnap.quiesce.barrier import Stage
 from zvmsnap.quiesce.together import ExpectedDump, Pace
 from zvmsnap.virt import qemu_conf, save_image, tpm_state
@@ -151,12 +152,14 @@ def _dump(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) 
         if not stays_paused:
             # Not while it waits for its turn: a disk may be made larger, before libvirt is at it.
             own_overlays.make(attempt.below_overlays(writer), owner)
-        begun_s = time.monotonic()
         writer.note(paused=stays_paused)
+        limits, cancelled = attempt.config.limits, attempt.run.request.cancelled
+        if stays_paused:
+            watchdog.wait_until_followed(attempt.config, writer.entry, cancelled)
+        begun_s = time.monotonic()
         overlays = tuple(Path(disk.overlay) for disk in writer.entry.disks if disk.overlay)
         dump = Dump(attempt.staging.memory, _room_bytes(attempt), stays_paused, overlays, pace)
         journal = _DumpJournal(writer, attempt.log)
-        limits, cancelled = attempt.config.limits, attempt.run.request.cancelled
         supervisor = DumpSupervisor(guest, dump, limits, journal, cancelled)
         try:
             with supervisor:

@@ -1,8 +1,8 @@
 """Lets a paused guest go on the instant that ZFS has its snapshots, not when post runs.
 
-It is connected to libvirt while RAM is dumped. When the disks are frozen, it asks ZFS every few
-milliseconds, by one ioctl and without a process, for the announced snapshots of all datasets of the
-run, one after the other. When all exist:
+It is connected to libvirt before RAM is dumped, which waits for that. When the disks are frozen, it
+asks ZFS every few milliseconds, by one ioctl and without a process, for the announced snapshots of
+all datasets of the run, one after the other. When all exist:
 
 | what is done                                      | whoever dies after it                       |
 |---------------------------------------------------|---------------------------------------------|
@@ -25,6 +25,7 @@ import threading
 from collections.abc import Callable
 
 from zvmsnap.common.errors import DomainGone, LockTimeout
+from zvmsnap.common.lockfile import lock
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.common.waiting import wait
 from zvmsnap.config.settings import Config
@@ -33,6 +34,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.quiesce import thaw
+from zvmsnap.quiesce.watchdog import follower
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import marks, zfs
@@ -56,7 +58,9 @@ def follow(config: Config, known: Entry, ended: threading.Event, guests: Callabl
         with Host.connect(config.uri) as host:
             guest = host.guest(known.uuid)
             guest.state()  # libvirt has looked it up by then
-            entry = _when_all_exist(journal, known, ended, guests)
+            marks.seems_to_exist(_announced(known)[-1][0])  # and all that this needs is loaded
+            with lock(config.locks_dir, follower(known.uuid), "follow", _LOCK_LIMIT_S):
+                entry = _when_all_exist(journal, known, ended, guests)
             return entry is not None and _let_go(config, journal, guest, entry)
     except (DomainGone, LockTimeout):
         return False
@@ -71,7 +75,6 @@ def _when_all_exist(
     """
     followed = _Followed(journal, known)
     awaited = _announced(known)
-    marks.seems_to_exist(awaited[-1][0])  # all that this needs is loaded by now
     is_frozen = False
     while (entry := followed.entry()) and entry.may_hold_guest:
         if entry.disks_frozen_at_s and not is_frozen:

@@ -72,8 +72,8 @@ class SnapshotWatch:
         about = log.about(entry.domain, ",".join(entry.request_datasets))
         self._under_way.add(entry.capture)
         try:
-            # Only now, as most watchdogs never see a paused guest, and need no libvirt; and while
-            # its RAM is dumped, so that nothing is loaded while it stands still.
+            # Only now, as most watchdogs never see a paused guest, and need no libvirt. Its RAM is
+            # not dumped before it is followed, so nothing is loaded while it stands still.
             from zvmsnap.quiesce import let_go
 
             if let_go.follow(self._config, entry, self._ended, lambda: len(self._under_way)):

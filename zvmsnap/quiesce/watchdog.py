@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,10 @@ from zvmsnap.common.lockfile import is_held
 from zvmsnap.common.process import Process
 from zvmsnap.common.waiting import wait_until
 from zvmsnap.config.settings import Config
+from zvmsnap.journal.entry import Entry
 
 _START_TIMEOUT_S = 30
+_FOLLOW_TIMEOUT_S = 10
 _POLL_S = 0.05
 _STDERR = 2
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
@@ -95,6 +98,25 @@ def warn_without_watchdog(config: Config, owner: Process) -> None:
             "`zvmsnap recover` brings its guests back. Why: journalctl -u zvmsnap-%s",
             unit_name(owner),
         )
+
+
+def wait_until_followed(config: Config, entry: Entry, cancelled: threading.Event) -> None:
+    """Wait until the watchdog follows an entry of level `paused`, if it is to be followed.
+
+    By then it has loaded all that it needs, and is connected to libvirt: a guest of which little
+    RAM is to be dumped would stand still for that. Without it the guest waits for post.
+    """
+    if entry.newest_txg_before is None:
+        wait_until(
+            lambda: cancelled.is_set() or is_held(config.locks_dir, follower(entry.uuid)),
+            _FOLLOW_TIMEOUT_S,
+            _POLL_S,
+        )
+
+
+def follower(uuid: str) -> str:
+    """The lock that the watchdog holds while it follows that guest (quiesce/let_go)."""
+    return f"follow-{uuid}"
 
 
 def _runs(config: Config, owner: Process) -> bool:

@@ -28,8 +28,10 @@ from zvmsnap.common.errors import LibvirtFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.config.settings import Limits
+from zvmsnap.config.settings import Config, Limits
 from zvmsnap.finalize import after_snapshot
+from zvmsnap.journal.entry import Entry
+from zvmsnap.quiesce import watchdog
 
 HOURLY, BOTH = ("hourly",), ("hourly", "daily")
 
@@ -286,6 +288,23 @@ def test_a_guest_for_which_others_would_stand_still_for_long(
         assert reason and reason.startswith("2 guests would be paused together, and 1 are dumped")
         done = f"web > {'waiting' if level is CRASH else 'frozen'}"
         assert scene.trace.index(done) < scene.trace.index("db snapshot")
+
+
+@pytest.mark.parametrize(("mode", "waits"), [("paused", [(True, False)]), ("memory", [])])
+def test_ram_is_dumped_when_the_watchdog_follows_the_guest(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: str, waits: list[tuple[bool, bool]]
+) -> None:
+    scene.add()
+    scene.modes["tank/web"] = {"": mode}
+    waited: list[tuple[bool, bool]] = []
+
+    def wait(config: Config, entry: Entry, cancelled: threading.Event) -> None:
+        waited.append((entry.paused, "snapshot" in scene.trace))
+
+    monkeypatch.setattr(watchdog, "wait_until_followed", wait)
+    assert scene.pre()
+    assert waited == waits
+    assert "snapshot" in scene.trace
 
 
 def test_memory_of_all_guests_if_none_can_be_paused(scene: Scene) -> None:

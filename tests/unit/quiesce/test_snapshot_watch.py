@@ -13,7 +13,7 @@ from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import LibvirtFailed, ZfsFailed
-from zvmsnap.common.lockfile import lock
+from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process, uptime_s
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
@@ -133,6 +133,31 @@ def test_not_while_its_ram_is_dumped(
         until(lambda: followed != [])
     assert guest.calls == []
     assert now(config).snapshots_at_release is None
+
+
+def test_that_it_follows_is_seen_when_it_has_asked_libvirt_and_zfs(
+    config: Config,
+    guest: FakeGuest,
+    pools: FakeZfs,
+    hold: Hold,
+    followed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held(hold, step="dump", disks_frozen_at_s=0.0)
+    asked = threading.Event()
+    seems_to_exist = marks.seems_to_exist
+
+    def ask(name: str) -> bool:
+        assert asked.wait(60)
+        return seems_to_exist(name)
+
+    monkeypatch.setattr(marks, "seems_to_exist", ask)
+    with watched(config):
+        wait_a_little(followed)
+        assert not is_held(config.locks_dir, f"follow-{UUID}")
+        asked.set()
+        until(lambda: is_held(config.locks_dir, f"follow-{UUID}"))
+    until(lambda: not is_held(config.locks_dir, f"follow-{UUID}"))
 
 
 def test_by_the_name_that_sanoid_makes_of_one_that_exists(

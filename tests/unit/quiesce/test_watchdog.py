@@ -6,20 +6,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import zvmsnap
 from zvmsnap.common.errors import NotHeld
 from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
+from zvmsnap.common.waiting import now_s
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
+from zvmsnap.journal.entry import Entry
 from zvmsnap.quiesce import watchdog
 
+Hold = Callable[..., Entry]
 DEAD = Process(4711, 815, "a-boot")
 WORDS = ["4711", "815", "a-boot", "inf"]
 NAME = "watchdog-4711-815"
@@ -173,6 +179,41 @@ def test_a_watchdog_that_starts_slowly(
     monkeypatch.setattr(watchdog, "is_held", look)
     watchdog.require_watchdog(config, DEAD, math.inf)
     assert looks == [NAME] * 5
+
+
+def test_a_paused_guest_is_followed_soon(
+    config: Config, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def look(locks_dir: Path, name: str) -> bool:
+        looks.append(name)
+        return len(looks) == 3
+
+    monkeypatch.setattr(watchdog, "is_held", look)
+    entry = hold(ConsistencyLevel.PAUSED)
+    watchdog.wait_until_followed(config, entry, threading.Event())
+    assert looks == [f"follow-{entry.uuid}"] * 3
+
+
+def test_a_guest_that_nobody_follows_is_waited_for_no_longer_than_that(
+    config: Config, hold: Hold
+) -> None:
+    begun_s = now_s()
+    watchdog.wait_until_followed(config, hold(ConsistencyLevel.PAUSED), threading.Event())
+    assert 10 <= now_s() - begun_s < 11
+
+
+@pytest.mark.parametrize("why", ["no names are announced", "interrupted"])
+def test_a_guest_that_is_not_waited_for(config: Config, hold: Hold, why: str) -> None:
+    begun_s, cancelled = now_s(), threading.Event()
+    entry = hold(ConsistencyLevel.PAUSED)
+    if why == "interrupted":
+        cancelled.set()
+    else:
+        entry = msgspec.structs.replace(entry, newest_txg_before={"tank/web": 5})
+    watchdog.wait_until_followed(config, entry, cancelled)
+    assert now_s() == begun_s
 
 
 def test_no_watchdog_starts(config: Config, starter: Starter) -> None:
