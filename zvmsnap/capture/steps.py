@@ -118,6 +118,9 @@ class Attempt:
                 self.run.mounts,
             )
             writer.note(tpm_warning=warning)
+            if self.level.holds_guest:
+                # So that what this needs is not loaded while the guest is held.
+                self.snapshots_before_freeze(writer.entry)
 
         def discard() -> None:
             # A guest that could not be let go yet gets its point when that is done.

@@ -95,10 +95,10 @@ def newest_txg(datasets: Iterable[str]) -> dict[str, int]:
 def before_freeze(entry: Entry) -> tuple[int, ...]:
     """The guids that are no candidates, when the disks of the guest are frozen just now.
 
-    Those that were none, and all that have an announced name by now. It costs a process only if any
-    has: a guest that is paused waits for this. Raises ZfsFailed.
+    Those that were none, and all that have an announced name by now. A guest that is held waits for
+    this, which costs a process only if any has. Raises ZfsFailed.
     """
-    if not marks.existing(_announced(entry, entry.datasets)):
+    if entry.level.holds_guest and not marks.existing(_announced(entry, entry.datasets)):
         return entry.preexisting_guids
     return (*entry.preexisting_guids, *sorted(ref.guid for ref in candidates(entry)))
 

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Iterable
 
 import msgspec
 import pytest
@@ -32,6 +33,7 @@ from zvmsnap.config.settings import Config, Limits
 from zvmsnap.finalize import after_snapshot
 from zvmsnap.journal.entry import Entry
 from zvmsnap.quiesce import watchdog
+from zvmsnap.zfs import marks
 
 HOURLY, BOTH = ("hourly",), ("hourly", "daily")
 
@@ -288,6 +290,24 @@ def test_a_guest_for_which_others_would_stand_still_for_long(
         assert reason and reason.startswith("2 guests would be paused together, and 1 are dumped")
         done = f"web > {'waiting' if level is CRASH else 'frozen'}"
         assert scene.trace.index(done) < scene.trace.index("db snapshot")
+
+
+@pytest.mark.parametrize(("mode", "holds"), [("paused", "snapshot"), ("quiesced", "freeze")])
+def test_what_is_asked_while_a_guest_is_held_was_asked_before(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: str, holds: str
+) -> None:
+    """So libzfs_core is loaded by then, which takes longer."""
+    scene.add()
+    scene.modes["tank/web"] = {"": mode}
+    was_held: list[bool] = []
+
+    def existing(names: Iterable[str]) -> list[str]:
+        was_held.append(holds in scene.trace)
+        return []
+
+    monkeypatch.setattr(marks, "existing", existing)
+    assert scene.pre()
+    assert was_held == [False, True]
 
 
 @pytest.mark.parametrize(("mode", "waits"), [("paused", [(True, False)]), ("memory", [])])
