@@ -47,29 +47,30 @@ Unmanaged=yes
 
 def built(lab: Lab) -> None:
     """The guest `web` has its first point; the second host is there, as docs/how-to makes it."""
-
-    def make(lab: Lab) -> None:
-        lab.run(
-            "mkdir -p /srv/far && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key && "
-            "truncate -s 6G /srv/far/disk && zpool create backup /srv/far/disk"
-        )
-        for command in readme.commands("Offsite every night")[1:ON_THE_OTHER_SIDE]:
-            lab.run(command)
-        lab.put("/srv/far/sshd_config", _SSHD)
-        lab.put("/etc/systemd/network/05-near.network", _NOT_NETWORKDS)
-        lab.run(f"networkctl reload && echo '{ADDRESS} {HOST}' >> /etc/hosts")
-        connect(lab)
-        lab.run(
-            "mkdir -p -m 700 /root/.ssh && cd /root/.ssh && "
-            "ssh-keygen -q -t ed25519 -N '' -f id_ed25519 && "
-            f"install -d -m 700 -o {USER} /home/{USER}/.ssh && "
-            f"install -m 600 -o {USER} id_ed25519.pub /home/{USER}/.ssh/authorized_keys && "
-            f"echo {HOST} $(cat /srv/far/host_key.pub) > /root/.ssh/known_hosts && "
-            f"until ssh -o BatchMode=yes {USER}@{HOST} true; do sleep 0.5; done"
-        )
-        lab.put(CONFIG, f'vault = "{VAULT}"\njournal = "/var/lib/zvmsnap-far/journal"\n')
-
     scenario.stage(lab, "far", scenario.taken, make)
+
+
+def make(lab: Lab) -> None:
+    """Make the second host."""
+    lab.run(
+        "mkdir -p /srv/far && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key && "
+        "truncate -s 6G /srv/far/disk && zpool create backup /srv/far/disk"
+    )
+    for command in readme.commands("Offsite every night")[1:ON_THE_OTHER_SIDE]:
+        lab.run(command)
+    lab.put("/srv/far/sshd_config", _SSHD)
+    lab.put("/etc/systemd/network/05-near.network", _NOT_NETWORKDS)
+    lab.run(f"networkctl reload && echo '{ADDRESS} {HOST}' >> /etc/hosts")
+    connect(lab)
+    lab.run(
+        "mkdir -p -m 700 /root/.ssh && cd /root/.ssh && "
+        "ssh-keygen -q -t ed25519 -N '' -f id_ed25519 && "
+        f"install -d -m 700 -o {USER} /home/{USER}/.ssh && "
+        f"install -m 600 -o {USER} id_ed25519.pub /home/{USER}/.ssh/authorized_keys && "
+        f"echo {HOST} $(cat /srv/far/host_key.pub) > /root/.ssh/known_hosts && "
+        f"until ssh -o BatchMode=yes {USER}@{HOST} true; do sleep 0.5; done"
+    )
+    lab.put(CONFIG, f'vault = "{VAULT}"\njournal = "/var/lib/zvmsnap-far/journal"\n')
 
 
 def connect(lab: Lab) -> None:

@@ -16,6 +16,10 @@ THREE_NAMES, TAKE = "paused, three names", "take"
 FREEZE, QUIESCED = "usual freeze", "quiesced"
 WAYS = (USUAL, MEMORY, PAUSED, TAKE)
 
+# The same RAM images of one guest, as page images on a vault whose records and compression the
+# words of the cell say; sent to a vault with such records; or compared with each other.
+IMAGES, SENT, CHANGES = "page images", "sent to", "changes"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -41,6 +45,22 @@ def round_cell(filled_mib: int, disks: int, apparmor: bool) -> Cell:
     return Cell("round", words, minutes=7 + filled_mib // 150 + disks)
 
 
+def image_cell(*words: str) -> Cell:
+    """Page images on such a vault, or sent to one, or compared."""
+    return Cell(IMAGES, words, minutes=4)
+
+
+def image_cells() -> list[Cell]:
+    """Those that decide goals first."""
+    vaults = [
+        image_cell(record, compression)
+        for record in ("16K", "64K", "128K")
+        for compression in ("zstd", "lz4")
+    ]
+    sent = [image_cell(SENT, record) for record in ("16K", "128K")]
+    return [vaults[0], sent[0], *vaults[1:], sent[1], image_cell(CHANGES)]
+
+
 def whole() -> list[Cell]:
     """All cells, what decides most of the goals first."""
     return [
@@ -58,6 +78,7 @@ def whole() -> list[Cell]:
         round_cell(512, 8, True),
         Cell("quiesced", minutes=6),
         Cell("peak memory", minutes=6),
+        *image_cells(),
         Cell("100 datasets", minutes=20),
         Cell("many points", ("1000 points", "10000 snapshots"), minutes=6),
         Cell("many points", ("10000 points", "100000 snapshots"), minutes=40),
@@ -74,6 +95,7 @@ def short() -> list[Cell]:
         Cell("back", ("64 MiB",), minutes=5),
         Cell("quiesced", minutes=6),
         Cell("peak memory", minutes=6),
+        image_cells()[0],
         Cell("3 guests", minutes=6),
         Cell("10 datasets", minutes=4),
     ]

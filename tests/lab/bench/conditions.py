@@ -18,6 +18,7 @@ Conditions = dict[str, str]
 _IN_LAB = {
     "kernel": "uname -r",
     "ZFS": "zfs version | head -1",
+    "zfs_bclone_enabled": "cat /sys/module/zfs/parameters/zfs_bclone_enabled",
     "libvirt": "libvirtd --version",
     "QEMU": "qemu-system-x86_64 --version | head -1",
     "sanoid": "dpkg-query -Wf '${Version}' sanoid",

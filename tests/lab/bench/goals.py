@@ -12,6 +12,10 @@
 | the safety point                                 | 1.1 times `virsh save`                  |
 | the slowest of many guests in one round          | 1.5 times the slowest alone             |
 | memory of any command                            | 64 MiB                                  |
+| RAM of an idle guest, the second image           | 5 % of the first on the disk            |
+| the same, sent                                   | 10 % of the first on the way            |
+| taking apart                                     | twice sha256sum of the same file        |
+| rebuilding                                       | 10/9 of cp                              |
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import back, crowd, hooks
-from bench.cells import MEMORY, PAUSED, TAKE, USUAL, round_cell
+from bench import back, crowd, hooks, images
+from bench.cells import MEMORY, PAUSED, SENT, TAKE, USUAL, image_cell, round_cell
 from bench.results import Result
 from bench.spread import median, ratio, shown
 
@@ -31,6 +35,8 @@ BUSY_CPUS = 0.5
 REPEATS_MIN = 3
 
 _MIDDLE = round_cell(512, 2, True).id
+# As docs/how-to advises for the vaults of both hosts.
+_VAULT, _SENT = image_cell("16K", "zstd").id, image_cell(SENT, "16K").id
 # Seconds of `memory` beyond the usual hooks, one disk, before it was asked to be half of that.
 _OWN_TIME_S = {(64, "pre_s"): 4.0, (64, "post_s"): 4.25, (512, "pre_s"): 3.3, (512, "post_s"): 9.2}
 
@@ -69,6 +75,7 @@ def verdicts(found: Found) -> list[Verdict]:
         *_ways_back(found),
         *_crowds(found),
         *_memory(found),
+        *_images(found),
     ]
 
 
@@ -197,3 +204,20 @@ def _memory(found: Found) -> Iterable[Verdict]:
             way = max(peaks, key=lambda each: peaks[each])
             # Memory is the same on a busy machine, and each time.
             yield Verdict(f"memory, {cell}: largest is {way}", peaks[way], 64.0, " MiB")
+
+
+def _images(found: Found) -> Iterable[Verdict]:
+    for cell, measure, what, limit in (
+        (_VAULT, "disk_mib", "RAM of an idle guest on the disk, second against first image", 5.0),
+        (_SENT, "wire_mib", "RAM of an idle guest on the way, second against first image", 10.0),
+    ):
+        result = found.get(cell)
+        share = _against(images.SECOND, images.FIRST, measure)(result) if result else None
+        # So many bytes they are on a busy machine, too.
+        yield Verdict(what, None if share is None else 100 * share, limit, " %")
+    for way, against, limit in (
+        (images.APART, images.SHA256SUM, 2.0),
+        (images.REBUILT, images.COPY, 1 / 0.9),
+    ):
+        what, value = f"{way}, against {against}", _against(way, against, "took_s")
+        yield _of(found, _VAULT, what, limit, " times", value)

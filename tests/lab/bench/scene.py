@@ -48,10 +48,15 @@ class Measured:
 def prepare(lab: Lab, state: str = "ready") -> None:
     """A lab in that state, with the code of now, and what measures in it."""
     scenario.with_code(lab, state)
+    carry(lab)
+    lab.run(f"zfs create -o mountpoint={USUAL_DIR} cheap/usual")
+
+
+def carry(lab: Lab) -> None:
+    """Have what measures in the lab."""
     for path in [*OWN.glob("inside/*"), *OWN.glob("usual/*")]:
         if path.is_file():
             lab.put(f"{INSIDE}/{path.name}", path.read_bytes(), path.stat().st_mode & 0o777)
-    lab.run(f"zfs create -o mountpoint={USUAL_DIR} cheap/usual")
 
 
 def without_apparmor(lab: Lab) -> None:

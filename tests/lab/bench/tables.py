@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench import back, crowd, hooks
-from bench.cells import FREEZE, MEMORY, PAUSED, QUIESCED, TAKE, THREE_NAMES, USUAL, number
+from bench import back, crowd, hooks, images
+from bench.cells import (
+    CHANGES,
+    FREEZE,
+    MEMORY,
+    PAUSED,
+    QUIESCED,
+    SENT,
+    TAKE,
+    THREE_NAMES,
+    USUAL,
+    image_cell,
+    image_cells,
+    number,
+)
 from bench.goals import verdicts
 from bench.results import Result
 from bench.spread import median, ratio, shown, spread
@@ -244,6 +257,117 @@ def peak_memory(found: Found) -> Lines:
     return table(["command", "peak memory, MiB", "seconds"], rows)
 
 
+def _vaults(found: Found) -> list[Result]:
+    """The cells of vaults, by record size and compression."""
+    cells = [each.id for each in image_cells() if each.words[0].endswith("K")]
+    return [found[cell] for cell in cells if cell in found]
+
+
+def _of_first(result: Result, way: str, measure: str) -> str:
+    """With how much of the first image's it is."""
+    share = ratio(result.of(way, measure), result.of(images.FIRST, measure))
+    said = figures(result, way, measure)
+    return said if share is None else f"{said}, {100 * share:.1f} %"
+
+
+def images_on_disk(found: Found) -> Lines:
+    """What page images take, by record size and compression of the vault."""
+    rows = [
+        [
+            _where(result),
+            figures(result, images.FIRST, "disk_mib"),
+            _of_first(result, images.SECOND, "disk_mib"),
+            _of_first(result, images.LATER, "disk_mib"),
+            figures(result, images.POOL_SAYS, "bclonesaved_mib"),
+            figures(result, images.POOL_SAYS, "bcloneratio"),
+            figures(result, images.VAULT_SAYS, "used_mib"),
+            figures(result, images.VAULT_SAYS, "logicalused_mib"),
+        ]
+        for result in _vaults(found)
+    ]
+    head = [
+        "`recordsize`, `compression`",
+        "first image, MiB",
+        "second",
+        "each later one",
+        "`bclonesaved`",
+        "`bcloneratio`",
+        "`used`",
+        "`logicalused`",
+    ]
+    return table(head, rows)
+
+
+def images_changed(found: Found) -> Lines:
+    """How much of RAM changes, by the size of what it is counted in."""
+    result = found.get(image_cell(CHANGES).id)
+    rows = [
+        [
+            size,
+            figures(result, size, "used_mib"),
+            figures(result, size, "changed_mib"),
+            f"{100 * share:.1f} %" if (share := _share_changed(result, size)) else NONE,
+        ]
+        for size in (result.figures if result else ())
+        if result
+    ]
+    return table(["pieces of", "not zeros, MiB", "changed, MiB", "of that"], rows)
+
+
+def _share_changed(result: Result, size: str) -> float | None:
+    return ratio(result.of(size, "changed_mib"), result.of(size, "used_mib"))
+
+
+def images_sent(found: Found) -> Lines:
+    """What goes over, and what it takes there."""
+    rows = [
+        [
+            record,
+            way,
+            _of_first(result, way, "wire_mib"),
+            _of_first(result, way, "rsync_mib"),
+            _of_first(result, way, "disk_mib"),
+            figures(result, way, "took_s"),
+        ]
+        for record in ("16K", "128K")
+        if (result := found.get(image_cell(SENT, record).id))
+        for way in (images.FIRST, images.SECOND, images.LATER)
+        if result.of(way, "wire_mib")
+    ]
+    head = [
+        "`recordsize` there",
+        "image",
+        "went over, MiB",
+        "of that rsync's",
+        "on the disk there, MiB",
+        "seconds",
+    ]
+    return table(head, rows)
+
+
+def images_made(found: Found) -> Lines:
+    """How long page images take, beside commands that read or copy as much."""
+    ways = {
+        images.SHA256SUM: images.SHA256SUM,
+        images.APART_FIRST: images.SHA256SUM,
+        images.APART: images.SHA256SUM,
+        images.COPY: images.COPY,
+        images.REBUILT: images.COPY,
+        images.EXPORTED: images.COPY,
+    }
+    rows = [
+        [
+            _where(result),
+            way,
+            figures(result, way, "took_s", against if against != way else ""),
+            figures(result, way, "cpu_s", against if against != way else ""),
+        ]
+        for result in _vaults(found)
+        for way, against in ways.items()
+    ]
+    return table(["vault", "", "seconds", "of the CPU"], rows)
+
+
 def _times(result: Result, way: str, against: str, measure: str) -> str:
     times = ratio(result.of(way, measure), result.of(against, measure))
     return NONE if times is None else f"{times:.2f}"
@@ -323,5 +447,9 @@ BLOCKS = {
     "crowds": crowds,
     "points": many_points,
     "memory": peak_memory,
+    "images": images_on_disk,
+    "images_changed": images_changed,
+    "images_sent": images_sent,
+    "images_made": images_made,
     "notes": notes,
 }

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from bench import back, goals, hooks
-from bench.cells import round_cell
+from bench import back, goals, hooks, images
+from bench.cells import SENT, image_cell, round_cell
 from bench.goals import Verdict
 from bench.results import Result
 
@@ -96,3 +96,30 @@ def test_memory_names_the_largest_command_also_of_a_busy_machine(result: Build) 
     found = {"peak memory": result("peak memory", figures, elsewhere_cpus=2.0, repeats=1)}
     one = verdict(found, "memory, peak memory")
     assert (one.what, one.said) == ("memory, peak memory: largest is hooks", "missed by 6.00 MiB")
+
+
+def shares(measure: str, first: float, second: float) -> dict[str, Any]:
+    return {images.FIRST: {measure: [first]}, images.SECOND: {measure: [second]}}
+
+
+def test_bytes_of_the_second_image_are_said_of_a_busy_machine_and_once(result: Build) -> None:
+    vault, sent = image_cell("16K", "zstd").id, image_cell(SENT, "16K").id
+    found = {
+        vault: result(vault, shares("disk_mib", 200.0, 9.0), elsewhere_cpus=1.5, repeats=1),
+        sent: result(sent, shares("wire_mib", 200.0, 24.0), elsewhere_cpus=1.5),
+    }
+    assert verdict(found, "on the disk").figure == 4.5
+    assert verdict(found, "on the disk").said == "met"
+    assert verdict(found, "on the way").said == "missed by 2.00 %"
+    assert verdict({}, "on the way").said == "not measured"
+
+
+def test_speed_of_page_images_is_of_the_vault_that_is_advised(result: Build) -> None:
+    took = {images.SHA256SUM: 2.0, images.APART: 3.9, images.COPY: 1.0, images.REBUILT: 1.5}
+    figures = {way: {"took_s": [seconds] * 3} for way, seconds in took.items()}
+    cell, other = image_cell("16K", "zstd").id, image_cell("128K", "zstd").id
+    found = {cell: result(cell, figures), other: result(other, {})}
+    assert verdict(found, images.APART).said == "met"
+    assert verdict(found, images.REBUILT).said == "missed by 0.39 times"
+    found[cell] = result(cell, figures, elsewhere_cpus=1.5)
+    assert verdict(found, images.APART).said.startswith("not said")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench import report, tables
-from bench.cells import round_cell
+from bench.cells import image_cell, round_cell
 from bench.results import Result
 
 Build = Callable[..., Result]
@@ -76,6 +76,45 @@ def test_idle_hooks_and_many_points(result: Build) -> None:
         "|---|---|---|",
         "| zvmsnap list | 2.00; 40.0 | 4.00; 50.0 |",
     ]
+
+
+def test_page_images_are_beside_the_first_one(result: Build) -> None:
+    cell = image_cell("16K", "zstd").id
+    figures = {
+        "first": {"disk_mib": [200.0]},
+        "second": {"disk_mib": [10.0]},
+        "later": {"disk_mib": [6.0, 8.0]},
+        "pool": {"bclonesaved_mib": [580.0], "bcloneratio": [3.5]},
+        "vault": {"used_mib": [804.0], "logicalused_mib": [1200.0]},
+    }
+    assert tables.images_on_disk({cell: result(cell, figures)})[2:] == [
+        "| 16K, zstd | 200 | 10.0, 5.0 % | 7.00 (6.00 to 8.00), 3.5 % | 580 | 3.50 | 804 | 1200 |"
+    ]
+    cell = image_cell("sent to", "16K").id
+    sent = {
+        "first": {"wire_mib": [300.0], "rsync_mib": [290.0], "disk_mib": [200.0], "took_s": [60.0]},
+        "second": {"wire_mib": [15.0], "rsync_mib": [14.5], "disk_mib": [10.0], "took_s": [20.0]},
+    }
+    assert tables.images_sent({cell: result(cell, sent)})[2:] == [
+        "| 16K | first | 300, 100.0 % | 290, 100.0 % | 200, 100.0 % | 60.0 |",
+        "| 16K | second | 15.0, 5.0 % | 14.5, 5.0 % | 10.0, 5.0 % | 20.0 |",
+    ]
+    cell = image_cell("changes").id
+    changes = {"16 KiB": {"used_mib": [300.0, 300.0], "changed_mib": [12.0, 18.0]}}
+    assert tables.images_changed({cell: result(cell, changes)})[2:] == [
+        "| 16 KiB | 300 | 15.0 (12.0 to 18.0) | 5.0 % |"
+    ]
+
+
+def test_page_images_are_beside_who_reads_or_copies_as_much(result: Build) -> None:
+    cell = image_cell("128K", "lz4").id
+    figures = {
+        "sha256sum": {"took_s": [4.0], "cpu_s": [3.0]},
+        "taking apart, later": {"took_s": [6.0], "cpu_s": [6.0]},
+    }
+    rows = tables.images_made({cell: result(cell, figures)})
+    assert "| 128K, lz4 | sha256sum | 4.00 | 3.00 |" in rows
+    assert "| 128K, lz4 | taking apart, later | 6.00, 1.50 times | 6.00, 2.00 times |" in rows
 
 
 def test_datasets_and_crowds(result: Build) -> None:

@@ -68,6 +68,9 @@ def test_the_whole_has_what_was_asked_for() -> None:
         for disks in ("1 disk", "4 disks"):
             for apparmor in ("AppArmor on", "AppArmor off"):
                 assert f"round:{filled}:{disks}:{apparmor}" in ids
+    for record in ("16K", "64K", "128K"):
+        for compression in ("lz4", "zstd"):
+            assert f"page images:{record}:{compression}" in ids
     kinds = {cell.kind for cell in cells.whole()}
     assert {cell.kind.split()[-1] for cell in cells.short()} == {kind.split()[-1] for kind in kinds}
     assert {"10 guests", "100 datasets"} <= kinds

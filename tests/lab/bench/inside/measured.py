@@ -2,7 +2,7 @@
 
 stdin: {"repeats": 3, "warm": true, "commands": {"name": {"argv": [...], "env": {...}}}}. They are
 run in turn, so that what else the machine does meets all of them. With `warm`, once more before,
-which does not count.
+which does not count. Seconds are by the clock, and of the CPU for all their processes.
 """
 
 import json
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 
-def run(argv: list[str], env: dict[str, str]) -> tuple[float, float, int, str]:
-    """Seconds, MiB, exit status, and what it said last."""
+def run(argv: list[str], env: dict[str, str]) -> tuple[dict[str, float], int, str]:
+    """Its figures, exit status, and what it said last."""
     with Path(__file__).with_name("said").open("w+b") as said:
         begun_s = time.monotonic()
         process = subprocess.Popen(
@@ -25,27 +25,24 @@ def run(argv: list[str], env: dict[str, str]) -> tuple[float, float, int, str]:
         took_s = time.monotonic() - begun_s
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(max(0, said.tell() - 300))
-        return (
-            took_s,
-            usage.ru_maxrss / 1024,
-            process.returncode,
-            said.read().decode(errors="replace"),
-        )
+        figures = {
+            "took_s": took_s,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "peak_mib": usage.ru_maxrss / 1024,
+        }
+        return figures, process.returncode, said.read().decode(errors="replace")
 
 
 def main() -> None:
     """Measure."""
     asked = json.load(sys.stdin)
-    figures: dict[str, dict[str, list[float]]] = {
-        name: {"took_s": [], "peak_mib": []} for name in asked["commands"]
-    }
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in asked["commands"]}
     notes = []
     for number in range(-1 if asked["warm"] else 0, asked["repeats"]):
         for name, command in asked["commands"].items():
-            took_s, peak_mib, status, said = run(command["argv"], command.get("env", {}))
-            if number >= 0:
-                figures[name]["took_s"].append(took_s)
-                figures[name]["peak_mib"].append(peak_mib)
+            found, status, said = run(command["argv"], command.get("env", {}))
+            for measure, figure in found.items() if number >= 0 else ():
+                figures[name].setdefault(measure, []).append(figure)
             if status not in command.get("statuses", [0]):
                 notes.append(f"{name}: exit status {status}: {' '.join(said.split())[-200:]}")
     print(json.dumps({"figures": figures, "notes": list(dict.fromkeys(notes))}))
