@@ -1,8 +1,8 @@
 """Page images: what they take on the disk and on the way, and how long they take to make.
 
 All cells have the same RAM images, of a Linux guest that does nothing but write a number to two
-disks each second: so vaults differ, and nothing else. Its page cache is full of programs' bytes, as
-that of a real one. Nothing runs any more when they are taken apart, by the code that publishes.
+disks every few seconds: so vaults differ, and nothing else. Programs' bytes fill its page cache.
+Nothing runs any more when they are taken apart, by the code that publishes.
 
 What lies on the disk says the pool, before and after. What goes over says the network interface
 between the two hosts, in both directions, with all that ssh and IP add to it; snapshots of disks
