@@ -41,6 +41,8 @@ def lab(lab_session: Lab) -> Lab:
         scenario.configure(lab)
         lab.put("/root/arp.py", ARP)
         zvmsnap(lab, "take", linux.NAME)
+        memory = scenario.the_point(lab, linux.NAME).manifest["memory"]
+        assert memory["file"] == "memory.pages", memory
 
     scenario.stage(lab_session, "linux-taken", lambda lab: scenario.with_code(lab, "linux"), make)
     return lab_session

@@ -1,25 +1,57 @@
-"""RAM that is stored as pages, hour after hour, of a guest under load: each point is whole."""
+"""RAM that is stored as pages: of guests of all kinds, on all file systems, beside older points."""
+
+from __future__ import annotations
 
 import json
+import random
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import back
 import pytest
 import scenario
 from back import zvmsnap
-from scenario import Guest
+from scenario import WEB, Guest, Point
 
-from labkit import guests
+from labkit import guests, linux
 from labkit.api import Lab
 
 LOADED = Guest("loaded", ("tank/vm/loaded",), {"vda": "/tank/vm/loaded/loaded.raw"})
 MEMORY_MIB, DIRTY_MIB = 64, 8
 CPU_SHARE = "<cputune><period>100000</period><quota>30000</quota></cputune>"
 HOURS = 12
-# Some of the first, the middle and the last.
-PRUNED = (0, 4, 5, 10)
+SEED = 16
 
 
-def _make(lab: Lab) -> None:
+def assert_pages(point: Point) -> None:
+    """It has RAM, as pages."""
+    memory = point.manifest["memory"]
+    assert point.manifest["level"] == "memory", point.manifest["reason"]
+    assert memory["file"] == "memory.pages", memory["why_plain"]
+
+
+def assert_whole(lab: Lab, points: Sequence[Point]) -> None:
+    """These are all the points of the guest, and all that they have was read."""
+    domain = points[0].manifest["domain"]
+    assert [each.directory for each in scenario.points(lab, domain)] == [
+        each.directory for each in points
+    ]
+    verified = json.loads(zvmsnap(lab, "verify", "--json", domain).stdout)["points"]
+    assert [result["why"] for result in verified.values()] == [""] * len(points)
+
+
+def assert_loads(lab: Lab, point: Point, disk: str, clone: str) -> None:
+    """A clone goes on with the RAM of that point, and with its disks."""
+    domain, name = point.manifest["domain"], min(point.names)
+    dataset, _, file = disk.removeprefix("/").rpartition("/")
+    stored = guests.disk_count(lab, f"/{dataset}/.zfs/snapshot/{name}/{file}")
+    zvmsnap(lab, "clone", f"{domain}@{name}", clone)
+    back.assert_goes_on(lab, f"{clone}-{domain}", stored, 0)
+    zvmsnap(lab, "clone", "--destroy", clone)
+
+
+def _make_loaded(lab: Lab) -> None:
     lab.run("virsh destroy web && virsh undefine web && zfs create tank/vm/loaded")
     disk = guests.make_disk(
         lab, guests.Disk(LOADED.disks["vda"]), dirty_mib=DIRTY_MIB, memory_mib=MEMORY_MIB
@@ -32,34 +64,262 @@ def _make(lab: Lab) -> None:
 @pytest.mark.whole
 @pytest.mark.long
 def test_each_of_twelve_hours_loads_and_counts_on(lab_session: Lab) -> None:
+    """Each is loaded, and then removed, in no order: what its neighbours share with it stays."""
     lab = lab_session
     scenario.configured(lab)
-    _make(lab)
+    _make_loaded(lab)
     for _ in range(HOURS):
         scenario.pass_hours(lab, 1)
         scenario.take(lab)
         scenario.counts_on(lab, "loaded")
-    made = scenario.points(lab, "loaded")
-    assert len(made) == HOURS
-    for point in made:
-        assert point.manifest["level"] == "memory"
-        assert point.manifest["memory"]["file"] == "memory.pages", point.manifest["memory"]
-    zvmsnap(lab, "verify", "loaded")
+    left = scenario.points(lab, "loaded")
+    assert len(left) == HOURS
+    for point in left:
+        assert_pages(point)
 
-    # Whatever goes, the others are whole.
-    for number in PRUNED:
-        for name in made[number].names:
-            lab.run(f"zfs destroy tank/vm/loaded@{name}")
-    zvmsnap(lab, "prune")
-    left = [point for number, point in enumerate(made) if number not in PRUNED]
-    assert [point.directory for point in scenario.points(lab, "loaded")] == [
-        point.directory for point in left
-    ]
-    verified = json.loads(zvmsnap(lab, "verify", "--json", "loaded").stdout)["points"]
-    assert [result["why"] for result in verified.values()] == [""] * len(left)
+    for number, point in enumerate(random.Random(SEED).sample(left, HOURS)):
+        assert_whole(lab, left)
+        assert_loads(lab, point, LOADED.disks["vda"], f"load{number}")
+        left.remove(point)
+        for name in point.names:
+            lab.run(f"zfs destroy {LOADED.top}@{name}")
+        zvmsnap(lab, "prune")
+    assert scenario.vault_files(lab) == []
+    scenario.assert_counted_through(lab, "loaded")
+    back.assert_nothing_left(lab, LOADED)
 
-    # The newest first: to go back destroys what is newer.
-    for point in reversed(left):
+
+# -- guests of all kinds
+
+
+DEBIAN_DIR = "/var/lib/libvirt/images/debian"
+CPUS, CELL_MIB, DIMM_MIB, BALLOONED_MIB = 4, 64, 128, 192
+MANY_BLOCKS = (
+    f"<vcpu>{CPUS}</vcpu><maxMemory slots='2' unit='MiB'>1024</maxMemory>"
+    f"<memory unit='MiB'>{2 * CELL_MIB + DIMM_MIB}</memory>"
+    f"<cpu><numa><cell id='0' cpus='0-1' memory='{CELL_MIB}' unit='MiB'/>"
+    f"<cell id='1' cpus='2-3' memory='{CELL_MIB}' unit='MiB'/></numa></cpu>"
+)
+DIMM = (
+    f"<memory model='dimm'><target><size unit='MiB'>{DIMM_MIB}</size><node>0</node></target>"
+    "</memory>"
+)
+# The kernel unpacks one archive after the other.
+WITH_BALLOON = f"""
+set -e
+mkdir -p /var/tmp/balloon/modules && cd /var/tmp/balloon
+zcat {DEBIAN_DIR}/initrd.img | cpio --quiet -i modules/order
+xz -dc $(modinfo -n virtio_balloon) > modules/virtio_balloon.ko
+echo virtio_balloon.ko >> modules/order
+find modules | cpio --quiet -o -H newc | gzip -1 >> {DEBIAN_DIR}/initrd.img
+"""
+
+
+def _blocks(lab: Lab, point: Point) -> dict[str, int]:
+    """The RAM blocks of a page image, and how long they are."""
+    rest = lab.get(f"{point.directory}/memory.rest")
+    length = int.from_bytes(rest[20:24])
+    return {each["name"]: each["bytes"] for each in json.loads(rest[24 : 24 + length])["blocks"]}
+
+
+def _of_many_blocks(xml: str) -> str:
+    """The definition with four CPUs in two NUMA cells, and a DIMM."""
+    root = ET.fromstring(xml)
+    for old in ("vcpu", "memory", "currentMemory", "cpu"):
+        for each in root.findall(old):
+            root.remove(each)
+    (devices,), (words,) = root.findall("devices"), root.findall("os/cmdline")
+    root.extend(ET.fromstring(f"<domain>{MANY_BLOCKS}</domain>"))
+    devices.append(ET.fromstring(DIMM))
+    words.text = f"{words.text} memhp_default_state=online"
+    return ET.tostring(root, encoding="unicode")
+
+
+def _balloon_mib(lab: Lab) -> int:
+    said = dict(line.split() for line in lab.run("virsh -q dommemstat debian").stdout.splitlines())
+    return int(said["actual"]) >> 10
+
+
+def _balloon(lab: Lab, mib: int) -> None:
+    lab.run(f"virsh setmem debian {mib}M --live")
+    scenario.wait_until("the balloon", lambda: _balloon_mib(lab) == mib, timeout_s=300)
+
+
+@pytest.mark.whole
+@pytest.mark.long
+def test_linux_of_four_cpus_and_many_ram_blocks_in_a_balloon(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.with_code(lab, "linux")
+    scenario.configure(lab)
+    lab.run("virsh destroy debian")
+    lab.run(WITH_BALLOON)
+    guests.define(lab, _of_many_blocks(scenario.dumpxml(lab, "debian", persistent=True)))
+    since = guests.serial_size_bytes(lab, "debian")
+    lab.run("virsh start debian")
+    linux.wait_writes(lab, "debian", 2, since_byte=since, timeout_s=900)
+    _balloon(lab, BALLOONED_MIB)
+
+    before = linux.writes(lab, since_byte=since)[-1].count
+    zvmsnap(lab, "take", "debian")
+    point = scenario.the_point(lab, "debian")
+    assert_pages(point)
+    blocks = _blocks(lab, point)
+    for name, mib in (("ram-node0", CELL_MIB), ("ram-node1", CELL_MIB), ("memdimm0", DIMM_MIB)):
+        (length,) = [each for own, each in blocks.items() if own.endswith(name)]
+        assert length == mib << 20, blocks
+    after = linux.writes(lab, since_byte=since)[-1].count
+    _balloon(lab, 2 * CELL_MIB + DIMM_MIB)
+
+    lab.run("virsh destroy debian")
+    since = guests.serial_size_bytes(lab, "debian")
+    back.restore(lab, "debian@latest", "--no-safety")
+    linux.wait_writes(lab, "debian", after + 3, since_byte=since)
+    counts = [write.count for write in linux.writes(lab, since_byte=since)]
+    assert before < counts[0] <= after + 1
+    assert counts == list(range(counts[0], counts[-1] + 1))
+    assert "B" not in guests.serial(lab, "debian", since).split()
+    assert _balloon_mib(lab) == BALLOONED_MIB
+    cpus = linux.agent(lab, "guest-get-vcpus")
+    assert isinstance(cpus, list) and len([each for each in cpus if each["online"]]) == CPUS
+
+
+# -- vaults on all file systems, and older points
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file system at the vault's place: what makes it, and whether its files can share."""
+
+    make: str
+    shares: bool
+
+
+def _mounted(mkfs: str) -> str:
+    return (
+        f"zfs set mountpoint=none cheap/vault && truncate -s 400M /srv/vault && {mkfs} /srv/vault"
+        f" && mkdir -p {scenario.VAULT} && mount /srv/vault {scenario.VAULT}"
+    )
+
+
+PLACES = {
+    "zfs": Place("true", True),
+    "zfs without cloning": Place(
+        "echo 0 > /sys/module/zfs/parameters/zfs_bclone_enabled", False
+    ),
+    "ext4": Place(_mounted("mkfs.ext4 -q -m 0"), False),
+    "xfs": Place(_mounted("mkfs.xfs -q"), True),
+}
+
+
+def _shared_bytes(lab: Lab, point: Point) -> tuple[int, int]:
+    """What the RAM of a point shares with others, and what it takes in all."""
+    lab.run(f"sync -f {scenario.VAULT}")
+    (told,) = [each for each in back.listed(lab) if each["directory"] == point.directory]
+    usage = told["memory_on_disk"]
+    shared = usage["shared_bytes"]
+    if shared is None:
+        # ZFS says it of a whole pool: here one guest has cloned one file in it.
+        shared = lab.run("zpool sync cheap; zpool get -Hpo value bclonesaved cheap").stdout
+    return int(shared), usage["disk_bytes"]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("place", PLACES)
+def test_vault_on_file_systems_that_share_and_that_do_not(lab_session: Lab, place: str) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    scenario.write_sanoid_conf(lab, daily="0", monthly="0")
+    # As the docs advise for a vault.
+    lab.run("zfs set recordsize=16K cheap/vault")
+    lab.run(PLACES[place].make)
+    stored = []
+    for number in range(2):
+        scenario.pass_hours(lab, 1)
+        scenario.take(lab)
+        stored.append(back.stored_count(lab, back.hourly(lab, number)))
+    points = scenario.points(lab, "web")
+    for point in points:
+        assert_pages(point)
+    assert_whole(lab, points)
+    shared, taken = _shared_bytes(lab, points[1])
+    print(f"MEASURED vault on {place}: of {taken >> 10} KiB {shared >> 10} are shared")
+    assert shared > taken / 2 if PLACES[place].shares else shared == 0
+
+    for times, point, count in zip((1, 2), points[::-1], stored[::-1], strict=True):
+        back.restore(lab, f"web@{min(point.names)}", "--rollback", "--no-safety")
+        back.assert_jumped_to(lab, count, times=times)
+    back.assert_nothing_left(lab)
+
+
+STORED_AS = {
+    "memory.img": 'pages = false\ncompression = "none"',
+    "memory.img.zst": 'pages = false\ncompression = "zstd"',
+    "memory.pages": "pages = true",
+}
+
+
+@pytest.mark.whole
+def test_points_of_before_load_beside_page_images(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    scenario.write_sanoid_conf(lab, daily="0", monthly="0")
+    for image in (*STORED_AS.values(), *STORED_AS.values()):
+        scenario.configure(lab, f"[image]\n{image}")
+        scenario.pass_hours(lab, 1)
+        scenario.take(lab)
+    points = scenario.points(lab, "web")
+    assert [each.manifest["memory"]["file"] for each in points] == [*STORED_AS, *STORED_AS]
+    assert_whole(lab, points)
+    for times, point in enumerate(points[::-1], 1):
         (name,) = point.names
-        scenario.assert_coherent(lab, LOADED, name, point.image)
+        count = back.stored_count(lab, name)
+        back.restore(lab, f"web@{name}", "--rollback", "--no-safety")
+        back.assert_jumped_to(lab, count, times=times)
+    back.assert_nothing_left(lab)
+
+
+# Both are at the step before, and go on together.
+TOGETHER = """
+for each in web loaded; do
+    (ZVMSNAP_TEST_STOP_BEFORE=store zvmsnap take $each > /root/$each.log 2>&1
+     echo $? > /root/$each.code) < /dev/null &
+done
+until test $(ps -C zvmsnap,python3 -o stat=,args= | grep -c '^T.*zvmsnap take') = 2; do
+    sleep 0.1
+done
+pkill -CONT -f '[z]vmsnap take'
+wait
+cat /root/*.log >&2
+cat /root/*.code
+"""
+
+
+@pytest.mark.whole
+def test_two_guests_are_published_at_once(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.configured(lab)
+    lab.run(f"zfs create {LOADED.top}")
+    disk = guests.make_disk(lab, guests.Disk(LOADED.disks["vda"]))
+    guests.define(lab, guests.domain_xml("loaded", [disk]))
+    guests.start(lab, "loaded")
+    for name in ("web", "loaded"):
+        zvmsnap(lab, "take", name)
+    scenario.pass_hours(lab, 1)
+    done = lab.run(TOGETHER, timeout_s=scenario.ROUND_LIMIT_S)
+    assert done.stdout.split() == ["0", "0"], done
+
+    times = []
+    for guest in (WEB, LOADED):
+        points = scenario.points(lab, guest.name)
+        assert len(points) == 2
+        for point in points:
+            assert_pages(point)
+        assert_whole(lab, points)
+        first, last = f"{points[1].directory}/domain.xml", f"{points[1].directory}/memory.rest"
+        times.append(lab.run(f"stat -c %.Y {first} {last}").stdout.split())
+        assert_loads(lab, points[1], guest.disks["vda"], f"of-{guest.name}")
+        scenario.assert_counted_through(lab, guest.name)
+    (web_begins, web_ends), (loaded_begins, loaded_ends) = times
+    assert max(web_begins, loaded_begins) < min(web_ends, loaded_ends), times
+    back.assert_nothing_left(lab)
     back.assert_nothing_left(lab, LOADED)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
 import re
+from collections.abc import Iterator
 
 import back
 import pytest
@@ -342,6 +346,80 @@ def test_refused_before_anything_stops(lab_session: Lab) -> None:
         assert "Traceback" not in done.stderr
         assert lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout == before
         lab.run(f"rm -r {point} && cp -a /root/point {point}")
+
+
+# The places of all records of pages that are not zeros.
+WITH_DATA = """
+import sys
+with open(sys.argv[1], "rb") as pages:
+    place = 0
+    while record := pages.read(16384):
+        if record.strip(b"\\0"):
+            print(place)
+        place += len(record)
+"""
+FLIP = """
+import sys
+with open(sys.argv[1], "r+b") as file:
+    place, bit = map(int, sys.argv[2:])
+    file.seek(place)
+    (byte,) = file.read(1)
+    file.seek(place)
+    file.write(bytes([byte ^ 1 << bit]))
+"""
+SEED = 16
+
+
+def places(lab: Lab, directory: str) -> Iterator[tuple[str, int]]:
+    """Bytes of a page image: of each part some, its first and its last."""
+    dice = random.Random(SEED)
+    pages = f"{directory}/memory.pages"
+    told = lab.run(f"stat -c %s {pages}; python3 - {pages}", stdin=WITH_DATA).stdout.split()
+    length, *records = map(int, told)
+    hole = next(place for place in range(0, length, 16384) if place not in records)
+    in_data = [each + dice.randrange(16384) for each in dice.sample(records, 3)]
+    for place in (records[0], *in_data, records[-1] + 16383, hole + dice.randrange(16384),
+                  length - 1):
+        yield "memory.pages", place
+
+    rest = lab.get(f"{directory}/memory.rest")
+    begin = 24 + int.from_bytes(rest[20:24])
+    table = json.loads(rest[24:begin])
+    ends = [0, 16, 20, 24, begin]  # what it is, its version, how long its table is, the table
+    ends.append(begin + 16)  # libvirt's magic
+    for part in ("head_bytes", "opening_bytes", "closing_bytes"):
+        begin += table[part]
+        ends.append(begin)
+    assert begin == len(rest)
+    for first, end in itertools.pairwise(ends):
+        yield "memory.rest", dice.randrange(first, end)
+    yield "memory.rest", len(rest) - 1
+
+
+@pytest.mark.whole
+@pytest.mark.long
+def test_a_byte_that_has_changed_anywhere_is_found_and_refused(lab_session: Lab) -> None:
+    lab = lab_session
+    scenario.taken(lab)
+    name = back.hourly(lab)
+    directory = scenario.the_point(lab, "web").directory
+    lab.put("/root/flip.py", FLIP)
+    before = lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout
+    for bit, (file, place) in enumerate(places(lab, directory)):
+        flip = f"python3 /root/flip.py {directory}/{file} {place} {bit % 8}"
+        lab.run(flip)
+        found = zvmsnap(lab, "verify", f"web@{name}", status=1).stdout
+        refused = restore(lab, f"web@{name}", status=1).stderr
+        for said in (found, refused):
+            assert file in said, (file, place, said)
+        lab.run(flip)
+    zvmsnap(lab, "verify", f"web@{name}")
+    assert lab.run("zfs list -Hp -t all -o name,guid; virsh list --all").stdout == before
+    scenario.assert_counted_through(lab, "web")
+    back.assert_nothing_left(lab)
+    stored = back.stored_count(lab, name)
+    restore(lab, f"web@{name}", "--no-safety")
+    back.assert_jumped_to(lab, stored)
 
 
 def test_pool_without_room_is_found_out_before_anything_stops(lab_session: Lab) -> None:
