@@ -120,6 +120,8 @@ class _Batch:
     def sent(self, block: Block, address: int, end: int) -> list[memoryview | bytes]:
         """What was read, as it is sent: the pages of a block from `address` to before `end`."""
         count = (end - address) // PAGE_BYTES
+        if not count:
+            return []  # behind its end, where only damage lies: read for its digest alone
         zeros = [number for number in range(count) if self._zeros[number]]
         words = _words(address, count, PAGE)
         for number in zeros:
@@ -127,7 +129,7 @@ class _Batch:
         _lay(words, self._bytes, _STRIDE)
         parts: list[memoryview | bytes] = []
         begin = 0
-        if count and not address:
+        if not address:
             parts = [self._view[: WORD.size], _name(block)]
             begin = WORD.size
         for number in zeros:

@@ -88,3 +88,15 @@ def test_a_flipped_bit_is_seen(tmp_path: Path, name: str) -> None:
         with pytest.raises(ImageUnloadable, match=name):
             together(tmp_path, taken)
         data[at] ^= 1
+
+
+def test_a_byte_behind_the_end_of_a_block_is_seen(tmp_path: Path) -> None:
+    """Where no page is: what lies there is read for the digest, and never sent."""
+    image = Image()
+    image.all_pages()
+    taken = apart(image.image(), tmp_path)
+    with (tmp_path / PAGES).open("r+b") as pages:
+        pages.seek(-1, 2)
+        pages.write(b"x")
+    with pytest.raises(ImageUnloadable, match=f"{PAGES} of the point does not match"):
+        together(tmp_path, taken)
