@@ -306,7 +306,16 @@ class Watch:
     @property
     def longest_silence_s(self) -> float:
         """The longest time in which it printed nothing."""
-        return max(b - a for a, b in zip(self.growth_s, self.growth_s[1:], strict=False))
+        return self._silences_s[-1]
+
+    @property
+    def usual_silence_s(self) -> float:
+        """The longest one but for that: how slowly it prints when nothing holds it."""
+        return self._silences_s[-2]
+
+    @property
+    def _silences_s(self) -> list[float]:
+        return sorted(b - a for a, b in zip(self.growth_s, self.growth_s[1:], strict=False))
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def test_it_goes_on_within_the_deadline(lab: Lab, cell: Cell) -> None:
         linux.wait_writes(lab, linux.NAME, linux.writes(lab)[-1].count + 2)
     print(f"MEASURED {cell.id}: no write for {seen.longest_silence_s:.1f} s, paused for "
           f"{max(seen.pauses_s, default=0):.1f} s")
-    limit_s = MAX_FREEZE_S + 2 + SLACK_S
+    # On a slow machine it prints seldom, whatever holds it.
+    limit_s = MAX_FREEZE_S + 2 + SLACK_S + seen.usual_silence_s
     if cell.fault == "libvirtd killed":
         limit_s += LIBVIRTD_BACK_S
     assert seen.longest_silence_s < limit_s
