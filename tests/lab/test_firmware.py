@@ -38,23 +38,28 @@ def variable(lab: Lab, nvram: str = NVRAM) -> str:
     return lab.run(f"dd if={nvram} bs=1 skip={VARIABLE_AT} count=3 status=none").stdout
 
 
+def made(lab: Lab) -> None:
+    """`safe` runs instead of `web`, with variable and secret `one`, and sanoid knows of it."""
+    lab.run("virsh destroy web && virsh undefine web && zfs create tank/vm/safe")
+    drive = guests.make_disk(lab, guests.Disk(SAFE.disks["vda"]))
+    lab.run(f"cp -L /usr/share/seabios/bios-256k.bin {FLASH}")
+    xml = guests.domain_xml("safe", [drive], uefi=True, tpm=True)
+    xml = xml.replace("machine='q35'", "machine='pc'").replace(OVMF_CODE, FLASH)
+    guests.define(lab, xml)
+    lab.run("virsh start safe && virsh destroy safe")  # makes TPM and NVRAM
+    set_variable(lab, "one")
+    tpm(lab, "define")
+    tpm(lab, "write", "one")
+    guests.start(lab, "safe")
+    scenario.write_sanoid_conf(lab, scenario.section("tank/vm/safe"), daily="0", monthly="0")
+
+
 @pytest.fixture
 def lab(lab_session: Lab) -> Lab:
     """Of `safe` a point is taken while variable and secret are `one`; now they are `two`."""
 
     def make(lab: Lab) -> None:
-        lab.run("virsh destroy web && virsh undefine web && zfs create tank/vm/safe")
-        drive = guests.make_disk(lab, guests.Disk(SAFE.disks["vda"]))
-        lab.run(f"cp -L /usr/share/seabios/bios-256k.bin {FLASH}")
-        xml = guests.domain_xml("safe", [drive], uefi=True, tpm=True)
-        xml = xml.replace("machine='q35'", "machine='pc'").replace(OVMF_CODE, FLASH)
-        guests.define(lab, xml)
-        lab.run("virsh start safe && virsh destroy safe")  # makes TPM and NVRAM
-        set_variable(lab, "one")
-        tpm(lab, "define")
-        tpm(lab, "write", "one")
-        guests.start(lab, "safe")
-        scenario.write_sanoid_conf(lab, scenario.section("tank/vm/safe"), daily="0", monthly="0")
+        made(lab)
         scenario.take(lab)
         scenario.counts_on(lab, "safe")
         change(lab)
@@ -74,6 +79,7 @@ def change(lab: Lab) -> None:
 def name_of_point(lab: Lab) -> str:
     point = scenario.points(lab, "safe")[0]
     assert point.manifest["level"] == "memory" and not point.manifest["tpm_warning"]
+    assert point.manifest["memory"]["file"] == "memory.pages", point.manifest["memory"]
     return f"safe@{point.manifest['run']}"
 
 

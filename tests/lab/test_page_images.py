@@ -207,6 +207,7 @@ PLACES = {
         "echo 0 > /sys/module/zfs/parameters/zfs_bclone_enabled", False
     ),
     "ext4": Place(_mounted("mkfs.ext4 -q -m 0"), False),
+    "xfs": Place(_mounted("mkfs.xfs -q"), True),
 }
 
 

@@ -118,7 +118,7 @@ class Attempt:
                 self.run.mounts,
             )
             writer.note(tpm_warning=warning)
-            if self.level.holds_guest:
+            if self.level.holds_guest and self.shared.preexisting.newest_txg_before is None:
                 # So that what this needs is not loaded while the guest is held.
                 self.snapshots_before_freeze(writer.entry)
 

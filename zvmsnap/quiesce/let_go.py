@@ -58,23 +58,25 @@ def follow(config: Config, known: Entry, ended: threading.Event, guests: Callabl
         with Host.connect(config.uri) as host:
             guest = host.guest(known.uuid)
             guest.state()  # libvirt has looked it up by then
-            marks.seems_to_exist(_announced(known)[-1][0])  # and all that this needs is loaded
+            awaited = _announced(known)
+            marks.seems_to_exist(awaited[-1][0])  # and all that this needs is loaded
             with lock(config.locks_dir, follower(known.uuid), "follow", _LOCK_LIMIT_S):
-                entry = _when_all_exist(journal, known, ended, guests)
+                entry = _when_all_exist(_Followed(journal, known), awaited, ended, guests)
             return entry is not None and _let_go(config, journal, guest, entry)
     except (DomainGone, LockTimeout):
         return False
 
 
 def _when_all_exist(
-    journal: Journal, known: Entry, ended: threading.Event, guests: Callable[[], int]
+    followed: _Followed,
+    awaited: list[list[str]],
+    ended: threading.Event,
+    guests: Callable[[], int],
 ) -> Entry | None:
     """The entry, when the guest is held and all snapshots of its run seem to exist.
 
     None if it is not to be waited for any more, or they cannot all appear.
     """
-    followed = _Followed(journal, known)
-    awaited = _announced(known)
     is_frozen = False
     while (entry := followed.entry()) and entry.may_hold_guest:
         if entry.disks_frozen_at_s and not is_frozen:
