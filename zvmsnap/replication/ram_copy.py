@@ -19,9 +19,12 @@ Why these options of rsync(1):
     --no-whole-file   rsync compares, also where it sees a local path
     --block-size      of a page; larger, if that were more blocks than rsync should know at once
     --ignore-times    a clone may have length and time of the image
-    --sparse          zeros become holes. Together with --inplace since 3.1.3; without it the zeros
-                      of pages that the guest gave back take room
     --append-verify   for plain images. Of a page image it would keep the old pages
+
+Not --sparse: together with --inplace it punches a hole for each row of zeros in each kilobyte
+(write_sparse in rsync's fileio.c), also in blocks that are equal; ZFS writes each record anew in
+which a part becomes a hole, and next to nothing would stay shared. Pages of zeros are holes in what
+`memory.pages` begins as, and rsync leaves what is equal alone.
 """
 
 from __future__ import annotations
@@ -39,19 +42,14 @@ _BLOCK_BYTES_MAX = 128 << 10  # rsync's own limit
 
 _CLONE = ("cp", "--reflink=auto", "--sparse=always")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
-_VERSION = re.compile(rb"rsync +version v?(\d+)\.(\d+)\.(\d+)")
-_SPARSE_IN_PLACE = (3, 1, 3)
 
 
-def options(name: str, length_bytes: int, remote: RemoteHost) -> list[str]:
-    """With these, rsync copies a file of RAM to or from a machine, after `begin`."""
+def options(name: str, length_bytes: int) -> list[str]:
+    """With these, rsync copies a file of RAM from vault to vault, after `begin`."""
     if name not in (PAGES, REST):
         return ["--append-verify"]
     words = ["--inplace", "--no-whole-file", "--ignore-times"]
-    if name == REST:
-        return words
-    words.append(f"--block-size={_block_bytes(length_bytes)}")
-    return [*words, "--sparse"] if _can_punch(remote) else words
+    return words if name == REST else [*words, f"--block-size={_block_bytes(length_bytes)}"]
 
 
 def begin(path: str, length_bytes: int, target: RemoteHost, base: str | None) -> None:
@@ -88,8 +86,3 @@ def _block_bytes(length_bytes: int) -> int:
     while length_bytes > _BLOCKS_MAX * block_bytes and block_bytes < _BLOCK_BYTES_MAX:
         block_bytes *= 2
     return block_bytes
-
-
-def _can_punch(remote: RemoteHost) -> bool:
-    match = _VERSION.search(remote.process(["rsync", "--version"]).stdout)
-    return match is not None and tuple(map(int, match.groups())) >= _SPARSE_IN_PLACE

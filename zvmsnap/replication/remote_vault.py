@@ -164,7 +164,7 @@ class RemoteVault:
         for image in ram:
             length_bytes = image.stat().st_size
             ram_copy.begin(str(incoming / image.name), length_bytes, self._remote, older)
-            words = ram_copy.options(image.name, length_bytes, self._remote)
+            words = ram_copy.options(image.name, length_bytes)
             sent_bytes += self._send([image], incoming, bwlimit, *words)
         with tempfile.TemporaryDirectory() as temporary:
             small = self._small(transfer, Path(temporary))
@@ -303,7 +303,7 @@ class RemoteVault:
             source = self._path_of(point) / name
             length_bytes = ram_copy.length_bytes(str(source), self._remote)
             ram_copy.begin(str(directory / name), length_bytes, HERE, older)
-            words = ram_copy.options(name, length_bytes, self._remote)
+            words = ram_copy.options(name, length_bytes)
             self._rsync(*words, self._at(source), f"{directory}/")
         if point.manifest.encrypted:
             copies.decrypt_ram(point.manifest, directory, identity)

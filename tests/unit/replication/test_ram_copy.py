@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.guest import UUID
 from zvmsnap.common.errors import DestinationUnreachable, ImageUnloadable, RemoteFailed
-from zvmsnap.common.ssh import HERE, RemoteHost
+from zvmsnap.common.ssh import RemoteHost
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
@@ -148,7 +148,8 @@ def test_only_what_differs_goes_over(
     # 4 pages, and a checksum for each of 1024.
     assert 4 * 4096 < second_bytes < 0.04 * first_bytes
     pages = arrived(there, second)
-    assert used_bytes(pages) <= used_bytes(second.directory / PAGES) + SLACK
+    # One record has become zeros: no hole, unless the file system compresses.
+    assert used_bytes(pages) <= used_bytes(second.directory / PAGES) + RECORD + SLACK
     points, _ = there.read()
     assert newest_pages(points, UUID) == points[-1]
     assert points[-1].manifest == second.manifest
@@ -168,15 +169,6 @@ POOR = [
         {"cp": 'eval "last=\\${$#}"; echo half > "$last"; exit 1'}, USED - RECORD, id="half"
     ),
     pytest.param({"truncate": "exit 127", "cp": "exit 1"}, LENGTH, id="no truncate"),
-    pytest.param(
-        {
-            "rsync": 'case "$*" in --version) echo "rsync  version 3.1.2  protocol version 31";'
-            ' exit;; *--inplace*--sparse*) exit 1;; esac; exec $REAL "$@"'
-        },
-        0,
-        id="old rsync",
-    ),
-    pytest.param({"rsync": '[ "$1" = --version ] && exit 1; exec $REAL "$@"'}, 0, id="which"),
 ]
 
 
@@ -359,4 +351,4 @@ BLOCKS = [(0, 4), (32 << 30, 4), ((32 << 30) + 1, 8), (256 << 30, 32), (16 << 40
 
 @pytest.mark.parametrize(("length_bytes", "kib"), BLOCKS)
 def test_blocks(length_bytes: int, kib: int) -> None:
-    assert f"--block-size={kib << 10}" in ram_copy.options(PAGES, length_bytes, HERE)
+    assert f"--block-size={kib << 10}" in ram_copy.options(PAGES, length_bytes)
