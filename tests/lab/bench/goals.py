@@ -34,7 +34,7 @@ Value = Callable[[Result], float | None]
 BUSY_CPUS = 0.5
 REPEATS_MIN = 3
 
-_MIDDLE = round_cell(512, 2, True).id
+_MIDDLE = round_cell(512, 2, apparmor=True).id
 # As docs/how-to advises for the vaults of both hosts.
 _VAULT, _SENT = image_cell("16K", "zstd").id, image_cell(SENT, "16K").id
 # Seconds of `memory` beyond the usual hooks, one disk, before it was asked to be half of that.
@@ -139,7 +139,7 @@ def _own_time(found: Found) -> Iterable[Verdict]:
     for (filled_mib, measure), then_s in _OWN_TIME_S.items():
         role = measure.removesuffix("_s")
         what = f"{role} of memory beyond the usual hook, {filled_mib} MiB, 1 disk"
-        cell = round_cell(filled_mib, 1, True).id
+        cell = round_cell(filled_mib, 1, apparmor=True).id
         yield _of(found, cell, what, then_s / 2, " s", _beyond_usual(measure))
 
 

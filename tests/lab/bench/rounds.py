@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import scenario
 
 from bench import heard, scene
-from bench.cells import FREEZE, QUIESCED, TAKE, USUAL, Cell, number, ways
+from bench.cells import FREEZE, QUIESCED, TAKE, USUAL, Cell, number, warm_up, ways
 from bench.scene import INSIDE, Measured
 from labkit import guests, linux
 from labkit.api import Lab
@@ -28,8 +28,7 @@ def measure(lab: Lab, cell: Cell, repeats: int, *, warm: bool) -> Measured:
     all_of_it = Measured()
     with scene.listener(lab):
         for repeat in range(-1 if warm else 0, repeats):
-            for way in ways(cell):
-                # The first of each is warm-up.
+            for way in ways(cell) if repeat >= 0 else warm_up(cell):
                 one_round(lab, dataset, way, all_of_it if repeat >= 0 else Measured())
                 if on_overlays(lab):
                     all_of_it.note(f"{way}: left the guest on an overlay; it was made anew")

@@ -12,7 +12,7 @@ from bench.goals import Verdict
 from bench.results import Result
 
 Build = Callable[..., Result]
-MIDDLE = round_cell(512, 2, True).id
+MIDDLE = round_cell(512, 2, apparmor=True).id
 
 
 def verdict(found: dict[str, Result], words: str) -> Verdict:
@@ -45,7 +45,7 @@ def test_nothing_is_said_of_a_busy_machine_or_of_one_repeat(result: Build) -> No
 
 
 def test_flat_is_of_all_rounds_and_one_busy_cell_silences_it(result: Build) -> None:
-    cells = [round_cell(64, 1, True).id, round_cell(1024, 4, False).id]
+    cells = [round_cell(64, 1, apparmor=True).id, round_cell(1024, 4, apparmor=False).id]
     found = {cell: result(cell, paused(n)) for cell, n in zip(cells, (1.0, 1.25), strict=True)}
     assert verdict(found, "against the shortest").figure == 1.25
     assert verdict(found, "against the shortest").said == "met"
@@ -63,7 +63,7 @@ def test_idle_hooks(result: Build) -> None:
 
 
 def test_own_time_is_what_is_beyond_the_usual_hooks(result: Build) -> None:
-    cell = round_cell(64, 1, True).id
+    cell = round_cell(64, 1, apparmor=True).id
     figures = {"usual": {"pre_s": [3.0]}, "memory": {"pre_s": [4.5]}}
     one = verdict({cell: result(cell, figures)}, "pre of memory beyond the usual hook, 64 MiB")
     assert (one.figure, one.limit) == (1.5, 2.0)

@@ -15,8 +15,8 @@ from bench.results import Result
 
 Build = Callable[..., Result]
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-ON, OFF = round_cell(64, 1, True).id, round_cell(64, 1, False).id
-LARGE = round_cell(1024, 4, True).id
+ON, OFF = round_cell(64, 1, apparmor=True).id, round_cell(64, 1, apparmor=False).id
+LARGE = round_cell(1024, 4, apparmor=True).id
 
 
 @pytest.fixture
