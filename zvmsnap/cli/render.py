@@ -89,6 +89,8 @@ def sent(report: SendReport, *, dry_run: bool) -> list[str]:
         lines += [f"  {each.dataset}@{each.newest}: {_amount(each)}" for each in unit.datasets]
         for point in unit.points:
             lines.append(f"  point {point.name}: {_ram(point, dry_run=dry_run)}")
+        if report.encrypted and any(point.memory_bytes for point in unit.points):
+            lines.append("  encrypted there: all of the RAM is sent, not only what differs")
         if unit.points_bytes:
             lines.append(f"  transferred for points: {size(unit.points_bytes)}")
         removed = "would remove" if dry_run else "removed"

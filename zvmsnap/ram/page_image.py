@@ -198,7 +198,7 @@ class Rest:
     def head(self, name: str) -> Head:
         """libvirt's head, with the definition inside. Raises ImageUnloadable."""
         count = self.table.head_bytes + self.table.opening_bytes
-        return save_image.read_head(Chunks(self.bytes_of(0, count)), name)
+        return save_image.read_head(Chunks(self.bytes_of(0, count)), f"{REST} of {name}")
 
 
 class Chunks:

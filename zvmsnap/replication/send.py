@@ -384,7 +384,8 @@ class Sender:
 
     def _report(self, outcomes: Iterable[UnitOutcome]) -> SendReport:
         units = tuple(send_report.of(outcome) for outcome in outcomes)
-        return SendReport(destination=self._destination.name, units=units)
+        encrypted = bool(self._options.recipients)
+        return SendReport(destination=self._destination.name, units=units, encrypted=encrypted)
 
 
 def send_lock(settings: Config, destination: str) -> AbstractContextManager[None]:

@@ -54,10 +54,11 @@ class UnitReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SendReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All that goes to one destination."""
+    """All that goes to one destination; is it `encrypted` on the way, and there?"""
 
     destination: str
     units: tuple[UnitReport, ...]
+    encrypted: bool = False
 
     @property
     def has_failed(self) -> bool:

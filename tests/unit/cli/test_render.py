@@ -25,6 +25,7 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.points.verify_result import VerifyResult
 from zvmsnap.recovery.report import Outcome, Report, Result
+from zvmsnap.replication.send_report import PointReport, SendReport, UnitReport
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.retention.prune import Findings
 from zvmsnap.virt import domain_xml
@@ -350,6 +351,25 @@ def test_pruning(manifest: Callable[..., Manifest]) -> None:
     ]
     assert next(render.pruning(findings, dry_run=False)).startswith("removed point web@m")
     assert list(render.pruning(Findings(Leftovers()), dry_run=True)) == ["nothing to remove"]
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "memory_bytes", "lines"), [(True, 9, 1), (True, 0, 0), (False, 9, 0)]
+)
+def test_sent_says_that_encrypted_ram_is_sent_whole(
+    encrypted: bool, memory_bytes: int, lines: int
+) -> None:
+    unit = UnitReport(
+        domain="web",
+        datasets=(),
+        points=(PointReport(name="web@m", memory_bytes=memory_bytes),),
+        points_bytes=9,
+        error="",
+    )
+    report = SendReport(destination="nas:b", units=(unit,), encrypted=encrypted)
+    printed = render.sent(report, dry_run=False)
+    said = [line for line in printed if "encrypted there: all of the RAM is sent" in line]
+    assert len(said) == lines
 
 
 def test_recovery() -> None:

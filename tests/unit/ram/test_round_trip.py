@@ -54,6 +54,15 @@ def test_the_definition_is_in_the_rest(tmp_path: Path) -> None:
         assert read_rest(image).head("it").xml == "<domain/>"
 
 
+def test_a_damaged_head_is_said_to_be_in_the_rest(tmp_path: Path) -> None:
+    apart(in_order(), tmp_path)
+    data = bytearray((tmp_path / REST).read_bytes())
+    data[data.index(b"LibvirtQemudSave")] ^= 1
+    (tmp_path / REST).write_bytes(data)
+    with opened(tmp_path) as image, pytest.raises(ImageUnloadable, match=f"^{REST} of the point"):
+        read_rest(image).head(image.name)
+
+
 def test_the_last_of_two_pages_counts(tmp_path: Path) -> None:
     image = Image({"pc.ram": 16 * PAGE_BYTES})
     image.begin()
