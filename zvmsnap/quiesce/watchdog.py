@@ -108,15 +108,18 @@ def wait_until_followed(config: Config, entry: Entry, cancelled: threading.Event
     """
     if entry.newest_txg_before is None:
         wait_until(
-            lambda: cancelled.is_set() or is_held(config.locks_dir, follower(entry.uuid)),
+            lambda: cancelled.is_set() or is_held(config.locks_dir, follower(entry)),
             _FOLLOW_TIMEOUT_S,
             _POLL_S,
         )
 
 
-def follower(uuid: str) -> str:
-    """The lock that the watchdog holds while it follows that guest (quiesce/let_go)."""
-    return f"follow-{uuid}"
+def follower(entry: Entry) -> str:
+    """The lock that the watchdog holds while it follows that entry (quiesce/let_go).
+
+    No other entry has it: a watchdog that hangs, of a run before, must not seem to follow this one.
+    """
+    return f"follow-{entry.capture}"
 
 
 def _runs(config: Config, owner: Process) -> bool:

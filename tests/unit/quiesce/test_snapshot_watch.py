@@ -28,6 +28,7 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import let_go, snapshot_watch, thaw
 from zvmsnap.quiesce.deadline import enforce_deadline
 from zvmsnap.quiesce.snapshot_watch import SnapshotWatch
+from zvmsnap.quiesce.watchdog import follower
 from zvmsnap.virt.guest import Pause
 from zvmsnap.zfs import marks, mounts, zfs
 
@@ -143,7 +144,7 @@ def test_that_it_follows_is_seen_when_it_has_asked_libvirt_and_zfs(
     followed: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held(hold, step="dump", disks_frozen_at_s=0.0)
+    entry = held(hold, step="dump", disks_frozen_at_s=0.0)
     asked = threading.Event()
     seems_to_exist = marks.seems_to_exist
 
@@ -154,10 +155,24 @@ def test_that_it_follows_is_seen_when_it_has_asked_libvirt_and_zfs(
     monkeypatch.setattr(marks, "seems_to_exist", ask)
     with watched(config):
         wait_a_little(followed)
-        assert not is_held(config.locks_dir, f"follow-{UUID}")
+        assert not is_held(config.locks_dir, follower(entry))
         asked.set()
-        until(lambda: is_held(config.locks_dir, f"follow-{UUID}"))
-    until(lambda: not is_held(config.locks_dir, f"follow-{UUID}"))
+        until(lambda: is_held(config.locks_dir, follower(entry)))
+    until(lambda: not is_held(config.locks_dir, follower(entry)))
+    assert list(config.locks_dir.glob("follow-*")) == []
+
+
+def test_a_watchdog_that_hangs_does_not_seem_to_follow_the_next_run(
+    config: Config, guest: FakeGuest, pools: FakeZfs, hold: Hold, followed: list[str]
+) -> None:
+    before = held(hold, capture=f"{UUID}.0000000a")
+    with lock(config.locks_dir, follower(before), "follow", 0):
+        entry = held(hold)
+        assert not is_held(config.locks_dir, follower(entry))
+        pools.present[f"tank/web@{entry.snapshot_names[0]}"] = 11
+        with watched(config):
+            until(lambda: followed != [])
+    assert guest.calls == ["resume"]
 
 
 def test_by_the_name_that_sanoid_makes_of_one_that_exists(
