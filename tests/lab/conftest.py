@@ -110,18 +110,19 @@ class _Recorder:
 
     def __init__(self) -> None:
         self._seconds: Counter[str] = Counter()
-        self._bad: set[str] = set()
+        self._bad: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._seconds[report.nodeid] += report.duration  # type: ignore[assignment]
         if not report.passed:
-            self._bad.add(report.nodeid)
+            sections = "\n".join(f"{title}\n{text}" for title, text in report.sections)
+            self._bad[report.nodeid] = f"{report.longreprtext}\n{sections}"
         if report.when == "teardown":
             record.append(record.Outcome(
                 test=report.nodeid, passed=report.nodeid not in self._bad,
                 seconds=round(self._seconds.pop(report.nodeid), 1),
                 cpu_s=float(str(dict(report.user_properties).get(_CPU, 0))),
-                code=record.code_of(report.nodeid)))
+                code=record.code_of(report.nodeid), why=self._bad.get(report.nodeid, "")))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

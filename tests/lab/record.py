@@ -18,13 +18,17 @@ LINES = settings.CHECKOUT_DIR / "build" / "lab.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one test: how long it took, by the clock and of CPU; which code it was, its own too."""
+    """Of one test: how long it took, by the clock and of CPU; which code it was, its own too.
+
+    `why` is what pytest says of its failure, which is printed when all tests have ended.
+    """
 
     test: str
     passed: bool
     seconds: float
     cpu_s: float
     code: str
+    why: str = ""
 
 
 def code_of(test: str) -> str:
