@@ -24,19 +24,8 @@ if TYPE_CHECKING:
 
 _SHOWN_S = 0.005  # a shorter part of a pause is 0.00 s
 _CELL_MAX = 300  # characters: names of snapshots and guests have 255 at most
-_STATUS_HEADINGS = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
-_HEADINGS = (
-    "GUEST",
-    "RUN",
-    "LEVEL",
-    "SNAPSHOTS",
-    "RAM",
-    "ALONE",
-    "PAUSE",
-    "AGE",
-    "VERIFIED",
-    "NOTE",
-)
+_STATUS_TITLES = ("GUEST", "DESTINATION", "NEWEST", "AGE", "RAM", "SENT", "NOTE")
+_TITLES = ("GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "ALONE", "PAUSE", "AGE", "VERIFIED", "NOTE")
 
 
 def size(count_bytes: int) -> str:
@@ -69,7 +58,7 @@ def point_table(
     `results` says how verifying one has ended, `usages` what its RAM takes on the disk.
     """
     now = datetime.now(UTC)
-    rows: list[tuple[str, ...]] = [_HEADINGS]
+    rows: list[tuple[str, ...]] = [_TITLES]
     shared: dict[str, str] = {}  # 10 000 points have few different ages and sizes
     for point in points:
         row = _row(point, liveness, results(point), usages(point), now)
@@ -88,9 +77,7 @@ def sent(report: SendReport, *, dry_run: bool) -> list[str]:
     for unit in report.units:
         lines += [f"  {each.dataset}@{each.newest}: {_amount(each)}" for each in unit.datasets]
         for point in unit.points:
-            lines.append(f"  point {point.name}: {_ram(point, dry_run=dry_run)}")
-        if report.encrypted and any(point.memory_bytes for point in unit.points):
-            lines.append("  encrypted there: all of the RAM is sent, not only what differs")
+            lines.append(f"  point {point.name}: {_ram(point, report, dry_run=dry_run)}")
         if unit.points_bytes:
             lines.append(f"  transferred for points: {size(unit.points_bytes)}")
         removed = "would remove" if dry_run else "removed"
@@ -100,9 +87,11 @@ def sent(report: SendReport, *, dry_run: bool) -> list[str]:
     return lines
 
 
-def _ram(point: PointReport, *, dry_run: bool) -> str:
+def _ram(point: PointReport, report: SendReport, *, dry_run: bool) -> str:
     if not point.memory_bytes:
         return "without RAM"
+    if report.encrypted:
+        return f"RAM {size(point.memory_bytes)}, all of it, as it is encrypted there"
     # Of a page image only what differs is sent, and of any what has not arrived yet.
     return f"RAM {'up to ' if dry_run else ''}{size(point.memory_bytes)}"
 
@@ -117,7 +106,7 @@ def _amount(dataset: DatasetReport) -> str:
 def status(statuses: Sequence[SendStatus], never_sent: Sequence[str]) -> list[str]:
     """How old the newest complete point of each guest is at each destination."""
     now = datetime.now(UTC)
-    rows = [_STATUS_HEADINGS]
+    rows = [_STATUS_TITLES]
     for each in statuses:
         old = age(each.newest_created, now) if each.newest_created else "-"
         ram = "yes" if each.newest_has_memory else "no"
