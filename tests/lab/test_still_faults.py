@@ -45,15 +45,14 @@ _FEW = {"frozen-all killed-paused"}
 HELD = """
 ZVMSNAP_TEST_STOP_BEFORE='{step}' setsid sanoid --take-snapshots --verbose > /root/round.log 2>&1 &
 sanoid=$!
-until hook=$(ps -eo pid=,stat=,args= | awk '$2 ~ /^T/ && /hooks.(pre|post)-snapshot/ {{print $1}}')
-    test -n "$hook"; do
+until hook=$(pgrep -r T -f 'hooks.(pre|post)-snapsho[t]'); do
     kill -0 $sanoid || {{ cat /root/round.log; exit 1; }}
-    sleep 0.1
+    sleep 0.5  # who looks takes CPU from the guest
 done
 {fault}
 while kill -0 $sanoid 2> /dev/null || pgrep -f 'hooks.(pre|post)-snapsho[t]' > /dev/null; do
     pkill -CONT -f 'hooks.(pre|post)-snapsho[t]'
-    sleep 0.1
+    sleep 0.5
 done
 true
 """
@@ -101,7 +100,7 @@ def lab(lab_session: Lab) -> Lab:
 @pytest.mark.late
 def test_it_goes_on_within_the_deadline(lab: Lab, cell: Cell) -> None:
     lab.set_clock("2031-05-06T12:01:00")
-    scenario.configure(lab, f"[limits]\nmax_freeze_s = {MAX_FREEZE_S}")
+    scenario.configure(lab, f"[limits]\nmax_freeze_s = {MAX_FREEZE_S}\nfreeze_timeout_s = 60")
     mode(lab, f"{cell.level},crash")
     before = linux.writes(lab)[-1].count
     with scenario.watched(lab, linux.NAME) as seen:
