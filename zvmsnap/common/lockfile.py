@@ -34,6 +34,16 @@ def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[
         os.close(descriptor)
 
 
+@contextmanager
+def own_lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[None]:
+    """As `lock`, of a name that nobody takes after its holder: the file goes with it."""
+    with lock(directory, name, intent, timeout_s):
+        try:
+            yield
+        finally:
+            (directory / f"{name}.lock").unlink(missing_ok=True)
+
+
 def is_held(directory: Path, name: str) -> bool:
     """Does any process hold that lock now?"""
     try:

@@ -22,11 +22,10 @@ not answer, the guest runs. The deadline does not wait for any of these threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from zvmsnap.common.errors import DomainGone, LockTimeout
-from zvmsnap.common.lockfile import lock
+from zvmsnap.common.lockfile import own_lock
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.common.waiting import wait
 from zvmsnap.config.settings import Config
@@ -61,21 +60,11 @@ def follow(config: Config, known: Entry, ended: threading.Event, guests: Callabl
             guest.state()  # libvirt has looked it up by then
             awaited = _announced(known)
             marks.seems_to_exist(awaited[-1][0])  # and all that this needs is loaded
-            with _seen_to_follow(config, known):
+            with own_lock(config.locks_dir, follower(known), "follow", _LOCK_LIMIT_S):
                 entry = _when_all_exist(_Followed(journal, known), awaited, ended, guests)
             return entry is not None and _let_go(config, journal, guest, entry)
     except (DomainGone, LockTimeout):
         return False
-
-
-@contextmanager
-def _seen_to_follow(config: Config, known: Entry) -> Iterator[None]:
-    with lock(config.locks_dir, follower(known), "follow", _LOCK_LIMIT_S):
-        try:
-            yield
-        finally:
-            # Nobody else ever takes this lock.
-            (config.locks_dir / f"{follower(known)}.lock").unlink(missing_ok=True)
 
 
 def _when_all_exist(

@@ -31,7 +31,7 @@ import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import HookEnvironmentInvalid, LockTimeout, ZvmsnapError
-from zvmsnap.common.lockfile import is_held, lock
+from zvmsnap.common.lockfile import is_held, own_lock
 from zvmsnap.common.process import Process
 from zvmsnap.common.waiting import Call, sleep
 from zvmsnap.config.settings import Config
@@ -83,16 +83,15 @@ def _run(config: Config, owner: Process, post_within_s: float) -> bool:
     from zvmsnap.quiesce.snapshot_watch import watch_snapshots
 
     try:
-        with lock(config.locks_dir, unit_name(owner), "watchdog", _LOCK_LIMIT_S):
-            try:
-                with enforce_deadline(config, owner), watch_snapshots(config, owner):
-                    if post_within_s:
-                        return watch(config, owner, post_within_s)
-                    wait_until_none_held(config, owner)
-                    return True
-            finally:
-                # Nobody but the watchdog of this very process ever takes this lock.
-                (config.locks_dir / f"{unit_name(owner)}.lock").unlink(missing_ok=True)
+        with (
+            own_lock(config.locks_dir, unit_name(owner), "watchdog", _LOCK_LIMIT_S),
+            enforce_deadline(config, owner),
+            watch_snapshots(config, owner),
+        ):
+            if post_within_s:
+                return watch(config, owner, post_within_s)
+            wait_until_none_held(config, owner)
+            return True
     except LockTimeout:
         return True
 

@@ -193,7 +193,7 @@ def test_a_paused_guest_is_followed_soon(
     monkeypatch.setattr(watchdog, "is_held", look)
     entry = hold(ConsistencyLevel.PAUSED)
     watchdog.wait_until_followed(config, entry, threading.Event())
-    assert looks == [watchdog.follower(entry)] * 3
+    assert looks == [f"follow-{entry.capture}"] * 3
 
 
 def test_a_guest_that_nobody_follows_is_waited_for_no_longer_than_that(
