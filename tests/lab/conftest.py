@@ -116,7 +116,7 @@ class _Recorder:
         self._seconds[report.nodeid] += report.duration  # type: ignore[assignment]
         if not report.passed:
             sections = "\n".join(f"{title}\n{text}" for title, text in report.sections)
-            self._bad[report.nodeid] = f"{report.longreprtext}\n{sections}"
+            self._bad.setdefault(report.nodeid, f"{report.longreprtext}\n{sections}")
         if report.when == "teardown":
             record.append(record.Outcome(
                 test=report.nodeid, passed=report.nodeid not in self._bad,

@@ -245,6 +245,13 @@ def the_point(lab: Lab, domain: str) -> Point:
     return found
 
 
+def assert_pages(point: Point) -> None:
+    """It has RAM, as pages."""
+    memory = point.manifest["memory"]
+    assert point.manifest["level"] in ("memory", "paused"), point.manifest["reason"]
+    assert memory["file"] == "memory.pages", memory["why_plain"]
+
+
 def vault_files(lab: Lab) -> list[str]:
     """All that lies in the vault but its mark, hidden names too."""
     return lab.run(f"find {VAULT} -mindepth 1 ! -name .zvmsnap-vault | sort").stdout.splitlines()

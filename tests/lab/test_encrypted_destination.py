@@ -50,7 +50,7 @@ def test_nobody_there_can_read_it_and_it_comes_back(lab_session: Lab) -> None:
     listed = zvmsnap(lab, "list", "--remote", DESTINATION).stdout
     assert len(listed.splitlines()) == 3 and "memory" in listed
     newest = scenario.points(lab, "safe")[-1]
-    assert_pages_of(newest)
+    scenario.assert_pages(newest)
     (name,) = newest.names
     stored = guests.disk_count(lab, f"/{SAFE.top}/.zfs/snapshot/{name}/disk.raw")
     burn(lab)
@@ -79,10 +79,6 @@ def take_and_send(lab: Lab) -> Mapping[str, Any]:
     assert not unit["error"], unit
     print(f"SEND {unit['points_bytes']} bytes of points, encrypted")
     return unit
-
-
-def assert_pages_of(point: scenario.Point) -> None:
-    assert point.manifest["memory"]["file"] == "memory.pages", point.manifest["memory"]
 
 
 def assert_nothing_plain(lab: Lab, here: str) -> None:

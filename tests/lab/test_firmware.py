@@ -79,7 +79,7 @@ def change(lab: Lab) -> None:
 def name_of_point(lab: Lab) -> str:
     point = scenario.points(lab, "safe")[0]
     assert point.manifest["level"] == "memory" and not point.manifest["tpm_warning"]
-    assert point.manifest["memory"]["file"] == "memory.pages", point.manifest["memory"]
+    scenario.assert_pages(point)
     return f"safe@{point.manifest['run']}"
 
 

@@ -12,7 +12,7 @@ import back
 import pytest
 import scenario
 from back import zvmsnap
-from scenario import WEB, Guest, Point
+from scenario import WEB, Guest, Point, assert_pages
 
 from labkit import guests, linux
 from labkit.api import Lab
@@ -22,13 +22,6 @@ MEMORY_MIB, DIRTY_MIB = 64, 8
 CPU_SHARE = "<cputune><period>100000</period><quota>30000</quota></cputune>"
 HOURS = 12
 SEED = 16
-
-
-def assert_pages(point: Point) -> None:
-    """It has RAM, as pages."""
-    memory = point.manifest["memory"]
-    assert point.manifest["level"] in ("memory", "paused"), point.manifest["reason"]
-    assert memory["file"] == "memory.pages", memory["why_plain"]
 
 
 def assert_whole(lab: Lab, points: Sequence[Point]) -> None:

@@ -45,6 +45,10 @@ def round_cell(filled_mib: int, disks: int, *, apparmor: bool) -> Cell:
     return Cell("round", words, minutes=7 + filled_mib // 150 + disks)
 
 
+# Of which most of the goals say something.
+MIDDLE = round_cell(512, 2, apparmor=True)
+
+
 def image_cell(*words: str) -> Cell:
     """Page images on such a vault, or sent to one, or compared."""
     return Cell(IMAGES, words, minutes=4)
@@ -64,7 +68,7 @@ def image_cells() -> list[Cell]:
 def whole() -> list[Cell]:
     """All cells, what decides most of the goals first."""
     return [
-        round_cell(512, 2, apparmor=True),
+        MIDDLE,
         Cell("hooks", minutes=3),
         Cell("back", ("64 MiB",), minutes=8),
         Cell("back", ("512 MiB",), minutes=12),
@@ -108,7 +112,7 @@ def ways(cell: Cell) -> Sequence[str]:
     """
     if cell.words[2] == "AppArmor off":
         return USUAL, MEMORY
-    return (*WAYS, THREE_NAMES) if cell == round_cell(512, 2, apparmor=True) else WAYS
+    return (*WAYS, THREE_NAMES) if cell == MIDDLE else WAYS
 
 
 def warm_up(cell: Cell) -> Sequence[str]:

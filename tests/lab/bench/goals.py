@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench import back, crowd, hooks, images
-from bench.cells import MEMORY, PAUSED, SENT, TAKE, USUAL, image_cell, round_cell
+from bench.cells import MEMORY, MIDDLE, PAUSED, SENT, TAKE, USUAL, image_cell, round_cell
 from bench.results import Result
 from bench.spread import median, ratio, shown
 
@@ -34,7 +34,7 @@ Value = Callable[[Result], float | None]
 BUSY_CPUS = 0.5
 REPEATS_MIN = 3
 
-_MIDDLE = round_cell(512, 2, apparmor=True).id
+_MIDDLE = MIDDLE.id
 # As docs/how-to advises for the vaults of both hosts.
 _VAULT, _SENT = image_cell("16K", "zstd").id, image_cell(SENT, "16K").id
 # Seconds of `memory` beyond the usual hooks, one disk, before it was asked to be half of that.
