@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zvmsnap.cli import completion
-from zvmsnap.cli.options import ColdOption, PausedOption, TrustOption, find_point, print_line
 from zvmsnap.clone.identity import Network
 from zvmsnap.config.settings import Config, load_settings
+from zvmsnap.terminal import completion
+from zvmsnap.terminal.options import ColdOption, PausedOption, TrustOption, find_point, print_line
 
 if TYPE_CHECKING:
     from zvmsnap.clone.plan import CloneOptions

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 import zvmsnap
-from zvmsnap.cli import completion
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
 from zvmsnap.journal.request import Role
 from zvmsnap.ram import progress
+from zvmsnap.terminal import completion
 
 # The functions of the commands, by module. Only that of the command that is asked for is imported:
 # a guest may stand still until it is.
@@ -30,7 +30,7 @@ _COMMANDS = {
     "restore": ("restore", "restore"),
     "clone": ("clone", "clone"),
     "verify": ("verify", "verify"),
-    "export-memory": ("export", "export_memory"),
+    "export-memory": ("restore", "export_memory"),
     "take": ("take", "take"),
     "drop": ("take", "drop"),
     "send": ("replication", "send"),

@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from zvmsnap.cli import render, replication
-from zvmsnap.cli.options import (
-    DryRunOption,
-    JsonOption,
-    PointArgument,
-    find_point,
-    print_json,
-    print_line,
-    print_lines,
-)
+from zvmsnap.cli import replication
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.common.waiting import now_s
@@ -35,6 +26,16 @@ from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.retention import old_memory, prune
+from zvmsnap.terminal import render
+from zvmsnap.terminal.options import (
+    DryRunOption,
+    JsonOption,
+    PointArgument,
+    find_point,
+    print_json,
+    print_line,
+    print_lines,
+)
 from zvmsnap.virt import qemu_conf
 from zvmsnap.zfs import zfs
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from zvmsnap.cli import render
-from zvmsnap.cli.options import DryRunOption, JsonOption, print_json, print_lines
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
 from zvmsnap.config.settings import load_settings
+from zvmsnap.terminal import render
+from zvmsnap.terminal.options import DryRunOption, JsonOption, print_json, print_lines
 
 
 def recover_guests(

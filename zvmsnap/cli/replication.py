@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from zvmsnap.cli import options, render, restore
-from zvmsnap.cli.options import JsonOption, print_json, print_line, print_lines
+from zvmsnap.cli import restore
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, SendRefused, ZvmsnapError
 from zvmsnap.config import destination
@@ -23,6 +22,8 @@ from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.replication import send_status
+from zvmsnap.terminal import options, render_sends
+from zvmsnap.terminal.options import JsonOption, print_json, print_line, print_lines
 
 if TYPE_CHECKING:
     from zvmsnap.replication.send_report import SendReport
@@ -99,7 +100,7 @@ def send(
         print_json({"dry_run": dry_run, "sent": [msgspec.to_builtins(each) for each in reports]})
     else:
         for report in reports:
-            print_lines(render.sent(report, dry_run=dry_run))
+            print_lines(render_sends.sent(report, dry_run=dry_run))
     failed = len(reports) < len(tables) or any(report.has_failed for report in reports)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 
@@ -260,9 +261,9 @@ def status(as_json: JsonOption = False) -> None:
             }
         )
     else:
-        plain = render.plain_points(statuses)
-        kept = render.kept_for(silent, held)
-        lines = [*render.status(statuses, never_sent), *plain, *kept, *held_up]
+        plain = render_sends.plain_points(statuses)
+        kept = render_sends.kept_for(silent, held)
+        lines = [*render_sends.status(statuses, never_sent), *plain, *kept, *held_up]
         print_lines(lines)
     failed = bool(unreadable) or any(status.error for status in statuses)
     raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)

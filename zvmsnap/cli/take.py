@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zvmsnap.cli.options import (
+from zvmsnap.common import waiting
+from zvmsnap.common.signals import cancelled_by_signal, finish_before_dying
+from zvmsnap.config.settings import Config, load_settings
+from zvmsnap.journal.journal import Journal
+from zvmsnap.terminal.options import (
     DryRunOption,
     JsonOption,
     PointsArgument,
@@ -22,10 +26,6 @@ from zvmsnap.cli.options import (
     print_line,
     print_lines,
 )
-from zvmsnap.common import waiting
-from zvmsnap.common.signals import cancelled_by_signal, finish_before_dying
-from zvmsnap.config.settings import Config, load_settings
-from zvmsnap.journal.journal import Journal
 
 if TYPE_CHECKING:
     from zvmsnap.capture.take import TakePlan

@@ -9,8 +9,6 @@ from typing import Annotated
 import msgspec
 import typer
 
-from zvmsnap.cli import completion, render
-from zvmsnap.cli.options import JsonOption, TrustOption, find_point, print_json, print_line
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, PointGone, PointNotFound
 from zvmsnap.config.settings import Config, load_settings
@@ -19,6 +17,8 @@ from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
 from zvmsnap.points.verify_result import VerifyResult
+from zvmsnap.terminal import completion, render
+from zvmsnap.terminal.options import JsonOption, TrustOption, find_point, print_json, print_line
 from zvmsnap.zfs import zfs
 
 

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 import zvmsnap
 from tests.fakes.zfs_pool import listed
-from zvmsnap.cli import options, render
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import VerifyResult
+from zvmsnap.terminal import options, render
 
 Run = Callable[..., tuple[int, str, str]]
 CODE = Path(zvmsnap.__file__).parent
 
 # Who else may write on a terminal: nothing of these comes from elsewhere, or it is made printable.
 PRINTERS = {
-    "cli/options.py": "print_json and print_lines",
+    "terminal/options.py": "print_json and print_lines",
     "common/log.py": "log lines",
     "hooks/stand_in.py": "a fixed line, when nothing else may be imported",
     "ram/progress.py": "numbers: the progress of a RAM image",

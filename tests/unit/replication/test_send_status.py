@@ -4,10 +4,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zvmsnap.cli import render
 from zvmsnap.config.destination import Destination
 from zvmsnap.replication import send_status
 from zvmsnap.replication.send_status import SendStatus, SentDataset
+from zvmsnap.terminal import render_sends
 
 NAS, USB = Destination("me@nas", "backup/off"), Destination("", "usb/off")
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -105,7 +105,7 @@ def test_a_time_that_is_none(tmp_path: Path) -> None:
 
 def test_status() -> None:
     failed = msgspec.structs.replace(GOOD, error="no route", newest="", newest_created="")
-    table = render.status([GOOD, failed], ["db"])
+    table = render_sends.status([GOOD, failed], ["db"])
     assert [line.split()[:3] for line in table] == [
         ["GUEST", "DESTINATION", "NEWEST"],
         ["web", NAS.name, "s"],
@@ -113,4 +113,4 @@ def test_status() -> None:
         ["db", "-", "never"],
     ]
     assert table[2].endswith("FAILED: no route")
-    assert render.status([], []) == ["nothing was ever sent"]
+    assert render_sends.status([], []) == ["nothing was ever sent"]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import zvmsnap
-from zvmsnap.cli import completion
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
+from zvmsnap.terminal import completion
 
 THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
 

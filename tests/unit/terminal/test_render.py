@@ -7,7 +7,6 @@ import pytest
 
 from tests.fakes.guest import FakeGuest
 from tests.fakes.zfs_pool import named
-from zvmsnap.cli import render
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.liveness import Liveness
 from zvmsnap.points.manifest import (
@@ -28,6 +27,7 @@ from zvmsnap.recovery.report import Outcome, Report, Result
 from zvmsnap.replication.send_report import PointReport, SendReport, UnitReport
 from zvmsnap.retention.leftovers import Leftovers
 from zvmsnap.retention.prune import Findings
+from zvmsnap.terminal import render, render_sends
 from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.types import Partition, Snapshot
 
@@ -367,7 +367,9 @@ def test_sent_says_that_encrypted_ram_is_sent_whole(
         error="",
     )
     report = SendReport(destination="nas:b", units=(unit,), encrypted=encrypted)
-    said = [line for line in render.sent(report, dry_run=True) if "all of it, as it is" in line]
+    said = [
+        line for line in render_sends.sent(report, dry_run=True) if "all of it, as it is" in line
+    ]
     assert len(said) == lines
 
 

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from zvmsnap.cli import completion
 from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import ConfirmationMissing, PointNotFound, ZfsFailed
 from zvmsnap.config import destination
@@ -20,6 +19,7 @@ from zvmsnap.points import vault
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint, is_by_clock
 from zvmsnap.points.selector import LATEST, choose
+from zvmsnap.terminal import completion
 from zvmsnap.zfs import zfs
 
 _POINT = typer.Argument(
