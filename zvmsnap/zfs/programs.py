@@ -21,6 +21,7 @@ from zvmsnap.common.ssh import HERE, RemoteHost, reason
 _HINT = "is zfsutils-linux installed?"
 # Of ENOENT alone: zfs_standard_error_fmt in OpenZFS's libzfs_util.c. No name has a quote in it.
 _MISSING = re.compile(rb"^cannot open '([^'\n]+)': dataset does not exist$", re.MULTILINE)
+_OF_A_NAME = b"cannot open '"
 
 
 def output(
@@ -33,15 +34,24 @@ def output(
 ) -> bytes:
     """All that it prints, `given` on its standard input.
 
-    With `partial`, names that it does not know are left out. Raises ZfsFailed.
+    With `partial`, names that it cannot open are left out. Raises ZfsFailed.
     """
     words = [program, verb, *arguments]
+    what = f"{program} {verb}"
     try:
         # 1 is "an error occurred", which with `partial` may be no more than a missing name.
-        codes = (0, 1) if partial else (0,)
-        return _checked(f"{program} {verb}", lambda: remote.process(words, given), codes).stdout
+        done = _checked(what, lambda: remote.process(words, given), (0, 1) if partial else (0,))
+        if done.returncode and not _says_of_names_alone(done.stderr):
+            raise ZfsFailed(f"{what} failed ({done.returncode}): {reason(done.stderr)}")
+        return done.stdout
     except ZfsFailed as error:
         raise ZfsFailed(f"{remote.where}{error}") from error
+
+
+def _says_of_names_alone(stderr: bytes) -> bool:
+    """Is each complaint one of a name, and none of ZFS itself, such as a missing /dev/zfs?"""
+    said = [line for line in stderr.splitlines() if line.strip()]
+    return bool(said) and all(line.startswith(_OF_A_NAME) for line in said)
 
 
 def output_of_existing(program: str, verb: str, *arguments: str) -> tuple[bytes, frozenset[str]]:

@@ -1,7 +1,8 @@
 """What `zfs` prints is read as it was meant, whatever bytes a value holds."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -50,3 +51,38 @@ def test_a_value_is_that_of_its_property(values: Values, monkeypatch: pytest.Mon
 def test_another_number_of_columns_is_nothing_to_guess_from(line: str) -> None:
     with pytest.raises(ZfsFailed, match="columns, not 2"):
         programs.lines(f"x\ty\n{line}\n", 2)
+
+
+@pytest.fixture
+def zfs_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A `zfs` that lists one dataset, complains, and exits with 1."""
+    program = tmp_path / "zfs"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def says(complaint: str) -> None:
+        program.write_text(f"#!/bin/sh\necho tank/a\ncat >&2 <<'END'\n{complaint}\nEND\nexit 1\n")
+        program.chmod(0o755)
+
+    return says
+
+
+def test_missing_names_are_left_out(zfs_says: Callable[[str], None]) -> None:
+    zfs_says("cannot open 'tank/b': dataset does not exist\ncannot open 'x/c': I/O error")
+    assert programs.output("zfs", "list", "tank/a", "tank/b", "x/c", partial=True) == b"tank/a\n"
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "/dev/zfs and /proc/self/mounts are required.\nTry running 'udevadm trigger' as root.",
+        "The ZFS modules are not loaded.\nTry running '/sbin/modprobe zfs' as root to load them.",
+        "cannot open 'tank/b': dataset does not exist\ninternal error: out of memory",
+        "",
+    ],
+)
+def test_zfs_that_fails_as_a_whole_does_not_say_that_names_are_missing(
+    complaint: str, zfs_says: Callable[[str], None]
+) -> None:
+    zfs_says(complaint)
+    with pytest.raises(ZfsFailed, match=r"zfs list failed \(1\)"):
+        programs.output("zfs", "list", "tank/a", "tank/b", partial=True)
