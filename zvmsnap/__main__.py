@@ -15,6 +15,18 @@ def main() -> None:
         from zvmsnap.hooks.start import run as hook
 
         sys.exit(hook(sys.argv[2:]))
+    from zvmsnap.hooks import needed
+
+    needed.prefer_own()
+    try:
+        _run()
+    except ImportError as error:
+        needed.tell(error)
+        sys.exit(2)
+
+
+def _run() -> None:
+    """Run what is no hook. Raises ImportError if a package of others is missing."""
     if sys.argv[1:2] == ["watchdog"]:
         from zvmsnap.recovery.watchdog_daemon import main as watchdog
 

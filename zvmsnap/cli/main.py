@@ -15,7 +15,8 @@ import typer
 
 import zvmsnap
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, ZvmsnapError
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ZvmsnapError
+from zvmsnap.hooks import needed
 from zvmsnap.journal.request import Role
 from zvmsnap.ram import progress
 from zvmsnap.terminal import completion
@@ -55,6 +56,9 @@ def main() -> None:
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         sys.exit(error.exit_code)
+    except ImportError as error:
+        log.plain().error("%s", needed.line(error))
+        sys.exit(EXIT_USAGE)
     except Exception as error:
         log.failure(log.plain(), error)
         sys.exit(EXIT_FAILED)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, Cancelled, ZvmsnapError
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Cancelled, ZvmsnapError
 from zvmsnap.common.process import INIT, Process
 from zvmsnap.common.signals import cancelled_with_parent, finish_before_dying
-from zvmsnap.hooks import callers, stand_in
+from zvmsnap.hooks import callers, needed, stand_in
 from zvmsnap.hooks.callers import Caller
 from zvmsnap.hooks.stand_in import caller_pid
 from zvmsnap.journal.request import HookCall, Role
@@ -54,6 +54,9 @@ def run(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         return error.exit_code
+    except ImportError as error:
+        log.plain().error("%s", needed.line(error))
+        return EXIT_USAGE
     except Exception as error:
         log.failure(log.plain(), error)
         return EXIT_FAILED

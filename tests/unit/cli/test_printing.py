@@ -28,6 +28,7 @@ PRINTERS = {
     "terminal/options.py": "print_json and print_lines",
     "common/log.py": "log lines",
     "hooks/stand_in.py": "a fixed line, when nothing else may be imported",
+    "hooks/needed.py": "a line about Python itself, when nothing else may be imported",
     "ram/progress.py": "numbers: the progress of a RAM image",
     "replication/syncoid.py": "relays syncoid's progress",
 }
