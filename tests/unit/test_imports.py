@@ -19,6 +19,7 @@ FLOORS = (
     {"terminal"},
     {"hooks"},
     {"recovery"},
+    {"backup"},
     {"restore", "capture"},
     {"finalize"},
     {"clone", "replication", "quiesce"},

@@ -37,10 +37,12 @@ _COMMANDS = {
     "send": ("replication", "send"),
     "fetch": ("replication", "fetch"),
     "status": ("replication", "status"),
+    "backup": ("backup", "backup"),
     "hook": ("main", "hook"),
 }
 
 _READ_ONLY = (["list"], ["show"], ["status"])
+_LOOKS = (["list"], ["show"], ["verify"])  # of backups
 _DRY = frozenset(("--dry-run", "-n"))
 
 
@@ -101,6 +103,8 @@ def only_reads(words: Sequence[str]) -> bool:
     if command[:1] == ["verify"]:
         # It notes what it has found; with --boot it makes clones.
         return not any(word.startswith(("--boot", "--expect")) for word in command)
+    if command[:1] == ["backup"]:
+        return command[1:2] in _LOOKS
     return command[:1] in _READ_ONLY or not _DRY.isdisjoint(command)
 
 
@@ -145,6 +149,7 @@ def common(
       zvmsnap verify --boot web      start each point of a guest, to prove it
       zvmsnap take web db            take points of two guests now, at one instant
       zvmsnap send web backup@nas:pool/offsite
+      zvmsnap backup web /backup     copy a guest into a directory, without ZFS
       zvmsnap prune --dry-run        list points that have lost their snapshots
       zvmsnap recover                bring guests back from overlays after a crash
 

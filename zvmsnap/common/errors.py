@@ -299,3 +299,29 @@ class SendRefused(ZvmsnapError):
 
 class FetchRefused(ZvmsnapError):
     """A point cannot be fetched over what this host has; nothing was touched."""
+
+
+class BackupInvalid(ZvmsnapError):
+    """What was said names no backup, no directory of backups, or contradicts itself."""
+
+    exit_code = EXIT_USAGE
+
+
+class BackupImpossible(ZvmsnapError):
+    """A guest cannot be backed up as requested; nothing was changed."""
+
+
+class BackupFailed(ZvmsnapError):
+    """A backup failed on the way; nothing of it is left, or the message says what."""
+
+
+class BackupDamaged(ZvmsnapError):
+    """A backup is not what it should be: a file is missing, changed, or names another."""
+
+
+class ImportImpossible(ZvmsnapError):
+    """A backup cannot be imported as requested; nothing was touched."""
+
+
+class ImportFailed(ZvmsnapError):
+    """An import failed on the way; the message says what is left of it, if anything."""

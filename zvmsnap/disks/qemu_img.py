@@ -129,6 +129,54 @@ def make_overlay(overlay: str, below: Layer) -> None:
     _run("create", "-q", "-u", "-f", "qcow2", *backing, overlay, str(size_bytes))
 
 
+def convert(source: str, target: str, *, compress: bool = False, on_top_of: str = "") -> None:
+    """Write the content of an image into a new qcow2 image; `on_top_of`: as one on another image.
+
+    Of that one, which must hold what is below `source`, nothing is copied. Images may be named as
+    QEMU's json:. It is not durable. Raises QemuImgFailed.
+    """
+    options = ["-c", "-o", "compression_type=zstd"] if compress else []
+    below = ["-B", on_top_of, "-F", "qcow2"] if on_top_of else []
+    _run("convert", "-q", "-O", "qcow2", *options, *below, source, target)
+
+
+def write_raw(source: str, target: str, *, is_device: bool) -> None:
+    """Write the content of an image into a new raw file, or a device that holds zeros alone.
+
+    What is zeros is left out. Not durable. Raises QemuImgFailed.
+    """
+    there = ["-n", "--target-is-zero", "-O", "host_device"] if is_device else ["-O", "raw"]
+    _run("convert", "-q", *there, source, target)
+
+
+def make_difference(source: str, driver: str, below: str, target: str) -> None:
+    """Make a qcow2 image on top of another, of what `source` has other than that.
+
+    `driver` is the one by which `source` is read. `below` is how the header of `target` names the
+    other one: may be relative to it. All of both is read. Not durable. Raises QemuImgFailed.
+    """
+    _run("create", "-q", "-f", "qcow2", "-b", source, "-F", driver, target)
+    _run("rebase", "-q", "-t", "unsafe", "-f", "qcow2", "-F", "qcow2", "-b", below, target)
+
+
+def disk_bytes(image: str) -> int:
+    """How long the disk is that an image holds. Raises QemuImgFailed."""
+    try:
+        return int(
+            json.loads(_run("info", "--output=json", "--force-share", image))["virtual-size"]
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise QemuImgFailed("qemu-img info: an answer of another kind") from error
+
+
+def needed_bytes(source: str) -> int:
+    """How long a qcow2 image with the content of another would be. Raises QemuImgFailed."""
+    try:
+        return int(json.loads(_run("measure", "--output=json", "-O", "qcow2", source))["required"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise QemuImgFailed("qemu-img measure: an answer of another kind") from error
+
+
 def check(overlay: str) -> Soundness:
     """Do its tables account for all that is in it? Raises QemuImgFailed."""
     done = _call("check", "-q", "-f", "qcow2", overlay)

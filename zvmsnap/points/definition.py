@@ -268,6 +268,24 @@ def definition_of(point: RestorePoint, *, live: bool = False) -> str:
 
 def seal_of(config: Config, directory: Path, manifest: Manifest) -> str:
     """The seal of a point that is being made in `directory`. Raises OSError and LockTimeout."""
+    return _seal_code(_made_seal_key(config), directory, manifest)
+
+
+def seal_of_data(config: Config, data: bytes) -> str:
+    """The seal of what is no point. Raises OSError and LockTimeout."""
+    return hmac.new(_made_seal_key(config), data, hashlib.sha256).hexdigest()
+
+
+def is_sealed_here(config: Config, data: bytes, seal: str) -> bool:
+    """Has this host made that seal, of this data? Raises OSError."""
+    key = _seal_key(config.journal_dir)
+    if key is None or not seal:
+        return False
+    own = hmac.new(key, data, hashlib.sha256).hexdigest()
+    return hmac.compare_digest(own.encode(), seal.encode())
+
+
+def _made_seal_key(config: Config) -> bytes:
     key = _seal_key(config.journal_dir)
     if key is None:
         with lock(config.locks_dir, "seal", "make its key", config.limits.lock_timeout_s):
@@ -275,7 +293,7 @@ def seal_of(config: Config, directory: Path, manifest: Manifest) -> str:
             if key is None:
                 key = os.urandom(_SEAL_KEY_BYTES)
                 write_atomic(private_dir(config.journal_dir) / _SEAL_KEY, key)
-    return _seal_code(key, directory, manifest)
+    return key
 
 
 def is_made_here(config: Config, directory: Path, manifest: Manifest) -> bool:

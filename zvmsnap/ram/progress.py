@@ -1,4 +1,4 @@
-"""How far the work on a RAM image is: one line that changes on a terminal, else lines of the log.
+"""How far work on a RAM image, or a disk, is: a line that changes on a terminal, or log lines.
 
 For whoever has given a command, and waits for it. A hook shows nothing.
 """
@@ -26,11 +26,12 @@ class Progress:
 
     what: str
     total_bytes: int
+    subject: str = "RAM image"
     done_bytes: int = 0
 
     def __str__(self) -> str:
         percent = min(100, 100 * self.done_bytes // max(1, self.total_bytes))
-        return f"RAM image {self.what}: {percent:3} % of {self.total_bytes >> 20} MiB"
+        return f"{self.subject} {self.what}: {percent:3} % of {self.total_bytes >> 20} MiB"
 
 
 def want(wanted: bool = True) -> None:
@@ -39,10 +40,15 @@ def want(wanted: bool = True) -> None:
     _is_wanted = wanted
 
 
+def is_wanted() -> bool:
+    """Does anybody want to see it?"""
+    return _is_wanted
+
+
 @contextmanager
-def shown(what: str, total_bytes: int) -> Iterator[Progress]:
-    """Show the progress of the work inside, if that is wanted: the image is `what` by it."""
-    progress = Progress(what, total_bytes)
+def shown(what: str, total_bytes: int, subject: str = "RAM image") -> Iterator[Progress]:
+    """Show the progress of the work inside, if that is wanted: the subject is `what` by it."""
+    progress = Progress(what, total_bytes, subject)
     if not _is_wanted:
         yield progress
         return

@@ -94,8 +94,8 @@ def test_an_image_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen: list[progress.Progress] = []
 
     class Kept(progress.Progress):
-        def __init__(self, what: str, total_bytes: int) -> None:
-            super().__init__(what, total_bytes)
+        def __init__(self, what: str, total_bytes: int, subject: str) -> None:
+            super().__init__(what, total_bytes, subject)
             seen.append(self)
 
     monkeypatch.setattr(progress, "Progress", Kept)

@@ -1,0 +1,209 @@
+"""A directory of backups: each is a directory `GUEST@TIME` in it, which appears by one rename.
+
+Names that begin with a dot are work under way, or what a crash has left of it: `.making-*` is a
+backup in the making, `.removing-*` one that is being removed. No symlink is followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from zvmsnap.backup.manifest import (
+    MANIFEST,
+    SCHEMA,
+    TIME_FORMAT,
+    Backup,
+    Level,
+    StoredFile,
+    is_name,
+    why_invalid,
+)
+from zvmsnap.common import json_file, safe_files
+from zvmsnap.common.errors import BackupDamaged, BackupInvalid
+from zvmsnap.common.json_file import Unreadable
+from zvmsnap.common.safe_files import PRIVATE_DIR, private_dir, sync_dir
+from zvmsnap.points.vault import folder_of
+
+MAKING = ".making-"
+REMOVING = ".removing-"
+_CHUNK_BYTES = 4 << 20
+# More than any chain that is made: each run adds one.
+_CHAIN_MAX = 10_000
+
+
+@dataclass(frozen=True)
+class StoredBackup:
+    """A backup as it lies there."""
+
+    directory: Path
+    manifest: Backup
+
+    @property
+    def name(self) -> str:
+        """`GUEST@TIME`, which is the name of its directory."""
+        return self.directory.name
+
+
+@dataclass(frozen=True)
+class DamagedBackup:
+    """A directory that is called as a backup, and cannot be read as one; and why."""
+
+    directory: Path
+    why: str
+
+
+class BackupDirectory:
+    """The directory that an operator names. It is never made: an empty mountpoint is no target."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BackupInvalid if there is no such directory."""
+        self.path = Path(os.path.realpath(path))
+        if not self.path.is_dir():
+            raise BackupInvalid(f"{path}: is no directory: make it, or mount what should be there")
+
+    def read(self) -> tuple[list[StoredBackup], list[DamagedBackup]]:
+        """All backups, by guest and in their order; and what cannot be read. Raises OSError."""
+        backups: list[StoredBackup] = []
+        damaged: list[DamagedBackup] = []
+        for name in sorted(os.listdir(self.path)):
+            if is_name(name):
+                try:
+                    backups.append(self.backup(name))
+                except BackupDamaged as error:
+                    damaged.append(DamagedBackup(self.path / name, str(error)))
+        backups.sort(key=lambda each: (each.manifest.domain, each.manifest.uuid, _order(each)))
+        return backups, damaged
+
+    def of_guest(self, uuid: str) -> list[StoredBackup]:
+        """The backups of one guest, oldest first. Raises OSError."""
+        return [each for each in self.read()[0] if each.manifest.uuid == uuid]
+
+    def backup(self, name: str) -> StoredBackup:
+        """The backup of that name. Raises BackupDamaged, also if there is none."""
+        return read_backup(self.path / name)
+
+    def chain(self, backup: StoredBackup) -> list[StoredBackup]:
+        """The backup and all that it depends on, itself first. Raises BackupDamaged."""
+        links = [backup]
+        while parent := links[-1].manifest.parent:
+            below = self.backup(parent)
+            if below.manifest.id != links[-1].manifest.parent_id:
+                raise BackupDamaged(
+                    f"{links[-1].name}: depends on {parent}, and what is there is another backup"
+                )
+            links.append(below)
+            if len(links) > _CHAIN_MAX:
+                raise BackupDamaged(f"{backup.name}: depends on itself")
+        return links
+
+    def make(self, key: str) -> Path:
+        """The directory of a backup in the making, for root alone. Raises OSError."""
+        return private_dir(self.path / f"{MAKING}{key}")
+
+    def publish(self, made: Path, backup: Backup) -> StoredBackup:
+        """Let a backup appear, with its manifest, under a name of its own. Raises OSError."""
+        json_file.write(made / MANIFEST, backup)
+        made.chmod(PRIVATE_DIR)
+        sync_dir(made)
+        target = self._free(backup)
+        os.rename(made, target)
+        sync_dir(self.path)
+        return StoredBackup(target, backup)
+
+    def remove(self, backup: StoredBackup) -> None:
+        """Remove a backup that no other one depends on. Raises OSError."""
+        gone = self.path / f"{REMOVING}{backup.name}"
+        discard(gone)
+        os.rename(backup.directory, gone)
+        sync_dir(self.path)
+        discard(gone)
+
+    def removed(self) -> list[Path]:
+        """What a crash has left of backups that were being removed. Raises OSError."""
+        return [self.path / name for name in os.listdir(self.path) if name.startswith(REMOVING)]
+
+    def _free(self, backup: Backup) -> Path:
+        created = datetime.fromisoformat(backup.created).astimezone(UTC)
+        name = f"{folder_of(backup.domain)}@{created.strftime(TIME_FORMAT)}"
+        number = 1
+        free = self.path / name
+        while os.path.lexists(free):
+            number += 1
+            free = self.path / f"{name}.{number}"
+        return free
+
+
+def read_backup(directory: Path) -> StoredBackup:
+    """Read one. Raises BackupDamaged with the path, and what is wrong with it."""
+    path = directory / MANIFEST
+    if directory.is_symlink():
+        raise BackupDamaged(f"{directory}: is a symlink; not followed")
+    try:
+        manifest = json_file.read(path, Backup, SCHEMA, follow_symlinks=False)
+    except FileNotFoundError:
+        raise BackupDamaged(f"{directory}: has no {MANIFEST}, or is not there") from None
+    except Unreadable as error:
+        raise BackupDamaged(str(error)) from error
+    if why := why_invalid(manifest, directory.name):
+        raise BackupDamaged(f"{path}: {why}")
+    return StoredBackup(directory, manifest)
+
+
+def newest(backups: Sequence[StoredBackup], *, full: bool = False) -> StoredBackup | None:
+    """The last one that another may depend on; `full`: the last full one."""
+    for each in reversed(backups):
+        level = each.manifest.level
+        if level is Level.FULL or (not full and level is not Level.COPY):
+            return each
+    return None
+
+
+def _order(backup: StoredBackup) -> tuple[int, str]:
+    return backup.manifest.number, backup.manifest.created
+
+
+def open_file(backup: StoredBackup, name: str) -> int:
+    """Open a file of a backup to be read: a regular file, by no symlink. Raises OSError."""
+    with safe_files.opened(backup.name, backup.directory.parent) as directory:
+        return safe_files.open_file(name, directory)
+
+
+def described(path: Path) -> StoredFile:
+    """The length and checksum of a file, which is on the disk then. Raises OSError."""
+    descriptor = safe_files.open_file(str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        os.fsync(descriptor)
+        return StoredFile(path.name, *_sum(file))
+
+
+def differs(backup: StoredBackup, stored: StoredFile) -> str:
+    """Why a file is not the one of the manifest; "" if it is. All of it is read."""
+    try:
+        with os.fdopen(open_file(backup, stored.name), "rb") as file:
+            length_bytes, sha256 = _sum(file)
+    except OSError as error:
+        return f"{stored.name} cannot be read: {error.strerror}"
+    if length_bytes != stored.length_bytes:
+        return f"{stored.name} is {length_bytes} bytes long, not {stored.length_bytes}"
+    return "" if sha256 == stored.sha256 else f"{stored.name} does not match its checksum"
+
+
+def _sum(file: BinaryIO) -> tuple[int, str]:
+    length_bytes, digest = 0, hashlib.sha256()
+    while data := file.read(_CHUNK_BYTES):
+        length_bytes += len(data)
+        digest.update(data)
+    return length_bytes, digest.hexdigest()
+
+
+def discard(directory: Path) -> None:
+    """Remove what lies there, if anything does. Raises OSError."""
+    if os.path.lexists(directory):
+        shutil.rmtree(directory)

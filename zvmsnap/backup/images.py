@@ -1,0 +1,138 @@
+"""Images as QEMU is told to read them: with the driver and path of each file; none is probed.
+
+What the header of an image names may be anything: whoever has made it may have named any file of
+the host. So headers are read, and QEMU is told what is below instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
+
+from zvmsnap.backup.directory import StoredBackup, open_file
+from zvmsnap.common.errors import BackupDamaged, BackupImpossible
+from zvmsnap.disks import qemu_img
+from zvmsnap.zfs.types import Partition
+
+RAW, QCOW2 = "raw", "qcow2"
+# QEMU's own limit for what is nested in json: is 1024.
+CHAIN_MAX = 400
+
+Node = dict[str, Any]
+
+
+class Image:
+    """An image that QEMU can be told to read."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @property
+    def driver(self) -> str:
+        """The driver by which it is read: `raw` or `qcow2`."""
+        return str(self.node["driver"])
+
+    @property
+    def name(self) -> str:
+        """As qemu-img is told."""
+        return f"json:{json.dumps(self.node)}"
+
+    @property
+    def top(self) -> str:
+        """The same, without what is below it: for `qemu-img info`, which does not open that."""
+        alone = {**self.node, "backing": None} if self.driver == QCOW2 else self.node
+        return f"json:{json.dumps(alone)}"
+
+
+def of_file(path: str) -> Node:
+    """A file, by its path."""
+    return {"driver": "file", "filename": path}
+
+
+def raw_file(path: str) -> Image:
+    """A raw image in a file."""
+    return Image({"driver": RAW, "file": of_file(path)})
+
+
+def raw_device(path: str, partition: Partition | None = None) -> Image:
+    """A block device, or the part of it that a partition was."""
+    node: Node = {"driver": RAW, "file": {"driver": "host_device", "filename": path}}
+    if partition:
+        node |= {"offset": partition.start_bytes, "size": partition.size_bytes}
+    return Image(node)
+
+
+def image_file(path: str, image_format: str, place: Callable[[str], str]) -> Image:
+    """An image in a file, with all that is below it.
+
+    `place` says where a file is that a header names, and raises BackupImpossible for one that must
+    not be read. Raises QemuImgFailed too.
+    """
+    return Image(_node(path, image_format, place, 0))
+
+
+def _node(path: str, image_format: str, place: Callable[[str], str], depth: int) -> Node:
+    if image_format == RAW:
+        return {"driver": RAW, "file": of_file(path)}
+    if image_format != QCOW2 or depth > CHAIN_MAX:
+        why = "is behind too many others" if image_format == QCOW2 else f"is of {image_format}"
+        raise BackupImpossible(f"{path}: {why}, and is not read: qemu-img convert it first")
+    header = qemu_img.header(path, QCOW2)
+    node: Node = {"driver": QCOW2, "file": of_file(path), "backing": None}
+    if header.data_file:
+        named = os.path.join(os.path.dirname(path), header.data_file)
+        node["data-file"] = of_file(place(named))
+    if header.backing:
+        if not header.backing_format:
+            raise BackupImpossible(
+                f"{path}: does not say of which format {header.backing} is: qemu-img rebase -u -F"
+            )
+        below = place(header.backing)
+        node["backing"] = _node(below, header.backing_format, place, depth + 1)
+    return node
+
+
+@contextmanager
+def opened(chain: Sequence[StoredBackup], target: str) -> Iterator[Image]:
+    """The image of a disk in a backup, which is the first of `chain`, as long as it is open.
+
+    The files are open here, and QEMU has them by our descriptors: nobody exchanges one meanwhile.
+    Raises BackupDamaged and QemuImgFailed.
+    """
+    with ExitStack() as files:
+        nodes: list[Node] = []
+        for backup in chain:
+            disk = backup.manifest.disk(target)
+            if disk is None:
+                raise BackupDamaged(f"{backup.name}: has no image of {target}, on which others are")
+            path = _path_of(files, backup, disk.file)
+            header = qemu_img.header(path, QCOW2)
+            is_whole = not header.backing
+            is_being_replaced = any(each.name == disk.file for each in backup.manifest.replacing)
+            if header.data_file or (is_whole is disk.depends and not is_being_replaced):
+                raise BackupDamaged(
+                    f"{backup.directory / disk.file}: names another file than it may"
+                )
+            nodes.append({"driver": QCOW2, "file": of_file(path), "backing": None})
+            if is_whole:
+                break
+        else:
+            raise BackupDamaged(f"{chain[0].name}: what its {target} depends on is not there")
+        for upper, lower in pairwise(nodes):
+            upper["backing"] = lower
+        yield Image(nodes[0])
+
+
+def _path_of(files: ExitStack, backup: StoredBackup, name: str) -> str:
+    try:
+        descriptor = open_file(backup, name)
+    except OSError as error:
+        raise BackupDamaged(
+            f"{backup.directory / name}: cannot be opened: {error.strerror}"
+        ) from error
+    files.callback(os.close, descriptor)
+    return f"/proc/{os.getpid()}/fd/{descriptor}"

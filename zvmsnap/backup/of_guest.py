@@ -1,0 +1,88 @@
+"""Backs up a guest as it is now: takes a point for that, backs it up, and drops it again.
+
+So all that is done to the guest is what `zvmsnap take` does, and is undone as that is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+
+from zvmsnap.backup.directory import BackupDirectory, StoredBackup
+from zvmsnap.backup.of_point import back_up_point
+from zvmsnap.backup.work import BackupWork, WorkWriter
+from zvmsnap.backup.writing import BackupOptions, now
+from zvmsnap.capture import take
+from zvmsnap.capture.take import TakePlan
+from zvmsnap.common.errors import BackupImpossible
+from zvmsnap.common.process import Process
+from zvmsnap.config.settings import Config
+from zvmsnap.points import vault
+from zvmsnap.points.point import RestorePoint
+from zvmsnap.virt.guest import Guest
+from zvmsnap.virt.host import Host
+from zvmsnap.zfs import marks, zfs
+
+
+class Wanted(StrEnum):
+    """What the disks must be, and what else the backup holds; as the levels of points."""
+
+    BEST = "quiesced,crash"
+    QUIESCED = "quiesced,required"
+    STATE = "paused,required"
+    CRASH = "crash"
+
+
+def back_up_guest(
+    config: Config,
+    host: Host,
+    guest: Guest,
+    directory: BackupDirectory,
+    options: BackupOptions,
+    wanted: Wanted,
+    cancelled: threading.Event,
+) -> StoredBackup:
+    """Back up a guest whose disks are on ZFS. Raises whatever says why it failed."""
+    name = f"zvmsnap_{now():%Y-%m-%dT%H:%M:%SZ}_backup"
+    planned = take.plan(host, [guest.uuid], None, name, wanted.value)
+    with _taken(config, planned, guest, cancelled) as point:
+        return back_up_point(config, point, directory, options)
+
+
+@contextmanager
+def _taken(
+    config: Config, planned: TakePlan, guest: Guest, cancelled: threading.Event
+) -> Iterator[RestorePoint]:
+    work = BackupWork(
+        id=os.urandom(16).hex(),
+        domain=guest.name,
+        uuid=guest.uuid,
+        owner=Process.of(os.getpid()),
+        making="",
+        snapshots=tuple(planned.full_names),
+    )
+    writer = WorkWriter(config, work)
+    writer.note()
+    try:
+        points = take.execute(config, planned, None, cancelled)
+        own = [point for point in points if point.manifest.uuid == guest.uuid]
+        if not own:
+            raise BackupImpossible(f"{guest.name}: got no point to be backed up")
+        yield own[0]
+    finally:
+        drop_taken(config, work.snapshots)
+        writer.close()
+
+
+def drop_taken(config: Config, snapshots: Sequence[str]) -> None:
+    """Destroy what was taken for a backup, with the points of it. Raises ZfsFailed."""
+    for name in marks.existing(snapshots):
+        zfs.destroy(name)
+    runs = {name.partition("@")[2] for name in snapshots}
+    for run in runs:
+        for point in vault.entries(config.vault_dir, run):
+            if isinstance(point, RestorePoint):
+                vault.remove(point)

@@ -1,0 +1,48 @@
+"""Looks whether backups are what their manifests say: every file, and all that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from zvmsnap.backup import images
+from zvmsnap.backup.directory import BackupDirectory, StoredBackup, differs
+from zvmsnap.common.errors import BackupDamaged, QemuImgFailed
+
+
+def problems(directory: BackupDirectory, backup: StoredBackup) -> Iterator[str]:
+    """What is wrong with a backup itself; of those that it depends on, only that they are there.
+
+    All files are read.
+    """
+    yield from _of_files(backup)
+    try:
+        chain = directory.chain(backup)
+        for disk in backup.manifest.disks:
+            with images.opened(chain, disk.target):
+                pass
+    except (BackupDamaged, QemuImgFailed) as error:
+        yield str(error)
+
+
+def check_chain(chain: Sequence[StoredBackup], targets: frozenset[str]) -> None:
+    """Read all that an import of these disks needs. Raises BackupDamaged."""
+    for position, backup in enumerate(chain):
+        wanted = {disk.file for disk in backup.manifest.disks if disk.target in targets}
+        if position == 0:
+            wanted |= {file.name for file in backup.manifest.files} - {
+                disk.file for disk in backup.manifest.disks
+            }
+        for problem in _of_files(backup, wanted):
+            raise BackupDamaged(f"{backup.directory}: {problem}")
+
+
+def _of_files(backup: StoredBackup, only: set[str] | None = None) -> Iterator[str]:
+    others = {file.name: file for file in backup.manifest.replacing}
+    for file in backup.manifest.files:
+        if only is not None and file.name not in only:
+            continue
+        why = differs(backup, file)
+        if why and file.name in others:
+            why = differs(backup, others[file.name])
+        if why:
+            yield why

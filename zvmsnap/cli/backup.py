@@ -1,0 +1,246 @@
+"""`zvmsnap backup`: copies of guests in a plain directory, which any qemu-img reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from zvmsnap.backup.manifest import Level
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid
+from zvmsnap.config.settings import Config, load_settings
+from zvmsnap.terminal.options import JsonOption, find_point, print_json, print_line, print_lines
+
+if TYPE_CHECKING:
+    from zvmsnap.backup.directory import BackupDirectory, DamagedBackup, StoredBackup
+    from zvmsnap.backup.of_guest import Wanted
+    from zvmsnap.backup.writing import BackupOptions
+
+_VERBS = ("make", "list", "show", "verify")
+
+
+def backup(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[GUEST...] DIRECTORY",
+            help="Or: list DIRECTORY; show or verify DIRECTORY/BACKUP; verify DIRECTORY. A guest "
+            "that is called as one of these: make GUEST DIRECTORY.",
+        ),
+    ],
+    point: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="DOMAIN@SNAPNAME", help="Back up a point, with its RAM, instead."
+        ),
+    ] = "",
+    level: Annotated[
+        Level | None,
+        typer.Option(
+            help="full; inc: what differs from the last backup; diff: from the last full one; "
+            "copy: full, and no later one depends on it. Default: inc, the first one full.",
+            show_default=False,
+        ),
+    ] = None,
+    quiesce: Annotated[
+        bool, typer.Option("--quiesce", help="Fail if its agent cannot freeze its file systems.")
+    ] = False,
+    state: Annotated[
+        bool, typer.Option("--state", help="With its RAM: it can go on from there.")
+    ] = False,
+    crash: Annotated[bool, typer.Option("--crash", help="Do not freeze anything.")] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", "-x", metavar="TARGET", help="Without this disk, such as vdb."),
+    ] = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Compress the images (zstd, within qcow2).")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy guests into a directory: plain qcow2 files, definition, firmware and RAM.
+
+    The first backup of a guest is a full one, later ones are what differs. Each is a directory
+    GUEST@TIME. Neither ZFS nor zvmsnap is needed to read them.
+
+    \b
+    Examples:
+      zvmsnap backup web /backup
+      zvmsnap backup --from web@latest /backup
+      zvmsnap backup list /backup
+      zvmsnap backup verify /backup
+    """
+    verb, names, path = _parsed(words)
+    settings = load_settings()
+    if verb != "make":
+        if point or level or quiesce or state or crash or exclude or compress:
+            raise typer.BadParameter(f"these options are not of {verb}")
+        _look(verb, path, as_json=as_json)
+        return
+    if bool(names) == bool(point):
+        raise typer.BadParameter("say GUEST..., or --from a point")
+    if quiesce + state + crash > 1 or (point and (quiesce or state or crash)):
+        raise typer.BadParameter("say one of --quiesce, --state and --crash; none with --from")
+    from zvmsnap.backup.directory import BackupDirectory
+    from zvmsnap.backup.writing import BackupOptions
+
+    options = BackupOptions(level, frozenset(exclude or ()), compress)
+    directory = BackupDirectory(path)
+    if point:
+        made = [_of_point(settings, point, directory, options)]
+    else:
+        made = list(_of_guests(settings, names, directory, options, _wanted(quiesce, state, crash)))
+    if as_json:
+        print_json({"backups": [_as_json(each) for each in made]})
+    else:
+        print_lines(map(_line, made))
+
+
+def _parsed(words: Sequence[str]) -> tuple[str, list[str], Path]:
+    """What to do, the names of guests, and the directory."""
+    verb, rest = (words[0], list(words[1:])) if words[0] in _VERBS else ("make", list(words))
+    if not rest:
+        raise typer.BadParameter("say the DIRECTORY of the backups")
+    names, path = rest[:-1], Path(rest[-1])
+    if verb != "make" and names:
+        raise typer.BadParameter(f"{verb} takes one directory")
+    return verb, names, path
+
+
+def _wanted(quiesce: bool, state: bool, crash: bool) -> Wanted:
+    from zvmsnap.backup.of_guest import Wanted
+
+    if quiesce:
+        return Wanted.QUIESCED
+    if state:
+        return Wanted.STATE
+    return Wanted.CRASH if crash else Wanted.BEST
+
+
+def _of_point(
+    settings: Config, text: str, directory: BackupDirectory, options: BackupOptions
+) -> StoredBackup:
+    from zvmsnap.backup.of_point import back_up_point
+    from zvmsnap.common.signals import cancel_at_once
+
+    chosen = find_point(settings, text)
+    cancel_at_once()
+    return back_up_point(settings, chosen, directory, options)
+
+
+def _of_guests(
+    settings: Config,
+    names: Sequence[str],
+    directory: BackupDirectory,
+    options: BackupOptions,
+    wanted: Wanted,
+) -> Iterator[StoredBackup]:
+    from zvmsnap.backup.of_guest import back_up_guest
+    from zvmsnap.common.errors import GuestNotFound
+    from zvmsnap.common.signals import cancelled_by_signal
+    from zvmsnap.virt.host import Host
+
+    cancelled = cancelled_by_signal()
+    with Host.connect(settings.uri) as host:
+        known = {key: guest for guest in host.guests() for key in (guest.uuid, guest.name)}
+        for name in names:
+            if name not in known:
+                raise GuestNotFound(f"{name}: libvirt has no such guest")
+        for guest in {known[name].uuid: known[name] for name in names}.values():
+            yield back_up_guest(settings, host, guest, directory, options, wanted, cancelled)
+
+
+# -- what is there
+
+
+def _look(verb: str, path: Path, *, as_json: bool) -> None:
+    from zvmsnap.backup.directory import BackupDirectory
+    from zvmsnap.backup.manifest import is_name
+
+    if is_name(path.name) and path.is_dir():
+        directory = BackupDirectory(path.parent)
+        found = [directory.backup(path.name)]
+        damaged: list[DamagedBackup] = []
+    else:
+        directory = BackupDirectory(path)
+        found, damaged = directory.read()
+    if verb == "show":
+        if not is_name(path.name):
+            raise BackupInvalid(f"{path}: is no backup: say DIRECTORY/GUEST@TIME")
+        _show(directory, found[0], as_json=as_json)
+    elif verb == "verify":
+        _verify(directory, found, damaged, as_json=as_json)
+    else:
+        _list(found, damaged, as_json=as_json)
+
+
+def _list(
+    found: Sequence[StoredBackup], damaged: Sequence[DamagedBackup], *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "backups": [_as_json(each) for each in found],
+                "damaged": [{"directory": str(e.directory), "why": e.why} for e in damaged],
+            }
+        )
+    else:
+        print_lines(map(_line, found))
+        print_lines(f"DAMAGED: {each.why}" for each in damaged)
+    raise typer.Exit(EXIT_FAILED if damaged else EXIT_OK)
+
+
+def _show(directory: BackupDirectory, found: StoredBackup, *, as_json: bool) -> None:
+    manifest = found.manifest
+    chain = directory.chain(found)
+    if as_json:
+        print_json(_as_json(found) | {"chain": [each.name for each in chain]})
+        return
+    print_line(_line(found))
+    print_line(f"  made of: {manifest.way} ({manifest.point or 'no point'})")
+    if manifest.reason:
+        print_line(f"  because: {manifest.reason}")
+    for disk in manifest.disks:
+        on = f", on that of {manifest.parent}" if disk.depends else ""
+        how = f" ({disk.compared})" if disk.compared else ""
+        print_line(f"  {disk.target}: {disk.file}, {disk.disk_bytes >> 20} MiB{on}{how}")
+    if manifest.left_out:
+        print_line(f"  without: {', '.join(manifest.left_out)}")
+    print_lines(f"  needs: {each.name}" for each in chain[1:])
+
+
+def _verify(
+    directory: BackupDirectory,
+    found: Sequence[StoredBackup],
+    damaged: Sequence[DamagedBackup],
+    *,
+    as_json: bool,
+) -> None:
+    from zvmsnap.backup.verify import problems
+    from zvmsnap.common.signals import cancel_at_once
+
+    cancel_at_once()
+    results = {each.name: list(problems(directory, each)) for each in found}
+    results |= {each.directory.name: [each.why] for each in damaged}
+    if as_json:
+        print_json({"backups": [{"name": n, "problems": p} for n, p in results.items()]})
+    else:
+        print_lines(f"{n}: {'; '.join(p) if p else 'is whole'}" for n, p in results.items())
+    raise typer.Exit(EXIT_FAILED if any(results.values()) else EXIT_OK)
+
+
+def _line(found: StoredBackup) -> str:
+    manifest = found.manifest
+    ram = ", with RAM" if manifest.memory else ""
+    disks = ",".join(disk.target for disk in manifest.disks)
+    return (
+        f"{found.name}  {manifest.level}  {manifest.consistency}{ram}  {disks}  "
+        f"{manifest.stored_bytes >> 20} MiB"
+    )
+
+
+def _as_json(found: StoredBackup) -> dict[str, Any]:
+    return {"name": found.name, **msgspec.to_builtins(found.manifest)}
