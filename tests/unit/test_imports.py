@@ -16,6 +16,7 @@ ROOT = Path(zvmsnap.__file__).parent
 FLOORS = (
     {"__main__"},
     {"cli"},
+    {"watch"},
     {"terminal"},
     {"hooks"},
     {"recovery"},

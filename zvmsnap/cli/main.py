@@ -38,10 +38,12 @@ _COMMANDS = {
     "fetch": ("replication", "fetch"),
     "status": ("replication", "status"),
     "backup": ("backup", "backup"),
+    "monitor": ("watch", "monitor"),
     "hook": ("main", "hook"),
 }
 
-_READ_ONLY = (["list"], ["show"], ["status"])
+# `monitor` writes one file, whole or not at all.
+_READ_ONLY = (["list"], ["show"], ["status"], ["monitor"])
 _LOOKS = (["list"], ["show"], ["verify"])  # of backups
 _DRY = frozenset(("--dry-run", "-n"))
 

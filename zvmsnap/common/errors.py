@@ -51,6 +51,12 @@ class KeepInvalid(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class AgeInvalid(ZvmsnapError):
+    """That is no age."""
+
+    exit_code = EXIT_USAGE
+
+
 class PointNotFound(ZvmsnapError):
     """No point, or more than one, answers to that name."""
 

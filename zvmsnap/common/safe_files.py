@@ -21,6 +21,7 @@ from pathlib import Path, PurePath
 PRIVATE_DIR = 0o700
 PASSABLE_DIR = 0o711
 PRIVATE_FILE = 0o600
+PUBLIC_FILE = 0o644
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -54,21 +55,21 @@ def _make_missing(path: Path, mode: int) -> None:
         directory.chmod(mode if directory == path else PASSABLE_DIR)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
     """Replace `path` by `data`, durably, readable by the owner of its directory alone.
 
     That is root, or the user as whom points are sent to this vault. Raises OSError.
     """
     with opened("", path.parent) as directory:
-        write_in(directory, path.name, data)
+        write_in(directory, path.name, data, mode)
 
 
-def write_in(directory: int, name: str, data: bytes) -> None:
+def write_in(directory: int, name: str, data: bytes, mode: int = PRIVATE_FILE) -> None:
     """As `write_atomic`, in a directory that is open. Raises OSError."""
     owner = os.fstat(directory)
     is_others = os.geteuid() == 0 and owner.st_uid != 0
     own = (owner.st_uid, owner.st_gid) if is_others else None
-    write(name, directory, data, own)
+    write(name, directory, data, own, mode)
 
 
 @contextmanager
@@ -249,7 +250,13 @@ def read(name: str, directory: int | None, max_bytes: int, *, block: bool = Fals
     return data
 
 
-def write(name: str, directory: int, data: bytes, owner: tuple[int, int] | None = None) -> None:
+def write(
+    name: str,
+    directory: int,
+    data: bytes,
+    owner: tuple[int, int] | None = None,
+    mode: int = PRIVATE_FILE,
+) -> None:
     """Replace a file by `data`, durably; for us alone, or for its `owner`. Raises OSError."""
     _check_name(name)
     temporary = f".{name}.{os.urandom(4).hex()}.tmp"
@@ -259,6 +266,8 @@ def write(name: str, directory: int, data: bytes, owner: tuple[int, int] | None 
         with os.fdopen(descriptor, "wb") as file:
             if owner:
                 os.fchown(descriptor, *owner)
+            if mode != PRIVATE_FILE:
+                os.fchmod(descriptor, mode)  # whatever the umask is
             file.write(data)
             file.flush()
             os.fsync(descriptor)

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import KeepInvalid
+from zvmsnap.common.errors import AgeInvalid, KeepInvalid
+from zvmsnap.config.age import VALUES as AGES
+from zvmsnap.config.age import parse_age
 from zvmsnap.config.keep import VALUES, parse_keep
 from zvmsnap.config.mode import OFF
 from zvmsnap.config.spelling import nearest
@@ -23,6 +25,8 @@ GROUP = f"{PREFIX}group"
 VAULT = f"{PREFIX}vault"
 CLONE = f"{PREFIX}clone"
 KEEP_MEMORY = f"{PREFIX}keep-memory"
+WARN_AGE = f"{PREFIX}warn-age"
+CRIT_AGE = f"{PREFIX}crit-age"
 KEEP_MEMORY_OF = {each: f"{KEEP_MEMORY}:{each}" for each in snapshot_name.TYPES}
 NAMES = (
     MODE,
@@ -33,6 +37,8 @@ NAMES = (
     CLONE,
     KEEP_MEMORY,
     *KEEP_MEMORY_OF.values(),
+    WARN_AGE,
+    CRIT_AGE,
 )
 ON = "on"
 _LIKE_ON = ("yes", "true", "1", "enable", "enabled", "zfs")
@@ -65,7 +71,17 @@ def _fault(found: Property) -> str:
     if found.name.startswith(KEEP_MEMORY) and not _says_how_long(found.value):
         what = f"{found.dataset}: {found.name}={found.value!r} says not how long RAM is kept"
         return f"{what}, so none goes before its point: say {VALUES}"
+    if found.name in (WARN_AGE, CRIT_AGE) and not _is_age(found.value):
+        return f"{where}: say {AGES}"
     return ""
+
+
+def _is_age(value: str) -> bool:
+    try:
+        parse_age(value)
+        return True
+    except AgeInvalid:
+        return False
 
 
 def _says_how_long(value: str) -> bool:

@@ -14,8 +14,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import ConfigInvalid, DestinationInvalid, KeepInvalid, ModeInvalid
+from zvmsnap.common.errors import (
+    AgeInvalid,
+    ConfigInvalid,
+    DestinationInvalid,
+    KeepInvalid,
+    ModeInvalid,
+)
 from zvmsnap.config import destination
+from zvmsnap.config.age import parse_age
 from zvmsnap.config.destination import MemoryWanted
 from zvmsnap.config.keep import ALL, Keep, parse_keep
 from zvmsnap.config.level import ConsistencyLevel
@@ -69,6 +76,26 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_timeout_s: float = 30
 
 
+class Monitor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From when on `zvmsnap monitor` warns, and calls it critical: ages as in config/age."""
+
+    # Of a guest's newest point, where the properties zvmsnap:warn-age and crit-age do not say so.
+    warn_age: str = "26h"
+    crit_age: str = "50h"
+    # Of a run that is open: its guest may be on overlays.
+    warn_overlay: str = "15m"
+    crit_overlay: str = "2h"
+    # Of the last verification of any point of a guest.
+    warn_verify: str = "off"
+    crit_verify: str = "off"
+    # Of a guest's newest point at a destination that it is sent to.
+    warn_offsite: str = "8d"
+    crit_offsite: str = "off"
+    # What is free of the file systems of vault and staging.
+    warn_room_percent: float = 10
+    crit_room_percent: float = 5
+
+
 # age(1): its own keys, also of plugins, and those of ssh.
 _RECIPIENT = re.compile(r"age1[0-9a-z]{8,4096}|ssh-(?:ed25519|rsa) [A-Za-z0-9+/=]{16,4096}(?: .*)?")
 
@@ -115,6 +142,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guest_scripts: str = "/etc/zvmsnap/guest.d"
     image: Image = Image()
     limits: Limits = Limits()
+    monitor: Monitor = Monitor()
     destination: tuple[DestinationTable, ...] = ()
 
     @property
@@ -182,6 +210,13 @@ def _check(source: Path, config: Config) -> None:
         parse_keep(str(config.keep_memory))
     except KeepInvalid as error:
         raise ConfigInvalid(f"{source}: keep_memory: {error}") from error
+    for key in config.monitor.__struct_fields__:
+        value = getattr(config.monitor, key)
+        try:
+            if isinstance(value, str):
+                parse_age(value)
+        except AgeInvalid as error:
+            raise ConfigInvalid(f"{source}: monitor: {key}: {error}") from error
     for table in config.destination:
         try:
             destination.parse(table.target)
@@ -210,7 +245,7 @@ def _check_paths(source: Path, config: Config) -> None:
 
 
 def _check_numbers(source: Path, config: Config) -> None:
-    for struct in (config.image, config.limits):
+    for struct in (config.image, config.limits, config.monitor):
         for key in struct.__struct_fields__:
             value = getattr(struct, key)
             allows_zero = key == "parallel_dumps"

@@ -103,7 +103,7 @@ def test_a_file_with_destinations(tmp_path: Path) -> None:
 
 
 def test_keys_and_types_are_those_of_the_parser() -> None:
-    made_otherwise = {"modes", "image", "limits", "destination"}
+    made_otherwise = {"modes", "image", "limits", "monitor", "destination"}
     assert {*plain.DEFAULTS, *plain._OTHERS} == {*Config.__struct_fields__} - made_otherwise
     assert tuple(snapshot_name.TYPES) == plain.TYPES
 
