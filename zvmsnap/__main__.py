@@ -1,6 +1,7 @@
 """The `zvmsnap` command: runs a hook, the watchdog, or a command of the operator.
 
-`zvmsnap watchdog` is for the pre hook alone (quiesce/watchdog.py), so no help names it.
+`zvmsnap watchdog` is for the pre hook alone (quiesce/watchdog.py), and `zvmsnap keep-view` for
+`files` and `mount` (files/opening.py), so no help names them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def _run() -> None:
         from zvmsnap.recovery.watchdog_daemon import main as watchdog
 
         sys.exit(watchdog(sys.argv[2:]))
+    if sys.argv[1:2] == ["keep-view"]:
+        from zvmsnap.files.keeper import main as keep_view
+
+        sys.exit(keep_view())
     # typer 0.15 loads rich wherever it is installed, which takes as long as all the rest, only to
     # draw boxes, which nobody asks it for (rich_markup_mode in cli/main.py).
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ FLOORS = (
     {"terminal"},
     {"hooks"},
     {"recovery"},
-    {"backup"},
+    {"backup", "files"},
     {"restore", "capture"},
     {"finalize"},
     {"clone", "replication", "quiesce"},
@@ -32,7 +32,7 @@ FLOORS = (
     {"common"},
 )
 # Each binding belongs to one seam: nobody else knows how libvirt or ZFS are spoken to.
-SEAMS = {"libvirt": "virt", "libvirt_qemu": "virt", "libzfs_core": "zfs"}
+SEAMS = {"libvirt": "virt", "libvirt_qemu": "virt", "libzfs_core": "zfs", "guestfs": "files"}
 LINES_MAX = 400
 MODULES_MAX = 12
 

@@ -31,6 +31,8 @@ _COMMANDS = {
     "restore": ("restore", "restore"),
     "clone": ("clone", "clone"),
     "verify": ("verify", "verify"),
+    "files": ("files", "files"),
+    "mount": ("files", "mount"),
     "export-memory": ("restore", "export_memory"),
     "take": ("take", "take"),
     "drop": ("take", "drop"),
@@ -149,6 +151,7 @@ def common(
       zvmsnap restore web@latest     bring the newest point back, in place
       zvmsnap clone web@latest web2  make a second machine from it
       zvmsnap verify --boot web      start each point of a guest, to prove it
+      zvmsnap files web@latest /etc/nginx --to /root/old
       zvmsnap take web db            take points of two guests now, at one instant
       zvmsnap send web backup@nas:pool/offsite
       zvmsnap backup web /backup     copy a guest into a directory, without ZFS

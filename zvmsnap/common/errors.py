@@ -331,3 +331,7 @@ class ImportImpossible(ZvmsnapError):
 
 class ImportFailed(ZvmsnapError):
     """An import failed on the way; the message says what is left of it, if anything."""
+
+
+class FilesImpossible(ZvmsnapError):
+    """The files of a point cannot be shown, or not copied where they should go."""

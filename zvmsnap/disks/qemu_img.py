@@ -177,6 +177,16 @@ def needed_bytes(source: str) -> int:
         raise QemuImgFailed("qemu-img measure: an answer of another kind") from error
 
 
+def make_view(overlay: str, below: str) -> None:
+    """Make a qcow2 overlay over `below`, QEMU's name of an image that nobody writes to.
+
+    Nothing is left to the headers of images if `below` is a `json:` name of all nodes. Raises
+    QemuImgFailed if it cannot be opened.
+    """
+    below_format = json.loads(below.removeprefix("json:"))["driver"]
+    _run("create", "-q", "-f", "qcow2", "-F", below_format, "-b", below, overlay)
+
+
 def check(overlay: str) -> Soundness:
     """Do its tables account for all that is in it? Raises QemuImgFailed."""
     done = _call("check", "-q", "-f", "qcow2", overlay)
