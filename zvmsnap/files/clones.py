@@ -10,7 +10,7 @@ from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
 from zvmsnap.files.record import View
 from zvmsnap.zfs import dataset_swap, volume, zfs
 
-_PROPERTIES = {"readonly": "on", "volmode": "dev", "snapdev": "hidden"}
+_PROPERTIES = {"readonly": "on", "volmode": "dev", "snapdev": "hidden", "zvmsnap:mode": "off"}
 
 
 def make(view: View) -> None:

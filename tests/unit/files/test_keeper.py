@@ -72,6 +72,7 @@ def test_a_volume_is_seen_through_a_clone_that_goes_again(
             "readonly": "on",
             "volmode": "dev",
             "snapdev": "hidden",
+            "zvmsnap:mode": "off",
             "zvmsnap:clone": f"zvmsnap-view-{view.name}",
         }
         assert machine.drives == [(f"{view.work}/vda.qcow2", "qcow2", True)]
