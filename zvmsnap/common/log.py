@@ -1,4 +1,4 @@
-"""Log lines for people: to stderr, with guest and dataset, without time under systemd.
+"""Log lines for people: to stderr, with guest and dataset; to systemd's journal with a priority.
 
 Whatever a line quotes, it is one line that may be printed (common/foreign).
 """
@@ -10,23 +10,28 @@ import os
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any
+from typing import IO, Any
 
 from zvmsnap.common import foreign
 from zvmsnap.common.errors import ZvmsnapError
 
 _root = logging.getLogger("zvmsnap")
+_STREAM = "JOURNAL_STREAM"
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
 def setup(verbosity: int = 0) -> None:
     """Send log lines to stderr; `verbosity` -1 errors and warnings only, 0 normal, 1 debug.
 
-    Times are written into mail and files only: the journal and a terminal have their own.
+    Times are written into mail and files only: the journal and a terminal have their own. The
+    journal takes the priority of a line from its beginning (sd-daemon(3)).
     """
-    has_clock = "JOURNAL_STREAM" in os.environ or sys.stderr.isatty()
+    to_journal = leads_to_journal(sys.stderr)
+    has_clock = to_journal or sys.stderr.isatty()
     handler = logging.StreamHandler(sys.stderr)
+    kind = JournalFormatter if to_journal else Formatter
     handler.setFormatter(
-        Formatter(
+        kind(
             "zvmsnap: %(levelname)s%(message)s"
             if has_clock
             else "%(asctime)s zvmsnap: %(levelname)s%(message)s",
@@ -45,6 +50,26 @@ def setup(verbosity: int = 0) -> None:
     _root.setLevel(levels.get(verbosity, logging.DEBUG))
 
 
+def leads_to_journal(stream: IO[str] | int) -> bool:
+    """Does what is written there go to systemd's journal? By systemd.exec(5), and the kernel."""
+    try:
+        status = os.fstat(stream if isinstance(stream, int) else stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get(_STREAM) == f"{status.st_dev}:{status.st_ino}"
+
+
+def also_leads_to_journal(descriptor: int) -> None:
+    """What is written there is passed on to the journal."""
+    status = os.fstat(descriptor)
+    os.environ[_STREAM] = f"{status.st_dev}:{status.st_ino}"
+
+
+def prefix(level: int) -> str:
+    """What a line for the journal begins with, by syslog(3): err, warning, info, debug."""
+    return f"<{_PRIORITIES[level]}>"
+
+
 class Formatter(logging.Formatter):
     """Makes each line printable; those of a traceback are indented: none looks like ours."""
 
@@ -54,6 +79,14 @@ class Formatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         lines = super().formatException(ei).split("\n")
         return "\n".join(f"    {foreign.printable(line)}" for line in lines)
+
+
+class JournalFormatter(Formatter):
+    """The same, each line with its priority."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        before = prefix(record.levelno)
+        return "\n".join(f"{before}{line}" for line in super().format(record).split("\n"))
 
 
 class _About(logging.LoggerAdapter[logging.Logger]):

@@ -16,6 +16,7 @@ the child prints into pipes, and the parent passes that on.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
 from zvmsnap.common.process import HANGS, HangWatch
 from zvmsnap.common.signals import STOP_SIGNALS, stop_blocked
@@ -84,7 +86,10 @@ class _Printed:
     def redirect(self) -> None:
         """In the child: print into the pipes."""
         for stream, (_, writing) in self._pipes.items():
+            is_journal = stream == _STDERR and log.leads_to_journal(stream)
             os.dup2(writing, stream)
+            if is_journal:
+                log.also_leads_to_journal(stream)
 
     def begin(self) -> None:
         """In the parent: only read from the pipes."""
@@ -163,7 +168,8 @@ def _result(child: int, caller: int, reading: int, printed: _Printed) -> int:
                 return EXIT_FAILED
             is_told = True
         if watch.hangs():
-            sys.stderr.write(f"zvmsnap: error: {HANGS}\n")
+            priority = log.prefix(logging.ERROR) if log.leads_to_journal(_STDERR) else ""
+            sys.stderr.write(f"{priority}zvmsnap: error: {HANGS}\n")
             return EXIT_FAILED
     code = os.read(reading, 1)
     printed.copy()

@@ -15,7 +15,7 @@ from zvmsnap.common.errors import ConfirmationMissing, PointNotFound, ZfsFailed
 from zvmsnap.config import destination
 from zvmsnap.config.destination import Destination
 from zvmsnap.config.settings import Config
-from zvmsnap.points import vault
+from zvmsnap.points import selector, vault
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint, is_by_clock
 from zvmsnap.points.selector import LATEST, choose
@@ -25,7 +25,7 @@ from zvmsnap.zfs import zfs
 _POINT = typer.Argument(
     metavar="DOMAIN@SNAPNAME",
     help="Any snapshot name of the point; or DOMAIN@latest; or DOMAIN@TIME: the last point taken "
-    "until this day, minute or second is over.",
+    "until this day, minute or second is over, or DOMAIN@yesterday, or DOMAIN@-3h.",
     autocompletion=completion.points,
 )
 PointArgument = Annotated[str, _POINT]
@@ -127,7 +127,10 @@ def find_point(settings: Config, text: str) -> RestorePoint:
     points, damaged = vault.read(settings)
     try:
         tell_if_by_clock(points, text)
-        return choose(points, text)
+        chosen = choose(points, text)
+        if said := selector.said(chosen, text):
+            log.plain().info("%s", said)
+        return chosen
     except PointNotFound as error:
         if renamed := _by_present_name(points, text):
             return renamed

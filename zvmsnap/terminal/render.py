@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 _SHOWN_S = 0.005  # a shorter part of a pause is 0.00 s
 _CELL_MAX = 300  # characters: names of snapshots and guests have 255 at most
-_TITLES = ("GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "ALONE", "PAUSE", "AGE", "VERIFIED", "NOTE")
+_TITLES = (
+    *("GUEST", "RUN", "TAKEN", "LEVEL", "SNAPSHOTS", "RAM", "ALONE", "PAUSE", "AGE", "VERIFIED"),
+    "NOTE",
+)
 
 
 def size(count_bytes: int) -> str:
@@ -41,6 +44,14 @@ def age(time: str, now: datetime) -> str:
         if seconds >= length_s:
             return f"{seconds / length_s:.0f}{unit}"
     return f"{seconds:.0f}s"
+
+
+def local_time(time: str) -> str:
+    """An ISO time by the clock of here, as a point may be asked for.
+
+    The names of snapshots are of sanoid's time zone, which is UTC in Debian's unit.
+    """
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%dT%H:%M")
 
 
 def point_table(
@@ -88,6 +99,7 @@ def _row(
     return (
         manifest.domain,
         point.directory.name,
+        local_time(manifest.created),
         manifest.level,
         ",".join(types) or "-",
         size(manifest.memory.stored_bytes) if manifest.memory else "-",
@@ -211,7 +223,7 @@ def point_details(
     return [
         f"{point.name}: level {manifest.level}",
         f"  guest      {manifest.domain} ({manifest.uuid})",
-        f"  created    {manifest.created}",
+        f"  created    {manifest.created} ({local_time(manifest.created)} local time)",
         f"  directory  {point.directory}",
         *([f"  note       {remark}"] if remark else []),
         *([f"  firmware   {manifest.tpm_warning}"] if manifest.tpm_warning else []),

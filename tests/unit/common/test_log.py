@@ -1,12 +1,16 @@
 import io
 import logging
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import zvmsnap
 from zvmsnap.common import foreign, log
 
 
@@ -86,3 +90,49 @@ def test_nobody_can_forge_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     line, _ = lines_of(monkeypatch, lambda: log.plain().warning("%s", "x" * (10 << 20)))
     assert len(line) <= foreign.PRINTED_MAX
+
+
+JOURNAL = """
+import os, sys
+status = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = sys.argv[1] or f"{status.st_dev}:{status.st_ino}"
+from zvmsnap.common import log
+from zvmsnap.hooks import stand_in
+def work():
+    log.setup(1)
+    log.plain().info("done")
+    log.about("web", "tank").warning("slow")
+    try:
+        raise ValueError("x")
+    except ValueError as error:
+        log.failure(log.plain(), error)
+    return 0
+sys.exit(stand_in.run(work) if sys.argv[2] else work())
+"""
+
+
+def said_under_systemd(stream: str, child: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", JOURNAL, stream, child],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=Path(zvmsnap.__file__).parents[1],
+    )
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("child", ["", "of a hook"])
+def test_the_journal_gets_a_priority_with_each_line(child: str) -> None:
+    """Of a hook, too, which prints through a pipe."""
+    lines = said_under_systemd("", child)
+    assert lines[:2] == ["<6>zvmsnap: done", "<4>zvmsnap: warning: web (tank): slow"]
+    assert lines[-1].startswith("<3>zvmsnap: error: ValueError at <string>:")
+    assert len(lines) > 4 and all(line.startswith("<7>") for line in lines[2:-1])
+
+
+def test_what_does_not_lead_to_the_journal_has_times_instead() -> None:
+    """As of a unit whose output somebody sends elsewhere."""
+    for line in said_under_systemd("1:2", ""):
+        assert not line.startswith("<")
+        assert re.match(r"\d{4}-\d\d-\d\dT|    ", line)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zvmsnap.common.errors import PointNotFound
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.points.selector import choose
+from zvmsnap.points.selector import choose, said
 
 THREE, FOUR = "autosnap_2026-11-20_03:00:00", "autosnap_2026-11-20_04:00:00"
 
@@ -74,6 +74,46 @@ def points(manifest: Callable[..., Manifest]) -> list[RestorePoint]:
 )
 def test_choose(points: list[RestorePoint], text: str, name: str) -> None:
     assert choose(points, text).name == name
+
+
+# In XXX: ten past midnight of the 21st.
+NOW = datetime(2026, 11, 20, 18, 40, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("web@today", f"web@{FOUR}.2"),
+        ("web@yesterday", f"web@{FOUR}.2"),
+        ("web@-14h", f"web@{FOUR}.2"),
+        ("web@-15h", f"web@{THREE}"),
+        ("web@-880m", f"web@{FOUR}"),  # at that very instant
+        ("web@-881m", f"web@{THREE}"),
+    ],
+)
+def test_times_as_they_are_said(points: list[RestorePoint], text: str, name: str) -> None:
+    assert choose(points, text, NOW).name == name
+
+
+def test_a_day_here_is_no_day_of_utc(points: list[RestorePoint]) -> None:
+    early = datetime(2026, 11, 21, 18, 29, tzinfo=UTC)  # a minute before midnight of the 21st
+    assert choose(points, "web@yesterday", early).name == f"web@{FOUR}.2"
+    with pytest.raises(PointNotFound, match=r"no point is as old as that; the first is web@"):
+        choose(points, "web@yesterday", datetime(2026, 11, 20, 18, 29, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("which", ["-3", "-0h", "-3w", "3h", "tomorrow", "-3h ", "-9999999h"])
+def test_what_is_no_time(points: list[RestorePoint], which: str) -> None:
+    with pytest.raises(PointNotFound, match="no such point"):
+        choose(points, f"web@{which}", NOW)
+
+
+def test_what_was_chosen_is_said(points: list[RestorePoint]) -> None:
+    point = choose(points, "web@-15h", NOW)
+    assert said(point, "web@-15h") == (
+        f"web@-15h is web@{THREE}, taken 2026-11-20 08:30:00+05:30, of level memory"
+    )
+    assert said(point, f"web@{THREE}_hourly") == said(point, "web@latest") == ""
 
 
 @pytest.mark.parametrize(

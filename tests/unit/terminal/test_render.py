@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,15 +181,16 @@ def test_point_table(
         return results.get(point.name)
 
     lines = list(render.point_table(points, liveness, result, lambda _: RamUsage(9, 2, 7)))
-    assert [line.split()[:6] for line in lines] == [
-        ["GUEST", "RUN", "LEVEL", "SNAPSHOTS", "RAM", "ALONE"],
-        ["web", "m", "memory", "daily", "4B", "2B"],
-        ["a-long-name", "m.2", "memory", "-", "-", "-"],
+    taken = render.local_time(points[0].manifest.created)
+    assert [line.split()[:7] for line in lines] == [
+        ["GUEST", "RUN", "TAKEN", "LEVEL", "SNAPSHOTS", "RAM", "ALONE"],
+        ["web", "m", taken, "memory", "daily", "4B", "2B"],
+        ["a-long-name", "m.2", taken, "memory", "-", "-", "-"],
     ]
 
     def alone(usage: RamUsage | None) -> list[str]:
         table = render.point_table(points, liveness, result, lambda _: usage)
-        return [line.split()[5] for line in table]
+        return [line.split()[6] for line in table]
 
     assert alone(None) == alone(RamUsage(9, None, None)) == ["ALONE", "?", "-"]
     assert (
@@ -196,6 +198,15 @@ def test_point_table(
     )
     column = lines[0].index("VERIFIED")
     assert [line[column:].split()[0] for line in lines] == ["VERIFIED", "FAILED", "-"]
+
+
+def test_times_are_those_of_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the names of snapshots are of UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-05:30")
+        time.tzset()
+        assert render.local_time("2026-11-20T20:00:00.000+00:00") == "2026-11-21T01:30"
+    time.tzset()
 
 
 CHECKED = "2026-11-21T11:00:00+00:00"
