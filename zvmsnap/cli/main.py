@@ -41,11 +41,12 @@ _COMMANDS = {
     "status": ("replication", "status"),
     "backup": ("backup", "backup"),
     "monitor": ("watch", "monitor"),
+    "report": ("report", "report"),
     "hook": ("main", "hook"),
 }
 
-# `monitor` writes one file, whole or not at all.
-_READ_ONLY = (["list"], ["show"], ["status"], ["monitor"])
+# `monitor` and `report` write one file, whole or not at all.
+_READ_ONLY = (["list"], ["show"], ["status"], ["monitor"], ["report"])
 _LOOKS = (["list"], ["show"], ["verify"])  # of backups
 _DRY = frozenset(("--dry-run", "-n"))
 
@@ -157,6 +158,7 @@ def common(
       zvmsnap backup web /backup     copy a guest into a directory, without ZFS
       zvmsnap prune --dry-run        list points that have lost their snapshots
       zvmsnap recover                bring guests back from overlays after a crash
+      zvmsnap report --html zvmsnap.html
 
     \b
     Exit codes: 0 done, 1 something failed, 2 usage, configuration or environment.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -14,17 +14,12 @@ from zvmsnap.cli import replication
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, RestoreImpossible
 from zvmsnap.common.waiting import now_s
-from zvmsnap.config import capture_name
-from zvmsnap.config.settings import Config, load_settings
-from zvmsnap.journal import describe, late, other_versions
-from zvmsnap.journal.fetches import Fetches
-from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Operations
-from zvmsnap.journal.waiting import WaitingEntries
+from zvmsnap.config.settings import load_settings
 from zvmsnap.points import vault, verify_result
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
+from zvmsnap.recovery.unfinished import unfinished
 from zvmsnap.retention import old_memory, prune
 from zvmsnap.terminal import render
 from zvmsnap.terminal.options import (
@@ -68,7 +63,7 @@ def list_points(
         interrupted = []
     else:
         points, damaged = vault.read(settings)
-        interrupted = list(_interrupted(settings, domain))
+        interrupted = [each.words for each in unfinished(settings, domain)]
         liveness = None
     points = [point for point in points if domain in (None, point.manifest.domain)]
     liveness = liveness or _liveness(points)
@@ -147,38 +142,6 @@ def prune_points(dry_run: DryRunOption = False, as_json: JsonOption = False) -> 
         print_lines(render.pruning(findings, dry_run=dry_run))
     needs_person = findings.damaged or findings.leftovers.overlays
     raise typer.Exit(EXIT_FAILED if needs_person else EXIT_OK)
-
-
-def _interrupted(settings: Config, domain: str | None) -> Iterator[str]:
-    """What is under way, or was interrupted and waits for `zvmsnap recover`."""
-    journal_dir = settings.journal_dir
-    entries = [*Journal(journal_dir).entries(), *late.entries(journal_dir)]
-    waiting = WaitingEntries(journal_dir).all()
-    operations = Operations(settings.journal_dir).all()
-    for entry in entries:
-        if domain in (None, entry.domain):
-            yield f"{entry.domain}: {describe.work(entry)} is {describe.progress(entry)}"
-    for entry in waiting:
-        if domain in (None, entry.domain):
-            yield f"{entry.domain}: {describe.waiting(entry)}"
-    for operation in operations:
-        if domain in (None, operation.domain):
-            yield f"{operation.domain}: {describe.operation(operation)}"
-    fetches = Fetches(settings.journal_dir)
-    yield from fetches.interrupted(settings)
-    for file in other_versions.files(journal_dir):
-        if domain in (None, file.uuid):
-            yield str(file)
-    captures = {each.capture for each in (*entries, *waiting, *operations)}
-    for unfinished in vault.unfinished(settings.vault_dir):
-        folder = unfinished.directory.parent.name
-        if domain is not None and folder != vault.folder_of(domain):
-            continue
-        capture = unfinished.capture
-        fetched = capture is not None and capture_name.uuid_of(capture) in fetches.guests()
-        if capture not in captures and not fetched:
-            what = "publishing" if unfinished.capture else "removal"
-            yield f"{unfinished.directory}: its {what} was interrupted; zvmsnap recover ends it"
 
 
 def _liveness(points: Sequence[RestorePoint]) -> Liveness:

@@ -335,3 +335,7 @@ class ImportFailed(ZvmsnapError):
 
 class FilesImpossible(ZvmsnapError):
     """The files of a point cannot be shown, or not copied where they should go."""
+
+
+class ReportUnwritable(ZvmsnapError):
+    """The file of a report cannot be written; an earlier one is as it was."""

@@ -66,12 +66,13 @@ def path_of(destination: Destination, remote: RemoteHost) -> str:
 def forget(settings: Config, destination: str) -> None:
     """Remove what this host knows of the vault of a destination. Raises OSError."""
     EncryptedCopies(settings, destination).drop_all()
-    mirror = _mirror(settings, destination)
+    mirror = mirror_of(settings, destination)
     shutil.rmtree(mirror, ignore_errors=True)
     _id(mirror).unlink(missing_ok=True)
 
 
-def _mirror(settings: Config, destination: str) -> Path:
+def mirror_of(settings: Config, destination: str) -> Path:
+    """Where the manifests of a destination are mirrored, laid out as a vault."""
     return settings.journal_dir / "mirrors" / folder_of(destination)
 
 
@@ -92,7 +93,7 @@ class RemoteVault:
     ) -> None:
         self._remote = remote
         self.path = PurePosixPath(path)
-        self._mirror = _mirror(settings, destination.name)
+        self._mirror = mirror_of(settings, destination.name)
         self._known = _id(self._mirror)
         self._own = settings.vault_dir / vault.MARK
         self._destination = destination
