@@ -42,6 +42,7 @@ _COMMANDS = {
     "backup": ("backup", "backup"),
     "monitor": ("watch", "monitor"),
     "report": ("report", "report"),
+    "check": ("check", "check"),
     "hook": ("main", "hook"),
 }
 
@@ -110,6 +111,8 @@ def only_reads(words: Sequence[str]) -> bool:
         return not any(word.startswith(("--boot", "--expect")) for word in command)
     if command[:1] == ["backup"]:
         return command[1:2] in _LOOKS
+    if command[:1] == ["check"]:
+        return "--fix" not in command
     return command[:1] in _READ_ONLY or not _DRY.isdisjoint(command)
 
 
@@ -146,6 +149,7 @@ def common(
 
     \b
     Examples:
+      zvmsnap check                  is this host as it should be?
       zvmsnap list                   list all points
       zvmsnap list web               list the points of one guest
       zvmsnap show web@autosnap_2026-11-20_03:00:00_daily

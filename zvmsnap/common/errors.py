@@ -33,6 +33,12 @@ class SanoidUnanswered(ZvmsnapError):
     """sanoid does not say what it is going to snapshot."""
 
 
+class SanoidConfInvalid(ZvmsnapError):
+    """sanoid.conf cannot be read, and sanoid does not start with it."""
+
+    exit_code = EXIT_USAGE
+
+
 class ConfigInvalid(ZvmsnapError):
     """The configuration file is missing, unreadable or has an unknown or wrong key."""
 

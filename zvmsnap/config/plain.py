@@ -16,12 +16,15 @@ other values: the next hook that has work says it.
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # what is imported for types alone takes its time, too
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # As config/settings has them.
 DEFAULT_PATH = "/etc/zvmsnap/config.toml"
+CONF_D = "/etc/zvmsnap/conf.d"
 _URI = "uri"
 DEFAULTS = {
     _URI: "qemu:///system",
@@ -42,22 +45,44 @@ class _NotPlain(Exception):
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The values of the keys of DEFAULTS; None if the file is not plain, or missing but named.
+    """The values of the keys of DEFAULTS; None if a file is not plain, or missing but named.
 
-    Raises OSError if it cannot be read.
+    Raises OSError if one cannot be read.
     """
     named = environment.get("ZVMSNAP_CONFIG")
+    if named:
+        return _merged([named], missing=None)
     try:
-        with open(named or DEFAULT_PATH, "rb") as file:
-            return read(file.read())
-    except FileNotFoundError:
-        return None if named else DEFAULTS
+        names = sorted(name for name in os.listdir(CONF_D) if name.endswith(".toml"))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    return _merged([DEFAULT_PATH, *(f"{CONF_D}/{name}" for name in names)], missing={})
+
+
+def _merged(paths: list[str], missing: dict[str, str] | None) -> dict[str, str] | None:
+    """What these files say, a later one before an earlier one; `missing` is for the first."""
+    merged = DEFAULTS
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                values = _read(file.read())
+        except FileNotFoundError:
+            values = missing if path == paths[0] else None
+        if values is None:
+            return None
+        merged = merged | values
+    return merged
 
 
 def read(data: bytes) -> dict[str, str] | None:
     """The same, out of the content of a file."""
+    values = _read(data)
+    return None if values is None else DEFAULTS | values
+
+
+def _read(data: bytes) -> dict[str, str] | None:
     try:
-        return DEFAULTS | _values(data.decode().split("\n"))
+        return _values(data.decode().split("\n"))
     except (UnicodeDecodeError, _NotPlain):
         return None
 

@@ -1,4 +1,4 @@
-"""Reads config.toml: every key has a default, and an unknown key is refused by its name.
+"""Reads config.toml and conf.d: every key has a default, and an unknown key is refused by name.
 
 config.toml.example and docs/reference/configuration.md describe every key.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from datetime import date, datetime
+from datetime import time as clock_time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -29,6 +31,8 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import parse_mode
 
 DEFAULT_PATH = Path("/etc/zvmsnap/config.toml")
+CONF_D = "conf.d"
+_ADDED_UP = "destination"  # each file may have some
 
 
 class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,30 +180,79 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.locks)
 
 
+def files(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """The files that are read, in that order: config.toml, and those of conf.d beside it.
+
+    Where $ZVMSNAP_CONFIG names a file, that one alone. Raises ConfigInvalid.
+    """
+    if named := environment.get("ZVMSNAP_CONFIG"):
+        return [Path(named)]
+    own = [DEFAULT_PATH] if os.path.lexists(DEFAULT_PATH) else []
+    folder = DEFAULT_PATH.parent / CONF_D
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
+    except (FileNotFoundError, NotADirectoryError):
+        return own
+    except OSError as error:
+        raise ConfigInvalid(f"{folder}: cannot be read: {error.strerror}") from error
+    return [*own, *(folder / name for name in names)]
+
+
 def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read the configuration from `path`, $ZVMSNAP_CONFIG or /etc/zvmsnap/config.toml.
+    """Read the configuration from `path`, $ZVMSNAP_CONFIG, or /etc/zvmsnap/config.toml and conf.d.
+
+    | a key of conf.d     | what becomes of it                                     |
+    |---------------------|--------------------------------------------------------|
+    | a value             | replaces that of the files before                      |
+    | a table             | is merged into that of the files before, key by key    |
+    | `[[destination]]`   | is added to those of the files before                  |
 
     A missing file means the defaults, unless it was named. Raises ConfigInvalid, which says file
     and key.
     """
-    named = path or (
-        Path(environment["ZVMSNAP_CONFIG"]) if environment.get("ZVMSNAP_CONFIG") else None
-    )
-    source = named or DEFAULT_PATH
+    sources = [path] if path else files(environment)
+    merged: dict[str, Any] = {}
+    for source in sources:
+        _merge(merged, _read(source))
+    config = _config(sources[-1], merged) if sources else Config()
+    if len(sources) > 1:
+        _check(sources[-1], config)
+    return config
+
+
+def _read(source: Path) -> dict[str, Any]:
+    """What one file says, which is well by itself."""
     try:
         text = source.read_bytes()
     except FileNotFoundError:
-        if named:
-            raise ConfigInvalid(f"{source}: no such configuration file") from None
-        return Config()
+        raise ConfigInvalid(f"{source}: no such configuration file") from None
     except OSError as error:
         raise ConfigInvalid(f"{source}: cannot be read: {error.strerror}") from error
     try:
-        config = msgspec.toml.decode(text, type=Config)
+        values = msgspec.toml.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{source}: {error}") from error
-    _check(source, config)
-    return config
+    _check(source, _config(source, values))
+    return values
+
+
+def _config(source: Path, values: dict[str, Any]) -> Config:
+    try:
+        # As msgspec.toml.decode does: a file has no other types than TOML.
+        return msgspec.convert(values, Config, builtin_types=(datetime, date, clock_time))
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(f"{source}: {error}") from error
+
+
+def _merge(merged: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        known = merged.get(key)
+        if isinstance(value, dict) and isinstance(known, dict):
+            _merge(known, value)
+        elif key == _ADDED_UP and isinstance(value, list) and isinstance(known, list):
+            known += value
+        else:
+            merged[key] = value
 
 
 def _check(source: Path, config: Config) -> None:

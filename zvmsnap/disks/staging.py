@@ -120,8 +120,17 @@ def was_overlay(path: str) -> bool:
 def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.Mount]) -> None:
     """Raises StagingUnusable for staging in RAM, on a dataset of the snapshot, or out of reach.
 
-    The message says what to do. In RAM, a power cut would take what guests have written to their
-    overlays, and was told that it is on disk; and RAM images need twice their RAM.
+    The message says what to do.
+    """
+    check_place(staging, snapshotted, table)
+    check_passable(passable_dir(staging))
+
+
+def check_place(staging: Path, snapshotted: frozenset[str], table: list[mounts.Mount]) -> None:
+    """Raises StagingUnusable for staging in RAM, or on a dataset of the snapshot.
+
+    In RAM, a power cut would take what guests have written to their overlays, and was told that it
+    is on disk; and RAM images need twice their RAM.
     """
     real = Path(os.path.realpath(staging))
     kind = mounts.kind_of_path(str(real), table)
@@ -136,7 +145,11 @@ def check_usable(staging: Path, snapshotted: frozenset[str], table: list[mounts.
             f"staging {staging} is on {dataset_and_path[0]}, which is one of the snapshot: "
             "set `staging` in config.toml to another file system"
         )
-    passable_dir(staging)
+
+
+def check_passable(staging: Path) -> None:
+    """Raises StagingUnusable if QEMU's user cannot reach what is in that directory."""
+    real = Path(os.path.realpath(staging))
     for directory in (real, *real.parents):
         if not directory.stat().st_mode & _OTHERS_OR_GROUP_MAY_PASS:
             raise StagingUnusable(

@@ -34,6 +34,22 @@ class Dataset:
     modes: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """An imported pool; `health` is zpool(8)'s word, as ONLINE; `full_percent` of `size_bytes`."""
+
+    name: str
+    health: str
+    size_bytes: int
+    free_bytes: int
+    full_percent: int
+
+    @property
+    def is_away(self) -> bool:
+        """Would whoever touches it wait without end?"""
+        return self.health in ("SUSPENDED", "UNAVAIL", "FAULTED")
+
+
 # It is read from files, too, which may come from elsewhere.
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 

@@ -21,6 +21,7 @@ from zvmsnap.zfs.types import (
     Dataset,
     Lineage,
     NamedSnapshots,
+    Pool,
     Snapshot,
     SnapshotListing,
     SnapshotUsage,
@@ -125,6 +126,16 @@ def pool_guids() -> dict[str, int]:
     """The guids of all imported pools, by the names that they have here. Raises ZfsFailed."""
     output = programs.text(programs.output("zpool", "list", "-Hp", "-o", "name,guid"))
     return {name: int(guid) for name, guid in programs.lines(output, columns=2)}
+
+
+def pools() -> dict[str, Pool]:
+    """All imported pools, by name. Raises ZfsFailed."""
+    columns = "name,health,size,free,capacity"
+    output = programs.text(programs.output("zpool", "list", "-Hp", "-o", columns))
+    return {
+        name: Pool(name, health, *(int(_value(each) or 0) for each in numbers))
+        for name, health, *numbers in programs.lines(output, 1 + columns.count(","))
+    }
 
 
 def lineages() -> dict[str, Lineage]:

@@ -116,3 +116,20 @@ def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert plain.settings({}) == as_plain(Config())
     with pytest.raises(OSError):
         plain.settings({"ZVMSNAP_CONFIG": str(tmp_path)})
+
+
+def test_files_of_conf_d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf_d = tmp_path / "conf.d"
+    monkeypatch.setattr(plain, "DEFAULT_PATH", str(tmp_path / "config.toml"))
+    monkeypatch.setattr(plain, "CONF_D", str(conf_d))
+    monkeypatch.setattr(settings, "DEFAULT_PATH", tmp_path / "config.toml")
+    assert f"{settings.CONF_D}" == conf_d.name
+    conf_d.mkdir()
+    (conf_d / "b.toml").write_text('vault = "/b"\n')
+    assert plain.settings({}) == as_plain(settings.load_settings(None, {}))
+    (tmp_path / "config.toml").write_text('vault = "/a"\njournal = "/j"\n')
+    (conf_d / "a.toml").write_text('vault = "/c"\n# nothing\n[limits]\npause_max_ms = 50\n')
+    assert plain.settings({}) == as_plain(settings.load_settings(None, {}))
+    assert (plain.settings({}) or {})["vault"] == "/b"
+    (conf_d / "c.toml").write_text('vault = """/d"""\n')
+    assert plain.settings({}) is None

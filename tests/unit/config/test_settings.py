@@ -183,3 +183,55 @@ def test_argument_goes_before_environment_before_default(
     assert load_settings(tmp_path / "argument", environment).uri == "argument"
     assert load_settings(None, environment).uri == "environment"
     assert load_settings(None, {}).uri == "default"
+
+
+@pytest.fixture
+def conf_d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of further files, beside the default one."""
+    monkeypatch.setattr(settings, "DEFAULT_PATH", tmp_path / "config.toml")
+    (tmp_path / "conf.d").mkdir()
+    return tmp_path / "conf.d"
+
+
+def test_files_of_conf_d_are_read_in_order(conf_d: Path) -> None:
+    (conf_d.parent / "config.toml").write_text(
+        'vault = "/a"\nmode = "crash"\n[limits]\npause_max_ms = 50\ncommit_timeout_s = 7\n'
+        '[[destination]]\ntarget = "nas:a/b"\n'
+    )
+    (conf_d / "20-b.toml").write_text('vault = "/c"\n[[destination]]\ntarget = "usb/b"\n')
+    (conf_d / "10-a.toml").write_text('vault = "/b"\n[limits]\npause_max_ms = 60\n')
+    (conf_d / "30.toml.bak").write_text("no TOML")
+    read = load_settings(None, {})
+    assert (read.vault, read.mode) == ("/c", "crash")
+    assert (read.limits.pause_max_ms, read.limits.commit_timeout_s) == (60, 7)
+    assert [each.target for each in read.destination] == ["nas:a/b", "usb/b"]
+    assert [path.name for path in settings.files({})] == ["config.toml", "10-a.toml", "20-b.toml"]
+
+
+def test_conf_d_alone(conf_d: Path) -> None:
+    (conf_d / "a.toml").write_text('vault = "/b"\n')
+    assert load_settings(None, {}).vault == "/b"
+
+
+def test_a_fault_of_conf_d_names_its_file(conf_d: Path) -> None:
+    (conf_d / "a.toml").write_text('valut = "/b"\n')
+    with pytest.raises(ConfigInvalid) as caught:
+        load_settings(None, {})
+    assert str(caught.value).startswith(f"{conf_d / 'a.toml'}: ") and "valut" in str(caught.value)
+
+
+def test_files_that_are_well_alone_but_not_together(conf_d: Path) -> None:
+    (conf_d / "a.toml").write_text("[limits]\npause_max_ms = 50\n")
+    (conf_d / "b.toml").write_text("[limits]\npause_first_ms = 40\n")
+    assert load_settings(None, {}).limits.pause_first_ms == 40
+    (conf_d / "b.toml").write_text("[limits]\npause_first_ms = 400\n")
+    with pytest.raises(ConfigInvalid, match="pause_first_ms is more than pause_max_ms"):
+        load_settings(None, {})
+
+
+def test_a_file_that_is_named_is_read_alone(conf_d: Path, tmp_path: Path) -> None:
+    (conf_d / "a.toml").write_text('vault = "/b"\n')
+    own = tmp_path / "own.toml"
+    own.write_text("")
+    assert load_settings(own, {}) == Config()
+    assert load_settings(None, {"ZVMSNAP_CONFIG": str(own)}) == Config()

@@ -1,0 +1,107 @@
+"""libvirt and QEMU: versions and their known faults, and the configuration of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zvmsnap.check.facts import Facts, answer_of
+from zvmsnap.check.finding import Finding, green, red, yellow
+from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.virt import qemu_conf
+
+_TRIED_LIBVIRT = (9, 0)
+_TRIED_QEMU = (7, 2)
+# `snapshot='manual'`, by which level `paused` keeps a guest paused.
+_MANUAL_SINCE = (8, 2)
+# Reverting to internal snapshots fails in these: release notes of libvirt.
+_BAD_REVERT = ((11, 2), (11, 4))
+_MODULAR = "virtqemud"
+_MONOLITHIC = "libvirtd"
+
+
+def versions(facts: Facts) -> Iterator[Finding]:
+    """Are they versions that zvmsnap was tried with, and what is known of them?"""
+    host = facts.host
+    if host is None:
+        return
+    try:
+        known = answer_of(host.versions)
+    except ZvmsnapError as error:
+        yield red("libvirt.versions", "libvirt", str(error), "systemctl status libvirtd virtqemud")
+        return
+    libvirt, qemu = number(known["libvirt"]), number(known["qemu"])
+    if libvirt < _MANUAL_SINCE and _pauses(facts):
+        text = f"{known['libvirt']} knows no level `paused`, which is wanted"
+        yield red("libvirt.paused", "libvirt", text, "install libvirt 8.2 or later")
+    elif libvirt < _TRIED_LIBVIRT or qemu < _TRIED_QEMU:
+        text = f"libvirt {known['libvirt']} and QEMU {known['qemu']} were not tried with zvmsnap"
+        yield yellow("libvirt.version", "", text, "zvmsnap verify --boot each new point")
+    else:
+        text = f"libvirt {known['libvirt']}, QEMU {known['qemu']}, CPU {known['host_cpu']}"
+        yield green("libvirt.version", "", text)
+    if _BAD_REVERT[0] <= libvirt < _BAD_REVERT[1]:
+        yield from _internal_snapshots(facts, known["libvirt"])
+
+
+def number(version: str) -> tuple[int, ...]:
+    """`11.3.0` as numbers."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _pauses(facts: Facts) -> bool:
+    wanted = [modes for each in facts.on_zfs if (modes := facts.levels(each))]
+    return any(ConsistencyLevel.PAUSED in modes.levels for modes in wanted)
+
+
+def _internal_snapshots(facts: Facts, version: str) -> Iterator[Finding]:
+    for guest in facts.on_zfs:
+        try:
+            names = answer_of(guest.guest.snapshot_names)
+        except ZvmsnapError:
+            continue
+        if names:
+            text = f"libvirt {version} fails to revert to internal snapshots, such as {names[0]}"
+            mend = "use points of zvmsnap, or libvirt 11.4 and later"
+            yield yellow("libvirt.revert", guest.name, text, mend)
+
+
+def images(facts: Facts) -> Iterator[Finding]:
+    """Can RAM images that libvirt writes now be loaded?"""
+    path = facts.path(str(qemu_conf.PATH))
+    if why := qemu_conf.why_unloadable(path):
+        text, _, mend = why.rpartition("; ")
+        yield red("libvirt.image-format", "", text, mend)
+
+
+def daemons(facts: Facts) -> Iterator[Finding]:
+    """Of modular and monolithic daemons, is only one kind at work?"""
+    if facts.host is None or not facts.path("/run/systemd/system").is_dir():
+        return
+    said = (
+        facts.ask(
+            "systemctl",
+            "show",
+            "--property=Id,ActiveState",
+            f"{_MODULAR}.service",
+            f"{_MONOLITHIC}.service",
+        )
+        or ""
+    )
+    active = [
+        name
+        for name in (_MODULAR, _MONOLITHIC)
+        if f"Id={name}.service" in said and _is_active(said, name)
+    ]
+    if len(active) > 1:
+        text = "libvirtd and virtqemud are both active: each knows other guests"
+        mend = "disable one of the two: libvirt.org/daemons.html"
+        yield red("libvirt.daemons", "libvirt", text, mend)
+
+
+def _is_active(said: str, name: str) -> bool:
+    block = next(each for each in said.split("\n\n") if f"Id={name}.service" in each)
+    return "ActiveState=active" in block
+
+
+CHECKS = (versions, images, daemons)
