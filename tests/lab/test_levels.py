@@ -151,8 +151,8 @@ def test_paused(lab: Lab) -> None:
     assert (point.manifest["level"], point.manifest["reason"]) == ("paused", None)
     assert point.timing["pause_s"] > 0
     parts = point.pause_parts
-    assert parts["ram_s"] > 0 and parts["overlays_s"] == parts["resume_s"] == 0
-    assert parts["snapshot_s"] > point.timing["pause_s"] / 2, parts
+    assert parts["ram_s"] > 0 and parts["overlays_s"] == 0
+    assert parts["snapshot_s"] + parts["resume_s"] > point.timing["pause_s"] / 2, parts
     assert abs(sum(parts.values()) - point.timing["pause_s"]) < 0.01
     print(f"MEASURED paused: {point.timing['pause_s']:.2f} s by hand")
     linux.wait_writes(lab, linux.NAME, stored + 3)

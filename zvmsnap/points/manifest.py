@@ -214,8 +214,8 @@ class PauseParts(msgspec.Struct, frozen=True, gc=False):
     | `ram_s`      | it was paused                     | libvirt's job for its RAM ended           |
     | `flush_s`    | that                              | its RAM image was complete, and on disk   |
     | `overlays_s` | that, or the freeze               | the last of its overlays was labelled     |
-    | `snapshot_s` | that, if it has no overlays       | it went on, as its snapshot was taken     |
-    | `resume_s`   | its overlays were labelled        | it was on them, and went on               |
+    | `snapshot_s` | that, if it has no overlays       | its snapshots were seen, or it went on    |
+    | `resume_s`   | they were seen, or labelled       | it went on                                |
 
     What the pause has beyond the sum of them cannot be told apart.
     """

@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 from zvmsnap.common.errors import DomainGone, LockTimeout
 from zvmsnap.common.lockfile import own_lock
+from zvmsnap.common.process import uptime_s
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.common.waiting import wait
 from zvmsnap.config.settings import Config
@@ -62,7 +63,7 @@ def follow(config: Config, known: Entry, ended: threading.Event, guests: Callabl
             marks.seems_to_exist(awaited[-1][0])  # and all that this needs is loaded
             with own_lock(config.locks_dir, follower(known), "follow", _LOCK_LIMIT_S):
                 entry = _when_all_exist(_Followed(journal, known), awaited, ended, guests)
-            return entry is not None and _let_go(config, journal, guest, entry)
+            return entry is not None and _let_go(config, journal, guest, entry, uptime_s())
     except (DomainGone, LockTimeout):
         return False
 
@@ -94,15 +95,20 @@ def _when_all_exist(
     return None
 
 
-def _let_go(config: Config, journal: Journal, guest: Guest, known: Entry) -> bool:
-    """Note which snapshots exist, and resume the guest; False if that is left to post."""
+def _let_go(
+    config: Config, journal: Journal, guest: Guest, known: Entry, all_exist_s: float
+) -> bool:
+    """Note which snapshots exist, and resume the guest; False if that is left to post.
+
+    `all_exist_s`: the `uptime_s` at which all were seen.
+    """
     refs = snapshot_match.candidates(known)
     if not _are_all(refs, known):
         return False
     with journal.if_same(config.locks_dir, known, f"resume {known.domain}", _LOCK_LIMIT_S) as entry:
         if not entry or not entry.is_paused_for_snapshot or entry.was_held_at_release:
             return False
-        return thaw.resume_with_snapshots(guest, EntryWriter(journal, entry), refs)
+        return thaw.resume_with_snapshots(guest, EntryWriter(journal, entry), refs, all_exist_s)
 
 
 class _Followed:

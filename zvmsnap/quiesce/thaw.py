@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from zvmsnap.common.errors import DomainGone, DomainLocked, LibvirtFailed, NotHeld, ScriptFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.common.process import uptime_s
@@ -82,11 +84,14 @@ def note_guest_gone(config: Config, writer: EntryWriter, log: Logger) -> None:
         _run_post_thaw(config, writer, log)
 
 
-def resume_with_snapshots(guest: Guest, writer: EntryWriter, refs: tuple[SnapshotRef, ...]) -> bool:
+def resume_with_snapshots(
+    guest: Guest, writer: EntryWriter, refs: tuple[SnapshotRef, ...], all_exist_s: float
+) -> bool:
     """Resume a guest that is paused until now, as these are all its snapshots, and exist.
 
-    The caller has listed them before, and holds the guest's lock. False, with nothing done, if it
-    is not paused by zvmsnap any more. Raises LibvirtFailed and OSError.
+    The caller has seen all of them at the `uptime_s` of `all_exist_s`, has listed them, and holds
+    the guest's lock. False, with nothing done, if it is not paused by zvmsnap any more. Raises
+    LibvirtFailed and OSError.
     """
     if not _is_paused_by_zvmsnap(guest):
         return False
@@ -97,7 +102,8 @@ def resume_with_snapshots(guest: Guest, writer: EntryWriter, refs: tuple[Snapsho
         pause_s=_held_s(writer.entry),
     )
     _resume_paused(guest)
-    writer.note(paused=False, pause_s=_held_s(writer.entry))
+    parts = replace(writer.entry.pause_parts, resume_s=uptime_s() - all_exist_s)
+    writer.note(paused=False, pause_s=_held_s(writer.entry), pause_parts=parts)
     return True
 
 

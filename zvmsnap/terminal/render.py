@@ -306,7 +306,7 @@ def _pause_parts(timing: Timing) -> str:
         "last of RAM": parts.ram_s if parts.sum_s else timing.last_ram_s,
         "flush of the RAM image": parts.flush_s,
         "labelling and overlays": parts.overlays_s,
-        "until it went on, as its snapshot was taken": parts.snapshot_s,
+        "until its snapshot was taken": parts.snapshot_s,
         "going on": parts.resume_s,
     }
     if not any(known.values()):

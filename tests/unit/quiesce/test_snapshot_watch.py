@@ -23,7 +23,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points import vault
-from zvmsnap.points.manifest import Manifest
+from zvmsnap.points.manifest import Manifest, PauseParts
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.quiesce import let_go, snapshot_watch, thaw
 from zvmsnap.quiesce.deadline import enforce_deadline
@@ -418,7 +418,7 @@ def test_killed(
     writer = EntryWriter(Journal(config.journal_dir), entry)
     with pytest.raises(Killed):
         dies(writer, guest)
-        thaw.resume_with_snapshots(guest, writer, refs)
+        thaw.resume_with_snapshots(guest, writer, refs, uptime_s() - 2)
     assert bool(guest.paused_because) is is_paused
     is_noted = dies is not before_the_note
     assert (now(config).was_held_at_release, now(config).paused) == (is_noted, True)
@@ -438,11 +438,26 @@ def test_killed(
         assert 3600 <= manifest.timing.pause_s < 3700
 
 
+def test_the_pause_is_split_where_all_snapshots_were_seen(
+    config: Config, guest: FakeGuest, pools: FakeZfs, hold: Hold
+) -> None:
+    entry = held(hold, held_since_s=uptime_s() - 10, pause_parts=PauseParts(ram_s=1, flush_s=2))
+    pools.present[HOURLY] = 11
+    writer = EntryWriter(Journal(config.journal_dir), entry)
+    refs = snapshot_match.candidates(entry)
+    assert thaw.resume_with_snapshots(guest, writer, refs, uptime_s() - 4)
+    (manifest,) = posted(config)
+    parts = manifest.timing.pause_parts
+    assert parts.resume_s == pytest.approx(4, abs=0.5)
+    assert parts.snapshot_s == pytest.approx(10 - 1 - 2 - 4, abs=0.5)
+    assert parts.sum_s == pytest.approx(manifest.timing.pause_s)
+
+
 def test_seen_paused_for_another_reason(
     config: Config, guest: FakeGuest, pools: FakeZfs, hold: Hold
 ) -> None:
     entry = held(hold)
     guest.paused_because = Pause.IO_ERROR
     writer = EntryWriter(Journal(config.journal_dir), entry)
-    assert not thaw.resume_with_snapshots(guest, writer, ())
+    assert not thaw.resume_with_snapshots(guest, writer, (), uptime_s())
     assert now(config) == entry

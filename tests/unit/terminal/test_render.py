@@ -275,7 +275,7 @@ def test_details_say_which_snapshots_are_gone(manifest: Callable[..., Manifest])
         pytest.param(
             ConsistencyLevel.PAUSED,
             Timing(0.9, 4.2, 0, 0, 0.05, PauseParts(0, 0.07, 0, 0, 0.83, 0)),
-            "paused 0.90 s (last of RAM 0.07 s, until it went on, as its snapshot was taken 0.83 "
+            "paused 0.90 s (last of RAM 0.07 s, until its snapshot was taken 0.83 "
             "s), dump 4.2 s, on overlay 0.0 s, commit 0.0 s",
             id="paused",
         ),
@@ -289,8 +289,7 @@ def test_details_say_which_snapshots_are_gone(manifest: Callable[..., Manifest])
         pytest.param(
             ConsistencyLevel.QUIESCED,
             Timing(2.5, pause_parts=PauseParts(freeze_s=0.5, snapshot_s=2)),
-            "file systems frozen for 2.50 s (freezing 0.50 s, until it went on, as its snapshot "
-            "was taken 2.00 s)",
+            "file systems frozen for 2.50 s (freezing 0.50 s, until its snapshot was taken 2.00 s)",
             id="quiesced",
         ),
         pytest.param(
