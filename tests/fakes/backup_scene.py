@@ -1,5 +1,6 @@
 """A host whose guest has disks on a dataset with snapshots: real files, and images by qemu-img."""
 
+import shutil
 import subprocess
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from zvmsnap.common import log
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.finalize.store import RamStore
-from zvmsnap.points import definition, vault
+from zvmsnap.points import compatibility, definition, vault
 from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.zfs import mounts, types, zfs
+from zvmsnap.zfs import branches, mounts, types, zfs
+from zvmsnap.zfs.types import Room
 
 DATASET = "tank/web"
 DISK_BYTES = 4 << 20
@@ -59,8 +61,24 @@ class Scene:
         patch.setattr(zfs, "all_snapshots", self._all_snapshots)
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(zfs, "marked", lambda _property: self.marks)
+        patch.setattr(zfs, "command", self._command)
+        patch.setattr(zfs, "destroy", self._destroy)
+        patch.setattr(branches, "rooms", lambda names: {n: Room(available=1 << 40) for n in names})
+        patch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
+        patch.setattr(definition, "NVRAM_DIR", root / "nvram")
+        (root / "nvram").mkdir()
+        self.add_dataset("tank/vm")
         with self.disk.open("wb") as file:
             file.truncate(DISK_BYTES)
+
+    def add_dataset(self, name: str) -> None:
+        """A filesystem that is mounted, and empty."""
+        path = self.root / name
+        path.mkdir(parents=True)
+        above = [each for each in self.table if path.is_relative_to(each.mountpoint)]
+        parent = max(above, key=lambda each: len(each.mountpoint)).number
+        number = self.table[-1].number + 1
+        self.table.append(mounts.Mount(number, parent, "/", str(path), name))
 
     def write(self, at: int, data: bytes) -> None:
         """As the guest does."""
@@ -146,4 +164,20 @@ class Scene:
         return types.SnapshotListing(wanted, {"tank": 0}, {DATASET: 7})
 
     def _datasets(self, _tops: Sequence[str] = ()) -> Mapping[str, types.Dataset]:
-        return {DATASET: types.Dataset(DATASET, "filesystem", compressed=False, guid=7)}
+        names = [each.dataset for each in self.table if each.dataset]
+        return {name: types.Dataset(name, "filesystem", compressed=False, guid=7) for name in names}
+
+    def _command(self, verb: str, *words: str) -> str:
+        name = words[-1]
+        if verb == "create":
+            self.add_dataset(name)
+            self.marks[name] = next(w.partition("=")[2] for w in words if "zvmsnap:backup=" in w)
+        else:
+            assert verb == "inherit"
+            del self.marks[name]
+        return ""
+
+    def _destroy(self, name: str, *, with_snapshots: bool = False) -> None:
+        shutil.rmtree(self.root / name)
+        self.table = [each for each in self.table if each.dataset != name]
+        self.marks.pop(name, None)

@@ -6,7 +6,6 @@ So all that is done to the guest is what `zvmsnap take` does, and is undone as t
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -19,6 +18,7 @@ from zvmsnap.capture import take
 from zvmsnap.capture.take import TakePlan
 from zvmsnap.common.errors import BackupImpossible
 from zvmsnap.common.process import Process
+from zvmsnap.common.signals import cancel_at_once, cancelled_by_signal, finish_before_dying
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
@@ -43,19 +43,16 @@ def back_up_guest(
     directory: BackupDirectory,
     options: BackupOptions,
     wanted: Wanted,
-    cancelled: threading.Event,
 ) -> StoredBackup:
     """Back up a guest whose disks are on ZFS. Raises whatever says why it failed."""
     name = f"zvmsnap_{now():%Y-%m-%dT%H:%M:%SZ}_backup"
     planned = take.plan(host, [guest.uuid], None, name, wanted.value)
-    with _taken(config, planned, guest, cancelled) as point:
+    with _taken(config, planned, guest) as point:
         return back_up_point(config, point, directory, options)
 
 
 @contextmanager
-def _taken(
-    config: Config, planned: TakePlan, guest: Guest, cancelled: threading.Event
-) -> Iterator[RestorePoint]:
+def _taken(config: Config, planned: TakePlan, guest: Guest) -> Iterator[RestorePoint]:
     work = BackupWork(
         id=os.urandom(16).hex(),
         domain=guest.name,
@@ -67,12 +64,14 @@ def _taken(
     writer = WorkWriter(config, work)
     writer.note()
     try:
-        points = take.execute(config, planned, None, cancelled)
+        points = take.execute(config, planned, None, cancelled_by_signal())
+        cancel_at_once()
         own = [point for point in points if point.manifest.uuid == guest.uuid]
         if not own:
             raise BackupImpossible(f"{guest.name}: got no point to be backed up")
         yield own[0]
     finally:
+        finish_before_dying()
         drop_taken(config, work.snapshots)
         writer.close()
 

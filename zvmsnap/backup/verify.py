@@ -25,7 +25,7 @@ def problems(directory: BackupDirectory, backup: StoredBackup) -> Iterator[str]:
 
 
 def check_chain(chain: Sequence[StoredBackup], targets: frozenset[str]) -> None:
-    """Read all that an import of these disks needs. Raises BackupDamaged."""
+    """Read all that an import of these disks needs. Raises BackupDamaged and QemuImgFailed."""
     for position, backup in enumerate(chain):
         wanted = {disk.file for disk in backup.manifest.disks if disk.target in targets}
         if position == 0:
@@ -34,6 +34,9 @@ def check_chain(chain: Sequence[StoredBackup], targets: frozenset[str]) -> None:
             }
         for problem in _of_files(backup, wanted):
             raise BackupDamaged(f"{backup.directory}: {problem}")
+    for target in targets:
+        with images.opened(chain, target):
+            pass
 
 
 def _of_files(backup: StoredBackup, only: set[str] | None = None) -> Iterator[str]:

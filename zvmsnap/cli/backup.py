@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from zvmsnap.backup.manifest import Level
+from zvmsnap.clone.identity import Network
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.terminal.options import JsonOption, find_point, print_json, print_line, print_lines
@@ -140,17 +141,89 @@ def _of_guests(
 ) -> Iterator[StoredBackup]:
     from zvmsnap.backup.of_guest import back_up_guest
     from zvmsnap.common.errors import GuestNotFound
-    from zvmsnap.common.signals import cancelled_by_signal
     from zvmsnap.virt.host import Host
 
-    cancelled = cancelled_by_signal()
     with Host.connect(settings.uri) as host:
         known = {key: guest for guest in host.guests() for key in (guest.uuid, guest.name)}
         for name in names:
             if name not in known:
                 raise GuestNotFound(f"{name}: libvirt has no such guest")
         for guest in {known[name].uuid: known[name] for name in names}.values():
-            yield back_up_guest(settings, host, guest, directory, options, wanted, cancelled)
+            yield back_up_guest(settings, host, guest, directory, options, wanted)
+
+
+# -- into a guest again
+
+
+def import_backup(
+    path: Annotated[Path, typer.Argument(metavar="DIRECTORY/GUEST@TIME", help="The backup.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="DATASET", help="The parent of the dataset that is made for the guest."
+        ),
+    ],
+    name: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Another guest: with this name, another UUID and other MAC addresses.",
+        ),
+    ] = "",
+    volume: Annotated[
+        bool, typer.Option("--volume", help="Its disks become volumes, and no files.")
+    ] = False,
+    start: Annotated[bool, typer.Option("--start", help="Start it from its disks.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Let it go on with the RAM of the backup.")
+    ] = False,
+    network: Annotated[
+        Network | None,
+        typer.Option(
+            help="With --as. none: no link. keep: the original's network; with its RAM it has the "
+            "original's addresses.  [default: none]",
+            show_default=False,
+        ),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Take the definition of a backup that was made elsewhere, whatever it reaches.",
+        ),
+    ] = False,
+) -> None:
+    """Make a guest of a backup, on this host or another.
+
+    All that is needed is read and compared with its checksums first. Without --as it is the guest
+    that was backed up, which must not be here any more.
+
+    \b
+    Examples:
+      zvmsnap import /backup/web@2026-11-20T030000Z --to tank/vm
+      zvmsnap import /backup/web@2026-11-20T030000Z --as web2 --to tank/vm --volume --resume
+    """
+    from zvmsnap.backup.import_guest import GuestImport
+    from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
+    from zvmsnap.common.signals import cancel_at_once
+    from zvmsnap.virt.host import Host
+
+    if start and resume:
+        raise typer.BadParameter("say --start or --resume")
+    if network is Network.ISOLATED:
+        raise typer.BadParameter("isolated is of clones: say none or keep")
+    if network and not name:
+        raise typer.BadParameter("--network is of --as: without it, all is as it was")
+    how = Start.RESUME if resume else Start.BOOT if start else Start.OFF
+    options = ImportOptions(to, name, volume, how, network or Network.NONE, trust)
+    settings = load_settings()
+    cancel_at_once()
+    with Host.connect(settings.uri) as host:
+        plan = plan_import(settings, host, path, options)
+        GuestImport.of(settings, host, plan).run()
+        state = host.guest(plan.uuid).state()
+    print_line(f"{plan.domain}: {state}, of {plan.backup.name}, in {plan.dataset}")
 
 
 # -- what is there

@@ -43,6 +43,7 @@ _COMMANDS = {
     "monitor": ("watch", "monitor"),
     "report": ("report", "report"),
     "check": ("check", "check"),
+    "import": ("backup", "import_backup"),
     "hook": ("main", "hook"),
 }
 

@@ -69,6 +69,14 @@ def cloned_from(xml: str) -> str | None:
     return mark.get("point") if mark is not None else None
 
 
+def without_mark(xml: str) -> str:
+    """The definition of a machine that is no clone, and stays: it is not `clone --destroy`'s."""
+    root = ET.fromstring(xml)
+    for metadata in root.findall("metadata"):
+        drop(metadata, f"{{{_MARK}}}clone")
+    return ET.tostring(root, encoding="unicode")
+
+
 def _name(root: ET.Element, clone: Identity) -> None:
     root.attrib.pop("id", None)
     child(root, "name").text = clone.name

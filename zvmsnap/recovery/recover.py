@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from zvmsnap.backup import leftovers
 from zvmsnap.clone.create import CloneCreation
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone, GuestNotFound, LibvirtFailed
@@ -60,6 +61,7 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
         ]
         for operation in operations:
             report.outcomes.append(_end_operation(config, host, operation, dry_run=dry_run))
+        report.outcomes.extend(_end_backups(config, host, report, domain, dry_run=dry_run))
         guests = {guest.uuid: guest for guest in host.guests()}
         entries = {entry.uuid: entry for entry in Journal(config.journal_dir).entries()}
         report.problems.extend(_of_other_versions(config, guests, domain))
@@ -130,6 +132,32 @@ def _end_late_run(config: Config, host: Host, entry: Entry, *, dry_run: bool) ->
     else:
         result, why = Result.FAILED, "its point cannot be made yet"
     return Outcome(entry.domain, entry.uuid, findings, result, why)
+
+
+# -- interrupted backups and imports
+
+
+def _end_backups(
+    config: Config, host: Host, report: Report, domain: str | None, *, dry_run: bool
+) -> Iterator[Outcome]:
+    """Remove what they have left; an import that was all but done is finished."""
+    interrupted, problems = leftovers.works(config, host)
+    report.problems.extend(problems)
+    for each in interrupted:
+        if domain not in (None, each.domain, each.uuid):
+            continue
+        result, why = Result.RECOVERED, ""
+        if each.pid:
+            result, why = Result.UNDER_WAY, f"pid {each.pid}"
+        elif dry_run:
+            result = Result.NEEDED
+        else:
+            try:
+                Call(each.end).answer()
+            except Exception as error:
+                result, why = Result.FAILED, log.one_line(error)
+        how = "is under way" if each.pid else "was interrupted"
+        yield Outcome(each.domain, each.uuid, (f"{each.what} {how}",), result, why)
 
 
 # -- interrupted restores and clones
