@@ -41,7 +41,7 @@ _COMMANDS = {
     "status": ("replication", "status"),
     "backup": ("backup", "backup"),
     "monitor": ("watch", "monitor"),
-    "report": ("report", "report"),
+    "report": ("watch", "report"),
     "check": ("check", "check"),
     "import": ("backup", "import_backup"),
     "hook": ("main", "hook"),

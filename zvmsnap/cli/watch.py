@@ -1,9 +1,10 @@
-"""`zvmsnap monitor`: what is wrong, for systems that watch hosts."""
+"""`zvmsnap monitor`: what is wrong, for systems that watch hosts; and `report`, for people."""
 
 from __future__ import annotations
 
 import math
 import time
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -175,3 +176,32 @@ def _guest_as_json(facts: Facts, limits: Thresholds, guest: GuestFacts) -> dict[
         "warn_age_s": None if math.isinf(limit.warn_s) else limit.warn_s,
         "crit_age_s": None if math.isinf(limit.crit_s) else limit.crit_s,
     }
+
+
+def report(
+    html: Annotated[
+        Path, typer.Option("--html", metavar="FILE", help="Write the page into this file.")
+    ],
+) -> None:
+    """Write a page that shows all guests and their points, to be opened in a browser.
+
+    What needs attention is on top. Below: which guest has which points on which day, what was
+    verified, and what is offsite; and for each guest its pauses, its RAM, and the screens of the
+    points that were started. The page is one file without scripts. It shows what guests have on
+    their screens: only you can read it.
+
+    \b
+    Example:
+      zvmsnap report --html /root/zvmsnap.html
+    """
+    from zvmsnap.common.errors import ReportUnwritable
+    from zvmsnap.report.gather import gather
+    from zvmsnap.report.page import page
+
+    facts = gather(load_settings(), datetime.now().astimezone())
+    content = page(facts)
+    try:
+        safe_files.write_atomic(html.absolute(), content.encode())
+    except OSError as error:
+        raise ReportUnwritable(f"{html}: cannot be written: {error.strerror or error}") from error
+    print_line(f"wrote {html}: {facts.points_count} points of {len(facts.guests)} guests")
