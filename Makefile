@@ -4,6 +4,7 @@
 #             hours. Goes on where it stopped, and with what failed; FRESH=1 begins anew.
 # make bench  what it costs, beside the usual hooks: hours; goes on where it stopped. SHORT=1: one
 #             cell of each kind, K=part,part: cells so named, ARGS=--docs: into docs/performance.*.
+# make deb    the Debian packages, into build/. Installs what it needs, and asks PyPI for two wheels.
 # The rest is for the inner loop: unit, lint, lab-test K=expression, lab-down, clean.
 # LABS=n: so many labs share the tests; by default one for each CPU, up to four.
 
@@ -14,7 +15,7 @@ LABS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 # Tests one by one to whichever lab is free.
 IN_LABS = -n $(LABS) --dist load --maxschedchunk 1
 
-.PHONY: demo test unit lint lab-test faults bench lab-down clean needs
+.PHONY: demo test unit lint lab-test faults bench deb lab-down clean needs
 
 demo: needs
 	@tests/lab/lab build
@@ -29,7 +30,7 @@ unit: $(VENV)/ready
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check zvmsnap hooks tests/unit tests/scenarios tests/fakes
+	$(VENV)/bin/ruff format --check zvmsnap hooks tools tests/unit tests/scenarios tests/fakes
 	$(VENV)/bin/mypy
 
 lab-test: needs $(VENV)/ready
@@ -45,6 +46,10 @@ bench: needs $(VENV)/ready
 	@tests/lab/lab build
 	@ZVMSNAP_LAB_INSTANCE=$${ZVMSNAP_LAB_INSTANCE:-bench} PYTHONPATH=tests/lab $(VENV)/bin/python \
 		-m bench $(if $(SHORT),--short) $(if $(FRESH),--fresh) $(if $(K),--only "$(K)") $(ARGS)
+
+deb: $(VENV)/ready
+	@tools/needs
+	$(VENV)/bin/python -m tools.deb
 
 lab-down:
 	@tests/lab/lab down

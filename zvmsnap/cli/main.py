@@ -48,7 +48,7 @@ _COMMANDS = {
 }
 
 # `monitor` and `report` write one file, whole or not at all.
-_READ_ONLY = (["list"], ["show"], ["status"], ["monitor"], ["report"])
+_READ_ONLY = (["list"], ["show"], ["status"], ["monitor"], ["report"], ["idle"])
 _LOOKS = (["list"], ["show"], ["verify"])  # of backups
 _DRY = frozenset(("--dry-run", "-n"))
 

@@ -13,6 +13,7 @@ from zvmsnap.common.errors import LockTimeout
 from zvmsnap.common.safe_files import PRIVATE_FILE, private_dir
 
 _POLL_S = 0.05
+_INTENT_MAX = 200
 
 
 @contextmanager
@@ -60,6 +61,22 @@ def is_held(directory: Path, name: str) -> bool:
         os.close(descriptor)
 
 
+def held(directory: Path) -> dict[str, str]:
+    """All locks that any process holds now: the name of each, and what for. Raises OSError."""
+    found = {}
+    for path in sorted(directory.glob("*.lock")):
+        if is_held(directory, path.stem):
+            found[path.stem] = _holder(path)
+    return found
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_bytes()[:_INTENT_MAX].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None:
     # Real time, in tests too: whoever holds the lock works on in real time.
     deadline_s = time.monotonic() + timeout_s
@@ -69,7 +86,7 @@ def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None
             return
         except BlockingIOError:
             if time.monotonic() > deadline_s:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "unknown"
+                holder = os.pread(descriptor, _INTENT_MAX, 0).decode(errors="replace") or "unknown"
                 raise LockTimeout(
                     f"waited {timeout_s:g} s for {path} to {intent}; it is held to {holder}", holder
                 ) from None
