@@ -26,7 +26,7 @@ def idle(
 
     \b
     Example:
-      zvmsnap idle --wait 600 && git -C /opt/zvmsnap pull
+      zvmsnap idle --wait 600        before an upgrade
     """
     from zvmsnap.recovery.under_way import under_way
 
