@@ -44,6 +44,7 @@ _COMMANDS = {
     "report": ("watch", "report"),
     "check": ("check", "check"),
     "import": ("backup", "import_backup"),
+    "idle": ("recover", "idle"),
     "hook": ("main", "hook"),
 }
 

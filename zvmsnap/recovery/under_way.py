@@ -9,9 +9,8 @@ import re
 
 from zvmsnap.common import lockfile
 from zvmsnap.config.settings import Config
-from zvmsnap.journal import describe, late, other_versions
-from zvmsnap.journal.journal import Journal
-from zvmsnap.journal.operation import Operations
+from zvmsnap.journal import other_versions
+from zvmsnap.recovery.unfinished import unfinished
 
 # Locks of guests, by UUID, and those of watchdogs (quiesce/watchdog).
 _OF_GUESTS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|watchdog-.*|follow-.*")
@@ -22,19 +21,9 @@ def under_way(settings: Config) -> list[str]:
 
     Raises Unreadable and OSError.
     """
-    journal = settings.journal_dir
-    entries = [*Journal(journal).entries(), *late.entries(journal)]
-    lines = [
-        f"{entry.domain}: {describe.work(entry)} is {describe.progress(entry)}"
-        for entry in entries
-        if entry.owner.is_alive()
-    ]
-    lines += [
-        f"{operation.domain}: {describe.operation(operation)}"
-        for operation in Operations(journal).all()
-        if operation.owner.is_alive()
-    ]
-    lines += [str(file) for file in other_versions.files(journal) if file.owner.is_alive()]
+    lines = [each.words for each in unfinished(settings) if each.is_under_way]
+    others = other_versions.files(settings.journal_dir)
+    lines += [str(file) for file in others if file.owner.is_alive()]
     return lines or [
         f"{name}: {holder or 'held'}"
         for name, holder in lockfile.held(settings.locks_dir).items()
