@@ -4,11 +4,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from zvmsnap.clone.screenshot import png_of
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.report.facts import GuestFacts, HostFacts, PointFacts, Room, Screen, Sent, Verified
+from zvmsnap.report.facts import GuestFacts, HostFacts, PointFacts, Screen, Sent, Verified
+from zvmsnap.watch.facts import Room
+from zvmsnap.watch.finding import Finding, Kind, Severity
 
 NOW = datetime(2026, 11, 26, 9, 20, tzinfo=UTC)
 OFFSITE = "backup@nas:pool/offsite"
@@ -123,7 +126,41 @@ def example() -> HostFacts:
         guests.append(_troubled(name, own, number))
     return host(
         guests,
-        vault=Room("/var/lib/zvmsnap/vault", 4 << 40, 470 << 30),
+        vault=Room(Path("/var/lib/zvmsnap/vault"), 350 << 30, 4 << 40),
+        found=(
+            Finding(
+                Severity.WARNING,
+                Kind.ROOM,
+                "vault /var/lib/zvmsnap/vault has 350G free of 4.0T (9 %)",
+            ),
+            Finding(
+                Severity.CRITICAL,
+                Kind.AGE,
+                "newest point mail@autosnap_2026-11-26_01:00:00 is 8h old (more than 6h)",
+                "mail",
+            ),
+            Finding(
+                Severity.CRITICAL,
+                Kind.VERIFY,
+                "windows@autosnap_2026-11-26_00:00:00 did not pass zvmsnap verify: its clone was "
+                "started, but did nothing for 60 s: no agent, no CPU time, no change on its screen",
+                "windows",
+            ),
+            Finding(
+                Severity.WARNING,
+                Kind.OFFSITE,
+                f"the last send to {OFFSITE} failed: ssh: connect to host nas: timed out",
+                "shop",
+            ),
+            Finding(
+                Severity.WARNING,
+                Kind.LEVEL,
+                "newest point is of level crash, not memory: its RAM changed faster than it could "
+                "be written",
+                "files",
+            ),
+            Finding(Severity.WARNING, Kind.OFFSITE, f"was never sent to {OFFSITE}", "build"),
+        ),
         destinations=(OFFSITE,),
     )
 
@@ -147,9 +184,7 @@ def _troubled(name: str, own: list[PointFacts], number: int) -> GuestFacts:
         own[last] = replace(own[last], verified=Verified.FAILED, verified_why=why)
     if name == "files":
         why = "its RAM changed faster than it could be written"
-        own[-1] = replace(
-            own[-1], level=ConsistencyLevel.CRASH, is_lowered=True, note=why, memory_bytes=0
-        )
+        own[-1] = replace(own[-1], level=ConsistencyLevel.CRASH, note=why, memory_bytes=0)
         own[-5] = replace(own[-5], pause_s=2.4)
     started = [each for each in own if each.verified is Verified.STARTED][::-1]
     screens = [

@@ -16,7 +16,8 @@ ROOT = Path(zvmsnap.__file__).parent
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"check", "report", "watch"},
+    {"report"},
+    {"check", "watch"},
     {"terminal"},
     {"hooks"},
     {"recovery"},

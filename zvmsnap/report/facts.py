@@ -9,6 +9,8 @@ from enum import Enum, auto
 from functools import cached_property
 
 from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.watch.facts import Room
+from zvmsnap.watch.finding import Finding
 
 TABLED = 12  # so many of the newest points of a guest are told one by one
 
@@ -26,9 +28,10 @@ class Verified(Enum):
 class PointFacts:
     """A point. `created` is local time; `memory_bytes` is its RAM as stored, 0 without RAM.
 
-    `lost_memory`: it was taken with RAM, which was removed since. `is_lowered`: its level is not
-    the one that was wanted. `destinations` have it, as the last send to each has seen. `note` says
-    what to know before relying on it, "" if nothing; only the newest points of a guest have one.
+    `lost_memory`: it was taken with RAM, which was removed since. `destinations` have it, as the
+    last send to each has seen. `note` says what to know before relying on it, "" if nothing, and
+    `warning` the same, unless it is only why its level is not a better one; only the newest points
+    of a guest have these.
     """
 
     run: str
@@ -42,8 +45,8 @@ class PointFacts:
     verified_why: str = ""
     destinations: tuple[str, ...] = ()
     has_snapshots: bool = True
-    is_lowered: bool = False
     note: str = ""
+    warning: str = ""
 
     @property
     def is_offsite(self) -> bool:
@@ -95,20 +98,11 @@ class GuestFacts:
 
 
 @dataclass(frozen=True)
-class Room:
-    """A file system: how large it is, and what is free."""
-
-    path: str
-    total_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True)
 class HostFacts:
     """All that a report tells; `now` is local time.
 
-    `damaged` says of each point that cannot be read what is wrong, `interrupted` of each work that
-    nobody goes on with what it is, `problems` what is wrong with the host.
+    `found` is what `zvmsnap monitor` finds wrong, `damaged` says of each point that cannot be read
+    why, `problems` what else is wrong with the host.
     """
 
     name: str
@@ -117,9 +111,8 @@ class HostFacts:
     guests: Sequence[GuestFacts]
     vault: Room | None = None
     destinations: Sequence[str] = ()
-    silent: Sequence[str] = ()
+    found: Sequence[Finding] = ()
     damaged: Sequence[str] = ()
-    interrupted: Sequence[str] = ()
     problems: Sequence[str] = ()
 
     @cached_property

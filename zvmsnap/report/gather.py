@@ -1,27 +1,23 @@
-"""Asks for all that a report tells: the vault, ZFS, libvirt, the journal and what sends have noted.
+"""Asks for all that a report tells: what `zvmsnap monitor` asks for, and all points.
 
 No destination is asked, so it also works when one cannot be reached.
 """
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 
 import zvmsnap
-from zvmsnap.common import log
-from zvmsnap.common.errors import ZvmsnapError
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault, verify_result
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.verify_result import VerifyResult
-from zvmsnap.recovery.unfinished import unfinished
-from zvmsnap.replication import remote_vault, send_status
+from zvmsnap.replication import remote_vault
 from zvmsnap.replication.send_status import SendStatus
 from zvmsnap.report import screens
 from zvmsnap.report.facts import (
@@ -29,14 +25,19 @@ from zvmsnap.report.facts import (
     GuestFacts,
     HostFacts,
     PointFacts,
-    Room,
     Sent,
     Verified,
 )
 from zvmsnap.terminal import render
 from zvmsnap.virt import qemu_conf
-from zvmsnap.virt.host import Host
+from zvmsnap.watch import judge
+from zvmsnap.watch.facts import Facts
+from zvmsnap.watch.observe import observe
+from zvmsnap.watch.thresholds import thresholds
 from zvmsnap.zfs import zfs
+
+# As `zvmsnap monitor`: nobody is waited for without end.
+_LIMIT_S = 20.0
 
 _Offsite = Mapping[str, frozenset[str]]  # the captures that each destination has
 
@@ -44,52 +45,50 @@ _Offsite = Mapping[str, frozenset[str]]  # the captures that each destination ha
 def gather(settings: Config, now: datetime) -> HostFacts:
     """All facts, as of `now`, which has the time zone of this host.
 
-    Raises VaultMissing, ZfsFailed and Unreadable.
+    Raises VaultMissing and ZfsFailed.
     """
     points, damaged = vault.read(settings)
     guids = guids_of(point.manifest for point in points)
     liveness = Liveness.by(zfs.all_snapshots(guids)) if guids else Liveness((), {})
-    statuses, unreadable = send_status.read_all(settings.journal_dir)
+    seen = replace(observe(settings, _LIMIT_S), now_s=now.timestamp())
+    statuses = seen.sent or ()
     offsite = {
         name: _captures(settings, name)
         for name in sorted({status.destination for status in statuses})
     }
-    defined = _defined(settings)
+    defined = None if seen.guests is None else frozenset(guest.name for guest in seen.guests)
     guests = [
         _guest(name, list(own), liveness, now, statuses, offsite, defined)
         for name, own in groupby(points, key=lambda point: point.manifest.domain)
     ]
-    left = [each.words for each in unfinished(settings) if not each.is_under_way]
-    left += [f"{path}: cannot be read" for path in unreadable]
+    guests += _without_points(seen, {guest.name for guest in guests})
     unloadable = qemu_conf.why_unloadable()
     return HostFacts(
         name=socket.gethostname(),
         version=zvmsnap.__version__,
         now=now,
-        guests=_with_screens(guests),
-        vault=_room(settings),
+        guests=sorted(_with_screens(guests), key=lambda guest: guest.name),
+        vault=seen.rooms.get("vault"),
         destinations=tuple(offsite),
-        silent=sorted(send_status.silent(statuses, now)),
+        found=judge.findings(settings, seen, thresholds(settings)),
         damaged=[each.why for each in damaged],
-        interrupted=left,
         problems=[unloadable] if unloadable else [],
     )
+
+
+def _without_points(seen: Facts, known: Container[str]) -> list[GuestFacts]:
+    """The guests of libvirt that ought to have points, and have none."""
+    return [
+        GuestFacts(guest.name, is_defined=True)
+        for guest in seen.guests or ()
+        if guest.name not in known and judge.watched(guest, seen.properties or {})
+    ]
 
 
 def _captures(settings: Config, destination: str) -> frozenset[str]:
     """The captures of all points that a destination had when it was last read."""
     points, _ = vault.all_in(remote_vault.mirror_of(settings, destination))
     return frozenset(point.manifest.capture for point in points)
-
-
-def _defined(settings: Config) -> frozenset[str] | None:
-    """The names of libvirt's guests; None if it cannot be asked."""
-    try:
-        with Host.connect(settings.uri) as host:
-            return frozenset(guest.name for guest in host.guests())
-    except ZvmsnapError as error:
-        log.plain().warning("%s; the report does not know which guests exist", error)
-        return None
 
 
 def _guest(
@@ -138,6 +137,8 @@ def _point(
 ) -> PointFacts:
     manifest = point.manifest
     memory = manifest.memory
+    # To ask what to know of a point takes longer than all else: only of those that are told.
+    note = render.note(manifest, liveness) if is_tabled else ""
     return PointFacts(
         run=point.directory.name,
         created=point.created.astimezone(now.tzinfo),
@@ -150,9 +151,8 @@ def _point(
         verified_why=result.why if result else "",
         destinations=tuple(name for name, own in offsite.items() if manifest.capture in own),
         has_snapshots=not liveness.orphaned(manifest),
-        is_lowered=manifest.reason is not None,
-        # To ask what to know of a point takes longer than all else: only of those that are told.
-        note=render.note(manifest, liveness) if is_tabled else "",
+        note=note,
+        warning="" if note == manifest.reason else note,
     )
 
 
@@ -171,15 +171,3 @@ def _with_screens(guests: Sequence[GuestFacts]) -> list[GuestFacts]:
         guest if own == list(guest.screens) else replace(guest, screens=own)
         for guest, own in zip(guests, kept, strict=True)
     ]
-
-
-def _room(settings: Config) -> Room | None:
-    try:
-        status = os.statvfs(settings.vault_dir)
-    except OSError:
-        return None
-    return Room(
-        str(settings.vault_dir),
-        status.f_blocks * status.f_frsize,
-        status.f_bavail * status.f_frsize,
-    )

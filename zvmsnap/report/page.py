@@ -16,7 +16,7 @@ from zvmsnap.report.attention import Finding, Severity
 from zvmsnap.report.axis import Axis
 from zvmsnap.report.facts import HostFacts, Verified, amount, length
 from zvmsnap.report.guest_part import guest_part
-from zvmsnap.report.markup import Markup, element, joined
+from zvmsnap.report.markup import Markup, element, joined, text
 from zvmsnap.report.matrix import matrix_part
 from zvmsnap.report.room import room_part
 from zvmsnap.report.style import STYLE
@@ -24,7 +24,7 @@ from zvmsnap.report.style import STYLE
 _GUESTS_NAMED = 12  # of one finding
 _SHOWN_FINDINGS = 200
 
-_BADGES = {Severity.ACT: "✗ Act", Severity.LOOK: "! Look"}
+_BADGES = {Severity.ACT: "✗ Act", Severity.UNKNOWN: "? Unknown", Severity.LOOK: "! Look"}
 
 
 def page(host: HostFacts) -> str:
@@ -103,8 +103,8 @@ def _tiles(host: HostFacts) -> Markup:
         offsite = sum(any(point.is_offsite for point in guest.points) for guest in with_points)
         tiles.append(("Offsite", str(offsite), of_all))
     if room := host.vault:
-        free = f"{100 * room.free_bytes / max(1, room.total_bytes):.0f} %"
-        of_room = f"{amount(room.free_bytes)} of {amount(room.total_bytes)}"
+        free = f"{room.free_percent:.0f} %"
+        of_room = f"{amount(room.free_bytes)} of {amount(room.size_bytes)}"
         tiles.append(("Vault free", free, of_room))
     return element(
         "dl",
@@ -166,4 +166,5 @@ def _said(finding: Finding, anchors: dict[str, str]) -> Iterator[str]:
 
 
 def _link(name: str, anchors: dict[str, str]) -> Markup:
-    return element("a", name, href=f"#{anchors[name]}")
+    """The name of a guest, with a link to its part if it has one."""
+    return element("a", name, href=f"#{anchors[name]}") if name in anchors else text(name)

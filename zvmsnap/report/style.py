@@ -34,14 +34,14 @@ padding:0}
 .tiles dd{margin:0;font-size:1.4rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}
 .tiles small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
 .findings{list-style:none;margin:0;padding:0}
-.findings li{display:grid;grid-template-columns:74px 1fr;gap:0 12px;padding:9px 0;
+.findings li{display:grid;grid-template-columns:96px 1fr;gap:0 8px;padding:9px 0;
 border-top:1px solid var(--line);overflow-wrap:anywhere}
 .findings li:first-child{border-top:0;padding-top:0}
 .findings li:last-child{padding-bottom:0}
 .badge{align-self:start;justify-self:start;font-size:.8rem;font-weight:650;border-radius:6px;
 padding:1px 8px;white-space:nowrap}
 .act .badge{color:var(--act);background:var(--act-bg)}
-.look .badge{color:var(--look);background:var(--look-bg)}
+.look .badge,.unknown .badge{color:var(--look);background:var(--look-bg)}
 .fine .badge{color:var(--good);background:var(--good-bg)}
 .todo{display:block;color:var(--soft)}
 .scroll{overflow-x:auto;direction:rtl}

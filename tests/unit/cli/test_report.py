@@ -60,4 +60,4 @@ def test_a_damaged_point_is_told_in_the_page(
     (put(manifest()) / "manifest.json").write_text(json.dumps({"schema": 99}))
     file = tmp_path / "r.html"
     assert run("report", "--html", str(file))[0] == 0
-    assert "A point cannot be read" in file.read_text()
+    assert "schema 99 is not one this version reads" in file.read_text()

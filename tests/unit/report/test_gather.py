@@ -10,7 +10,6 @@ from tests.fakes.host import FakeHost
 from tests.fakes.report_facts import console
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.common.errors import HypervisorUnreachable
-from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
@@ -25,6 +24,9 @@ from zvmsnap.report.facts import PointFacts, Sent, Verified
 from zvmsnap.report.gather import gather
 from zvmsnap.virt import qemu_conf
 from zvmsnap.virt.host import Host
+from zvmsnap.watch import observe
+from zvmsnap.watch.finding import Kind
+from zvmsnap.zfs import mounts
 
 NOW = datetime(2026, 11, 26, 9, 20, tzinfo=UTC)
 NAS = "me@nas:pool/off"
@@ -51,16 +53,21 @@ def put(config: Config, manifest: Callable[..., Manifest], pools: FakeZfs) -> Pu
 
 
 @pytest.fixture(autouse=True)
-def _known_host(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def _known_host(host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: None)
+    table = [mounts.Mount(1, 0, "/", str(tmp_path / "tank"), "tank/web", "zfs")]
+    monkeypatch.setattr(mounts, "read_table", lambda: table)
+    monkeypatch.setattr(observe, "_POOL_STATES", tmp_path / "kstat")
 
 
 def test_an_empty_host(config: Config, pools: FakeZfs) -> None:
     facts = gather(config, NOW)
-    assert (facts.guests, facts.points_count, facts.memory_bytes) == ([], 0, 0)
-    assert (facts.damaged, facts.interrupted, facts.problems) == ([], [], [])
-    # There is no vault yet.
-    assert facts.vault is None
+    assert ([each.points for each in facts.guests], facts.points_count, facts.memory_bytes) == (
+        [()],
+        0,
+        0,
+    )
+    assert (facts.damaged, facts.problems) == ([], [])
 
 
 def test_points_in_their_sequence(config: Config, put: Put) -> None:
@@ -78,7 +85,6 @@ def test_points_in_their_sequence(config: Config, put: Put) -> None:
             datetime(2026, 11, 25, 2, tzinfo=UTC),
             ConsistencyLevel.CRASH,
             lost_memory=True,
-            is_lowered=True,
             note="RAM removed by keep-memory",
         ),
         PointFacts(
@@ -91,7 +97,7 @@ def test_points_in_their_sequence(config: Config, put: Put) -> None:
     )
     assert (db.memory_bytes, db.points[0].has_snapshots) == (7, False)
     assert "no snapshot left" in db.points[0].note
-    assert facts.vault and 0 <= facts.vault.free_bytes <= facts.vault.total_bytes
+    assert facts.vault and 0 <= facts.vault.free_bytes <= facts.vault.size_bytes
 
 
 def test_times_are_those_of_the_host(config: Config, put: Put) -> None:
@@ -145,7 +151,7 @@ def test_what_is_offsite(config: Config, put: Put) -> None:
     (web,) = facts.guests
     assert [point.destinations for point in web.points] == [(NAS,), ()]
     assert web.sent == (Sent(NAS, datetime(2026, 11, 1, tzinfo=UTC), "no route"),)
-    assert (facts.destinations, facts.silent) == ((NAS,), [NAS])
+    assert facts.destinations == (NAS,)
     assert missing.manifest.capture
 
 
@@ -155,37 +161,41 @@ def test_what_is_wrong(
     entry: Callable[..., Entry],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """What `monitor` finds, at the time of the report, and more."""
     (put("a", guid=1).directory / "manifest.json").write_text("{")
-    journal = Journal(config.journal_dir)
-    journal.write(entry(owner=Process(1, 1, "another boot"), step="store"))
-    alive = {"uuid": UUID[:-1] + "9", "owner": Process.of(1)}
-    journal.write(entry(**alive))
-    (config.journal_dir / "send-status" / "x").mkdir(parents=True)
-    (config.journal_dir / "send-status" / "x" / "y.json").write_text("{")
+    put("b", guid=2, created=(NOW - timedelta(hours=30)).isoformat())
+    Journal(config.journal_dir).write(entry(in_the_way="a job (backup) on vda"))
     monkeypatch.setattr(qemu_conf, "why_unloadable", lambda: "qemu.conf says sparse")
     facts = gather(config, NOW)
     assert len(facts.damaged) == 1 and "manifest.json" in facts.damaged[0]
-    first, second = facts.interrupted
-    assert first.startswith("web: run ") and "interrupted at step store" in first
-    assert second.endswith("y.json: cannot be read")
     assert facts.problems == ["qemu.conf says sparse"]
+    told = {(each.kind, each.guest): each for each in facts.found}
+    assert told[Kind.AGE, "web"].text == "newest point web@b is 30h old (more than 26h)"
+    assert (Kind.MERGE, "web") in told
 
 
-def test_which_guests_exist(
-    config: Config, put: Put, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put("a", guid=1, domain=guest.name)
+def test_guests_without_points(config: Config, guest: FakeGuest, put: Put) -> None:
+    """Those that ought to have some."""
     put("b", guid=2, domain="gone")
-    assert {g.name: g.is_defined for g in gather(config, NOW).guests} == {
-        guest.name: True,
-        "gone": False,
-    }
+    known = gather(config, NOW).guests
+    assert [(each.name, each.is_defined, len(each.points)) for each in known] == [
+        ("gone", False, 1),
+        (guest.name, True, 0),
+    ]
+
+
+def test_libvirt_does_not_answer(config: Config, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    put("a", guid=1)
 
     def refuse(_uri: str) -> Host:
         raise HypervisorUnreachable("no libvirt")
 
     monkeypatch.setattr(Host, "connect", refuse)
-    assert [each.is_defined for each in gather(config, NOW).guests] == [None, None]
+    facts = gather(config, NOW)
+    assert [each.is_defined for each in facts.guests] == [None]
+    assert [each.text for each in facts.found if each.kind is Kind.LIBVIRT] == [
+        "libvirt: no libvirt"
+    ]
 
 
 def test_only_of_the_newest_points_there_is_a_note(config: Config, put: Put) -> None:
