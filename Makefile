@@ -5,17 +5,19 @@
 # make bench  what it costs, beside the usual hooks: hours; goes on where it stopped. SHORT=1: one
 #             cell of each kind, K=part,part: cells so named, ARGS=--docs: into docs/performance.*.
 # make deb    the Debian packages, into build/. Installs what it needs, and asks PyPI for two wheels.
+# make docs   the pages as a site, into build/site; a link that leads nowhere makes it fail.
 # The rest is for the inner loop: unit, lint, lab-test K=expression, lab-down, clean.
 # LABS=n: so many labs share the tests; by default one for each CPU, up to four.
 
 VENV := .venv
 PYTEST := $(VENV)/bin/pytest
 K ?=
+SITE ?= build/site
 LABS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 # Tests one by one to whichever lab is free.
 IN_LABS = -n $(LABS) --dist load --maxschedchunk 1
 
-.PHONY: demo test unit lint lab-test faults bench deb lab-down clean needs
+.PHONY: demo test unit lint lab-test faults bench deb docs site lab-down clean needs
 
 demo: needs
 	@tests/lab/lab build
@@ -50,6 +52,18 @@ bench: needs $(VENV)/ready
 deb: $(VENV)/ready
 	@tools/needs
 	$(VENV)/bin/python -m tools.deb
+
+docs: $(VENV)/ready
+	@$(MAKE) --no-print-directory site PYTHON=$(VENV)/bin/python
+
+# Links between the pages are those of the repository, so they are put where they are in it.
+site:
+	rm -rf $(SITE) $(SITE)-source
+	mkdir -p $(SITE)-source
+	cp --parents -r README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs tests/lab/README.md \
+		tests/lab/bench/usual/pre $(SITE)-source
+	SITE=$(abspath $(SITE)) SITE_SOURCE=$(abspath $(SITE)-source) $(PYTHON) -m mkdocs build
+	@echo "$(SITE)/index.html"
 
 lab-down:
 	@tests/lab/lab down
