@@ -20,7 +20,7 @@ from zvmsnap.common.errors import DomainGone, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.domain_xml import Metadata
 from zvmsnap.virt.guest import Guest, JobProgress, Pause
-from zvmsnap.virt.guest_state import PauseClock
+from zvmsnap.virt.guest_state import BlockJob, PauseClock
 from zvmsnap.virt.qemu_process import QemuProcess
 from zvmsnap.zfs import volume
 
@@ -79,6 +79,7 @@ class FakeGuest(Guest):
         self.kind_of_job = ""
         self.block_jobs: set[str] = set()
         self.mirrors: dict[str, str] = {}
+        self.pulls: set[str] = set()
         self.paused_because: Pause | None = None
         self.allowed_ms = 300
         self.allowed_mib_per_s = 100
@@ -87,6 +88,7 @@ class FakeGuest(Guest):
         self.checkpoints: list[Metadata] = []
         self.without_bitmap: set[str] = set()
         self.snapshots_made_s: dict[str, int] = {}
+        self.snapshot_images: dict[str, frozenset[str]] = {}
         self.saved = ""
         self.calls: list[str] = []
         self.at: dict[str, Callable[[], None]] = {}
@@ -311,6 +313,30 @@ class FakeGuest(Guest):
         self._called("has_block_job")
         return target in self.block_jobs
 
+    def block_job(self, target: str) -> BlockJob | None:
+        self._called("block_job")
+        if target in self.mirrors:
+            return BlockJob("active-commit")
+        if target in self.pulls:
+            return BlockJob("pull")
+        return BlockJob("copy") if target in self.block_jobs else None
+
+    def block_pull(self, target: str) -> None:
+        self._does(f"pull {target}")
+        self.pulls.add(target)
+        self.at.setdefault("block_job", lambda: self.end_pull(target))
+
+    def end_pull(self, target: str) -> None:
+        """QEMU has pulled all."""
+        run_qemu_img("rebase", "-q", "-f", "qcow2", "-b", "", self.live[target])
+        self.below.pop(self.live[target], None)
+        self.pulls.discard(target)
+
+    def block_job_abort(self, target: str) -> None:
+        self._does(f"abort {target}")
+        self.mirrors.pop(target, None)
+        self.pulls.discard(target)
+
     def migrate_set_max_downtime_ms(self, pause_ms: int) -> None:
         self._does(f"allow {pause_ms}")
         self.allowed_ms = pause_ms
@@ -355,7 +381,11 @@ class FakeGuest(Guest):
 
     def snapshot_metadata(self) -> list[Metadata]:
         self._called("snapshot_metadata")
-        return [Metadata(name, self.snapshots_made_s.get(name, 0), {}) for name in self.snapshots]
+        made_s, images = self.snapshots_made_s, self.snapshot_images
+        return [
+            Metadata(name, made_s.get(name, 0), {}, images.get(name, frozenset()))
+            for name in self.snapshots
+        ]
 
     def checkpoint_metadata(self) -> list[Metadata]:
         self._called("checkpoint_metadata")

@@ -21,7 +21,7 @@ FLOORS = (
     {"terminal"},
     {"hooks"},
     {"recovery"},
-    {"backup", "files"},
+    {"backup", "files", "flatten"},
     {"restore", "capture"},
     {"finalize"},
     {"clone", "replication", "quiesce"},

@@ -1,23 +1,35 @@
-"""`zvmsnap files` and `zvmsnap mount`."""
+"""`zvmsnap files`, `zvmsnap mount` and `zvmsnap flatten`."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, GuestNotFound
 from zvmsnap.config.settings import load_settings
+from zvmsnap.flatten.plan import Method
 from zvmsnap.terminal import completion
-from zvmsnap.terminal.options import JsonOption, PointArgument, find_point, print_json, print_lines
+from zvmsnap.terminal.options import (
+    DryRunOption,
+    JsonOption,
+    PointArgument,
+    YesOption,
+    confirm,
+    find_point,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from zvmsnap.files.copy_out import Copied
     from zvmsnap.files.tree import Item
+    from zvmsnap.flatten.plan import FlattenPlan
 
 ByDeviceOption = Annotated[
     bool,
@@ -151,3 +163,63 @@ def _print_copied(target: Path, copied: Copied, *, as_json: bool) -> None:
     missing = f", {copied.left_out_count} left out, {copied.failed_count} not copied"
     is_whole = not copied.left_out_count and not copied.failed_count
     print_lines([f"{target}: {counts}{'' if is_whole else missing}"])
+
+
+def flatten(
+    domain: Annotated[str, typer.Argument(help="The guest, by name or UUID.")],
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="commit: all goes into the last image, which the guest has then. pull: all goes "
+            "into the first; no other is changed."
+        ),
+    ] = Method.COMMIT,
+    disk: Annotated[
+        list[str] | None, typer.Option(help="Only this disk, such as vda; may be repeated.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+) -> None:
+    """Merge chains of images that other tools have left below a guest's disks.
+
+    The guest may run or be off. Overlays of zvmsnap are left to recover. Images that are not
+    needed any more are named, and stay. Interrupted, it leaves the guest on its chain.
+
+    \b
+    Examples:
+      zvmsnap flatten web --dry-run
+      zvmsnap flatten web --disk vda --method pull
+    """
+    from zvmsnap.common.signals import cancel_at_once
+    from zvmsnap.flatten import run
+    from zvmsnap.flatten.plan import plan
+    from zvmsnap.virt.host import Host
+
+    settings = load_settings()
+    with Host.connect(settings.uri) as host:
+        guest = next((each for each in host.guests() if domain in (each.name, each.uuid)), None)
+        if guest is None:
+            raise GuestNotFound(f"{domain}: libvirt has no such guest")
+        planned = plan(host, guest, method, disk or ())
+        print_lines(_plan_lines(guest.name, planned))
+        if dry_run or not planned.chains:
+            return
+        if not yes:
+            confirm()
+        cancel_at_once()
+        run.flatten(settings, host, guest, planned)
+    print_lines(_result_lines(planned))
+
+
+def _plan_lines(name: str, planned: FlattenPlan) -> Iterator[str]:
+    if not planned.chains:
+        yield f"{name}: no disk is on a chain of images"
+    for target, chain in planned.chains.items():
+        yield f"{target}: {len(chain.overlays) + 1} images become {planned.result(target)}:"
+        yield from (f"  {image}" for image in (*chain.overlays, chain.base))
+
+
+def _result_lines(planned: FlattenPlan) -> Iterator[str]:
+    for target in planned.chains:
+        yield f"{target}: is on {planned.result(target)} alone; not needed any more:"
+        yield from (f"  {image}" for image in planned.superfluous(target))

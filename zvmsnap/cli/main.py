@@ -31,6 +31,7 @@ _COMMANDS = {
     "restore": ("restore", "restore"),
     "clone": ("clone", "clone"),
     "verify": ("verify", "verify"),
+    "flatten": ("files", "flatten"),
     "files": ("files", "files"),
     "mount": ("files", "mount"),
     "export-memory": ("restore", "export_memory"),

@@ -345,3 +345,11 @@ class FilesImpossible(ZvmsnapError):
 
 class ReportUnwritable(ZvmsnapError):
     """The file of a report cannot be written; an earlier one is as it was."""
+
+
+class FlattenImpossible(ZvmsnapError):
+    """A chain of images cannot be merged as requested; nothing was touched."""
+
+
+class FlattenFailed(ZvmsnapError):
+    """A chain of images was not merged; the guest is on it as before."""

@@ -221,6 +221,22 @@ def merge_down(overlay: str) -> None:
         os.close(descriptor)
 
 
+def detach(overlay: str) -> None:
+    """Copy into a qcow2 overlay what it has from the images below it; it is on none after that.
+
+    Its header changes last, so this may be repeated after any interruption. Raises QemuImgFailed
+    and OSError.
+    """
+    if check(overlay) is Soundness.CORRUPT:
+        raise QemuImgFailed(f"{overlay}: its tables are torn: qemu-img check {overlay} tells more")
+    _run("rebase", "-q", "-f", "qcow2", "-b", "", overlay)
+    descriptor = os.open(overlay, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _query(verb: str, *arguments: str) -> Any:
     try:
         return json.loads(_run(verb, "--output=json", "-f", "qcow2", *arguments))

@@ -13,8 +13,8 @@ For each guest, its journal entry and what libvirt says now decide together:
 
 Overlays that no definition names are removed if nothing was ever written to them, else kept and
 reported; so is everything that zvmsnap did not make. Interrupted restores and clones come first: a
-restore is finished or undone (restore/in_place), a clone is removed. Views of points whose process
-is dead are ended (files/ending).
+restore is finished or undone (restore/in_place), a clone is removed. What other commands have left
+is ended by recovery/interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.waiting import Call
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
-from zvmsnap.files import ending
 from zvmsnap.finalize import late_run
 from zvmsnap.finalize.after_snapshot import finish_entry, finish_interrupted, publish_waiting
 from zvmsnap.journal import describe, late, other_versions
@@ -40,6 +39,7 @@ from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.journal.waiting import WaitingEntries
+from zvmsnap.recovery import interrupted
 from zvmsnap.recovery.orphan_overlays import clear_leftovers
 from zvmsnap.recovery.report import Outcome, Report, Result
 from zvmsnap.restore.in_place import InPlaceRestore
@@ -66,7 +66,7 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
         entries = {entry.uuid: entry for entry in Journal(config.journal_dir).entries()}
         report.problems.extend(_of_other_versions(config, guests, domain))
         report.outcomes.extend(_publish_waiting(config, host, domain, dry_run=dry_run))
-        report.outcomes.extend(_end_views(config, domain, dry_run=dry_run))
+        report.outcomes.extend(interrupted.end(config, host, domain, dry_run=dry_run))
         subjects = [] if operations and domain else _subjects(guests, entries, domain)
         if domain and not (report.outcomes or subjects or report.problems):
             raise GuestNotFound(f"{domain}: libvirt has no such guest, nor has the journal")
@@ -212,25 +212,6 @@ def _end_interrupted(
         elif now:
             CloneCreation(config, host, now).discard()
     return Result.RECOVERED, ""
-
-
-# -- views of points
-
-
-def _end_views(config: Config, domain: str | None, *, dry_run: bool) -> Iterator[Outcome]:
-    """End those whose process is dead: their clones would keep snapshots for ever."""
-    for view in ending.dead(config):
-        if domain not in (None, view.domain, view.uuid):
-            continue
-        result, why = Result.NEEDED, ""
-        if not dry_run:
-            try:
-                ending.end_dead(config, view)
-                result = Result.RECOVERED
-            except Exception as error:
-                result, why = Result.FAILED, log.one_line(error)
-        findings = (f"the view of {view.point} has lost its process",)
-        yield Outcome(view.domain, view.uuid, findings, result, why)
 
 
 # -- points that wait for the vault

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 ParseError = ET.ParseError
@@ -317,12 +317,14 @@ def snapshot_xml(
 class Metadata:
     """What libvirt keeps of a snapshot or checkpoint of a guest.
 
-    `created_s`: by the clock of the host. `bitmaps`: of a checkpoint, by target.
+    `created_s`: by the clock of the host. `bitmaps`: of a checkpoint, by target. `images`: that it
+    names, also in the definitions that it has.
     """
 
     name: str
     created_s: int
     bitmaps: Mapping[str, str]
+    images: frozenset[str] = frozenset()
 
 
 def read_metadata(xml: str) -> Metadata:
@@ -333,7 +335,14 @@ def read_metadata(xml: str) -> Metadata:
         name=root.findtext("name", ""),
         created_s=int(root.findtext("creationTime", "0")),
         bitmaps={disk.get("name", ""): disk.get("bitmap", "") for disk in disks},
+        images=frozenset(_images(root)),
     )
+
+
+def _images(root: ET.Element) -> Iterator[str]:
+    for disk in root.iter("disk"):
+        for source in disk.iter("source"):
+            yield from filter(None, (source.get("file"), source.get("dev")))
 
 
 def why_no_overlay(disk: Disk) -> str | None:

@@ -12,7 +12,7 @@ import libvirt
 from zvmsnap.common.errors import LibvirtFailed, NoAnswer
 from zvmsnap.virt.connection import Domain, translated
 from zvmsnap.virt.domain_xml import Metadata, read_metadata, unplugged_cards
-from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, PauseClock
+from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, BlockJob, PauseClock
 from zvmsnap.virt.guest_state import JobProgress as JobProgress
 from zvmsnap.virt.guest_state import Pause as Pause
 from zvmsnap.virt.qemu_process import QemuProcess
@@ -211,11 +211,7 @@ class Guest:
         """How far the dump under way is."""
         with self._doing("asking for the progress of its dump"):
             stats = self._domain.jobStats(0)
-        return JobProgress(
-            int(stats.get("memory_iteration", 0)),
-            int(stats.get("memory_processed", 0)),
-            int(stats.get("memory_remaining", 0)),
-        )
+        return JobProgress.of(stats)
 
     def job_kind(self) -> str:
         """What job is under way: `backup`, `migration`, ...; "" if none, or one of another kind."""
@@ -225,8 +221,13 @@ class Guest:
 
     def has_block_job(self, target: str) -> bool:
         """Is a job on this disk under way: a copy, a commit, a backup?"""
+        return self.block_job(target) is not None
+
+    def block_job(self, target: str) -> BlockJob | None:
+        """The job on this disk, and how far it is; None without one."""
         with self._doing(f"asking for the job on {target}"):
-            return bool(self._domain.blockJobInfo(target, 0))
+            info = self._domain.blockJobInfo(target, 0)
+        return BlockJob.of(info) if info else None
 
     def snapshot_create(
         self, xml: str, *, disk_only: bool = False, reuse_overlays: bool = False
@@ -295,6 +296,16 @@ class Guest:
         with self._doing(f"commit of {target}"):
             self._domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
 
+    def block_pull(self, target: str) -> None:
+        """Start to copy into the image of a disk what it has from the images below it."""
+        with self._doing(f"pull of {target}"):
+            self._domain.blockPull(target, 0, 0)
+
+    def block_job_abort(self, target: str) -> None:
+        """End the job on a disk, which stays on the images that it is on."""
+        with self._doing(f"ending the job on {target}"):
+            self._domain.blockJobAbort(target, 0)
+
     def block_job_pivot(self, target: str) -> None:
         """Switch disk `target` to its base. Raises BlockJobNotReady: try again."""
         with self._doing(f"pivot of {target}"):
@@ -342,20 +353,9 @@ class Guest:
     def pauses(self) -> Iterator[PauseClock]:
         """Measures how long the guest is paused."""
         clock = PauseClock()
-        changes = {
-            libvirt.VIR_DOMAIN_EVENT_SUSPENDED: clock.paused,
-            libvirt.VIR_DOMAIN_EVENT_RESUMED: clock.resumed,
-        }
-
-        def on_lifecycle(_connection: Any, _domain: Any, event: int, *_details: object) -> None:
-            changes.get(event, lambda: None)()
-
-        def on_job(_connection: Any, _domain: Any, stats: dict[str, Any], *_: object) -> None:
-            clock.job_ended(float(stats.get("downtime", 0)) / 1000)
-
         with (
-            self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
-            self._events(libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, on_job),
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, clock.on_lifecycle),
+            self._events(libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, clock.on_job),
         ):
             yield clock
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import libvirt
 
@@ -49,6 +50,12 @@ class JobProgress:
     written_bytes: int = 0
     rest_bytes: int = 0
 
+    @classmethod
+    def of(cls, stats: Mapping[str, Any]) -> JobProgress:
+        """What libvirt's statistics of the job say."""
+        names = ("memory_iteration", "memory_processed", "memory_remaining")
+        return cls(*(int(stats.get(name, 0)) for name in names))
+
 
 class Pause(Enum):
     """Why a guest is paused."""
@@ -68,6 +75,28 @@ PAUSES = {
     libvirt.VIR_DOMAIN_PAUSED_DUMP: Pause.JOB,
     libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: Pause.JOB,
 }
+
+
+_BLOCK_JOBS = {
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "pull",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY: "copy",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: "commit",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "active-commit",
+}
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """A job on one disk: its kind, as in a definition, and how far it is."""
+
+    kind: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> BlockJob:
+        """What libvirt says of the job; its kind is "" if it is none of these."""
+        return cls(_BLOCK_JOBS.get(info["type"], ""), info["cur"], info["end"])
 
 
 class PauseClock:
@@ -113,6 +142,17 @@ class PauseClock:
             self.last_ram_s = downtime_s
             self.ram_ended_s = time.monotonic()
             self._changed.notify_all()
+
+    def on_lifecycle(self, _connection: Any, _domain: Any, event: int, *_details: object) -> None:
+        """As libvirt calls it."""
+        if event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
+            self.paused()
+        elif event == libvirt.VIR_DOMAIN_EVENT_RESUMED:
+            self.resumed()
+
+    def on_job(self, _connection: Any, _domain: Any, stats: dict[str, Any], *_: object) -> None:
+        """As libvirt calls it."""
+        self.job_ended(float(stats.get("downtime", 0)) / 1000)
 
     def paused_since_s(self) -> float:
         """When the present pause began (time.monotonic); now, if no event tells.

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.guest import FakeGuest
 from tests.fakes.guestfs_module import FakeMachine
+from tests.fakes.host import FakeHost
 from tests.fakes.restore_scene import NAME, Scene
 from zvmsnap.files import ending, opening, plan
 from zvmsnap.files.keeper import Opened
@@ -97,3 +99,36 @@ def test_what_is_left_of_others_is_told(
 ) -> None:
     monkeypatch.setattr(ending, "tidy", lambda config: ["the view of web@x: busy"])
     assert "the view of web@x: busy" in scene_run("files", WEB)[2]
+
+
+@pytest.fixture
+def formats(guest: FakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        guest, "format_of", lambda source: "raw" if source.endswith(".raw") else "qcow2"
+    )
+
+
+def test_flatten(run: Run, host: FakeHost, guest: FakeGuest, tmp_path: Path, formats: None) -> None:
+    base = guest.live["vda"]
+    assert run("flatten", "web")[:2] == (0, "web: no disk is on a chain of images\n")
+    top = str(guest.on_overlay("vda", tmp_path / "left\u202e"))
+    said = f"vda: 2 images become {base}:\n  {tmp_path}/left\\u202e\n  {base}\n"
+    assert run("flatten", "web", "--dry-run")[:2] == (0, said)
+    code, out, err = run("flatten", "web")
+    assert (code, out) == (2, said) and "--yes" in err and guest.live["vda"] == top
+    code, out, _ = run("flatten", guest.uuid, "--yes")
+    left = f"vda: is on {base} alone; not needed any more:\n  {tmp_path}/left\\u202e\n"
+    assert (code, out, guest.live["vda"]) == (0, said + left, base)
+
+
+def test_which_disk_and_which_guest(
+    run: Run, host: FakeHost, guest: FakeGuest, tmp_path: Path, formats: None
+) -> None:
+    guest.on_overlay("vda", tmp_path / "left")
+    assert run("flatten", "w9")[0] == 2
+    code, _, err = run("flatten", "web", "--disk", "vdz", "-n")
+    assert code == 1 and "has no disk vdz" in err
+    assert (
+        "become " + str(tmp_path / "left")
+        in run(*("flatten", "web", "--disk", "vda", "--method", "pull", "-n"))[1]
+    )

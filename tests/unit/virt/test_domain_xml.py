@@ -479,7 +479,9 @@ def test_metadata() -> None:
       <disks><disk name='vda' snapshot='external' type='file'><source file='/a'/></disk></disks>
       <domain><name>web</name></domain>
     </domainsnapshot>"""
-    assert domain_xml.read_metadata(snapshot) == domain_xml.Metadata("own", 1764072001, {})
+    assert domain_xml.read_metadata(snapshot) == domain_xml.Metadata(
+        "own", 1764072001, {}, frozenset({"/a"})
+    )
 
 
 VOLUME = (
