@@ -16,7 +16,7 @@ ROOT = Path(zvmsnap.__file__).parent
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"report"},
+    {"report", "setup"},
     {"check", "watch"},
     {"terminal"},
     {"hooks"},

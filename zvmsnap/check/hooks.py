@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +16,7 @@ from zvmsnap.check.finding import Finding, green, red, yellow
 from zvmsnap.config.sanoid_conf import Policy
 
 # A key of sanoid.conf, and what its value must name.
-_HOOKS = {
+HOOKS = {
     "pre_snapshot_script": ("pre-snapshot", "hook pre"),
     "post_snapshot_script": ("post-snapshot", "hook post"),
     "pruning_script": ("pruning", "hook prune"),
@@ -50,17 +51,17 @@ def _policies(facts: Facts) -> Iterator[Policy]:
 def named(facts: Facts) -> Iterator[Finding]:
     """Does each dataset of a guest have its three hooks?"""
     for policy in _policies(facts):
-        for key, names in _HOOKS.items():
+        for key, names in HOOKS.items():
             value = policy.keys.get(key, "").strip()
             subject = f"[{policy.section}]"
             if not value:
-                mend = f"write {key} = {_proposed(facts, key)}; zvmsnap init proposes it"
+                mend = f"write {key} = {hook_command(facts.root, key)}; zvmsnap init proposes it"
                 text = f"has no {key}: {_WHY[key]}"
                 make = yellow if key == "pruning_script" else red
                 yield make(f"hooks.no-{names[0]}", subject, text, mend)
             elif not any(name in value for name in (*names, *_old_names(key))):
                 text = f"{key} = {value} is no hook of zvmsnap: {_WHY[key]}"
-                mend = f"let it call {_proposed(facts, key)}"
+                mend = f"let it call {hook_command(facts.root, key)}"
                 yield yellow(f"hooks.other-{names[0]}", subject, text, mend)
 
 
@@ -69,15 +70,14 @@ def _old_names(key: str) -> tuple[str, ...]:
     return (key.removesuffix("_script").replace("_", "-"),)
 
 
-def _proposed(facts: Facts, key: str) -> str:
-    return str(hook_path(facts.root, _HOOKS[key][0]))
-
-
-def hook_path(root: Path, name: str) -> Path:
-    """Where that hook is: of the package, or beside the code that runs now."""
-    packaged = root / "usr/lib/zvmsnap/hooks" / name
-    beside = Path(zvmsnap.__file__).resolve().parents[1] / "hooks" / name
-    return packaged if packaged.exists() else beside
+def hook_command(root: Path, key: str) -> str:
+    """What sanoid is to call: the hook of the package, or of this checkout, or the command."""
+    name, words = HOOKS[key]
+    checkout = Path(zvmsnap.__file__).resolve().parents[1]
+    for path in (root / "usr/lib/zvmsnap/hooks" / name, checkout / "hooks" / name):
+        if path.exists():
+            return str(path)
+    return f"{shutil.which('zvmsnap') or '/usr/local/bin/zvmsnap'} {words}"
 
 
 def runnable(facts: Facts) -> Iterator[Finding]:
@@ -108,7 +108,7 @@ def runnable(facts: Facts) -> Iterator[Finding]:
 def _values(facts: Facts) -> dict[str, set[str]]:
     values: dict[str, set[str]] = {}
     for policy in _policies(facts):
-        for key in _HOOKS:
+        for key in HOOKS:
             if value := policy.keys.get(key, "").strip():
                 values.setdefault(value, set()).add(key)
     return values
@@ -169,7 +169,7 @@ def all_well(facts: Facts) -> Iterator[Finding]:
     """That hooks are named, if they are."""
     for top, guests in sorted(_tops(facts).items()):
         policy = facts.snapshotted.get(top)
-        if policy and all(policy.keys.get(key, "").strip() for key in _HOOKS):
+        if policy and all(policy.keys.get(key, "").strip() for key in HOOKS):
             yield green("hooks.named", top, f"has its hooks, for {', '.join(sorted(guests))}")
 
 

@@ -246,28 +246,31 @@ def callers(facts: Facts) -> Iterator[Finding]:
         text = f"{script.name} is installed; it snapshots what is not {wanted[:-4]}false, "
         mend = f"apt remove {script.name}, or have each dataset snapshotted by one program alone"
         yield yellow("sanoid.second", "", f"{text}without the hooks", mend)
-    lines = list(_scheduled(facts))
-    for path, line in lines:
+    for path, line in _scheduled(facts):
         if "syncoid" in line and "--no-sync-snap" not in line and "--help" not in line:
             text = "runs syncoid without --no-sync-snap: its own snapshots do not call the hooks"
             yield yellow("sanoid.sync-snap", str(path), text, "add --no-sync-snap")
-    yield from _twice(facts, lines)
+    yield from _twice(facts)
 
 
-def _twice(facts: Facts, lines: list[tuple[Path, str]]) -> Iterator[Finding]:
-    by_cron = [
+def _twice(facts: Facts) -> Iterator[Finding]:
+    runs_systemd = facts.path("/run/systemd/system").is_dir()
+    timer = (facts.ask("systemctl", "is-enabled", "sanoid.timer") or "").strip()
+    if runs_systemd and timer == "enabled" and (tables := by_cron(facts)):
+        text = "starts sanoid, and so does sanoid.timer: two rounds take the same snapshots"
+        yield red("sanoid.twice", str(tables[0]), text, "remove the line, or disable the timer")
+
+
+def by_cron(facts: Facts) -> list[Path]:
+    """The tables of cron that start sanoid, where systemd runs, too."""
+    return [
         path
-        for path, line in lines
+        for path, line in _scheduled(facts)
         if "sanoid" in line.replace("syncoid", "")
         and ("--cron" in line or "--take-snapshots" in line)
         and "cron" in str(path)
         and "/run/systemd/system" not in line  # Debian's own is for hosts without systemd
     ]
-    runs_systemd = facts.path("/run/systemd/system").is_dir()
-    timer = (facts.ask("systemctl", "is-enabled", "sanoid.timer") or "").strip()
-    if by_cron and runs_systemd and timer == "enabled":
-        text = "starts sanoid, and so does sanoid.timer: two rounds take the same snapshots"
-        yield red("sanoid.twice", str(by_cron[0]), text, "remove the line, or disable the timer")
 
 
 def _scheduled(facts: Facts) -> Iterator[tuple[Path, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zvmsnap.check.facts import Facts
 from zvmsnap.check.finding import Finding, green, red, yellow
+from zvmsnap.check.sanoid import by_cron
 from zvmsnap.common.safe_files import write_atomic
 
 RECOVER = "zvmsnap-recover.service"
@@ -115,10 +116,10 @@ def _sanoid(facts: Facts, unit: dict[str, str]) -> Iterator[Finding]:
 
 
 def _timer(facts: Facts, unit: dict[str, str]) -> Iterator[Finding]:
-    if facts.sanoid is None or unit.get("LoadState") != "loaded":
+    if facts.sanoid is None or by_cron(facts):
         return
     if unit.get("ActiveState") != "active":
-        text = "is not active: no snapshots are taken, unless cron starts sanoid"
+        text = f"is not active ({unit.get('LoadState', 'unknown')}): nobody starts sanoid"
         mend = f"systemctl enable --now {_TIMER}"
         yield yellow("systemd.timer", _TIMER, text, mend)
     else:

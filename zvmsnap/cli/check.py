@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zvmsnap.terminal.options import JsonOption, print_json, print_line, print_lines
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK
+from zvmsnap.terminal.options import (
+    DryRunOption,
+    JsonOption,
+    YesOption,
+    confirm,
+    print_file,
+    print_json,
+    print_line,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from zvmsnap.check.finding import Finding
@@ -38,6 +48,54 @@ def check(
     if done:
         findings = run.all_findings()
     raise typer.Exit(_report(findings, done, as_json=as_json))
+
+
+def init(
+    guests: Annotated[
+        list[str] | None,
+        typer.Option("--guest", metavar="GUEST", help="Only these, by name or UUID; repeatable."),
+    ] = None,
+    dry_run: DryRunOption = False,
+    print_sanoid: Annotated[
+        bool,
+        typer.Option("--print-sanoid", help="Print sanoid.conf as it would be, and do nothing."),
+    ] = False,
+    yes: YesOption = False,
+) -> None:
+    """Set this host up: sections of sanoid.conf for its guests, config.toml, a dataset for points.
+
+    Finds the guests with disks on ZFS, shows what would be added, asks, keeps copies of the files
+    that it changes, and ends with `zvmsnap check`. No line of yours is changed or removed. To run
+    it again adds what is missing since.
+
+    \b
+    Examples:
+      zvmsnap init --dry-run
+      zvmsnap init
+      zvmsnap init --guest web --yes
+      zvmsnap init --print-sanoid > /etc/sanoid/sanoid.conf
+    """
+    from zvmsnap.check import facts, run
+    from zvmsnap.check.finding import Colour
+    from zvmsnap.setup.plan import plan
+
+    seen = facts.gather()
+    wanted = plan(seen, guests or ())
+    if print_sanoid:
+        print_file(wanted.sanoid_conf)
+        return
+    print_lines(line.expandtabs() for line in wanted.lines())
+    if dry_run:
+        return
+    if wanted.is_empty:
+        print_line("nothing is missing")
+    else:
+        if not yes:
+            confirm()
+        print_lines(wanted.execute(seen))
+    # The work is done; what is yellow can wait.
+    is_red = _report(run.all_findings(), [], as_json=False) == Colour.RED.exit_code
+    raise typer.Exit(EXIT_FAILED if is_red else EXIT_OK)
 
 
 def _report(findings: Sequence[Finding], done: Sequence[str], *, as_json: bool) -> int:

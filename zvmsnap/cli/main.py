@@ -46,6 +46,7 @@ _COMMANDS = {
     "check": ("check", "check"),
     "import": ("backup", "import_backup"),
     "idle": ("recover", "idle"),
+    "init": ("check", "init"),
     "hook": ("main", "hook"),
 }
 
@@ -116,6 +117,8 @@ def only_reads(words: Sequence[str]) -> bool:
         return command[1:2] in _LOOKS
     if command[:1] == ["check"]:
         return "--fix" not in command
+    if command[:1] == ["init"] and "--print-sanoid" in command:
+        return True
     return command[:1] in _READ_ONLY or not _DRY.isdisjoint(command)
 
 
@@ -152,6 +155,7 @@ def common(
 
     \b
     Examples:
+      zvmsnap init                   set this host up for its guests
       zvmsnap check                  is this host as it should be?
       zvmsnap list                   list all points
       zvmsnap list web               list the points of one guest

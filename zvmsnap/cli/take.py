@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from zvmsnap.common import waiting
+from zvmsnap.common.errors import EXIT_FAILED
 from zvmsnap.common.signals import cancelled_by_signal, finish_before_dying
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.journal.journal import Journal
+from zvmsnap.terminal import render
 from zvmsnap.terminal.options import (
     DryRunOption,
     JsonOption,
@@ -30,6 +33,7 @@ from zvmsnap.terminal.options import (
 if TYPE_CHECKING:
     from zvmsnap.capture.take import TakePlan
     from zvmsnap.points.point import RestorePoint
+    from zvmsnap.points.verify_result import VerifyResult
 
 _PROGRESS_POLL_S = 0.1
 
@@ -117,6 +121,10 @@ def take(
     hold: Annotated[
         str | None, typer.Option(metavar="TAG", help="Hold the snapshots (zfs hold).")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Then start each point as a clone, check that it lives."),
+    ] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -130,6 +138,7 @@ def take(
     \b
     Examples:
       zvmsnap take web
+      zvmsnap take --verify web
       zvmsnap take web db --name before-upgrade
       zvmsnap take --group shop --hold audit
       zvmsnap take web --mode quiesced,required --keep 7
@@ -140,10 +149,23 @@ def take(
     plan = _plan(settings, options)
     points = [] if dry_run else _take(settings, plan, hold)
     report = TakeReport(plan, points, _drop_surplus(settings, plan, options), dry_run)
-    if as_json:
-        print_json(report.as_json())
-    else:
+    if not as_json:
         print_lines(report.lines())
+    results = _verify(settings, points) if verify and points else {}
+    if as_json:
+        verified = {name: msgspec.to_builtins(result) for name, result in results.items()}
+        print_json(report.as_json() | ({"verified": verified} if verify else {}))
+    else:
+        lines = (f"{name}: {render.verify_result(each)}" for name, each in results.items())
+        print_lines(lines)
+    if not all(result.good for result in results.values()):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _verify(settings: Config, points: list[RestorePoint]) -> dict[str, VerifyResult]:
+    from zvmsnap.cli.verify import boot_each
+
+    return boot_each(settings, points)
 
 
 def _plan(settings: Config, options: TakeOptions) -> TakePlan:

@@ -53,15 +53,9 @@ def verify(
       zvmsnap verify --boot web@latest
       zvmsnap verify --boot --expect-command 'systemctl is-active nginx' web@latest
     """
-    from zvmsnap.clone.verify import CLONES
-    from zvmsnap.common.signals import finish_before_dying
-    from zvmsnap.recovery import recover
-
     settings = load_settings()
     points, damaged = _chosen(settings, which)
-    finish_before_dying()
-    for left in recover.end_clones(settings, CLONES):
-        log.plain().error("%s", left)
+    _prepare(settings)
     starts = boot or expect_command
     results = dict(
         _boot(settings, points, expect_command, trust=trust) if starts else _read(points)
@@ -82,6 +76,23 @@ def verify(
     # Of one point that was named, nothing is known.
     unknown = gone and which is not None and "@" in which
     raise typer.Exit(EXIT_OK if good and not unknown else EXIT_FAILED)
+
+
+def boot_each(settings: Config, points: list[RestorePoint]) -> dict[str, VerifyResult]:
+    """Start points of this host as clones, and remove these; by the names of the points."""
+    _prepare(settings)
+    return dict(_boot(settings, points, None, trust=False))
+
+
+def _prepare(settings: Config) -> None:
+    """Not to be killed in the middle; and the clones of one that was are removed."""
+    from zvmsnap.clone.verify import CLONES
+    from zvmsnap.common.signals import finish_before_dying
+    from zvmsnap.recovery import recover
+
+    finish_before_dying()
+    for left in recover.end_clones(settings, CLONES):
+        log.plain().error("%s", left)
 
 
 def _boot(

@@ -45,6 +45,10 @@ class ConfigInvalid(ZvmsnapError):
     exit_code = EXIT_USAGE
 
 
+class SetupRefused(ZvmsnapError):
+    """`zvmsnap init` does not know enough to propose anything, or a file was changed meanwhile."""
+
+
 class ModeInvalid(ZvmsnapError):
     """That is no mode: no list of levels."""
 

@@ -74,6 +74,14 @@ def print_line(line: str) -> None:
     print_lines([line])
 
 
+def print_file(text: str) -> None:
+    """Print the text of a file as it is, for a file or a program; on a terminal made printable."""
+    if sys.stdout.isatty():
+        print_lines(line.expandtabs() for line in text.splitlines())
+    else:
+        typer.echo(text.encode(errors="surrogateescape"), nl=False)
+
+
 def confirm() -> None:
     """Ask on the terminal. Raises ConfirmationMissing without one, and Abort for a no."""
     if not sys.stdin.isatty():

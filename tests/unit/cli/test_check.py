@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.check_scene import CheckedHost
+from tests.fakes.check_scene import CHECKOUT, CheckedHost
 from tests.fakes.host import FakeHost
+from zvmsnap.check import facts
 from zvmsnap.check import run as checks
 from zvmsnap.cli.main import only_reads
 
@@ -56,3 +57,42 @@ def test_fix_looks_again(checked: CheckedHost, command: Run) -> None:
 def test_only_a_fix_changes_anything() -> None:
     assert only_reads(["check"]) and only_reads(["-v", "check", "--json"])
     assert not only_reads(["check", "--fix"])
+
+
+@pytest.fixture
+def unset(checked: CheckedHost, monkeypatch: pytest.MonkeyPatch) -> CheckedHost:
+    """The host before `init`: without a section for its guest."""
+    gather = facts.gather
+    monkeypatch.setattr(facts, "gather", lambda: gather(checked.root))
+    checked.sanoid_conf.write_text("# mine\n[cheap]\n\thourly = 3\n")
+    for hook in (CHECKOUT / "hooks").iterdir():
+        checked.program(str(hook).lstrip("/"))
+    return checked
+
+
+def test_init_only_shows_what_it_would_do(unset: CheckedHost, command: Run) -> None:
+    code, out, _ = command("init", "--dry-run")
+    assert code == 0 and "+[tank/vm/web]" in out
+    assert unset.sanoid_conf.read_text() == "# mine\n[cheap]\n\thourly = 3\n"
+    code, _, err = command("init")
+    assert code == 2 and "--yes" in err  # no terminal to ask on
+    assert unset.sanoid_conf.read_text() == "# mine\n[cheap]\n\thourly = 3\n"
+
+
+def test_init_prints_the_file_as_it_would_be(unset: CheckedHost, command: Run) -> None:
+    code, out, _ = command("init", "--print-sanoid")
+    assert code == 0
+    assert out.startswith("# mine\n[cheap]\n\thourly = 3\n\n[tank/vm/web]\n\tuse_template = zvm")
+    assert command("init", "--yes")[0] == 0
+    assert unset.sanoid_conf.read_text() == out
+
+
+def test_init_ends_with_a_check(unset: CheckedHost, command: Run) -> None:
+    code, out, _ = command("init", "--yes", "--guest", "web")
+    assert code == 0, out
+    assert f"wrote {unset.sanoid_conf}; the old one is " in out
+    assert out.splitlines()[-1].endswith("0 red")
+    unset.web.qemu = None  # its process is not seen: a doubt about its disks
+    code, out, _ = command("init", "--yes")
+    assert (code, "nothing is missing" in out) == (1, True)
+    assert command("init", "--guest", "wbe")[0] == 2

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakes.clone_scene import make
 from tests.fakes.restore_scene import NAME, Scene
+from zvmsnap.cli.verify import boot_each
 from zvmsnap.clone import verify
 from zvmsnap.clone.plan import CloneOptions, plan_clone
 from zvmsnap.common.process import Process
@@ -128,3 +129,11 @@ def test_verify_removes_the_clone_of_one_that_was_killed(
     assert scene.operations() == [operations["w2"]]
     assert [guest.name for guest in scene.host.guests()] == ["web", "w2"]
     assert f"tank/{left}" not in scene.world.pool
+
+
+def test_points_that_were_just_taken(scene_run: Run, scene: Scene) -> None:
+    point = scene.point()
+    results = boot_each(scene.config, [point])
+    assert list(results) == [point.name]
+    assert "its clone was started, but did nothing for" in results[point.name].why
+    assert [guest.name for guest in scene.host.guests()] == ["web"]
