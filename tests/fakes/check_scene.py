@@ -53,7 +53,7 @@ class CheckedHost:
             name: Pool(name, "ONLINE", 1 << 40, 1 << 39, 50) for name in ("tank", "cheap")
         }
         self.table = [mounts.Mount(1, 0, "/", "/", "", "xfs")]
-        for name in ("tank", "tank/vm", WEB, VAULT):
+        for name in ("tank", "tank/vm", WEB, "cheap", VAULT):
             self.dataset(name)
         self.dataset(f"{WEB}/data", volume=True)
         host.known.clear()
