@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
-from zvmsnap.backup.directory import BackupDirectory, StoredBackup
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
 from zvmsnap.backup.work import Works
 from zvmsnap.backup.writing import BackupOptions

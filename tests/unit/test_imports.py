@@ -25,7 +25,7 @@ FLOORS = (
     {"restore", "capture"},
     {"finalize"},
     {"clone", "replication", "quiesce"},
-    {"retention"},
+    {"retention", "archive"},
     {"disks", "journal", "encryption"},
     {"points"},
     {"inventory", "ram"},

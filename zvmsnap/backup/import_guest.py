@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zvmsnap.backup import images
+from zvmsnap.archive import images
 from zvmsnap.backup.import_plan import VOLUME_BLOCK_BYTES, ImportPlan, Start
 from zvmsnap.backup.point_source import remove_datasets
 from zvmsnap.backup.work import PROPERTY, ImportWork, WorkWriter

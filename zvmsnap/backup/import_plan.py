@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePath
 
-from zvmsnap.backup.directory import BackupDirectory, StoredBackup
-from zvmsnap.backup.verify import check_chain
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup
+from zvmsnap.archive.verify import check_chain
 from zvmsnap.backup.writing import is_made_here
 from zvmsnap.clone.definitions import own_nvram
 from zvmsnap.clone.domain_xml import as_clone, without_mark

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap.backup.directory import MAKING, discard
+from zvmsnap.archive.directory import MAKING, discard
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.of_guest import drop_taken
 from zvmsnap.backup.point_source import remove_datasets

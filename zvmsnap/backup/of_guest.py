@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 
-from zvmsnap.backup.directory import BackupDirectory, StoredBackup
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
 from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.backup.writing import BackupOptions, now

@@ -9,9 +9,9 @@ from collections.abc import Collection
 from datetime import datetime
 from functools import partial
 
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup
+from zvmsnap.archive.manifest import Way, image_name
 from zvmsnap.backup import point_source
-from zvmsnap.backup.directory import BackupDirectory, StoredBackup
-from zvmsnap.backup.manifest import Way, image_name
 from zvmsnap.backup.point_source import SourceDisk
 from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making
 from zvmsnap.common import log

@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from zvmsnap.backup import images
-from zvmsnap.backup.images import Image
-from zvmsnap.backup.manifest import Origin
+from zvmsnap.archive import images
+from zvmsnap.archive.images import Image
+from zvmsnap.archive.manifest import Origin
 from zvmsnap.backup.work import PROPERTY, WorkWriter
 from zvmsnap.clone import own_places
 from zvmsnap.clone.destroy import destroy_dataset

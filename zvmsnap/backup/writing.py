@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from zvmsnap.backup.directory import BackupDirectory, StoredBackup, described, discard, newest
-from zvmsnap.backup.images import Image
-from zvmsnap.backup.manifest import (
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup, described, discard, newest
+from zvmsnap.archive.images import Image
+from zvmsnap.archive.manifest import (
     MANIFEST,
     MEMORY,
     Backup,

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from zvmsnap.backup.manifest import Level
+from zvmsnap.archive.manifest import Level
 from zvmsnap.clone.identity import Network
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.terminal.options import JsonOption, find_point, print_json, print_line, print_lines
 
 if TYPE_CHECKING:
-    from zvmsnap.backup.directory import BackupDirectory, DamagedBackup, StoredBackup
+    from zvmsnap.archive.directory import BackupDirectory, DamagedBackup, StoredBackup
     from zvmsnap.backup.of_guest import Wanted
     from zvmsnap.backup.writing import BackupOptions
 
-_VERBS = ("make", "list", "show", "verify")
+_VERBS = ("make", "list", "show", "verify", "consolidate")
 
 
 def backup(
@@ -28,8 +28,9 @@ def backup(
         list[str],
         typer.Argument(
             metavar="[GUEST...] DIRECTORY",
-            help="Or: list DIRECTORY; show or verify DIRECTORY/BACKUP; verify DIRECTORY. A guest "
-            "that is called as one of these: make GUEST DIRECTORY.",
+            help="Or: list DIRECTORY; show or verify DIRECTORY/BACKUP; verify DIRECTORY; "
+            "consolidate GUEST DIRECTORY. A guest that is called as one of these: make GUEST "
+            "DIRECTORY.",
         ),
     ],
     point: Annotated[
@@ -60,6 +61,10 @@ def backup(
     compress: Annotated[
         bool, typer.Option("--compress", help="Compress the images (zstd, within qcow2).")
     ] = False,
+    keep: Annotated[
+        int,
+        typer.Option(min=0, help="With consolidate: how many backups stay.", show_default=False),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Copy guests into a directory: plain qcow2 files, definition, firmware and RAM.
@@ -73,9 +78,15 @@ def backup(
       zvmsnap backup --from web@latest /backup
       zvmsnap backup list /backup
       zvmsnap backup verify /backup
+      zvmsnap backup consolidate web /backup --keep 7
     """
     verb, names, path = _parsed(words)
     settings = load_settings()
+    if bool(keep) != (verb == "consolidate"):
+        raise typer.BadParameter("--keep NUMBER and consolidate belong together")
+    if verb == "consolidate":
+        _consolidate(settings, names, path, keep, compress=compress, as_json=as_json)
+        return
     if verb != "make":
         if point or level or quiesce or state or crash or exclude or compress:
             raise typer.BadParameter(f"these options are not of {verb}")
@@ -85,7 +96,7 @@ def backup(
         raise typer.BadParameter("say GUEST..., or --from a point")
     if quiesce + state + crash > 1 or (point and (quiesce or state or crash)):
         raise typer.BadParameter("say one of --quiesce, --state and --crash; none with --from")
-    from zvmsnap.backup.directory import BackupDirectory
+    from zvmsnap.archive.directory import BackupDirectory
     from zvmsnap.backup.writing import BackupOptions
 
     options = BackupOptions(level, frozenset(exclude or ()), compress)
@@ -106,7 +117,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, list[str], Path]:
     if not rest:
         raise typer.BadParameter("say the DIRECTORY of the backups")
     names, path = rest[:-1], Path(rest[-1])
-    if verb != "make" and names:
+    if verb not in ("make", "consolidate") and names:
         raise typer.BadParameter(f"{verb} takes one directory")
     return verb, names, path
 
@@ -150,6 +161,36 @@ def _of_guests(
                 raise GuestNotFound(f"{name}: libvirt has no such guest")
         for guest in {known[name].uuid: known[name] for name in names}.values():
             yield back_up_guest(settings, host, guest, directory, options, wanted)
+
+
+def _consolidate(
+    settings: Config,
+    names: Sequence[str],
+    path: Path,
+    keep: int,
+    *,
+    compress: bool,
+    as_json: bool,
+) -> None:
+    from zvmsnap.archive.consolidate import consolidate, guest_named
+    from zvmsnap.archive.directory import BackupDirectory
+    from zvmsnap.backup.of_point import lock_name
+    from zvmsnap.common.lockfile import own_lock
+    from zvmsnap.common.signals import cancel_at_once
+
+    if len(names) != 1:
+        raise typer.BadParameter("say one GUEST, and the DIRECTORY")
+    directory = BackupDirectory(path)
+    uuid = guest_named(directory, names[0])
+    intent = f"consolidate {names[0]} in {path}"
+    cancel_at_once()
+    with own_lock(settings.locks_dir, lock_name(uuid), intent, settings.limits.lock_timeout_s):
+        whole, gone = consolidate(directory, uuid, keep, compress=compress)
+    if as_json:
+        print_json({"whole": whole, "removed": gone})
+        return
+    print_lines(f"{each}: is whole now" for each in whole)
+    print_lines(f"removed {each}" for each in gone)
 
 
 # -- into a guest again
@@ -230,8 +271,8 @@ def import_backup(
 
 
 def _look(verb: str, path: Path, *, as_json: bool) -> None:
-    from zvmsnap.backup.directory import BackupDirectory
-    from zvmsnap.backup.manifest import is_name
+    from zvmsnap.archive.directory import BackupDirectory
+    from zvmsnap.archive.manifest import is_name
 
     if is_name(path.name) and path.is_dir():
         directory = BackupDirectory(path.parent)
@@ -292,7 +333,7 @@ def _verify(
     *,
     as_json: bool,
 ) -> None:
-    from zvmsnap.backup.verify import problems
+    from zvmsnap.archive.verify import problems
     from zvmsnap.common.signals import cancel_at_once
 
     cancel_at_once()

@@ -9,11 +9,11 @@ import pytest
 from tests.fakes.backup_scene import DISK_BYTES, Scene
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.images import run_qemu_img
+from zvmsnap.archive.directory import StoredBackup, described
+from zvmsnap.archive.manifest import MANIFEST
 from zvmsnap.backup import leftovers
-from zvmsnap.backup.directory import StoredBackup, described
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
-from zvmsnap.backup.manifest import MANIFEST
 from zvmsnap.backup.work import Works
 from zvmsnap.common import json_file
 from zvmsnap.common.errors import (

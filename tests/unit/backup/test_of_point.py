@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.backup_scene import DISK_BYTES, Scene
 from tests.fakes.images import run_qemu_img
-from zvmsnap.backup.manifest import Level
+from zvmsnap.archive.manifest import Level
 from zvmsnap.common.errors import BackupImpossible, QemuImgFailed
 from zvmsnap.disks import qemu_img
 from zvmsnap.virt import save_image

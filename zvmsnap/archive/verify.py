@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from zvmsnap.backup import images
-from zvmsnap.backup.directory import BackupDirectory, StoredBackup, differs
-from zvmsnap.common.errors import BackupDamaged, QemuImgFailed
+from zvmsnap.archive import images
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup, differs
+from zvmsnap.common.errors import BackupDamaged
 
 
 def problems(directory: BackupDirectory, backup: StoredBackup) -> Iterator[str]:
@@ -16,16 +16,14 @@ def problems(directory: BackupDirectory, backup: StoredBackup) -> Iterator[str]:
     """
     yield from _of_files(backup)
     try:
-        chain = directory.chain(backup)
-        for disk in backup.manifest.disks:
-            with images.opened(chain, disk.target):
-                pass
-    except (BackupDamaged, QemuImgFailed) as error:
+        directory.chain(backup)
+        images.check_own(backup)
+    except BackupDamaged as error:
         yield str(error)
 
 
 def check_chain(chain: Sequence[StoredBackup], targets: frozenset[str]) -> None:
-    """Read all that an import of these disks needs. Raises BackupDamaged and QemuImgFailed."""
+    """Read all that an import of these disks needs. Raises BackupDamaged."""
     for position, backup in enumerate(chain):
         wanted = {disk.file for disk in backup.manifest.disks if disk.target in targets}
         if position == 0:

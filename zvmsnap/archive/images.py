@@ -13,14 +13,17 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
-from zvmsnap.backup.directory import StoredBackup, open_file
+from zvmsnap.archive.directory import StoredBackup, open_file
+from zvmsnap.archive.manifest import BackupDisk
 from zvmsnap.common.errors import BackupDamaged, BackupImpossible
 from zvmsnap.disks import qemu_img
+from zvmsnap.inventory import qcow2
 from zvmsnap.zfs.types import Partition
 
 RAW, QCOW2 = "raw", "qcow2"
 # QEMU's own limit for what is nested in json: is 1024.
 CHAIN_MAX = 400
+_HEAD_BYTES = 64 << 10
 
 Node = dict[str, Any]
 
@@ -109,14 +112,9 @@ def opened(chain: Sequence[StoredBackup], target: str) -> Iterator[Image]:
             disk = backup.manifest.disk(target)
             if disk is None:
                 raise BackupDamaged(f"{backup.name}: has no image of {target}, on which others are")
-            path = _path_of(files, backup, disk.file)
-            header = qemu_img.header(path, QCOW2)
-            is_whole = not header.backing
-            is_being_replaced = any(each.name == disk.file for each in backup.manifest.replacing)
-            if header.data_file or (is_whole is disk.depends and not is_being_replaced):
-                raise BackupDamaged(
-                    f"{backup.directory / disk.file}: names another file than it may"
-                )
+            descriptor = _opened(files, backup, disk.file)
+            is_whole = _is_whole(descriptor, backup, disk)
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
             nodes.append({"driver": QCOW2, "file": of_file(path), "backing": None})
             if is_whole:
                 break
@@ -127,7 +125,29 @@ def opened(chain: Sequence[StoredBackup], target: str) -> Iterator[Image]:
         yield Image(nodes[0])
 
 
-def _path_of(files: ExitStack, backup: StoredBackup, name: str) -> str:
+def check_own(backup: StoredBackup) -> None:
+    """Does each image of a backup name what it may, and nothing else? Raises BackupDamaged."""
+    with ExitStack() as files:
+        for disk in backup.manifest.disks:
+            _is_whole(_opened(files, backup, disk.file), backup, disk)
+
+
+def _is_whole(descriptor: int, backup: StoredBackup, disk: BackupDisk) -> bool:
+    """Is the image on no other one, by its header? Raises BackupDamaged if it may not be so."""
+    where = backup.directory / disk.file
+    try:
+        head = os.pread(descriptor, _HEAD_BYTES, 0)
+        is_whole = qcow2.backing_format(head) is None
+        has_data_file = len(qcow2.named_in(head)) > (not is_whole)
+    except ValueError as error:
+        raise BackupDamaged(f"{where}: {error}") from error
+    is_being_replaced = any(each.name == disk.file for each in backup.manifest.replacing)
+    if has_data_file or (is_whole is disk.depends and not is_being_replaced):
+        raise BackupDamaged(f"{where}: names another file than it may")
+    return is_whole
+
+
+def _opened(files: ExitStack, backup: StoredBackup, name: str) -> int:
     try:
         descriptor = open_file(backup, name)
     except OSError as error:
@@ -135,4 +155,4 @@ def _path_of(files: ExitStack, backup: StoredBackup, name: str) -> str:
             f"{backup.directory / name}: cannot be opened: {error.strerror}"
         ) from error
     files.callback(os.close, descriptor)
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
+    return descriptor

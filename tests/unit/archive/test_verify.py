@@ -1,5 +1,5 @@
 from tests.fakes.backup_scene import Scene
-from zvmsnap.backup.verify import problems
+from zvmsnap.archive.verify import problems
 
 
 def flip(path: str, at: int) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from zvmsnap.backup.manifest import (
+from zvmsnap.archive.manifest import (
     MANIFEST,
     SCHEMA,
     TIME_FORMAT,
