@@ -159,6 +159,12 @@ def make_difference(source: str, driver: str, below: str, target: str) -> None:
     _run("rebase", "-q", "-t", "unsafe", "-f", "qcow2", "-F", "qcow2", "-b", below, target)
 
 
+def make_link(target: str, named: str, disk_bytes: int) -> None:
+    """Make an empty qcow2 image on top of another, which is not opened. Raises QemuImgFailed."""
+    below = ["-u", "-F", "qcow2", "-b", named]
+    _run("create", "-q", "-f", "qcow2", *below, target, str(disk_bytes))
+
+
 def disk_bytes(image: str) -> int:
     """How long the disk is that an image holds. Raises QemuImgFailed."""
     try:
