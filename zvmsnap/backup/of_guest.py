@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
+from zvmsnap.backup.offline import back_up_offline
 from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.backup.writing import BackupOptions, now
 from zvmsnap.capture import take
@@ -20,11 +21,12 @@ from zvmsnap.common.errors import BackupImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.common.signals import cancel_at_once, cancelled_by_signal, finish_before_dying
 from zvmsnap.config.settings import Config
+from zvmsnap.disks import location
 from zvmsnap.points import vault
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import marks, zfs
+from zvmsnap.zfs import marks, mounts, zfs
 
 
 class Wanted(StrEnum):
@@ -43,8 +45,32 @@ def back_up_guest(
     directory: BackupDirectory,
     options: BackupOptions,
     wanted: Wanted,
-) -> StoredBackup:
-    """Back up a guest whose disks are on ZFS. Raises whatever says why it failed."""
+) -> StoredBackup | None:
+    """Back up a guest, by the best way that it allows; None if nothing has changed.
+
+    | its disks that are wanted   | it runs | way                                              |
+    |-----------------------------|---------|--------------------------------------------------|
+    | all on ZFS                  | any     | a point is taken for that                        |
+    | some elsewhere              | no      | as its images are                                |
+    | some elsewhere              | yes     | BackupImpossible                                 |
+
+    Raises whatever says why it failed.
+    """
+    seen = location.locate_disks(host, guest, mounts.read_table())
+    elsewhere = [
+        disk.target
+        for disk in seen.domain.disks
+        if disk.writable
+        and disk.target not in options.exclude
+        and disk.target not in seen.locations
+    ]
+    if elsewhere and seen.is_off:
+        return back_up_offline(config, host, guest, directory, options)
+    if elsewhere:
+        raise BackupImpossible(
+            f"{guest.name}: runs, and {', '.join(elsewhere)} is on no ZFS: shut it off, or leave "
+            f"it out: -x {elsewhere[0]}"
+        )
     name = f"zvmsnap_{now():%Y-%m-%dT%H:%M:%SZ}_backup"
     planned = take.plan(host, [guest.uuid], None, name, wanted.value)
     with _taken(config, planned, guest) as point:

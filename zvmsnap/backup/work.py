@@ -55,6 +55,14 @@ class ImportWork(Work, frozen=True, kw_only=True, tag="import"):
     image: str = ""
 
 
+def in_words(work: BackupWork | ImportWork) -> str:
+    """What is under way, or was interrupted, and who will end it."""
+    what = f"import of {work.backup}" if isinstance(work, ImportWork) else "backup"
+    if work.owner.is_alive():
+        return f"{what} is under way (pid {work.owner.pid})"
+    return f"{what} was interrupted: zvmsnap recover ends it"
+
+
 AnyWork = BackupWork | ImportWork
 
 

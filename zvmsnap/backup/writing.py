@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,7 +137,7 @@ class Writing:
         self._config = config
         self._directory = directory
         self._id = writer.work.id
-        self._path = Path(writer.work.making)
+        self.path = Path(writer.work.making)
         self._base = base
         self._log = about
         self._compress = compress
@@ -164,7 +164,7 @@ class Writing:
 
     def add_disk(self, target: str, content: Content) -> None:
         """Write the image of a disk. Raises QemuImgFailed and OSError."""
-        path = self._path / image_name(target)
+        path = self.path / image_name(target)
         parent = self._base.parent
         before = parent.manifest.disk(target) if parent else None
         size_bytes = qemu_img.disk_bytes(content.image.top)
@@ -222,13 +222,37 @@ class Writing:
     def add_small(self, files: dict[str, bytes]) -> None:
         """Write definition, firmware and the like. Raises OSError."""
         for name, data in files.items():
-            with safe_files.opened("", self._path) as directory:
+            with safe_files.opened("", self.path) as directory:
                 safe_files.write(name, directory, data)
-            self._files.append(self._described(self._path / name))
+            self._files.append(self._described(self.path / name))
+
+    def add_written(self, names: Iterable[str]) -> None:
+        """Those of these files that were written there already. Raises OSError."""
+        there = [self.path / name for name in names]
+        self._files += [self._described(path) for path in there if path.exists()]
+
+    def is_like_parent(self) -> bool:
+        """Is nothing other than in the parent: neither a disk, nor another file?
+
+        Raises QemuImgFailed.
+        """
+        parent = self._base.parent
+        if parent is None or self._base.level is not Level.INC or self._memory:
+            return False
+        images = {disk.file for disk in self._disks}
+        before = {file for file in parent.manifest.files if file.name not in images}
+        own = {file for file in self._files if file.name not in images}
+        sizes = {disk.target: disk.disk_bytes for disk in parent.manifest.disks}
+        return (
+            own == before
+            and sizes == {disk.target: disk.disk_bytes for disk in self._disks}
+            and all(disk.depends for disk in self._disks)
+            and all(qemu_img.holds_nothing(str(self.path / disk.file)) for disk in self._disks)
+        )
 
     def add_memory(self, write: Callable[[Path], None], image_format: str) -> None:
         """Let the RAM image be written, as libvirt loads it. Raises what that raises."""
-        path = self._path / MEMORY
+        path = self.path / MEMORY
         write(path)
         stored = self._described(path)
         self._memory = Memory(
@@ -263,7 +287,7 @@ class Writing:
             memory=self._memory,
             host=subject.host,
         )
-        return self._directory.publish(self._path, sealed(self._config, backup))
+        return self._directory.publish(self.path, sealed(self._config, backup))
 
 
 def sealed(config: Config, backup: Backup) -> Backup:

@@ -11,6 +11,7 @@ import typer
 
 from zvmsnap.archive.manifest import Level
 from zvmsnap.clone.identity import Network
+from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.terminal.options import JsonOption, find_point, print_json, print_line, print_lines
@@ -160,7 +161,11 @@ def _of_guests(
             if name not in known:
                 raise GuestNotFound(f"{name}: libvirt has no such guest")
         for guest in {known[name].uuid: known[name] for name in names}.values():
-            yield back_up_guest(settings, host, guest, directory, options, wanted)
+            made = back_up_guest(settings, host, guest, directory, options, wanted)
+            if made:
+                yield made
+            else:
+                log.plain().warning("%s: nothing has changed since its last backup", guest.name)
 
 
 def _consolidate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
+from zvmsnap.backup.work import Works, in_words
 from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config
 from zvmsnap.journal import describe, late, other_versions
@@ -40,6 +41,9 @@ def unfinished(settings: Config, domain: str | None = None) -> Iterator[Unfinish
         if domain in (None, operation.domain):
             words = f"{operation.domain}: {describe.operation(operation)}"
             yield Unfinished(words, operation.owner.is_alive())
+    for work in Works(settings).all()[0]:
+        if domain in (None, work.domain):
+            yield Unfinished(f"{work.domain}: {in_words(work)}", work.owner.is_alive())
     fetches = Fetches(journal_dir)
     yield from map(Unfinished, fetches.interrupted(settings))
     for file in other_versions.files(journal_dir):
