@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zvmsnap.common import foreign
-from zvmsnap.common.errors import FilesImpossible, LockTimeout
-from zvmsnap.common.json_file import Unreadable
+from zvmsnap.common.errors import FilesImpossible, ZvmsnapError
 from zvmsnap.common.lockfile import own_lock
 from zvmsnap.common.process import open_files, run_program
 from zvmsnap.common.waiting import wait_until
@@ -61,11 +60,10 @@ def end(config: Config, view: View) -> None:
     Views(config.journal_dir).close(view.name)
 
 
-def dead(config: Config) -> list[View]:
-    """The views whose process is dead. Raises Unreadable."""
-    views = Views(config.journal_dir)
-    listed = [views.read(name) for name in views.names()]
-    return [view for view in listed if view and not view.owner.is_alive()]
+def dead(config: Config) -> tuple[list[View], list[str]]:
+    """The views whose process is dead, and what is wrong with files that cannot be read."""
+    views, problems = Views(config.journal_dir).all()
+    return [view for view in views if not view.owner.is_alive()], problems
 
 
 def end_dead(config: Config, view: View) -> None:
@@ -79,15 +77,11 @@ def end_dead(config: Config, view: View) -> None:
 
 def tidy(config: Config) -> list[str]:
     """End all views whose process is dead; returns why some are left."""
-    whys = []
-    try:
-        views = dead(config)
-    except Unreadable as error:
-        return [str(error)]
+    views, whys = dead(config)
     for view in views:
         try:
             end_dead(config, view)
-        except (FilesImpossible, LockTimeout, OSError) as error:
+        except (ZvmsnapError, OSError) as error:
             whys.append(f"the view of {view.point}: {error}")
     return whys
 

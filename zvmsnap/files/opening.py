@@ -59,8 +59,8 @@ def close(config: Config, directory: Path) -> str:
     Raises FilesImpossible, as when somebody uses it.
     """
     views = Views(config.journal_dir)
-    listed = (views.read(name) for name in views.names())
-    view = next((each for each in listed if each and each.mountpoint == str(directory)), None)
+    known, _ = views.all()
+    view = next((each for each in known if each.mountpoint == str(directory)), None)
     if view is None:
         raise FilesImpossible(f"{directory}: zvmsnap has mounted nothing there")
     if not view.owner.is_alive():

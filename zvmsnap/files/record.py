@@ -70,9 +70,17 @@ class Views:
             return None
         return view if view.name == name else None
 
-    def names(self) -> list[str]:
-        """Those of all open views, readable or not."""
-        return sorted(path.stem for path in self._directory.glob("*.json"))
+    def all(self) -> tuple[list[View], list[str]]:
+        """All open views, and what is wrong with files that cannot be read."""
+        views: list[View] = []
+        problems: list[str] = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                if view := self.read(path.stem):
+                    views.append(view)
+            except json_file.Unreadable as error:
+                problems.append(str(error))
+        return views, problems
 
     def close(self, name: str) -> None:
         """Nothing is left of it. Raises OSError."""

@@ -50,10 +50,17 @@ class Flattenings:
             return None
         return work if work.uuid == uuid else None
 
-    def all(self) -> list[Flattening]:
-        """All of them. Raises Unreadable."""
-        listed = (self.read(path.stem) for path in sorted(self._directory.glob("*.json")))
-        return [work for work in listed if work]
+    def all(self) -> tuple[list[Flattening], list[str]]:
+        """All of them, and what is wrong with files that cannot be read."""
+        works: list[Flattening] = []
+        problems: list[str] = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                if work := self.read(path.stem):
+                    works.append(work)
+            except json_file.Unreadable as error:
+                problems.append(str(error))
+        return works, problems
 
     def close(self, uuid: str) -> None:
         """It is done, or undone. Raises OSError."""

@@ -15,24 +15,43 @@ from zvmsnap.common import log
 from zvmsnap.common.lockfile import lock
 from zvmsnap.config.settings import Config
 from zvmsnap.files import ending
+from zvmsnap.files.record import View
 from zvmsnap.flatten import run
 from zvmsnap.flatten.work import Flattening, Flattenings
-from zvmsnap.recovery.report import Outcome, Result
+from zvmsnap.recovery.report import Outcome, Report, Result
 from zvmsnap.virt.host import Host
 
 
-def end(config: Config, host: Host, domain: str | None, *, dry_run: bool) -> Iterator[Outcome]:
+def end(config: Config, host: Host, domain: str | None, report: Report, *, dry_run: bool) -> None:
     """End those of all guests, or of the one of that name or UUID, whose process is dead."""
-    for view in ending.dead(config):
+    report.outcomes.extend(_outcomes(config, host, domain, dry_run=dry_run))
+    if domain is None:
+        report.problems.extend((*ending.dead(config)[1], *Flattenings(config.journal_dir).all()[1]))
+
+
+def _outcomes(
+    config: Config, host: Host, domain: str | None, *, dry_run: bool
+) -> Iterator[Outcome]:
+    for view in ending.dead(config)[0]:
         if domain in (None, view.domain, view.uuid):
-            findings = (f"the view of {view.point} has lost its process",)
+            findings = (of_view(view),)
             result, why = _ended(partial(ending.end_dead, config, view), dry_run=dry_run)
             yield Outcome(view.domain, view.uuid, findings, result, why)
-    for work in Flattenings(config.journal_dir).all():
+    for work in Flattenings(config.journal_dir).all()[0]:
         if domain in (None, work.domain, work.uuid) and not work.owner.is_alive():
-            findings = (f"flatten of {', '.join(work.targets)} was interrupted",)
+            findings = (of_flattening(work),)
             result, why = _ended(partial(_undo, config, host, work), dry_run=dry_run)
             yield Outcome(work.domain, work.uuid, findings, result, why)
+
+
+def of_view(view: View) -> str:
+    """What was interrupted, in words."""
+    return f"the view of {view.point} has lost its process"
+
+
+def of_flattening(work: Flattening) -> str:
+    """What was interrupted, in words."""
+    return f"flatten of {', '.join(work.targets)} was interrupted"
 
 
 def _ended(do: Callable[[], object], *, dry_run: bool) -> tuple[Result, str]:

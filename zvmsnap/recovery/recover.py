@@ -66,7 +66,7 @@ def recover_guests(config: Config, domain: str | None = None, *, dry_run: bool =
         entries = {entry.uuid: entry for entry in Journal(config.journal_dir).entries()}
         report.problems.extend(_of_other_versions(config, guests, domain))
         report.outcomes.extend(_publish_waiting(config, host, domain, dry_run=dry_run))
-        report.outcomes.extend(interrupted.end(config, host, domain, dry_run=dry_run))
+        interrupted.end(config, host, domain, report, dry_run=dry_run)
         subjects = [] if operations and domain else _subjects(guests, entries, domain)
         if domain and not (report.outcomes or subjects or report.problems):
             raise GuestNotFound(f"{domain}: libvirt has no such guest, nor has the journal")

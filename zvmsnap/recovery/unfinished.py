@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from zvmsnap.backup.work import Works, in_words
 from zvmsnap.config import capture_name
 from zvmsnap.config.settings import Config
+from zvmsnap.files import ending
+from zvmsnap.flatten.work import Flattening, Flattenings
 from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.waiting import WaitingEntries
 from zvmsnap.points import vault
+from zvmsnap.recovery import interrupted
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,28 @@ def unfinished(settings: Config, domain: str | None = None) -> Iterator[Unfinish
             yield Unfinished(f"{work.domain}: {in_words(work)}", work.owner.is_alive())
     fetches = Fetches(journal_dir)
     yield from map(Unfinished, fetches.interrupted(settings))
+    views, unreadable = ending.dead(settings)
+    works, more = Flattenings(journal_dir).all()
+    yield from map(Unfinished, (*unreadable, *more))
+    for view in views:
+        if domain in (None, view.domain):
+            yield Unfinished(f"{view.domain}: {interrupted.of_view(view)}: zvmsnap recover ends it")
+    for work in works:
+        if domain in (None, work.domain):
+            yield _flattening(work)
     for file in other_versions.files(journal_dir):
         if domain in (None, file.uuid):
             yield Unfinished(str(file))
     captures = {each.capture for each in (*entries, *waiting, *operations)}
     yield from _in_vault(settings, domain, captures, fetches.guests())
+
+
+def _flattening(work: Flattening) -> Unfinished:
+    if work.owner.is_alive():
+        disks = ", ".join(work.targets)
+        words = f"flatten of {disks} is under way (pid {work.owner.pid})"
+        return Unfinished(f"{work.domain}: {words}", is_under_way=True)
+    return Unfinished(f"{work.domain}: {interrupted.of_flattening(work)}: zvmsnap recover ends it")
 
 
 def _in_vault(

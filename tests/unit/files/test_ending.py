@@ -40,7 +40,7 @@ def test_who_writes_to_its_overlays_is_killed(
     try:
         ending.end(config, view)
         assert writer.wait(10) == -9 and reader.poll() is None
-        assert not Path(view.work).exists() and Views(config.journal_dir).names() == []
+        assert not Path(view.work).exists() and Views(config.journal_dir).all() == ([], [])
     finally:
         for each in (writer, reader):
             each.kill()
@@ -57,9 +57,9 @@ def test_what_cannot_be_ended_is_told_and_stays(
 
     monkeypatch.setattr(clones, "destroy", refuse)
     assert ending.tidy(config) == ["the view of web@x: tank/x: busy"]
-    assert Views(config.journal_dir).names() == [view.name]
+    assert Views(config.journal_dir).all() == ([dead], [])
     monkeypatch.undo()
-    assert ending.tidy(config) == [] and Views(config.journal_dir).names() == []
+    assert ending.tidy(config) == [] and Views(config.journal_dir).all() == ([], [])
 
 
 def test_a_damaged_note_is_told(config: Config) -> None:

@@ -55,7 +55,7 @@ def kept(scene: Scene, view: View) -> Iterator[Opened]:
 
 def assert_nothing_left(scene: Scene, machine: FakeMachine) -> None:
     assert list(scene.world.pool) == ["tank", DATASET]
-    assert Views(scene.config.journal_dir).names() == [] and not machine.here
+    assert Views(scene.config.journal_dir).all() == ([], []) and not machine.here
     assert not (scene.config.staging_dir / "views").exists()
 
 

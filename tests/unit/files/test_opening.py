@@ -91,7 +91,7 @@ def test_closing(config: Config, view: View, machine: FakeMachine) -> None:
     assert not machine.here
     Views(config.journal_dir).write(msgspec.structs.replace(view, owner=Process.none()))
     assert opening.close(config, Path(view.mountpoint)) == "web@x"
-    assert Views(config.journal_dir).names() == []
+    assert Views(config.journal_dir).all() == ([], [])
 
 
 def test_a_view_in_use_stays(

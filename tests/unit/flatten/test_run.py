@@ -28,6 +28,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.recovery.recover import recover_guests
 from zvmsnap.recovery.report import Result
+from zvmsnap.recovery.unfinished import Unfinished, unfinished
 
 Chained = Callable[..., list[str]]
 COMMIT, PULL = Method.COMMIT, Method.PULL
@@ -68,7 +69,7 @@ def test_four_images_become_one(
     else:
         assert [layer.path for layer in qemu_img.chain(result)] == [result]
         assert content(result, tmp_path) == before
-    assert Flattenings(config.journal_dir).all() == []
+    assert Flattenings(config.journal_dir).all() == ([], [])
     assert plan(host, guest, method).chains == {}
     # The others' files are theirs.
     assert all(map(os.path.exists, images))
@@ -90,7 +91,12 @@ def test_recover_ends_the_job_that_was_left(
         guest.pulls.add("vda")
     note(config, guest, method, Process.of(os.getpid()))
     assert recover_guests(config).outcomes == []
+    (told,) = unfinished(config)
+    assert told.is_under_way and told.words.startswith("web: flatten of vda is under way (pid ")
     note(config, guest, method, Process.none())
+    assert list(unfinished(config, "web")) == [
+        Unfinished("web: flatten of vda was interrupted: zvmsnap recover ends it")
+    ]
     (outcome,) = recover_guests(config, dry_run=True).outcomes
     assert outcome.result is Result.NEEDED and guest.block_job("vda")
     (outcome,) = recover_guests(config, "web").outcomes
@@ -99,7 +105,7 @@ def test_recover_ends_the_job_that_was_left(
         ("flatten of vda was interrupted",),
     )
     assert guest.block_job("vda") is None and guest.live["vda"] == images[0]
-    assert Flattenings(config.journal_dir).all() == []
+    assert Flattenings(config.journal_dir).all() == ([], [])
     flatten(config, host, guest, method)
 
 
@@ -125,7 +131,7 @@ def test_a_guest_that_is_gone_leaves_no_note(
     )
     Flattenings(config.journal_dir).write(work)
     (outcome,) = recover_guests(config).outcomes
-    assert outcome.result is Result.RECOVERED and Flattenings(config.journal_dir).all() == []
+    assert outcome.result is Result.RECOVERED and Flattenings(config.journal_dir).all() == ([], [])
 
 
 def test_a_failure_ends_the_job(
@@ -140,7 +146,7 @@ def test_a_failure_ends_the_job(
     with pytest.raises(CommitFailed, match="refused"):
         flatten(config, host, guest, COMMIT)
     assert guest.calls == ["commit vda", "pivot vda", "abort vda"]
-    assert guest.live["vda"] == images[0] and Flattenings(config.journal_dir).all() == []
+    assert guest.live["vda"] == images[0] and Flattenings(config.journal_dir).all() == ([], [])
 
 
 def test_a_pull_that_ends_without_having_pulled(
@@ -182,6 +188,15 @@ def test_off_and_killed_in_the_middle(
     assert content(images[0], tmp_path) == before
     flatten(config, host, guest, COMMIT)
     assert guest.persistent["vda"] == images[3] and content(images[3], tmp_path) == before
+
+
+def test_a_damaged_note_is_told(config: Config, host: FakeHost) -> None:
+    path = config.journal_dir / "flattenings" / "x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    (problem,) = recover_guests(config).problems
+    assert str(path) in problem and path.exists()
+    assert [each.words for each in unfinished(config)] == [problem]
 
 
 def test_what_is_under_way_on_the_guest(
