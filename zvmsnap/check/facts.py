@@ -19,13 +19,12 @@ from typing import TypeVar
 
 from zvmsnap.capture.eligibility import mode_property, modes_for
 from zvmsnap.check.finding import Finding, red
-from zvmsnap.common import foreign, snapshot_name
+from zvmsnap.common import foreign, log, snapshot_name
 from zvmsnap.common.errors import (
     ConfigInvalid,
     GivenUp,
     ModeInvalid,
     SanoidConfInvalid,
-    ZvmsnapError,
 )
 from zvmsnap.common.process import run_program
 from zvmsnap.common.waiting import Call
@@ -92,13 +91,18 @@ class Sanoid:
         """The section's dataset by whose snapshot that dataset is snapshotted; None if by none."""
         policy = self.policies.get(dataset)
         if policy is None or policy.path != policy.dataset:
-            return next((each for each in self.policies.values() if each.path == dataset), None)
+            return self._by_path.get(dataset)
         if policy.takes:
             return policy
         if policy.is_below:
             above = self.policies.get(policy.parent)
             return above if above and above.is_recursive else None
         return None
+
+    @cached_property
+    def _by_path(self) -> dict[str, Policy]:
+        """What sections say of a dataset that is not called as they are."""
+        return {each.path: each for each in self.policies.values() if each.path != each.dataset}
 
 
 @dataclass
@@ -190,9 +194,9 @@ def gather(root: Path = Path("/")) -> Facts:
     facts = Facts(root)
     with _told(facts, "config.invalid", "configuration", "correct it: config.toml.example"):
         facts.config = load_settings()
+    facts.table = mounts.read_table()
     with _told(facts, "zfs.unanswered", "ZFS", "zpool status; systemctl status zfs.target"):
         facts.pools = answer_of(zfs.pools)
-        facts.table = mounts.read_table()
         usable = [name for name, pool in facts.pools.items() if not pool.is_away]
         facts.datasets = answer_of(lambda: zfs.datasets(usable)) if usable else {}
     with _told(facts, "libvirt.unanswered", "libvirt", "systemctl status libvirtd virtqemud"):
@@ -213,8 +217,8 @@ def _told(facts: Facts, check: str, subject: str, mend: str) -> Iterator[None]:
         yield
     except ConfigInvalid as error:
         facts.findings.append(red(check, "", str(error), mend))
-    except (ZvmsnapError, OSError) as error:
-        facts.findings.append(red(check, subject, foreign.line(str(error)), mend))
+    except Exception as error:
+        facts.findings.append(red(check, subject, foreign.line(log.one_line(error)), mend))
 
 
 def _guests(facts: Facts, host: Host) -> list[SeenGuest]:

@@ -41,7 +41,8 @@ class Finding:
 
     def line(self) -> str:
         """For people."""
-        mend = f". {_capital(self.mend)}" if self.mend else ""
+        stop = "" if self.text.endswith((".", "?")) else "."
+        mend = f"{stop} {_capital(self.mend)}" if self.mend else ""
         subject = f"{self.subject}: " if self.subject else ""
         said = foreign.line(f"{subject}{self.text}{mend}")
         return f"{self.colour:<6}  {said}  [{self.check}]"

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import zvmsnap
 from zvmsnap.check.facts import Facts
 from zvmsnap.check.finding import Finding, green, red, yellow
 from zvmsnap.common.errors import ZfsFailed
@@ -79,9 +80,12 @@ def programs(facts: Facts) -> Iterator[Finding]:
             yield red("own.program", name, text, f"apt install {package}")
     if not facts.path(_HOOKS_PYTHON).exists():
         return
-    # Those of a virtual environment do not serve hooks that /usr/bin/python3 runs.
+    # Those of a virtual environment do not serve hooks that /usr/bin/python3 runs; those of the
+    # package zvmsnap-python do (hooks/needed).
+    root = str(Path(zvmsnap.__file__).resolve().parents[1])
     code = (
-        "import importlib.util as u; "
+        "import importlib.util as u, sys; "
+        f"sys.path.insert(0, {root!r} + '/python%d.%d' % sys.version_info[:2]); "
         f"print(*[n for n in {sorted(_MODULES)!r} if u.find_spec(n) is None])"
     )
     said = facts.ask("python3", "-I", "-c", code)

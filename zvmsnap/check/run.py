@@ -18,6 +18,7 @@ from zvmsnap.check import (
 )
 from zvmsnap.check.facts import Facts, answer_of, gather
 from zvmsnap.check.finding import Finding, red
+from zvmsnap.common import log
 from zvmsnap.common.errors import ZvmsnapError
 
 Check = Callable[[Facts], Iterator[Finding]]
@@ -39,9 +40,10 @@ def of_checks(facts: Facts, checks: Iterable[Check]) -> Iterator[Finding]:
     for check in checks:
         try:
             found = answer_of(lambda: list(check(facts)), _CHECK_S)  # noqa: B023
-        except (ZvmsnapError, OSError) as error:
+        except Exception as error:
             name = f"{check.__module__.rpartition('.')[2]}.{check.__name__.replace('_', '-')}"
-            found = [red(name, "", f"could not be looked at: {error}", "mend that first")]
+            text = f"could not be looked at: {log.one_line(error)}"
+            found = [red(name, "", text, "mend that first")]
         for each in found:
             key = (each.check, each.subject, each.text)
             if key not in seen:

@@ -84,12 +84,17 @@ def test_a_check_that_fails_does_not_keep_others_from_running(checked: CheckedHo
     def good(_facts: Facts) -> Iterator[Finding]:
         yield green("a.b", "c", "is well")
 
-    found = list(run.of_checks(Facts(checked.root), [bad, good]))
+    def faulty(_facts: Facts) -> Iterator[Finding]:
+        yield green("a.b", "c", 1 + "x")  # type: ignore[operator]
+
+    found = list(run.of_checks(Facts(checked.root), [bad, faulty, good]))
     assert [(each.colour, each.check) for each in found] == [
         ("red", "test_run.bad"),
+        ("red", "test_run.faulty"),
         ("green", "a.b"),
     ]
     assert "disk on fire" in found[0].text
+    assert "TypeError at test_run.py" in found[1].text
 
 
 def test_fixes_and_what_they_say(checked: CheckedHost) -> None:
