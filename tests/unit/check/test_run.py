@@ -85,7 +85,7 @@ def test_a_check_that_fails_does_not_keep_others_from_running(checked: CheckedHo
         yield green("a.b", "c", "is well")
 
     def faulty(_facts: Facts) -> Iterator[Finding]:
-        yield green("a.b", "c", 1 + "x")  # type: ignore[operator]
+        yield green("a.b", "c", 1 + "x")  # type: ignore[arg-type]
 
     found = list(run.of_checks(Facts(checked.root), [bad, faulty, good]))
     assert [(each.colour, each.check) for each in found] == [
