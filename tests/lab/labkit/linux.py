@@ -26,6 +26,7 @@ _TREE = "/var/tmp/debian"
 _DISK_MIB = 48
 _MEMORY_MIB = 128
 _BOOT_LIMIT_S = 900.0
+_ANSWER_LIMIT_S = 60  # libvirt itself waits for 5, and a busy guest is slower
 _MODULES = "virtio_blk virtio_net virtio_rng"
 _NETWORK = f"<network><name>lan</name><bridge name='{BRIDGE}'/></network>"
 _DEVICES = (
@@ -122,5 +123,5 @@ def longest_wait_s(seen: list[Write]) -> float:
 def agent(lab: Host, command: str, name: str = NAME, **arguments: object) -> object:
     """Ask the guest's agent, as an operator would; return its answer."""
     question = json.dumps({"execute": command, "arguments": arguments})
-    said = lab.run(f"virsh -q qemu-agent-command {name} --cmd \"$(cat)\"", stdin=question).stdout
-    return json.loads(said)["return"]
+    ask = f'virsh -q qemu-agent-command {name} --timeout {_ANSWER_LIMIT_S} --cmd "$(cat)"'
+    return json.loads(lab.run(ask, stdin=question).stdout)["return"]
