@@ -22,7 +22,7 @@ from zvmsnap.finalize.store import RamStore
 from zvmsnap.points import compatibility, definition, vault
 from zvmsnap.points.manifest import DOMAIN_XML, NVRAM, PERSISTENT_XML, Disk, Manifest, SnapshotRef
 from zvmsnap.points.point import RestorePoint
-from zvmsnap.zfs import branches, mounts, types, zfs
+from zvmsnap.zfs import branches, marks, mounts, types, zfs
 from zvmsnap.zfs.types import Room
 
 DATASET = "tank/web"
@@ -52,6 +52,7 @@ class Scene:
         self.directory = BackupDirectory(target)
         self.snapshots: list[types.Snapshot] = []
         self.marks: dict[str, str] = {}
+        self._taken = 0
         self._manifest = manifest
         self.table = [
             mounts.Mount(1, 0, "/", "/", ""),
@@ -62,6 +63,11 @@ class Scene:
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(zfs, "marked", lambda _property: self.marks)
         patch.setattr(zfs, "command", self._command)
+        self.bookmarks: dict[str, types.Snapshot] = {}
+        patch.setattr(zfs, "snapshot_usage", self._usage)
+        patch.setattr(zfs, "bookmarks", self._bookmarks)
+        patch.setattr(marks, "bookmark", self._bookmark)
+        patch.setattr(marks, "destroy_bookmarks", self._forget)
         patch.setattr(zfs, "destroy", self._destroy)
         patch.setattr(branches, "rooms", lambda names: {n: Room(available=1 << 40) for n in names})
         patch.setattr(compatibility, "available_memory_bytes", lambda: 1 << 30)
@@ -95,7 +101,7 @@ class Scene:
         **changes: object,
     ) -> RestorePoint:
         """A point of now, with a snapshot of what the dataset holds."""
-        number = len(self.snapshots) + 1
+        number = self._taken = self._taken + 1
         seen = self.mountpoint / ".zfs" / "snapshot" / name
         seen.mkdir(parents=True)
         for path in self.mountpoint.iterdir():
@@ -166,6 +172,24 @@ class Scene:
     def _datasets(self, _tops: Sequence[str] = ()) -> Mapping[str, types.Dataset]:
         names = [each.dataset for each in self.table if each.dataset]
         return {name: types.Dataset(name, "filesystem", compressed=False, guid=7) for name in names}
+
+    def _usage(self, datasets: Sequence[str]) -> list[types.SnapshotUsage]:
+        own = (each for each in self.snapshots if each.dataset in datasets)
+        return [types.SnapshotUsage(each, (), 0) for each in own]
+
+    def _bookmarks(self, datasets: Sequence[str]) -> list[types.Bookmark]:
+        return [
+            types.Bookmark(each.dataset, name.partition("#")[2], each.guid, each.createtxg)
+            for name, each in self.bookmarks.items()
+        ]
+
+    def _bookmark(self, names: Mapping[str, str]) -> None:
+        by_name = {each.full_name: each for each in self.snapshots}
+        self.bookmarks |= {mark: by_name[name] for mark, name in names.items()}
+
+    def _forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.bookmarks.pop(name, None)
 
     def _command(self, verb: str, *words: str) -> str:
         name = words[-1]

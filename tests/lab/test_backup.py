@@ -59,6 +59,9 @@ def test_from_snapshots_and_into_another_guest(lab: Lab) -> None:
     full, held, later = listed(lab)
     assert [each["level"] for each in (full, held, later)] == ["full", "inc", "inc"]
     assert [each["consistency"] for each in (held, later)] == ["paused", "crash"]
+    # A bookmark, and a snapshot, of the backup before: only what ZFS names was read.
+    for each in (held, later):
+        assert all("as ZFS says" in disk["compared"] for disk in each["disks"]), each["disks"]
     assert (held["parent"], later["parent"]) == (full["name"], held["name"])
     for name, each in (("held", held), ("later", later)):
         stored = guests.disk_count(lab, snapshot_file(name))

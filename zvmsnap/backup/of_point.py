@@ -12,7 +12,7 @@ from functools import partial
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.archive.manifest import Way, image_name
 from zvmsnap.backup import point_source
-from zvmsnap.backup.point_source import SourceDisk
+from zvmsnap.backup.changed import Changes, remember
 from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making
 from zvmsnap.common import log
 from zvmsnap.common.errors import BackupImpossible
@@ -44,7 +44,11 @@ def back_up_point(
     ):
         base = base_for(directory, manifest.uuid, options.level)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)
-        contents = {target: _content(disk) for target, disk in disks.items()}
+        changes = Changes(disks, about)
+        contents = {
+            target: Content(disk.image, disk.origin, differences=partial(changes.write, target))
+            for target, disk in disks.items()
+        }
         memory = manifest.memory
         writing.check_room(list(contents.values()), memory.image_bytes if memory else 0)
         for target, content in contents.items():
@@ -68,7 +72,9 @@ def back_up_point(
             reasons=(*reasons, manifest.reason or "", manifest.tpm_warning or ""),
         )
         left_out = [disk.target for disk in manifest.disks if disk.target not in targets]
-        return writing.publish(subject, left_out)
+        made = writing.publish(subject, left_out)
+        remember(directory, made, [disk.snapshot for disk in disks.values()], about)
+        return made
 
 
 def lock_name(uuid: str) -> str:
@@ -92,7 +98,3 @@ def _targets(manifest: Manifest, exclude: Collection[str]) -> frozenset[str]:
         except ValueError as error:
             raise BackupImpossible(f"{manifest.domain}: {error}") from error
     return frozenset(targets)
-
-
-def _content(disk: SourceDisk) -> Content:
-    return Content(disk.image, disk.origin)

@@ -155,8 +155,7 @@ class _View:
             return SourceDisk(image, origin, snapshot, "" if disk.partition else device)
         path = self._inside(self._folders[disk.dataset], disk.path)
         image = images.image_file(path, disk.format, place)
-        status = os.stat(path)
-        origin = Origin(disk.dataset_guid, snapshot.guid, status.st_ino, _generation(path))
+        origin = Origin(disk.dataset_guid, snapshot.guid, *_which_file(path))
         return SourceDisk(image, origin, snapshot, path if disk.format == images.RAW else "")
 
     def _inside(self, folder: Path, path: str) -> str:
@@ -211,13 +210,14 @@ def _named(point: RestorePoint) -> frozenset[str]:
     )
 
 
-def _generation(path: str) -> int:
-    """By which a file is told from an earlier one of the same number; 0 if it cannot be told."""
+def _which_file(path: str) -> tuple[int, int]:
+    """Its number, and by what it is told from an earlier one of that: 0 if it cannot be told."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        number = os.fstat(descriptor).st_ino
         answer = fcntl.ioctl(descriptor, _GETVERSION, bytes(_LONG.size))
-        return int.from_bytes(answer[:4], "little")
+        return number, int.from_bytes(answer[:4], "little")
     except OSError:
-        return 0
+        return number, 0
     finally:
         os.close(descriptor)

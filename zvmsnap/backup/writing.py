@@ -83,8 +83,8 @@ class Content:
     image: Image
     origin: Origin | None = None
     changed: str = ""
-    differences: Callable[[StoredBackup, BackupDisk, Path], str] = field(
-        default=lambda _parent, _disk, _target: ""
+    differences: Callable[[StoredBackup, BackupDisk, int, Path], str] = field(
+        default=lambda _parent, _disk, _disk_bytes, _target: ""
     )
 
 
@@ -169,7 +169,7 @@ class Writing:
         before = parent.manifest.disk(target) if parent else None
         size_bytes = qemu_img.disk_bytes(content.image.top)
         if parent and before:
-            compared = self._write_difference(content, parent, before, path)
+            compared = self._write_difference(content, parent, before, size_bytes, path)
         else:
             compared = f"{target} is not in {parent.name}" if parent else ""
             with self._shown(target, path, content.image):
@@ -188,20 +188,26 @@ class Writing:
         self._files.append(self._described(path))
 
     def _write_difference(
-        self, content: Content, parent: StoredBackup, before: BackupDisk, path: Path
+        self,
+        content: Content,
+        parent: StoredBackup,
+        before: BackupDisk,
+        disk_bytes: int,
+        path: Path,
     ) -> str:
         below = f"../{parent.name}/{before.file}"
-        if how := content.differences(parent, before, path):
-            return how
         image = content.image
         with self._shown(before.target, path, image):
-            qemu_img.make_difference(image.name, image.driver, below, str(path))
+            how = content.differences(parent, before, disk_bytes, path)
+            if not how:
+                qemu_img.make_difference(image.name, image.driver, below, str(path))
+                how = "all of it was compared"
             if self._compress:
                 plain = path.with_suffix(".plain")
                 os.rename(path, plain)
                 qemu_img.convert(str(plain), str(path), compress=True, on_top_of=below)
                 plain.unlink()
-        return "all of it was compared"
+        return how
 
     @contextmanager
     def _shown(self, target: str, path: Path, image: Image) -> Iterator[None]:

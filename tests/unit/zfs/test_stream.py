@@ -1,5 +1,6 @@
 """Streams through a pipeline of real processes: `zfs` and `mbuffer` are stand-ins on the PATH."""
 
+import io
 import stat
 from pathlib import Path
 
@@ -94,3 +95,66 @@ def test_no_mbuffer(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", str(programs.directory))
     with pytest.raises(ZfsFailed, match="mbuffer cannot be run: No such file"):
         programs.run(bwlimit="1M")
+
+
+# -- what a stream says has changed
+
+
+def record(kind: int, fields: dict[int, bytes], payload: bytes = b"", length: int = 0) -> bytes:
+    head = bytearray(kind.to_bytes(4, "little") + length.to_bytes(4, "little")).ljust(312, b"\0")
+    for at, value in fields.items():
+        head[at : at + len(value)] = value
+    return bytes(head) + payload
+
+
+def number(value: int, size: int = 8) -> bytes:
+    return value.to_bytes(size, "little")
+
+
+BEGIN = record(0, {8: number(0x2F5BACBAC)}, b"nvlist!!", 8)
+END = record(5, {})
+
+
+def wrote(which: int, begin: int, length: int, *, compressed: int = 0) -> bytes:
+    fields = {8: number(which), 24: number(begin), 32: number(length)}
+    if compressed:
+        fields |= {50: b"\x0f", 96: number(compressed)}
+    return record(3, fields, b"\3" * (compressed or length))
+
+
+def freed(which: int, begin: int, length: int) -> bytes:
+    return record(4, {8: number(which), 16: number(begin), 24: number(length)})
+
+
+def test_ranges_of_a_stream() -> None:
+    parts = [
+        BEGIN,
+        record(1, {8: number(5), 28: number(6, 4)}, b"bonus\0\0\0"),
+        record(2, {8: number(100), 16: number(50)}),
+        wrote(5, 0, 4096),
+        wrote(6, 0, 512),
+        wrote(5, 4096, 4096, compressed=100),
+        freed(5, 65536, 2**63),
+        record(7, {8: number(5), 16: number(512)}, bytes(512)),
+        record(8, {8: number(5), 16: number(16384), 24: number(512), 52: number(9, 4)}, bytes(16)),
+        END,
+    ]
+    ranges = stream.read_ranges(io.BytesIO(b"".join(parts) + b"more"), frozenset({5}))
+    assert ranges == {5: [(0, 8192), (65536, 65536 + 2**63), (16384, 16896)]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        BEGIN,
+        END,
+        BEGIN + wrote(5, 0, 4096)[:-1],
+        BEGIN + record(11, {}) + END,
+        BEGIN + record(2, {8: number(1), 16: number(9)}) + END,
+        record(0, {8: number(0x2F5BACBAD)}) + END,
+    ],
+)
+def test_what_is_not_understood(data: bytes) -> None:
+    with pytest.raises(stream.NotUnderstood):
+        stream.read_ranges(io.BytesIO(data), frozenset({5}))

@@ -1,0 +1,136 @@
+"""What of a disk differs from its last backup, told by ZFS: so not all of it must be read.
+
+A stream of `zfs send -i` names each block that was written or freed between two snapshots. The
+older one need not exist any more: a bookmark of it does, which takes no room. It counts only if
+the disk is the same file, or volume, and is a raw one. In any other case, and if ZFS or the stream
+says anything unknown, all of the disk is compared instead.
+
+Bookmarks are called `zvmsnap_backup_ID`, by the backup: so each directory of backups has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from zvmsnap.archive import difference
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup, newest
+from zvmsnap.archive.manifest import BackupDisk, Level
+from zvmsnap.backup.point_source import SourceDisk
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.log import Logger
+from zvmsnap.zfs import marks, stream, zfs
+from zvmsnap.zfs.types import Snapshot
+
+_MARK = "zvmsnap_backup_"
+
+
+class Changes:
+    """What has changed in the disks of a point, asked once for each of its datasets."""
+
+    def __init__(self, disks: Mapping[str, SourceDisk], about: Logger) -> None:
+        self._disks = disks
+        self._log = about
+        self._ranges: dict[tuple[str, str], dict[int, list[tuple[int, int]]]] = {}
+
+    def write(
+        self, target: str, parent: StoredBackup, before: BackupDisk, disk_bytes: int, path: Path
+    ) -> str:
+        """Write an image of what has changed since `parent`; returns how, "" if ZFS cannot tell.
+
+        Raises OSError.
+        """
+        disk = self._disks[target]
+        if not (disk.path and before.origin and _is_same(before, disk)):
+            return ""
+        try:
+            since = _since(disk.snapshot, before.origin.snapshot_guid)
+            if not since:
+                return ""
+            ranges = self._of(disk, since)
+        except ZfsFailed as error:
+            self._log.info("%s: all of it is compared, as ZFS does not tell: %s", target, error)
+            return ""
+        descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            below = f"../{parent.name}/{before.file}"
+            count = difference.write(descriptor, disk_bytes, ranges, path, below)
+        finally:
+            os.close(descriptor)
+        changed_bytes = count * difference.CLUSTER_BYTES
+        return f"{changed_bytes >> 10} KiB have changed, as ZFS says, since {since}"
+
+    def _of(self, disk: SourceDisk, since: str) -> list[tuple[int, int]]:
+        if since == disk.snapshot.full_name:
+            return []
+        key = (since, disk.snapshot.full_name)
+        if key not in self._ranges:
+            objects = frozenset(
+                _object(each)
+                for each in self._disks.values()
+                if each.snapshot == disk.snapshot and each.path
+            )
+            self._ranges[key] = stream.changed_ranges(*key, objects)
+        return self._ranges[key].get(_object(disk), [])
+
+
+def _object(disk: SourceDisk) -> int:
+    return disk.origin.file or stream.VOLUME_OBJECT
+
+
+def _is_same(before: BackupDisk, disk: SourceDisk) -> bool:
+    """Is it the same file, not another one of its number; or a volume, as before?"""
+    old, new = before.origin, disk.origin
+    assert old
+    if not (old.file or new.file):
+        return True
+    return bool(new.generation) and (old.file, old.generation) == (new.file, new.generation)
+
+
+def _since(snapshot: Snapshot, guid: int) -> str:
+    """What the dataset still has of the snapshot with that guid, itself or a bookmark; "" if not.
+
+    Raises ZfsFailed.
+    """
+    if snapshot.guid == guid:
+        return snapshot.full_name
+    for usage in zfs.snapshot_usage([snapshot.dataset]):
+        if usage.snapshot.guid == guid and usage.snapshot.createtxg < snapshot.createtxg:
+            return usage.snapshot.full_name
+    for mark in zfs.bookmarks([snapshot.dataset]):
+        if mark.guid == guid and mark.createtxg < snapshot.createtxg:
+            return mark.full_name
+    return ""
+
+
+def remember(
+    directory: BackupDirectory,
+    backup: StoredBackup,
+    snapshots: Iterable[Snapshot],
+    about: Logger,
+) -> None:
+    """Keep bookmarks of the snapshots of a backup, for the next one; older ones go.
+
+    Without them the next one compares, so a failure is no more than a line.
+    """
+    if backup.manifest.level is Level.COPY:
+        return
+    own = directory.of_guest(backup.manifest.uuid)
+    needed = {each.name for each in (newest(own), newest(own, full=True)) if each}
+    by_dataset = {each.dataset: each.full_name for each in snapshots}
+    gone = [
+        f"{dataset}#{_name(each)}"
+        for dataset in by_dataset
+        for each in own
+        if each.name not in needed
+    ]
+    try:
+        marks.bookmark({f"{dataset}#{_name(backup)}": name for dataset, name in by_dataset.items()})
+        marks.destroy_bookmarks(gone)
+    except ZfsFailed as error:
+        about.info("the next backup will have to compare: %s", error)
+
+
+def _name(backup: StoredBackup) -> str:
+    return f"{_MARK}{backup.manifest.id[:16]}"
