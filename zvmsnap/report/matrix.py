@@ -33,6 +33,9 @@ _PROOFS = {
     Verified.NEVER: "",
 }
 _OFFSITE = "▲"
+_GAP = element("td", "", class_="gap")
+_GAP_ABOVE = element("th", "", class_="gap")
+_ROWS_SEEN = 20
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,15 @@ def matrix_part(host: HostFacts, anchors: Mapping[str, str]) -> Markup:
         own = (
             _cell(cell, column) for cell, column in zip(cells(guest, wanted), wanted, strict=True)
         )
-        rows.append(element("tr", element("th", link, scope="row"), *own))
+        divided = _divided(own, wanted, _GAP)
+        rows.append(element("tr", element("th", link, scope="row"), *divided))
+    headings = element(
+        "tr", element("th", ""), *_divided(map(_heading, wanted), wanted, _GAP_ABOVE)
+    )
+    # Who has scrolled down a long table wants them below, too.
+    below = element("tfoot", headings, aria_hidden="true") if len(rows) > _ROWS_SEEN else Markup()
     table = element(
-        "table",
-        element("thead", element("tr", element("th", ""), *map(_heading, wanted))),
-        element("tbody", *rows),
-        class_="matrix",
+        "table", element("thead", headings), element("tbody", *rows), below, class_="matrix"
     )
     return element(
         "section",
@@ -149,6 +155,14 @@ def matrix_part(host: HostFacts, anchors: Mapping[str, str]) -> Markup:
         _legend(),
         class_="whole",
     )
+
+
+def _divided(parts: Iterable[Markup], wanted: Sequence[Column], gap: Markup) -> Iterator[Markup]:
+    """The parts of a row, with a gap between months and days."""
+    for part, column, before in zip(parts, wanted, [None, *wanted], strict=False):
+        if before and before.is_day != column.is_day:
+            yield gap
+        yield part
 
 
 def _heading(column: Column) -> Markup:

@@ -13,7 +13,6 @@ from zvmsnap.report.timeline import path, plot
 _HEIGHT = 110
 _TOP = 6
 _GUESTS = 8
-_DAYS = (1, 7, 31)
 
 
 def room_part(host: HostFacts, axis: Axis) -> Markup:
@@ -26,10 +25,14 @@ def room_part(host: HostFacts, axis: Axis) -> Markup:
         element("h2", "Room over time"),
         element(
             "p",
-            f"RAM of all points, as stored: {total}. The curve says how much of it is of points "
-            "that are as old, or older: ",
-            "; ".join(_by_age(host)),
-            ". What a file system shares or compresses takes less.",
+            f"RAM of all points, as stored: {total}; of the last day {_of_days(host, 1)}, of the "
+            f"last 7 days {_of_days(host, 7)}, of the last 31 days {_of_days(host, 31)}. What a "
+            "file system shares or compresses takes less.",
+        ),
+        element(
+            "p",
+            "The curve adds up from the oldest points to the newest. In all charts the last two "
+            "days, the month before, and what is older have scales of their own.",
             class_="soft",
         ),
         element(
@@ -46,16 +49,11 @@ def room_part(host: HostFacts, axis: Axis) -> Markup:
     )
 
 
-def _by_age(host: HostFacts) -> Iterator[str]:
-    for days in _DAYS:
-        limit = host.now - timedelta(days=days)
-        younger = sum(
-            point.memory_bytes
-            for guest in host.guests
-            for point in guest.points
-            if point.created > limit
-        )
-        yield f"{amount(younger)} of the last {f'{days} days' if days > 1 else 'day'}"
+def _of_days(host: HostFacts, days: int) -> str:
+    """The RAM of all points that are not older than that."""
+    limit = host.now - timedelta(days=days)
+    points = (point for guest in host.guests for point in guest.points)
+    return amount(sum(point.memory_bytes for point in points if point.created > limit))
 
 
 def _area(host: HostFacts, axis: Axis) -> Markup:

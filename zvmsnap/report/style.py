@@ -46,8 +46,7 @@ padding:1px 8px;white-space:nowrap}
 .todo{display:block;color:var(--soft)}
 .scroll{overflow-x:auto;direction:rtl}
 .scroll>*{direction:ltr}
-.matrix{border-collapse:separate;border-spacing:2px;font-variant-numeric:tabular-nums;
-margin:0 auto 0 0}
+.matrix{border-collapse:separate;border-spacing:2px;font-variant-numeric:tabular-nums;width:100%}
 .matrix th{font-weight:500;font-size:.72rem;color:var(--soft);padding:0}
 .matrix thead th{min-width:22px;vertical-align:bottom;line-height:1.2}
 .matrix thead .week{color:var(--ink);font-weight:650}
@@ -58,7 +57,7 @@ white-space:nowrap}
 .matrix td{width:22px;min-width:22px;height:30px;padding:0;text-align:center;border-radius:4px;
 font-size:.78rem;font-weight:650;line-height:1.1;background:var(--faint);color:var(--soft)}
 .matrix .month{min-width:30px}
-.matrix td.first{border-left:0}
+.matrix .gap{min-width:8px;width:8px;background:none}
 .matrix i{display:block;font-style:normal;font-weight:400;font-size:.62rem;letter-spacing:-.5px}
 td.memory,b.memory{background:var(--memory-bg);color:var(--memory)}
 td.paused,b.paused{background:var(--paused-bg);color:var(--paused)}
@@ -92,6 +91,7 @@ padding:0}
 path.memory{stroke:var(--memory)}
 path.paused{stroke:var(--paused)}
 path.quiesced{stroke:var(--quiesced)}
+path.lost{stroke:var(--memory);opacity:.45}
 path.crash{stroke:var(--crash)}
 path.offline{stroke:var(--offline)}
 path.read{stroke:var(--soft)}
@@ -108,6 +108,7 @@ object-position:left top;background:#000;border:1px solid var(--line);border-rad
 figcaption{font-size:.78rem;line-height:1.35;color:var(--soft);margin-top:4px;
 overflow-wrap:anywhere}
 details{margin-top:12px}
+.wide{overflow-x:auto}
 summary{cursor:pointer;color:var(--link);font-size:.9rem}
 .points{border-collapse:collapse;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
 .points th,.points td{text-align:left;padding:4px 12px 4px 0;border-top:1px solid var(--line);
@@ -134,6 +135,8 @@ section{padding:14px}
 figure{width:calc(50% - 7px)}
 }
 @media print{
+figure{width:140px}
+figure img{max-height:90px}
 @page{size:A4 landscape;margin:12mm}
 :root{--bg:#fff}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
@@ -143,7 +146,10 @@ section{break-inside:avoid;border-color:#bbb}
 .scroll{overflow:visible;direction:ltr}
 .matrix tr{break-inside:avoid}
 .whole{break-inside:auto}
-details::details-content{content-visibility:visible;block-size:auto}
+details:not([open]){display:none}
+h2,h3,.guest header{break-after:avoid}
+.matrix th:first-child{position:static}
+.timeline,.screens{break-inside:avoid}
 a{color:inherit;text-decoration:none}
 }
 """.replace("\n", "")

@@ -128,8 +128,9 @@ def _charts(guest: GuestFacts) -> Iterator[Chart]:
 def _lanes(guest: GuestFacts, destinations: Sequence[str]) -> list[Lane]:
     """Those that have anything to show."""
     levels = [Lane(str(level), str(level), partial(_is_of, level)) for level in RANK]
+    levels.append(Lane("RAM removed", "lost", lambda point: point.lost_memory))
     proofs = [
-        Lane("files read ✓", "read", lambda point: point.verified is Verified.READ),
+        Lane("files read ○", "read", lambda point: point.verified is Verified.READ),
         Lane("started ✓", "started", lambda point: point.verified is Verified.STARTED),
         Lane("FAILED ✗", "failed", lambda point: point.verified is Verified.FAILED),
     ]
@@ -140,7 +141,7 @@ def _lanes(guest: GuestFacts, destinations: Sequence[str]) -> list[Lane]:
 
 
 def _is_of(level: ConsistencyLevel, point: PointFacts) -> bool:
-    return point.level is level
+    return point.level is level and not point.lost_memory
 
 
 def _bars(style: str, bottom: int, heights: Iterable[tuple[int, float]]) -> Markup:

@@ -56,7 +56,7 @@ class Parsed(HTMLParser):
 
 
 TAGS = """html head meta title style body header main footer section div p span small b i a ul li
-code h1 h2 h3 dl dt dd table thead tbody tr th td svg path text rect img figure figcaption
+code h1 h2 h3 dl dt dd table thead tbody tfoot tr th td svg path text rect img figure figcaption
 details summary"""
 ATTRIBUTES = """class id href title alt src scope tabindex role lang charset content name http-equiv
 aria-label aria-hidden viewbox preserveaspectratio width height x y d rx"""

@@ -32,6 +32,6 @@ def test_the_curve_and_the_largest_guests() -> None:
     assert [y for _, y in steps] == [79, 16, 6, 110]
     text = "".join(tree.itertext())
     assert "10 GiB" in text
-    assert "1.0 GiB of the last day; 7.0 GiB of the last 7 days; 10 GiB of the last 31 days" in text
+    assert "last day 1.0 GiB, of the last 7 days 7.0 GiB, of the last 31 days 10 GiB." in text
     assert [each.text for each in tree.iter("dt")] == ["db", "web"]
     assert [each.attrib["width"] for each in tree.iter("rect")] == ["100.0%", "66.7%"]

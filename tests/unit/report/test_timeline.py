@@ -56,13 +56,18 @@ def test_each_level_and_proof_has_a_lane() -> None:
         ],
         (OFFSITE,),
     )
-    lanes = ["memory", "quiesced", "offline", "files read ✓", "started ✓", "FAILED ✗", "offsite ▲"]
+    lanes = ["memory", "quiesced", "offline", "files read ○", "started ✓", "FAILED ✗", "offsite ▲"]
     assert labels(tree) == lanes
     ends = [
         each.attrib["d"].split()[1] for each in tree.iter("path") if "mark" in each.attrib["class"]
     ]
     rows = [int(re.match(r"\d+", end)[0]) for end in ends]  # type: ignore[index]
     assert len(set(rows)) == 7 and rows == sorted(rows)
+
+
+def test_ram_that_was_removed_has_a_lane_of_its_own() -> None:
+    tree = drawn([point(HOUR, level=ConsistencyLevel.CRASH, lost_memory=True)])
+    assert labels(tree) == ["RAM removed"]
 
 
 def test_marks_that_nobody_could_tell_apart_are_one() -> None:
