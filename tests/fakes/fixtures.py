@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tests.fakes import (
+    json_documents,
     libvirt_module,  # noqa: F401 - before all that imports libvirt
     restore_scene,
 )
@@ -170,6 +171,8 @@ def command(
             main.main()
         said = capfd.readouterr()
         assert "Traceback" not in said.err
+        if "--json" in arguments and said.out.startswith("{"):
+            json_documents.check(arguments, said.out)
         return int(ended.value.code or 0), said.out, said.err
 
     # A minute of a test's clock is a millisecond: how far an image is would be logged now and then.

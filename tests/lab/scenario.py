@@ -25,7 +25,7 @@ VAULT = "/cheap/vault"
 STAGING = "/var/lib/zvmsnap/staging"
 JOURNAL = "/var/lib/zvmsnap/journal"
 # What is in the journal without any work that is unfinished.
-LASTING = "! -name vault.id ! -name seal.key"
+LASTING = "! -name vault.id ! -name seal.key ! -name failures.count"
 # What sending leaves there for good.
 NOT_UNDER_WAY = ("! -path '*/send-status*' ! -path '*/mirrors*' "
                  "! -name fetches ! -name operations ! -name waiting ! -name late")

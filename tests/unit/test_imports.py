@@ -28,7 +28,7 @@ FLOORS = (
     {"retention", "archive"},
     {"disks", "journal", "encryption"},
     {"points"},
-    {"inventory", "ram"},
+    {"inventory", "ram", "notify"},
     {"config", "zfs", "virt"},
     {"common"},
 )

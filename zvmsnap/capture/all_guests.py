@@ -34,6 +34,7 @@ from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.journal.round import Round
+from zvmsnap.notify.event import Kind
 from zvmsnap.quiesce import watchdog
 from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.quiesce.together import DumpsTogether
@@ -151,6 +152,7 @@ def _concerned(run: SnapshotRun) -> tuple[dict[str, Guest], set[str], bool]:
             continue
         except Exception as error:
             log.failure(run.about(guest), error, "not looked at")
+            run.tell(guest, Kind.NO_POINT, error)
             complete = False
     return guests, datasets, complete
 
@@ -166,6 +168,7 @@ def _capture_in_parallel(run: SnapshotRun, guests: Mapping[str, Guest]) -> bool:
         except Exception as error:
             complete = False
             log.failure(run.about(guest), error, "no point")
+            run.tell(guest, Kind.NO_POINT, error)
         # Maybe it hangs: the others go on, and the next hook or the watchdog sees to it.
         shared.finish(guest.uuid)
     if run.request.cancelled.is_set():

@@ -48,6 +48,8 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import late, other_versions
 from zvmsnap.journal.operation import CloneOperation, Operations
+from zvmsnap.notify import event
+from zvmsnap.notify.event import Kind
 from zvmsnap.points import own_directories
 from zvmsnap.virt.guest import Guest
 
@@ -175,6 +177,7 @@ class GuestCapture:
         entry = msgspec.structs.replace(attempt.open_entry().entry, step="waiting")
         late.journal_of(config.journal_dir, entry.capture).write(entry)
         self._run.about(self._guest).error("level crash: %s", error)
+        self._run.tell(self._guest, Kind.LEVEL, error, level=_CRASH, wanted=str(modes))
         return False
 
 
@@ -192,12 +195,14 @@ class _LevelChoice:
         self._minimum: ConsistencyLevel | None = None
         self._missed: list[str] = []
         self._errors: list[Exception] = []
+        self._wanted = ""
 
     def capture(self) -> bool:
         """As `GuestCapture.capture`."""
         if self._eligible.is_off:
             if why := self._eligible.obstacles.get(ConsistencyLevel.OFFLINE):
                 self._log.error("no point: %s", why)
+                self._tell(Kind.NO_POINT, why)
                 return False
             self._missed.append(self._eligible.obstacles[ConsistencyLevel.MEMORY])
             self._capture_at(ConsistencyLevel.OFFLINE)
@@ -207,12 +212,14 @@ class _LevelChoice:
         except ModeInvalid as error:
             default = self._run.config.mode
             self._log.error("%s; until that is mended: %s", error, default)
+            self._tell(Kind.LEVEL, f"{error}; until that is mended: {default}")
             self._capture_best(mode_set([parse_mode(default)]))
             return False
         return self._capture_best(modes)
 
     def _capture_best(self, modes: ModeSet) -> bool:
         self._minimum = modes.minimum
+        self._wanted = str(modes)
         for level in modes.levels:
             if level is ConsistencyLevel.CRASH:
                 break
@@ -223,16 +230,28 @@ class _LevelChoice:
                     self._log.warning("level %s: %s", level, self._why_missed())
                 return self._is_enough(modes, level)
             if self._run.request.cancelled.is_set() or self._run.journal.read(self._guest.uuid):
-                return False  # the next hook ends what could not be undone
+                # The next hook ends what could not be undone.
+                self._tell(Kind.UNFINISHED, self._why_missed())
+                return False
         if modes.forbids(ConsistencyLevel.CRASH):
             self._log.error("no point, as less is not good enough: %s", self._why_missed())
+            self._tell(Kind.NO_POINT, self._why_missed())
             return False
         self._capture_at(ConsistencyLevel.CRASH)
         return self._is_enough(modes, ConsistencyLevel.CRASH)
 
     def _is_enough(self, modes: ModeSet, reached: ConsistencyLevel) -> bool:
         """Is it what is wanted; or less, of a guest that cannot have more, if that is allowed?"""
-        return modes.satisfied_by(reached) or not (self._errors or modes.forbids(reached))
+        if modes.satisfied_by(reached) or not (self._errors or modes.forbids(reached)):
+            return True
+        self._tell(Kind.LEVEL, self._why_missed(), level=reached)
+        return False
+
+    def _tell(self, kind: Kind, cause: str, level: str = "") -> None:
+        """Let the administrator hear of it, with the last error, if it was one."""
+        error = event.class_of(self._errors[-1]) if self._errors else ""
+        fields = {"level": level, "wanted": self._wanted, "error": error}
+        self._run.tell(self._guest, kind, cause, **fields)
 
     def _reaches(self, level: ConsistencyLevel) -> bool:
         attempt = self._attempt(level)

@@ -14,6 +14,8 @@ from zvmsnap.config.settings import Config
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.journal.round import Round
+from zvmsnap.notify import event, notices
+from zvmsnap.notify.event import Kind
 from zvmsnap.quiesce.barrier import FreezeBarrier
 from zvmsnap.quiesce.together import DumpsTogether
 from zvmsnap.virt.guest import Guest
@@ -57,6 +59,15 @@ class SnapshotRun:
     def about(self, guest: Guest) -> log.Logger:
         """The logger for lines about a guest."""
         return log.about(guest.name, ",".join(self.request.call.datasets))
+
+    def tell(self, guest: Guest, kind: Kind, cause: str | BaseException, **fields: str) -> None:
+        """Let the administrator's programs hear of a failure, when no guest waits any more."""
+        about = {
+            "guest": guest.name,
+            "uuid": guest.uuid,
+            "dataset": ",".join(self.request.call.datasets),
+        }
+        notices.note(self.config, event.of(kind, cause, **about, **fields))
 
 
 @dataclass(frozen=True)

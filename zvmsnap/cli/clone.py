@@ -9,7 +9,16 @@ import typer
 from zvmsnap.clone.identity import Network
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.terminal import completion
-from zvmsnap.terminal.options import ColdOption, PausedOption, TrustOption, find_point, print_line
+from zvmsnap.terminal.options import (
+    ColdOption,
+    JsonOption,
+    PausedOption,
+    TrustOption,
+    find_point,
+    print_json,
+    print_line,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from zvmsnap.clone.plan import CloneOptions
@@ -39,6 +48,7 @@ def clone(
         bool,
         typer.Option("--destroy", help="Remove a clone: what was made for it, nothing else."),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a second machine from a point, beside the original.
 
@@ -59,12 +69,13 @@ def clone(
             "say only the clone's name" if destroy else "say NEWNAME for the clone"
         )
     if destroy:
-        _destroy(settings, point)
+        _destroy(settings, point, as_json=as_json)
     else:
-        _create(settings, point, CloneOptions(name, cold, paused, network, trust))
+        options = CloneOptions(name, cold, paused, network, trust)
+        _create(settings, point, options, as_json=as_json)
 
 
-def _create(settings: Config, point: str, options: CloneOptions) -> None:
+def _create(settings: Config, point: str, options: CloneOptions, *, as_json: bool) -> None:
     from zvmsnap.clone.create import CloneCreation
     from zvmsnap.clone.plan import plan_clone
     from zvmsnap.common.signals import finish_before_dying
@@ -75,15 +86,22 @@ def _create(settings: Config, point: str, options: CloneOptions) -> None:
         finish_before_dying()
         CloneCreation(settings, host, operation).run()
         state = host.guest(operation.uuid).state()
-    print_line(f"{options.name}: {state}, a clone of {operation.point}")
+    if as_json:
+        made = {"name": options.name, "uuid": operation.uuid, "point": operation.point}
+        print_json({"created": {**made, "state": state}, "destroyed": []})
+    else:
+        print_line(f"{options.name}: {state}, a clone of {operation.point}")
 
 
-def _destroy(settings: Config, name: str) -> None:
+def _destroy(settings: Config, name: str, *, as_json: bool) -> None:
     from zvmsnap.clone.destroy import destroy_clone
     from zvmsnap.common.signals import finish_before_dying
     from zvmsnap.virt.host import Host
 
     with Host.connect(settings.uri) as host:
         finish_before_dying()
-        for dataset in destroy_clone(host, name):
-            print_line(f"destroyed {dataset}")
+        destroyed = destroy_clone(host, name)
+    if as_json:
+        print_json({"created": None, "destroyed": destroyed})
+    else:
+        print_lines(f"destroyed {dataset}" for dataset in destroyed)

@@ -47,6 +47,7 @@ _COMMANDS = {
     "import": ("backup", "import_backup"),
     "idle": ("recover", "idle"),
     "init": ("check", "init"),
+    "notify": ("watch", "notify"),
     "hook": ("main", "hook"),
 }
 
@@ -64,7 +65,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     completion.join_words_of_bash(os.environ)
     try:
-        app_of(_needed(sys.argv[1:]))()
+        try:
+            app_of(_needed(sys.argv[1:]))()
+        finally:
+            _tell_failures()
     except ZvmsnapError as error:
         log.plain().error("%s", error)
         sys.exit(error.exit_code)
@@ -74,6 +78,15 @@ def main() -> None:
     except Exception as error:
         log.failure(log.plain(), error)
         sys.exit(EXIT_FAILED)
+
+
+def _tell_failures() -> None:
+    """What a command has failed in is told now: no guest waits for it any more."""
+    notices = sys.modules.get("zvmsnap.notify.notices")
+    if notices and notices.count():
+        from zvmsnap.config.settings import load_settings
+
+        notices.deliver(load_settings())
 
 
 def app_of(commands: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:

@@ -85,7 +85,7 @@ def send(
     if forget:
         if words or every:
             raise typer.BadParameter("--forget takes a destination, and nothing is sent")
-        _forget(settings, destination.parse(forget).name)
+        _forget(settings, destination.parse(forget).name, as_json=as_json)
         return
     if words:
         *names, target = words
@@ -130,14 +130,31 @@ def _send_to_each(
     reports = []
     for table in tables:
         try:
-            reports.append(_send(settings, host, table, dry_run=dry_run))
+            report = _send(settings, host, table, dry_run=dry_run)
+            reports.append(report)
+            for unit in report.units:
+                if unit.error and not dry_run:
+                    _tell(
+                        settings, unit.error, f"{unit.domain} to {report.destination}", unit.domain
+                    )
         except Cancelled:
             raise
         except ZvmsnapError as error:
+            if not dry_run:
+                _tell(settings, error, f"to {table.target}")
             if len(tables) == 1:
                 raise
             log.plain().error("%s", error)
     return reports
+
+
+def _tell(settings: Config, why: str | ZvmsnapError, what: str, guest: str = "") -> None:
+    """Let the administrator's programs hear of it: sends are mostly begun by a timer."""
+    from zvmsnap.notify import event, notices
+
+    error = event.class_of(why) if isinstance(why, ZvmsnapError) else ""
+    said = event.of(event.Kind.SEND, f"send {what}: {why}", guest=guest, error=error)
+    notices.note(settings, said)
 
 
 def _send(settings: Config, host: Host, table: DestinationTable, *, dry_run: bool) -> SendReport:
@@ -168,7 +185,7 @@ def _of_destination(settings: Config, name: str) -> DestinationTable:
     )
 
 
-def _forget(settings: Config, name: str) -> None:
+def _forget(settings: Config, name: str, *, as_json: bool) -> None:
     """End the marks of a destination, and remove all that the journal says of it."""
     from zvmsnap.replication import remote_vault
     from zvmsnap.replication.send import send_lock
@@ -178,7 +195,11 @@ def _forget(settings: Config, name: str) -> None:
         bookmarks, holds = SendMarks(name).forget()
         statuses = send_status.forget(settings.journal_dir, name)
         remote_vault.forget(settings, name)
-    print_line(f"{name}: forgot {bookmarks} bookmarks, {holds} holds, {statuses} statuses")
+    if as_json:
+        counts = {"bookmarks": bookmarks, "holds": holds, "statuses": statuses}
+        print_json({"destination": name, "forgotten": counts})
+    else:
+        print_line(f"{name}: forgot {bookmarks} bookmarks, {holds} holds, {statuses} statuses")
 
 
 def fetch(
@@ -191,6 +212,7 @@ def fetch(
     trust: options.TrustOption = False,
     identity: options.IdentityOption = "",
     bwlimit: BwlimitOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch a point from where it was sent to, to a host that has nothing of it.
 
@@ -206,22 +228,25 @@ def fetch(
     from zvmsnap.replication.syncoid import SyncoidOptions
     from zvmsnap.virt.host import Host
 
+    options.refuse_to_ask(as_json=as_json, yes=yes or dry_run)
     settings = load_settings()
     destination.check_rate(bwlimit)
+    shown = restore.Shown(as_json=as_json)
     origin = destination.parse(source)
     with Host.connect(settings.uri) as host:
         syncoid = SyncoidOptions(bwlimit=bwlimit)
         key = options.identity_file(settings, identity, origin)
         fetcher = Fetcher(settings, host, origin, syncoid, trust=trust, identity=key)
         plan = fetcher.plan(point)
-        print_lines(plan.lines)
+        shown.lines(plan.lines)
         if dry_run:
+            restore.tell_restored(plan.point, shown, dry_run=True)
             return
         if not yes:
             options.confirm()
         cancel_at_once()
         fetched = fetcher.fetch(plan)
-        restore.bring_back(settings, host, fetched, cold=cold, paused=paused, trust=trust)
+        restore.bring_back(settings, host, fetched, shown, cold=cold, paused=paused, trust=trust)
 
 
 def status(as_json: JsonOption = False) -> None:

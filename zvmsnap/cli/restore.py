@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,7 @@ from zvmsnap.terminal.options import (
     ColdOption,
     DryRunOption,
     IdentityOption,
+    JsonOption,
     PausedOption,
     PointArgument,
     TrustOption,
@@ -27,8 +28,10 @@ from zvmsnap.terminal.options import (
     confirm,
     find_point,
     identity_file,
+    print_json,
     print_line,
     print_lines,
+    refuse_to_ask,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ def restore(
     end_sends: Annotated[
         bool, typer.Option("--end-sends", help="End sends of its snapshots: zfs send, by SIGTERM.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring a point back in place of its guest.
 
@@ -72,8 +76,10 @@ def restore(
       zvmsnap restore --identity /root/key web@latest      a point that is encrypted
       zvmsnap restore --cold web@autosnap_2026-11-20_03:00:00_daily
     """
+    refuse_to_ask(as_json=as_json, yes=yes or dry_run)
     settings = load_settings()
     chosen = find_point(settings, point)
+    shown = Shown(as_json=as_json)
     if chosen.manifest.encrypted:
         chosen = _decrypted(settings, chosen, identity, dry_run=dry_run)
     with _image_checked(chosen, cold=cold, whole=dry_run) as checked:
@@ -91,15 +97,18 @@ def restore(
         request = RestoreRequest(chosen, options, image)
         with Host.connect(settings.uri) as host:
             if at_once:
-                restore_at_once(settings, host, request, checked, _told)
+                restore_at_once(settings, host, request, checked, _teller(shown))
+                tell_restored(chosen, shown, dry_run=False)
                 return
             planned = plan_restore(settings, host, request)
-            print_lines(planned.lines)
+            shown.lines(planned.lines)
             if planned.sends and (wait or end_sends):
-                print_line(f"  first {'waits for the end of' if wait else 'ENDS'}: {planned.sends}")
+                how = "waits for the end of" if wait else "ENDS"
+                shown.lines([f"  first {how}: {planned.sends}"])
             else:
                 planned.sends.refuse(planned.operation.domain)
             if dry_run:
+                tell_restored(chosen, shown, dry_run=True)
                 return
             if not yes:
                 confirm()
@@ -109,6 +118,36 @@ def restore(
             elif end_sends:
                 running_sends.end(planned.operation)
             put_back(settings, host, planned, cancelled)
+    tell_restored(chosen, shown, dry_run=False)
+
+
+class Shown:
+    """A plan in words: it is printed as it comes, or kept for JSON."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.kept: list[str] = []
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Show these, too."""
+        if self.as_json:
+            self.kept += lines
+        else:
+            print_lines(lines)
+
+
+def tell_restored(point: RestorePoint, shown: Shown, *, dry_run: bool) -> None:
+    """Print what was done, for programs."""
+    if shown.as_json:
+        print_json(
+            {
+                "dry_run": dry_run,
+                "point": point.name,
+                "guest": point.manifest.domain,
+                "uuid": point.manifest.uuid,
+                "plan": [line.strip() for line in shown.kept],
+            }
+        )
 
 
 def _decrypted(
@@ -126,7 +165,14 @@ def _decrypted(
 
 
 def bring_back(
-    settings: Config, host: Host, point: RestorePoint, *, cold: bool, paused: bool, trust: bool
+    settings: Config,
+    host: Host,
+    point: RestorePoint,
+    shown: Shown,
+    *,
+    cold: bool,
+    paused: bool,
+    trust: bool,
 ) -> None:
     """Restore a point that was just fetched. No safety point is made: there is no replaced guest.
 
@@ -141,14 +187,18 @@ def bring_back(
     with _image_checked(point, cold=cold, whole=False) as checked:
         request = RestoreRequest(point, options, _header(point, cold=cold))
         restore_at_once(settings, host, request, checked, lambda _plan: cancelled_by_signal())
+    tell_restored(point, shown, dry_run=False)
 
 
-def _told(plan: RestorePlan) -> threading.Event:
-    """Print the plan; what cancels it from now on."""
+def _teller(shown: Shown) -> Callable[[RestorePlan], threading.Event]:
+    """What shows a plan, and returns what cancels it from then on."""
     from zvmsnap.common.signals import cancelled_by_signal
 
-    print_lines(plan.lines)
-    return cancelled_by_signal()
+    def tell(plan: RestorePlan) -> threading.Event:
+        shown.lines(plan.lines)
+        return cancelled_by_signal()
+
+    return tell
 
 
 @contextmanager
@@ -183,6 +233,7 @@ def export_memory(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A new file, on a file system with room.")
     ],
+    as_json: JsonOption = False,
 ) -> None:
     """Write the RAM image of a point into a new file, as libvirt writes it, for virsh restore.
 
@@ -206,7 +257,11 @@ def export_memory(
     # libvirt's image of a paused guest says so; but it was running until the snapshot.
     ran = chosen.manifest.level is ConsistencyLevel.PAUSED
     memory_image.export(chosen.directory / memory.file, memory, file, ran=ran)
-    print_line(f"{file}: the RAM image of {chosen.name}, {file.stat().st_size >> 20} MiB")
+    size_bytes = file.stat().st_size
+    if as_json:
+        print_json({"point": chosen.name, "file": str(file), "size_bytes": size_bytes})
+    else:
+        print_line(f"{file}: the RAM image of {chosen.name}, {size_bytes >> 20} MiB")
 
 
 def _check(file: Path) -> None:

@@ -28,6 +28,7 @@ from zvmsnap.terminal.options import (
     print_json,
     print_line,
     print_lines,
+    refuse_to_ask,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +228,12 @@ def _progress_shown(settings: Config, plan: TakePlan) -> Iterator[None]:
         thread.join()
 
 
-def drop(points: PointsArgument, yes: YesOption = False, dry_run: DryRunOption = False) -> None:
+def drop(
+    points: PointsArgument,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Remove points that were taken by hand, with their snapshots.
 
     \b
@@ -237,16 +243,19 @@ def drop(points: PointsArgument, yes: YesOption = False, dry_run: DryRunOption =
     """
     from zvmsnap.retention import drop
 
+    refuse_to_ask(as_json=as_json, yes=yes or dry_run)
     settings = load_settings()
     named = (find_point(settings, point) for point in points)
     chosen = list({point.directory: point for point in named}.values())
     snapshots = drop.snapshots(settings, chosen)
-    print_line(f"drop {', '.join(point.name for point in chosen)}:")
-    for snapshot in snapshots:
-        print_line(f"  destroy {snapshot}")
-    if dry_run:
-        return
-    if not yes:
-        confirm()
-    finish_before_dying()
-    drop.destroy(settings, chosen, snapshots)
+    names = [point.name for point in chosen]
+    if not as_json:
+        print_line(f"drop {', '.join(names)}:")
+        print_lines(f"  destroy {snapshot}" for snapshot in snapshots)
+    if not dry_run:
+        if not yes:
+            confirm()
+        finish_before_dying()
+        drop.destroy(settings, chosen, snapshots)
+    if as_json:
+        print_json({"dry_run": dry_run, "points": names, "snapshots": list(snapshots)})

@@ -60,6 +60,7 @@ def verify(
     results = dict(
         _boot(settings, points, expect_command, trust=trust) if starts else _read(points)
     )
+    _tell_failures(settings, points, results)
     gone = [point.name for point in points if point.name not in results]
     if as_json:
         by_name = {name: msgspec.to_builtins(result) for name, result in results.items()}
@@ -93,6 +94,20 @@ def _prepare(settings: Config) -> None:
     finish_before_dying()
     for left in recover.end_clones(settings, CLONES):
         log.plain().error("%s", left)
+
+
+def _tell_failures(
+    settings: Config, points: list[RestorePoint], results: dict[str, VerifyResult]
+) -> None:
+    """Let the administrator's programs hear of it: points are mostly verified by a timer."""
+    from zvmsnap.notify import event, notices
+
+    for point in points:
+        result, manifest = results.get(point.name), point.manifest
+        if result and not result.good:
+            about = {"guest": manifest.domain, "uuid": manifest.uuid, "level": str(manifest.level)}
+            why = f"{point.name} did not pass zvmsnap verify: {result.why}"
+            notices.note(settings, event.of(event.Kind.VERIFY, why, error="VerifyFailed", **about))
 
 
 def _boot(

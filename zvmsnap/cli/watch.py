@@ -1,4 +1,4 @@
-"""`zvmsnap monitor`: what is wrong, for systems that watch hosts; and `report`, for people."""
+"""`zvmsnap monitor` and `notify`: what is wrong, for who watches hosts; and `report`, for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zvmsnap.common import log, safe_files
-from zvmsnap.common.errors import GivenUp
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, GivenUp
 from zvmsnap.config.settings import load_settings
 from zvmsnap.terminal.options import JsonOption, print_json, print_line
 from zvmsnap.watch import judge, metrics, nagios
@@ -78,7 +78,7 @@ def monitor(
         facts = observe(config, timeout)
         found = judge.findings(config, facts, limits, domains or ())
         if prometheus:
-            found += _written(facts, found, limits, prometheus)
+            found += _written(config.journal_dir, facts, found, limits, prometheus)
         said: str | dict[str, Any] = (
             _as_json(facts, found, limits, domains or [])
             if as_json
@@ -94,10 +94,42 @@ def monitor(
     raise typer.Exit(severity)
 
 
-def _written(facts: Facts, found: list[Finding], limits: Thresholds, file: Path) -> list[Finding]:
+def notify(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to tell.")],
+) -> None:
+    """Tell the programs in /etc/zvmsnap/notify.d something: to try them, or of a unit that failed.
+
+    Each gets JSON on its standard input, as of a failure of a hook. Exits with 1 if one of them
+    fails, or if there is none.
+
+    \b
+    Examples:
+      zvmsnap notify 'this is a test'
+    """
+    from zvmsnap.notify import event, programs
+
+    directory = Path(load_settings().notify)
+    told = programs.of(directory)
+    wrong = programs.tell(told, event.of(event.Kind.OTHER, text))
+    for path in told:
+        if str(path) not in wrong:
+            print_line(f"told {path}")
+    for name, why in wrong.items():
+        log.plain().error("%s: %s", name, why)
+    if not told:
+        log.plain().error("%s: has no program that may be run", directory)
+    raise typer.Exit(EXIT_FAILED if wrong or not told else EXIT_OK)
+
+
+def _written(
+    journal_dir: Path, facts: Facts, found: list[Finding], limits: Thresholds, file: Path
+) -> list[Finding]:
     """Write the metrics; what keeps us from that."""
-    families = metrics.families(facts, found, limits, _usages(facts), {})
+    from zvmsnap.notify import failures
     from zvmsnap.watch import exposition
+
+    counts = failures.read(journal_dir)
+    families = metrics.families(facts, found, limits, _usages(facts), counts)
 
     try:
         # Not below another path until it is complete: node_exporter reads whatever ends in .prom.

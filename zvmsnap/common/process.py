@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ HANGS = f"hangs in the kernel: given up after {HANG_S:g} s; is a pool suspended?
 _WAKES_OF_A_HANGING_TASK = 1
 _LOOK_EVERY_S = 1.0
 _AT_ONCE_BYTES = 1 << 16
+_KILLED_WITHIN_S = 5
+_END_BYTES = 4096
 
 # What a program may print, which is kept in memory: more than a million snapshots in a listing.
 # The program may be on a machine of somebody else.
@@ -125,6 +127,40 @@ def run_program(
     except BaseException:
         _abandon(process)
         raise
+
+
+def run_session(
+    words: Sequence[str | Path], environment: Mapping[str, str], limit_s: float, given: bytes = b""
+) -> tuple[int, bytes]:
+    """Run a program of the administrator in a session of its own: its status, and its last output.
+
+    It is killed, with all that it has started, when it has had its time. Raises OSError, and
+    GivenUp.
+    """
+    import tempfile  # few hooks need it, and it loads much
+
+    # Files, not pipes: a daemon that the program starts may keep its output open.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as stdin:
+        stdin.write(given)
+        stdin.seek(0)
+        process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # it may hang in the kernel
+                process.wait(_KILLED_WITHIN_S)
+            raise GivenUp(f"takes longer than {limit_s:g} s") from None
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - _END_BYTES))
+        return status, output.read()
 
 
 def run_until(

@@ -45,6 +45,9 @@ class Mode:
         """The lowest of the levels."""
         return max(self.levels, key=RANK.index)
 
+    def __str__(self) -> str:
+        return ",".join((*self.levels, *([_REQUIRED] if self.required else [])))
+
     def satisfied_by(self, reached: ConsistencyLevel) -> bool:
         """Is that level at least the lowest of these?"""
         return reached.reaches(self.minimum)
@@ -55,6 +58,9 @@ class ModeSet:
     """The modes of one guest in one run: one for each type of snapshot (hourly, daily)."""
 
     modes: tuple[Mode, ...]
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.modes))
 
     @property
     def levels(self) -> tuple[ConsistencyLevel, ...]:

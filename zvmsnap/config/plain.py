@@ -32,7 +32,15 @@ DEFAULTS = {
     "journal": "/var/lib/zvmsnap/journal",
     "locks": "/run/zvmsnap",
 }
-_OTHERS = {"staging", "sanoid_configdir", "mode", "keep_memory", "quiesce_overlay", "guest_scripts"}
+_OTHERS = {
+    "staging",
+    "sanoid_configdir",
+    "mode",
+    "keep_memory",
+    "quiesce_overlay",
+    "guest_scripts",
+    "notify",
+}
 
 # As common/snapshot_name has them.
 TYPES = ("frequently", "hourly", "daily", "weekly", "monthly", "yearly", "manual")

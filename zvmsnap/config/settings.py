@@ -144,6 +144,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Freeze for milliseconds only, and let ZFS snapshot the disks under overlays.
     quiesce_overlay: bool = False
     guest_scripts: str = "/etc/zvmsnap/guest.d"
+    # Programs that are told of failures.
+    notify: str = "/etc/zvmsnap/notify.d"
     image: Image = Image()
     limits: Limits = Limits()
     monitor: Monitor = Monitor()
@@ -292,7 +294,7 @@ def _check_encryption(table: DestinationTable) -> None:
 
 
 def _check_paths(source: Path, config: Config) -> None:
-    for key in ("staging", "vault", "journal", "locks", "guest_scripts"):
+    for key in ("staging", "vault", "journal", "locks", "guest_scripts", "notify"):
         if not Path(getattr(config, key)).is_absolute():
             raise ConfigInvalid(f"{source}: {key} must be an absolute path")
 

@@ -38,7 +38,7 @@ from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.finalize import late_run
+from zvmsnap.finalize import late_run, told
 from zvmsnap.finalize.publish import publish
 from zvmsnap.finalize.release import release
 from zvmsnap.journal import late, snapshot_match
@@ -46,6 +46,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.journal.waiting import WaitingEntries, put_by
+from zvmsnap.notify.event import Kind
 from zvmsnap.quiesce import thaw
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
@@ -191,10 +192,12 @@ def finish_entry(config: Config, host: Host, entry: Entry, *, may_wait: bool = F
         finisher.publish()
     except (SnapshotMissing, LevelMissed) as error:
         about.warning("%s", error)
+        told.tell(config, finisher.entry, Kind.NO_POINT, error)
     except (ZvmsnapError, OSError) as error:
         if not may_wait or not _is_of_vault(error):
             raise
         about.warning("the point of run %s waits in staging: %s", entry.run, error)
+        told.tell(config, finisher.entry, Kind.UNFINISHED, error)
         put_by(Journal(config.journal_dir), WaitingEntries(config.journal_dir), finisher.entry)
 
 
@@ -287,8 +290,10 @@ class _Finisher:
             return False
 
     def log_failure(self, error: Exception) -> None:
-        """Log why this guest was not served; whoever comes next tries again."""
+        """Tell why this guest was not served; whoever comes next tries again."""
         log.failure(self._log, error)
+        is_over = isinstance(error, SnapshotMissing | LevelMissed)
+        told.tell(self._config, self.entry, Kind.NO_POINT if is_over else Kind.UNFINISHED, error)
 
     def release(self) -> None:
         """Take the guest off its overlays; one that does not exist any more keeps them."""

@@ -9,6 +9,8 @@ close      staging directory and journal entry are removed; with or without a po
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from zvmsnap.common.errors import LevelMissed
@@ -17,10 +19,12 @@ from zvmsnap.common.safe_files import write_atomic
 from zvmsnap.common.snapshot_name import run_of
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
+from zvmsnap.finalize import told
 from zvmsnap.finalize.decision import CaptureFiles, NoPoint, announced_run, decide, names_of
 from zvmsnap.finalize.store import RamStore
 from zvmsnap.journal import snapshot_match
 from zvmsnap.journal.journal import EntryWriter
+from zvmsnap.notify.event import Kind
 from zvmsnap.points import definition, manifest, vault
 from zvmsnap.points.manifest import (
     DOMAIN_XML,
@@ -50,6 +54,8 @@ def publish(config: Config, host: Host, writer: EntryWriter, log: Logger) -> Non
         existing = tuple(ref for ref in existing if ref not in others)
     decision = decide(writer.entry, existing, files)
     if isinstance(decision, NoPoint):
+        if not decision.error and decision.severity > logging.INFO:
+            told.tell(config, writer.entry, Kind.NO_POINT, decision.why)
         _conclude(decision, writer, files, log)
         return
     if decision.too_late:

@@ -9,8 +9,8 @@ Python itself. So what can be seen without is looked at first, and only reads:
 | prune | no run is unfinished; this is the vault that was used so far; it has no point that   |
 |       | is called like a run of these snapshots, or these points have whole manifests, which |
 |       | name neither these datasets nor their guids                                          |
-| post  | no run is unfinished, nor was any too late; no round has expected anything of these  |
-|       | datasets                                                                             |
+| post  | no run is unfinished, nor was any too late; nobody is to be told of a failure; no    |
+|       | round has expected anything of these datasets                                        |
 | pre   | none of these datasets, nor of those below them, can have a guest's disk: each is    |
 |       | excluded, or a file system that is not mounted, or has nothing but a few             |
 |       | directories; or no path in any guest's definition leads there, nor has any QEMU it   |
@@ -173,6 +173,8 @@ def _ends_nothing(settings: Mapping[str, str], datasets: Sequence[str]) -> bool:
     if _has_entries(settings["journal"]) or _listed(f"{settings['journal']}/late"):
         return False
     locks = settings["locks"]
+    if _listed(f"{locks}/notices"):
+        return False  # pre has failed, and nobody was told
     notes = [
         _content(f"{locks}/{each}/notes.json") or b""
         for each in _listed(locks)

@@ -67,6 +67,26 @@ def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
     from zvmsnap.config.settings import load_settings
 
     settings = load_settings()
+    from zvmsnap.notify import event, notices
+
+    kind, about = event.Kind.HOOK, {"dataset": ",".join(call.datasets)}
+    before = notices.count()
+    try:
+        complete = _run_role(call, environment, settings)
+        if not complete and notices.count() == before:
+            why = f"the {call.role} hook failed: its lines in the log say why"
+            notices.note(settings, event.of(kind, why, **about))
+        return complete
+    except Exception as error:
+        notices.note(settings, event.of(kind, error, **about))
+        raise
+    finally:
+        # Whoever is captured waits for sanoid, and so for pre: post tells what has failed.
+        if call.role is not Role.PRE or not any(settings.journal_dir.glob("*.json")):
+            notices.deliver(settings)
+
+
+def _run_role(call: HookCall, environment: Mapping[str, str], settings: Config) -> bool:
     if call.role is Role.PRUNE:
         return _prune(call, settings)
     parent = os.getppid()

@@ -17,22 +17,17 @@ post-thaw runs whenever pre-freeze was begun, however that ended.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from zvmsnap.common import foreign
-from zvmsnap.common.errors import ScriptFailed
+from zvmsnap.common.errors import GivenUp, ScriptFailed
+from zvmsnap.common.process import run_session
 from zvmsnap.config.settings import Config
 from zvmsnap.journal.entry import Entry
 
 PRE_FREEZE = "pre-freeze"
 POST_THAW = "post-thaw"
 _LAST_LINE_MAX = 200
-_END_BYTES = 4096
-_KILLED_WITHIN_S = 5
 
 
 def exists(config: Config, entry: Entry, name: str) -> bool:
@@ -45,38 +40,18 @@ def run(config: Config, entry: Entry, name: str) -> None:
 
     Raises ScriptFailed.
     """
-    import tempfile  # few hooks need it, and it loads much
-
     path = _path(config, entry, name)
     limit_s = config.limits.script_timeout_s
-    # A file, not a pipe: a daemon that the program starts may keep its output open.
-    with tempfile.TemporaryFile() as output:
-        try:
-            process = subprocess.Popen(
-                [path],
-                env=os.environ | _environment(entry),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ScriptFailed(f"{path}: cannot be run: {error.strerror}") from error
-        try:
-            status = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):  # it may hang in the kernel
-                process.wait(_KILLED_WITHIN_S)
-            raise ScriptFailed(f"{path}: takes longer than {limit_s:g} s") from None
-        if status:
-            raise ScriptFailed(f"{path}: failed ({status}): {_last_line(output)}")
-
-
-def _last_line(output: IO[bytes]) -> str:
-    end = output.seek(0, os.SEEK_END)
-    output.seek(max(0, end - _END_BYTES))
-    return foreign.last_line(output.read(), _LAST_LINE_MAX)
+    try:
+        status, output = run_session([path], os.environ | _environment(entry), limit_s)
+    except OSError as error:
+        raise ScriptFailed(f"{path}: cannot be run: {error.strerror}") from error
+    except GivenUp as error:
+        raise ScriptFailed(f"{path}: {error}") from None
+    if status:
+        raise ScriptFailed(
+            f"{path}: failed ({status}): {foreign.last_line(output, _LAST_LINE_MAX)}"
+        )
 
 
 def _path(config: Config, entry: Entry, name: str) -> Path:

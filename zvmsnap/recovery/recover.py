@@ -31,7 +31,7 @@ from zvmsnap.common.lockfile import lock
 from zvmsnap.common.waiting import Call
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import overlay_chain
-from zvmsnap.finalize import late_run
+from zvmsnap.finalize import late_run, told
 from zvmsnap.finalize.after_snapshot import finish_entry, finish_interrupted, publish_waiting
 from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.entry import Entry
@@ -39,6 +39,7 @@ from zvmsnap.journal.fetches import Fetches
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import CloneOperation, Operations, RestoreOperation
 from zvmsnap.journal.waiting import WaitingEntries
+from zvmsnap.notify.event import Kind
 from zvmsnap.recovery import interrupted
 from zvmsnap.recovery.orphan_overlays import clear_leftovers
 from zvmsnap.recovery.report import Outcome, Report, Result
@@ -103,6 +104,9 @@ def recover_entries(
             except Exception as error:
                 complete = False
                 log.failure(about, error)
+                if said.get(entry.uuid) != str(error):
+                    said[entry.uuid] = str(error)
+                    told.tell(config, entry, Kind.UNFINISHED, error)
                 continue
             if outcome and outcome.result is Result.FAILED:
                 complete = False
@@ -111,6 +115,7 @@ def recover_entries(
                 if said.get(entry.uuid) != why:
                     said[entry.uuid] = why
                     about.error("%s", outcome.why)
+                    told.tell(config, entry, Kind.UNFINISHED, outcome.why)
     return complete
 
 

@@ -39,6 +39,7 @@ from zvmsnap.disks.staging import free_bytes
 from zvmsnap.journal import late
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
+from zvmsnap.notify import notices
 from zvmsnap.quiesce.watchdog import unit_name
 
 _LOOK_EVERY_S = 1.0
@@ -71,7 +72,11 @@ def main(words: Sequence[str]) -> int:
         )
         return HookEnvironmentInvalid.exit_code
     try:
-        return 0 if _run(load_settings(), owner, post_within_s) else 1
+        config = load_settings()
+        try:
+            return 0 if _run(config, owner, post_within_s) else 1
+        finally:
+            notices.deliver(config)
     except (ZvmsnapError, OSError) as error:
         log.plain().error("watchdog: %s", error)
         return 1
@@ -111,6 +116,8 @@ def watch(config: Config, owner: Process, post_within_s: float = math.inf) -> bo
                 return True
             elif not recovery.go_on(entries, late_runs):
                 return False
+            else:
+                notices.deliver(config)
         except Exception as error:  # descriptors or threads may run out
             log.failure(log.plain(), error, "watchdog: cannot look now")
         sleep(recovery.next_look_s())

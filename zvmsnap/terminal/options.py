@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Annotated
 
@@ -21,6 +21,9 @@ from zvmsnap.points.point import RestorePoint, is_by_clock
 from zvmsnap.points.selector import LATEST, choose
 from zvmsnap.terminal import completion
 from zvmsnap.zfs import zfs
+
+# Of what `--json` prints: a key that is new does not change it, anything else does.
+JSON_VERSION = 1
 
 _POINT = typer.Argument(
     metavar="DOMAIN@SNAPNAME",
@@ -54,9 +57,18 @@ IdentityOption = Annotated[
 PausedOption = Annotated[bool, typer.Option("--paused", help="Keep the guest paused at the end.")]
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document on stdout: all text as it is, escaped."""
-    typer.echo(json.dumps(value, indent=2))
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one JSON document on stdout: all text as it is, escaped.
+
+    docs/reference/json.md describes that of each command.
+    """
+    typer.echo(json.dumps({"json_version": JSON_VERSION, **value}, indent=2))
+
+
+def refuse_to_ask(*, as_json: bool, yes: bool) -> None:
+    """Raises BadParameter where a question would stand before JSON."""
+    if as_json and not yes:
+        raise typer.BadParameter("--json asks nothing: say --yes, or --dry-run")
 
 
 def print_lines(lines: Iterable[str], *, err: bool = False) -> None:

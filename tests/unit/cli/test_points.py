@@ -31,7 +31,12 @@ WEB = f"web@{NAME}"
 def test_list_of_an_empty_vault(run: Run) -> None:
     assert run("list") == (0, "no points\n", "")
     assert run("list", "web") == (0, "no points of web\n", "")
-    assert json.loads(run("list", "--json")[1]) == {"points": [], "interrupted": [], "damaged": []}
+    assert json.loads(run("list", "--json")[1]) == {
+        "json_version": 1,
+        "points": [],
+        "interrupted": [],
+        "damaged": [],
+    }
 
 
 def test_list_filters_by_guest_and_reports_damage(
@@ -77,6 +82,7 @@ def test_list_shows_what_is_interrupted(
     assert run("list", "web")[1].splitlines() == web
     assert run("list", "a/b")[1].splitlines() == [odd]
     assert json.loads(run("list", "--json", "db")[1]) == {
+        "json_version": 1,
         "points": [],
         "interrupted": [db],
         "damaged": [],

@@ -13,7 +13,7 @@ import typer
 
 from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import DATASET, NAME, Scene
-from zvmsnap.cli.restore import bring_back
+from zvmsnap.cli.restore import Shown, bring_back
 from zvmsnap.common.errors import LockTimeout, RestoreFailed
 from zvmsnap.common.lockfile import lock
 from zvmsnap.points import memory_image, vault
@@ -319,6 +319,7 @@ def test_a_fetched_point_is_brought_back(scene: Scene, damaged: bool) -> None:
     before = scene.world.summary()
     expected = pytest.raises(RestoreFailed, match="damaged") if damaged else nullcontext()
     with expected:
-        bring_back(scene.config, scene.host, point, cold=False, paused=False, trust=False)
+        shown = Shown(as_json=False)
+        bring_back(scene.config, scene.host, point, shown, cold=False, paused=False, trust=False)
     assert scene.world.loaded == ([] if damaged else ["old"])
     assert (scene.world.summary() == before) is damaged

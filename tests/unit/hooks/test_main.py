@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import signal
@@ -24,6 +25,7 @@ from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.journal.round import Round
+from zvmsnap.notify import event, notices
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef
 from zvmsnap.zfs import mounts
@@ -105,7 +107,8 @@ def test_errors_are_one_line(
     code: int,
     says: str,
 ) -> None:
-    (tmp_path / "config.toml").write_text(content)
+    own = f"journal = '{tmp_path}/journal'\nlocks = '{tmp_path}/locks'\n"
+    (tmp_path / "config.toml").write_text(own + content)
     monkeypatch.setenv("ZVMSNAP_CONFIG", str(tmp_path / "config.toml"))
     assert main.main(["prune"], ENVIRONMENT) == code
     (line,) = capsys.readouterr().err.splitlines()
@@ -277,6 +280,74 @@ def test_post_logs_that_an_interrupted_run_cannot_be_finished(
     fault(host, guest)
     assert hook("post") == 1
     assert "error" in {record.levelname.lower().strip(": ") for record in caplog.records}
+
+
+@pytest.fixture
+def heard(tmp_path: Path, settings: Mapping[str, str]) -> Callable[[], list[dict[str, Any]]]:
+    """What a program of the administrator was told."""
+    program = tmp_path / "notify.d" / "a"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n/bin/cat >> {tmp_path}/heard\n")
+    program.chmod(0o755)
+    with open(settings["ZVMSNAP_CONFIG"], "a") as file:
+        file.write(f"notify = '{program.parent}'\n")
+
+    def told() -> list[dict[str, Any]]:
+        decoder, text, found = json.JSONDecoder(), "", []
+        if (tmp_path / "heard").exists():
+            text = (tmp_path / "heard").read_text().strip()
+        while text:
+            one, end = decoder.raw_decode(text)
+            found.append(one)
+            text = text[end:].strip()
+        return found
+
+    return told
+
+
+def test_post_tells_what_has_failed_of_which_guest(
+    hook: Callable[..., int],
+    heard: Callable[[], list[dict[str, Any]]],
+    host: FakeHost,
+    guest: FakeGuest,
+    staged: Stage,
+) -> None:
+    staged()
+    not_committed(host, guest)
+    assert hook("post") == 1
+    (told,) = heard()
+    assert (told["kind"], told["guest"], told["level"]) == ("unfinished", "web", "memory")
+    assert "no commit" in told["cause"] and told["what_to_do"] == "zvmsnap recover"
+
+
+def test_a_hook_that_fails_as_a_whole_is_told(
+    hook: Callable[..., int],
+    heard: Callable[[], list[dict[str, Any]]],
+    host: FakeHost,
+    guest: FakeGuest,
+    staged: Stage,
+) -> None:
+    staged()
+    host.reachable = False
+    assert hook("post") == 1
+    (told,) = heard()
+    assert (told["kind"], told["dataset"]) == ("hook", "tank/web")
+
+
+def test_what_pre_has_noted_post_tells(
+    hook: Callable[..., int],
+    heard: Callable[[], list[dict[str, Any]]],
+    config: Config,
+    staged: Stage,
+) -> None:
+    notices.note(config, event.of(event.Kind.LEVEL, "no room", guest="web"))
+    entry = staged()
+    # A guest waits for sanoid, and so for pre.
+    assert hook("pre") != 0
+    assert [each for each in heard() if each["kind"] == "level"] == []
+    Journal(config.journal_dir).close(entry)
+    assert hook("post") == 0
+    assert [each["cause"] for each in heard() if each["kind"] == "level"] == ["no room"]
 
 
 HEAVY = """\

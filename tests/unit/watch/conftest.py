@@ -1,6 +1,7 @@
 """Facts of a host on which all is well: one guest, with a fresh point of its only dataset."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ import pytest
 
 from tests.fakes.fixtures import UUID
 from zvmsnap.config.settings import Config
-from zvmsnap.points.manifest import Manifest
-from zvmsnap.watch import judge
-from zvmsnap.watch.facts import Facts, GuestFacts, PointFacts, Room
+from zvmsnap.journal.entry import Entry
+from zvmsnap.points.manifest import Manifest, PauseParts, Timing
+from zvmsnap.points.memory_image import RamUsage
+from zvmsnap.points.verify_result import VerifyResult
+from zvmsnap.replication.send_status import SendStatus
+from zvmsnap.watch import exposition, judge, metrics
+from zvmsnap.watch.facts import Facts, GuestFacts, PointFacts, Room, Work
 from zvmsnap.watch.thresholds import Thresholds, thresholds
 
 HOUR_S = 3600.0
@@ -74,3 +79,39 @@ def judged(config: Config, limits: Thresholds) -> Callable[..., list[str]]:
         ]
 
     return build
+
+
+TIMING = Timing(1.5, 20.0, 30.0, 4.0, 0.5, PauseParts(ram_s=0.5, overlays_s=0.75))
+
+
+@pytest.fixture
+def written(
+    config: Config,
+    facts: Callable[..., Facts],
+    newest: Callable[..., PointFacts],
+    entry: Callable[..., Entry],
+    limits: Thresholds,
+) -> bytes:
+    """The file of a host that has something of everything."""
+    points = replace(
+        newest(timing=TIMING), verified=VerifyResult(checked=time_of(60)), verified_name="web@x"
+    )
+    sent = SendStatus(
+        destination="nas:p",
+        domain="web",
+        uuid=UUID,
+        last_attempt=time_of(60),
+        newest_created=time_of(120),
+        error="no route",
+        seconds=7.0,
+    )
+    own = entry(step="commit", disks_frozen_at_s=NOW_S - 90, in_the_way="a job on vda")
+    known = facts(
+        points={UUID: points},
+        sent=(sent,),
+        work=Work(entries=(own,), waiting={"web": 2}),
+    )
+    found = judge.findings(config, known, limits)
+    usages = {UUID: RamUsage(300, 100, 200)}
+    families = metrics.families(known, found, limits, usages, {"NoSpace": 3})
+    return exposition.text(families)

@@ -2,58 +2,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.fakes.fixtures import UUID
-from tests.unit.watch.conftest import NOW_S, time_of
-from zvmsnap.config.settings import Config
-from zvmsnap.journal.entry import Entry
-from zvmsnap.points.manifest import PauseParts, Timing
-from zvmsnap.points.memory_image import RamUsage
-from zvmsnap.points.verify_result import VerifyResult
-from zvmsnap.replication.send_status import SendStatus
-from zvmsnap.watch import exposition, judge, metrics
-from zvmsnap.watch.facts import Facts, PointFacts, Work
+from tests.unit.watch.conftest import NOW_S
+from zvmsnap.points.manifest import PauseParts
+from zvmsnap.watch import exposition, metrics
+from zvmsnap.watch.facts import Facts
 from zvmsnap.watch.thresholds import Thresholds
-
-TIMING = Timing(1.5, 20.0, 30.0, 4.0, 0.5, PauseParts(ram_s=0.5, overlays_s=0.75))
-
-
-@pytest.fixture
-def written(
-    config: Config,
-    facts: Callable[..., Facts],
-    newest: Callable[..., PointFacts],
-    entry: Callable[..., Entry],
-    limits: Thresholds,
-) -> bytes:
-    """The file of a host that has something of everything."""
-    points = replace(
-        newest(timing=TIMING), verified=VerifyResult(checked=time_of(60)), verified_name="web@x"
-    )
-    sent = SendStatus(
-        destination="nas:p",
-        domain="web",
-        uuid=UUID,
-        last_attempt=time_of(60),
-        newest_created=time_of(120),
-        error="no route",
-        seconds=7.0,
-    )
-    own = entry(step="commit", disks_frozen_at_s=NOW_S - 90, in_the_way="a job on vda")
-    known = facts(
-        points={UUID: points},
-        sent=(sent,),
-        work=Work(entries=(own,), waiting={"web": 2}),
-    )
-    found = judge.findings(config, known, limits)
-    usages = {UUID: RamUsage(300, 100, 200)}
-    families = metrics.families(known, found, limits, usages, {"NoSpace": 3})
-    return exposition.text(families)
 
 
 def sample(name: str, **labels: str) -> str:
