@@ -12,8 +12,9 @@ from zvmsnap.terminal.options import JSON_VERSION
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "json.md"
 SECTION = re.compile(r"^### ([^\n]+)\n(.*?)(?=^##|\Z)", re.M | re.S)
-ROW = re.compile(r"^\| (`\w+`|…) \| ([^|]+) \|", re.M)
+ROW = re.compile(r"^\| (`\w+`|…)( \([^|]*\))? \| ([^|]+) \|", re.M)
 INCLUDED = "…"
+OPTIONAL = "? "  # before the type of a key that is not always there
 BACKUP = "backup"  # several documents of which the page has no table each
 
 Table = dict[str, str]
@@ -26,7 +27,10 @@ def tables() -> tuple[dict[str, Table], dict[str, Table]]:
     commands, _, parts = text.partition("\n## Parts\n")
     return tuple(  # type: ignore[return-value]
         {
-            name: {key.strip("`"): kind.strip() for key, kind in ROW.findall(rows)}
+            name: {
+                key.strip("`"): OPTIONAL * bool(when) + kind.strip()
+                for key, when, kind in ROW.findall(rows)
+            }
             for name, rows in SECTION.findall(half)
         }
         for half in (commands, parts)
@@ -70,9 +74,13 @@ def _of_table(table: Table, value: Any, where: str) -> list[str]:
         return [f"{where}: is no object"]
     known = _whole(table)
     wrong = [f"{where}.{key}: is not described" for key in value.keys() - known.keys()]
-    wrong += [f"{where}.{key}: is missing" for key in known.keys() - value.keys()]
+    wrong += [
+        f"{where}.{key}: is missing"
+        for key in known.keys() - value.keys()
+        if not known[key].startswith(OPTIONAL)
+    ]
     for key in known.keys() & value.keys():
-        wrong += _of_type(known[key], value[key], f"{where}.{key}")
+        wrong += _of_type(known[key].removeprefix(OPTIONAL), value[key], f"{where}.{key}")
     return wrong
 
 

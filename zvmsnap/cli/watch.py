@@ -1,4 +1,4 @@
-"""`zvmsnap monitor` and `notify`: what is wrong, for who watches hosts; and `report`, for people."""
+"""`zvmsnap monitor` and `notify`: what is wrong, told to who watches; and `report`, for people."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def monitor(
 def notify(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to tell.")],
 ) -> None:
-    """Tell the programs in /etc/zvmsnap/notify.d something: to try them, or of a unit that failed.
+    """Tell the programs that hear of failures something, to try them, or of a unit that failed.
 
     Each gets JSON on its standard input, as of a failure of a hook. Exits with 1 if one of them
     fails, or if there is none.
