@@ -60,7 +60,7 @@ class CheckedHost:
         self.web = self.guest("web", UUID, WEB)
         self._write_files()
         self._configure(root)
-        patch.setattr(zfs, "pools", lambda: self.pools)
+        patch.setattr(zfs, "pools", self._pools)
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(zfs, "properties_of", self._properties_of)
         patch.setattr(zfs, "user_properties", self._user_properties)
@@ -158,6 +158,8 @@ class CheckedHost:
         for program in ("qemu-img", "rsync", "systemd-run", "syncoid", "python3"):
             self.program(f"usr/bin/{program}")
         self.program("usr/bin/zvmsnap")
+        self.program("usr/sbin/apparmor_parser")
+        self.file("sys/module/apparmor/parameters/enabled", "Y\n")
         self.program("usr/bin/systemctl", self._systemctl())
         self.program("usr/sbin/zfs", "echo zfs-2.3.2-2; echo zfs-kmod-2.3.2-2")
         self.program("usr/sbin/zpool", "echo active")
@@ -196,6 +198,9 @@ esac"""
     def settings(self) -> Config:
         """As commands read it."""
         return msgspec.toml.decode(self.config_file.read_bytes(), type=Config)
+
+    def _pools(self, names: Sequence[str] = ()) -> dict[str, Pool]:
+        return {name: pool for name, pool in self.pools.items() if name in names or not names}
 
     def _datasets(self, tops: Sequence[str] = ()) -> dict[str, Dataset]:
         return {n: d for n, d in self.datasets.items() if n.partition("/")[0] in tops or not tops}

@@ -12,6 +12,7 @@ import installed
 import pytest
 import scenario
 from scenario import CONFIG, EXAMPLE_CONF, SANOID_CONF, STAGING, WEB
+from test_hanging import suspend, suspended_pool
 
 from labkit.api import Lab
 
@@ -165,6 +166,15 @@ def test_a_qemu_that_hangs_is_one_finding(lab: Lab) -> None:
         lab.run(f"kill -CONT {pid}")
     assert time.monotonic() - begun_s < SOON_S
     assert trouble(lab) == {}
+
+
+@pytest.mark.whole
+def test_a_suspended_pool_is_one_finding(lab: Lab) -> None:
+    with suspended_pool(lab):
+        suspend(lab)
+        begun_s = time.monotonic()
+        assert trouble(lab).keys() == {"pool.away"}
+        assert time.monotonic() - begun_s < SOON_S
 
 
 @pytest.mark.whole

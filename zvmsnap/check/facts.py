@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,8 @@ _PROGRAM_S = 20.0
 _PROGRAM_DIRS = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _VERSION = re.compile(r"\$::VERSION\s*=\s*'([0-9.]+)'")
 _READ_MAX = 1 << 20
+_POOL_STATES = "/proc/spl/kstat/zfs"
+_AWAY = "SUSPENDED"
 
 Answer = TypeVar("Answer")
 
@@ -196,7 +198,7 @@ def gather(root: Path = Path("/")) -> Facts:
         facts.config = load_settings()
     facts.table = mounts.read_table()
     with _told(facts, "zfs.unanswered", "ZFS", "zpool status; systemctl status zfs.target"):
-        facts.pools = answer_of(zfs.pools)
+        facts.pools = _pools(facts)
         usable = [name for name, pool in facts.pools.items() if not pool.is_away]
         facts.datasets = answer_of(lambda: zfs.datasets(usable)) if usable else {}
     with _told(facts, "libvirt.unanswered", "libvirt", "systemctl status libvirtd virtqemud"):
@@ -204,6 +206,17 @@ def gather(root: Path = Path("/")) -> Facts:
         facts.guests = _guests(facts, facts.host)
     facts.sanoid = _sanoid(facts)
     return facts
+
+
+def _pools(facts: Facts) -> dict[str, Pool]:
+    """All pools; those that the kernel has suspended are not asked for. Raises ZfsFailed."""
+    states = {}
+    for path in sorted(facts.path(_POOL_STATES).glob("*/state")):
+        with suppress(OSError):  # it was exported meanwhile
+            states[path.parent.name] = path.read_text().strip()
+    away = {name: Pool(name, state, 0, 0, 0) for name, state in states.items() if state == _AWAY}
+    names = [name for name in states if name not in away] if away else []
+    return away | (answer_of(lambda: zfs.pools(names)) if names or not away else {})
 
 
 def answer_of(ask: Callable[[], Answer], limit_s: float = ANSWER_S) -> Answer:

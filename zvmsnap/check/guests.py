@@ -8,7 +8,7 @@ from zvmsnap.capture import eligibility, expected_pause
 from zvmsnap.check.facts import Facts, SeenGuest, answer_of
 from zvmsnap.check.finding import Finding, green, red, yellow
 from zvmsnap.common.errors import LibvirtFailed, ModeInvalid, ZvmsnapError
-from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.level import RANK, ConsistencyLevel
 from zvmsnap.config.mode import ModeSet
 from zvmsnap.disks import jobs, overlay_chain
 from zvmsnap.journal.journal import Journal
@@ -61,7 +61,7 @@ def _reached(
     first = modes.levels[0]
     reached = next((each for each in modes.levels if each not in seen.obstacles), None)
     if reached is first:
-        yield from _pause(facts, guest, first)
+        yield from _pause(facts, guest, first, _others(seen, first))
         return
     level = reached or ConsistencyLevel.CRASH
     why = seen.obstacles[first]
@@ -80,7 +80,17 @@ def _mend(guest: SeenGuest, wanted: ConsistencyLevel, level: ConsistencyLevel) -
     return f"mend that, or say that it is meant so: zfs set zvmsnap:mode={level} {top}"
 
 
-def _pause(facts: Facts, guest: SeenGuest, level: ConsistencyLevel) -> Iterator[Finding]:
+def _others(seen: eligibility.Eligibility, wanted: ConsistencyLevel) -> str:
+    """Of each other level: can the guest have it, and if not, why?"""
+    levels = [each for each in RANK if each not in (wanted, ConsistencyLevel.OFFLINE)]
+    can = [str(each) for each in levels if each not in seen.obstacles]
+    cannot = [f"not {each}: {seen.obstacles[each]}" for each in levels if each in seen.obstacles]
+    return "; ".join([f"also {', '.join(can)}", *cannot])
+
+
+def _pause(
+    facts: Facts, guest: SeenGuest, level: ConsistencyLevel, others: str
+) -> Iterator[Finding]:
     disks = sum(disk.writable for disk in guest.disks.domain.disks)
     why = ""
     if level is ConsistencyLevel.MEMORY:
@@ -91,7 +101,7 @@ def _pause(facts: Facts, guest: SeenGuest, level: ConsistencyLevel) -> Iterator[
         mend = f"zfs set zvmsnap:mode=paused,memory,crash {guest.datasets[0]}"
         yield yellow("guest.pause", guest.name, why, mend)
     else:
-        yield green("guest.level", guest.name, f"can have level {level}")
+        yield green("guest.level", guest.name, f"can have level {level}; {others}")
 
 
 def wellbeing(facts: Facts) -> Iterator[Finding]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from zvmsnap.check.facts import Facts, answer_of
 from zvmsnap.check.finding import Finding, green, red, yellow
@@ -16,6 +18,8 @@ _TRIED_QEMU = (7, 2)
 _MANUAL_SINCE = (8, 2)
 # Reverting to internal snapshots fails in these: release notes of libvirt.
 _BAD_REVERT = ((11, 2), (11, 4))
+_SELINUX = "security.selinux"
+_IMAGES = "virt_image_t"
 _MODULAR = "virtqemud"
 _MONOLITHIC = "libvirtd"
 
@@ -104,4 +108,40 @@ def _is_active(said: str, name: str) -> bool:
     return "ActiveState=active" in block
 
 
-CHECKS = (versions, images, daemons)
+def confinement(facts: Facts) -> Iterator[Finding]:
+    """AppArmor and SELinux: can guests be brought back from overlays, and reach staging?"""
+    if _reads(facts, "/sys/module/apparmor/parameters/enabled") == "Y":
+        if facts.program("apparmor_parser") is None:
+            text = (
+                "is not installed, and AppArmor is on: with libvirt before 12.1 a guest that was "
+                "started on its overlay could not be brought back"
+            )
+            yield red("libvirt.apparmor", "apparmor_parser", text, "apt install apparmor")
+        else:
+            text = (
+                "is on; what it denies to guests on overlays, zvmsnap allows when it merges these"
+            )
+            yield green("libvirt.apparmor", "AppArmor", text)
+    if _reads(facts, "/sys/fs/selinux/enforce") == "1":
+        yield from _label(facts.config.staging_dir)
+
+
+def _label(staging: Path) -> Iterator[Finding]:
+    try:
+        label = os.getxattr(staging, _SELINUX).decode(errors="replace").rstrip("\0")
+    except OSError:
+        return  # it is made by the first run, or its file system has no labels
+    if _IMAGES not in label:
+        text = f"{staging} has the SELinux label {label}: QEMU may not reach its overlays there"
+        mend = f"semanage fcontext -a -t {_IMAGES} '{staging}(/.*)?'; restorecon -R {staging}"
+        yield yellow("libvirt.selinux", "staging", text, mend)
+
+
+def _reads(facts: Facts, path: str) -> str:
+    try:
+        return facts.path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+CHECKS = (versions, images, daemons, confinement)

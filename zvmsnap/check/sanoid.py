@@ -21,6 +21,7 @@ _INIT = "zvmsnap init proposes what is missing"
 _FIRST_WITH_ZFS_RECURSION = (2, 0, 2)
 _FIRST_WITH_GROUPS = (2, 1)
 _TRIMS = (2, 3)
+_SNAPSHOTTERS = ("zfs-auto-snapshot", "pyznap", "znapzend", "zfsnap")
 _FIRST_OF_SEVERAL = (2, 2)
 
 
@@ -240,12 +241,15 @@ def _has_below(facts: Facts, name: str) -> bool:
 
 def callers(facts: Facts) -> Iterator[Finding]:
     """Does anybody else snapshot, without the hooks?"""
-    wanted = "com.sun:auto-snapshot=true"
-    script = facts.program("zfs-auto-snapshot")
-    if script and facts.on_zfs:
-        text = f"{script.name} is installed; it snapshots what is not {wanted[:-4]}false, "
-        mend = f"apt remove {script.name}, or have each dataset snapshotted by one program alone"
-        yield yellow("sanoid.second", "", f"{text}without the hooks", mend)
+    for name in _SNAPSHOTTERS if facts.on_zfs else ():
+        if facts.program(name):
+            text = "is installed: it takes snapshots of its own, without the hooks"
+            mend = f"apt remove {name}, or have each dataset snapshotted by one program alone"
+            yield yellow("sanoid.second", name, text, mend)
+    zrepl = facts.path("/etc/zrepl/zrepl.yml")
+    if facts.program("zrepl") and zrepl.exists() and "zvmsnap" not in _text(zrepl):
+        text = "names no hook of zvmsnap: zrepl's snapshots have no RAM"
+        yield yellow("sanoid.second", str(zrepl), text, "see docs/how-to/other-callers.md")
     for path, line in _scheduled(facts):
         if "syncoid" in line and "--no-sync-snap" not in line and "--help" not in line:
             text = "runs syncoid without --no-sync-snap: its own snapshots do not call the hooks"
@@ -283,13 +287,16 @@ def _scheduled(facts: Facts) -> Iterator[tuple[Path, str]]:
     for folder in ("hourly", "daily", "weekly"):
         paths += sorted(facts.path(f"/etc/cron.{folder}").glob("*"))
     for path in paths:
-        try:
-            text = path.read_text(errors="replace") if path.is_file() else ""
-        except OSError:
-            continue
-        for line in text.splitlines():
+        for line in _text(path).splitlines():
             if line.strip() and not line.lstrip().startswith(("#", ";")):
                 yield path, line
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
 
 
 CHECKS = (

@@ -128,10 +128,10 @@ def pool_guids() -> dict[str, int]:
     return {name: int(guid) for name, guid in programs.lines(output, columns=2)}
 
 
-def pools() -> dict[str, Pool]:
-    """All imported pools, by name. Raises ZfsFailed."""
+def pools(names: Sequence[str] = ()) -> dict[str, Pool]:
+    """All imported pools, or these, by name. Raises ZfsFailed."""
     columns = "name,health,size,free,capacity"
-    output = programs.text(programs.output("zpool", "list", "-Hp", "-o", columns))
+    output = programs.text(programs.output("zpool", "list", "-Hp", "-o", columns, *names))
     return {
         name: Pool(name, health, *(int(_value(each) or 0) for each in numbers))
         for name, health, *numbers in programs.lines(output, 1 + columns.count(","))

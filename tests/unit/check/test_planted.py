@@ -134,6 +134,16 @@ def sparse(host: CheckedHost) -> None:
     host.file("etc/libvirt/qemu.conf", 'snapshot_image_format = "sparse"\n')
 
 
+def apparmor(host: CheckedHost) -> None:
+    host.file("sys/module/apparmor/parameters/enabled", "Y\n")
+    (host.root / "usr/sbin/apparmor_parser").unlink()
+
+
+def zrepl(host: CheckedHost) -> None:
+    host.program("usr/bin/zrepl")
+    host.file("etc/zrepl/zrepl.yml", "jobs: []\n")
+
+
 def both_daemons(host: CheckedHost) -> None:
     host.program(
         "usr/bin/systemctl",
@@ -272,6 +282,7 @@ PLANTED: list[tuple[str, Spoil, Colour, str, str]] = [
         "sanoid.second",
         "without the hooks",
     ),
+    ("zrepl without hooks", zrepl, YELLOW, "sanoid.second", "names no hook of zvmsnap"),
     (
         "no pre",
         edited("\tpre_snapshot_script", "\t# pre_snapshot_script"),
@@ -371,6 +382,7 @@ PLANTED: list[tuple[str, Spoil, Colour, str, str]] = [
         "qemu:///system: no",
     ),
     ("sparse images", sparse, RED, "libvirt.image-format", 'set it to "raw"'),
+    ("no apparmor_parser", apparmor, RED, "libvirt.apparmor", "apt install apparmor"),
     ("two daemons", both_daemons, RED, "libvirt.daemons", "both active"),
     ("no mode", dataset(WEB, mode="memry"), RED, "guest.mode", "is memory meant?"),
     ("out of reach", passed_through, YELLOW, "guest.level", "a passed-through PCI device"),

@@ -54,7 +54,7 @@ def test_libvirt_that_hangs_is_one_finding(
 def test_zfs_that_fails_is_one_finding(
     checked: CheckedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(names: list[str]) -> None:
         raise ZfsFailed("zpool list failed (1): internal error")
 
     monkeypatch.setattr(zfs, "pools", fail)
@@ -76,6 +76,24 @@ def test_datasets_of_a_suspended_pool_are_not_asked_for(
     assert asked == [["cheap"]]
 
 
+def test_a_pool_that_the_kernel_has_suspended_is_asked_nothing(
+    checked: CheckedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    pools = zfs.pools
+
+    def listed(names: list[str]) -> dict[str, Pool]:
+        asked.append(names)
+        return pools(names)
+
+    monkeypatch.setattr(zfs, "pools", listed)
+    checked.file("proc/spl/kstat/zfs/tank/state", "SUSPENDED\n")
+    checked.file("proc/spl/kstat/zfs/cheap/state", "ONLINE\n")
+    (found,) = checked.trouble()
+    assert (found.check, found.subject) == ("pool.away", "tank")
+    assert asked == [["cheap"]]
+
+
 def test_a_check_that_fails_does_not_keep_others_from_running(checked: CheckedHost) -> None:
     def bad(_facts: Facts) -> Iterator[Finding]:
         raise OSError("disk on fire")
@@ -85,7 +103,7 @@ def test_a_check_that_fails_does_not_keep_others_from_running(checked: CheckedHo
         yield green("a.b", "c", "is well")
 
     def faulty(_facts: Facts) -> Iterator[Finding]:
-        yield green("a.b", "c", 1 + "x")  # type: ignore[arg-type]
+        yield green("a.b", "c", "x" + 1)  # type: ignore[operator]
 
     found = list(run.of_checks(Facts(checked.root), [bad, faulty, good]))
     assert [(each.colour, each.check) for each in found] == [
