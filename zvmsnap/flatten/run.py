@@ -17,8 +17,8 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone, FlattenImpossible, LibvirtFailed
@@ -32,6 +32,7 @@ from zvmsnap.flatten.work import Flattening, Flattenings
 from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
+from zvmsnap.ram import progress
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
@@ -114,7 +115,8 @@ def _do(guest: Guest, planned: FlattenPlan) -> None:
 
 
 def _commit_live(guest: Guest, planned: FlattenPlan) -> None:
-    live_commit.to_base(guest, planned.chains, math.inf)
+    with _told(guest, planned):
+        live_commit.to_base(guest, planned.chains, math.inf)
 
 
 def _commit_off(guest: Guest, planned: FlattenPlan) -> None:
@@ -122,7 +124,26 @@ def _commit_off(guest: Guest, planned: FlattenPlan) -> None:
 
 
 def _pull_live(guest: Guest, planned: FlattenPlan) -> None:
-    live_pull.pull(guest, planned.chains)
+    with _told(guest, planned):
+        live_pull.pull(guest, planned.chains)
+
+
+@contextmanager
+def _told(guest: Guest, planned: FlattenPlan) -> Iterator[None]:
+    """Show how far the jobs of QEMU are."""
+    with guest.apart() as beside, progress.told(lambda: how_far(beside, planned)):
+        yield
+
+
+def how_far(guest: Guest, planned: FlattenPlan) -> str:
+    """How far the job on each disk is, in one line."""
+    told = []
+    for target in planned.chains:
+        with suppress(LibvirtFailed):
+            if job := guest.block_job(target):
+                percent = 100 * job.done_bytes // max(1, job.total_bytes)
+                told.append(f"{target} {percent} % of {job.total_bytes >> 20} MiB")
+    return f"{guest.name}: {planned.method}: {', '.join(told) or 'at its end'}"
 
 
 def _pull_off(guest: Guest, planned: FlattenPlan) -> None:

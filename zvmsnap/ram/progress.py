@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from zvmsnap.common import log
+from zvmsnap.common.foreign import printable
 from zvmsnap.common.waiting import in_background, wait
 
 _SHOWN_EVERY_S = 0.5
@@ -49,21 +50,28 @@ def is_wanted() -> bool:
 def shown(what: str, total_bytes: int, subject: str = "RAM image") -> Iterator[Progress]:
     """Show the progress of the work inside, if that is wanted: the subject is `what` by it."""
     progress = Progress(what, total_bytes, subject)
-    if not _is_wanted:
+    with told(lambda: str(progress)):
         yield progress
+
+
+@contextmanager
+def told(line: Callable[[], str]) -> Iterator[None]:
+    """Show this line again and again, as long as the work inside takes, if that is wanted."""
+    if not _is_wanted:
+        yield
         return
     on_terminal = sys.stderr.isatty()
 
     def show(ended: threading.Event) -> None:
         while not wait(ended, _SHOWN_EVERY_S if on_terminal else _LOGGED_EVERY_S):
             if on_terminal:
-                print(f"\r{progress}", end="", file=sys.stderr, flush=True)
+                print(f"\r{printable(line())}\x1b[K", end="", file=sys.stderr, flush=True)
             else:
-                log.plain().info("%s", progress)
+                log.plain().info("%s", line())
 
     try:
         with in_background("progress", show):
-            yield progress
+            yield
     finally:
         if on_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -50,14 +50,14 @@ def unfinished(settings: Config, domain: str | None = None) -> Iterator[Unfinish
     fetches = Fetches(journal_dir)
     yield from map(Unfinished, fetches.interrupted(settings))
     views, unreadable = ending.dead(settings)
-    works, more = Flattenings(journal_dir).all()
+    flattenings, more = Flattenings(journal_dir).all()
     yield from map(Unfinished, (*unreadable, *more))
     for view in views:
         if domain in (None, view.domain):
             yield Unfinished(f"{view.domain}: {interrupted.of_view(view)}: zvmsnap recover ends it")
-    for work in works:
-        if domain in (None, work.domain):
-            yield _flattening(work)
+    for each in flattenings:
+        if domain in (None, each.domain):
+            yield _flattening(each)
     for file in other_versions.files(journal_dir):
         if domain in (None, file.uuid):
             yield Unfinished(str(file))

@@ -29,9 +29,8 @@ PRINTERS = {
     "common/log.py": "log lines",
     "hooks/stand_in.py": "a fixed line, when nothing else may be imported",
     "hooks/needed.py": "a line about Python itself, when nothing else may be imported",
-    "files/copy_progress.py": "the progress of a copy, made printable",
     "files/keeper.py": "JSON, for the process that has started it",
-    "ram/progress.py": "numbers: the progress of a RAM image",
+    "ram/progress.py": "the progress of work, made printable",
     "replication/syncoid.py": "relays syncoid's progress",
 }
 STREAMS = ("stdout", "stderr")

@@ -29,6 +29,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.recovery.recover import recover_guests
 from zvmsnap.recovery.report import Result
 from zvmsnap.recovery.unfinished import Unfinished, unfinished
+from zvmsnap.virt.guest_state import BlockJob
 
 Chained = Callable[..., list[str]]
 COMMIT, PULL = Method.COMMIT, Method.PULL
@@ -73,6 +74,19 @@ def test_four_images_become_one(
     assert plan(host, guest, method).chains == {}
     # The others' files are theirs.
     assert all(map(os.path.exists, images))
+
+
+def test_how_far_it_is(
+    host: FakeHost, guest: FakeGuest, chained: Chained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chained()
+    chained("vdb")
+    planned = plan(host, guest, PULL)
+    jobs = {"vda": BlockJob("pull", 1 << 20, 4 << 20)}
+    monkeypatch.setattr(guest, "block_job", jobs.get)
+    assert run.how_far(guest, planned) == "web: pull: vda 25 % of 4 MiB"
+    jobs.clear()
+    assert run.how_far(guest, planned) == "web: pull: at its end"
 
 
 def note(config: Config, guest: FakeGuest, method: Method, owner: Process) -> None:

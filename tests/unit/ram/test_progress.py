@@ -51,7 +51,7 @@ def test_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     waited, over = ticking(monkeypatch, 2)
     work(over)
-    line = "\rRAM image taken apart:  33 % of 300 MiB"
+    line = "\rRAM image taken apart:  33 % of 300 MiB\x1b[K"
     assert capsys.readouterr().err == f"{line}{line}\r\x1b[K"
     assert waited == [0.5] * 3
 
