@@ -20,7 +20,10 @@ from tools import completion_scripts, man_pages
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _BUILD = _CHECKOUT / "build"
-_COPIED = ("zvmsnap", "hooks", "docs", "debian", "README.md", "CHANGELOG.md", "*.example")
+_COPIED = (
+    *("zvmsnap", "hooks", "docs", "debian", "examples"),
+    *("README.md", "CHANGELOG.md", "*.example"),
+)
 _PYTHONS = ("3.11", "3.12")  # of Debian 12 and Ubuntu 24.04
 _PLATFORMS = {"amd64": "manylinux2014_x86_64", "arm64": "manylinux2014_aarch64"}
 # How a checkout is named in its files and documents, and how the package is.
