@@ -351,6 +351,12 @@ class ReportUnwritable(ZvmsnapError):
     """The file of a report cannot be written; an earlier one is as it was."""
 
 
+class LibguestfsMissing(FilesImpossible):
+    """libguestfs for Python is not installed."""
+
+    exit_code = EXIT_USAGE
+
+
 class FlattenImpossible(ZvmsnapError):
     """A chain of images cannot be merged as requested; nothing was touched."""
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from zvmsnap.common import foreign
-from zvmsnap.common.errors import FilesImpossible
+from zvmsnap.common.errors import FilesImpossible, LibguestfsMissing
 from zvmsnap.files.images import Image
 from zvmsnap.files.layout import Layout, System, layout
 
@@ -21,7 +21,7 @@ _OPTIONS = "nosuid,nodev"
 
 
 def check_installed() -> None:
-    """Raises FilesImpossible, which names the package, if libguestfs is not installed."""
+    """Raises LibguestfsMissing, which names the package."""
     _library()
 
 
@@ -29,7 +29,7 @@ def _library() -> Any:
     try:
         import guestfs
     except ImportError as error:
-        raise FilesImpossible(
+        raise LibguestfsMissing(
             f"libguestfs for Python is missing ({error}): apt install {PACKAGE}"
         ) from error
     return guestfs

@@ -91,7 +91,7 @@ def test_mount_and_off(
 def test_without_libguestfs(scene_run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "guestfs", None)
     code, _, err = scene_run("files", WEB)
-    assert code == 1 and "apt install python3-guestfs" in err
+    assert code == 2 and "apt install python3-guestfs" in err
 
 
 def test_what_is_left_of_others_is_told(
