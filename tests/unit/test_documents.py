@@ -75,6 +75,12 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert pages <= linked
 
 
+def test_the_site_lists_every_page() -> None:
+    listed = re.findall(r"(\S+\.md)$", (CHECKOUT / "mkdocs.yml").read_text(), re.M)
+    pages = {str(page.relative_to(CHECKOUT)) for page in PAGES}
+    assert pages <= set(listed) and len(listed) == len(set(listed))
+
+
 def example_keys() -> dict[tuple[str, str], Any]:
     """Every key of config.toml.example, by table, with its value; that of [[destination]] too."""
     text = EXAMPLES[0].read_text()

@@ -369,9 +369,10 @@ def published(vault: Path, domain: str, run: str | None, capture: str) -> Restor
 
 def _listed(directory: Path, *, hidden: bool = False) -> list[Path]:
     try:
-        return sorted(path for path in directory.iterdir() if path.name.startswith(".") == hidden)
+        names = sorted(name for name in os.listdir(directory) if name.startswith(".") == hidden)
     except FileNotFoundError:
         return []
+    return [directory / name for name in names]
 
 
 def is_of_run(name: str, run: str) -> bool:
