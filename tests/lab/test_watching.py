@@ -95,11 +95,15 @@ def test_six_troubles_of_a_host_at_rest(lab: Lab) -> None:
     assert kinds(lab) == {("web", "level", "warning")}
     lab.run(f"zfs set zvmsnap:mode=crash {WEB.top}")
 
-    # Its RAM is damaged, and verify has found that.
+    # Its RAM is damaged, and verify has found that; a program of the administrator hears of it.
+    lab.run("mkdir -p /etc/zvmsnap/notify.d")
+    lab.put("/etc/zvmsnap/notify.d/keep", "#!/bin/sh\ncat > /root/told\n", mode=0o755)
     first = scenario.points(lab)[0]
     name = f"web@{first.manifest['run']}"
     lab.run(f"mv {first.image} /root/kept && touch {first.image}")
     back.zvmsnap(lab, "verify", name, status=1)
+    told = json.loads(lab.run("cat /root/told").stdout)
+    assert (told["kind"], told["guest"], told["error"]) == ("verify", "web", "VerifyFailed")
     assert f"web: {name} did not pass zvmsnap verify: " in monitor(lab, status=2)
     lab.run(f"mv /root/kept {first.image}")
     back.zvmsnap(lab, "verify", name)
@@ -120,6 +124,7 @@ def test_six_troubles_of_a_host_at_rest(lab: Lab) -> None:
     assert metrics[0] == "644"
     assert 'zvmsnap_problems{guest="",kind="room",severity="critical"} 1' in metrics
     assert 'zvmsnap_point_level_info{guest="web",level="crash"} 1' in metrics
+    assert 'zvmsnap_failures_total{cause="VerifyFailed"} 1' in metrics
     lab.run(f"umount {small}")
     scenario.assert_at_rest(lab)
 

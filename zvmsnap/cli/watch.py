@@ -14,6 +14,7 @@ import typer
 from zvmsnap.common import log, safe_files
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, GivenUp
 from zvmsnap.config.settings import load_settings
+from zvmsnap.hooks import needed
 from zvmsnap.terminal.options import JsonOption, print_json, print_line
 from zvmsnap.watch import judge, metrics, nagios
 from zvmsnap.watch.finding import Finding, Kind, Severity, by_rank, worst
@@ -85,6 +86,8 @@ def monitor(
             else nagios.line(facts, found, limits, domains or ())
         )
         severity = worst(found)
+    except ImportError as error:
+        said, severity = nagios.failure(needed.line(error)), Severity.UNKNOWN
     except Exception as error:
         said, severity = nagios.failure(log.one_line(error)), Severity.UNKNOWN
     if isinstance(said, str):

@@ -78,7 +78,9 @@ def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
             notices.note(settings, event.of(kind, why, **about))
         return complete
     except Exception as error:
-        notices.note(settings, event.of(kind, error, **about))
+        why = needed.line(error) if isinstance(error, ImportError) else log.one_line(error)
+        about["error"] = event.class_of(error)
+        notices.note(settings, event.of(kind, why, **about))
         raise
     finally:
         # Whoever is captured waits for sanoid, and so for pre: post tells what has failed.

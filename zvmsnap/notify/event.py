@@ -8,8 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from zvmsnap.common import foreign
-from zvmsnap.common.errors import ZvmsnapError
+from zvmsnap.common import foreign, log
 
 SCHEMA = 1
 _TEXT_MAX = 2000
@@ -64,7 +63,7 @@ def of(kind: Kind, cause: str | BaseException, **fields: str) -> Event:
     """An event of now; `fields` are those of Event that are not derived."""
     if isinstance(cause, BaseException):
         fields = {"error": class_of(cause), **fields}
-        cause = str(cause) if isinstance(cause, ZvmsnapError | OSError) else repr(cause)
+        cause = log.one_line(cause)
     said = foreign.line(cause, _TEXT_MAX)
     about = " ".join(filter(None, (fields.get("guest"), _in_brackets(fields.get("dataset", "")))))
     told = Event(
