@@ -157,3 +157,38 @@ def test_killed_on_the_way(lab: Lab, signal: str) -> None:
     assert listed(lab) == []
     zvmsnap(lab, "backup", "--crash", "web", BACKUP)
     assert len(listed(lab)) == 1
+
+
+ELSEWHERE = "/var/lib/libvirt/images/plain.qcow2"
+
+
+@pytest.mark.whole
+def test_disks_on_no_zfs(lab: Lab) -> None:
+    """While it runs, by libvirt's job; off, as the image is, and only if that has changed."""
+    guests.make_disk(lab, guests.Disk(ELSEWHERE, "qcow2"))
+    guests.define(lab, guests.domain_xml("plain", [guests.Disk(ELSEWHERE, "qcow2")]))
+    guests.start(lab, "plain")
+    for _ in range(2):
+        before = guests.counts(lab, "plain")[-1]
+        zvmsnap(lab, "backup", "plain", BACKUP)
+        image = f"{BACKUP}/{listed(lab)[-1]['name']}/vda.qcow2"
+        stored = guests.disk_count(lab, image, "qcow2")
+        assert before <= stored <= guests.counts(lab, "plain")[-1] + 1
+        scenario.counts_on(lab, "plain")
+    assert [(each["way"], each["level"]) for each in listed(lab)] == [
+        ("push", "full"), ("push", "inc")
+    ]
+    lab.run("virsh -q destroy plain")
+    zvmsnap(lab, "backup", "plain", BACKUP)
+    off = listed(lab)[-1]
+    assert (off["way"], off["level"], off["consistency"]) == ("offline", "inc", "offline")
+    lab.run(f"qemu-img compare -F qcow2 -f qcow2 {ELSEWHERE} {BACKUP}/{off['name']}/vda.qcow2")
+    assert "nothing has changed" in zvmsnap(lab, "backup", "plain", BACKUP).stderr
+    assert len(listed(lab)) == 3
+
+    zvmsnap(lab, "backup", "consolidate", "plain", BACKUP, "--keep", "1")
+    (kept,) = listed(lab)
+    assert (kept["name"], kept["level"]) == (off["name"], "full")
+    lab.run(f"qemu-img compare -F qcow2 -f qcow2 {ELSEWHERE} {BACKUP}/{off['name']}/vda.qcow2")
+    assert ": is whole" in zvmsnap(lab, "backup", "verify", BACKUP).stdout
+    assert_nothing_left(lab)

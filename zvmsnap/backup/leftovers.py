@@ -10,6 +10,7 @@ from zvmsnap.archive.directory import MAKING, discard
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.of_guest import drop_taken
 from zvmsnap.backup.point_source import remove_datasets
+from zvmsnap.backup.push import end_job
 from zvmsnap.backup.work import AnyWork, BackupWork, Works, WorkWriter
 from zvmsnap.common import log
 from zvmsnap.config.settings import Config
@@ -37,7 +38,7 @@ def _each(config: Config, host: Host, found: list[AnyWork]) -> Iterator[Interrup
     for work in found:
         if isinstance(work, BackupWork):
             what = f"a backup to {Path(work.making).parent}" if work.making else "a backup"
-            end = _ending(config, work)
+            end = _ending(config, host, work)
         else:
             what = f"an import of {work.backup} at step {work.step or 'none'}"
             end = GuestImport(config, host, work).end
@@ -45,9 +46,12 @@ def _each(config: Config, host: Host, found: list[AnyWork]) -> Iterator[Interrup
         yield Interrupted(work.domain, work.uuid, what, pid, end)
 
 
-def _ending(config: Config, work: BackupWork) -> Callable[[], None]:
+def _ending(config: Config, host: Host, work: BackupWork) -> Callable[[], None]:
     def end() -> None:
         writer = WorkWriter(config, work)
+        guest = host.find(work.uuid) if work.pushes else None
+        if guest:
+            end_job(host, guest, work.making)
         remove_datasets(writer)
         drop_taken(config, work.snapshots)
         made = Path(work.making)

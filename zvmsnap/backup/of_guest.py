@@ -13,6 +13,7 @@ from enum import StrEnum
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
 from zvmsnap.backup.offline import back_up_offline
+from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.backup.writing import BackupOptions, now
 from zvmsnap.capture import take
@@ -52,7 +53,7 @@ def back_up_guest(
     |-----------------------------|---------|--------------------------------------------------|
     | all on ZFS                  | any     | a point is taken for that                        |
     | some elsewhere              | no      | as its images are                                |
-    | some elsewhere              | yes     | BackupImpossible                                 |
+    | some elsewhere              | yes     | libvirt's backup job, in push mode               |
 
     Raises whatever says why it failed.
     """
@@ -67,10 +68,13 @@ def back_up_guest(
     if elsewhere and seen.is_off:
         return back_up_offline(config, host, guest, directory, options)
     if elsewhere:
-        raise BackupImpossible(
-            f"{guest.name}: runs, and {', '.join(elsewhere)} is on no ZFS: shut it off, or leave "
-            f"it out: -x {elsewhere[0]}"
-        )
+        if wanted in (Wanted.STATE, Wanted.QUIESCED):
+            raise BackupImpossible(
+                f"{guest.name}: {', '.join(elsewhere)} is on no ZFS, so it is backed up as after a "
+                f"power cut only: say neither --state nor --quiesce, or leave it out: -x "
+                f"{elsewhere[0]}"
+            )
+        return back_up_running(config, host, guest, directory, options)
     name = f"zvmsnap_{now():%Y-%m-%dT%H:%M:%SZ}_backup"
     planned = take.plan(host, [guest.uuid], None, name, wanted.value)
     with _taken(config, planned, guest) as point:
@@ -104,6 +108,8 @@ def _taken(config: Config, planned: TakePlan, guest: Guest) -> Iterator[RestoreP
 
 def drop_taken(config: Config, snapshots: Sequence[str]) -> None:
     """Destroy what was taken for a backup, with the points of it. Raises ZfsFailed."""
+    if not snapshots:
+        return
     for name in marks.existing(snapshots):
         zfs.destroy(name)
     runs = {name.partition("@")[2] for name in snapshots}

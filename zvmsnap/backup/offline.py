@@ -48,7 +48,7 @@ def back_up_offline(
         disks = [disk for disk in domain.disks if disk.writable]
         chosen = [disk for disk in disks if disk.target not in options.exclude]
         contents = {disk.target: Content(_image(host, guest, disk)) for disk in chosen}
-        _check(guest, disks, contents, options.exclude)
+        check_chosen(guest, disks, contents, options.exclude)
         base = base_for(directory, guest.uuid, options.level)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)
         writing.check_room(list(contents.values()), 0)
@@ -92,9 +92,10 @@ def _refuse_active(guest: Guest) -> None:
         raise BackupFailed(f"{guest.name}: was started meanwhile: nothing of the backup is kept")
 
 
-def _check(
+def check_chosen(
     guest: Guest, disks: list[Disk], contents: Collection[str], exclude: Collection[str]
 ) -> None:
+    """Raises BackupImpossible for disks that cannot be backed up, or that do not exist."""
     known = {disk.target for disk in disks}
     if unknown := sorted(set(exclude) - known):
         raise BackupImpossible(

@@ -12,7 +12,7 @@ import typer
 from zvmsnap.archive.manifest import Level
 from zvmsnap.clone.identity import Network
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid, Cancelled, GuestNotFound
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.terminal.options import JsonOption, find_point, print_json, print_line, print_lines
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from zvmsnap.archive.directory import BackupDirectory, DamagedBackup, StoredBackup
     from zvmsnap.backup.of_guest import Wanted
     from zvmsnap.backup.writing import BackupOptions
+    from zvmsnap.virt.guest import Guest
+    from zvmsnap.virt.host import Host
 
 _VERBS = ("make", "list", "show", "verify", "consolidate")
 
@@ -55,6 +57,9 @@ def backup(
         bool, typer.Option("--state", help="With its RAM: it can go on from there.")
     ] = False,
     crash: Annotated[bool, typer.Option("--crash", help="Do not freeze anything.")] = False,
+    all_running: Annotated[
+        bool, typer.Option("--all-running", help="All guests that run, one after the other.")
+    ] = False,
     exclude: Annotated[
         list[str] | None,
         typer.Option("--exclude", "-x", metavar="TARGET", help="Without this disk, such as vdb."),
@@ -76,6 +81,7 @@ def backup(
     \b
     Examples:
       zvmsnap backup web /backup
+      zvmsnap backup --all-running /backup
       zvmsnap backup --from web@latest /backup
       zvmsnap backup list /backup
       zvmsnap backup verify /backup
@@ -89,12 +95,12 @@ def backup(
         _consolidate(settings, names, path, keep, compress=compress, as_json=as_json)
         return
     if verb != "make":
-        if point or level or quiesce or state or crash or exclude or compress:
+        if point or level or quiesce or state or crash or exclude or compress or all_running:
             raise typer.BadParameter(f"these options are not of {verb}")
         _look(verb, path, as_json=as_json)
         return
-    if bool(names) == bool(point):
-        raise typer.BadParameter("say GUEST..., or --from a point")
+    if bool(names) + bool(point) + all_running != 1:
+        raise typer.BadParameter("say GUEST..., or --all-running, or --from a point")
     if quiesce + state + crash > 1 or (point and (quiesce or state or crash)):
         raise typer.BadParameter("say one of --quiesce, --state and --crash; none with --from")
     from zvmsnap.archive.directory import BackupDirectory
@@ -102,14 +108,18 @@ def backup(
 
     options = BackupOptions(level, frozenset(exclude or ()), compress)
     directory = BackupDirectory(path)
+    failed: list[str] = []
     if point:
         made = [_of_point(settings, point, directory, options)]
     else:
-        made = list(_of_guests(settings, names, directory, options, _wanted(quiesce, state, crash)))
+        wanted = _wanted(quiesce, state, crash)
+        asked = None if all_running else names
+        made = list(_of_guests(settings, asked, directory, options, wanted, failed))
     if as_json:
         print_json({"backups": [_as_json(each) for each in made]})
     else:
         print_lines(map(_line, made))
+    raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 
 
 def _parsed(words: Sequence[str]) -> tuple[str, list[str], Path]:
@@ -146,26 +156,42 @@ def _of_point(
 
 def _of_guests(
     settings: Config,
-    names: Sequence[str],
+    names: Sequence[str] | None,
     directory: BackupDirectory,
     options: BackupOptions,
     wanted: Wanted,
+    failed: list[str],
 ) -> Iterator[StoredBackup]:
+    """Back them up, one after the other; None: all that run. Those that `failed` are told."""
     from zvmsnap.backup.of_guest import back_up_guest
-    from zvmsnap.common.errors import GuestNotFound
     from zvmsnap.virt.host import Host
 
     with Host.connect(settings.uri) as host:
-        known = {key: guest for guest in host.guests() for key in (guest.uuid, guest.name)}
-        for name in names:
-            if name not in known:
-                raise GuestNotFound(f"{name}: libvirt has no such guest")
-        for guest in {known[name].uuid: known[name] for name in names}.values():
-            made = back_up_guest(settings, host, guest, directory, options, wanted)
-            if made:
-                yield made
-            else:
-                log.plain().warning("%s: nothing has changed since its last backup", guest.name)
+        for guest in _chosen(host, names):
+            try:
+                made = back_up_guest(settings, host, guest, directory, options, wanted)
+                if made:
+                    yield made
+                else:
+                    log.plain().warning("%s: nothing has changed since its last backup", guest.name)
+            except Cancelled:
+                raise
+            except Exception as error:
+                if names and len(names) == 1:
+                    raise
+                failed.append(guest.name)
+                log.failure(log.about(guest.name, str(directory.path)), error)
+
+
+def _chosen(host: Host, names: Sequence[str] | None) -> list[Guest]:
+    guests = host.guests()
+    if names is None:
+        return [guest for guest in guests if guest.is_active()]
+    known = {key: guest for guest in guests for key in (guest.uuid, guest.name)}
+    for name in names:
+        if name not in known:
+            raise GuestNotFound(f"{name}: libvirt has no such guest")
+    return list({known[name].uuid: known[name] for name in names}.values())
 
 
 def _consolidate(

@@ -13,6 +13,7 @@ from typing import Any
 
 import libvirt
 
+from zvmsnap.common import foreign
 from zvmsnap.common.errors import DomainGone, GivenUp, LibvirtFailed
 from zvmsnap.virt import domain_xml, save_image
 from zvmsnap.virt.connection import Connection, Domain, translated, volume_path
@@ -95,6 +96,41 @@ class Host:
                         "stopped, or a pool suspended? zpool status -x"
                     )
             begun.answer()
+
+    def begin_backup(self, uuid: str, xml: str) -> None:
+        """Let QEMU write disks of a running guest into files, as of now; a job does it.
+
+        Raises LibvirtFailed.
+        """
+        with translated("beginning a backup"):
+            self._connection.do(
+                lambda opened: opened.lookupByUUIDString(uuid).backupBegin(xml, None, 0)
+            )
+
+    def backup_xml(self, uuid: str) -> str:
+        """What the backup job under way is about. Raises LibvirtFailed, also if there is none."""
+        with translated("asking for a backup"):
+            return str(
+                self._connection.do(
+                    lambda opened: opened.lookupByUUIDString(uuid).backupGetXMLDesc(0)
+                )
+            )
+
+    def why_backup_failed(self, uuid: str) -> str:
+        """Why the last job of a guest, a backup, did not end well; "" if it did.
+
+        Raises LibvirtFailed.
+        """
+        completed = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
+        with translated("asking how a backup has ended"):
+            stats = self._connection.do(
+                lambda opened: opened.lookupByUUIDString(uuid).jobStats(completed)
+            )
+        if stats.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
+            return "libvirt does not know any more: was it started again?"
+        if stats.get("type") == libvirt.VIR_DOMAIN_JOB_COMPLETED:
+            return ""
+        return foreign.line(str(stats.get("errmsg", "it was ended")))
 
     def why_no_machine(self, emulator: str, arch: str, machine: str, kind: str) -> str | None:
         """Why QEMU here cannot be such a machine; None if it can."""

@@ -59,12 +59,6 @@ def test_another_definition_is_a_change(scene_off: Scene) -> None:
     assert again and (again.directory / "domain.xml").read_text().count("watchdog") == 1
 
 
-def test_a_guest_that_runs(scene_off: Scene) -> None:
-    scene_off.guest.active = True
-    with pytest.raises(BackupImpossible, match="runs, and vda is on no ZFS: shut it off"):
-        back_up(scene_off)
-
-
 def test_a_guest_that_is_started_meanwhile(
     scene_off: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

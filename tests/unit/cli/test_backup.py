@@ -64,7 +64,7 @@ def test_damage_is_told(backups: Scene, command: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["backup", "/backup"], "say GUEST..., or --from a point"),
+        (["backup", "/backup"], "say GUEST..., or --all-running, or --from a point"),
         (["backup", "web", "/no/such"], "/no/such: is no directory"),
         (["backup", "list", "/a", "/b"], "list takes one directory"),
         (["backup", "list", "/a", "--compress"], "these options are not of list"),
