@@ -1,9 +1,10 @@
-"""sanoid itself as the judge: for each sanoid.conf, what it snapshots, and what `Rehearsal` says.
+"""sanoid itself as the judge: for each sanoid.conf, what it snapshots, what `Rehearsal` says of it,
+and how config/sanoid_conf reads it.
 
     python3 sanoid_judge.py SANOID DEFAULTS_FILE FILE... [--generated=N] [--seed=N]
 
 `zfs` is a stand-in in PATH that lists a few datasets and writes down what it is told. Prints a line
-for each configuration on which the two do not agree, and how many there were of each kind; exits
+for each configuration on which they do not agree, and how many there were of each kind; exits
 with 1 if there was one. Needs zvmsnap, Perl with Config::IniFiles, and nothing of a lab.
 """
 
@@ -12,12 +13,15 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from zvmsnap.common.errors import SanoidConfInvalid
 from zvmsnap.common.process import Process
+from zvmsnap.config import sanoid_conf
 from zvmsnap.hooks.callers import Caller
 from zvmsnap.hooks.rehearsal import Rehearsal
 from zvmsnap.journal.round import Round
@@ -42,6 +46,10 @@ class Judge:
         self._top = top
         self._sanoid = sanoid
         self._told = top / "told"
+        self._defaults = sanoid_conf.defaults_of(defaults.read_text())
+        found = re.search(r"\$::VERSION\s*=\s*'([0-9.]+)'", sanoid.read_text())
+        assert found
+        self._version = tuple(map(int, found[1].split(".")))
         (top / "bin").mkdir()
         zfs = top / "bin" / "zfs"
         zfs.write_text(ZFS.format(names=" ".join(DATASETS), told=self._told))
@@ -71,9 +79,24 @@ class Judge:
             recursive = sorted(name for name in DATASETS if asked.takes_recursively(name))
             return recursive, not asked.unanswered
 
+    def read(self, conf: bytes) -> dict[str, bool] | None:
+        """The same as `really`, by zvmsnap's own reader."""
+        try:
+            ini = sanoid_conf.parse(conf.decode(errors="surrogateescape"))
+        except SanoidConfInvalid:
+            return None
+        if sanoid_conf.unknown_keys(ini, self._defaults):
+            return None
+        policies = sanoid_conf.resolve(ini, self._defaults, _below, self._version)
+        return {each.path: each.is_recursive for each in policies.values() if each.takes}
+
     def _words(self, conf: bytes) -> list[str]:
         (self._top / "conf" / "sanoid.conf").write_bytes(conf)
         return ["perl", str(self._sanoid), f"--configdir={self._top}/conf"]
+
+
+def _below(top: str) -> list[str]:
+    return [name for name in DATASETS if name.startswith(f"{top}/")]
 
 
 def generated(dice: random.Random) -> bytes:
@@ -125,13 +148,14 @@ def main(arguments: list[str]) -> int:
         for name, conf in confs.items():
             really = judge.really(conf)
             said, answered = judge.said(conf)
+            read = judge.read(conf)
             recursive = sorted(dataset for dataset, how in (really or {}).items() if how)
             counts["refused"] += really is None
             counts["recursive"] += len(recursive)
             counts["alone"] += len(really or ()) - len(recursive)
-            if said != recursive or answered is (really is None):
+            if said != recursive or answered is (really is None) or read != really:
                 counts["differs"] += 1
-                print(f"{name}: sanoid {really}, said {said}\n{conf!r}")
+                print(f"{name}: sanoid {really}, said {said}, read {read}\n{conf!r}")
             if not name.startswith("generated"):
                 print(f"{name}: {', '.join(recursive)}")
     print(f"{len(confs)} configurations: {counts}")
