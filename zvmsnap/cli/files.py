@@ -13,7 +13,7 @@ import typer
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, GuestNotFound
 from zvmsnap.config.settings import load_settings
-from zvmsnap.flatten.plan import Method
+from zvmsnap.flatten.method import Method
 from zvmsnap.terminal import completion
 from zvmsnap.terminal.options import (
     DryRunOption,

@@ -19,7 +19,6 @@ from zvmsnap.points import vault, verify_result
 from zvmsnap.points.liveness import Liveness, guids_of
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.points.vault import DamagedPoint
-from zvmsnap.recovery.unfinished import unfinished
 from zvmsnap.retention import old_memory, prune
 from zvmsnap.terminal import render
 from zvmsnap.terminal.options import (
@@ -63,6 +62,8 @@ def list_points(
         interrupted = []
     else:
         points, damaged = vault.read(settings)
+        from zvmsnap.recovery.unfinished import unfinished  # loads libvirt, which --help does not
+
         interrupted = [each.words for each in unfinished(settings, domain)]
         liveness = None
     points = [point for point in points if domain in (None, point.manifest.domain)]

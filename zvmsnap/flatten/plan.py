@@ -18,25 +18,18 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from zvmsnap.common.errors import DomainGone, FlattenImpossible
 from zvmsnap.disks import overlay_chain, qemu_img, staging
 from zvmsnap.disks.overlay_chain import OverlayChain
+from zvmsnap.flatten.method import Method
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 
 _BASES = ("raw", "qcow2")
 _BLOCK_BYTES = 512  # of st_blocks
-
-
-class Method(StrEnum):
-    """`commit` writes the overlays into the last image, `pull` all others into the first."""
-
-    COMMIT = "commit"
-    PULL = "pull"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs, live_commit, offline_commit, qemu_img
 from zvmsnap.flatten import live_pull
-from zvmsnap.flatten.plan import FlattenPlan, Method, plan
+from zvmsnap.flatten.method import Method
+from zvmsnap.flatten.plan import FlattenPlan, plan
 from zvmsnap.flatten.work import Flattening, Flattenings
 from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal

@@ -13,7 +13,7 @@ from zvmsnap.common import json_file
 from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import private_dir, remove_durably, sync_dir
 from zvmsnap.config.capture_name import GuestUuid
-from zvmsnap.flatten.plan import Method
+from zvmsnap.flatten.method import Method
 
 SCHEMA = 1
 _FOLDER = "flattenings"

@@ -106,6 +106,18 @@ def test_a_command_waits_for_no_other(
     assert {f"zvmsnap.cli.{name}" for name in not_loaded}.isdisjoint(imported)
 
 
+def test_the_parser_needs_no_libvirt() -> None:
+    """Nor does `make deb`, whose man pages are made of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['libvirt'] = None\n" + TELLS_MODULES]
+        + ["--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "only"),
     [

@@ -9,7 +9,8 @@ from tests.fakes.host import FakeHost
 from tests.fakes.images import make_overlay, run_qemu_img
 from zvmsnap.common.errors import FlattenImpossible
 from zvmsnap.disks import staging
-from zvmsnap.flatten.plan import FlattenPlan, Method, plan
+from zvmsnap.flatten.method import Method
+from zvmsnap.flatten.plan import FlattenPlan, plan
 from zvmsnap.virt.domain_xml import Metadata
 
 Chained = Callable[..., list[str]]

@@ -22,7 +22,8 @@ from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config, Limits
 from zvmsnap.disks import qemu_img
 from zvmsnap.flatten import run
-from zvmsnap.flatten.plan import Method, plan
+from zvmsnap.flatten.method import Method
+from zvmsnap.flatten.plan import plan
 from zvmsnap.flatten.work import Flattening, Flattenings
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
