@@ -109,8 +109,12 @@ def test_a_command_waits_for_no_other(
 def test_the_parser_needs_no_libvirt() -> None:
     """Nor does `make deb`, whose man pages are made of it."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.modules['libvirt'] = None\n" + TELLS_MODULES]
-        + ["--help"],
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.modules['libvirt'] = None\n{TELLS_MODULES}",
+            "--help",
+        ],
         capture_output=True,
         text=True,
         check=False,
