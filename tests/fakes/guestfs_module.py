@@ -19,6 +19,7 @@ class FakeMachine:
         self.here: set[str] = set()
         self.acts: list[str] = []
         self.starts = True
+        self.work = ""
         self._unmounted = threading.Event()
 
     def library(self) -> Any:
@@ -37,6 +38,9 @@ class FakeMachine:
 
     def set_backend(self, name: str) -> None:
         assert name == "direct"
+
+    def set_tmpdir(self, path: str) -> None:
+        self.work = path
 
     def set_network(self, wanted: bool) -> None:
         assert not wanted

@@ -113,11 +113,11 @@ def launched(images: Sequence[Image], work: str) -> Iterator[Appliance]:
     # It would be asked for a program, or an appliance, of somebody else's choice.
     for name in ("LIBGUESTFS_ATTACH_METHOD", "LIBGUESTFS_BACKEND", "LIBGUESTFS_HV"):
         os.environ.pop(name, None)
-    os.environ["TMPDIR"] = work
     handle = library.GuestFS(python_return_dict=True)
     try:
         with _told("starting libguestfs"):
             handle.set_backend("direct")
+            handle.set_tmpdir(work)
             handle.set_network(False)
             handle.set_pgroup(True)
             for image in images:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def make(view: View, point: RestorePoint) -> tuple[list[Image], list[str]]:
     for disk in point.manifest.disks:
         path = str(directory / f"{disk.target}.qcow2")
         try:
-            qemu_img.make_view(path, _name(places.tree(disk)))
+            make_overlay(path, places.tree(disk))
             images.append(Image(disk.target, path))
         except (FilesImpossible, QemuImgFailed, ZfsFailed, OSError) as error:
             left_out.append(f"{disk.target} is left out: {foreign.line(str(error))}")
@@ -71,11 +71,39 @@ def make(view: View, point: RestorePoint) -> tuple[list[Image], list[str]]:
     return images, left_out
 
 
+def make_overlay(path: str, tree: Node) -> None:
+    """Make our overlay at `path` over these nodes.
+
+    Its header holds a short name only: of a long chain each part gets an overlay of ours, too.
+    Raises FilesImpossible and QemuImgFailed.
+    """
+    nodes = list(_chain(tree))
+    below = nodes.pop()
+    for number, node in enumerate(reversed(nodes)):
+        if not _fits(node | {"backing": below}):
+            part = f"{path}.{number}"
+            qemu_img.make_view(part, _name(below))
+            below = {"driver": _QCOW2, "file": _file(part)}
+        below = node | {"backing": below}
+    if not _fits(below):
+        raise FilesImpossible("an image of it has too long a path")
+    qemu_img.make_view(path, _name(below))
+
+
+def _chain(tree: Node) -> Iterator[Node]:
+    """The nodes from top to bottom, each without what is below it."""
+    below: Node | None = tree
+    while below:
+        own, below = below, below.get("backing")
+        yield {name: value for name, value in own.items() if name != "backing" or value is None}
+
+
+def _fits(tree: Node) -> bool:
+    return len(_name(tree).encode(errors="surrogateescape")) <= _NAME_MAX_BYTES
+
+
 def _name(tree: Node) -> str:
-    name = f"json:{json.dumps(tree, separators=(',', ':'))}"
-    if len(name.encode(errors="surrogateescape")) > _NAME_MAX_BYTES:
-        raise FilesImpossible("it is on more images than can be named: zvmsnap flatten merges them")
-    return name
+    return f"json:{json.dumps(tree, separators=(',', ':'))}"
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,11 @@ def _unmounted_on(closing: threading.Event, view: View) -> Iterator[None]:
 
 
 def _follow_input(closing: threading.Event) -> None:
-    if sys.stdin.buffer.read() != STAY:
+    # Not by sys.stdin: Python could not end while a thread waits for that.
+    said = b""
+    while some := os.read(sys.stdin.fileno(), len(STAY)):
+        said += some
+    if said != STAY:
         closing.set()
         return
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.images import write
 from zvmsnap.common.errors import FilesImpossible
 from zvmsnap.disks import qemu_img as qemu_images
 from zvmsnap.files import images
@@ -65,8 +66,7 @@ def test_what_is_below_is_that_of_the_snapshot(pool: Pool, tmp_path: Path) -> No
     (pool.snapshot / "base.raw").write_bytes(b"t" * MIB)
     pool.image("middle.qcow2", "base.raw")
     pool.image("top.qcow2", pool.live / "middle.qcow2", "qcow2")
-    name = images._name(tree(pool.places, "top.qcow2"))
-    qemu_images.make_view(str(tmp_path / "view.qcow2"), name)
+    images.make_overlay(str(tmp_path / "view.qcow2"), tree(pool.places, "top.qcow2"))
     qemu_img("convert", "-O", "raw", tmp_path / "view.qcow2", tmp_path / "seen")
     assert (tmp_path / "seen").read_bytes() == b"t" * MIB
 
@@ -159,12 +159,26 @@ def test_no_symlink_is_followed(pool: Pool) -> None:
         tree(pool.places, "b.qcow2")
 
 
-def test_a_chain_that_cannot_be_named(pool: Pool) -> None:
-    pool.image("0.qcow2")
-    for number in range(1, 30):
-        pool.image(f"{number}.qcow2", f"{number - 1}.qcow2", "qcow2")
-    with pytest.raises(FilesImpossible, match="more images than can be named"):
-        images._name(tree(pool.places, "29.qcow2"))
+def test_a_long_chain_is_opened_in_parts(pool: Pool, tmp_path: Path) -> None:
+    (pool.snapshot / "0.raw").write_bytes(b"t" * MIB)
+    below, below_format = "0.raw", "raw"
+    for number in range(1, 25):
+        pool.image(f"{number}.qcow2", below, below_format)
+        below, below_format = f"{number}.qcow2", "qcow2"
+    write(pool.snapshot / "12.qcow2", 7)
+    view = tmp_path / "view.qcow2"
+    images.make_overlay(str(view), tree(pool.places, below))
+    assert len(list(tmp_path.glob("view.qcow2.*"))) > 1
+    qemu_img("convert", "-O", "raw", view, tmp_path / "seen")
+    assert (tmp_path / "seen").read_bytes() == b"\7" * 65536 + b"t" * (MIB - 65536)
+
+
+def test_a_path_that_is_too_long(pool: Pool, tmp_path: Path) -> None:
+    deep = "/".join(["d" * 200] * 6)
+    (pool.snapshot / deep).mkdir(parents=True)
+    (pool.snapshot / deep / "a.raw").write_bytes(bytes(MIB))
+    with pytest.raises(FilesImpossible, match="too long a path"):
+        images.make_overlay(str(tmp_path / "v"), tree(pool.places, f"{deep}/a.raw", "raw"))
 
 
 def test_disks_that_cannot_be_opened_are_left_out(

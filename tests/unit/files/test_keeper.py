@@ -67,6 +67,7 @@ def test_a_volume_is_seen_through_a_clone_that_goes_again(
     assert view.clones == ((clone, f"{DATASET}@{NAME}"),) and view.made_here and not view.stays
     with kept(volume_scene, view) as opened:
         assert opened == Opened("", ("/vda",), (), 1 << 20)
+        assert machine.work == view.work
         assert machine.here == {view.mountpoint} == {f"{view.work}/files"}
         assert volume_scene.world.pool[clone].properties == {
             "readonly": "on",
