@@ -78,9 +78,11 @@ def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
             notices.note(settings, event.of(kind, why, **about))
         return complete
     except Exception as error:
-        why = needed.line(error) if isinstance(error, ImportError) else log.one_line(error)
-        about["error"] = event.class_of(error)
-        notices.note(settings, event.of(kind, why, **about))
+        # Of what sanoid cannot have made, and nobody has touched, nobody is told.
+        if getattr(error, "exit_code", EXIT_FAILED) != EXIT_USAGE:
+            why = needed.line(error) if isinstance(error, ImportError) else log.one_line(error)
+            about["error"] = event.class_of(error)
+            notices.note(settings, event.of(kind, why, **about))
         raise
     finally:
         # Whoever is captured waits for sanoid, and so for pre: post tells what has failed.

@@ -74,7 +74,10 @@ def _deliver(config: Config) -> None:
     until_s = time.monotonic() + _DELIVERY_S
     files = _pending(config)
     events = list(_read(files))
-    failures.add(config.journal_dir, (event.error or str(event.kind) for event in events))
+    try:
+        failures.add(config.journal_dir, (event.error or str(event.kind) for event in events))
+    except OSError as error:
+        log.plain().warning("%s: failures are not counted: %s", config.journal_dir, error)
     # They go first: a program that ends us must not be told again and again.
     for file in files:
         file.unlink(missing_ok=True)

@@ -177,7 +177,7 @@ def domain_state() -> str:
 
 
 def journal_entries() -> list[str]:
-    lasting = ("vault.id", "seal.key")
+    lasting = ("vault.id", "seal.key", "failures.count")
     names = (path.name for path in JOURNAL.glob("*") if path.is_file() or any(path.iterdir()))
     return sorted(name for name in names if name not in lasting)
 

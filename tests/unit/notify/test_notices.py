@@ -142,6 +142,19 @@ def test_without_a_directory(config: Config, caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == []
 
 
+def test_programs_are_told_though_the_journal_is_full(
+    told: Config, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failures, "add", full)
+    put("a", f"touch {tmp_path}/told")
+    note(told)
+    notices.deliver(told)
+    assert (tmp_path / "told").exists()
+
+
 def test_where_nothing_can_be_written(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     Path(config.locks).write_text("foreign")
     note(config)
