@@ -111,7 +111,7 @@ def _pauses(found: Found) -> Iterable[Verdict]:
     against_usual = _against(PAUSED, USUAL, "pause_s")
     yield _of(found, _MIDDLE, f"paused stands still, {guest}", 1.0, " s", _paused)
     yield _of(found, _MIDDLE, "the same against the usual hooks", 0.2, " times", against_usual)
-    rounds = [result for cell, result in found.items() if cell.startswith("round:")]
+    rounds = _of_one_code([each for cell, each in found.items() if cell.startswith("round:")])
     medians = [figure for each in rounds if (figure := _paused(each)) is not None]
     flat = max(medians) / min(medians) if len(medians) > 1 else None
     what = "paused, longest over all RAM and disks against the shortest"
@@ -119,6 +119,12 @@ def _pauses(found: Found) -> Iterable[Verdict]:
     yield _of(found, _MIDDLE, f"take stands still, {guest}", 0.8, " s", _middle(TAKE, "pause_s"))
     for cell in _crowd_cells(found):
         yield _of(found, cell, f"take of {cell}, the longest", 0.8, " s", _longest_take)
+
+
+def _of_one_code(results: Sequence[Result]) -> list[Result]:
+    """Those of the code that was measured last: others were maybe measured on another machine."""
+    newest = max(results, key=lambda each: each.conditions["date"], default=None)
+    return [each for each in results if newest and each.product == newest.product]
 
 
 def _paused(result: Result) -> float | None:

@@ -54,6 +54,15 @@ def test_flat_is_of_all_rounds_and_one_busy_cell_silences_it(result: Build) -> N
     assert verdict({cells[0]: found[cells[0]]}, "against the shortest").figure is None
 
 
+def test_flat_leaves_out_what_another_code_was_measured_with(result: Build) -> None:
+    cells = [round_cell(64, disks, apparmor=True).id for disks in (1, 2, 4)]
+    found = {cell: result(cell, paused(n)) for cell, n in zip(cells, (1.0, 1.2, 1.0), strict=True)}
+    found[cells[2]] = result(
+        cells[2], paused(0.5), product="def", conditions={"date": "2026-11-25 04:00 UTC"}
+    )
+    assert verdict(found, "against the shortest").figure == pytest.approx(1.2)
+
+
 def test_idle_hooks(result: Build) -> None:
     took = {hooks.PYTHON: 0.2, hooks.PRE: 0.8, hooks.POST: 0.9, hooks.PRUNING: 0.4}
     found = {"hooks": result("hooks", {way: {"took_s": [n] * 3} for way, n in took.items()})}
