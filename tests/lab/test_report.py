@@ -31,9 +31,8 @@ def test_a_page_of_two_points(lab: Lab) -> None:
     older, newer = scenario.points(lab, "web")
     zvmsnap(lab, "verify", f"web@{older.manifest['run']}")
     zvmsnap(lab, "verify", "--boot", "web@latest")
-    for recipe in ("Make the page", "Who may read it"):
-        for command in readme.commands(recipe):
-            lab.run(command, timeout_s=scenario.ROUND_LIMIT_S)
+    for command in (*readme.commands("Make the page"), *readme.commands("Who may read it")):
+        lab.run(command, timeout_s=scenario.ROUND_LIMIT_S)
     page = lab.get(FILE).decode()
     assert lab.run(f"stat -c '%a %U' {FILE} {PUBLIC}").stdout == "600 root\n400 www-data\n"
     assert lab.get(PUBLIC).decode() == page

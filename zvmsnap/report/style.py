@@ -51,7 +51,7 @@ padding:1px 8px;white-space:nowrap}
 .matrix thead th{min-width:22px;vertical-align:bottom;line-height:1.2}
 .matrix thead .week{color:var(--ink);font-weight:650}
 .matrix th:first-child{position:sticky;left:0;z-index:1;background:var(--card)}
-.matrix tbody th{text-align:left;font-size:.86rem;padding:0 10px 0 0;max-width:190px;
+.matrix tbody th{width:1%;text-align:left;font-size:.86rem;padding:0 10px 0 0;max-width:190px;
 overflow:hidden;text-overflow:ellipsis;
 white-space:nowrap}
 .matrix td{width:22px;min-width:22px;height:30px;padding:0;text-align:center;border-radius:4px;

@@ -208,7 +208,7 @@ def test_100_guests_with_400_points_each() -> None:
     made = page(facts)
     took_s = time.process_time() - begun
     assert len(made.encode()) < 3 << 20
-    # A guard, far above what it takes; docs/how-to/report.md has what was measured.
+    # A guard, far above what it takes: less than half a second.
     assert took_s < 30
 
 
