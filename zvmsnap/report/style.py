@@ -56,7 +56,7 @@ overflow:hidden;text-overflow:ellipsis;
 white-space:nowrap}
 .matrix td{width:22px;min-width:22px;height:30px;padding:0;text-align:center;border-radius:4px;
 font-size:.78rem;font-weight:650;line-height:1.1;background:var(--faint);color:var(--soft)}
-.matrix .month{min-width:30px}
+.matrix .month{min-width:30px;width:1%}
 .matrix .gap{min-width:8px;width:8px;background:none}
 .matrix i{display:block;font-style:normal;font-weight:400;font-size:.62rem;letter-spacing:-.5px}
 td.memory,b.memory{background:var(--memory-bg);color:var(--memory)}
