@@ -139,6 +139,7 @@ def test_the_recipe_without_us(lab: Lab) -> None:
 @pytest.mark.parametrize("signal", ["KILL", "TERM"])
 def test_killed_on_the_way(lab: Lab, signal: str) -> None:
     """A backup that waits for qemu-img; what it has left, recover removes."""
+    lab.run("mkdir -p /root/bin")
     lab.put("/root/bin/qemu-img", "#!/bin/sh\ncase $1 in convert) touch /root/there; sleep 600;; "
             'esac\nexec /usr/bin/qemu-img "$@"\n')
     lab.run("chmod +x /root/bin/qemu-img")
