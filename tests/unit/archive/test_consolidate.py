@@ -156,7 +156,7 @@ class Dead:
         return
 
 
-@pytest.mark.parametrize("die_at", range(0, 24, 1))
+@pytest.mark.parametrize("die_at", range(18))
 def test_killed_at_each_step(scene: Scene, monkeypatch: pytest.MonkeyPatch, die_at: int) -> None:
     made = Chain(scene, 4)
     names = list(made.content)
