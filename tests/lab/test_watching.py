@@ -144,13 +144,13 @@ def test_a_guest_that_stays_on_its_overlays(lab: Lab) -> None:
 
     lab.put("/root/backup.xml", BACKUP)
     lab.run("virsh backup-begin web /root/backup.xml")
-    back.zvmsnap(lab, "recover", status=1)
+    scenario.hook(lab, "post-snapshot", WEB.top, NAMES)
     assert "because of a job (backup) on vda" in monitor(lab, status=1)
     assert kinds(lab) == {("web", "merge", "warning")}
     scenario.pass_hours(lab, 2)
     monitor(lab, status=2)
     lab.run("virsh domjobabort web")
-    back.zvmsnap(lab, "recover")
+    scenario.hook(lab, "post-snapshot", WEB.top, NAMES)
     monitor(lab, status=0)
     scenario.assert_at_rest(lab)
     scenario.assert_counted_through(lab, "web")
