@@ -15,12 +15,13 @@ from zvmsnap.common import json_file
 from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import private_dir, remove_durably, sync_dir
 from zvmsnap.common.snapshot_name import DatasetName, FullName
+from zvmsnap.config import properties
 from zvmsnap.config.capture_name import GuestUuid
 from zvmsnap.config.settings import Config
 
 SCHEMA = 1
 # Set on each dataset that is made for a backup or an import, as long as that is under way.
-PROPERTY = "zvmsnap:backup"
+PROPERTY = properties.BACKUP
 _FOLDER = "backups"
 _Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 

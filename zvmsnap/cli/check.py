@@ -62,7 +62,7 @@ def init(
     ] = False,
     yes: YesOption = False,
 ) -> None:
-    """Set this host up: sections of sanoid.conf for its guests, config.toml, a dataset for points.
+    """Add what a host lacks for its guests: sections for sanoid, configuration, a place for points.
 
     Finds the guests with disks on ZFS, shows what would be added, asks, keeps copies of the files
     that it changes, and ends with `zvmsnap check`. No line of yours is changed or removed. To run
@@ -73,7 +73,7 @@ def init(
       zvmsnap init --dry-run
       zvmsnap init
       zvmsnap init --guest web --yes
-      zvmsnap init --print-sanoid > /etc/sanoid/sanoid.conf
+      zvmsnap init --print-sanoid
     """
     from zvmsnap.check import facts, run
     from zvmsnap.check.finding import Colour

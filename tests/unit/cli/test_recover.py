@@ -49,7 +49,7 @@ def test_recover_as_json(
     code, out, _ = run("recover", "--json", "web")
     report = json.loads(out)
     assert code == 0
-    assert set(report) == {"dry_run", "outcomes", "removed", "problems", "foreign"}
+    assert set(report) == {"json_version", "dry_run", "outcomes", "removed", "problems", "foreign"}
     (outcome,) = report["outcomes"]
     assert (outcome["domain"], outcome["uuid"]) == ("web", entry.uuid)
     assert (outcome["result"], outcome["why"], len(outcome["findings"])) == ("recovered", "", 2)
