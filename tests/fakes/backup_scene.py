@@ -205,3 +205,19 @@ class Scene:
         shutil.rmtree(self.root / name)
         self.table = [each for each in self.table if each.dataset != name]
         self.marks.pop(name, None)
+
+
+def skip_without_qemu_img() -> None:
+    if not shutil.which("qemu-img"):
+        pytest.skip("no qemu-img here: qemu-utils is not installed")
+
+
+@pytest.fixture
+def scene(
+    tmp_path: Path,
+    config: Config,
+    manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    skip_without_qemu_img()
+    return Scene(tmp_path, config, manifest, monkeypatch)

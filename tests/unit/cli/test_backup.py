@@ -1,13 +1,12 @@
 """Command lines of `zvmsnap backup` and `zvmsnap import`."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.backup_scene import Scene
+from tests.fakes.backup_scene import Scene, skip_without_qemu_img
 from zvmsnap.config.settings import Config
 from zvmsnap.points.manifest import Manifest
 
@@ -22,8 +21,7 @@ def backups(
     manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
-    if not shutil.which("qemu-img"):
-        pytest.skip("no qemu-img here: qemu-utils is not installed")
+    skip_without_qemu_img()
     return Scene(tmp_path, config, manifest, monkeypatch)
 
 
