@@ -42,7 +42,7 @@ def output(
         # 1 is "an error occurred", which with `partial` may be no more than a missing name.
         done = _checked(what, lambda: remote.process(words, given), (0, 1) if partial else (0,))
         if done.returncode and not _says_of_names_alone(done.stderr):
-            raise ZfsFailed(f"{what} failed ({done.returncode}): {reason(done.stderr)}")
+            raise _failed(what, done)
         return done.stdout
     except ZfsFailed as error:
         raise ZfsFailed(f"{remote.where}{error}") from error
@@ -88,8 +88,12 @@ def _checked(
     except GivenUp as error:
         raise ZfsFailed(str(error)) from error
     if done.returncode not in codes:
-        raise ZfsFailed(f"{what} failed ({done.returncode}): {reason(done.stderr)}")
+        raise _failed(what, done)
     return done
+
+
+def _failed(what: str, done: CompletedProcess[bytes]) -> ZfsFailed:
+    return ZfsFailed(f"{what} failed ({done.returncode}): {reason(done.stderr)}")
 
 
 def text(output: bytes) -> str:
