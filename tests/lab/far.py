@@ -25,9 +25,6 @@ DESTINATION = f"{USER}@{HOST}:{ROOT}"
 CONFIG = "/etc/zvmsnap/far.toml"
 ADDRESS = "10.77.0.2"
 
-# The first commands of the recipe in docs/how-to: what is installed, and what is made there.
-ON_THE_OTHER_SIDE = 9
-
 _SSHD = f"""\
 ListenAddress {ADDRESS}
 HostKey /srv/far/host_key
@@ -56,7 +53,7 @@ def make(lab: Lab) -> None:
         "mkdir -p /srv/far && ssh-keygen -q -t ed25519 -N '' -f /srv/far/host_key && "
         "truncate -s 6G /srv/far/disk && zpool create backup /srv/far/disk"
     )
-    for command in readme.commands("Offsite every night")[1:ON_THE_OTHER_SIDE]:
+    for command in readme.commands("On the other machine, once"):
         lab.run(command)
     lab.put("/srv/far/sshd_config", _SSHD)
     lab.put("/etc/systemd/network/05-near.network", _NOT_NETWORKDS)

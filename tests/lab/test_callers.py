@@ -12,6 +12,7 @@ from pathlib import Path
 
 import back
 import pytest
+import readme
 import scenario
 import zfs_autobackup
 from scenario import HOOKS, WEB
@@ -34,11 +35,9 @@ def lab(lab_session: Lab) -> Lab:
     return lab_session
 
 
-def autobackup(lab: Lab, *options: str) -> Completed:
-    hooks = " ".join(
-        f"--{role}-snapshot-cmd '{HOOKS}/{role}-snapshot {WEB.top}'" for role in ("pre", "post"))
-    return lab.run(f"zfs-autobackup --verbose --min-change 0 {hooks} {' '.join(options)} offsite",
-                   check=False, timeout_s=scenario.ROUND_LIMIT_S)
+def autobackup(lab: Lab) -> Completed:
+    (command,) = readme.commands("zfs_autobackup")
+    return lab.run(command, check=False, timeout_s=scenario.ROUND_LIMIT_S)
 
 
 @pytest.mark.whole

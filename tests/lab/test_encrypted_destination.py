@@ -8,16 +8,18 @@ from typing import Any
 import back
 import far
 import pytest
+import readme
 import scenario
 import test_firmware
 from back import zvmsnap
 from far import DESTINATION
+from terminal import typed
 from test_firmware import SAFE
 
 from labkit import guests
 from labkit.api import Lab
 
-IDENTITY = "/root/elsewhere/identity"
+IDENTITY = "/root/zvmsnap.key"
 THERE = f"{far.VAULT}/safe"
 # Names of the files with what RAM, definitions and manifests of points here have in clear.
 PLAIN = (
@@ -32,7 +34,9 @@ def test_nobody_there_can_read_it_and_it_comes_back(lab_session: Lab) -> None:
     lab = lab_session
     far.built(lab)
     test_firmware.made(lab)
-    lab.run(f"mkdir {IDENTITY.rpartition('/')[0]} && age-keygen -o {IDENTITY}")
+    install, keygen, fetch_safe = readme.commands("A destination that may not read the points")
+    for command in (install, keygen):
+        typed(lab, command)
     public = lab.run(f"age-keygen -y {IDENTITY}").stdout.strip()
     scenario.configure(
         lab, f'[[destination]]\ntarget = "{DESTINATION}"\nencrypt_to = ["{public}"]\n'
@@ -64,7 +68,7 @@ def test_nobody_there_can_read_it_and_it_comes_back(lab_session: Lab) -> None:
     assert "age failed" in wrong.stderr
     assert scenario.points(lab) == [] and "safe" not in lab.run("virsh list --all --name").stdout
 
-    zvmsnap(lab, *fetch, "--identity", IDENTITY, "safe@latest", DESTINATION)
+    typed(lab, fetch_safe.replace("web@latest", "safe@latest"))
     back.assert_goes_on(lab, "safe", stored, since)
     back.assert_nothing_left(lab, SAFE)
     lab.run("virsh destroy safe")

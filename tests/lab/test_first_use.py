@@ -10,7 +10,7 @@ import pytest
 import readme
 import scenario
 from back import zvmsnap
-from test_readme import typed
+from terminal import typed
 
 from labkit import domains, guests
 from labkit.api import Lab

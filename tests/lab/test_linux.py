@@ -102,7 +102,7 @@ def test_the_network_of_a_clone(lab: Lab) -> None:
 def test_verified_through_its_agent(lab: Lab) -> None:
     done = zvmsnap(lab, "verify", "--boot", "--expect-command", "cat /data/count", linux.NAME)
     assert "lives: its agent answers" in done.stdout
-    said = re.search(r"the command said '(\d+)", done.stdout)
+    said = re.search(r"the command printed '(\d+)", done.stdout)
     assert said and 0 < int(said[1]) <= linux.writes(lab)[-1].count
     done = zvmsnap(lab, "verify", "--boot", "--expect-command", "echo no web server; exit 7",
                    linux.NAME, status=1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import readme
 from packages import built
 
 MMDEBSTRAP = (
@@ -21,7 +22,8 @@ MMDEBSTRAP = (
     "--components=main,contrib",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
 )
-INSTALL = 'chroot "$1" sh -c "apt-get install -q -y --no-install-recommends /root/packages/*.deb"'
+# What apt would ask is answered; what a host has beside them, as libvirtd, is left out.
+ANSWERS = ('APT::Get::Assume-Yes "true"', 'APT::Install-Recommends "false"')
 CALLED = {"SANOID_TARGET": "tank/web", "SANOID_SNAPNAME": "autosnap_2001-01-01_00:00:00_daily"}
 
 pytestmark = [pytest.mark.whole, pytest.mark.long]
@@ -58,8 +60,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     copies.mkdir()
     for package in packages:
         shutil.copy(package, copies)
-    hooks = ('mkdir "$1/root/packages"', f"copy-in {copies}/. /root/packages", INSTALL)
-    command = [*MMDEBSTRAP, *(f"--customize-hook={hook}" for hook in hooks), "bookworm", str(path)]
+    (install,) = readme.commands("Debian 12 and Ubuntu 24.04")
+    hooks = ('mkdir "$1/root/packages"', f"copy-in {copies}/. /root/packages",
+             f'chroot "$1" sh -c "cd /root/packages && {install}"')
+    command = [*MMDEBSTRAP, *(f"--aptopt={answer}" for answer in ANSWERS),
+               *(f"--customize-hook={hook}" for hook in hooks), "bookworm", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     subprocess.run(["mount", "--bind", "/proc", path / "proc"], check=True)

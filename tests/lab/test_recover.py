@@ -6,8 +6,10 @@ import json
 import re
 
 import pytest
+import readme
 import scenario
 from scenario import JOURNAL, STAGING, VAULT, WEB
+from terminal import typed
 
 from labkit import guests
 from labkit.api import Completed, Lab
@@ -61,10 +63,10 @@ def assert_disks_hold_what_was_printed(lab: Lab) -> None:
 
 def test_running_guest_and_its_point(lab: Lab) -> None:
     assert re.search("^web: .* is interrupted at step", lab.run("zvmsnap list").stdout, re.M)
-    done = recover(lab, "--dry-run")
-    assert "web: needs recovery" in done.stdout
+    look, now = readme.commands("Bring guests back from overlays")
+    assert "web: needs recovery" in typed(lab, look).stdout
     assert len(overlays(lab)) == 2
-    assert_recovered(lab, recover(lab, "web"))
+    assert_recovered(lab, typed(lab, now))
     point = scenario.the_point(lab, "web")
     assert point.manifest["level"] == "memory"
     scenario.assert_counted_through(lab, "web")

@@ -8,6 +8,7 @@ from shlex import quote
 import back
 import far
 import pytest
+import readme
 import scenario
 from back import zvmsnap
 from far import DESTINATION, ROOT
@@ -206,6 +207,12 @@ def test_after_a_restore_here_what_is_newer_there_stays(lab: Lab) -> None:
     assert all(point["complete_names"] for point in far.points(lab))
     again = far.send(lab, "web", DESTINATION)
     assert again["points"] == [] and not again["error"]
+    # It goes as the page says, by the name that it has here.
+    (remove,) = readme.commands("When the other machine has newer snapshots")
+    lab.run(remove.replace(remove.split()[-1], former))
+    no_fork(lab)
+    again = far.send(lab, "web", DESTINATION)
+    assert again["points"] == [] and not again["error"]
 
 
 def no_fork(lab: Lab) -> None:
@@ -326,7 +333,8 @@ def test_days_of_sends_while_sanoid_prunes(lab: Lab) -> None:
     refs = f"zfs list -Hp -t snapshot -o userrefs -r {ROOT}/tank"
     assert sorted(map(int, lab.run(refs).stdout.split()))[-3:] == [0, 1, 1]
     assert bookmarks(lab)
-    zvmsnap(lab, "send", "--forget", DESTINATION)
+    (forget,) = readme.commands("What is kept for a destination")
+    lab.run(forget)
     assert bookmarks(lab) == []
     assert "never sent" in zvmsnap(lab, "status").stdout
 

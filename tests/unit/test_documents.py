@@ -1,9 +1,7 @@
-"""What the documents name exists: links, keys, commands, options, recipes and modules."""
+"""What the documents name exists: links, keys, commands, options and modules."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import re
 import shlex
 import tomllib
@@ -20,7 +18,6 @@ from zvmsnap.cli.main import app_of
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIGURATION = CHECKOUT / "docs" / "reference" / "configuration.md"
 EXAMPLES = [CHECKOUT / "config.toml.example", CHECKOUT / "sanoid.conf.example"]
-LAB = CHECKOUT / "tests" / "lab"
 PAGES = [
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
@@ -206,26 +203,6 @@ def test_commands_that_do_not_exist() -> None:
     assert list(calls("a | /usr/bin/zvmsnap list --json && b")) == [["list", "--json"]]
 
 
-def test_the_lab_follows_recipes_that_exist() -> None:
-    spec = importlib.util.spec_from_file_location("recipes", LAB / "readme.py")
-    assert spec and spec.loader
-    readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme)
-    recipes = {
-        call.args[0].value
-        for path in LAB.rglob("*.py")
-        for call in ast.walk(ast.parse(path.read_text()))
-        if isinstance(call, ast.Call)
-        and ast.unparse(call.func) == "readme.commands"
-        and isinstance(call.args[0], ast.Constant)
-    }
-    assert len(recipes) >= 4
-    for recipe in recipes:
-        assert readme.commands(recipe), recipe
-    with pytest.raises(AssertionError):
-        readme.commands("No such recipe")
-
-
 def test_every_named_module_exists() -> None:
     text = (CHECKOUT / "docs" / "architecture.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)/` \|.*?\|(.*)\|$", text, re.M))
@@ -249,4 +226,4 @@ def modules(cell: str) -> list[str]:
 
 
 def test_the_readme_has_the_test_command() -> None:
-    assert "    make test\n" in PAGES[0].read_text()
+    assert "\nmake test\n```\n" in PAGES[0].read_text()

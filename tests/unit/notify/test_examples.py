@@ -53,6 +53,6 @@ def test_the_page_shows_them_all() -> None:
     examples = sorted(EXAMPLES.iterdir())
     assert len(examples) == 3
     for example in examples:
-        lines = example.read_text().splitlines()
-        assert len(lines) == 3
-        assert "".join(f"    {line}\n" for line in lines) in page, example.name
+        text = example.read_text()
+        assert len(text.splitlines()) == 3
+        assert f"```sh\n{text}```\n" in page, example.name
