@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import scenario
 
-from bench import back, crowd, hooks, images, many, peaks, report, results, rounds
-from bench.cells import IMAGES, REPEATS, SHORT_REPEATS, Cell, number, short, whole
-from bench.conditions import Elsewhere, load, of_host, of_lab, product
+from bench import back, crowd, hooks, images, many, native, peaks, report, results, rounds
+from bench.cells import IMAGES, NATIVE, REPEATS, SHORT_REPEATS, Cell, number, short, whole
+from bench.conditions import Elsewhere, load, of_host, of_lab, of_lab_s, own_s, product
 from bench.results import Result
 from bench.scene import Measured
 from labkit.api import Lab
@@ -75,10 +75,11 @@ def _is_named(cell: Cell, only: str) -> bool:
 def _run(cells: list[Cell], repeats: int, *, warm: bool) -> list[str]:
     """Measure the cells, one after the other; returns a line for each that failed."""
     lab, failed = Lab(), []
+    in_lab = [cell for cell in cells if cell.kind != NATIVE]
     try:
-        if cells:
-            scenario.with_code(lab, "ready")
         for position, cell in enumerate(cells, 1):
+            if cell in in_lab[:1]:
+                scenario.with_code(lab, "ready")
             print(f"bench {position} of {len(cells)}: {cell.id}", file=sys.stderr, flush=True)
             try:
                 results.append(LINES, _one(lab, cell, repeats, warm=warm))
@@ -91,8 +92,13 @@ def _run(cells: list[Cell], repeats: int, *, warm: bool) -> list[str]:
 
 
 def _one(lab: Lab, cell: Cell, repeats: int, *, warm: bool) -> Result:
-    load_before, elsewhere, begun_s = load(), Elsewhere(), time.monotonic()
-    measured = _measure(lab, cell, repeats, warm=warm)
+    load_before, elsewhere, begun_s, had_s = load(), Elsewhere(), time.monotonic(), own_s()
+    if cell.kind == NATIVE:
+        measured = native.measure(repeats, warm=warm)
+        used_s, conditions = own_s() - had_s, native.conditions()
+    else:
+        measured = _measure(lab, cell, repeats, warm=warm)
+        used_s, conditions = of_lab_s(lab), of_lab(lab)
     return Result(
         cell=cell.id,
         product=product(),
@@ -100,8 +106,8 @@ def _one(lab: Lab, cell: Cell, repeats: int, *, warm: bool) -> Result:
         warm=warm,
         seconds=round(time.monotonic() - begun_s),
         load=[load_before, load()],
-        elsewhere_cpus=elsewhere.cpus(lab),
-        conditions=of_host() | of_lab(lab),
+        elsewhere_cpus=elsewhere.cpus(used_s),
+        conditions=of_host() | conditions,
         figures=measured.figures,
         notes=measured.notes,
     )

@@ -1,4 +1,7 @@
-"""What is measured: cells, each with a lab and guests of its own, and one line of results."""
+"""What is measured: cells, each with a lab and guests of its own, and one line of results.
+
+One needs no lab, and is measured first, when none runs.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ WAYS = (USUAL, MEMORY, PAUSED, TAKE)
 # The same RAM images of one guest, as page images on a vault whose records and compression the
 # words of the cell say; sent to a vault with such records; or compared with each other.
 IMAGES, SENT, CHANGES = "page images", "sent to", "changes"
+# Page images, without a lab, on the machine that runs the benchmark.
+NATIVE = "page images natively"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def image_cells() -> list[Cell]:
 def whole() -> list[Cell]:
     """All cells, what decides most of the goals first."""
     return [
+        Cell(NATIVE, minutes=2),
         MIDDLE,
         Cell("hooks", minutes=3),
         Cell("back", ("64 MiB",), minutes=8),
@@ -92,6 +98,7 @@ def whole() -> list[Cell]:
 def short() -> list[Cell]:
     """One of each kind, as small as it can be."""
     return [
+        Cell(NATIVE, minutes=1),
         round_cell(64, 1, apparmor=True),
         round_cell(64, 1, apparmor=False),
         Cell("hooks", minutes=3),

@@ -70,19 +70,28 @@ def load() -> list[float]:
 
 
 class Elsewhere:
-    """How busy the host is from now on with what is not the lab."""
+    """How busy the host is from now on with what is not measured."""
 
     def __init__(self) -> None:
         """Begin."""
         self._begun_s = time.monotonic()
         self._busy_s = _busy_s()
 
-    def cpus(self, lab: Lab) -> float:
-        """CPUs busy elsewhere until now, on average; the lab was begun after this."""
-        note = lab.instance.running()
-        own_s = note.process.cpu_s() if note else 0.0
+    def cpus(self, own_s: float) -> float:
+        """CPUs busy elsewhere until now, on average; what is measured has had `own_s` of them."""
         passed_s = time.monotonic() - self._begun_s
         return round(max(0.0, _busy_s() - self._busy_s - own_s) / passed_s, 2)
+
+
+def of_lab_s(lab: Lab) -> float:
+    """Seconds of CPU that a lab has had since it was begun."""
+    note = lab.instance.running()
+    return note.process.cpu_s() if note else 0.0
+
+
+def own_s() -> float:
+    """Seconds of CPU that this process has had, and all below it that have ended."""
+    return sum(os.times()[:4])
 
 
 def _busy_s() -> float:

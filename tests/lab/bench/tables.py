@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
-from bench import back, crowd, hooks, images
-from bench.cells import (
-    CHANGES,
-    FREEZE,
-    MEMORY,
-    PAUSED,
-    QUIESCED,
-    SENT,
-    TAKE,
-    THREE_NAMES,
-    USUAL,
-    image_cell,
-    image_cells,
-    number,
-)
+from bench import back, crowd, hooks, image_tables
+from bench.cells import FREEZE, MEMORY, PAUSED, QUIESCED, TAKE, THREE_NAMES, USUAL, number
 from bench.goals import verdicts
+from bench.markdown import NONE, Found, Lines, figures, largest, table, times, where
 from bench.results import Result
-from bench.spread import median, ratio, shown, spread
-
-Found = Mapping[str, Result]
-Lines = list[str]
-
-NONE = "-"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
-    """A table; no lines if it has no rows."""
-    body = [f"| {' | '.join(row)} |" for row in rows]
-    if not body:
-        return ["Not measured."]
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body]
-
-
-def figures(result: Result, way: str, measure: str, against: str = "") -> str:
-    """Median, and least and largest; with `against`, how many times that way's."""
-    found = spread(result.of(way, measure))
-    if found is None:
-        return NONE
-    times = ratio(result.of(way, measure), result.of(against, measure)) if against else None
-    return str(found) if times is None else f"{found}, {times:.2f} times"
+from bench.spread import median, shown
 
 
 def round_cells(found: Found) -> list[Result]:
@@ -57,16 +23,12 @@ def _order(cell: str) -> tuple[int, int, bool]:
     return number(filled), number(disks), apparmor.endswith("off")
 
 
-def _where(result: Result) -> str:
-    return ", ".join(result.cell.split(":")[1:])
-
-
 def of_rounds(found: Found, measure: str, ways: Sequence[str]) -> Lines:
     """One measure of rounds, side by side."""
     head = ["guest", USUAL, *ways]
     rows = [
         [
-            _where(result),
+            where(result),
             figures(result, USUAL, measure),
             *(figures(result, way, measure, USUAL) for way in ways),
         ]
@@ -93,7 +55,7 @@ def pause_parts(found: Found) -> Lines:
         "pause_s": "pause, as the listener says",
     }
     rows = [
-        [_where(result), way, *(figures(result, way, measure) for measure in parts)]
+        [where(result), way, *(figures(result, way, measure) for measure in parts)]
         for result in round_cells(found)
         for way in (MEMORY, PAUSED, THREE_NAMES, TAKE)
         if result.of(way, "told_pause_s")
@@ -142,8 +104,8 @@ def idle_hooks(found: Found) -> Lines:
             [
                 way,
                 figures(result, way, "took_s"),
-                _times(result, way, hooks.PYTHON, "took_s"),
-                _largest(result, way),
+                times(result, way, hooks.PYTHON, "took_s"),
+                largest(result, way),
             ]
             for way in result.figures
         ],
@@ -178,8 +140,8 @@ def ways_back(found: Found) -> Lines:
             cell.partition(":")[2],
             way,
             figures(result, way, "next_count_s"),
-            _times(result, way, back.BY_HAND, "next_count_s"),
-            _times(result, way, back.CALL, "next_count_s"),
+            times(result, way, back.BY_HAND, "next_count_s"),
+            times(result, way, back.CALL, "next_count_s"),
             figures(result, way, "took_s"),
         ]
         for cell, result in sorted(found.items(), key=lambda pair: _first_number(pair[0]))
@@ -242,10 +204,10 @@ def many_points(found: Found) -> Lines:
     )
     ways = dict.fromkeys(way for result in results for way in result.figures)
     rows = [
-        [way, *(f"{figures(result, way, 'took_s')}; {_largest(result, way)}" for result in results)]
+        [way, *(f"{figures(result, way, 'took_s')}; {largest(result, way)}" for result in results)]
         for way in ways
     ]
-    return table(["seconds; MiB", *map(_where, results)], rows)
+    return table(["seconds; MiB", *map(where, results)], rows)
 
 
 def peak_memory(found: Found) -> Lines:
@@ -253,129 +215,8 @@ def peak_memory(found: Found) -> Lines:
     result = found.get("peak memory")
     if result is None:
         return table((), ())
-    rows = [[way, _largest(result, way), figures(result, way, "took_s")] for way in result.figures]
+    rows = [[way, largest(result, way), figures(result, way, "took_s")] for way in result.figures]
     return table(["command", "peak memory, MiB", "seconds"], rows)
-
-
-def _vaults(found: Found) -> list[Result]:
-    """The cells of vaults, by record size and compression."""
-    cells = [each.id for each in image_cells() if each.words[0].endswith("K")]
-    return [found[cell] for cell in cells if cell in found]
-
-
-def _of_first(result: Result, way: str, measure: str) -> str:
-    """With how much of the first image's it is."""
-    share = ratio(result.of(way, measure), result.of(images.FIRST, measure))
-    said = figures(result, way, measure)
-    return said if share is None else f"{said}, {100 * share:.1f} %"
-
-
-def images_on_disk(found: Found) -> Lines:
-    """What page images take, by record size and compression of the vault."""
-    rows = [
-        [
-            _where(result),
-            figures(result, images.FIRST, "disk_mib"),
-            _of_first(result, images.SECOND, "disk_mib"),
-            _of_first(result, images.LATER, "disk_mib"),
-            figures(result, images.POOL_SAYS, "bclonesaved_mib"),
-            figures(result, images.POOL_SAYS, "bcloneratio"),
-            figures(result, images.VAULT_SAYS, "used_mib"),
-            figures(result, images.VAULT_SAYS, "logicalused_mib"),
-        ]
-        for result in _vaults(found)
-    ]
-    head = [
-        "`recordsize`, `compression`",
-        "first image, MiB",
-        "second",
-        "each later one",
-        "`bclonesaved`",
-        "`bcloneratio`",
-        "`used`",
-        "`logicalused`",
-    ]
-    return table(head, rows)
-
-
-def images_changed(found: Found) -> Lines:
-    """How much of RAM changes, by the size of what it is counted in."""
-    result = found.get(image_cell(CHANGES).id)
-    rows = [
-        [
-            size,
-            figures(result, size, "used_mib"),
-            figures(result, size, "changed_mib"),
-            f"{100 * share:.1f} %" if (share := _share_changed(result, size)) else NONE,
-        ]
-        for size in (result.figures if result else ())
-        if result
-    ]
-    return table(["pieces of", "not zeros, MiB", "changed, MiB", "of that"], rows)
-
-
-def _share_changed(result: Result, size: str) -> float | None:
-    return ratio(result.of(size, "changed_mib"), result.of(size, "used_mib"))
-
-
-def images_sent(found: Found) -> Lines:
-    """What goes over, and what it takes there."""
-    rows = [
-        [
-            record,
-            way,
-            _of_first(result, way, "wire_mib"),
-            _of_first(result, way, "rsync_mib"),
-            _of_first(result, way, "disk_mib"),
-            figures(result, way, "took_s"),
-        ]
-        for record in ("16K", "128K")
-        if (result := found.get(image_cell(SENT, record).id))
-        for way in (images.FIRST, images.SECOND, images.LATER)
-        if result.of(way, "wire_mib")
-    ]
-    head = [
-        "`recordsize` there",
-        "image",
-        "went over, MiB",
-        "of that rsync's",
-        "on the disk there, MiB",
-        "seconds",
-    ]
-    return table(head, rows)
-
-
-def images_made(found: Found) -> Lines:
-    """How long page images take, beside commands that read or copy as much."""
-    ways = {
-        images.SHA256SUM: images.SHA256SUM,
-        images.APART_FIRST: images.SHA256SUM,
-        images.APART: images.SHA256SUM,
-        images.COPY: images.COPY,
-        images.REBUILT: images.COPY,
-        images.EXPORTED: images.COPY,
-    }
-    rows = [
-        [
-            _where(result),
-            way,
-            figures(result, way, "took_s", against if against != way else ""),
-            figures(result, way, "cpu_s", against if against != way else ""),
-        ]
-        for result in _vaults(found)
-        for way, against in ways.items()
-    ]
-    return table(["vault", "", "seconds", "of the CPU"], rows)
-
-
-def _times(result: Result, way: str, against: str, measure: str) -> str:
-    times = ratio(result.of(way, measure), result.of(against, measure))
-    return NONE if times is None else f"{times:.2f}"
-
-
-def _largest(result: Result, way: str) -> str:
-    peaks = result.of(way, "peak_mib")
-    return shown(max(peaks)) if peaks else NONE
 
 
 def goals(found: Found) -> Lines:
@@ -447,9 +288,11 @@ BLOCKS = {
     "crowds": crowds,
     "points": many_points,
     "memory": peak_memory,
-    "images": images_on_disk,
-    "images_changed": images_changed,
-    "images_sent": images_sent,
-    "images_made": images_made,
+    "images": image_tables.on_disk,
+    "images_said": image_tables.said,
+    "images_changed": image_tables.changed,
+    "images_sent": image_tables.sent,
+    "images_made": image_tables.made,
+    "images_natively": image_tables.natively,
     "notes": notes,
 }

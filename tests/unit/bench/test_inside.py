@@ -97,7 +97,7 @@ def test_an_image_is_stored_as_publishing_does_and_rebuilt(
     assert (point / "domain.xml").read_text() == "<domain/>"
     back = page_images.rebuild(str(point), str(tmp_path / "back.img"))
     assert b"all that is in its RAM" in (tmp_path / "back.img").read_bytes()
-    assert took.keys() == back.keys() == {"took_s", "cpu_s"}
+    assert took.keys() == back.keys() == {"took_s", "cpu_s", "peak_mib"}
     image.write_bytes(b"no image of libvirt")
     with pytest.raises(SystemExit, match="was not taken apart: "):
         page_images.store(str(image), str(model), str(tmp_path / "another"))

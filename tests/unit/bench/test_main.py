@@ -105,6 +105,17 @@ def test_the_report_is_of_what_was_measured_or_else_of_the_docs(
     assert written[2:] == [({"quiesced"}, main.LINES.parent)]
 
 
+def test_what_is_measured_without_a_lab_begins_none(
+    measured: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(main.scenario, "with_code", lambda lab, state: begun.append(state))
+    assert measured("--only", cells.NATIVE) == [cells.NATIVE]
+    assert begun == []
+    assert measured("--only", f"{cells.NATIVE},hooks,quiesced", "--fresh")[0] == cells.NATIVE
+    assert begun == ["ready"]
+
+
 def test_a_list_measures_nothing(
     measured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench import report, tables
-from bench.cells import image_cell, round_cell
+from bench import image_tables, report, tables
+from bench.cells import NATIVE, image_cell, round_cell
 from bench.results import Result
 
 Build = Callable[..., Result]
@@ -79,30 +79,44 @@ def test_idle_hooks_and_many_points(result: Build) -> None:
 
 
 def test_page_images_are_beside_the_first_one(result: Build) -> None:
-    cell = image_cell("16K", "zstd").id
+    cell, changes = image_cell("16K", "zstd").id, image_cell("changes").id
     figures = {
         "first": {"disk_mib": [200.0]},
         "second": {"disk_mib": [10.0]},
         "later": {"disk_mib": [6.0, 8.0]},
+        "taking apart, later": {"took_s": [20.0]},
         "pool": {"bclonesaved_mib": [580.0], "bcloneratio": [3.5]},
         "vault": {"used_mib": [804.0], "logicalused_mib": [1200.0]},
     }
-    assert tables.images_on_disk({cell: result(cell, figures)})[2:] == [
-        "| 16K, zstd | 200 | 10.0, 5.0 % | 7.00 (6.00 to 8.00), 3.5 % | 580 | 3.50 | 804 | 1200 |"
+    found = {cell: result(cell, figures)}
+    assert image_tables.on_disk(found)[2:] == [
+        "| 16K, zstd | - | 200 | 10.0, 5.0 % | 7.00 (6.00 to 8.00), 3.5 % | 364 | 20.0 | - |"
     ]
+    assert image_tables.said(found)[2:] == ["| 16K, zstd | 580 | 3.50 | 804 | 1200 |"]
+    sizes = {"16 KiB": {"used_mib": [300.0, 300.0], "changed_mib": [12.0, 18.0]}}
+    found[changes] = result(changes, sizes)
+    assert image_tables.changed(found)[2:] == ["| 16 KiB | 300 | 15.0 (12.0 to 18.0) | 5.0 % |"]
+    assert image_tables.on_disk(found)[2].startswith("| 16K, zstd | 5.0 % | 200 |")
+
+
+def test_record_sizes_are_rows_of_one_table(result: Build) -> None:
+    cells = [image_cell(record, "zstd").id for record in ("128K", "16K", "64K")]
+    figures = {"first": {"disk_mib": [100.0]}, "second": {"disk_mib": [10.0]}}
+    rows = image_tables.on_disk({cell: result(cell, figures) for cell in cells})[2:]
+    assert [row[:12] for row in rows] == ["| 16K, zstd ", "| 64K, zstd ", "| 128K, zstd"]
+    # No image came after the second: nothing is reckoned of it.
+    assert rows[0] == "| 16K, zstd | - | 100 | 10.0, 10.0 % | - | - | - | - |"
+
+
+def test_page_images_that_are_sent_are_beside_the_first_one(result: Build) -> None:
     cell = image_cell("sent to", "16K").id
     sent = {
         "first": {"wire_mib": [300.0], "rsync_mib": [290.0], "disk_mib": [200.0], "took_s": [60.0]},
         "second": {"wire_mib": [15.0], "rsync_mib": [14.5], "disk_mib": [10.0], "took_s": [20.0]},
     }
-    assert tables.images_sent({cell: result(cell, sent)})[2:] == [
+    assert image_tables.sent({cell: result(cell, sent)})[2:] == [
         "| 16K | first | 300, 100.0 % | 290, 100.0 % | 200, 100.0 % | 60.0 |",
         "| 16K | second | 15.0, 5.0 % | 14.5, 5.0 % | 10.0, 5.0 % | 20.0 |",
-    ]
-    cell = image_cell("changes").id
-    changes = {"16 KiB": {"used_mib": [300.0, 300.0], "changed_mib": [12.0, 18.0]}}
-    assert tables.images_changed({cell: result(cell, changes)})[2:] == [
-        "| 16 KiB | 300 | 15.0 (12.0 to 18.0) | 5.0 % |"
     ]
 
 
@@ -112,9 +126,24 @@ def test_page_images_are_beside_who_reads_or_copies_as_much(result: Build) -> No
         "sha256sum": {"took_s": [4.0], "cpu_s": [3.0]},
         "taking apart, later": {"took_s": [6.0], "cpu_s": [6.0]},
     }
-    rows = tables.images_made({cell: result(cell, figures)})
+    rows = image_tables.made({cell: result(cell, figures)})
     assert "| 128K, lz4 | sha256sum | 4.00 | 3.00 |" in rows
     assert "| 128K, lz4 | taking apart, later | 6.00, 1.50 times | 6.00, 2.00 times |" in rows
+
+
+def test_page_images_natively_are_told_for_each_gib(result: Build) -> None:
+    figures = {
+        "the image": {"size_mib": [512.0]},
+        "sha256sum": {"took_s": [1.0], "cpu_s": [0.5]},
+        "taking apart": {"took_s": [2.0], "cpu_s": [1.0], "peak_mib": [30.0, 31.0]},
+    }
+    assert image_tables.natively({NATIVE: result(NATIVE, figures)})[2:] == [
+        "| sha256sum | 1.00 | 2.00 | 0.50 | 1.00 | - |",
+        "| taking apart | 2.00, 2.00 times | 4.00 | 1.00, 2.00 times | 2.00 | 31.0 |",
+        "| cp | - | - | - | - | - |",
+        "| cp, and the file on the disk | - | - | - | - | - |",
+        "| rebuilding | - | - | - | - | - |",
+    ]
 
 
 def test_datasets_and_crowds(result: Build) -> None:
