@@ -7,7 +7,7 @@ import readme
 import scenario
 from packages import built
 from scenario import CONFIG, SANOID_CONF, WEB
-from terminal import run, typed
+from terminal import run
 
 from labkit.api import CODE_DIR, Lab
 
@@ -89,7 +89,6 @@ def test_the_package_from_first_to_last(lab: Lab) -> None:
         assert lab.run(f"systemctl is-active {unit}").stdout == "active\n"
 
     run(lab, "\n".join(readme.commands("From a checkout to the package")))
-    lab.run("systemctl daemon-reload")
     assert lab.run("readlink -f /opt/zvmsnap/hooks").stdout == "/usr/lib/zvmsnap/hooks\n"
     assert lab.run("command -v zvmsnap; readlink /usr/local/bin/zvmsnap").stdout.split() == [
         "/usr/local/bin/zvmsnap", "/usr/bin/zvmsnap"
@@ -104,7 +103,8 @@ def test_the_package_from_first_to_last(lab: Lab) -> None:
 
     purge, forget = readme.commands("Remove")
     point = scenario.the_point(lab, WEB.name)
-    typed(lab, purge)
+    # apt takes no answer that was typed before it has asked.
+    run(lab, f"yes | {purge}")
     lab.run("test ! -e /usr/bin/zvmsnap && test ! -e /usr/lib/zvmsnap")
     lab.run(f"test -e {CONFIG} && test -e {point.directory}/manifest.json")
     run(lab, forget)

@@ -16,7 +16,7 @@ LAB = CHECKOUT / "tests" / "lab"
 EXAMPLES = CHECKOUT / "examples"
 # Blocks of these are no commands. `console`, `bash` and the like would hide some.
 LANGUAGES = {"sh", "toml", "yaml", "ini", "nix", "text"}
-EXCEPTIONS_AT_MOST = 10
+EXCEPTIONS_AT_MOST = 8
 
 
 def _readme() -> ModuleType:
