@@ -195,7 +195,7 @@ class Scene:
         name = words[-1]
         if verb == "create":
             self.add_dataset(name)
-            self.marks[name] = next(w.partition("=")[2] for w in words if "zvmsnap:backup=" in w)
+            self.marks[name] = next(w.partition("=")[2] for w in words if "zvmsnap:temporary=" in w)
         else:
             assert verb == "inherit"
             del self.marks[name]

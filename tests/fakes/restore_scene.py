@@ -203,7 +203,7 @@ class World:
 
     # -- the verbs of zvmsnap.zfs
 
-    def datasets(self) -> dict[str, types.Dataset]:
+    def datasets(self, _tops: Sequence[str] = ()) -> dict[str, types.Dataset]:
         return {
             name: types.Dataset(
                 name,

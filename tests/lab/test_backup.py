@@ -41,7 +41,7 @@ def assert_nothing_left(lab: Lab) -> None:
     scenario.assert_at_rest(lab)
     assert "zvmsnap-backup" not in lab.run("zfs list -H -o name").stdout
     assert "_backup" not in lab.run("zfs list -H -t snapshot -o name").stdout
-    assert "zvmsnap:backup" not in lab.run("zfs get -H -s local -o property all").stdout
+    assert "zvmsnap:temporary" not in lab.run("zfs get -H -s local -o property all").stdout
     assert lab.run(f"find {BACKUP} -name '.*'").stdout == ""
 
 

@@ -22,7 +22,7 @@ FLOORS = (
     {"hooks"},
     {"recovery"},
     {"backup", "files", "flatten"},
-    {"restore", "capture"},
+    {"restore", "capture", "point_disks"},
     {"finalize"},
     {"clone", "replication", "quiesce"},
     {"retention", "archive"},

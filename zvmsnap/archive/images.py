@@ -16,7 +16,7 @@ from typing import Any
 
 from zvmsnap.archive.directory import StoredBackup, open_file
 from zvmsnap.archive.manifest import BackupDisk
-from zvmsnap.common.errors import BackupDamaged, BackupImpossible
+from zvmsnap.common.errors import BackupDamaged, DiskUnreadable
 from zvmsnap.disks import qemu_img
 from zvmsnap.inventory import qcow2
 from zvmsnap.zfs.types import Partition
@@ -29,6 +29,7 @@ _HEAD_BYTES = 64 << 10
 _PART = 8
 
 Node = dict[str, Any]
+Place = Callable[[str], str]
 
 
 class Image:
@@ -55,8 +56,9 @@ class Image:
 
 
 def of_file(path: str) -> Node:
-    """A file, by its path."""
-    return {"driver": "file", "filename": path}
+    """A file, or a block device, by its path."""
+    is_device = path.startswith("/dev/") and not os.path.isfile(path)
+    return {"driver": "host_device" if is_device else "file", "filename": path}
 
 
 def raw_file(path: str) -> Image:
@@ -66,40 +68,42 @@ def raw_file(path: str) -> Image:
 
 def raw_device(path: str, partition: Partition | None = None) -> Image:
     """A block device, or the part of it that a partition was."""
-    node: Node = {"driver": RAW, "file": {"driver": "host_device", "filename": path}}
+    node: Node = {"driver": RAW, "file": of_file(path)}
     if partition:
         node |= {"offset": partition.start_bytes, "size": partition.size_bytes}
     return Image(node)
 
 
-def image_file(path: str, image_format: str, place: Callable[[str], str]) -> Image:
-    """An image in a file, with all that is below it.
+def image_file(path: str, image_format: str, backing: Place, data_file: Place) -> Image:
+    """An image in a file, or on a device, with all that is below it.
 
-    `place` says where a file is that a header names, and raises BackupImpossible for one that must
-    not be read. Raises QemuImgFailed too.
+    `backing` and `data_file` say where such a file is that a header names, and raise for one that
+    must not be read. Raises DiskUnreadable and QemuImgFailed too.
     """
-    return Image(_node(path, image_format, place, 0))
-
-
-def _node(path: str, image_format: str, place: Callable[[str], str], depth: int) -> Node:
-    if image_format == RAW:
-        return {"driver": RAW, "file": of_file(path)}
-    if image_format != QCOW2 or depth > CHAIN_MAX:
-        why = "is behind too many others" if image_format == QCOW2 else f"is of {image_format}"
-        raise BackupImpossible(f"{path}: {why}, and is not read: qemu-img convert it first")
-    header = qemu_img.header(path, QCOW2)
-    node: Node = {"driver": QCOW2, "file": of_file(path), "backing": None}
-    if header.data_file:
-        named = os.path.join(os.path.dirname(path), header.data_file)
-        node["data-file"] = of_file(place(named))
-    if header.backing:
+    top: Node = {}
+    node = top
+    for _ in range(CHAIN_MAX):
+        if image_format not in (RAW, QCOW2):
+            raise DiskUnreadable(
+                f"{path}: is of {image_format}, and is not read: qemu-img convert it first"
+            )
+        node |= {"driver": image_format, "file": of_file(path)}
+        if image_format == RAW:
+            return Image(top)
+        header = qemu_img.header(path, QCOW2)
+        node["backing"] = None
+        if header.data_file:
+            named = os.path.join(os.path.dirname(path), header.data_file)
+            node["data-file"] = of_file(data_file(named))
+        if not header.backing:
+            return Image(top)
         if not header.backing_format:
-            raise BackupImpossible(
+            raise DiskUnreadable(
                 f"{path}: does not say of which format {header.backing} is: qemu-img rebase -u -F"
             )
-        below = place(header.backing)
-        node["backing"] = _node(below, header.backing_format, place, depth + 1)
-    return node
+        path, image_format = backing(header.backing), header.backing_format
+        node["backing"] = node = {}
+    raise DiskUnreadable(f"{path}: is behind too many others: qemu-img convert it first")
 
 
 @contextmanager

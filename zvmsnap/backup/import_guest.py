@@ -20,8 +20,7 @@ from pathlib import Path
 
 from zvmsnap.archive import images
 from zvmsnap.backup.import_plan import VOLUME_BLOCK_BYTES, ImportPlan, Start
-from zvmsnap.backup.point_source import remove_datasets
-from zvmsnap.backup.work import PROPERTY, ImportWork, WorkWriter
+from zvmsnap.backup.work import ImportWork, WorkWriter
 from zvmsnap.clone.destroy import remove_guest
 from zvmsnap.common import log
 from zvmsnap.common.errors import ImportFailed
@@ -30,6 +29,7 @@ from zvmsnap.common.steps import Step, StepFailed, run, take_back
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location, qemu_img
 from zvmsnap.inventory.reader import resources_of
+from zvmsnap.point_disks import temporary
 from zvmsnap.points import definition, memory_image
 from zvmsnap.points.manifest import NVRAM
 from zvmsnap.virt import agent, domain_xml, tpm_state
@@ -112,7 +112,7 @@ class GuestImport:
 
     def _steps(self) -> list[Step]:
         return [
-            Step("datasets", self._make_datasets, lambda: remove_datasets(self._writer)),
+            Step("datasets", self._make_datasets, self._writer.remove_datasets),
             Step("disks", self._write_disks),
             Step("image", self._make_image),
             Step("firmware", self._put_firmware, self._drop_firmware),
@@ -125,7 +125,7 @@ class GuestImport:
 
     def _make_datasets(self) -> None:
         plan = self._plan
-        mark = ("-o", f"{PROPERTY}={self._work.id}")
+        mark = ("-o", f"{temporary.PROPERTY}={self._work.id}")
         zfs.command("create", *mark, plan.dataset)
         if mounts.mountpoint_of(plan.dataset, mounts.read_table()) != str(plan.folder):
             raise ImportFailed(f"{plan.dataset}: is not mounted at {plan.folder}: zfs get canmount")
@@ -219,7 +219,7 @@ class GuestImport:
 
     def _close(self) -> None:
         Path(self._work.image).unlink(missing_ok=True)
-        marks = zfs.marked(PROPERTY)
+        marks = zfs.marked(temporary.PROPERTY)
         for name in self._work.datasets:
             if marks.get(name) == self._work.id:
-                zfs.command("inherit", PROPERTY, name)
+                zfs.command("inherit", temporary.PROPERTY, name)

@@ -9,7 +9,6 @@ from pathlib import Path
 from zvmsnap.archive.directory import MAKING, discard
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.of_guest import drop_taken
-from zvmsnap.backup.point_source import remove_datasets
 from zvmsnap.backup.push import end_job
 from zvmsnap.backup.work import AnyWork, BackupWork, Works, WorkWriter
 from zvmsnap.common import log
@@ -52,7 +51,7 @@ def _ending(config: Config, host: Host, work: BackupWork) -> Callable[[], None]:
         guest = host.find(work.uuid) if work.pushes else None
         if guest:
             end_job(host, guest, work.making)
-        remove_datasets(writer)
+        writer.remove_datasets()
         drop_taken(config, work.snapshots)
         made = Path(work.making)
         if made.name.startswith(MAKING):

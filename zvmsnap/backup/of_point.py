@@ -40,7 +40,7 @@ def back_up_point(
     with (
         own_lock(config.locks_dir, lock_name(manifest.uuid), intent, config.limits.lock_timeout_s),
         making(config, directory, manifest.domain, manifest.uuid) as writer,
-        point_source.opened(point, targets, writer) as disks,
+        point_source.opened(config, point, targets, writer) as disks,
     ):
         base = base_for(directory, manifest.uuid, options.level)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)

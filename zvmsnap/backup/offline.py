@@ -119,7 +119,7 @@ def _image(host: Host, guest: Guest, disk: Disk) -> Image:
         )
     if path.startswith("/dev/") and disk.format == images.RAW:
         return images.raw_device(path)
-    return images.image_file(path, disk.format, _named)
+    return images.image_file(path, disk.format, _named, _named)
 
 
 def _named(path: str) -> str:

@@ -15,13 +15,11 @@ from zvmsnap.common import json_file
 from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import private_dir, remove_durably, sync_dir
 from zvmsnap.common.snapshot_name import DatasetName, FullName
-from zvmsnap.config import properties
 from zvmsnap.config.capture_name import GuestUuid
 from zvmsnap.config.settings import Config
+from zvmsnap.point_disks import temporary
 
 SCHEMA = 1
-# Set on each dataset that is made for a backup or an import, as long as that is under way.
-PROPERTY = properties.BACKUP
 _FOLDER = "backups"
 _Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
@@ -34,7 +32,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     domain: Annotated[str, msgspec.Meta(min_length=1)]
     uuid: GuestUuid
     owner: Process
-    datasets: tuple[DatasetName, ...] = ()  # made for it, parents first
+    datasets: tuple[DatasetName, ...] = ()  # made for it, with its mark; parents first
 
 
 class BackupWork(Work, frozen=True, kw_only=True, tag="backup"):
@@ -117,6 +115,11 @@ class WorkWriter:
         changed = msgspec.structs.replace(self.work, **changes)
         self._works.write(changed)
         self.work = changed
+
+    def remove_datasets(self) -> None:
+        """Destroy those that were made for it. Raises ZfsFailed and OSError."""
+        temporary.remove(self.work.datasets, self.work.id)
+        self.note(datasets=())
 
     def close(self) -> None:
         """It is done. Raises OSError."""

@@ -343,6 +343,10 @@ class ImportFailed(ZvmsnapError):
     """An import failed on the way; the message says what is left of it, if anything."""
 
 
+class DiskUnreadable(ZvmsnapError):
+    """A disk, or an image of it, cannot be read, or must not be."""
+
+
 class FilesImpossible(ZvmsnapError):
     """The files of a point cannot be shown, or not copied where they should go."""
 

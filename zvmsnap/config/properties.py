@@ -25,7 +25,7 @@ GROUP = f"{PREFIX}group"
 VAULT = f"{PREFIX}vault"
 CLONE = f"{PREFIX}clone"
 KEEP_MEMORY = f"{PREFIX}keep-memory"
-BACKUP = f"{PREFIX}backup"
+TEMPORARY = f"{PREFIX}temporary"
 WARN_AGE = f"{PREFIX}warn-age"
 CRIT_AGE = f"{PREFIX}crit-age"
 KEEP_MEMORY_OF = {each: f"{KEEP_MEMORY}:{each}" for each in snapshot_name.TYPES}
@@ -36,7 +36,7 @@ NAMES = (
     GROUP,
     VAULT,
     CLONE,
-    BACKUP,
+    TEMPORARY,
     KEEP_MEMORY,
     *KEEP_MEMORY_OF.values(),
     WARN_AGE,

@@ -4,7 +4,7 @@
 |--------------------|---------------------------------------------------------------------------|
 | what is mounted    | is unmounted; whoever still reads there gets an error                     |
 | libguestfs' QEMU   | ends with the process that holds the view; else it is killed              |
-| clones of volumes  | are destroyed, by their mark                                              |
+| clones             | are destroyed, by their mark (point_disks/temporary)                      |
 | overlays           | are removed                                                               |
 | the note of it     | is removed last                                                           |
 """
@@ -23,8 +23,8 @@ from zvmsnap.common.lockfile import own_lock
 from zvmsnap.common.process import open_files, run_program
 from zvmsnap.common.waiting import wait_until
 from zvmsnap.config.settings import Config
-from zvmsnap.files import clones
 from zvmsnap.files.record import View, Views
+from zvmsnap.point_disks import temporary
 from zvmsnap.zfs import mounts
 
 _DIES_WITHIN_S = 10.0
@@ -51,7 +51,7 @@ def end(config: Config, view: View) -> None:
     while is_mounted(view.mountpoint):
         unmount(view.mountpoint, at_once=True)
     _end_machine(view)
-    clones.destroy(view)
+    temporary.remove(view.datasets, view.name)
     work = Path(view.work)
     if work.exists():
         shutil.rmtree(work)
@@ -71,8 +71,8 @@ def end_dead(config: Config, view: View) -> None:
     intent = f"end the view of {view.point}"
     limit_s = config.limits.lock_timeout_s
     with own_lock(config.locks_dir, f"view-{view.name}", intent, limit_s):
-        if Views(config.journal_dir).read(view.name):
-            end(config, view)
+        if now := Views(config.journal_dir).read(view.name):
+            end(config, now)
 
 
 def tidy(config: Config) -> list[str]:

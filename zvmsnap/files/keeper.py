@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from zvmsnap.common.safe_files import private_dir
 from zvmsnap.common.signals import cancelled_by_signal
 from zvmsnap.common.waiting import in_background
 from zvmsnap.config.settings import Config, load_settings
-from zvmsnap.files import appliance, clones, ending, images
+from zvmsnap.files import appliance, ending, images
+from zvmsnap.files.images import Image
 from zvmsnap.files.record import View, Views
+from zvmsnap.point_disks import opened as point_disks
 from zvmsnap.points.point import read_point
 
 COMMAND = "keep-view"
@@ -83,24 +85,41 @@ def keep(
     Raises FilesImpossible and the like; nothing is left of the view, or `zvmsnap recover` ends it.
     """
     appliance.check_installed()
-    Views(config.journal_dir).write(view)
+    views = Views(config.journal_dir)
+    views.write(view)
+
+    def note(datasets: tuple[str, ...]) -> None:
+        nonlocal view
+        view = msgspec.structs.replace(view, datasets=datasets)
+        views.write(view)
+
     try:
-        clones.make(view)
-        disks, left_out = images.make(view, read_point(Path(view.directory)))
-        if not view.stays:
-            private_dir(Path(view.mountpoint))
-        with appliance.launched(disks, view.work) as machine:
-            found, not_mounted = machine.mount(by_device=view.by_device)
-            _refuse_if(closing)
-            machine.show(view.mountpoint)
-            with _unmounted_on(closing, view):
-                places = tuple(place for place, _ in found.places)
-                lines = (*left_out, *not_mounted)
-                size_bytes = machine.size_bytes
-                tell(Opened("", places, lines, size_bytes, found.is_windows))
-                machine.serve()
+        point = read_point(Path(view.directory))
+        with point_disks.opened(config, point, view.name, note) as disks:
+            _show(view, *images.make(view.work, point, disks), closing, tell)
     finally:
         ending.end(config, view)
+
+
+def _show(
+    view: View,
+    disks: Sequence[Image],
+    left_out: Sequence[str],
+    closing: threading.Event,
+    tell: Callable[[Opened], None],
+) -> None:
+    if not view.stays:
+        private_dir(Path(view.mountpoint))
+    with appliance.launched(disks, view.work) as machine:
+        found, not_mounted = machine.mount(by_device=view.by_device)
+        _refuse_if(closing)
+        machine.show(view.mountpoint)
+        with _unmounted_on(closing, view):
+            places = tuple(place for place, _ in found.places)
+            lines = (*left_out, *not_mounted)
+            size_bytes = machine.size_bytes
+            tell(Opened("", places, lines, size_bytes, found.is_windows))
+            machine.serve()
 
 
 def _refuse_if(closing: threading.Event) -> None:

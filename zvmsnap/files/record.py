@@ -14,7 +14,7 @@ import msgspec
 from zvmsnap.common import json_file
 from zvmsnap.common.process import Process
 from zvmsnap.common.safe_files import private_dir, remove_durably, sync_dir
-from zvmsnap.common.snapshot_name import DatasetName, FullName
+from zvmsnap.common.snapshot_name import DatasetName
 from zvmsnap.config.capture_name import GuestUuid
 
 SCHEMA = 1
@@ -24,9 +24,8 @@ _FOLDER = "views"
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """What is open, and what was made for it; its `name` is random.
 
-    `snapshots` are those of the point, by the dataset of its disks. `clones` are volumes, each with
-    its origin. `work` has the overlays that QEMU writes to. `stays`: until somebody unmounts it;
-    else until its caller is done, or dead.
+    `datasets` are clones that bear its name as their mark. `work` has the overlays that QEMU writes
+    to. `stays`: until somebody unmounts it; else until its caller is done, or dead.
     """
 
     schema: int = SCHEMA
@@ -38,16 +37,9 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     mountpoint: str
     work: str
     owner: Process
-    snapshots: dict[DatasetName, FullName]
-    clones: tuple[tuple[FullName, FullName], ...] = ()
+    datasets: tuple[DatasetName, ...] = ()
     by_device: bool = False
-    made_here: bool = False
     stays: bool = False
-
-    @property
-    def mark(self) -> str:
-        """The value of zvmsnap:clone on its datasets."""
-        return f"zvmsnap-view-{self.name}"
 
 
 class Views:

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.backup_scene import DISK_BYTES, Scene
 from tests.fakes.images import run_qemu_img
 from zvmsnap.archive.manifest import Level
-from zvmsnap.common.errors import BackupImpossible, QemuImgFailed
+from zvmsnap.common.errors import BackupImpossible, DiskUnreadable, QemuImgFailed
 from zvmsnap.disks import qemu_img
 from zvmsnap.virt import save_image
 
@@ -198,11 +198,11 @@ def test_a_file_of_the_host_is_not_read(scene: Scene, tmp_path: Path) -> None:
     top = scene.mountpoint / "top.qcow2"
     run_qemu_img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret, top)
     point = scene.point("one", disks=[("vda", "qcow2", "top.qcow2")])
-    with pytest.raises(BackupImpossible, match="the guest's definition does not"):
+    with pytest.raises(DiskUnreadable, match="the guest's definition does not"):
         scene.back_up(point)
     scene.disk.unlink()
     scene.disk.symlink_to(secret)
-    with pytest.raises(BackupImpossible, match="is a symlink that leads out of its snapshot"):
+    with pytest.raises(DiskUnreadable, match="is a symlink that leads out of its snapshot"):
         scene.back_up(scene.point("two"))
     assert scene.nothing_left()
 

@@ -47,6 +47,4 @@ def view(config: Config) -> View:
         mountpoint=str(work / "files"),
         work=str(work),
         owner=Process.of(os.getpid()),
-        snapshots={"tank/web": "tank/web@x"},
-        made_here=True,
     )

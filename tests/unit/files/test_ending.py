@@ -10,8 +10,9 @@ from tests.fakes.guestfs_module import FakeMachine
 from zvmsnap.common.errors import FilesImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.config.settings import Config
-from zvmsnap.files import clones, ending
+from zvmsnap.files import ending
 from zvmsnap.files.record import View, Views
+from zvmsnap.point_disks import temporary
 from zvmsnap.zfs import mounts
 from zvmsnap.zfs.mounts import Mount
 
@@ -52,10 +53,10 @@ def test_what_cannot_be_ended_is_told_and_stays(
     dead = msgspec.structs.replace(view, owner=Process.none())
     Views(config.journal_dir).write(dead)
 
-    def refuse(_view: View) -> None:
+    def refuse(_names: object, _key: str) -> None:
         raise FilesImpossible("tank/x: busy")
 
-    monkeypatch.setattr(clones, "destroy", refuse)
+    monkeypatch.setattr(temporary, "remove", refuse)
     assert ending.tidy(config) == ["the view of web@x: tank/x: busy"]
     assert Views(config.journal_dir).all() == ([dead], [])
     monkeypatch.undo()

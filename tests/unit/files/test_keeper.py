@@ -13,13 +13,13 @@ from tests.fakes.guestfs_module import FakeMachine
 from tests.fakes.restore_scene import DATASET, NAME, Scene
 from zvmsnap.common.errors import FilesImpossible, ZfsFailed
 from zvmsnap.common.process import Process
-from zvmsnap.files import clones, ending, images, keeper, plan
+from zvmsnap.files import ending, images, keeper, plan
 from zvmsnap.files.keeper import Opened
 from zvmsnap.files.record import View, Views
 from zvmsnap.recovery.recover import recover_guests
 from zvmsnap.recovery.report import Result
 
-CLONE = "tank/zvmsnap-view-{}-0"
+CLONE = "tank/zvmsnap-temporary-{}-0"
 
 
 @contextmanager
@@ -64,7 +64,6 @@ def test_a_volume_is_seen_through_a_clone_that_goes_again(
 ) -> None:
     view = plan.plan_view(volume_scene.config, volume_scene.point())
     clone = CLONE.format(view.name)
-    assert view.clones == ((clone, f"{DATASET}@{NAME}"),) and view.made_here and not view.stays
     with kept(volume_scene, view) as opened:
         assert opened == Opened("", ("/vda",), (), 1 << 20)
         assert machine.work == view.work
@@ -74,10 +73,11 @@ def test_a_volume_is_seen_through_a_clone_that_goes_again(
             "volmode": "dev",
             "snapdev": "hidden",
             "zvmsnap:mode": "off",
-            "zvmsnap:clone": f"zvmsnap-view-{view.name}",
+            "zvmsnap:temporary": view.name,
         }
         assert machine.drives == [(f"{view.work}/vda.qcow2", "qcow2", True)]
-        assert Views(volume_scene.config.journal_dir).read(view.name) == view
+        now = Views(volume_scene.config.journal_dir).read(view.name)
+        assert now == msgspec.structs.replace(view, datasets=(clone,))
     assert machine.acts[-3:] == ["unmount", "shutdown", "close"]
     assert_nothing_left(volume_scene, machine)
 
@@ -135,9 +135,11 @@ def test_recover_ends_what_a_killed_process_leaves(
 ) -> None:
     config = volume_scene.config
     view = plan.plan_view(config, volume_scene.point())
-    dead = msgspec.structs.replace(view, owner=Process.none())
+    clone = CLONE.format(view.name)
+    dead = msgspec.structs.replace(view, owner=Process.none(), datasets=(clone,))
     Views(config.journal_dir).write(dead)
-    clones.make(dead)
+    mark = {"zvmsnap:temporary": view.name}
+    volume_scene.world.clone(f"{DATASET}@{NAME}", clone, mark)
     Path(view.work).mkdir(parents=True)
     machine.here.add(view.mountpoint)
 

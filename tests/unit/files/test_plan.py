@@ -3,32 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.restore_scene import DATASET, NAME, Scene
-from zvmsnap.common.errors import FilesImpossible, SnapshotMissing
+from tests.fakes.restore_scene import Scene
+from zvmsnap.common.errors import FilesImpossible
 from zvmsnap.files import plan
 from zvmsnap.zfs import mounts
 from zvmsnap.zfs.mounts import Mount
 
 
-def test_files_need_no_clone(host_with_points: Callable[..., Scene], tmp_path: Path) -> None:
+def test_where_its_files_are_seen(host_with_points: Callable[..., Scene], tmp_path: Path) -> None:
     scene = host_with_points()
-    view = plan.plan_view(scene.config, scene.point(), tmp_path)
-    assert (view.clones, view.stays, view.mountpoint) == ((), True, str(tmp_path))
-    assert view.snapshots == {DATASET: f"{DATASET}@{NAME}"}
-
-
-def test_a_locked_dataset(volume_scene: Scene) -> None:
-    point = volume_scene.point()
-    volume_scene.world.pool[DATASET].locked = True
-    with pytest.raises(FilesImpossible, match=f"zfs load-key {DATASET}"):
-        plan.plan_view(volume_scene.config, point)
-
-
-def test_a_snapshot_that_is_gone(volume_scene: Scene) -> None:
-    point = volume_scene.point()
-    volume_scene.world.pool_snapshots.clear()
-    with pytest.raises(SnapshotMissing):
-        plan.plan_view(volume_scene.config, point)
+    point = scene.point()
+    view = plan.plan_view(scene.config, point)
+    assert view.work == f"{scene.config.staging}/views/{view.name}"
+    assert (view.mountpoint, view.stays, view.datasets) == (f"{view.work}/files", False, ())
+    assert (view.domain, view.uuid, view.point) == ("web", point.manifest.uuid, point.name)
+    view = plan.plan_view(scene.config, point, tmp_path, by_device=True)
+    assert (view.mountpoint, view.stays, view.by_device) == (str(tmp_path), True, True)
 
 
 def test_where_a_view_may_be_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
