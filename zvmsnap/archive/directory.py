@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +32,13 @@ from zvmsnap.common.json_file import Unreadable
 from zvmsnap.common.safe_files import PRIVATE_DIR, private_dir, sync_dir
 from zvmsnap.points.vault import folder_of
 
+# A file of a directory of backups, which says by which name others know the directory.
+IDENTITY = "zvmsnap-destination"
 MAKING = ".making-"
 REMOVING = ".removing-"
 _CHUNK_BYTES = 4 << 20
+_IDENTITY = re.compile(rb"[0-9a-f]{16}\n")
+_IDENTITY_BYTES = 8
 # More than any chain that is made: each run adds one.
 _CHAIN_MAX = 10_000
 
@@ -67,6 +72,21 @@ class BackupDirectory:
         self.path = Path(os.path.realpath(path))
         if not self.path.is_dir():
             raise BackupInvalid(f"{path}: is no directory: make it, or mount what should be there")
+
+    def identity(self) -> str:
+        """16 hexadecimal digits that stay with the directory, wherever it is; made at first.
+
+        Two callers must not make it at once. Raises OSError.
+        """
+        with safe_files.opened("", self.path) as directory:
+            try:
+                known = safe_files.read(IDENTITY, directory, 2 * _IDENTITY_BYTES + 1)
+            except FileNotFoundError:
+                known = b""
+            if not _IDENTITY.fullmatch(known):
+                known = os.urandom(_IDENTITY_BYTES).hex().encode() + b"\n"
+                safe_files.write(IDENTITY, directory, known)
+        return known.decode().rstrip()
 
     def read(self) -> tuple[list[StoredBackup], list[DamagedBackup]]:
         """All backups, by guest and in their order; and what cannot be read. Raises OSError."""

@@ -37,6 +37,8 @@ _Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _MaybeDigest = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
 _Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+_Checkpoint = r"zvmsnap-[0-9a-f]{16}-\d{4}-\d\d-\d\dT\d{6}Z-[0-9a-f]{8}"
+_MaybeCheckpoint = Annotated[str, msgspec.Meta(pattern=rf"\A(?:{_Checkpoint})?\Z")]
 _MaybeId = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{32})?\Z")]
 BackupName = Annotated[str, msgspec.Meta(pattern=rf"\A{_NAME}\Z")]
 _MaybeName = Annotated[str, msgspec.Meta(pattern=rf"\A(?:{_NAME})?\Z")]
@@ -116,6 +118,8 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
     reason: _Text = ""  # why it is this way and level, if others were wanted
     consistency: ConsistencyLevel
     point: _Text = ""
+    # Of libvirt, made at the same instant: it knows what has changed in the disks since that.
+    checkpoint: _MaybeCheckpoint = ""
     disks: tuple[BackupDisk, ...]
     left_out: tuple[_Word, ...] = ()  # disks of the guest that the backup does not have
     files: tuple[StoredFile, ...]

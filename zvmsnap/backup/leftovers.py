@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zvmsnap.archive.directory import MAKING, discard
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.of_guest import drop_taken
-from zvmsnap.backup.push import end_job
+from zvmsnap.backup.push import take_back
 from zvmsnap.backup.work import AnyWork, BackupWork, Works, WorkWriter
-from zvmsnap.common import log
+from zvmsnap.backup.writing import discard_made
 from zvmsnap.config.settings import Config
 from zvmsnap.virt.host import Host
 
@@ -48,16 +47,10 @@ def _each(config: Config, host: Host, found: list[AnyWork]) -> Iterator[Interrup
 def _ending(config: Config, host: Host, work: BackupWork) -> Callable[[], None]:
     def end() -> None:
         writer = WorkWriter(config, work)
-        guest = host.find(work.uuid) if work.pushes else None
-        if guest:
-            end_job(host, guest, work.making)
+        take_back(host, writer)
         writer.remove_datasets()
         drop_taken(config, work.snapshots)
-        made = Path(work.making)
-        if made.name.startswith(MAKING):
-            if not made.parent.is_dir():
-                log.plain().warning("%s: is not there now; remove it if it comes back", made)
-            discard(made)
+        discard_made(work)
         writer.close()
 
     return end

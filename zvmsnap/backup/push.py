@@ -1,8 +1,14 @@
 """Backs up a guest that runs, wherever its disks are: libvirt's backup job, in push mode.
 
-QEMU itself writes each disk as it was when the job began, while the guest runs on. What differs
-from the last backup is found by comparing after that. The guest's lock is held meanwhile, as hooks
-and backups must take turns: a merge would wait for the job.
+QEMU itself writes each disk as it was when the job began, while the guest runs on: what has changed
+since libvirt's checkpoint of the last backup (backup/checkpoints), or all of it, which is compared
+with the last backup after that. The guest's lock is held meanwhile, as hooks and backups must take
+turns: a merge would wait for the job.
+
+    pushes, checkpoint   are noted before the job begins: libvirt may have both
+    publish              from then on the checkpoint is that of a backup
+    old checkpoints      libvirt forgets them
+    close                both are taken back before, if there is no such backup
 """
 
 from __future__ import annotations
@@ -11,26 +17,47 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from zvmsnap.archive import images
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.archive.images import Image
 from zvmsnap.archive.manifest import Way
+from zvmsnap.backup import checkpoints
+from zvmsnap.backup.checkpoints import NO_REFUSALS, Pushing, Source
 from zvmsnap.backup.of_point import lock_name
 from zvmsnap.backup.offline import check_chosen, described
-from zvmsnap.backup.work import BackupWork, WorkWriter
-from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making, now
+from zvmsnap.backup.work import BackupWork, Works, WorkWriter
+from zvmsnap.backup.writing import (
+    BackupOptions,
+    Content,
+    Subject,
+    Writing,
+    base_for,
+    discard_made,
+    making,
+    now,
+)
 from zvmsnap.common import log
-from zvmsnap.common.errors import BackupFailed, BackupImpossible, LibvirtFailed
+from zvmsnap.common.errors import (
+    BackupFailed,
+    BackupImpossible,
+    ConnectionLost,
+    DomainGone,
+    LibvirtFailed,
+)
 from zvmsnap.common.lockfile import lock, own_lock
+from zvmsnap.common.log import Logger
 from zvmsnap.common.safe_files import PASSABLE_DIR
+from zvmsnap.common.signals import finish_before_dying
 from zvmsnap.common.waiting import sleep, wait_until
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs
+from zvmsnap.disks import jobs, location
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import SMALL
+from zvmsnap.ram import progress
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.domain_xml import Disk
 from zvmsnap.virt.guest import Guest
@@ -38,7 +65,9 @@ from zvmsnap.virt.host import Host
 
 _LOOK_EVERY_S = 0.5
 _ENDS_WITHIN_S = 60
-_BACKUP = "backup"
+# libvirtd may be started again, and is asked what it has when it is back.
+_BACK_WITHIN_S = 60
+_IDENTITY_LOCK = "backup-destination"
 
 
 def back_up_running(
@@ -51,34 +80,47 @@ def back_up_running(
     with (
         lock(config.locks_dir, guest.uuid, intent, limit_s),
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, limit_s),
-        making(config, directory, guest.name, guest.uuid) as writer,
     ):
-        jobs.wait_idle(guest, config.limits.busy_timeout_s)
-        domain = domain_xml.parse(guest.xml())
-        disks = [disk for disk in domain.disks if disk.writable]
-        chosen = [disk for disk in disks if disk.target not in options.exclude]
-        check_chosen(guest, disks, [disk.target for disk in chosen], options.exclude)
-        _refuse_encrypted(guest, chosen)
-        base = base_for(directory, guest.uuid, options.level)
-        writing = Writing(config, directory, writer, base, about, compress=options.compress)
-        created = now()
-        missing = definition.store(guest, writing.path, [], [])
-        with _pushed(host, guest, domain, chosen, writer) as pushed:
-            contents = {target: Content(image) for target, image in pushed.items()}
-            writing.check_room(list(contents.values()), 0)
-            for target, content in contents.items():
-                writing.add_disk(target, content)
-        writing.add_written(SMALL)
-        subject = Subject(
-            domain=guest.name,
-            uuid=guest.uuid,
-            created=created,
-            way=Way.PUSH,
-            consistency=ConsistencyLevel.CRASH,
-            host=described(host, domain),
-            reasons=(missing or "",),
-        )
-        return writing.publish(subject, [disk.target for disk in disks if disk not in chosen])
+        _end_dead(config, host, guest)
+        with (
+            making(config, directory, guest.name, guest.uuid) as writer,
+            _taken_back(host, writer, about),
+        ):
+            jobs.wait_idle(guest, config.limits.busy_timeout_s)
+            domain = domain_xml.parse(guest.xml())
+            disks = [disk for disk in domain.disks if disk.writable]
+            chosen = [disk for disk in disks if disk.target not in options.exclude]
+            check_chosen(guest, disks, [disk.target for disk in chosen], options.exclude)
+            _refuse_encrypted(guest, chosen)
+            base = base_for(directory, guest.uuid, options.level)
+            writing = Writing(config, directory, writer, base, about, compress=options.compress)
+            created = now()
+            with lock(config.locks_dir, _IDENTITY_LOCK, intent, limit_s):
+                destination = directory.identity()
+            name = checkpoints.name_of(destination, created, writer.work.id)
+            sources = [Source(disk, location.path_of(host, disk)) for disk in chosen]
+            planned = checkpoints.plan(guest, sources, base, destination, name)
+            missing = definition.store(guest, writing.path, [], [])
+            with _pushed(host, guest, domain, chosen, planned, writer, about) as (did, pushed):
+                contents = {target: _content(path, target, did) for target, path in pushed.items()}
+                writing.check_room(list(contents.values()), 0)
+                for target, content in contents.items():
+                    writing.add_disk(target, content)
+            writing.add_written(SMALL)
+            subject = Subject(
+                domain=guest.name,
+                uuid=guest.uuid,
+                created=created,
+                way=Way.PUSH,
+                consistency=ConsistencyLevel.CRASH,
+                host=described(host, domain),
+                reasons=(missing or "", did.reason),
+                checkpoint=did.name,
+            )
+            made = writing.publish(subject, [disk.target for disk in disks if disk not in chosen])
+            checkpoints.forget_old(guest, directory, destination, about)
+            writer.note(pushes=False, checkpoint="")
+        return made
 
 
 def _refuse_encrypted(guest: Guest, disks: list[Disk]) -> None:
@@ -90,36 +132,79 @@ def _refuse_encrypted(guest: Guest, disks: list[Disk]) -> None:
             )
 
 
+def _content(path: Path, target: str, did: Pushing) -> Content:
+    image = Image({"driver": images.QCOW2, "file": images.of_file(str(path)), "backing": None})
+    if target in did.increments:
+        return Content(image, differences=partial(checkpoints.taken_over, path, did.since))
+    return Content(image, because=did.whole.get(target, ""))
+
+
+# -- libvirt's job
+
+
 @contextmanager
 def _pushed(
-    host: Host, guest: Guest, domain: domain_xml.Domain, disks: list[Disk], writer: WorkWriter
-) -> Iterator[Mapping[str, Image]]:
-    """What QEMU has written of each disk, by target; the files go at the end."""
+    host: Host,
+    guest: Guest,
+    domain: domain_xml.Domain,
+    disks: list[Disk],
+    planned: Pushing,
+    writer: WorkWriter,
+    about: Logger,
+) -> Iterator[tuple[Pushing, Mapping[str, Path]]]:
+    """What QEMU has written of each disk, by target; files that are still there go at the end."""
     assert isinstance(writer.work, BackupWork)
     folder = Path(writer.work.making)
     files = {disk.target: folder / f"{disk.target}.pushed.qcow2" for disk in disks}
     # QEMU's user must reach its own files there; all others are root's.
     folder.chmod(PASSABLE_DIR)
-    writer.note(pushes=True)
+    writer.note(pushes=True, checkpoint=planned.name)
+    did = _begin(host, guest, domain, files, planned)
+    _say(did, about)
     try:
-        host.begin_backup(guest.uuid, _xml(domain, files))
-        _await_end(host, guest)
+        with progress.told(partial(_how_far, guest, files)):
+            _await_end(host, guest)
         for path in files.values():
             os.chown(path, os.geteuid(), os.getegid())
-        yield {
-            target: Image(
-                {"driver": images.QCOW2, "file": images.of_file(str(path)), "backing": None}
-            )
-            for target, path in files.items()
-        }
+        yield did, files
     finally:
-        end_job(host, guest, str(folder))
         for path in files.values():
             path.unlink(missing_ok=True)
 
 
-def _xml(domain: domain_xml.Domain, files: Mapping[str, Path]) -> str:
-    """Every disk is named: libvirt would make files beside the images of those that are not."""
+def _begin(
+    host: Host,
+    guest: Guest,
+    domain: domain_xml.Domain,
+    files: Mapping[str, Path],
+    planned: Pushing,
+) -> Pushing:
+    """Begin the job; returns what it pushes, which is less if libvirt refuses what was planned.
+
+    Raises LibvirtFailed.
+    """
+    while True:
+        try:
+            xml = _xml(domain, files, planned)
+            host.begin_backup(guest.uuid, xml, planned.checkpoint_xml(domain))
+        except NO_REFUSALS:
+            raise
+        except LibvirtFailed as error:
+            less = planned.with_less(error)
+            if less is None:
+                raise
+            planned = less
+            for path in files.values():
+                path.unlink(missing_ok=True)
+        else:
+            return planned
+
+
+def _xml(domain: domain_xml.Domain, files: Mapping[str, Path], planned: Pushing) -> str:
+    """Every disk is named: libvirt would make files beside the images of those that are not.
+
+    Its mode is named only where there are several: older versions know no such attribute.
+    """
     root = ET.Element("domainbackup", mode="push")
     listed = ET.SubElement(root, "disks")
     for disk in domain.disks:
@@ -127,32 +212,142 @@ def _xml(domain: domain_xml.Domain, files: Mapping[str, Path]) -> str:
             ET.SubElement(listed, "disk", name=disk.target, backup="no")
             continue
         one = ET.SubElement(listed, "disk", name=disk.target, backup="yes", type="file")
+        if disk.target in planned.increments:
+            one.attrib |= {"backupmode": "incremental", "incremental": planned.since}
+        elif planned.increments:
+            one.set("backupmode", "full")
         ET.SubElement(one, "driver", type="qcow2")
         ET.SubElement(one, "target", file=str(files[disk.target]))
     return ET.tostring(root, encoding="unicode")
 
 
+def _say(did: Pushing, about: Logger) -> None:
+    """Each reason for which more is pushed than what has changed, once."""
+    if did.reason:
+        about.warning("%s", did.reason)
+    for why in dict.fromkeys(did.whole.values()):
+        targets = ", ".join(target for target, each in did.whole.items() if each == why)
+        about.info("all of %s is pushed and compared, as %s", targets, why)
+
+
+def _how_far(guest: Guest, files: Mapping[str, Path]) -> str:
+    parts = []
+    for target in files:
+        try:
+            job = guest.block_job(target)
+        except LibvirtFailed:
+            job = None
+        if job:
+            parts.append(f"{target} {100 * job.done_bytes // max(1, job.total_bytes)} %")
+    return f"{guest.name}: pushed: {', '.join(parts) or 'all'}"
+
+
 def _await_end(host: Host, guest: Guest) -> None:
     """Raises BackupFailed if the guest is gone, or the job did not end well."""
-    while guest.is_active() and guest.has_job() and guest.job_kind() == _BACKUP:
-        sleep(_LOOK_EVERY_S)
-    if not guest.is_active():
-        raise BackupFailed(f"{guest.name}: was shut off, or has crashed, while it was backed up")
-    if why := host.why_backup_failed(guest.uuid):
-        raise BackupFailed(f"{guest.name}: its backup job did not end well: {why}")
+    gone = f"{guest.name}: was shut off, or has crashed, while it was backed up"
+    try:
+        while guest.is_active() and _xml_of_job(host, guest):
+            sleep(_LOOK_EVERY_S)
+        if not guest.is_active():
+            raise BackupFailed(gone)
+        if why := host.why_backup_failed(guest.uuid):
+            raise BackupFailed(f"{guest.name}: its backup job did not end well: {why}")
+    except DomainGone as error:
+        raise BackupFailed(gone) from error
+    except ConnectionLost as error:
+        raise BackupFailed(
+            f"{guest.name}: libvirt was ended while it was backed up: back it up once more: {error}"
+        ) from error
 
 
-def end_job(host: Host, guest: Guest, folder: str) -> None:
-    """End the backup job that writes into this directory, if there is one. Raises LibvirtFailed."""
-    if not guest.is_active():
+def _xml_of_job(host: Host, guest: Guest) -> str:
+    """What the backup job under way is about; "" if there is none. Raises what tells nothing."""
+    try:
+        return host.backup_xml(guest.uuid)
+    except NO_REFUSALS:
+        raise
+    except LibvirtFailed:
+        return ""
+
+
+# -- what is taken back, now or after a crash
+
+
+@contextmanager
+def _taken_back(host: Host, writer: WorkWriter, about: Logger) -> Iterator[None]:
+    """If what is inside fails, libvirt keeps neither its job nor its checkpoint."""
+    try:
+        yield
+    except BaseException:
+        finish_before_dying()
+        why: Exception | None = None
+
+        def is_done() -> bool:
+            nonlocal why
+            try:
+                take_back(host, writer)
+            except ConnectionLost as error:
+                why = error
+                return False
+            return True
+
+        try:
+            if wait_until(is_done, _BACK_WITHIN_S, _LOOK_EVERY_S):
+                why = None
+        except (LibvirtFailed, OSError) as error:
+            why = error
+        if why:
+            about.warning("libvirt may still have a job of it: zvmsnap recover ends that: %s", why)
+        raise
+
+
+def take_back(host: Host, writer: WorkWriter) -> None:
+    """End the job of a backup that failed, and let libvirt forget its checkpoint; note both.
+
+    A guest that is off keeps the checkpoint: with its bitmaps only a QEMU removes it, and the next
+    backup does. Raises LibvirtFailed.
+    """
+    work = writer.work
+    assert isinstance(work, BackupWork)
+    if not (work.pushes or work.checkpoint):
         return
+    guest = host.find(work.uuid)
+    if guest:
+        if work.pushes:
+            _end_job(host, guest, work.making)
+        if work.checkpoint and guest.is_active() and not _may_exist(work):
+            checkpoints.forget(guest, work.checkpoint)
+    writer.note(pushes=False, checkpoint="")
+
+
+def _may_exist(work: BackupWork) -> bool:
+    """Was the backup published; or is its directory not there, so that nobody knows?"""
+    path = Path(work.making).parent
+    return not path.is_dir() or any(
+        each.manifest.id == work.id for each in BackupDirectory(path).read()[0]
+    )
+
+
+def _end_job(host: Host, guest: Guest, folder: str) -> None:
+    """End the backup job that writes into this directory, if there is one. Raises LibvirtFailed."""
 
     def is_ours() -> bool:
         try:
-            return guest.job_kind() == _BACKUP and f"{folder}/" in host.backup_xml(guest.uuid)
-        except LibvirtFailed:
-            return False  # it has just ended
+            return guest.is_active() and f"{folder}/" in _xml_of_job(host, guest)
+        except DomainGone:
+            return False
 
     if is_ours():
         guest.abort_job()
         wait_until(lambda: not is_ours(), _ENDS_WITHIN_S, _LOOK_EVERY_S)
+
+
+def _end_dead(config: Config, host: Host, guest: Guest) -> None:
+    """What an interrupted backup of this guest has left of its job. Raises LibvirtFailed."""
+    for work in Works(config).all()[0]:
+        is_dead = work.uuid == guest.uuid and not work.owner.is_alive()
+        if is_dead and isinstance(work, BackupWork) and (work.pushes or work.checkpoint):
+            writer = WorkWriter(config, work)
+            take_back(host, writer)
+            discard_made(work)
+            writer.close()

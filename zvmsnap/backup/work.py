@@ -43,6 +43,7 @@ class BackupWork(Work, frozen=True, kw_only=True, tag="backup"):
 
     making: str
     pushes: bool = False  # libvirt may have a job that writes there
+    checkpoint: str = ""  # that libvirt may have made for it
     snapshots: tuple[FullName, ...] = ()
 
 

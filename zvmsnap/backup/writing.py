@@ -17,7 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from zvmsnap.archive.directory import BackupDirectory, StoredBackup, described, discard, newest
+from zvmsnap.archive.directory import (
+    MAKING,
+    BackupDirectory,
+    StoredBackup,
+    described,
+    discard,
+    newest,
+)
 from zvmsnap.archive.images import Image
 from zvmsnap.archive.manifest import (
     MANIFEST,
@@ -31,7 +38,7 @@ from zvmsnap.archive.manifest import (
     image_name,
 )
 from zvmsnap.backup.work import BackupWork, WorkWriter
-from zvmsnap.common import safe_files
+from zvmsnap.common import log, safe_files
 from zvmsnap.common.errors import BackupDamaged, BackupImpossible
 from zvmsnap.common.log import Logger
 from zvmsnap.common.process import Process
@@ -70,6 +77,7 @@ class Subject:
     host: HostDescription
     point: str = ""
     reasons: tuple[str, ...] = ()
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ class Content:
     """The content of a disk now, and how it differs from what its last backup has.
 
     `differences` writes an image of what is other than in the parent, if there is a way that is
-    quicker than to compare, and says how; it returns "" if there is none after all.
+    quicker than to compare, and says how; it returns "" if there is none after all. `because` says
+    why there is none, if there might have been.
     """
 
     image: Image
@@ -86,6 +95,7 @@ class Content:
     differences: Callable[[StoredBackup, BackupDisk, int, Path], str] = field(
         default=lambda _parent, _disk, _disk_bytes, _target: ""
     )
+    because: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,7 @@ class Writing:
         self._config = config
         self._directory = directory
         self._id = writer.work.id
+        self._domain = writer.work.domain
         self.path = Path(writer.work.making)
         self._base = base
         self._log = about
@@ -202,6 +213,7 @@ class Writing:
             if not how:
                 qemu_img.make_difference(image.name, image.driver, below, str(path))
                 how = "all of it was compared"
+                how += f", as {content.because}" if content.because else ""
             if self._compress:
                 plain = path.with_suffix(".plain")
                 os.rename(path, plain)
@@ -220,7 +232,7 @@ class Writing:
                     shown.done_bytes = path.stat().st_blocks * _BLOCK_BYTES
 
         with (
-            progress.shown("written", total_bytes, f"disk {target}") as shown,
+            progress.shown("written", total_bytes, f"{self._domain}: disk {target}") as shown,
             in_background("written", follow),
         ):
             yield
@@ -287,6 +299,7 @@ class Writing:
             reason="; ".join(filter(None, (*subject.reasons, self._base.reason))),
             consistency=subject.consistency,
             point=subject.point,
+            checkpoint=subject.checkpoint,
             disks=tuple(self._disks),
             left_out=tuple(left_out),
             files=tuple(self._files),
@@ -313,13 +326,23 @@ def _to_seal(backup: Backup) -> bytes:
     return msgspec.json.encode((MANIFEST, backup.id, backup.uuid, backup.domain, sorted(small)))
 
 
+def discard_made(work: BackupWork) -> None:
+    """Remove what an interrupted backup has left in its directory. Raises OSError."""
+    made = Path(work.making)
+    if made.name.startswith(MAKING):
+        if not made.parent.is_dir():
+            log.plain().warning("%s: is not there now; remove it if it comes back", made)
+        discard(made)
+
+
 @contextmanager
 def making(
     config: Config, directory: BackupDirectory, domain: str, uuid: str
 ) -> Iterator[WorkWriter]:
     """A new directory in the making, noted in the journal; nothing of it is left at the end.
 
-    What was published has another name by then. Raises OSError.
+    What was published has another name by then. What libvirt may still have of it stays noted, for
+    `zvmsnap recover`. Raises OSError.
     """
     key = os.urandom(16).hex()
     work = BackupWork(
@@ -336,7 +359,9 @@ def making(
         yield writer
     finally:
         discard(Path(work.making))
-        writer.close()
+        assert isinstance(writer.work, BackupWork)
+        if not (writer.work.pushes or writer.work.checkpoint):
+            writer.close()
 
 
 def now() -> datetime:

@@ -37,6 +37,14 @@ class Header:
     data_file: str
 
 
+@dataclass(frozen=True)
+class Qcow2:
+    """A qcow2 image: the version of its layout, such as 1.1, and how long the disk is."""
+
+    version: str
+    disk_bytes: int
+
+
 class Soundness(Enum):
     """Do the tables of a qcow2 image account for what is in the file? By qemu-img's exit code."""
 
@@ -114,6 +122,16 @@ def bitmaps(image: str) -> frozenset[str]:
         told = _query("info", "--force-share", image)["format-specific"]["data"].get("bitmaps", ())
         return frozenset(str(each["name"]) for each in told if "in-use" not in each["flags"])
     except (LookupError, TypeError, AttributeError) as error:
+        raise QemuImgFailed(f"qemu-img info: {image}: an answer of another kind") from error
+
+
+def qcow2(image: str) -> Qcow2:
+    """What a qcow2 image is, which may be in use. Raises QemuImgFailed."""
+    try:
+        told = _query("info", "--force-share", image)
+        version = told["format-specific"]["data"]["compat"]
+        return Qcow2(str(version), int(told["virtual-size"]))
+    except (LookupError, TypeError, ValueError) as error:
         raise QemuImgFailed(f"qemu-img info: {image}: an answer of another kind") from error
 
 

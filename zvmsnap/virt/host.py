@@ -97,14 +97,15 @@ class Host:
                     )
             begun.answer()
 
-    def begin_backup(self, uuid: str, xml: str) -> None:
+    def begin_backup(self, uuid: str, xml: str, checkpoint_xml: str | None = None) -> None:
         """Let QEMU write disks of a running guest into files, as of now; a job does it.
 
-        Raises LibvirtFailed.
+        With `checkpoint_xml` libvirt makes that checkpoint at the same instant. If it refuses,
+        nothing is left of either. Raises LibvirtFailed.
         """
         with translated("beginning a backup"):
             self._connection.do(
-                lambda opened: opened.lookupByUUIDString(uuid).backupBegin(xml, None, 0)
+                lambda opened: opened.lookupByUUIDString(uuid).backupBegin(xml, checkpoint_xml, 0)
             )
 
     def backup_xml(self, uuid: str) -> str:

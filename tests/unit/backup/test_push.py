@@ -1,89 +1,51 @@
 """A guest that runs is backed up by libvirt's job; what it leaves behind is nothing."""
 
+import dataclasses
 import stat
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.fakes.backup_job import FakeBackupJob
 from tests.fakes.backup_scene import Scene
 from tests.fakes.images import run_qemu_img, write
 from zvmsnap.archive.directory import StoredBackup
+from zvmsnap.archive.manifest import Level
 from zvmsnap.backup import leftovers
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
 from zvmsnap.backup.work import BackupWork, Works
 from zvmsnap.backup.writing import BackupOptions
-from zvmsnap.common.errors import BackupFailed, BackupImpossible, LibvirtFailed
+from zvmsnap.common.errors import BackupFailed, BackupImpossible, ConnectionLost, LibvirtFailed
 from zvmsnap.common.process import Process
+from zvmsnap.virt.domain_xml import Metadata
+
+ID = "0" * 32
+NAME = "zvmsnap-0123456789abcdef-2026-11-20T030000Z-00000000"
 
 
-class Job:
-    """libvirt's backup job: it copies the disks at once, over when it was asked for twice."""
-
-    def __init__(self, scene: Scene, patch: pytest.MonkeyPatch) -> None:
-        self.scene = scene
-        self.xml = ""
-        self.asked = 0
-        self.why = ""
-        self.ends = True
-        self.calls: list[str] = []
-        patch.setattr(scene.host, "begin_backup", self.begin, raising=False)
-        patch.setattr(scene.host, "backup_xml", self.about, raising=False)
-        patch.setattr(scene.host, "why_backup_failed", lambda _uuid: self.why, raising=False)
-        patch.setattr(scene.guest, "has_job", self.is_there)
-        patch.setattr(scene.guest, "job_kind", lambda: "backup" if self.xml else "")
-        patch.setattr(scene.guest, "abort_job", self.abort)
-
-    def begin(self, _uuid: str, xml: str) -> None:
-        self.xml = xml
-        for disk in ET.fromstring(xml).findall("disks/disk[@backup='yes']"):
-            target = disk.find("target")
-            assert target is not None
-            path = Path(target.get("file", ""))
-            # QEMU's user must pass to it.
-            assert stat.S_IMODE(path.parent.stat().st_mode) & 0o001
-            run_qemu_img(
-                *("convert", "-O", "qcow2", self.scene.guest.live[disk.get("name", "")]), path
-            )
-
-    def about(self, _uuid: str) -> str:
-        if not self.xml:
-            raise LibvirtFailed("no job")
-        return self.xml
-
-    def is_there(self) -> bool:
-        self.asked += 1
-        if self.xml and self.ends and self.asked > 2:
-            self.xml = ""
-        return bool(self.xml)
-
-    def abort(self) -> None:
-        self.calls.append("abort")
-        self.xml = ""
+def back_up(scene: Scene, wanted: Wanted = Wanted.BEST, level: Level | None = None) -> StoredBackup:
+    options = BackupOptions(level)
+    made = back_up_guest(scene.config, scene.host, scene.guest, scene.directory, options, wanted)
+    assert made
+    return made
 
 
-@pytest.fixture
-def job(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    image = tmp_path / "elsewhere.qcow2"
-    run_qemu_img("create", "-q", "-f", "qcow2", image, "1M")
-    write(image, 7, 128)
-    scene.guest.live = scene.guest.persistent = {"vda": str(image)}
-    return Job(scene, monkeypatch)
+def names(scene: Scene) -> list[str]:
+    return [each.name for each in scene.guest.checkpoints]
 
 
-def back_up(scene: Scene, wanted: Wanted = Wanted.BEST) -> StoredBackup | None:
-    options = BackupOptions()
-    return back_up_guest(scene.config, scene.host, scene.guest, scene.directory, options, wanted)
-
-
-def test_full_and_increment(scene: Scene, job: Job, tmp_path: Path) -> None:
+def test_full_and_increment(scene: Scene, job: FakeBackupJob, image: Path) -> None:
     first = back_up(scene)
-    assert first and (first.manifest.way, first.manifest.consistency) == ("push", "crash")
-    write(tmp_path / "elsewhere.qcow2", 8, 512)
-    job.asked = 0
+    assert (first.manifest.way, first.manifest.consistency) == ("push", "crash")
+    assert names(scene) == [first.manifest.checkpoint]
+    identity = scene.directory.identity()
+    assert first.manifest.checkpoint == (
+        f"zvmsnap-{identity}-{first.name.partition('@')[2]}-{first.manifest.id[:8]}"
+    )
+    write(image, 8, 512)
     second = back_up(scene)
-    assert second and second.manifest.level == "inc"
+    assert second.manifest.level == "inc"
     for backup, at, byte in ((first, 128, 7), (second, 128, 7), (second, 512, 8)):
         content = scene.content(backup)
         assert content[at << 10 : (at + 64) << 10] == bytes([byte]) * 65536
@@ -92,51 +54,188 @@ def test_full_and_increment(scene: Scene, job: Job, tmp_path: Path) -> None:
     }
     assert stat.S_IMODE(second.directory.stat().st_mode) == 0o700
     assert job.calls == [] and scene.nothing_left()
+    # Only what has changed since the first one was pushed; that of a full one stays, for `diff`.
+    assert job.modes() == {"vda": first.manifest.checkpoint}
+    (disk,) = second.manifest.disks
+    assert disk.compared.endswith(f" KiB, as libvirt says, since checkpoint {names(scene)[0]}")
+    assert names(scene) == [first.manifest.checkpoint, second.manifest.checkpoint]
 
 
-def test_a_job_that_fails(scene: Scene, job: Job) -> None:
+def test_a_chain_and_a_difference(scene: Scene, job: FakeBackupJob, image: Path) -> None:
+    """Each is exact; libvirt keeps the checkpoints of the last one and of the last full one."""
+    made = [back_up(scene)]
+    for number in range(1, 4):
+        write(image, number, 64 * number)
+        run_qemu_img("resize", "-q", image, "1M")  # no change
+        made.append(back_up(scene))
+        assert scene.content(made[-1])[64 * number << 10] == number
+    assert job.modes() == {"vda": made[2].manifest.checkpoint}
+    assert names(scene) == [made[0].manifest.checkpoint, made[3].manifest.checkpoint]
+    diff = back_up(scene, level=Level.DIFF)
+    assert diff.manifest.parent == made[0].name
+    assert job.modes() == {"vda": made[0].manifest.checkpoint}
+    assert [scene.content(diff)[64 * number << 10] for number in range(1, 4)] == [1, 2, 3]
+    full = back_up(scene, level=Level.FULL)
+    assert job.modes() == {"vda": ""} and names(scene) == [full.manifest.checkpoint]
+    copy = back_up(scene, level=Level.COPY)
+    assert copy.manifest.checkpoint == "" and names(scene) == [full.manifest.checkpoint]
+
+
+def test_compressed(scene: Scene, job: FakeBackupJob, image: Path) -> None:
+    back_up(scene)
+    write(image, 9, 192)
+    options = BackupOptions(compress=True)
+    made = back_up_guest(
+        scene.config, scene.host, scene.guest, scene.directory, options, Wanted.BEST
+    )
+    assert made and scene.content(made)[192 << 10] == 9 and scene.content(made)[128 << 10] == 7
+
+
+def test_a_job_that_fails(scene: Scene, job: FakeBackupJob) -> None:
     job.why = "No space left on device"
     with pytest.raises(BackupFailed, match="did not end well: No space left on device"):
         back_up(scene)
     assert scene.nothing_left() and scene.directory.read() == ([], [])
+    assert names(scene) == []
 
 
-def test_a_guest_that_is_shut_off_meanwhile(scene: Scene, job: Job) -> None:
-    begin = job.begin
+def test_a_guest_that_is_shut_off_meanwhile(scene: Scene, job: FakeBackupJob) -> None:
+    job.after = scene.guest.shut_off
+    with pytest.raises(BackupFailed, match="was shut off, or has crashed"):
+        back_up(scene)
+    assert scene.nothing_left()
+    # Its bitmaps go with the next backup, by a QEMU.
+    (orphan,) = names(scene)
+    scene.guest.start()
+    job.after = lambda: None
+    made = back_up(scene)
+    assert names(scene) == [made.manifest.checkpoint] != [orphan]
+    assert f"delete checkpoint {orphan}" in scene.guest.calls
 
-    def begin_and_crash(uuid: str, xml: str) -> None:
-        begin(uuid, xml)
-        scene.guest.active = False
 
-    scene.host.begin_backup = begin_and_crash  # type: ignore[method-assign]
+def test_a_guest_that_is_gone_meanwhile(scene: Scene, job: FakeBackupJob) -> None:
+    """Migrated, or undefined."""
+
+    def go() -> None:
+        scene.guest.exists = False
+
+    job.after = go
     with pytest.raises(BackupFailed, match="was shut off, or has crashed"):
         back_up(scene)
     assert scene.nothing_left()
 
 
+def test_libvirt_is_ended_meanwhile(
+    scene: Scene, job: FakeBackupJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is back, it has no job and no checkpoint of the backup."""
+    lost = iter([True, True])
+    job.ends = False
+    about = job.about
+
+    def lose(uuid: str) -> str:
+        if next(lost, False):
+            raise ConnectionLost("asking for a backup: the connection to libvirt was lost")
+        return about(uuid)
+
+    monkeypatch.setattr(scene.host, "backup_xml", lose)
+    with pytest.raises(BackupFailed, match="web: libvirt was ended while it was backed up"):
+        back_up(scene)
+    assert job.calls == ["abort"] and names(scene) == [] and scene.nothing_left()
+
+
+def test_libvirt_stays_away(
+    scene: Scene, job: FakeBackupJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it may have stays noted; the next backup, or recover, ends that."""
+    job.ends = False
+
+    def lose(_uuid: str) -> str:
+        raise ConnectionLost("asking for a backup: the connection to libvirt was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.host, "backup_xml", lose)
+        with pytest.raises(BackupFailed, match="libvirt was ended"):
+            back_up(scene)
+    (work,), _ = Works(scene.config).all()
+    assert isinstance(work, BackupWork) and work.pushes
+    assert [work.checkpoint] == names(scene)
+    Works(scene.config).write(msgspec.structs.replace(work, owner=Process.none()))
+    job.ends = True
+    made = back_up(scene)
+    assert job.calls == ["abort"] and names(scene) == [made.manifest.checkpoint]
+    assert scene.nothing_left()
+
+
 @pytest.mark.parametrize("wanted", [Wanted.STATE, Wanted.QUIESCED])
-def test_what_it_cannot_be(scene: Scene, job: Job, wanted: Wanted) -> None:
+def test_what_it_cannot_be(scene: Scene, job: FakeBackupJob, wanted: Wanted) -> None:
     with pytest.raises(BackupImpossible, match="vda is on no ZFS"):
         back_up(scene, wanted)
 
 
-def test_recover_ends_the_job(scene: Scene, job: Job) -> None:
-    making = scene.directory.make("0" * 32)
+def interrupted(scene: Scene, **changes: object) -> BackupWork:
+    making = scene.directory.make(ID)
     work = BackupWork(
-        id="0" * 32,
+        id=ID,
         domain="web",
         uuid=scene.guest.uuid,
         owner=Process.none(),
         making=str(making),
         pushes=True,
     )
+    work = msgspec.structs.replace(work, **changes)
     Works(scene.config).write(work)
+    return work
+
+
+def test_recover_ends_the_job(scene: Scene, job: FakeBackupJob) -> None:
+    work = interrupted(scene)
     job.xml, job.ends = "<target file='/somewhere/else'/>", False
-    Works(scene.config).write(msgspec.structs.replace(work, id="1" * 32, making=f"{making}x"))
+    elsewhere = msgspec.structs.replace(work, id="1" * 32, making=f"{work.making}x")
+    Works(scene.config).write(elsewhere)
     for each in leftovers.works(scene.config, scene.host)[0][1:]:
         each.end()
     assert job.calls == []  # that job is somebody else's
-    job.xml = f"<target file='{making}/vda.pushed.qcow2'/>"
+    job.xml = f"<target file='{work.making}/vda.pushed.qcow2'/>"
     (each,) = leftovers.works(scene.config, scene.host)[0]
     each.end()
     assert job.calls == ["abort"] and scene.nothing_left()
+
+
+def test_recover_forgets_the_checkpoint_of_no_backup(scene: Scene, job: FakeBackupJob) -> None:
+    made = back_up(scene)
+    known = made.manifest.checkpoint
+    interrupted(scene, checkpoint=NAME)
+    scene.guest.checkpoints.append(other(scene, NAME))
+    (each,) = leftovers.works(scene.config, scene.host)[0]
+    each.end()
+    assert names(scene) == [known] and scene.nothing_left()
+    # Killed after it was published: the checkpoint is that of a backup.
+    interrupted(scene, id=made.manifest.id, checkpoint=known)
+    (each,) = leftovers.works(scene.config, scene.host)[0]
+    each.end()
+    assert names(scene) == [known] and scene.nothing_left()
+
+
+def other(scene: Scene, name: str) -> Metadata:
+    return dataclasses.replace(scene.guest.checkpoints[0], name=name, bitmaps={"vda": name})
+
+
+def test_a_bitmap_that_is_missing_is_no_hindrance(scene: Scene, job: FakeBackupJob) -> None:
+    interrupted(scene, checkpoint=NAME)
+    back_up(scene)
+    scene.guest.checkpoints.append(other(scene, NAME))
+    scene.guest.without_bitmap.add(NAME)
+    interrupted(scene, checkpoint=NAME)
+    (each,) = leftovers.works(scene.config, scene.host)[0]
+    each.end()
+    assert f"forget checkpoint {NAME}" in scene.guest.calls and NAME not in names(scene)
+
+
+def test_libvirt_refuses_all(scene: Scene, job: FakeBackupJob) -> None:
+    job.refuses = lambda _xml, _checkpoint: "Permission denied"
+    with pytest.raises(LibvirtFailed, match="Permission denied"):
+        back_up(scene)
+    # With a checkpoint, and without.
+    assert [checkpoint is None for _, checkpoint in job.begun] == [False, True]
+    assert scene.nothing_left() and names(scene) == []
