@@ -11,8 +11,7 @@ from functools import partial
 
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.archive.manifest import Way, image_name
-from zvmsnap.backup import point_source
-from zvmsnap.backup.changed import Changes, remember
+from zvmsnap.backup.changed import Changes, opened, remember
 from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making
 from zvmsnap.common import log
 from zvmsnap.common.errors import BackupImpossible
@@ -40,7 +39,7 @@ def back_up_point(
     with (
         own_lock(config.locks_dir, lock_name(manifest.uuid), intent, config.limits.lock_timeout_s),
         making(config, directory, manifest.domain, manifest.uuid) as writer,
-        point_source.opened(config, point, targets, writer) as disks,
+        opened(config, point, targets, writer) as disks,
     ):
         base = base_for(directory, manifest.uuid, options.level)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)

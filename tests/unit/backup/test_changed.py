@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes.backup_scene import Scene
-from zvmsnap.backup import point_source
+from zvmsnap.backup import changed
 from zvmsnap.zfs import stream
 from zvmsnap.zfs.stream import NotUnderstood
 
@@ -18,7 +18,7 @@ class Stream:
         patch.setattr(stream, "changed_ranges", self.changed)
         self.which = (9, 5)
         # On ZFS a file in a snapshot has the number of the original.
-        patch.setattr(point_source, "_which_file", lambda _path: self.which)
+        patch.setattr(changed, "_which_file", lambda _path: self.which)
 
     def changed(
         self, since: str, snapshot: str, objects: frozenset[int]
