@@ -19,6 +19,8 @@ class FakeMachine:
         self.here: set[str] = set()
         self.acts: list[str] = []
         self.starts = True
+        self.has_kvm = True  # that works
+        self.is_emulated = False
         self.work = ""
         self._unmounted = threading.Event()
 
@@ -48,12 +50,19 @@ class FakeMachine:
     def set_pgroup(self, wanted: bool) -> None:
         assert wanted
 
+    def set_autosync(self, wanted: bool) -> None:
+        assert not wanted
+
+    def set_backend_setting(self, name: str, value: str) -> None:
+        assert (name, value) == ("force_tcg", "1")
+        self.is_emulated = True
+
     def add_drive_opts(self, path: str, format: str, readonly: bool) -> None:  # noqa: A002
         self.drives.append((path, format, readonly))
 
     def launch(self) -> None:
         self.acts.append("launch")
-        if not self.starts:
+        if not self.starts or not (self.has_kvm or self.is_emulated):
             raise RuntimeError("guestfs_launch failed.\nThis usually means ...")
 
     def inspect_os(self) -> list[str]:
@@ -75,9 +84,6 @@ class FakeMachine:
 
     def list_devices(self) -> list[str]:
         return [f"/dev/sd{chr(ord('a') + number)}" for number in range(len(self.drives))]
-
-    def blockdev_getsize64(self, device: str) -> int:
-        return 1 << 20
 
     def device_index(self, device: str) -> int:
         if device not in self.list_devices():

@@ -63,4 +63,4 @@ def test_mount(lab: Lab) -> None:
     assert lab.get("/mnt/etc/nginx/nginx.conf").decode() == SITE
     run(lab, unmount)
     assert run(lab, look).stdout == ""
-    assert "zvmsnap-view" not in lab.run("zfs list -H -o name").stdout
+    assert "zvmsnap-temporary" not in lab.run("zfs list -H -o name").stdout

@@ -73,7 +73,7 @@ def sums(lab: Lab, *paths: str) -> set[str]:
 
 
 def assert_nothing_left(lab: Lab) -> None:
-    assert not [name for name in zfs_names(lab) if "zvmsnap-view" in name]
+    assert not [name for name in zfs_names(lab) if "zvmsnap-temporary" in name]
     left = lab.run(
         f"find {scenario.STAGING}/views {scenario.JOURNAL}/views -mindepth 1 2>/dev/null; "
         "grep fuse /proc/self/mountinfo | grep zvmsnap; pgrep -f '[z]vmsnap keep-view|[g]uestfsd'",
@@ -109,7 +109,7 @@ def test_a_mount_whose_process_is_killed(lab: Lab) -> None:
     assert busy.returncode == 1 and "busy" in busy.stderr, busy
     lab.run("pkill -KILL -f '[z]vmsnap keep-view'")
     assert lab.run("ls /mnt/point", check=False).returncode != 0
-    assert [name for name in zfs_names(lab) if "zvmsnap-view" in name]
+    assert [name for name in zfs_names(lab) if "zvmsnap-temporary" in name]
     done = zvmsnap(lab, "recover")
     assert "has lost its process" in done.stdout
     assert lab.run("ls /mnt/point").stdout == ""

@@ -6,11 +6,13 @@ It has no network, and what it writes (a journal that is replayed) goes into ove
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from zvmsnap.common import foreign
+from zvmsnap.common import foreign, log
 from zvmsnap.common.errors import FilesImpossible, LibguestfsMissing
 from zvmsnap.files.images import Image
 from zvmsnap.files.layout import Layout, System, layout
@@ -18,6 +20,7 @@ from zvmsnap.files.layout import Layout, System, layout
 PACKAGE = "python3-guestfs"
 # Other users, set-user-ID and devices of the guest mean nothing here.
 _OPTIONS = "nosuid,nodev"
+_KVM = Path("/dev/kvm")
 
 
 def check_installed() -> None:
@@ -42,13 +45,6 @@ class Appliance:
         self._handle = handle
         self._targets = [image.target for image in images]
 
-    @property
-    def size_bytes(self) -> int:
-        """The size of all disks together. Raises FilesImpossible."""
-        with _told("asking for sizes"):
-            devices = self._handle.list_devices()
-            return sum(self._handle.blockdev_getsize64(each) for each in devices)
-
     def mount(self, *, by_device: bool) -> tuple[Layout, list[str]]:
         """Mount the guest's file systems, read-only; returns how, and what could not be mounted.
 
@@ -57,7 +53,7 @@ class Appliance:
         with _told("looking for file systems"):
             found = layout(
                 [] if by_device else list(self._systems()),
-                self._handle.list_filesystems(),
+                self._handle.list_filesystems,
                 self._target,
                 by_device=by_device,
             )
@@ -107,27 +103,52 @@ class Appliance:
 
 
 @contextmanager
-def launched(images: Sequence[Image], work: str) -> Iterator[Appliance]:
-    """Start it with these disks, read-only; its own files are in `work`. Raises FilesImpossible."""
+def launched(images: Sequence[Image], work: str, closing: threading.Event) -> Iterator[Appliance]:
+    """Start it with these disks, read-only; its own files are in `work`.
+
+    Raises FilesImpossible; also when its machine was killed since it is `closing`.
+    """
     library = _library()
     # It would be asked for a program, or an appliance, of somebody else's choice.
     for name in ("LIBGUESTFS_ATTACH_METHOD", "LIBGUESTFS_BACKEND", "LIBGUESTFS_HV"):
         os.environ.pop(name, None)
-    handle = library.GuestFS(python_return_dict=True)
-    try:
-        with _told("starting libguestfs"):
-            handle.set_backend("direct")
-            handle.set_tmpdir(work)
-            handle.set_network(False)
-            handle.set_pgroup(True)
-            for image in images:
-                handle.add_drive_opts(image.path, format="qcow2", readonly=True)
-            handle.launch()
+    with ExitStack() as ended:
+        handle = _begun(library, images, work, ended)
+        try:
+            with _told("starting libguestfs"):
+                handle.launch()
+        except FilesImpossible as error:
+            if closing.is_set() or not _KVM.exists():
+                raise
+            # As on a virtual machine whose hypervisor has it half.
+            log.plain().info("%s; once more, without KVM", error)
+            ended.close()
+            handle = _begun(library, images, work, ended)
+            with _told("starting libguestfs without KVM"):
+                handle.set_backend_setting("force_tcg", "1")
+                handle.launch()
         yield Appliance(handle, images)
-    finally:
-        with suppress(RuntimeError):
-            handle.shutdown()
-        handle.close()
+
+
+def _begun(library: Any, images: Sequence[Image], work: str, ended: ExitStack) -> Any:
+    """A handle that can be launched, and is closed in the end."""
+    handle = library.GuestFS(python_return_dict=True)
+    ended.callback(_close, handle)
+    with _told("preparing libguestfs"):
+        handle.set_backend("direct")
+        handle.set_tmpdir(work)
+        handle.set_network(False)
+        handle.set_pgroup(True)
+        handle.set_autosync(False)  # nothing is written that anybody will read
+        for image in images:
+            handle.add_drive_opts(image.path, format="qcow2", readonly=True)
+    return handle
+
+
+def _close(handle: Any) -> None:
+    with suppress(RuntimeError):
+        handle.shutdown()
+    handle.close()
 
 
 @contextmanager

@@ -60,6 +60,17 @@ def end(config: Config, view: View) -> None:
     Views(config.journal_dir).close(view.name)
 
 
+def end_calls(view: View) -> None:
+    """Let whatever libguestfs does for a view come to its end. Raises FilesImpossible and OSError.
+
+    What is mounted is unmounted. Before that nothing of it can be: its QEMU is killed.
+    """
+    if is_mounted(view.mountpoint):
+        unmount(view.mountpoint, at_once=True)
+    else:
+        _end_machine(view)
+
+
 def dead(config: Config) -> tuple[list[View], list[str]]:
     """The views whose process is dead, and what is wrong with files that cannot be read."""
     views, problems = Views(config.journal_dir).all()
@@ -87,7 +98,7 @@ def tidy(config: Config) -> list[str]:
 
 
 def _end_machine(view: View) -> None:
-    """Kill the QEMU that writes to the overlays of this view: its own process is dead."""
+    """Kill the QEMU that writes to the overlays of this view."""
     writers = _writers(view)
     for pid in writers:
         with suppress(ProcessLookupError):

@@ -25,10 +25,11 @@ _NAME_MAX_BYTES = 1023  # of a backing file, in the header of qcow2
 
 @dataclass(frozen=True)
 class Image:
-    """One disk: the guest's name for it, and our overlay over it."""
+    """One disk: the guest's name for it, our overlay over it, and how long it is."""
 
     target: str
     path: str
+    disk_bytes: int
 
 
 def make(work: str, point: RestorePoint, disks: PointDisks) -> tuple[list[Image], list[str]]:
@@ -43,7 +44,7 @@ def make(work: str, point: RestorePoint, disks: PointDisks) -> tuple[list[Image]
         path = str(directory / f"{disk.target}.qcow2")
         try:
             make_overlay(path, disks.disk(disk).image.node)
-            images.append(Image(disk.target, path))
+            images.append(Image(disk.target, path, qemu_img.disk_bytes(path)))
         except (DiskUnreadable, QemuImgFailed, OSError) as error:
             left_out.append(f"{disk.target} is left out: {foreign.line(str(error))}")
     if not images:

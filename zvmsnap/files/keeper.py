@@ -110,16 +110,18 @@ def _show(
 ) -> None:
     if not view.stays:
         private_dir(Path(view.mountpoint))
-    with appliance.launched(disks, view.work) as machine:
+    with (
+        _ended_on(closing, view),
+        appliance.launched(disks, view.work, closing) as machine,
+    ):
         found, not_mounted = machine.mount(by_device=view.by_device)
         _refuse_if(closing)
         machine.show(view.mountpoint)
-        with _unmounted_on(closing, view):
-            places = tuple(place for place, _ in found.places)
-            lines = (*left_out, *not_mounted)
-            size_bytes = machine.size_bytes
-            tell(Opened("", places, lines, size_bytes, found.is_windows))
-            machine.serve()
+        places = tuple(place for place, _ in found.places)
+        lines = (*left_out, *not_mounted)
+        size_bytes = sum(disk.disk_bytes for disk in disks)
+        tell(Opened("", places, lines, size_bytes, found.is_windows))
+        machine.serve()
 
 
 def _refuse_if(closing: threading.Event) -> None:
@@ -128,16 +130,16 @@ def _refuse_if(closing: threading.Event) -> None:
 
 
 @contextmanager
-def _unmounted_on(closing: threading.Event, view: View) -> Iterator[None]:
-    """Unmount the view as soon as that is set: the main thread is in a call of libguestfs."""
+def _ended_on(closing: threading.Event, view: View) -> Iterator[None]:
+    """End the view as soon as that is set: the main thread is in a call of libguestfs."""
 
     def watch(ended: threading.Event) -> None:
         while not ended.wait(_TRY_EVERY_S):
-            if closing.is_set() and ending.is_mounted(view.mountpoint):
+            if closing.is_set():
                 with suppress(FilesImpossible, OSError):
-                    ending.unmount(view.mountpoint, at_once=True)
+                    ending.end_calls(view)
 
-    with in_background("unmount", watch):
+    with in_background("end", watch):
         yield
 
 

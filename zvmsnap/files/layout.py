@@ -47,14 +47,17 @@ class Layout:
 
 def layout(
     systems: Sequence[System],
-    file_systems: Mapping[str, str],
+    file_systems: Callable[[], Mapping[str, str]],
     name_of: Callable[[str], str],
     *,
     by_device: bool,
 ) -> Layout:
-    """By the table above; `file_systems` are the kinds of all, `name_of` names a disk's device."""
+    """By the table above; `name_of` names a disk's device.
+
+    `file_systems` has the kinds of all: libguestfs takes its time, so it is asked only if need be.
+    """
     if len(systems) != 1 or by_device:
-        return _by_device(file_systems, name_of)
+        return _by_device(file_systems(), name_of)
     (system,) = systems
     if system.kind == _WINDOWS:
         drives = dict(system.drives)

@@ -29,6 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 def volume_scene(host_with_points: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> Scene:
     """A host with a guest on a volume; qemu-img opens whatever it is told to."""
     monkeypatch.setattr(qemu_img, "make_view", lambda path, below: None)
+    monkeypatch.setattr(qemu_img, "disk_bytes", lambda path: 1 << 20)
     scene = host_with_points("volume")
     scene.host.install(monkeypatch)
     return scene

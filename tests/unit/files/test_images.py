@@ -81,7 +81,9 @@ def test_disks_that_cannot_be_opened_are_left_out(
     point = RestorePoint(tmp_path, manifest(disks=disks))
     work = str(tmp_path / "work")
     made, left_out = images.make(work, point, Disks(tmp_path))
-    assert [(image.target, Path(image.path).name) for image in made] == [("vda", "vda.qcow2")]
+    (image,) = made
+    assert (image.target, Path(image.path).name) == ("vda", "vda.qcow2")
+    assert image.disk_bytes == MIB
     assert [line.partition(":")[0] for line in left_out] == ["vdb is left out", "vdc is left out"]
     assert "\x1b" not in left_out[1]
     told = subprocess.run(

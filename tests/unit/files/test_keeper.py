@@ -13,7 +13,7 @@ from tests.fakes.guestfs_module import FakeMachine
 from tests.fakes.restore_scene import DATASET, NAME, Scene
 from zvmsnap.common.errors import FilesImpossible, ZfsFailed
 from zvmsnap.common.process import Process
-from zvmsnap.files import ending, images, keeper, plan
+from zvmsnap.files import appliance, ending, images, keeper, plan
 from zvmsnap.files.keeper import Opened
 from zvmsnap.files.record import View, Views
 from zvmsnap.recovery.recover import recover_guests
@@ -79,6 +79,43 @@ def test_a_volume_is_seen_through_a_clone_that_goes_again(
         now = Views(volume_scene.config.journal_dir).read(view.name)
         assert now == msgspec.structs.replace(view, datasets=(clone,))
     assert machine.acts[-3:] == ["unmount", "shutdown", "close"]
+    assert_nothing_left(volume_scene, machine)
+
+
+def test_a_kvm_that_does_not_work(
+    volume_scene: Scene, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine.has_kvm = False
+    view = plan.plan_view(volume_scene.config, volume_scene.point())
+    monkeypatch.setattr(appliance, "_KVM", tmp_path / "none")
+    with pytest.raises(FilesImpossible, match="starting libguestfs: "), kept(volume_scene, view):
+        pass
+    assert machine.acts == ["launch", "shutdown", "close"]
+    monkeypatch.setattr(appliance, "_KVM", tmp_path)
+    with kept(volume_scene, view):
+        assert machine.acts[3:] == ["launch", "shutdown", "close", "launch", "mkmountpoint /vda"]
+    assert_nothing_left(volume_scene, machine)
+
+
+def test_who_interrupts_does_not_wait_for_libguestfs(
+    volume_scene: Scene, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine may never answer: it is killed, and not started again."""
+    closing = threading.Event()
+    killed = threading.Event()
+
+    def launch() -> None:
+        machine.acts.append("launch")
+        closing.set()
+        assert killed.wait(20)
+        raise RuntimeError("appliance closed the connection unexpectedly")
+
+    monkeypatch.setattr(machine, "launch", launch)
+    monkeypatch.setattr(ending, "_end_machine", lambda _view: killed.set())
+    view = plan.plan_view(volume_scene.config, volume_scene.point())
+    with pytest.raises(FilesImpossible, match="closed the connection"):
+        keeper.keep(volume_scene.config, view, closing, lambda _: None)
+    assert machine.acts == ["launch", "shutdown", "close"]
     assert_nothing_left(volume_scene, machine)
 
 
