@@ -38,8 +38,6 @@ _RECORD_PAGES = RECORD_BYTES // PAGE_BYTES
 # Pages that are read, and zeros that are written, at once. IOV_MAX is 1024.
 _BATCH_PAGES = CHUNK_BYTES // PAGE_BYTES
 _ZEROS_PAGES = 1 << 16
-# The disk has work from then on, while the pages after that are checked.
-_FLUSHED_BYTES = 8 << 20
 
 
 def write_image(
@@ -73,7 +71,7 @@ def _write_pages(
     pages: int, table: Table, target: int, shown: Progress, *, early: bool
 ) -> RecordDigest:
     """One section with all pages; returns their digest. `early`: the disk begins at once."""
-    flushed = 0
+    flush = whole.EarlyFlush(target) if early else None
     whole.write(target, stream.section_opening(stream.PART, table.section))
     batch = _Batch()
     for block in table.blocks:
@@ -85,10 +83,8 @@ def _write_pages(
             sent = min(after - block.place, block.bytes)
             whole.write_vector(target, batch.sent(block, address, sent))
             shown.done_bytes = after
-            end = os.lseek(target, 0, os.SEEK_CUR)
-            if early and end - flushed >= _FLUSHED_BYTES:
-                whole.begin_to_flush(target, flushed, end)
-                flushed = end
+            if flush:
+                flush.wrote(after - place)
         _write(target, _zeros(block, sent, block.bytes))
     whole.write(target, stream.section_end(table.section, table.footers))
     return batch.digest

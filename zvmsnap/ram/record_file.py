@@ -19,7 +19,7 @@ import os
 from zvmsnap.ram.hole import punch
 from zvmsnap.ram.page_image import RECORD_BYTES, ZERO_RECORD, record_digest
 from zvmsnap.ram.ranges import Ranges
-from zvmsnap.ram.whole import write_at
+from zvmsnap.ram.whole import EarlyFlush, write_at
 
 _CHUNK_BYTES = 64 * RECORD_BYTES
 
@@ -39,6 +39,7 @@ class RecordFile:
         self.sent = Ranges()
         self._file = file
         self._cloned = cloned
+        self._flush = EarlyFlush(file)
         self._length_bytes = length_bytes
         self._place = -1  # of the record that is open; none if negative
         self._open = bytearray(RECORD_BYTES)
@@ -131,6 +132,7 @@ class RecordFile:
         if begin < end:
             write_at(self._file, data[begin:end], place + begin)
             self.written += (end - begin) // RECORD_BYTES
+            self._flush.wrote(end - begin)
 
     def _zero(self, place: int, count: int) -> None:
         if self._cloned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
+_FLUSHED_BYTES = 8 << 20
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
@@ -38,9 +39,20 @@ def write_vector(file: int, parts: list[memoryview | bytes]) -> None:
             written = 0
 
 
-def begin_to_flush(file: int, begin: int, end: int) -> None:
-    """Have the kernel write these bytes of a file to the disk, without waiting for that.
+class EarlyFlush:
+    """Has the kernel write a file to the disk meanwhile: whoever syncs it in the end waits less.
 
-    Whoever syncs the file later waits less. What fails, they see.
+    Else the kernel would keep up to a tenth of the host's memory, and write that when the guests
+    want to write, too. What fails, whoever syncs the file sees.
     """
-    _sync_file_range(file, begin, end - begin, _SYNC_FILE_RANGE_WRITE)
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._waiting_bytes = 0
+
+    def wrote(self, count: int) -> None:
+        """So many bytes were written, anywhere in the file."""
+        self._waiting_bytes += count
+        if self._waiting_bytes >= _FLUSHED_BYTES:
+            _sync_file_range(self._file, 0, 0, _SYNC_FILE_RANGE_WRITE)
+            self._waiting_bytes = 0

@@ -1,4 +1,4 @@
-"""Clones, holes, and what a file takes, as the kernel answers of whatever file system this is."""
+"""Clones, holes, early flushes, what a file takes: as the kernel answers of any file system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.clock import ScriptedClock
 from zvmsnap.common import waiting
-from zvmsnap.ram import cloning, hole, sharing
+from zvmsnap.ram import cloning, hole, sharing, whole
 from zvmsnap.ram.sharing import OnDisk
 
 KIB = 1024
@@ -92,6 +92,17 @@ def test_zeros_are_written_where_there_are_no_holes(
 def test_a_hole_that_the_disk_refuses() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         hole.punch(-1, 0, 4096)
+
+
+def test_the_disk_has_work_while_a_file_grows(
+    files: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, ...]] = []
+    monkeypatch.setattr(whole, "_sync_file_range", lambda *arguments: begun.append(arguments))
+    flush = whole.EarlyFlush(files[1])
+    for _ in range(20):
+        flush.wrote(1 << 20)
+    assert begun == [(files[1], 0, 0, 2)] * 2
 
 
 def test_what_a_file_takes(files: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
