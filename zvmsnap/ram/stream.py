@@ -47,7 +47,8 @@ ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 FLAGS = PAGE_BYTES - 1
 
 _RAM = b"\x03ram" + NUMBER.pack(0) + NUMBER.pack(4)
-_BUFFER_BYTES = 1 << 20
+# What stays in a CPU's cache; larger ones also cost a fault of each of their pages, each time.
+_BUFFER_BYTES = 256 << 10
 # How many pages are compared at once, at first, and how many times more if all of them matched.
 _GUESS_PAGES, _GUESS_GROWTH = 16, 4
 _HEAD_BYTES = {PAGE: WORD.size + PAGE_BYTES, ZERO: WORD.size + 1}
@@ -144,7 +145,7 @@ class RamStream:
             raise NotUnderstood("the name of QEMU's machine is too long")
         machine = self._take(length)
         if not machine.startswith(b"pc-"):
-            raise NotUnderstood(f"the machine {_text(machine)} is of another architecture")
+            raise NotUnderstood(f"its machine type {_text(machine)} is none of pc-*")
         while (kind := self._take(1)[0]) == SUBSECTION:
             self._subsection()
         return kind

@@ -208,7 +208,7 @@ def test_pages_that_are_not_understood(
     with caplog.at_level(logging.INFO, "zvmsnap"):
         memory = stow(image, incoming, level)
     assert (memory.file, memory.compression) == STOWED[level]
-    assert memory.why_plain == "the machine 's390-q-10.0' is of another architecture"
+    assert memory.why_plain == "its machine type 's390-q-10.0' is none of pc-*"
     assert (
         f"web (tank/web): its RAM is stored as libvirt wrote it: {memory.why_plain}" in caplog.text
     )

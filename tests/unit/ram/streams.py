@@ -109,7 +109,11 @@ def load(image: bytes) -> Loaded:
     assert stream.read(8) == b"QEVM\0\0\0\x03"
     assert number(">B") == 7
     stream.read(number(">I"))
-    assert number(">B") == 1
+    while (kind := number(">B")) == 5:
+        subsection = name()
+        assert number(">I") == 1
+        stream.read({b"configuration/target-page-bits": 4, b"configuration/uuid": 16}[subsection])
+    assert kind == 1
     section = number(">I")
     assert (name(), stream.read(8)) == (b"ram", b"\0\0\0\0\0\0\0\x04")
     left = number(">Q") - MEM_SIZE
