@@ -1,10 +1,9 @@
-"""RAM that is stored as pages: of guests of all kinds, on all file systems, beside older points."""
+"""RAM that is stored as pages: on all file systems, shared by many points, beside older ones."""
 
 from __future__ import annotations
 
 import json
 import random
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import scenario
 from back import zvmsnap
 from scenario import WEB, Guest, Point, assert_pages
 
-from labkit import guests, linux
+from labkit import guests
 from labkit.api import Lab
 
 LOADED = Guest("loaded", ("tank/vm/loaded",), {"vda": "/tank/vm/loaded/loaded.raw"})
@@ -80,100 +79,6 @@ def test_each_of_twelve_hours_loads_and_counts_on(lab_session: Lab) -> None:
     assert scenario.vault_files(lab) == []
     scenario.assert_counted_through(lab, "loaded")
     back.assert_nothing_left(lab, LOADED)
-
-
-# -- guests of all kinds
-
-
-DEBIAN_DIR = "/var/lib/libvirt/images/debian"
-CPUS, CELL_MIB, DIMM_MIB, BALLOONED_MIB = 4, 64, 128, 192
-MANY_BLOCKS = (
-    f"<vcpu>{CPUS}</vcpu><maxMemory slots='2' unit='MiB'>1024</maxMemory>"
-    f"<memory unit='MiB'>{2 * CELL_MIB + DIMM_MIB}</memory>"
-    f"<cpu><numa><cell id='0' cpus='0-1' memory='{CELL_MIB}' unit='MiB'/>"
-    f"<cell id='1' cpus='2-3' memory='{CELL_MIB}' unit='MiB'/></numa></cpu>"
-)
-DIMM = (
-    f"<memory model='dimm'><target><size unit='MiB'>{DIMM_MIB}</size><node>0</node></target>"
-    "</memory>"
-)
-# The kernel unpacks one archive after the other.
-WITH_BALLOON = f"""
-set -e
-mkdir -p /var/tmp/balloon/modules && cd /var/tmp/balloon
-zcat {DEBIAN_DIR}/initrd.img | cpio --quiet -i modules/order
-xz -dc $(modinfo -n virtio_balloon) > modules/virtio_balloon.ko
-echo virtio_balloon.ko >> modules/order
-find modules | cpio --quiet -o -H newc | gzip -1 >> {DEBIAN_DIR}/initrd.img
-"""
-
-
-def _blocks(lab: Lab, point: Point) -> dict[str, int]:
-    """The RAM blocks of a page image, and how long they are."""
-    rest = lab.get(f"{point.directory}/memory.rest")
-    length = int.from_bytes(rest[20:24])
-    return {each["name"]: each["bytes"] for each in json.loads(rest[24 : 24 + length])["blocks"]}
-
-
-def _of_many_blocks(xml: str) -> str:
-    """The definition with four CPUs in two NUMA cells, and a DIMM."""
-    root = ET.fromstring(xml)
-    for old in ("vcpu", "memory", "currentMemory", "cpu"):
-        for each in root.findall(old):
-            root.remove(each)
-    (devices,), (words,) = root.findall("devices"), root.findall("os/cmdline")
-    root.extend(ET.fromstring(f"<domain>{MANY_BLOCKS}</domain>"))
-    devices.append(ET.fromstring(DIMM))
-    words.text = f"{words.text} memhp_default_state=online"
-    return ET.tostring(root, encoding="unicode")
-
-
-def _balloon_mib(lab: Lab) -> int:
-    said = dict(line.split() for line in lab.run("virsh -q dommemstat debian").stdout.splitlines())
-    return int(said["actual"]) >> 10
-
-
-def _balloon(lab: Lab, mib: int) -> None:
-    lab.run(f"virsh setmem debian {mib}M --live")
-    scenario.wait_until("the balloon", lambda: _balloon_mib(lab) == mib, timeout_s=300)
-
-
-@pytest.mark.whole
-@pytest.mark.long
-def test_linux_of_four_cpus_and_many_ram_blocks_in_a_balloon(lab_session: Lab) -> None:
-    lab = lab_session
-    scenario.with_code(lab, "linux")
-    scenario.configure(lab)
-    lab.run("virsh destroy debian")
-    lab.run(WITH_BALLOON)
-    guests.define(lab, _of_many_blocks(scenario.dumpxml(lab, "debian", persistent=True)))
-    since = guests.serial_size_bytes(lab, "debian")
-    lab.run("virsh start debian")
-    linux.wait_writes(lab, "debian", 2, since_byte=since, timeout_s=900)
-    _balloon(lab, BALLOONED_MIB)
-
-    before = linux.writes(lab, since_byte=since)[-1].count
-    zvmsnap(lab, "take", "debian")
-    point = scenario.the_point(lab, "debian")
-    assert_pages(point)
-    blocks = _blocks(lab, point)
-    for name, mib in (("ram-node0", CELL_MIB), ("ram-node1", CELL_MIB), ("memdimm0", DIMM_MIB)):
-        (length,) = [each for own, each in blocks.items() if own.endswith(name)]
-        assert length == mib << 20, blocks
-    after = linux.writes(lab, since_byte=since)[-1].count
-    _balloon(lab, 2 * CELL_MIB + DIMM_MIB)
-
-    lab.run("virsh destroy debian")
-    since = guests.serial_size_bytes(lab, "debian")
-    back.restore(lab, "debian@latest", "--no-safety")
-    linux.wait_writes(lab, "debian", after + 3, since_byte=since)
-    counts = [write.count for write in linux.writes(lab, since_byte=since)]
-    assert before < counts[0] <= after + 1
-    assert counts == list(range(counts[0], counts[-1] + 1))
-    assert "B" not in guests.serial(lab, "debian", since).split()
-    assert _balloon_mib(lab) == BALLOONED_MIB
-    cpus = linux.agent(lab, "guest-get-vcpus")
-    assert isinstance(cpus, list) and len([each for each in cpus if each["online"]]) == CPUS
 
 
 # -- vaults on all file systems, and older points

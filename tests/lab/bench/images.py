@@ -39,7 +39,7 @@ _STAGED = f"{scenario.STAGING}/bench.img"
 _MADE = f"{scenario.STAGING}/made.img"
 _OWN = f"PYTHONPATH=/opt/zvmsnap python3 {INSIDE}/page_images.py"
 _FILES = "/var/lib/libvirt/images/debian/files.raw"
-# What a boot begins (timers, caches of programs) is over by then, also in emulation within emulation.
+# What a boot begins (timers, caches of programs) is over by then, also in nested emulation.
 _SETTLE_S = 300
 _LIMIT_S = 900.0
 _MIB = 1 << 20
