@@ -13,6 +13,7 @@ from enum import StrEnum
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
 from zvmsnap.backup.offline import back_up_offline
+from zvmsnap.backup.overlay import back_up_on_overlays
 from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.backup.writing import BackupOptions, now
@@ -21,6 +22,8 @@ from zvmsnap.capture.take import TakePlan
 from zvmsnap.common.errors import BackupImpossible
 from zvmsnap.common.process import Process
 from zvmsnap.common.signals import cancel_at_once, cancelled_by_signal, finish_before_dying
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.mode import Mode, parse_mode
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.points import vault
@@ -54,6 +57,9 @@ def back_up_guest(
     | all on ZFS                  | any     | a point is taken for that                        |
     | some elsewhere              | no      | as its images are                                |
     | some elsewhere              | yes     | libvirt's backup job, in push mode               |
+    | some elsewhere, with RAM    | yes     | on overlays, while its images are copied         |
+    | some elsewhere, and         | yes     | the same                                         |
+    | `backup_overlay`            |         |                                                  |
 
     Raises whatever says why it failed.
     """
@@ -67,18 +73,32 @@ def back_up_guest(
     ]
     if elsewhere and seen.is_off:
         return back_up_offline(config, host, guest, directory, options)
+    if elsewhere and (config.backup_overlay or wanted is Wanted.STATE):
+        why = "" if wanted is Wanted.STATE else "backup_overlay is set"
+        mode, cancelled = _on_overlays(wanted), cancelled_by_signal()
+        try:
+            return back_up_on_overlays(
+                config, host, guest, directory, options, mode, cancelled, why
+            )
+        finally:
+            cancel_at_once()
     if elsewhere:
-        if wanted in (Wanted.STATE, Wanted.QUIESCED):
+        if wanted is Wanted.QUIESCED:
             raise BackupImpossible(
                 f"{guest.name}: {', '.join(elsewhere)} is on no ZFS, so it is backed up as after a "
-                f"power cut only: say neither --state nor --quiesce, or leave it out: -x "
-                f"{elsewhere[0]}"
+                f"power cut only: say no --quiesce, set `backup_overlay = true`, or leave it "
+                f"out: -x {elsewhere[0]}"
             )
         return back_up_running(config, host, guest, directory, options)
     name = f"zvmsnap_{now():%Y-%m-%dT%H:%M:%SZ}_backup"
     planned = take.plan(host, [guest.uuid], None, name, wanted.value)
     with _taken(config, planned, guest) as point:
         return back_up_point(config, point, directory, options)
+
+
+def _on_overlays(wanted: Wanted) -> Mode:
+    """The same levels for a guest that goes on on overlays: it need not be paused for its RAM."""
+    return parse_mode(wanted.value.replace(ConsistencyLevel.PAUSED, ConsistencyLevel.MEMORY))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def back_up_offline(
         domain = domain_xml.parse(guest.xml())
         disks = [disk for disk in domain.disks if disk.writable]
         chosen = [disk for disk in disks if disk.target not in options.exclude]
-        contents = {disk.target: Content(_image(host, guest, disk)) for disk in chosen}
+        contents = {disk.target: Content(image_of(host, guest, disk)) for disk in chosen}
         check_chosen(guest, disks, contents, options.exclude)
         base = base_for(directory, guest.uuid, options.level)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)
@@ -110,7 +110,8 @@ def check_chosen(
             raise BackupImpossible(f"{guest.name}: {error}") from error
 
 
-def _image(host: Host, guest: Guest, disk: Disk) -> Image:
+def image_of(host: Host, guest: Guest, disk: Disk) -> Image:
+    """The image of a disk, with all that is below it. Raises BackupImpossible, QemuImgFailed."""
     path = location.path_of(host, disk)
     if not path or (disk.encrypted and disk.format != images.RAW):
         why = "is encrypted within qcow2" if path else f"is of type {disk.type}"

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from zvmsnap.capture import eligibility
-from zvmsnap.capture.one_guest import GuestCapture
+from zvmsnap.capture.eligibility import Eligibility
+from zvmsnap.capture.one_guest import GuestCapture, LevelChoice
 from zvmsnap.capture.snapshot_run import (
     CaptureRequest,
     PreexistingSnapshots,
@@ -20,9 +21,16 @@ from zvmsnap.capture.snapshot_run import (
     SnapshotRun,
 )
 from zvmsnap.common import log
-from zvmsnap.common.errors import Cancelled, DomainGone, HookEnvironmentInvalid, ZfsFailed
+from zvmsnap.common.errors import (
+    BackupImpossible,
+    Cancelled,
+    DomainGone,
+    HookEnvironmentInvalid,
+    ZfsFailed,
+)
 from zvmsnap.common.process import Process
 from zvmsnap.common.snapshot_name import spellings
+from zvmsnap.common.steps import StepFailed
 from zvmsnap.common.waiting import Call, in_parallel
 from zvmsnap.config.mode import ModeSet
 from zvmsnap.config.properties import PREFIX, Property, faults
@@ -31,6 +39,7 @@ from zvmsnap.disks import location, staging
 from zvmsnap.disks.staging import StagingSpace
 from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import snapshot_match
+from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.request import HookCall
 from zvmsnap.journal.round import Round
@@ -214,6 +223,32 @@ def _preexisting(request: CaptureRequest) -> PreexistingSnapshots:
     return PreexistingSnapshots(
         tuple(snapshot.guid for snapshot in zfs.snapshots(announced).present.values())
     )
+
+
+def capture_for_backup(run: SnapshotRun, guest: Guest, eligible: Eligibility) -> Entry:
+    """Capture a guest for a backup, at the best level that is wanted and that it can have.
+
+    The caller holds its lock (`one_guest.locked`), and ends the entry that is returned: the guest
+    is on overlays, or held. Raises BackupImpossible if no level that it can have is good enough,
+    Cancelled, and what keeps it from all levels. What could not be undone is in the journal.
+    """
+    config, request = run.config, run.request
+    staging.check_usable(config.staging_dir, frozenset(), run.mounts)
+    watchdog.require_watchdog(config, request.owner, request.post_within_s)
+    level = None
+    with guest.apart() as own:
+        choice = LevelChoice(run, own, _shared(run, [guest.uuid]), eligible)
+        try:
+            level = choice.reach(request.modes_for(()))
+        except StepFailed:
+            if not request.cancelled.is_set():
+                raise
+    if level is None and request.cancelled.is_set():
+        raise Cancelled(f"{guest.name}: interrupted: nothing of the backup is kept")
+    entry = run.journal.read(guest.uuid)
+    if level is None or entry is None:
+        raise BackupImpossible(f"{guest.name}: {choice.why_missed()}")
+    return entry
 
 
 def _put_back(run: SnapshotRun, guests: Mapping[str, Guest]) -> None:

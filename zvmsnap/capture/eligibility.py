@@ -26,7 +26,7 @@ over disks of another time destroys file systems.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from zvmsnap.common.errors import ModeInvalid
@@ -43,14 +43,17 @@ from zvmsnap.virt import domain_xml
 from zvmsnap.zfs.mounts import DiskLocation
 from zvmsnap.zfs.types import Dataset
 
+_NOWHERE = DiskLocation("", "")  # no dataset
+
 
 @dataclass(frozen=True)
 class Eligibility:
     """What a run can do for one guest.
 
     `obstacles`: why it cannot have a level; `covered`: its disks on covered datasets, by target;
-    `others`: the targets of its other disks. `no_overlay`: why one of the covered disks must not
-    be put on an overlay, "" if all may. `other_state`: what a point tells of its other state.
+    of a backup these may be on none. `others`: the targets of its other disks. `no_overlay`: why
+    one of the covered disks must not be put on an overlay, "" if all may. `other_state`: what a
+    point tells of its other state.
     """
 
     domain: domain_xml.Domain
@@ -65,7 +68,7 @@ class Eligibility:
     def datasets(self) -> tuple[str, ...]:
         """The datasets that have this guest's covered disks and other state."""
         state = [each.location for each in self.other_state if each.location and not each.why]
-        return tuple(sorted({place.dataset for place in (*self.covered.values(), *state)}))
+        return tuple(sorted({place.dataset for place in (*self.covered.values(), *state)} - {""}))
 
 
 def recursion(
@@ -167,6 +170,30 @@ def assess(disks: GuestDisks, covered: frozenset[str]) -> Eligibility | None:
         others=tuple(disk.target for disk in disks.domain.disks if disk.target not in inside),
         no_overlay=_why_no_overlay(disks, [disk for disk in writable if disk.target in inside]),
         other_state=tuple(each for each in own if each.is_told),
+    )
+
+
+def assess_for_backup(disks: GuestDisks, targets: Container[str]) -> Eligibility:
+    """Decide the same for a backup of the disks with these targets, wherever they are.
+
+    What images of theirs need, as a data file, is read with them.
+    """
+    writable = _writable(disks)
+    inside = {
+        disk.target: disks.locations.get(disk.target, _NOWHERE)
+        for disk in writable
+        if disk.target in targets
+    }
+    others = [each for each in disks.others if each[0].target not in inside]
+    return Eligibility(
+        domain=disks.domain,
+        is_off=disks.is_off,
+        obstacles=_obstacles(
+            disks, writable, inside, [coverage.judge(*each, snapshotted=()) for each in others]
+        ),
+        covered=inside,
+        others=tuple(disk.target for disk in disks.domain.disks if disk.target not in inside),
+        no_overlay=_why_no_overlay(disks, [disk for disk in writable if disk.target in inside]),
     )
 
 

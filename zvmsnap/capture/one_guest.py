@@ -46,7 +46,7 @@ from zvmsnap.config.mode import ModeSet, mode_set, parse_mode
 from zvmsnap.disks import location
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
-from zvmsnap.journal import late, other_versions
+from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.operation import CloneOperation, Operations
 from zvmsnap.notify import event
 from zvmsnap.notify.event import Kind
@@ -100,51 +100,17 @@ class GuestCapture:
                 return True
             if operation:
                 raise DomainBusy("a restore of it is under way, or interrupted: zvmsnap recover")
-            with self._locked():
+            with locked(self._run, self._guest, f"{_CAPTURE} {self._guest.name}"):
                 disks = location.locate_disks(self._run.host, self._guest, self._run.mounts)
                 eligible = eligibility.assess(disks, self._run.request.covered)
                 if eligible is None:
                     return True
                 own_directories.check(self._run.config, eligible.datasets, self._run.mounts)
-                return _LevelChoice(self._run, self._guest, self._shared, eligible).capture()
+                return LevelChoice(self._run, self._guest, self._shared, eligible).capture()
         except RunUnderWay as error:
             return self._come_late(error)
         finally:
             self._shared.finish(self._guest.uuid)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the guest's lock, with no run of it open; that of another sanoid is waited for.
-
-        A snapshot that is taken while that one merges its overlays would have half of their
-        writes. Raises RunUnderWay, WorkOfOtherVersion and Cancelled.
-        """
-        config, request = self._run.config, self._run.request
-        limit_s = config.limits.lock_timeout_s
-        deadline_s = now_s() + limit_s
-        while True:
-            with ExitStack() as held:
-                try:
-                    intent = f"{_CAPTURE} {self._guest.name}"
-                    held.enter_context(lock(config.locks_dir, self._guest.uuid, intent, limit_s))
-                except LockTimeout as error:
-                    # It may not have opened its entry yet.
-                    captures = error.holder.startswith(_CAPTURE)
-                    captures = captures or self._run.journal.read(self._guest.uuid) is not None
-                    raise RunUnderWay(str(error), captures=captures) from error
-                entry = self._run.journal.read(self._guest.uuid)
-                if not entry or entry.owner == request.owner or not entry.owner.is_alive():
-                    finish_interrupted(config, self._run.host, self._guest, entry, may_wait=True)
-                    yield
-                    return
-            if now_s() > deadline_s:
-                raise RunUnderWay(
-                    f"run {entry.run} of {','.join(entry.request_datasets)} is under way "
-                    f"(sanoid has pid {entry.owner.pid})",
-                    captures=True,
-                )
-            if wait(request.cancelled, _POLL_S):
-                raise Cancelled("interrupted while another run was under way")
 
     def _come_late(self, error: RunUnderWay) -> bool:
         """Note that the snapshot is taken, for a point when the other run has ended (journal/late).
@@ -181,7 +147,41 @@ class GuestCapture:
         return False
 
 
-class _LevelChoice:
+@contextmanager
+def locked(run: SnapshotRun, guest: Guest, intent: str) -> Iterator[None]:
+    """Hold the guest's lock, with no run of it open; that of another sanoid is waited for.
+
+    A snapshot that is taken while that one merges its overlays would have half of their
+    writes. Raises RunUnderWay, WorkOfOtherVersion and Cancelled.
+    """
+    config, request = run.config, run.request
+    limit_s = config.limits.lock_timeout_s
+    deadline_s = now_s() + limit_s
+    while True:
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(config.locks_dir, guest.uuid, intent, limit_s))
+            except LockTimeout as error:
+                # It may not have opened its entry yet.
+                captures = error.holder.startswith(_CAPTURE)
+                captures = captures or run.journal.read(guest.uuid) is not None
+                raise RunUnderWay(str(error), captures=captures) from error
+            entry = run.journal.read(guest.uuid)
+            if not entry or entry.owner == request.owner or not entry.owner.is_alive():
+                finish_interrupted(config, run.host, guest, entry, may_wait=True)
+                yield
+                return
+        if now_s() > deadline_s:
+            raise RunUnderWay(
+                f"run {entry.run} of {','.join(entry.request_datasets)} is under way "
+                f"({describe.owner(entry)})",
+                captures=True,
+            )
+        if wait(request.cancelled, _POLL_S):
+            raise Cancelled("interrupted while another run was under way")
+
+
+class LevelChoice:
     """Tries the levels that are wanted of a guest in order; knows why better ones were missed."""
 
     def __init__(
@@ -218,8 +218,25 @@ class _LevelChoice:
         return self._capture_best(modes)
 
     def _capture_best(self, modes: ModeSet) -> bool:
-        self._minimum = modes.minimum
         self._wanted = str(modes)
+        level = self.reach(modes)
+        if level:
+            return self._is_enough(modes, level)
+        if self._is_over():
+            # The next hook ends what could not be undone.
+            self._tell(Kind.UNFINISHED, self.why_missed())
+        else:
+            self._log.error("no point, as less is not good enough: %s", self.why_missed())
+            self._tell(Kind.NO_POINT, self.why_missed())
+        return False
+
+    def reach(self, modes: ModeSet) -> ConsistencyLevel | None:
+        """Capture the guest at the best level that it can have; None if that is not good enough.
+
+        Or if it was interrupted, or what was done could not be undone. Raises what keeps it from
+        level `crash`.
+        """
+        self._minimum = modes.minimum
         for level in modes.levels:
             if level is ConsistencyLevel.CRASH:
                 break
@@ -227,24 +244,25 @@ class _LevelChoice:
                 continue
             if self._reaches(level):
                 if self._missed:
-                    self._log.warning("level %s: %s", level, self._why_missed())
-                return self._is_enough(modes, level)
-            if self._run.request.cancelled.is_set() or self._run.journal.read(self._guest.uuid):
-                # The next hook ends what could not be undone.
-                self._tell(Kind.UNFINISHED, self._why_missed())
-                return False
+                    self._log.warning("level %s: %s", level, self.why_missed())
+                return level
+            if self._is_over():
+                return None
         if modes.forbids(ConsistencyLevel.CRASH):
-            self._log.error("no point, as less is not good enough: %s", self._why_missed())
-            self._tell(Kind.NO_POINT, self._why_missed())
-            return False
+            return None
         self._capture_at(ConsistencyLevel.CRASH)
-        return self._is_enough(modes, ConsistencyLevel.CRASH)
+        return ConsistencyLevel.CRASH
+
+    def _is_over(self) -> bool:
+        """Was it interrupted, or is something left that could not be undone?"""
+        journal = self._run.journal
+        return self._run.request.cancelled.is_set() or journal.read(self._guest.uuid) is not None
 
     def _is_enough(self, modes: ModeSet, reached: ConsistencyLevel) -> bool:
         """Is it what is wanted; or less, of a guest that cannot have more, if that is allowed?"""
         if modes.satisfied_by(reached) or not (self._errors or modes.forbids(reached)):
             return True
-        self._tell(Kind.LEVEL, self._why_missed(), level=reached)
+        self._tell(Kind.LEVEL, self.why_missed(), level=reached)
         return False
 
     def _tell(self, kind: Kind, cause: str, level: str = "") -> None:
@@ -280,13 +298,14 @@ class _LevelChoice:
             self._eligible,
             level,
             self._minimum,
-            self._why_missed(),
+            self.why_missed(),
             tuple(self._errors),
             # A name that no attempt had before: what could not be undone may have an older one.
             StagingDir.fresh(self._run.config.staging_dir, self._guest.uuid),
         )
 
-    def _why_missed(self) -> str:
+    def why_missed(self) -> str:
+        """Why better levels, or all that are wanted, were missed; "" if none were."""
         return "; ".join(dict.fromkeys(self._missed))
 
 

@@ -44,7 +44,9 @@ def capture(attempt: Attempt) -> None:
 
 
 def _can_use_overlays(attempt: Attempt) -> bool:
-    return attempt.config.quiesce_overlay and not attempt.eligibility.no_overlay
+    request = attempt.run.request
+    wanted = request.on_overlays if request.backup else attempt.config.quiesce_overlay
+    return wanted and not attempt.eligibility.no_overlay
 
 
 def _steps(
@@ -85,11 +87,7 @@ def _freeze(attempt: Attempt, writer: EntryWriter) -> None:
 
 
 def _make_overlays(attempt: Attempt, writer: EntryWriter, owner: tuple[int, int] | None) -> None:
-    if owner:
-        own_overlays.make(attempt.below_overlays(writer), owner)
-    attempt.guest.snapshot_create(
-        attempt.snapshot_xml(writer, ""), disk_only=True, reuse_overlays=owner is not None
-    )
+    attempt.put_on_overlays(writer, owner)
     parts = writer.entry.pause_parts
     overlays_s = uptime_s() - writer.entry.held_since_s - parts.freeze_s
     writer.note(

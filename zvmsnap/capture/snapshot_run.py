@@ -32,6 +32,9 @@ class CaptureRequest:
     `post_within_s` (see hooks/callers). `cancelled`: undo everything. `guids`: those of
     datasets. `may_be_late`: snapshots are taken even of a guest that is in another run.
     `own_round`: what the hooks of one sanoid note for each other.
+
+    `backup`: the directory of backups that a guest is captured for; no snapshot is taken, and no
+    point is made. `on_overlays`: it goes on on overlays at every level.
     """
 
     call: HookCall
@@ -44,6 +47,8 @@ class CaptureRequest:
     guids: Mapping[str, int] = field(default_factory=dict)
     may_be_late: bool = False
     own_round: Round | None = None
+    backup: str = ""
+    on_overlays: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class SnapshotRun:
 
     def about(self, guest: Guest) -> log.Logger:
         """The logger for lines about a guest."""
-        return log.about(guest.name, ",".join(self.request.call.datasets))
+        return log.about(guest.name, self.request.backup or ",".join(self.request.call.datasets))
 
     def tell(self, guest: Guest, kind: Kind, cause: str | BaseException, **fields: str) -> None:
         """Let the administrator's programs hear of a failure, when no guest waits any more."""

@@ -15,6 +15,7 @@ from zvmsnap.common.steps import Step, StepFailed
 from zvmsnap.common.steps import run as run_steps
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
+from zvmsnap.disks import own_overlays
 from zvmsnap.disks.qemu_img import Layer
 from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.release import release
@@ -72,6 +73,7 @@ class Attempt:
         entry = Entry(
             domain=self.guest.name,
             uuid=self.guest.uuid,
+            backup=self.run.request.backup,
             run=call.run,
             request_datasets=call.datasets,
             snapshot_names=call.names,
@@ -103,6 +105,8 @@ class Attempt:
         That is all that anybody has snapshotted until now, though it has an announced name: two
         sanoids that were started in the same second announce the same. Raises ZfsFailed.
         """
+        if not entry.has_snapshots:
+            return {}
         if self.shared.preexisting.newest_txg_before is not None:
             return {"newest_txg_before": snapshot_match.newest_txg(self.eligibility.datasets)}
         return {"preexisting_guids": snapshot_match.before_freeze(entry)}
@@ -111,12 +115,8 @@ class Attempt:
         """The first steps of each level: the staging directory, and what is stored in it."""
 
         def define() -> None:
-            warning = definition.store(
-                self.guest,
-                self.staging.point,
-                self.eligibility.covered.values(),
-                self.run.mounts,
-            )
+            places = self.eligibility.covered.values() if writer.entry.has_snapshots else ()
+            warning = definition.store(self.guest, self.staging.point, places, self.run.mounts)
             writer.note(tpm_warning=warning)
             if self.level.holds_guest and self.shared.preexisting.newest_txg_before is None:
                 # So that what this needs is not loaded while the guest is held.
@@ -146,6 +146,17 @@ class Attempt:
     def below_overlays(self, writer: EntryWriter) -> dict[str, Layer]:
         """The overlays of the entry, and what is below each."""
         return {disk.overlay: Layer(disk.base, disk.format) for disk in writer.entry.disks}
+
+    def put_on_overlays(self, writer: EntryWriter, owner: tuple[int, int] | None) -> None:
+        """Let the guest write to the overlays of the entry from now on.
+
+        `owner`: who must own them, if zvmsnap makes them (disks/own_overlays). Raises
+        LibvirtFailed, QemuImgFailed and OSError.
+        """
+        if owner:
+            own_overlays.make(self.below_overlays(writer), owner)
+        xml = self.snapshot_xml(writer, "")
+        self.guest.snapshot_create(xml, disk_only=True, reuse_overlays=owner is not None)
 
     def run_steps(self, steps: list[Step], writer: EntryWriter) -> None:
         """Run the steps; if one fails, undo them, close the entry and raise StepFailed.

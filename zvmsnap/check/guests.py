@@ -11,6 +11,7 @@ from zvmsnap.common.errors import LibvirtFailed, ModeInvalid, ZvmsnapError
 from zvmsnap.config.level import RANK, ConsistencyLevel
 from zvmsnap.config.mode import ModeSet
 from zvmsnap.disks import jobs, overlay_chain
+from zvmsnap.journal import describe
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.virt.guest import Pause
@@ -176,7 +177,7 @@ def overlays(facts: Facts) -> Iterator[Finding]:
             mend = f"zvmsnap recover {guest.name}"
             yield red("guest.overlay", guest.name, text, mend)
         elif entry:
-            text = f"a run of it ({entry.run or 'a recovery'}) was interrupted"
+            text = f"{describe.work(entry)} was interrupted"
             yield yellow("guest.unfinished", guest.name, text, f"zvmsnap recover {guest.name}")
 
 

@@ -8,9 +8,10 @@ import select
 import signal
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -31,6 +32,9 @@ _LOOK_EVERY_S = 1.0
 _AT_ONCE_BYTES = 1 << 16
 _KILLED_WITHIN_S = 5
 _END_BYTES = 4096
+
+# What is asked meanwhile, by thread: see `asked_meanwhile`.
+_meanwhile = threading.local()
 
 # What a program may print, which is kept in memory: more than a million snapshots in a listing.
 # The program may be on a machine of somebody else.
@@ -88,6 +92,20 @@ class HangWatch:
         except OSError:
             return "", 0
         return fields[b"State"][:1].decode(), int(fields[b"voluntary_ctxt_switches"])
+
+
+@contextmanager
+def asked_meanwhile(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` each second in which this thread waits for a program, as long as this lasts.
+
+    What it raises ends the program, and is raised by whoever has run it.
+    """
+    before = getattr(_meanwhile, "checks", ())
+    _meanwhile.checks = (*before, check)
+    try:
+        yield
+    finally:
+        _meanwhile.checks = before
 
 
 def run_program(
@@ -214,6 +232,8 @@ def _check_patience(
     """Raises GivenUp if the process hangs in the kernel, or has had its time."""
     if _any_task_hangs(process.pid, watches):
         raise GivenUp(f"{_named(process)} {HANGS}") from None
+    for check in getattr(_meanwhile, "checks", ()):
+        check()
     if uptime_s() >= deadline_s:
         raise _no_answer(process, limit_s) from None
 

@@ -38,6 +38,7 @@ _OTHERS = {
     "mode",
     "keep_memory",
     "quiesce_overlay",
+    "backup_overlay",
     "guest_scripts",
     "notify",
 }

@@ -79,6 +79,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commit_timeout_s: float = 3600
     lock_timeout_s: float = 30
 
+    @property
+    def reserve_bytes(self) -> int:
+        """What staging must have left; never more than was made sure of before an overlay is made.
+
+        Else every guest would be taken off its overlays at once.
+        """
+        return min(self.staging_reserve_mib, self.overlay_room_mib) << 20
+
 
 class Monitor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From when on `zvmsnap monitor` warns, and calls it critical: ages as in config/age."""
@@ -143,6 +151,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_memory: str | int = ALL
     # Freeze for milliseconds only, and let ZFS snapshot the disks under overlays.
     quiesce_overlay: bool = False
+    # Back up running guests with disks off ZFS on overlays, not by libvirt's backup job.
+    backup_overlay: bool = False
     guest_scripts: str = "/etc/zvmsnap/guest.d"
     # Programs that are told of failures.
     notify: str = "/etc/zvmsnap/notify.d"

@@ -194,9 +194,13 @@ def disk_bytes(image: str) -> int:
 
 
 def needed_bytes(source: str) -> int:
-    """How long a qcow2 image with the content of another would be. Raises QemuImgFailed."""
+    """How long a qcow2 image with the content of another, maybe in use, would be.
+
+    Raises QemuImgFailed.
+    """
     try:
-        return int(json.loads(_run("measure", "--output=json", "-O", "qcow2", source))["required"])
+        said = _run("measure", "--output=json", "--force-share", "-O", "qcow2", source)
+        return int(json.loads(said)["required"])
     except (ValueError, LookupError, TypeError) as error:
         raise QemuImgFailed("qemu-img measure: an answer of another kind") from error
 

@@ -41,7 +41,7 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize import late_run, told
 from zvmsnap.finalize.publish import publish
 from zvmsnap.finalize.release import release
-from zvmsnap.journal import late, snapshot_match
+from zvmsnap.journal import describe, late, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.journal.journal import EntryWriter, Journal
 from zvmsnap.journal.request import HookCall
@@ -85,14 +85,14 @@ def _finish_run(call: HookCall, config: Config, owner: Process) -> tuple[list[En
         log.plain().debug("%s: no run is under way", ",".join(call.datasets))
         return [], True
     with Host.connect(config.uri) as host:
-        finishers = [_Finisher(config, host, journal, entry) for entry in entries]
+        finishers = [Finisher(config, host, journal, entry) for entry in entries]
         well = _publish_all(_released(finishers))
         for entry in late_runs:
             late_run.finish(config, host, entry)  # else the watchdog does it; pre has said so
     return [each.entry for each in well], len(well) == len(finishers)
 
 
-def _released(finishers: list[_Finisher]) -> list[_Finisher]:
+def _released(finishers: list[Finisher]) -> list[Finisher]:
     """Release all guests, in parallel; returns those of which it went well."""
     works = {each: partial(each.locked, "release", each.release) for each in finishers}
     well = set()
@@ -105,7 +105,7 @@ def _released(finishers: list[_Finisher]) -> list[_Finisher]:
     return [each for each in finishers if each in well]
 
 
-def _publish_all(finishers: list[_Finisher]) -> list[_Finisher]:
+def _publish_all(finishers: list[Finisher]) -> list[Finisher]:
     """Publish the points one by one; returns those of which it went well."""
     well = []
     for each in finishers:
@@ -156,8 +156,8 @@ def finish_interrupted(
         # What is in the way was said when it was met first; the watchdog tries again and again.
         log.about(guest.name, ",".join(entry.request_datasets)).log(
             logging.DEBUG if entry.in_the_way else logging.WARNING,
-            "finishing the interrupted run %s",
-            entry.run or "of an earlier recovery",
+            "finishing what was interrupted: %s",
+            describe.work(entry),
         )
     else:
         entry = _recovery(config, guest, held)
@@ -185,7 +185,7 @@ def finish_entry(config: Config, host: Host, entry: Entry, *, may_wait: bool = F
 
     That no point is made is no failure: it is logged.
     """
-    finisher = _Finisher(config, host, Journal(config.journal_dir), entry)
+    finisher = Finisher(config, host, Journal(config.journal_dir), entry)
     finisher.release()
     about = log.about(entry.domain, ",".join(entry.request_datasets))
     try:
@@ -255,7 +255,7 @@ def _recovery(config: Config, guest: Guest, held: dict[str, Any] | None) -> Entr
     return msgspec.structs.replace(entry, **(held or {}))
 
 
-class _Finisher:
+class Finisher:
     """Brings one guest's entry to its end: `release` first, `publish` after that.
 
     Whoever calls these holds the guest's lock, or calls them by `locked`.
@@ -279,7 +279,7 @@ class _Finisher:
                 config.locks_dir, entry, f"{intent} {entry.domain}", config.limits.lock_timeout_s
             ) as now:
                 if now is None:
-                    self._log.warning("run %s was finished by somebody else", entry.run)
+                    self._log.warning("%s was finished by somebody else", describe.work(entry))
                 else:
                     # The watchdog may have changed it since it was read.
                     self._writer = EntryWriter(self._journal, now)

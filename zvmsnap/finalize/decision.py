@@ -4,7 +4,7 @@ The first row that fits counts:
 
 | entry                    | snapshots | vault and staging             | point                     |
 |--------------------------|-----------|-------------------------------|---------------------------|
-| a recovery               | any       | any                           | none                      |
+| a recovery, or a backup  | any       | any                           | none                      |
 | of a run                 | none      | any                           | none: SnapshotMissing     |
 | of a run, released early | some      | any                           | none, an error is logged  |
 | of a run                 | some      | the vault has the point       | no second one             |
@@ -31,7 +31,7 @@ from zvmsnap.common.errors import ImageUnloadable, LevelMissed, SnapshotMissing
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
 from zvmsnap.disks.staging import StagingDir
-from zvmsnap.journal import snapshot_match
+from zvmsnap.journal import describe, snapshot_match
 from zvmsnap.journal.entry import Entry
 from zvmsnap.points import vault
 from zvmsnap.points.liveness import complete_names
@@ -113,8 +113,8 @@ def decide(
     entry: Entry, existing: tuple[SnapshotRef, ...], files: CaptureFiles
 ) -> NoPoint | NewPoint:
     """Follow the table; `existing` are the snapshots that may be of the run. Changes no entry."""
-    if entry.is_recovery:
-        return NoPoint("a recovery has no point")
+    if not entry.has_snapshots:
+        return NoPoint(f"{describe.work(entry)} has no point")
     own = snapshot_match.among(entry, existing)
     if not own:
         return NoPoint(_why_no_snapshot(entry), error=SnapshotMissing)

@@ -48,7 +48,7 @@ def publish(config: Config, host: Host, writer: EntryWriter, log: Logger) -> Non
     """
     files = CaptureFiles(config, writer.entry)
     files.staging.check()
-    existing = () if writer.entry.is_recovery else snapshot_match.candidates(writer.entry)
+    existing = snapshot_match.candidates(writer.entry) if writer.entry.has_snapshots else ()
     if others := snapshot_match.of_other_datasets(writer.entry, existing):
         log.error("not of its point, as another dataset has got the name: %s", names_of(others))
         existing = tuple(ref for ref in existing if ref not in others)

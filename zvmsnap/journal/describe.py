@@ -19,14 +19,21 @@ def operation(command: RestoreOperation | CloneOperation) -> str:
 
 def work(entry: Entry) -> str:
     """What an open entry of the journal is for."""
+    if entry.backup:
+        return f"a backup to {entry.backup}"
     return f"run {entry.run}" if entry.run else "a recovery"
+
+
+def owner(entry: Entry) -> str:
+    """Whose death ends it."""
+    return f"{'zvmsnap backup' if entry.backup else 'sanoid'} has pid {entry.owner.pid}"
 
 
 def progress(entry: Entry) -> str:
     """How far a run is, and who will end it."""
     step = entry.step or "none"
     if entry.owner.is_alive():
-        return f"under way at step {step} ({entry.state}; sanoid has pid {entry.owner.pid})"
+        return f"under way at step {step} ({entry.state}; {owner(entry)})"
     if entry.in_the_way:
         return (
             f"interrupted at step {step} ({entry.state}): it stays on its overlays because of "

@@ -29,7 +29,7 @@ from typing import Annotated
 import msgspec
 
 from zvmsnap.common.process import Process
-from zvmsnap.common.snapshot_name import DatasetName, SnapshotName
+from zvmsnap.common.snapshot_name import DatasetName, MaybeDatasetName, SnapshotName
 from zvmsnap.config.capture_name import CaptureName, GuestUuid
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.points.manifest import OtherState, PauseParts, SnapshotRef, Timing, datasets_of
@@ -63,14 +63,14 @@ class EntryState(StrEnum):
 class Disk(msgspec.Struct, frozen=True):
     """A disk of the run: what it is, its place in a dataset, and its overlay ("" if none).
 
-    `dataset_guid` is 0 if it is not known.
+    Of a backup it may be in no dataset: "". `dataset_guid` is 0 if it is not known.
     """
 
     target: str
     type: str
     format: str
     base: str
-    dataset: DatasetName
+    dataset: MaybeDatasetName
     path: str
     overlay: str = ""
     partition: Partition | None = None
@@ -102,7 +102,8 @@ class Disk(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One guest's unfinished part of a run.
 
-    Without snapshot names it is no run, but a recovery: of a guest whose entry was lost.
+    Without snapshot names it is no run, and has no point. It is for a backup, which copies its
+    disks, or a recovery, of a guest whose entry was lost.
     """
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
@@ -110,7 +111,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     uuid: GuestUuid
     owner: Process  # takes the snapshots
 
-    # The request: what the caller of the hook has announced.
+    # The request: what the caller of the hook has announced; or the directory of backups.
+    backup: str = ""
     run: str
     request_datasets: tuple[DatasetName, ...]
     snapshot_names: tuple[SnapshotName, ...]
@@ -197,12 +199,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_recovery(self) -> bool:
         """Is it no run, but the recovery of a guest whose entry was lost?"""
-        return not self.snapshot_names
+        return not (self.snapshot_names or self.backup)
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Is it a run, of which snapshots are taken, and which may have a point?"""
+        return bool(self.snapshot_names)
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets that hold the guest's disks of this run, and its other state."""
-        disks = {disk.dataset for disk in self.disks}
+        disks = {disk.dataset for disk in self.disks} - {""}
         return tuple(sorted(disks | datasets_of(self.other_state)))
 
     @property

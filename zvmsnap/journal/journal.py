@@ -153,6 +153,8 @@ def _check(entry: Entry, uuid: str) -> None:
     check_guest(entry, uuid)
     if bool(entry.snapshot_names) != bool(entry.run):
         raise ValueError("a run has snapshot names, a recovery has none")
+    if entry.backup and entry.snapshot_names:
+        raise ValueError("a backup has no snapshot names")
 
 
 def _tell_damaged(path: Path, renamed: Path) -> None:

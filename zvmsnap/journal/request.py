@@ -31,8 +31,8 @@ class HookCall:
 
     @property
     def run(self) -> str:
-        """What all snapshot names of this call have in common."""
-        return run_of(self.names[0])
+        """What all snapshot names of this call have in common; "" if there are none."""
+        return run_of(self.names[0]) if self.names else ""
 
     @property
     def types(self) -> tuple[str, ...]:

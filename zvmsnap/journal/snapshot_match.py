@@ -29,7 +29,7 @@ def note(writer: EntryWriter, log: Logger) -> None:
 
     Never raises ZfsFailed: no guest stays held because ZFS does not answer.
     """
-    if writer.entry.snapshots_at_release is not None or writer.entry.is_recovery:
+    if writer.entry.snapshots_at_release is not None or not writer.entry.has_snapshots:
         return
     try:
         refs = candidates(writer.entry)

@@ -60,7 +60,7 @@ class SnapshotWatch:
             and entry.level is ConsistencyLevel.PAUSED
             and entry.may_hold_guest
             and entry.newest_txg_before is None
-            and not entry.is_recovery
+            and entry.has_snapshots
             and entry.capture not in self._known
         )
 

@@ -330,7 +330,7 @@ def _finish(config: Config, host: Host, subject: _Subject) -> tuple[Result, str]
 
 
 def _under_way(entry: Entry) -> tuple[Result, str]:
-    return Result.UNDER_WAY, f"sanoid has pid {entry.owner.pid}"
+    return Result.UNDER_WAY, describe.owner(entry)
 
 
 def _of_other_versions(

@@ -196,7 +196,7 @@ class _Recovery:
         if not on_overlays:
             return
         free = free_bytes(self._config.staging_dir)
-        is_low = free < _reserve_bytes(self._config)
+        is_low = free < self._config.limits.reserve_bytes
         if is_low and not self._was_low:
             log.plain().error(
                 "staging %s has %d MiB left, and %s may still be on overlays: make room there, or "
@@ -220,7 +220,7 @@ def _watch_living(
         return
     for entry in entries:
         staging = entry.directory(config.staging_dir).parent
-        if free_bytes(staging) < _reserve_bytes(config):
+        if free_bytes(staging) < config.limits.reserve_bytes:
             _release_early(config, journal, entry, staging)
 
 
@@ -292,8 +292,3 @@ def _if_free(
     except Exception as error:
         about = log.about(known.domain, ",".join(known.request_datasets))
         log.failure(about, error, "watchdog")
-
-
-def _reserve_bytes(config: Config) -> int:
-    # Never more than pre has made sure of, or every run would be released early at once.
-    return min(config.limits.staging_reserve_mib, config.limits.overlay_room_mib) * _MIB

@@ -65,7 +65,7 @@ def _why_busy_now(settings: Config, guest: Guest) -> str:
     with lock(settings.locks_dir, guest.uuid, "send its disks", timeout_s):
         entry = Journal(settings.journal_dir).read(guest.uuid)
         if entry and entry.owner.is_alive():
-            return f"its run {entry.run} is under way"
+            return f"{describe.work(entry)} is under way"
         if operation := Operations(settings.journal_dir).read(guest.uuid):
             return describe.operation(operation)
         for file in other_versions.files(settings.journal_dir):

@@ -55,7 +55,7 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import staging
 from zvmsnap.disks.jobs import wait_idle
 from zvmsnap.finalize.after_snapshot import finish_interrupted, publish_waiting
-from zvmsnap.journal import other_versions
+from zvmsnap.journal import describe, other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations, OperationWriter, RestoreOperation
 from zvmsnap.points.point import RestorePoint
@@ -140,7 +140,7 @@ def _finish_interrupted_run(config: Config, host: Host, point: RestorePoint) -> 
     entry = Journal(config.journal_dir).read(manifest.uuid)
     if entry and entry.owner.is_alive():
         raise DomainBusy(
-            f"{manifest.domain}: run {entry.run} is under way (sanoid has pid {entry.owner.pid}); "
+            f"{manifest.domain}: {describe.work(entry)} is under way ({describe.owner(entry)}); "
             "try again when it is over"
         )
     try:

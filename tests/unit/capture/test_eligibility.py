@@ -395,3 +395,16 @@ def test_excluded_datasets(modes: Mapping[str, str], level: ConsistencyLevel | N
     covered = eligibility.without_excluded(COVERED, datasets)
     eligible = eligibility.assess(located("running", TWO, BOTH_INSIDE), covered)
     assert (eligible and best(eligible)[0]) == level
+
+
+def test_for_a_backup_a_disk_may_be_on_no_dataset() -> None:
+    guest = located("running", TWO, {"vdb": INSIDE})
+    both = eligibility.assess_for_backup(guest, {"vda", "vdb"})
+    assert ConsistencyLevel.MEMORY not in both.obstacles
+    assert set(both.covered) == {"vda", "vdb"} and both.datasets == ("tank/web",)
+    one = eligibility.assess_for_backup(guest, {"vda"})
+    assert "vdb" in one.obstacles[ConsistencyLevel.MEMORY] and one.others == ("vdb",)
+    assert one.datasets == ()
+    shared = located("running", (disk("vda", shareable=True), disk("vdb")), {})
+    assert eligibility.assess_for_backup(shared, {"vda"}).no_overlay == "vda is shareable"
+    assert eligibility.assess_for_backup(shared, {"vdb"}).no_overlay == ""

@@ -14,6 +14,7 @@ from zvmsnap.common.process import (
     INIT,
     HangWatch,
     Process,
+    asked_meanwhile,
     is_stopped,
     parent_of,
     run_program,
@@ -181,3 +182,16 @@ def test_program_that_ends_before_it_has_printed_all() -> None:
 def test_program_that_neither_prints_nor_ends(text: str) -> None:
     with pytest.raises(GivenUp, match=r"sh -c: no answer: given up after 0\.2 s"):
         run_until(["sh", "-c", text], bool, 0.2)
+
+
+def test_what_is_asked_meanwhile_ends_a_program() -> None:
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        raise GivenUp("no room")
+
+    with asked_meanwhile(check), pytest.raises(GivenUp, match="no room"):
+        run_program(["sleep", "100"])
+    assert len(asked) == 1
+    assert run_program(["sh", "-c", "sleep 1.2; echo there"]).stdout == b"there\n"

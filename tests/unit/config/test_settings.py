@@ -235,3 +235,13 @@ def test_a_file_that_is_named_is_read_alone(conf_d: Path, tmp_path: Path) -> Non
     own.write_text("")
     assert load_settings(own, {}) == Config()
     assert load_settings(None, {"ZVMSNAP_CONFIG": str(own)}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("reserve_mib", "room_mib", "expected_mib"), [(256, 1024, 256), (256, 1, 1), (8, 8, 8)]
+)
+def test_reserve_is_no_more_than_was_made_sure_of(
+    reserve_mib: int, room_mib: int, expected_mib: int
+) -> None:
+    limits = Limits(staging_reserve_mib=reserve_mib, overlay_room_mib=room_mib)
+    assert limits.reserve_bytes == expected_mib << 20

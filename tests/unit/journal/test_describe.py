@@ -79,6 +79,18 @@ def test_task(
             id="somebody else is in the way",
         ),
         pytest.param(
+            {
+                "snapshot_names": (),
+                "run": "",
+                "backup": "/backup",
+                "step": "frozen",
+                "owner": Process.of(os.getpid()),
+            },
+            "a backup to /backup",
+            f"under way at step frozen (preparing; zvmsnap backup has pid {os.getpid()})",
+            id="a backup",
+        ),
+        pytest.param(
             {"snapshot_names": (), "run": ""},
             "a recovery",
             "interrupted at step none (on overlays): zvmsnap recover ends it",

@@ -1,0 +1,390 @@
+"""A guest that runs is backed up on overlays, by the steps of the hooks; and is off them again."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fakes.agent import FakeAgent
+from tests.fakes.backup_scene import Scene
+from tests.fakes.guest import DumpedGuest, FakeProcess
+from tests.fakes.images import libvirt_image, make_base, write
+from zvmsnap.archive.directory import StoredBackup
+from zvmsnap.backup import of_guest
+from zvmsnap.backup.import_guest import GuestImport
+from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
+from zvmsnap.backup.of_guest import Wanted, back_up_guest
+from zvmsnap.backup.writing import BackupOptions
+from zvmsnap.common.errors import (
+    BackupFailed,
+    BackupImpossible,
+    Cancelled,
+    DomainBusy,
+    LibvirtFailed,
+    NoSpace,
+    NotHeld,
+    RunUnderWay,
+    ZvmsnapError,
+)
+from zvmsnap.common.lockfile import lock
+from zvmsnap.common.process import Process
+from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.settings import Limits
+from zvmsnap.disks import overlay_chain, qemu_img, staging
+from zvmsnap.disks.staging import StagingDir
+from zvmsnap.journal.entry import Disk, Entry, EntryState
+from zvmsnap.journal.journal import Journal
+from zvmsnap.points import vault
+from zvmsnap.quiesce import watchdog
+from zvmsnap.recovery.recover import recover_guests
+from zvmsnap.virt.guest import Pause
+
+MEMORY, QUIESCED, CRASH = (
+    ConsistencyLevel.MEMORY,
+    ConsistencyLevel.QUIESCED,
+    ConsistencyLevel.CRASH,
+)
+
+
+class Elsewhere:
+    """The guest has a raw disk on no ZFS, and an agent; how it is backed up is configured."""
+
+    def __init__(self, scene: Scene, image: Path, patch: pytest.MonkeyPatch) -> None:
+        self.scene = scene
+        self.patch = patch
+        self.image = make_base(image)
+        self.guest = DumpedGuest(vda=image)
+        self.guest.agent = FakeAgent()
+        scene.guest = self.guest
+        scene.host.known[:] = [self.guest]
+        self.cancelled = threading.Event()
+        self.steps: list[str] = []
+        # What happens when such a step is written down.
+        self.when: dict[str, Callable[[], None]] = {}
+        patch.setattr(of_guest, "cancelled_by_signal", lambda: self.cancelled)
+        patch.setattr(of_guest, "cancel_at_once", lambda: None)
+        patch.setattr(staging, "check_usable", lambda *_: None)
+        patch.setattr(watchdog, "require_watchdog", lambda *_: None)
+        self._write = Journal.write
+        patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
+        scene.config.staging_dir.mkdir(exist_ok=True)
+        self.change(backup_overlay=True)
+
+    def change(self, **keys: object) -> None:
+        self.scene.config = msgspec.structs.replace(self.scene.config, **keys)
+
+    def write(self, byte: int, at_kib: int = 0) -> None:
+        with self.image.open("r+b") as file:
+            file.seek(at_kib << 10)
+            file.write(bytes([byte]) * 65536)
+
+    def guest_writes(self, byte: int) -> None:
+        """The guest writes, to whatever it is on."""
+        write(Path(self.guest.live["vda"]), byte)
+
+    def back_up(self, wanted: Wanted = Wanted.BEST, *exclude: str) -> StoredBackup:
+        scene, options = self.scene, BackupOptions(exclude=frozenset(exclude))
+        made = back_up_guest(scene.config, scene.host, self.guest, scene.directory, options, wanted)
+        assert made
+        return made
+
+    def at_rest(self) -> bool:
+        """Is nothing left: no overlay, no entry, nothing in staging, no backup in the making?"""
+        assert list(self.scene.config.staging_dir.glob("*")) == []
+        assert Journal(self.scene.config.journal_dir).entries() == []
+        assert overlay_chain.of_guest(self.guest) == {}
+        assert self.guest.paused_because is None and not self.agent.frozen
+        return self.scene.nothing_left()
+
+    @property
+    def agent(self) -> FakeAgent:
+        assert self.guest.agent
+        return self.guest.agent
+
+    def _written(self, journal: Journal, entry: Entry) -> None:
+        self._write(journal, entry)
+        if self.steps[-1:] != [entry.step]:
+            self.steps.append(entry.step)
+            self.when.pop(entry.step, lambda: None)()
+
+
+@pytest.fixture
+def elsewhere(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    return Elsewhere(scene, tmp_path / "elsewhere.raw", monkeypatch)
+
+
+RELEASED = ["commit", "release vda", "tidy", "close"]
+
+
+def test_full_and_increment(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere.write(7, 128)
+    convert = qemu_img.convert
+
+    def meanwhile(source: str, target: str, **options: Any) -> None:
+        """What the guest writes while it is copied is not in its backup."""
+        assert elsewhere.guest.live["vda"].endswith("/vda.zvmsnap.qcow2")
+        elsewhere.guest_writes(9)
+        convert(source, target, **options)
+
+    monkeypatch.setattr(qemu_img, "convert", meanwhile)
+    first = elsewhere.back_up()
+    assert (first.manifest.way, first.manifest.consistency) == ("overlay", QUIESCED)
+    assert first.manifest.reason == "backup_overlay is set"
+    assert elsewhere.steps == [
+        *("staging", "definition", "barrier", "freeze", "overlay", "thaw", "frozen"),
+        *RELEASED,
+    ]
+    assert elsewhere.guest.calls == ["freeze", "disk snapshot", "thaw", "commit vda", "pivot vda"]
+    monkeypatch.setattr(qemu_img, "convert", convert)
+    second = elsewhere.back_up(Wanted.CRASH)
+    assert (second.manifest.level, second.manifest.consistency) == ("inc", CRASH)
+    assert elsewhere.steps[-7:] == ["definition", "overlay", "frozen", *RELEASED]
+    for backup, at, byte in ((first, 128, 7), (first, 0, 0), (second, 128, 7), (second, 0, 9)):
+        content = elsewhere.scene.content(backup)
+        assert content[at << 10 : (at + 64) << 10] == bytes([byte]) * 65536
+    # Its definition names the disk itself.
+    for name in ("domain.xml", "persistent.xml"):
+        assert str(elsewhere.image) in (second.directory / name).read_text()
+    assert elsewhere.at_rest()
+    assert vault.all_in(elsewhere.scene.config.vault_dir) == ([], [])
+
+
+def test_with_its_ram_and_into_another_guest(elsewhere: Elsewhere) -> None:
+    elsewhere.guest.equipment = ""
+    elsewhere.change(backup_overlay=False)
+    elsewhere.guest.dumped = libvirt_image(elsewhere.guest.xml(), b"RAM of now")
+    elsewhere.write(7)
+    made = elsewhere.back_up(Wanted.STATE)
+    assert made.manifest.consistency is MEMORY and made.manifest.reason == ""
+    assert made.manifest.memory and made.manifest.memory.format == "raw"
+    assert (made.directory / "memory.img").read_bytes() == elsewhere.guest.dumped
+    assert "snapshot" in elsewhere.guest.calls and elsewhere.at_rest()
+    scene = elsewhere.scene
+    options = ImportOptions("tank/vm", "web2", start=Start.RESUME)
+    plan = plan_import(scene.config, scene.host, made.directory, options)
+    assert str(elsewhere.image) not in plan.of_ram()
+    GuestImport.of(scene.config, scene.host, plan).run()
+    assert scene.host.guest(plan.uuid).state() == "running"
+
+
+# -- what it cannot be
+
+
+def silent(elsewhere: Elsewhere) -> None:
+    elsewhere.agent.answering = False
+
+
+def no_channel(elsewhere: Elsewhere) -> None:
+    elsewhere.guest.agent = None
+
+
+def thaws_alone(elsewhere: Elsewhere) -> None:
+    elsewhere.patch.setattr(elsewhere.agent, "freeze", lambda: 2)
+
+
+def paused(elsewhere: Elsewhere) -> None:
+    elsewhere.guest.paused_because = Pause.USER
+
+
+@pytest.mark.parametrize(
+    ("so", "why"),
+    [
+        (silent, "its agent does not answer"),
+        (no_channel, "it has no channel for an agent"),
+        (thaws_alone, "its file systems were not frozen|thawed before"),
+        (paused, "the guest is paused"),
+    ],
+)
+def test_quiesced_or_not(elsewhere: Elsewhere, so: Callable[[Elsewhere], None], why: str) -> None:
+    so(elsewhere)
+    with pytest.raises(BackupImpossible, match=f"^web: .*({why})"):
+        elsewhere.back_up(Wanted.QUIESCED)
+    assert elsewhere.scene.directory.read() == ([], [])
+    # Without --quiesce it is less, and says why.
+    made = elsewhere.back_up()
+    assert made.manifest.consistency is CRASH
+    assert why.partition("|")[0] in made.manifest.reason or "thawed" in made.manifest.reason
+    assert overlay_chain.of_guest(elsewhere.guest) == {}
+
+
+def test_without_a_disk_there_is_no_ram(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "other.raw")
+    elsewhere.guest.live["vdb"] = elsewhere.guest.persistent["vdb"] = str(other)
+    with pytest.raises(BackupImpossible, match=r"not all disks are in this snapshot: vdb \(.*\)$"):
+        elsewhere.back_up(Wanted.STATE, "vdb")
+    made = elsewhere.back_up(Wanted.CRASH, "vdb")
+    assert made.manifest.left_out == ("vdb",)
+    assert elsewhere.at_rest()
+
+
+def test_a_disk_that_is_another_file(elsewhere: Elsewhere) -> None:
+    elsewhere.guest.qemu = FakeProcess({str(elsewhere.image): "/moved"}, own_names=True)
+    with pytest.raises(BackupImpossible, match="QEMU has another file open"):
+        elsewhere.back_up()
+    assert elsewhere.guest.calls == [] and elsewhere.at_rest()
+
+
+def test_room_for_overlays_is_judged_first(elsewhere: Elsewhere) -> None:
+    elsewhere.change(limits=Limits(overlay_room_mib=1 << 40))
+    with pytest.raises(NoSpace, match=r"staging .* has .* MiB free"):
+        elsewhere.back_up(Wanted.CRASH)
+    assert elsewhere.guest.calls == [] and elsewhere.at_rest()
+
+
+def test_no_guest_is_touched_without_a_watchdog(elsewhere: Elsewhere) -> None:
+    def none(*_: object) -> None:
+        raise NotHeld("no watchdog runs")
+
+    elsewhere.patch.setattr(watchdog, "require_watchdog", none)
+    with pytest.raises(NotHeld):
+        elsewhere.back_up()
+    assert elsewhere.guest.calls == [] and elsewhere.at_rest()
+
+
+def test_the_guest_is_in_a_run(elsewhere: Elsewhere) -> None:
+    config = elsewhere.scene.config
+    with lock(config.locks_dir, elsewhere.guest.uuid, "capture web", 0):
+        elsewhere.change(limits=Limits(lock_timeout_s=0.01))
+        with pytest.raises(RunUnderWay, match="capture web"):
+            elsewhere.back_up()
+    assert elsewhere.at_rest()
+
+
+def test_a_job_of_somebody_else(elsewhere: Elsewhere) -> None:
+    elsewhere.guest.job = True
+    with pytest.raises(DomainBusy):
+        elsewhere.back_up()
+    assert elsewhere.guest.calls == [] and elsewhere.at_rest()
+
+
+# -- what goes wrong on the way
+
+
+def test_interrupted_while_it_is_captured(elsewhere: Elsewhere) -> None:
+    elsewhere.when["overlay"] = elsewhere.cancelled.set
+    with pytest.raises(Cancelled):
+        elsewhere.back_up(Wanted.CRASH)
+    assert elsewhere.at_rest() and elsewhere.scene.directory.read() == ([], [])
+
+
+def test_interrupted_while_it_is_copied(elsewhere: Elsewhere) -> None:
+    elsewhere.when["frozen"] = elsewhere.cancelled.set
+    with pytest.raises(Cancelled, match="nothing of the backup is kept"):
+        elsewhere.back_up()
+    assert elsewhere.at_rest() and elsewhere.scene.directory.read() == ([], [])
+
+
+def test_staging_runs_full(elsewhere: Elsewhere) -> None:
+    def fill() -> None:
+        elsewhere.patch.setattr("zvmsnap.backup.overlay.free_bytes", lambda _staging: 255 << 20)
+
+    elsewhere.when["frozen"] = fill
+    with pytest.raises(BackupFailed, match="has only 255 MiB left"):
+        elsewhere.back_up()
+    assert elsewhere.at_rest() and elsewhere.scene.directory.read() == ([], [])
+
+
+def test_it_dies_on_its_overlay(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wrote is merged by qemu-img; the backup, of the instant before, is as good."""
+    convert = qemu_img.convert
+
+    def and_die(source: str, target: str, **options: Any) -> None:
+        elsewhere.guest_writes(9)
+        elsewhere.guest.shut_off()
+        convert(source, target, **options)
+
+    monkeypatch.setattr(qemu_img, "convert", and_die)
+    made = elsewhere.back_up()
+    assert elsewhere.scene.content(made)[:65536] == bytes(65536)
+    assert elsewhere.image.read_bytes()[:65536] == bytes([9]) * 65536
+    assert elsewhere.at_rest()
+
+
+def test_somebody_merges_the_overlay(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = qemu_img.convert
+
+    def merged(source: str, target: str, **options: Any) -> None:
+        convert(source, target, **options)
+        elsewhere.guest.block_commit("vda", str(elsewhere.image))
+        elsewhere.guest.block_job_pivot("vda")
+
+    monkeypatch.setattr(qemu_img, "convert", merged)
+    with pytest.raises(BackupFailed, match="somebody has taken vda off its overlay"):
+        elsewhere.back_up()
+    assert elsewhere.scene.directory.read() == ([], [])
+
+
+def test_it_cannot_be_merged(elsewhere: Elsewhere) -> None:
+    """The entry stays, for the watchdog and `zvmsnap recover`; no backup appears."""
+
+    def fails(_target: str, _base: str) -> None:
+        raise LibvirtFailed("no commit")
+
+    elsewhere.patch.setattr(elsewhere.guest, "block_commit", fails)
+    with pytest.raises(ZvmsnapError, match="no commit"):
+        elsewhere.back_up()
+    (entry,) = Journal(elsewhere.scene.config.journal_dir).entries()
+    assert entry.backup == str(elsewhere.scene.directory.path)
+    assert elsewhere.scene.directory.read() == ([], [])
+
+
+# -- after a crash
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "on_overlay", "state"),
+    [
+        ("staging", {}, False, EntryState.PREPARING),
+        ("overlay", {}, True, EntryState.PREPARING),
+        ("freeze", {"frozen": True, "level": QUIESCED}, False, EntryState.FREEZING),
+        ("dump", {"level": MEMORY}, True, EntryState.DUMPING),
+        ("frozen", {"disks_frozen_at_s": 1.0}, True, EntryState.ON_OVERLAYS),
+        ("frozen", {"disks_frozen_at_s": 1.0, "level": MEMORY}, True, EntryState.ON_OVERLAYS),
+        ("commit", {"disks_frozen_at_s": 1.0}, True, EntryState.COMMITTING),
+        ("tidy", {"disks_frozen_at_s": 1.0}, False, EntryState.COMMITTED),
+        ("close", {"disks_frozen_at_s": 1.0}, False, EntryState.PUBLISHING),
+    ],
+)
+def test_recovered_at_each_step(
+    elsewhere: Elsewhere,
+    entry: Callable[..., Entry],
+    step: str,
+    changes: dict[str, object],
+    on_overlay: bool,
+    state: EntryState,
+) -> None:
+    config, guest = elsewhere.scene.config, elsewhere.guest
+    capture = StagingDir(config.staging_dir / f"{guest.uuid}.00000001")
+    capture.make()
+    overlay = capture.overlay("vda")
+    if on_overlay:
+        guest.on_overlay("vda", overlay)
+        elsewhere.guest_writes(9)
+    if changes.get("frozen"):
+        elsewhere.agent.freeze()
+    disk = Disk("vda", "file", "raw", str(elsewhere.image), "", "", str(overlay))
+    known = {
+        "run": "",
+        "snapshot_names": (),
+        "preexisting_guids": (),
+        "request_datasets": (),
+        "backup": str(elsewhere.scene.directory.path),
+        "owner": Process.none(),
+        "level": CRASH,
+    }
+    built = entry(uuid=guest.uuid, disks=(disk,), step=step, **{**known, **changes})
+    assert built.state is state and not built.is_recovery
+    Journal(config.journal_dir).write(built)
+    report = recover_guests(config)
+    (outcome,) = report.outcomes
+    assert outcome.result == "recovered"
+    assert f"a backup to {elsewhere.scene.directory.path} is open at step {step}" in (
+        outcome.findings
+    )
+    assert elsewhere.at_rest()
+    assert vault.all_in(config.vault_dir) == ([], [])
+    if on_overlay:
+        assert elsewhere.image.read_bytes()[:65536] == bytes([9]) * 65536
