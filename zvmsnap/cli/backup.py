@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +12,8 @@ import msgspec
 import typer
 
 from zvmsnap.archive.manifest import Level
-from zvmsnap.clone.identity import Network
 from zvmsnap.common import log
-from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid, Cancelled, GuestNotFound
+from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, BackupInvalid, GuestNotFound
 from zvmsnap.config.settings import Config, load_settings
 from zvmsnap.terminal.options import JsonOption, find_point, print_json, print_line, print_lines
 
@@ -58,7 +59,7 @@ def backup(
     ] = False,
     crash: Annotated[bool, typer.Option("--crash", help="Do not freeze anything.")] = False,
     all_running: Annotated[
-        bool, typer.Option("--all-running", help="All guests that run, one after the other.")
+        bool, typer.Option("--all-running", help="All guests that run, some at once.")
     ] = False,
     exclude: Annotated[
         list[str] | None,
@@ -108,18 +109,23 @@ def backup(
 
     options = BackupOptions(level, frozenset(exclude or ()), compress)
     directory = BackupDirectory(path)
-    failed: list[str] = []
     if point:
         made = [_of_point(settings, point, directory, options)]
     else:
-        wanted = _wanted(quiesce, state, crash)
-        asked = None if all_running else names
-        made = list(_of_guests(settings, asked, directory, options, wanted, failed))
+        from zvmsnap.virt.host import Host
+
+        with Host.connect(settings.uri) as host:
+            guests = _chosen(host, None if all_running else names)
+            wanted = _wanted(quiesce, state, crash)
+            if len(guests) != 1:
+                words = _words(options, wanted, as_json=as_json)
+                code = _of_several(settings, guests, directory.path, words, as_json=as_json)
+                raise typer.Exit(code)
+            made = _of_guest(settings, host, guests[0], directory, options, wanted)
     if as_json:
         print_json({"backups": [_as_json(each) for each in made]})
     else:
         print_lines(map(_line, made))
-    raise typer.Exit(EXIT_FAILED if failed else EXIT_OK)
 
 
 def _parsed(words: Sequence[str]) -> tuple[str, list[str], Path]:
@@ -154,33 +160,62 @@ def _of_point(
     return back_up_point(settings, chosen, directory, options)
 
 
-def _of_guests(
+def _of_guest(
     settings: Config,
-    names: Sequence[str] | None,
+    host: Host,
+    guest: Guest,
     directory: BackupDirectory,
     options: BackupOptions,
     wanted: Wanted,
-    failed: list[str],
-) -> Iterator[StoredBackup]:
-    """Back them up, one after the other; None: all that run. Those that `failed` are told."""
+) -> list[StoredBackup]:
     from zvmsnap.backup.of_guest import back_up_guest
-    from zvmsnap.virt.host import Host
+    from zvmsnap.common.signals import cancel_at_once
 
-    with Host.connect(settings.uri) as host:
-        for guest in _chosen(host, names):
-            try:
-                made = back_up_guest(settings, host, guest, directory, options, wanted)
-                if made:
-                    yield made
-                else:
-                    log.plain().warning("%s: nothing has changed since its last backup", guest.name)
-            except Cancelled:
-                raise
-            except Exception as error:
-                if names and len(names) == 1:
-                    raise
-                failed.append(guest.name)
-                log.failure(log.about(guest.name, str(directory.path)), error)
+    cancel_at_once()
+    made = back_up_guest(settings, host, guest, directory, options, wanted)
+    if not made:
+        log.plain().warning("%s: nothing has changed since its last backup", guest.name)
+    return [made] if made else []
+
+
+def _words(options: BackupOptions, wanted: Wanted, *, as_json: bool) -> list[str]:
+    """The same options for another command line of ours."""
+    from zvmsnap.backup.of_guest import Wanted
+
+    kinds = {Wanted.QUIESCED: "--quiesce", Wanted.STATE: "--state", Wanted.CRASH: "--crash"}
+    level = [f"--level={options.level}"] if options.level else []
+    compress = ["--compress"] if options.compress else []
+    how = [kinds[wanted]] if wanted in kinds else []
+    without = [f"--exclude={target}" for target in sorted(options.exclude)]
+    return [*level, *how, *without, *compress, *(["--json"] if as_json else [])]
+
+
+def _of_several(
+    settings: Config, guests: Sequence[Guest], path: Path, words: Sequence[str], *, as_json: bool
+) -> int:
+    """Back them up, some at once; returns the exit code of the worst."""
+    from zvmsnap.common.signals import cancel_at_once
+    from zvmsnap.terminal import several
+
+    commands = {
+        guest.name: several.command("backup", *words, "make", guest.uuid, str(path))
+        for guest in guests
+    }
+    code = EXIT_OK
+    told: list[Any] = []
+    cancel_at_once()
+    with closing(several.run_each(commands, settings.limits.parallel_backups)) as each:
+        for name, ended in each:
+            if ended.code:
+                log.plain().error("%s: is not backed up (exit code %d)", name, ended.code)
+            elif as_json:
+                told += json.loads(ended.output)["backups"]
+            else:
+                print_lines(ended.output.splitlines())
+            code = max(code, ended.code)
+    if as_json:
+        print_json({"backups": told})
+    return code
 
 
 def _chosen(host: Host, names: Sequence[str] | None) -> list[Guest]:
@@ -222,80 +257,6 @@ def _consolidate(
         return
     print_lines(f"{each}: is whole now" for each in whole)
     print_lines(f"removed {each}" for each in gone)
-
-
-# -- into a guest again
-
-
-def import_backup(
-    path: Annotated[Path, typer.Argument(metavar="DIRECTORY/GUEST@TIME", help="The backup.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="DATASET", help="The parent of the dataset that is made for the guest."
-        ),
-    ],
-    name: Annotated[
-        str,
-        typer.Option(
-            "--as",
-            metavar="NAME",
-            help="Another guest: with this name, another UUID and other MAC addresses.",
-        ),
-    ] = "",
-    volume: Annotated[
-        bool, typer.Option("--volume", help="Its disks become volumes, and no files.")
-    ] = False,
-    start: Annotated[bool, typer.Option("--start", help="Start it from its disks.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Let it go on with the RAM of the backup.")
-    ] = False,
-    network: Annotated[
-        Network | None,
-        typer.Option(
-            help="With --as. none: no link. keep: the original's network; with its RAM it has the "
-            "original's addresses.  [default: none]",
-            show_default=False,
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Take the definition of a backup that was made elsewhere, whatever it reaches.",
-        ),
-    ] = False,
-) -> None:
-    """Make a guest of a backup, on this host or another.
-
-    All that is needed is read and compared with its checksums first. Without --as it is the guest
-    that was backed up, which must not be here any more.
-
-    \b
-    Examples:
-      zvmsnap import /backup/web@2026-11-20T030000Z --to tank/vm
-      zvmsnap import /backup/web@2026-11-20T030000Z --as web2 --to tank/vm --volume --resume
-    """
-    from zvmsnap.backup.import_guest import GuestImport
-    from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
-    from zvmsnap.common.signals import cancel_at_once
-    from zvmsnap.virt.host import Host
-
-    if start and resume:
-        raise typer.BadParameter("say --start or --resume")
-    if network is Network.ISOLATED:
-        raise typer.BadParameter("isolated is of clones: say none or keep")
-    if network and not name:
-        raise typer.BadParameter("--network is of --as: without it, all is as it was")
-    how = Start.RESUME if resume else Start.BOOT if start else Start.OFF
-    options = ImportOptions(to, name, volume, how, network or Network.NONE, trust)
-    settings = load_settings()
-    cancel_at_once()
-    with Host.connect(settings.uri) as host:
-        plan = plan_import(settings, host, path, options)
-        GuestImport.of(settings, host, plan).run()
-        state = host.guest(plan.uuid).state()
-    print_line(f"{plan.domain}: {state}, of {plan.backup.name}, in {plan.dataset}")
 
 
 # -- what is there

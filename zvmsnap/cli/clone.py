@@ -1,7 +1,8 @@
-"""`zvmsnap clone`."""
+"""`zvmsnap clone` and `zvmsnap import`: a guest of a point, or of a backup."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -105,3 +106,77 @@ def _destroy(settings: Config, name: str, *, as_json: bool) -> None:
         print_json({"created": None, "destroyed": destroyed})
     else:
         print_lines(f"destroyed {dataset}" for dataset in destroyed)
+
+
+# -- a guest of a backup
+
+
+def import_backup(
+    path: Annotated[Path, typer.Argument(metavar="DIRECTORY/GUEST@TIME", help="The backup.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="DATASET", help="The parent of the dataset that is made for the guest."
+        ),
+    ],
+    name: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Another guest: with this name, another UUID and other MAC addresses.",
+        ),
+    ] = "",
+    volume: Annotated[
+        bool, typer.Option("--volume", help="Its disks become volumes, and no files.")
+    ] = False,
+    start: Annotated[bool, typer.Option("--start", help="Start it from its disks.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Let it go on with the RAM of the backup.")
+    ] = False,
+    network: Annotated[
+        Network | None,
+        typer.Option(
+            help="With --as. none: no link. keep: the original's network; with its RAM it has the "
+            "original's addresses.  [default: none]",
+            show_default=False,
+        ),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Take the definition of a backup that was made elsewhere, whatever it reaches.",
+        ),
+    ] = False,
+) -> None:
+    """Make a guest of a backup, on this host or another.
+
+    All that is needed is read and compared with its checksums first. Without --as it is the guest
+    that was backed up, which must not be here any more.
+
+    \b
+    Examples:
+      zvmsnap import /backup/web@2026-11-20T030000Z --to tank/vm
+      zvmsnap import /backup/web@2026-11-20T030000Z --as web2 --to tank/vm --volume --resume
+    """
+    from zvmsnap.backup.import_guest import GuestImport
+    from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
+    from zvmsnap.common.signals import cancel_at_once
+    from zvmsnap.virt.host import Host
+
+    if start and resume:
+        raise typer.BadParameter("say --start or --resume")
+    if network is Network.ISOLATED:
+        raise typer.BadParameter("isolated is of clones: say none or keep")
+    if network and not name:
+        raise typer.BadParameter("--network is of --as: without it, all is as it was")
+    how = Start.RESUME if resume else Start.BOOT if start else Start.OFF
+    options = ImportOptions(to, name, volume, how, network or Network.NONE, trust)
+    settings = load_settings()
+    cancel_at_once()
+    with Host.connect(settings.uri) as host:
+        plan = plan_import(settings, host, path, options)
+        GuestImport.of(settings, host, plan).run()
+        state = host.guest(plan.uuid).state()
+    print_line(f"{plan.domain}: {state}, of {plan.backup.name}, in {plan.dataset}")

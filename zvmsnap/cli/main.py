@@ -44,7 +44,7 @@ _COMMANDS = {
     "monitor": ("watch", "monitor"),
     "report": ("watch", "report"),
     "check": ("check", "check"),
-    "import": ("backup", "import_backup"),
+    "import": ("clone", "import_backup"),
     "idle": ("recover", "idle"),
     "init": ("check", "init"),
     "notify": ("watch", "notify"),

@@ -63,6 +63,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_max_pause_s: float = 10
     # How many guests may have their RAM dumped at once; 0: as many as CPUs and staging allow.
     parallel_dumps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # How many guests are backed up at once.
+    parallel_backups: Annotated[int, msgspec.Meta(ge=1)] = 2
     # What must be free in staging beside the RAM image, for the writes of the guest until post.
     overlay_room_mib: int = 1024
     # If staging has less than this left, the overlays are merged at once, and no point is made.

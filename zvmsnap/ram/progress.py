@@ -1,10 +1,12 @@
 """How far work on a RAM image, or a disk, is: a line that changes on a terminal, or log lines.
 
-For whoever has given a command, and waits for it. A hook shows nothing.
+For whoever has given a command, and waits for it. A hook shows nothing. Where several processes
+show theirs, each is told to do so by lines.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +18,10 @@ from zvmsnap.common.foreign import printable
 from zvmsnap.common.waiting import in_background, wait
 
 _SHOWN_EVERY_S = 0.5
+_LINES_EVERY_S = 10.0
 _LOGGED_EVERY_S = 60.0
+# The variable that tells a process that it is not alone on its terminal.
+BY_LINES = "ZVMSNAP_PROGRESS_LINES"
 
 _is_wanted = False
 
@@ -60,10 +65,12 @@ def told(line: Callable[[], str]) -> Iterator[None]:
     if not _is_wanted:
         yield
         return
-    on_terminal = sys.stderr.isatty()
+    is_seen = sys.stderr.isatty()
+    on_terminal = is_seen and BY_LINES not in os.environ
+    every_s = _SHOWN_EVERY_S if on_terminal else _LINES_EVERY_S if is_seen else _LOGGED_EVERY_S
 
     def show(ended: threading.Event) -> None:
-        while not wait(ended, _SHOWN_EVERY_S if on_terminal else _LOGGED_EVERY_S):
+        while not wait(ended, every_s):
             if on_terminal:
                 print(f"\r{printable(line())}\x1b[K", end="", file=sys.stderr, flush=True)
             else:

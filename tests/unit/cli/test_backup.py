@@ -1,14 +1,17 @@
 """Command lines of `zvmsnap backup` and `zvmsnap import`."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.backup_scene import Scene, skip_without_qemu_img
+from tests.fakes.guest import OTHER, UUID, FakeGuest
 from zvmsnap.config.settings import Config
 from zvmsnap.points.manifest import Manifest
+from zvmsnap.terminal import several
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -44,6 +47,27 @@ def test_from_a_point_and_back(backups: Scene, command: Run) -> None:
         "import", f"{target}/{name}", "--as", "web2", "--to", "tank/vm", "--resume"
     )
     assert (code, out) == (0, f"web2: running, of {name}, in tank/vm/web2\n"), err
+
+
+def test_several_at_once(backups: Scene, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by a command of its own; the exit code is that of the worst."""
+    backups.host.known.append(FakeGuest("db", OTHER))
+    asked: list[list[str]] = []
+
+    def instead(*words: str) -> list[str]:
+        asked.append(list(words))
+        name = "web" if UUID in words else "db"
+        told = json.dumps({"backups": [{"name": f"{name}@x"}]}) if "--json" in words else name
+        return [sys.executable, "-c", f"print({told!r}); raise SystemExit({2 * (name == 'db')})"]
+
+    monkeypatch.setattr(several, "command", instead)
+    target = str(backups.directory.path)
+    code, out, err = command("backup", "--all-running", "--level", "full", "-x", "vdb", target)
+    assert (code, out) == (2, "web\n") and "db: is not backed up (exit code 2)" in err
+    assert asked[0] == ["backup", "--level=full", "--exclude=vdb", "make", UUID, target]
+    code, out, _ = command("backup", "web", "db", target, "--json", "--crash", "--compress")
+    assert json.loads(out)["backups"] == [{"name": "web@x"}]
+    assert asked[-1] == ["backup", "--crash", "--compress", "--json", "make", OTHER, target]
 
 
 def test_damage_is_told(backups: Scene, command: Run) -> None:
