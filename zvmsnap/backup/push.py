@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from zvmsnap.common.errors import (
     ConnectionLost,
     DomainGone,
     LibvirtFailed,
+    QemuImgFailed,
 )
 from zvmsnap.common.lockfile import lock, own_lock
 from zvmsnap.common.log import Logger
@@ -54,7 +55,7 @@ from zvmsnap.common.signals import finish_before_dying
 from zvmsnap.common.waiting import sleep, wait_until
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs, location
+from zvmsnap.disks import jobs, location, qemu_img
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import SMALL
 from zvmsnap.ram import progress
@@ -100,6 +101,7 @@ def back_up_running(
             name = checkpoints.name_of(destination, created, writer.work.id)
             sources = [Source(disk, location.path_of(host, disk)) for disk in chosen]
             planned = checkpoints.plan(guest, sources, base, destination, name)
+            writing.check_free(_pushed_bytes(sources, planned))
             missing = definition.store(guest, writing.path, [], [])
             with _pushed(host, guest, domain, chosen, planned, writer, about) as (did, pushed):
                 contents = {target: _content(path, target, did) for target, path in pushed.items()}
@@ -130,6 +132,19 @@ def _refuse_encrypted(guest: Guest, disks: list[Disk]) -> None:
                 f"{guest.name}: {disk.target} is encrypted (LUKS), and its backup would be in "
                 f"clear text: leave it out: -x {disk.target}"
             )
+
+
+def _pushed_bytes(sources: list[Source], planned: Pushing) -> int:
+    """What QEMU writes of the disks that it pushes whole, as far as their images tell."""
+    total = 0
+    for disk, path in ((each.disk, each.path) for each in sources):
+        if path and disk.target not in planned.increments:
+            driver = "host_device" if path.startswith("/dev/") else "file"
+            node = {"driver": driver, "filename": path}
+            image = Image({"driver": disk.format, "force-share": True, "file": node})
+            with suppress(QemuImgFailed):
+                total += qemu_img.needed_bytes(image.name)
+    return total
 
 
 def _content(path: Path, target: str, did: Pushing) -> Content:

@@ -165,7 +165,11 @@ class Writing:
         needed_bytes = sum(qemu_img.needed_bytes(each.image.name) for each in images)
         if self._compress:
             needed_bytes = 0
-        needed_bytes += memory_bytes + _RESERVE_BYTES
+        self.check_free(needed_bytes + memory_bytes)
+
+    def check_free(self, needed_bytes: int) -> None:
+        """Raises BackupImpossible if the file system has less than that, and a little more."""
+        needed_bytes += _RESERVE_BYTES
         free_bytes = shutil.disk_usage(self._directory.path).free
         if needed_bytes > free_bytes:
             raise BackupImpossible(

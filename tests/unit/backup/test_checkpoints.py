@@ -140,6 +140,20 @@ def test_an_image_of_an_old_version(
     assert job.modes() == dict.fromkeys(("vda", "vdb"), third.manifest.checkpoint)
 
 
+def test_an_image_with_a_data_file(
+    scene: Scene, job: FakeBackupJob, image: Path, tmp_path: Path
+) -> None:
+    apart = tmp_path / "apart.qcow2"
+    options = f"data_file={tmp_path}/apart.raw"
+    run_qemu_img("create", "-q", "-f", "qcow2", "-o", options, apart, "1M")
+    scene.guest.live["vda"] = str(apart)
+    first = back_up(scene)
+    write(apart, 4, 192)
+    second = back_up(scene)
+    assert job.modes() == {"vda": first.manifest.checkpoint}
+    assert scene.content(second)[192 << 10] == 4
+
+
 def test_a_raw_disk(
     scene: Scene,
     job: FakeBackupJob,

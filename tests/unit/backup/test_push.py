@@ -1,6 +1,7 @@
 """A guest that runs is backed up by libvirt's job; what it leaves behind is nothing."""
 
 import dataclasses
+import shutil
 import stat
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def test_compressed(scene: Scene, job: FakeBackupJob, image: Path) -> None:
         scene.config, scene.host, scene.guest, scene.directory, options, Wanted.BEST
     )
     assert made and scene.content(made)[192 << 10] == 9 and scene.content(made)[128 << 10] == 7
+
+
+def test_room_is_judged_first(
+    scene: Scene, job: FakeBackupJob, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is pushed whole; of an increment nobody knows how large it is."""
+    back_up(scene)
+    usage = shutil.disk_usage(scene.root)
+    for at in range(256, 576, 64):
+        write(image, 3, at)
+    free_bytes = (16 << 20) + (320 << 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free_bytes))
+        with pytest.raises(BackupImpossible, match="has 16 MiB free, and the backup may need"):
+            back_up(scene, level=Level.FULL)
+        assert len(job.begun) == 1
+        back_up(scene)
+    assert scene.nothing_left()
 
 
 def test_a_job_that_fails(scene: Scene, job: FakeBackupJob) -> None:
