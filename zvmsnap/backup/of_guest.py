@@ -19,11 +19,12 @@ from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.backup.writing import BackupOptions, now
 from zvmsnap.capture import take
 from zvmsnap.capture.take import TakePlan
-from zvmsnap.common.errors import BackupImpossible
+from zvmsnap.common import log
+from zvmsnap.common.errors import BackupImpossible, BackupRefused
 from zvmsnap.common.process import Process
 from zvmsnap.common.signals import cancel_at_once, cancelled_by_signal, finish_before_dying
 from zvmsnap.config.level import ConsistencyLevel
-from zvmsnap.config.mode import Mode, parse_mode
+from zvmsnap.config.mode import parse_mode
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import location
 from zvmsnap.points import vault
@@ -31,6 +32,8 @@ from zvmsnap.points.point import RestorePoint
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import marks, mounts, zfs
+
+_HAS_BACKUPS = (7, 2)  # of libvirt, with QEMU 5.2 or later
 
 
 class Wanted(StrEnum):
@@ -56,10 +59,10 @@ def back_up_guest(
     |-----------------------------|---------|--------------------------------------------------|
     | all on ZFS                  | any     | a point is taken for that                        |
     | some elsewhere              | no      | as its images are                                |
-    | some elsewhere              | yes     | libvirt's backup job, in push mode               |
-    | some elsewhere, with RAM    | yes     | on overlays, while its images are copied         |
-    | some elsewhere, and         | yes     | the same                                         |
-    | `backup_overlay`            |         |                                                  |
+    | some elsewhere              | yes     | libvirt's backup job, in push mode; if libvirt   |
+    |                             |         | has none, or refuses it, on overlays             |
+    | some elsewhere; with RAM,   | yes     | on overlays, while its images are copied         |
+    | or `backup_overlay` is set  |         |                                                  |
 
     Raises whatever says why it failed.
     """
@@ -73,32 +76,49 @@ def back_up_guest(
     ]
     if elsewhere and seen.is_off:
         return back_up_offline(config, host, guest, directory, options)
-    if elsewhere and (config.backup_overlay or wanted is Wanted.STATE):
-        why = "" if wanted is Wanted.STATE else "backup_overlay is set"
-        mode, cancelled = _on_overlays(wanted), cancelled_by_signal()
-        try:
-            return back_up_on_overlays(
-                config, host, guest, directory, options, mode, cancelled, why
-            )
-        finally:
-            cancel_at_once()
     if elsewhere:
-        if wanted is Wanted.QUIESCED:
-            raise BackupImpossible(
-                f"{guest.name}: {', '.join(elsewhere)} is on no ZFS, so it is backed up as after a "
-                f"power cut only: say no --quiesce, set `backup_overlay = true`, or leave it "
-                f"out: -x {elsewhere[0]}"
-            )
-        return back_up_running(config, host, guest, directory, options)
+        return _back_up_running(config, host, guest, directory, options, wanted)
     name = f"zvmsnap_{now():%Y-%m-%dT%H:%M:%SZ}_backup"
     planned = take.plan(host, [guest.uuid], None, name, wanted.value)
     with _taken(config, planned, guest) as point:
         return back_up_point(config, point, directory, options)
 
 
-def _on_overlays(wanted: Wanted) -> Mode:
-    """The same levels for a guest that goes on on overlays: it need not be paused for its RAM."""
-    return parse_mode(wanted.value.replace(ConsistencyLevel.PAUSED, ConsistencyLevel.MEMORY))
+def _back_up_running(
+    config: Config,
+    host: Host,
+    guest: Guest,
+    directory: BackupDirectory,
+    options: BackupOptions,
+    wanted: Wanted,
+) -> StoredBackup:
+    """By libvirt's backup job, or on overlays: there it need not be paused for its RAM."""
+    mode = parse_mode(wanted.value.replace(ConsistencyLevel.PAUSED, ConsistencyLevel.MEMORY))
+    why = _why_no_job(config, host)
+    if wanted is not Wanted.STATE and not why:
+        try:
+            return back_up_running(config, host, guest, directory, options, mode)
+        except BackupRefused as error:
+            why = str(error)
+            log.about(guest.name, str(directory.path)).warning("%s: on overlays instead", why)
+    try:
+        return back_up_on_overlays(
+            config, host, guest, directory, options, mode, cancelled_by_signal(), why
+        )
+    except BackupImpossible as error:
+        raise BackupImpossible(f"{error}{why and f' ({why})'}") from error
+    finally:
+        cancel_at_once()
+
+
+def _why_no_job(config: Config, host: Host) -> str:
+    """Why guests here are not backed up by libvirt's job; "" if they are."""
+    if config.backup_overlay:
+        return "backup_overlay is set"
+    version = host.versions()["libvirt"]
+    if tuple(map(int, version.split(".")[:2])) < _HAS_BACKUPS:
+        return f"libvirt {version} has no backup job"
+    return ""
 
 
 @contextmanager

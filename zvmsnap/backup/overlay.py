@@ -1,4 +1,4 @@
-"""Backs up a guest that runs, wherever its disks are, on overlays: by the steps of the hooks.
+"""Captures a guest for its backup by the steps of the hooks; and backs it up on overlays.
 
 | step             | what is done                                                                  |
 |------------------|-------------------------------------------------------------------------------|
@@ -9,7 +9,8 @@
 | close            | the journal entry, which is of a backup: so no point is made                  |
 
 So whatever dies: the watchdog, the next hook and `zvmsnap recover` bring the guest back as they do
-for a run, and the directory in the making is removed by `recover`.
+for a run, and the directory in the making is removed by `recover`. The same is so of a guest whose
+file systems are frozen while libvirt's backup job begins (`frozen`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from zvmsnap.capture.snapshot_run import CaptureRequest, SnapshotRun
 from zvmsnap.common.errors import BackupFailed, BackupImpossible, Cancelled, DomainBusy
 from zvmsnap.common.lockfile import own_lock
 from zvmsnap.common.process import Process, asked_meanwhile
+from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import Mode, mode_set
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs, location, overlay_chain
@@ -139,6 +142,49 @@ def refuse_others(config: Config, guest: Guest) -> None:
     other_versions.refuse(config.journal_dir, guest.uuid)
     if operation := Operations(config.journal_dir).read(guest.uuid):
         raise DomainBusy(f"{guest.name}: {describe.operation(operation)}")
+
+
+@dataclass
+class Consistency:
+    """Of which level the disks are, and why of no better one."""
+
+    level: ConsistencyLevel = ConsistencyLevel.CRASH
+    reason: str = ""
+
+
+@contextmanager
+def frozen(run: SnapshotRun, guest: Guest, targets: Container[str]) -> Iterator[Consistency]:
+    """As long as this lasts its file systems are frozen, if that is wanted, and possible.
+
+    What they were in fact is known at the end. Raises BackupImpossible before, and BackupFailed
+    after, if they were not and that is not good enough; and what keeps it from all levels.
+    """
+    was = Consistency()
+    modes = run.request.modes_for(())
+    if ConsistencyLevel.QUIESCED not in modes.levels:
+        yield was
+        return
+    seen = location.locate_disks(run.host, guest, run.mounts)
+    eligible = eligibility.assess_for_backup(seen, targets)
+    if why := eligible.obstacles.get(ConsistencyLevel.QUIESCED):
+        if modes.forbids(was.level):
+            raise BackupImpossible(f"{guest.name}: {why}")
+        was.reason = why
+        yield was
+        return
+    entry = all_guests.capture_for_backup(run, guest, eligible)
+    finisher = Finisher(run.config, run.host, run.journal, entry)
+    try:
+        yield was
+    finally:
+        try:
+            finisher.let_go(guest)
+        finally:
+            finisher.release()
+            finisher.publish()
+    was.level, was.reason = finisher.entry.level, finisher.entry.reason or ""
+    if modes.forbids(was.level):
+        raise BackupFailed(f"{guest.name}: {was.reason}: nothing of the backup is kept")
 
 
 def _eligible(host: Host, guest: Guest, seen: GuestDisks, chosen: Sequence[Disk]) -> Eligibility:

@@ -14,6 +14,7 @@ turns: a merge would wait for the job.
 from __future__ import annotations
 
 import os
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from zvmsnap.backup import checkpoints
 from zvmsnap.backup.checkpoints import NO_REFUSALS, Pushing, Source
 from zvmsnap.backup.of_point import lock_name
 from zvmsnap.backup.offline import check_chosen, described
+from zvmsnap.backup.overlay import Consistency, backup_run, frozen, refuse_others
 from zvmsnap.backup.work import BackupWork, Works, WorkWriter
 from zvmsnap.backup.writing import (
     BackupOptions,
@@ -39,10 +41,12 @@ from zvmsnap.backup.writing import (
     making,
     now,
 )
-from zvmsnap.common import log
+from zvmsnap.capture import one_guest
+from zvmsnap.capture.snapshot_run import SnapshotRun
 from zvmsnap.common.errors import (
     BackupFailed,
     BackupImpossible,
+    BackupRefused,
     ConnectionLost,
     DomainGone,
     LibvirtFailed,
@@ -53,7 +57,7 @@ from zvmsnap.common.log import Logger
 from zvmsnap.common.safe_files import PASSABLE_DIR
 from zvmsnap.common.signals import finish_before_dying
 from zvmsnap.common.waiting import sleep, wait_until
-from zvmsnap.config.level import ConsistencyLevel
+from zvmsnap.config.mode import Mode
 from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs, location, qemu_img
 from zvmsnap.points import definition
@@ -72,16 +76,27 @@ _IDENTITY_LOCK = "backup-destination"
 
 
 def back_up_running(
-    config: Config, host: Host, guest: Guest, directory: BackupDirectory, options: BackupOptions
+    config: Config,
+    host: Host,
+    guest: Guest,
+    directory: BackupDirectory,
+    options: BackupOptions,
+    mode: Mode,
 ) -> StoredBackup:
-    """Back up a guest that runs. Raises BackupImpossible, and whatever says why it failed."""
+    """Back up a guest that runs, at level `quiesced` or `crash`, as that mode says.
+
+    Raises BackupRefused if libvirt has no such job for it, BackupImpossible, and whatever says why
+    it failed.
+    """
+    run = backup_run(config, host, directory, mode, threading.Event(), on_overlays=False)
     intent = f"back up {guest.name} to {directory.path}"
     limit_s = config.limits.lock_timeout_s
-    about = log.about(guest.name, str(directory.path))
+    about = run.about(guest)
     with (
-        lock(config.locks_dir, guest.uuid, intent, limit_s),
+        one_guest.locked(run, guest, intent),
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, limit_s),
     ):
+        refuse_others(config, guest)
         _end_dead(config, host, guest)
         with (
             making(config, directory, guest.name, guest.uuid) as writer,
@@ -103,7 +118,7 @@ def back_up_running(
             planned = checkpoints.plan(guest, sources, base, destination, name)
             writing.check_free(_pushed_bytes(sources, planned))
             missing = definition.store(guest, writing.path, [], [])
-            with _pushed(host, guest, domain, chosen, planned, writer, about) as (did, pushed):
+            with _pushed(run, guest, domain, chosen, planned, writer) as (did, was, pushed):
                 contents = {target: _content(path, target, did) for target, path in pushed.items()}
                 writing.check_room(list(contents.values()), 0)
                 for target, content in contents.items():
@@ -114,9 +129,9 @@ def back_up_running(
                 uuid=guest.uuid,
                 created=created,
                 way=Way.PUSH,
-                consistency=ConsistencyLevel.CRASH,
+                consistency=was.level,
                 host=described(host, domain),
-                reasons=(missing or "", did.reason),
+                reasons=(was.reason, missing or "", did.reason),
                 checkpoint=did.name,
             )
             made = writing.publish(subject, [disk.target for disk in disks if disk not in chosen])
@@ -159,29 +174,30 @@ def _content(path: Path, target: str, did: Pushing) -> Content:
 
 @contextmanager
 def _pushed(
-    host: Host,
+    run: SnapshotRun,
     guest: Guest,
     domain: domain_xml.Domain,
     disks: list[Disk],
     planned: Pushing,
     writer: WorkWriter,
-    about: Logger,
-) -> Iterator[tuple[Pushing, Mapping[str, Path]]]:
+) -> Iterator[tuple[Pushing, Consistency, Mapping[str, Path]]]:
     """What QEMU has written of each disk, by target; files that are still there go at the end."""
     assert isinstance(writer.work, BackupWork)
+    host, about = run.host, run.about(guest)
     folder = Path(writer.work.making)
     files = {disk.target: folder / f"{disk.target}.pushed.qcow2" for disk in disks}
     # QEMU's user must reach its own files there; all others are root's.
     folder.chmod(PASSABLE_DIR)
     writer.note(pushes=True, checkpoint=planned.name)
-    did = _begin(host, guest, domain, files, planned)
+    with frozen(run, guest, files) as was:
+        did = _begin(host, guest, domain, files, planned)
     _say(did, about)
     try:
         with progress.told(partial(_how_far, guest, files)):
             _await_end(host, guest)
         for path in files.values():
             os.chown(path, os.geteuid(), os.getegid())
-        yield did, files
+        yield did, was, files
     finally:
         for path in files.values():
             path.unlink(missing_ok=True)
@@ -196,7 +212,7 @@ def _begin(
 ) -> Pushing:
     """Begin the job; returns what it pushes, which is less if libvirt refuses what was planned.
 
-    Raises LibvirtFailed.
+    Raises LibvirtFailed, and BackupRefused if it refuses all.
     """
     while True:
         try:
@@ -207,7 +223,7 @@ def _begin(
         except LibvirtFailed as error:
             less = planned.with_less(error)
             if less is None:
-                raise
+                raise BackupRefused(str(error)) from error
             planned = less
             for path in files.values():
                 path.unlink(missing_ok=True)

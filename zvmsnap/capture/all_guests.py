@@ -29,6 +29,7 @@ from zvmsnap.common.errors import (
     ZfsFailed,
 )
 from zvmsnap.common.process import Process
+from zvmsnap.common.safe_files import passable_dir
 from zvmsnap.common.snapshot_name import spellings
 from zvmsnap.common.steps import StepFailed
 from zvmsnap.common.waiting import Call, in_parallel
@@ -233,7 +234,10 @@ def capture_for_backup(run: SnapshotRun, guest: Guest, eligible: Eligibility) ->
     Cancelled, and what keeps it from all levels. What could not be undone is in the journal.
     """
     config, request = run.config, run.request
-    staging.check_usable(config.staging_dir, frozenset(), run.mounts)
+    if request.on_overlays:
+        staging.check_usable(config.staging_dir, frozenset(), run.mounts)
+    else:
+        passable_dir(config.staging_dir)
     watchdog.require_watchdog(config, request.owner, request.post_within_s)
     level = None
     with guest.apart() as own:

@@ -327,6 +327,10 @@ class BackupImpossible(ZvmsnapError):
     """A guest cannot be backed up as requested; nothing was changed."""
 
 
+class BackupRefused(BackupImpossible):
+    """libvirt or QEMU refuse their own backup job; nothing was changed."""
+
+
 class BackupFailed(ZvmsnapError):
     """A backup failed on the way; nothing of it is left, or the message says what."""
 

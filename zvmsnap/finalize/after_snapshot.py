@@ -311,6 +311,13 @@ class Finisher:
                 commit_s=time.monotonic() - begun_s, overlay_s=time.time() - entry.disks_frozen_at_s
             )
 
+    def let_go(self, guest: Guest) -> None:
+        """Resume or thaw the guest at once, if it is held; `release` does all else after that.
+
+        Raises NotHeld and LibvirtFailed.
+        """
+        thaw.resume_or_thaw(self._config, guest, self._writer, self._log)
+
     @property
     def entry(self) -> Entry:
         """The entry as it is now."""

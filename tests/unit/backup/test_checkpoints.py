@@ -15,13 +15,21 @@ from zvmsnap.archive.manifest import MANIFEST, Level
 from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.writing import BackupOptions
 from zvmsnap.common import json_file
+from zvmsnap.config.mode import parse_mode
+
+CRASH = parse_mode("crash")
 
 
 def back_up(
     scene: Scene, directory: BackupDirectory | None = None, level: Level | None = None
 ) -> StoredBackup:
     return back_up_running(
-        scene.config, scene.host, scene.guest, directory or scene.directory, BackupOptions(level)
+        scene.config,
+        scene.host,
+        scene.guest,
+        directory or scene.directory,
+        BackupOptions(level),
+        CRASH,
     )
 
 
@@ -220,7 +228,7 @@ def test_a_clone_has_the_bitmaps_of_its_original(
     clone.checkpoints = scene.guest.checkpoints
     scene.host.known.append(clone)
     original, scene.guest = scene.guest, clone
-    made = back_up_running(scene.config, scene.host, clone, scene.directory, BackupOptions())
+    made = back_up_running(scene.config, scene.host, clone, scene.directory, BackupOptions(), CRASH)
     assert (made.manifest.level, made.manifest.parent) == ("full", "")
     assert original.uuid != made.manifest.uuid
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.fakes.agent import FakeAgent
+from tests.fakes.backup_job import FakeBackupJob
 from tests.fakes.backup_scene import Scene
 from tests.fakes.guest import DumpedGuest, FakeProcess
 from tests.fakes.images import libvirt_image, make_base, write
@@ -40,6 +41,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.quiesce import watchdog
 from zvmsnap.recovery.recover import recover_guests
+from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Pause
 
 MEMORY, QUIESCED, CRASH = (
@@ -329,6 +331,87 @@ def test_it_cannot_be_merged(elsewhere: Elsewhere) -> None:
     (entry,) = Journal(elsewhere.scene.config.journal_dir).entries()
     assert entry.backup == str(elsewhere.scene.directory.path)
     assert elsewhere.scene.directory.read() == ([], [])
+
+
+# -- while libvirt's backup job begins
+
+
+@pytest.fixture
+def job(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> FakeBackupJob:
+    """libvirt has its backup job, which is used."""
+    elsewhere.change(backup_overlay=False)
+    return FakeBackupJob(elsewhere.scene, monkeypatch)
+
+
+def test_frozen_until_the_job_has_begun(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
+    seen = []
+    job.after = lambda: seen.append(elsewhere.agent.frozen)
+    elsewhere.steps.clear()
+    for wanted in (Wanted.BEST, Wanted.QUIESCED):
+        made = elsewhere.back_up(wanted)
+        assert (made.manifest.way, made.manifest.consistency) == ("push", QUIESCED)
+    assert seen == [True, True] and elsewhere.guest.calls == ["freeze", "thaw"] * 2
+    assert elsewhere.steps[:6] == [
+        *("staging", "definition", "barrier", "freeze", "frozen"),
+        "tidy",
+    ]
+    elsewhere.guest.calls.clear()
+    assert elsewhere.back_up(Wanted.CRASH).manifest.consistency is CRASH
+    assert elsewhere.guest.calls == [] and elsewhere.at_rest()
+
+
+def test_it_thaws_before_the_job_has_begun(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
+    def thaws() -> None:
+        elsewhere.agent.thaw()
+
+    job.after = thaws
+    made = elsewhere.back_up()
+    assert made.manifest.consistency is CRASH
+    assert "thawed before" in made.manifest.reason
+    with pytest.raises(BackupFailed, match=r"thawed before .*: nothing of the backup is kept"):
+        elsewhere.back_up(Wanted.QUIESCED)
+    assert job.calls == ["abort"] and len(elsewhere.scene.directory.read()[0]) == 1
+    assert elsewhere.at_rest()
+
+
+def test_an_agent_that_is_silent(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
+    silent(elsewhere)
+    with pytest.raises(BackupImpossible, match="web: its agent does not answer"):
+        elsewhere.back_up(Wanted.QUIESCED)
+    assert job.begun == []
+    made = elsewhere.back_up()
+    assert (made.manifest.way, made.manifest.consistency) == ("push", CRASH)
+    assert "its agent does not answer" in made.manifest.reason
+    elsewhere.agent.answering = True
+    assert elsewhere.at_rest()
+
+
+def test_libvirt_refuses_its_job(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
+    job.refuses = lambda _xml, _checkpoint: "Permission denied"
+    made = elsewhere.back_up(Wanted.QUIESCED)
+    assert (made.manifest.way, made.manifest.consistency) == ("overlay", QUIESCED)
+    assert made.manifest.reason == "beginning a backup: Permission denied"
+    assert elsewhere.guest.checkpoints == [] and elsewhere.at_rest()
+
+
+@pytest.mark.parametrize(("version", "way"), [("7.1.0", "overlay"), ("10.0.0", "push")])
+def test_an_old_libvirt_has_no_job(
+    elsewhere: Elsewhere, job: FakeBackupJob, version: str, way: str
+) -> None:
+    known = {**elsewhere.scene.host.versions(), "libvirt": version}
+    elsewhere.patch.setattr(elsewhere.scene.host, "versions", lambda: known)
+    made = elsewhere.back_up()
+    assert made.manifest.way == way
+    assert ("has no backup job" in made.manifest.reason) is (way == "overlay")
+
+
+def test_neither_way(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
+    job.refuses = lambda _xml, _checkpoint: "Permission denied"
+    elsewhere.patch.setattr(domain_xml, "why_no_overlay", lambda _disk: "vda is shareable")
+    why = r"vda is shareable.* \(beginning a backup: Permission denied\)"
+    with pytest.raises(BackupImpossible, match=why):
+        elsewhere.back_up()
+    assert elsewhere.at_rest()
 
 
 # -- after a crash

@@ -15,10 +15,12 @@ from zvmsnap.archive.directory import StoredBackup
 from zvmsnap.archive.manifest import Level
 from zvmsnap.backup import leftovers
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
+from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.work import BackupWork, Works
 from zvmsnap.backup.writing import BackupOptions
-from zvmsnap.common.errors import BackupFailed, BackupImpossible, ConnectionLost, LibvirtFailed
+from zvmsnap.common.errors import BackupFailed, BackupImpossible, BackupRefused, ConnectionLost
 from zvmsnap.common.process import Process
+from zvmsnap.config.mode import parse_mode
 from zvmsnap.virt.domain_xml import Metadata
 
 ID = "0" * 32
@@ -187,8 +189,9 @@ def test_libvirt_stays_away(
 
 
 def test_what_it_cannot_be(scene: Scene, job: FakeBackupJob) -> None:
-    with pytest.raises(BackupImpossible, match="vda is on no ZFS"):
+    with pytest.raises(BackupImpossible, match="web: it has no channel for an agent"):
         back_up(scene, Wanted.QUIESCED)
+    assert job.begun == [] and scene.nothing_left()
 
 
 def interrupted(scene: Scene, **changes: object) -> BackupWork:
@@ -252,8 +255,11 @@ def test_a_bitmap_that_is_missing_is_no_hindrance(scene: Scene, job: FakeBackupJ
 
 def test_libvirt_refuses_all(scene: Scene, job: FakeBackupJob) -> None:
     job.refuses = lambda _xml, _checkpoint: "Permission denied"
-    with pytest.raises(LibvirtFailed, match="Permission denied"):
-        back_up(scene)
+    with pytest.raises(BackupRefused, match="Permission denied"):
+        back_up_running(
+            *(scene.config, scene.host, scene.guest, scene.directory, BackupOptions()),
+            parse_mode("crash"),
+        )
     # With a checkpoint, and without.
     assert [checkpoint is None for _, checkpoint in job.begun] == [False, True]
     assert scene.nothing_left() and names(scene) == []
