@@ -78,3 +78,31 @@ KNOWN: dict[object, str] = {
 def test_secrets(uuid: str, kind: str, usage: str, why: str | None) -> None:
     connection: Any = Secrets(KNOWN)
     assert Host(connection).why_no_secret(uuid, kind, usage) == why
+
+
+class Backups:
+    """A connection to a libvirt that notes which backups are begun."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[object, ...]] = []
+
+    def do(self, call: Any) -> Any:
+        return call(self)
+
+    def lookupByUUIDString(self, uuid: str) -> "Backups":  # noqa: N802 - libvirt's name
+        self.begun.append((uuid,))
+        return self
+
+    def backupBegin(self, xml: str, checkpoint_xml: str | None, flags: int) -> None:  # noqa: N802
+        self.begun[-1] += (xml, checkpoint_xml, flags)
+
+
+def test_a_backup_with_its_checkpoint() -> None:
+    connection: Any = Backups()
+    host = Host(connection)
+    host.begin_backup("u", "<domainbackup/>")
+    host.begin_backup("u", "<domainbackup/>", "<domaincheckpoint/>")
+    assert connection.begun == [
+        ("u", "<domainbackup/>", None, 0),
+        ("u", "<domainbackup/>", "<domaincheckpoint/>", 0),
+    ]
