@@ -1,8 +1,11 @@
 """10 000 points and 100 000 snapshots: snapshots are listed once, and work grows as points do."""
 
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Container
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,12 +19,13 @@ from tests.fakes.take_scene import configure
 from tests.fakes.zfs_pool import FakeZfs
 from zvmsnap.config.destination import Destination, MemoryWanted
 from zvmsnap.config.settings import Config
-from zvmsnap.points import vault
-from zvmsnap.points.manifest import Disk, Manifest, Memory, SnapshotRef
+from zvmsnap.points import vault, verify_result
+from zvmsnap.points.manifest import DOMAIN_XML, Disk, Manifest, Memory, SnapshotRef
 from zvmsnap.points.point import RestorePoint
 from zvmsnap.replication import transfer
 from zvmsnap.retention import old_memory
 from zvmsnap.retention.old_memory import Asked
+from zvmsnap.watch import newest_points
 from zvmsnap.zfs import zfs
 from zvmsnap.zfs.types import Snapshot, SnapshotListing, Subtree
 
@@ -116,6 +120,43 @@ def test_a_command_lists_once_and_grows_as_points_do(
     lines_of(1, *words)  # what is imported and made but once
     none, some, twice = (lines_of(count, *words) for count in (1, 31, 61))
     assert twice - none < 2.2 * (some - none)
+
+
+def test_a_point_costs_one_file(
+    config: Config, manifest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list opens one file for each point, and asks for two more; monitor asks for its time."""
+
+    def asked(work: Callable[[], object], count: int) -> Counter[str]:
+        for built in manifests(manifest, count):
+            incoming = vault.incoming(config.vault_dir, built.domain, built.capture)
+            (incoming / DOMAIN_XML).write_text("<domain/>")
+            vault.publish(incoming, built)
+        counts: Counter[str] = Counter()
+        with monkeypatch.context() as patch:
+            for name in ("open", "stat", "lstat", "access", "listdir", "scandir", "readlink"):
+                patch.setattr(os, name, partial(_counted, counts, name, getattr(os, name)))
+            work()
+        for point in vault.read(config)[0]:
+            vault.remove(point)
+        return counts
+
+    def list_all() -> None:
+        points, _ = vault.read(config)
+        assert [verify_result.read(point) for point in points] == [None] * len(points)
+
+    def monitor() -> None:
+        assert len(newest_points.of_all(config.vault_dir)) == 1
+
+    assert asked(list_all, 31) - asked(list_all, 11) == {"open": 20, "access": 40}
+    assert asked(monitor, 31) - asked(monitor, 11) == {"lstat": 20, "access": 40}
+
+
+def _counted(
+    counts: Counter[str], name: str, really: Callable[..., Any], *given: Any, **options: Any
+) -> Any:
+    counts[name] += 1
+    return really(*given, **options)
 
 
 def test_planning_a_send_grows_as_points_do(manifest: Build) -> None:

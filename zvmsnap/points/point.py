@@ -13,7 +13,7 @@ from zvmsnap.common import json_file, snapshot_name
 from zvmsnap.common.errors import ImageUnloadable, VaultDamaged
 from zvmsnap.common.json_file import Unreadable
 from zvmsnap.config import capture_name
-from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SCHEMA, Manifest, Memory
+from zvmsnap.points.manifest import MANIFEST, MEMORY_FILES, SCHEMA, Decode, Manifest, Memory
 from zvmsnap.ram.page_image import REST
 
 
@@ -54,11 +54,16 @@ def vault_of(directory: Path) -> Path:
 
 def read_point(directory: Path) -> RestorePoint:
     """Read a point. Raises VaultDamaged with the path, and what is wrong with it."""
-    path = directory / MANIFEST
-    if directory.is_symlink():
+    return read_listed(directory, directory.is_symlink())
+
+
+def read_listed(directory: Path, is_link: bool, decode: Decode | None = None) -> RestorePoint:
+    """The same, of a directory that was listed: that says whether it is a symlink."""
+    path = f"{directory}/{MANIFEST}"
+    if is_link:
         raise VaultDamaged(f"{path}: is a symlink, or is reached through one; not followed")
     try:
-        manifest = json_file.read(path, Manifest, SCHEMA, follow_symlinks=False)
+        manifest = json_file.read(path, Manifest, SCHEMA, follow_symlinks=False, by=decode)
     except FileNotFoundError:
         raise VaultDamaged(f"{directory}: has no {MANIFEST}") from None
     except Unreadable as error:
@@ -72,12 +77,12 @@ def _why_invalid(manifest: Manifest) -> str | None:
     """What the types alone do not tell."""
     if manifest.memory and (why := _why_not_ours(manifest.memory)):
         return why
-    if not all(
-        snapshot_name.is_safe(f"{dataset}@{ref.name}")
-        for ref in manifest.snapshots
-        for dataset in {ref.dataset, ref.current_dataset or ref.dataset}
-    ):
-        return "names a snapshot that ZFS cannot know"
+    for ref in manifest.snapshots:
+        names = [ref.full_name]
+        if ref.current_dataset:
+            names.append(f"{ref.dataset}@{ref.name}")
+        if not all(map(snapshot_name.is_safe, names)):
+            return "names a snapshot that ZFS cannot know"
     if capture_name.uuid_of(manifest.capture) != manifest.uuid:
         return "its capture is of another guest"
     if not is_time(manifest.created):

@@ -17,9 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from zvmsnap.common import json_file, safe_files
 from zvmsnap.common.errors import VaultDamaged, VaultMissing
@@ -32,8 +29,16 @@ from zvmsnap.common.safe_files import (
     write_in,
 )
 from zvmsnap.config.settings import Config
-from zvmsnap.points.manifest import DOMAIN_XML, MANIFEST, MEMORY, MEMORY_FILES, Manifest
-from zvmsnap.points.point import RestorePoint, in_order, read_point, vault_of
+from zvmsnap.points.manifest import (
+    DOMAIN_XML,
+    MANIFEST,
+    MEMORY,
+    MEMORY_FILES,
+    Alike,
+    Decode,
+    Manifest,
+)
+from zvmsnap.points.point import RestorePoint, in_order, read_listed, vault_of
 
 MARK = ".zvmsnap-vault"
 _KNOWN_VAULT = "vault.id"
@@ -98,66 +103,32 @@ def _read_mark(path: Path) -> bytes:
 
 def entries(vault: Path, run: str | None = None) -> Iterator[RestorePoint | DamagedPoint]:
     """All points, or those of one run; what cannot be read comes as DamagedPoint."""
-    for folder in _listed(vault):
-        if folder.is_symlink() or not folder.is_dir():
+    decode = Alike().decode if run is None else None
+    for folder in _scanned(vault):
+        if not folder.is_dir(follow_symlinks=False):
             # Not of one run: `zvmsnap list` and `prune` tell of it, not the hook of each run.
             if run is None:
-                yield DamagedPoint(
-                    folder, f"{folder}: is no directory of the vault's own; not followed"
-                )
+                why = f"{folder.path}: is no directory of the vault's own; not followed"
+                yield DamagedPoint(Path(folder.path), why)
             continue
-        for directory in _listed(folder):
-            if run is None or is_of_run(directory.name, run):
-                found = entry_in(directory)
+        own = Path(folder.path)
+        for each in _scanned(own):
+            if run is None or is_of_run(each.name, run):
+                found = _entry_in(own / each.name, each.is_symlink(), decode)
                 if found:
                     yield found
 
 
-class _Shared:
-    """Values that many points have in common: kept once, as a command may read 10 000 points."""
-
-    def __init__(self) -> None:
-        self._values: dict[Any, Any] = {}
-
-    def point(self, point: RestorePoint) -> RestorePoint:
-        """The same point."""
-        manifest, keep, replace = point.manifest, self._values.setdefault, msgspec.structs.replace
-        refs = tuple(
-            replace(
-                ref,
-                dataset=keep(ref.dataset, ref.dataset),
-                name=keep(ref.name, ref.name),
-                dataset_guid=keep(ref.dataset_guid, ref.dataset_guid),
-                pool_guid=keep(ref.pool_guid, ref.pool_guid),
-            )
-            for ref in manifest.snapshots
-        )
-        if memory := manifest.memory:
-            memory = replace(
-                memory,
-                file=keep(memory.file, memory.file),
-                format=keep(memory.format, memory.format),
-                compression=keep(memory.compression, memory.compression),
-                rest_file=keep(memory.rest_file, memory.rest_file),
-                why_plain=keep(memory.why_plain, memory.why_plain),
-            )
-        common = replace(
-            manifest,
-            domain=keep(manifest.domain, manifest.domain),
-            uuid=keep(manifest.uuid, manifest.uuid),
-            snapshots=refs,
-            disks=keep(manifest.disks, manifest.disks),
-            other_state=keep(manifest.other_state, manifest.other_state),
-            memory=memory,
-            host=keep(manifest.host, manifest.host),
-        )
-        return RestorePoint(point.directory, common)
-
-
 def entry_in(directory: Path) -> RestorePoint | DamagedPoint | None:
     """What is in the directory of a point; None if somebody has removed it since it was listed."""
+    return _entry_in(directory, directory.is_symlink())
+
+
+def _entry_in(
+    directory: Path, is_link: bool, decode: Decode | None = None
+) -> RestorePoint | DamagedPoint | None:
     try:
-        return read_point(directory)
+        return read_listed(directory, is_link, decode)
     except VaultDamaged as error:
         return DamagedPoint(directory, str(error)) if os.path.lexists(directory) else None
 
@@ -171,12 +142,11 @@ def read(config: Config) -> tuple[list[RestorePoint], list[DamagedPoint]]:
 def all_in(vault: Path) -> tuple[list[RestorePoint], list[DamagedPoint]]:
     """The same, of any directory that is laid out as a vault."""
     points, damaged = [], []
-    shared = _Shared()
     for entry in entries(vault):
         if isinstance(entry, DamagedPoint):
             damaged.append(entry)
         else:
-            points.append(shared.point(entry))
+            points.append(entry)
     points.sort(key=_domain)
     ordered = (in_order(own) for _, own in groupby(points, key=_domain))
     return list(chain.from_iterable(ordered)), damaged
@@ -373,6 +343,16 @@ def _listed(directory: Path, *, hidden: bool = False) -> list[Path]:
     except FileNotFoundError:
         return []
     return [directory / name for name in names]
+
+
+def _scanned(directory: Path) -> list[os.DirEntry[str]]:
+    """What is in a directory, with what listing it tells of each, but for hidden names."""
+    try:
+        with os.scandir(directory) as listed:
+            found = [each for each in listed if not each.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda each: each.name)
 
 
 def is_of_run(name: str, run: str) -> bool:

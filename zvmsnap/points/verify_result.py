@@ -53,11 +53,12 @@ def read(point: RestorePoint) -> VerifyResult | None:
 
 
 def _read(point: RestorePoint, name: str) -> VerifyResult | None:
+    path = f"{point.directory}/{name}"
     # Most points were never verified: asking so is cheaper than an open that fails.
-    if not os.path.exists(f"{point.directory}/{name}"):
+    if not os.access(path, os.F_OK):
         return None
     try:
-        result = json_file.read(point.directory / name, VerifyResult, SCHEMA, follow_symlinks=False)
+        result = json_file.read(path, VerifyResult, SCHEMA, follow_symlinks=False)
     except (FileNotFoundError, Unreadable):
         return None
     return result if is_time(result.checked) else None

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cached_property
 
+import msgspec
+
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.watch.facts import Room
 from zvmsnap.watch.finding import Finding
@@ -24,8 +26,7 @@ class Verified(Enum):
     FAILED = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class PointFacts:
+class PointFacts(msgspec.Struct, frozen=True, gc=False):
     """A point. `created` is local time; `memory_bytes` is its RAM as stored, 0 without RAM.
 
     `lost_memory`: it was taken with RAM, which was removed since. `destinations` have it, as the

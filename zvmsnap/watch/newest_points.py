@@ -1,12 +1,13 @@
 """The newest point of each guest, and the last that was verified, of a vault with 10 000 points.
 
-Of each point only three names are looked up; one or two manifests of each guest are read.
+Of most points only the time of the directory is looked up; one or two manifests of each guest are
+read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,11 +54,11 @@ def _of(folder: Path) -> PointFacts | None:
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
     if not names:
         return None
-    published = sorted(names, key=lambda name: _time_s(f"{folder}/{name}/{DOMAIN_XML}"))
-    last = [vault.entry_in(folder / name) for name in published[-_AMONG:]]
+    changed = _latest((_time_s(f"{folder}/{name}"), name) for name in names)
+    last = [vault.entry_in(folder / name) for name in _published_last(folder, changed)]
     readable = in_order(point for point in last if isinstance(point, RestorePoint))
     damaged = last[-1].why if isinstance(last[-1], DamagedPoint) else ""
-    result, name = _verified(folder, names)
+    result, name = _verified(folder, changed)
     newest = readable[-1] if readable else None
     return PointFacts(
         domain=newest.manifest.domain if newest else folder.name,
@@ -70,20 +71,46 @@ def _of(folder: Path) -> PointFacts | None:
     )
 
 
-def _verified(folder: Path, names: list[str]) -> tuple[verify_result.VerifyResult | None, str]:
+# A directory is no older than what was put into it. So of most, nothing is looked up: `changed` has
+# their times, the latest first.
+
+
+def _published_last(folder: Path, changed: Sequence[tuple[float, str]]) -> list[str]:
+    """The points that were published last, in that order.
+
+    By their definitions, which nobody changes later.
+    """
+    last: list[tuple[float, str]] = []
+    for changed_s, name in changed:
+        if len(last) == _AMONG and last[-1][0] >= changed_s:
+            break
+        published_s = _time_s(f"{folder}/{name}/{DOMAIN_XML}")
+        last = _latest([*last, (published_s, name)])[:_AMONG]
+    return [name for _, name in last[::-1]]
+
+
+def _verified(
+    folder: Path, changed: Sequence[tuple[float, str]]
+) -> tuple[verify_result.VerifyResult | None, str]:
     """The last verification of all these points, and the name of its point."""
-    times = {
-        name: max(
-            _time_s(f"{folder}/{name}/{verify_result.READ}"),
-            _time_s(f"{folder}/{name}/{verify_result.BOOTED}"),
-        )
-        for name in names
-    }
-    name = max(times, key=lambda each: times[each])
-    point = vault.entry_in(folder / name) if times[name] else None
+    last = (0.0, "")
+    for changed_s, name in changed:
+        if last[0] >= changed_s:
+            break
+        for result in (verify_result.READ, verify_result.BOOTED):
+            path = f"{folder}/{name}/{result}"
+            # Most have none: to ask so is cheaper than a stat that fails.
+            if os.access(path, os.F_OK):
+                last = max(last, (_time_s(path), name))
+    point = vault.entry_in(folder / last[1]) if last[1] else None
     if not isinstance(point, RestorePoint):
         return None, ""
     return verify_result.read(point), point.name
+
+
+def _latest(timed: Iterable[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Names by their times in seconds, the latest first."""
+    return sorted(timed, reverse=True)
 
 
 def _time_s(path: str) -> float:

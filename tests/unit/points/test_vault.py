@@ -2,6 +2,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from zvmsnap.common.errors import VaultDamaged, VaultMissing
 from zvmsnap.config.settings import Config
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import MANIFEST, MEMORY, Manifest, SnapshotRef
-from zvmsnap.points.point import RestorePoint, read_point
+from zvmsnap.points.point import RestorePoint, read_listed
 from zvmsnap.points.vault import DamagedPoint, UnfinishedPoint
 
 Build = Callable[..., Manifest]
@@ -106,11 +107,11 @@ def test_whether_it_was_published_is_read_of_its_run_alone(
         put(tmp_path, manifest(run=run, capture=capture))
     read: list[str] = []
 
-    def noted(directory: Path) -> object:
+    def noted(directory: Path, *given: Any) -> object:
         read.append(directory.name)
-        return read_point(directory)
+        return read_listed(directory, *given)
 
-    monkeypatch.setattr(vault, "read_point", noted)
+    monkeypatch.setattr(vault, "read_listed", noted)
     assert vault.published(tmp_path, "web", "m", captures[3][1]) is None
     assert read == ["m", "m.2"]
 
@@ -287,12 +288,12 @@ def test_removed_while_the_vault_is_read(
 ) -> None:
     one, other = put(tmp_path, manifest(run="a")), put(tmp_path, manifest(run="b"))
 
-    def overtaken(directory: Path) -> RestorePoint:
+    def overtaken(directory: Path, *given: Any) -> RestorePoint:
         if directory == one.directory:
             vault.remove(one)
-        return read_point(directory)
+        return read_listed(directory, *given)
 
-    monkeypatch.setattr(vault, "read_point", overtaken)
+    monkeypatch.setattr(vault, "read_listed", overtaken)
     assert vault.all_in(tmp_path) == ([other], [])
     assert vault.published(tmp_path, "web", None, "another") is None
 
