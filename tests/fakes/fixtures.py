@@ -25,6 +25,7 @@ from tests.fakes.guest import FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import RAM, make_base, write
 from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.bulk import progress
 from zvmsnap.cli import main
 from zvmsnap.common import waiting
 from zvmsnap.common.process import Process, uptime_s
@@ -44,7 +45,6 @@ from zvmsnap.points.manifest import (
     SnapshotRef,
     Timing,
 )
-from zvmsnap.ram import progress
 from zvmsnap.virt.guest import Pause
 
 hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)

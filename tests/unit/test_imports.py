@@ -29,7 +29,7 @@ FLOORS = (
     {"disks", "journal", "encryption"},
     {"points"},
     {"inventory", "ram", "notify"},
-    {"config", "zfs", "virt"},
+    {"config", "zfs", "virt", "bulk"},
     {"common"},
 )
 # Each binding belongs to one seam: nobody else knows how libvirt or ZFS are spoken to.

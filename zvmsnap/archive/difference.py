@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from zvmsnap.bulk import writing
 from zvmsnap.common.safe_files import created
-from zvmsnap.ram import whole
 
 CLUSTER_BYTES = 64 << 10
 _BITS = 16
@@ -54,7 +54,7 @@ def write(
             data = _read(source, number * CLUSTER_BYTES, disk_bytes)
             entry = _IS_ZERO
             if data != _ZEROS:
-                whole.write_at(file, data, at)
+                writing.write_at(file, data, at)
                 entry = at | _COPIED
                 at += CLUSTER_BYTES
             table = tables.setdefault(number // _ENTRIES, array("Q", bytes(CLUSTER_BYTES)))
@@ -89,7 +89,7 @@ def _write_tables(
         *(_MAGIC, 3, name_at, len(name), _BITS, disk_bytes, 0, len(first), first_at),
         *(table_at, table_clusters, 0, 0, 0, 0, 0, 4, _HEADER.size + 8),
     )
-    whole.write_at(file, header + bytes(8) + extension + name, 0)
+    writing.write_at(file, header + bytes(8) + extension + name, 0)
 
 
 def _write_refcounts(file: int, at: int) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def _write_refcounts(file: int, at: int) -> tuple[int, int]:
     counts = array("H", [1]) * total
     counts.byteswap()
     data = counts.tobytes().ljust(blocks * CLUSTER_BYTES, b"\0")
-    whole.write_at(file, data, at)
+    writing.write_at(file, data, at)
     table_at = at + blocks * CLUSTER_BYTES
     _put(file, table_at, places)
     return table_at, tables
@@ -119,5 +119,5 @@ def _put(file: int, at: int, table: array[int]) -> int:
     swapped.byteswap()
     data = swapped.tobytes()
     length = -(-len(data) // CLUSTER_BYTES) * CLUSTER_BYTES
-    whole.write_at(file, data.ljust(length, b"\0"), at)
+    writing.write_at(file, data.ljust(length, b"\0"), at)
     return at + length

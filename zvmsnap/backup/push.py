@@ -41,6 +41,7 @@ from zvmsnap.backup.writing import (
     making,
     now,
 )
+from zvmsnap.bulk import progress
 from zvmsnap.capture import one_guest
 from zvmsnap.capture.snapshot_run import SnapshotRun
 from zvmsnap.common.errors import (
@@ -62,7 +63,6 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import jobs, location, qemu_img
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import SMALL
-from zvmsnap.ram import progress
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.domain_xml import Disk
 from zvmsnap.virt.guest import Guest

@@ -38,6 +38,7 @@ from zvmsnap.archive.manifest import (
     image_name,
 )
 from zvmsnap.backup.work import BackupWork, WorkWriter
+from zvmsnap.bulk import progress
 from zvmsnap.common import log, safe_files
 from zvmsnap.common.errors import BackupDamaged, BackupImpossible
 from zvmsnap.common.log import Logger
@@ -48,7 +49,6 @@ from zvmsnap.config.settings import Config
 from zvmsnap.disks import qemu_img
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import HostDescription, Memory
-from zvmsnap.ram import progress
 
 _LOOK_EVERY_S = 0.5
 _BLOCK_BYTES = 512

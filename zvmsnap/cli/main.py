@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 import zvmsnap
+from zvmsnap.bulk import progress
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ZvmsnapError
 from zvmsnap.hooks import needed
 from zvmsnap.journal.request import Role
-from zvmsnap.ram import progress
 from zvmsnap.terminal import completion
 
 # The functions of the commands, by module. Only that of the command that is asked for is imported:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zvmsnap.bulk import progress
 from zvmsnap.common.waiting import now_s
 from zvmsnap.files.copy_out import Copied
-from zvmsnap.ram import progress
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from zvmsnap.bulk import progress, writing
 from zvmsnap.common import foreign, log, safe_files
 from zvmsnap.common.errors import NotUnderstood
 from zvmsnap.common.foreign import LINE_MAX
@@ -38,7 +39,6 @@ from zvmsnap.disks import staging
 from zvmsnap.points import vault
 from zvmsnap.points.manifest import MEMORY, MEMORY_ZSTD, Memory
 from zvmsnap.points.point import RestorePoint, vault_of
-from zvmsnap.ram import progress, whole
 from zvmsnap.ram.page_image import PAGES, RECORD_BYTES, REST
 from zvmsnap.ram.take_apart import take_apart
 
@@ -214,7 +214,7 @@ def _store_copy(
 
         def write(data: bytes) -> None:
             hashed(data)
-            whole.write(target, data)
+            writing.write(target, data)
 
         image_bytes = image.stat().st_size
         if zstd_level is None:

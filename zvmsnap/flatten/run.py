@@ -20,6 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from zvmsnap.bulk import progress
 from zvmsnap.common import log
 from zvmsnap.common.errors import DomainGone, FlattenImpossible, LibvirtFailed
 from zvmsnap.common.lockfile import lock
@@ -33,7 +34,6 @@ from zvmsnap.flatten.work import Flattening, Flattenings
 from zvmsnap.journal import other_versions
 from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
-from zvmsnap.ram import progress
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host

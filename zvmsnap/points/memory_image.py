@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from zvmsnap.bulk.sharing import OnDisk, on_disk
 from zvmsnap.common import safe_files
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.common.safe_files import created, sync_dir
@@ -29,7 +30,6 @@ from zvmsnap.ram.check import check as check_pages
 from zvmsnap.ram.check import checked_rest, compare_pages, read_all
 from zvmsnap.ram.page_image import Digests, PageImage
 from zvmsnap.ram.put_together import write_image
-from zvmsnap.ram.sharing import OnDisk, on_disk
 from zvmsnap.virt import save_image
 from zvmsnap.virt.save_image import Head, Header
 

@@ -6,8 +6,9 @@ import os
 import threading
 from collections.abc import Callable
 
+from zvmsnap.bulk import progress
 from zvmsnap.common.errors import ImageUnloadable
-from zvmsnap.ram import page_image, progress
+from zvmsnap.ram import page_image
 from zvmsnap.ram.page_image import PAGES, REST, Digests, PageImage, RecordDigest, Rest
 from zvmsnap.virt.save_image import Header
 

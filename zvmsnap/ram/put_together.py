@@ -15,8 +15,10 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 
+from zvmsnap.bulk import progress, writing
+from zvmsnap.bulk.progress import Progress
 from zvmsnap.common.errors import ImageUnloadable
-from zvmsnap.ram import page_image, progress, stream, whole
+from zvmsnap.ram import page_image, stream
 from zvmsnap.ram.check import checked_rest, compare_pages
 from zvmsnap.ram.page_image import (
     CHUNK_BYTES,
@@ -29,7 +31,6 @@ from zvmsnap.ram.page_image import (
     RecordDigest,
     Table,
 )
-from zvmsnap.ram.progress import Progress
 from zvmsnap.ram.stream import CONTINUE, PAGE, WORD, ZERO
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
@@ -71,8 +72,8 @@ def _write_pages(
     pages: int, table: Table, target: int, shown: Progress, *, early: bool
 ) -> RecordDigest:
     """One section with all pages; returns their digest. `early`: the disk begins at once."""
-    flush = whole.EarlyFlush(target) if early else None
-    whole.write(target, stream.section_opening(stream.PART, table.section))
+    flush = writing.EarlyFlush(target) if early else None
+    writing.write(target, stream.section_opening(stream.PART, table.section))
     batch = _Batch()
     for block in table.blocks:
         sent = 0
@@ -81,12 +82,12 @@ def _write_pages(
             _write(target, _zeros(block, sent, address))
             batch.read(pages, place, after - place)
             sent = min(after - block.place, block.bytes)
-            whole.write_vector(target, batch.sent(block, address, sent))
+            writing.write_vector(target, batch.sent(block, address, sent))
             shown.done_bytes = after
             if flush:
                 flush.wrote(after - place)
         _write(target, _zeros(block, sent, block.bytes))
-    whole.write(target, stream.section_end(table.section, table.footers))
+    writing.write(target, stream.section_end(table.section, table.footers))
     return batch.digest
 
 
@@ -172,4 +173,4 @@ def _name(block: Block) -> bytes:
 
 def _write(target: int, parts: Iterable[bytes]) -> None:
     for part in parts:
-        whole.write(target, part)
+        writing.write(target, part)

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import os
 
-from zvmsnap.ram.hole import punch
+from zvmsnap.bulk.writing import EarlyFlush, punch, write_at
 from zvmsnap.ram.page_image import RECORD_BYTES, ZERO_RECORD, record_digest
 from zvmsnap.ram.ranges import Ranges
-from zvmsnap.ram.whole import EarlyFlush, write_at
 
 _CHUNK_BYTES = 64 * RECORD_BYTES
 

@@ -16,11 +16,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
+from zvmsnap.bulk import progress, writing
+from zvmsnap.bulk.cloning import clone
 from zvmsnap.common.errors import ImageUnloadable, NotUnderstood
 from zvmsnap.common.safe_files import created
-from zvmsnap.ram import page_image, progress, whole
+from zvmsnap.ram import page_image
 from zvmsnap.ram.check import read_all
-from zvmsnap.ram.cloning import clone
 from zvmsnap.ram.page_image import CHUNK_BYTES, Chunks, Digests, PageImage, Table
 from zvmsnap.ram.record_file import RecordFile
 from zvmsnap.ram.stream import RamStream
@@ -103,7 +104,7 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
     begin = (page_image.rest_opening(table), head.stored, opening, stream.closing)
     for data in chain(begin, stream.rest()):
         digest.update(data)
-        whole.write(rest, data)
+        writing.write(rest, data)
     os.fsync(rest)
     return _Written(records, digest.hexdigest(), head.header.was_running)
 

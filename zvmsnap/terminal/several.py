@@ -17,10 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from zvmsnap.bulk import progress
 from zvmsnap.common import log
 from zvmsnap.common.errors import EXIT_FAILED
 from zvmsnap.common.signals import finish_before_dying
-from zvmsnap.ram import progress
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
 _LOOK_EVERY_S = 0.2

@@ -9,9 +9,9 @@ import pytest
 
 import zvmsnap
 from tests.fakes.host import FakeHost
+from zvmsnap.bulk import progress
 from zvmsnap.cli import main
 from zvmsnap.points.manifest import Manifest
-from zvmsnap.ram import progress
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "autosnap_2026-11-20_03:00:00_hourly"

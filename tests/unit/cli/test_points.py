@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.guest import UUID
 from tests.fakes.restore_scene import NAME, Scene
 from tests.fakes.zfs_pool import FakeZfs
+from zvmsnap.bulk.sharing import OnDisk
 from zvmsnap.cli import points
 from zvmsnap.common.process import Process
 from zvmsnap.journal import describe
@@ -20,7 +21,6 @@ from zvmsnap.journal.operation import CloneOperation, Operations, StartState
 from zvmsnap.points import memory_image, vault
 from zvmsnap.points.manifest import Manifest, SnapshotRef, Timing
 from zvmsnap.points.memory_image import RamUsage
-from zvmsnap.ram.sharing import OnDisk
 from zvmsnap.retention import old_memory
 from zvmsnap.virt import qemu_conf
 

@@ -30,7 +30,7 @@ PRINTERS = {
     "hooks/stand_in.py": "a fixed line, when nothing else may be imported",
     "hooks/needed.py": "a line about Python itself, when nothing else may be imported",
     "files/keeper.py": "JSON, for the process that has started it",
-    "ram/progress.py": "the progress of work, made printable",
+    "bulk/progress.py": "the progress of work, made printable",
     "replication/syncoid.py": "relays syncoid's progress",
 }
 STREAMS = ("stdout", "stderr")

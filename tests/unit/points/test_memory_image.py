@@ -12,13 +12,13 @@ import zstandard
 
 from tests.fakes.guest import UUID
 from tests.fakes.images import libvirt_image, ram_in
+from zvmsnap.bulk.sharing import OnDisk
 from zvmsnap.common import log
 from zvmsnap.common.errors import ImageUnloadable
 from zvmsnap.finalize.store import RamStore
 from zvmsnap.points import memory_image
 from zvmsnap.points.manifest import Memory
 from zvmsnap.points.memory_image import RamUsage
-from zvmsnap.ram.sharing import OnDisk
 from zvmsnap.virt import save_image
 
 OLD, SHORT = "<domain><name>web</name></domain>", "<domain/>"

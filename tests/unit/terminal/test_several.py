@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from zvmsnap.bulk import progress
 from zvmsnap.common.errors import Cancelled
 from zvmsnap.common.signals import cancel_at_once
-from zvmsnap.ram import progress
 from zvmsnap.terminal import several
 from zvmsnap.terminal.several import Ended, run_each
 

@@ -1,19 +1,26 @@
-"""Whole writes: write(2) may write less than it was given; and writes that begin at once."""
+"""Large files: writes that are whole, holes, and a disk that has work meanwhile."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+_ZEROS = bytes(1 << 20)
+_CANNOT_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _FLUSHED_BYTES = 8 << 20
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
+# What Python does not offer.
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 
 def write(file: int, data: bytes | memoryview) -> None:
-    """Write all of `data`. Raises OSError."""
+    """Write all of `data`: write(2) may write less than it was given. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
@@ -37,6 +44,19 @@ def write_vector(file: int, parts: list[memoryview | bytes]) -> None:
         else:
             write(file, memoryview(part)[written:])
             written = 0
+
+
+def punch(file: int, place: int, count: int) -> None:
+    """Make `count` bytes zeros, as a hole; written where the file system cannot. Raises OSError."""
+    while _fallocate(file, _KEEP_SIZE | _PUNCH_HOLE, place, count):
+        code = ctypes.get_errno()
+        if code == errno.EINTR:
+            continue
+        if code not in _CANNOT_PUNCH:
+            raise OSError(code, os.strerror(code))
+        for at in range(place, place + count, len(_ZEROS)):
+            write_at(file, _ZEROS[: place + count - at], at)
+        return
 
 
 class EarlyFlush:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.images import RAM
 from tests.unit.ram.page_files import apart, together
-from zvmsnap.ram import progress
+from zvmsnap.bulk import progress
 
 _far = threading.Event()
 
