@@ -6,7 +6,7 @@
 #             cell of each kind, K=part,part: cells so named, ARGS=--docs: into docs/performance.*.
 # make deb    the Debian packages, into build/. Installs what it needs, and asks PyPI for two wheels.
 # make docs   the pages as a site, into build/site; a link that leads nowhere makes it fail.
-# The rest is for the inner loop: unit, lint, lab-test K=expression, lab-down, clean.
+# The rest is for the inner loop: unit, lint, libguestfs, lab-test K=expression, lab-down, clean.
 # LABS=n: so many labs share the tests; by default one for each CPU, up to four.
 
 VENV := .venv
@@ -17,7 +17,7 @@ LABS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 # Tests one by one to whichever lab is free.
 IN_LABS = -n $(LABS) --dist load --maxschedchunk 1
 
-.PHONY: demo test unit lint lab-test faults bench deb docs site lab-down clean needs
+.PHONY: demo test unit lint libguestfs lab-test faults bench deb docs site lab-down clean needs
 
 demo: needs
 	@tests/lab/lab build
@@ -34,6 +34,12 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check zvmsnap hooks tools tests/unit tests/scenarios tests/fakes
 	$(VENV)/bin/mypy
+
+# The environment does not find Debian's python3-guestfs, and `make unit` should not start machines.
+libguestfs: $(VENV)/ready
+	mkdir -p build/guestfs
+	ln -sf /usr/lib/python3/dist-packages/*guestfs*.* build/guestfs
+	PYTHONPATH=build/guestfs $(PYTEST) -rs tests/scenarios/test_real_libguestfs.py
 
 lab-test: needs $(VENV)/ready
 	@tests/lab/lab build

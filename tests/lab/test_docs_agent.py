@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import readme
 import scenario
 from back import zvmsnap
 from terminal import run
-from test_files import in_guest
 from test_levels import TOP, prepared
 from test_watching import MONITOR
 
@@ -30,6 +31,16 @@ chmod 755 /bin/systemctl
 def lab(lab_session: Lab) -> Lab:
     prepared(lab_session)
     return lab_session
+
+
+def in_guest(lab: Lab, script: str) -> None:
+    """Run it there; it must succeed."""
+    begun: Any = linux.agent(lab, "guest-exec", path="/bin/sh", arg=["-ec", script])
+    while True:
+        status: Any = linux.agent(lab, "guest-exec-status", pid=begun["pid"])
+        if status["exited"]:
+            assert status["exitcode"] == 0, status
+            return
 
 
 def of_debian(command: str) -> str:

@@ -10,7 +10,7 @@ import readme
 import scenario
 from back import zvmsnap
 from terminal import run
-from test_files import slow
+from test_files import prepare, slow
 
 from labkit import guests
 from labkit.api import Lab
@@ -39,6 +39,7 @@ def lab(lab_session: Lab) -> Lab:
         lab.run(f"truncate -s 48M {DISK} && mkfs.ext4 -q -F -d /root/tree {DISK}")
         guests.define(lab, guests.domain_xml("web", [Disk(DISK)]))
         zvmsnap(lab, "take", "web")
+        prepare(lab)
 
     scenario.stage(
         lab_session, "web-with-files", lambda lab: scenario.with_code(lab, "ready"), make
