@@ -183,24 +183,26 @@ def test_while_it_is_copied(lab: Lab, fault: str) -> None:
 def test_a_linux_guest_is_quiesced(lab_session: Lab) -> None:
     lab, name = lab_session, linux.NAME
     scenario.with_code(lab, "linux")
-    scenario.configure(lab, BY_CONFIG)
     lab.run(f"mkdir {BACKUP}")
     elsewhere = {target: f"{IMAGES}/debian/{target}.raw" for target in ("vda", "vdb")}
     for target, path in elsewhere.items():
         lab.run(f"virsh blockcopy {name} {target} --dest {path} --format raw --transient-job "
                 "--wait --pivot", timeout_s=scenario.ROUND_LIMIT_S)
     assert scenario.disks(lab, name) == elsewhere
-    zvmsnap(lab, "backup", "--quiesce", name, BACKUP)
-    assert hooked(lab) == ["freeze", "thaw"]
-    scenario.assert_on_base(lab, name, elsewhere)
-    (only,) = listed(lab)
-    assert (only["way"], only["consistency"]) == ("overlay", "quiesced")
-    linux.wait_writes(lab, name, linux.writes(lab)[-1].count + 3)
-    zvmsnap(lab, "import", f"{BACKUP}/{only['name']}", "--as", "twin", "--to", "cheap")
-    for target in elsewhere:
-        said = lab.run(f"dumpe2fs -h /cheap/twin/{target}.raw 2>/dev/null").stdout
-        assert "Filesystem state" in said and "needs_recovery" not in said
-    assert_nothing_left_of(lab)
+    for way, config in (("overlay", BY_CONFIG), ("push", "")):
+        scenario.configure(lab, config)
+        already = len(hooked(lab))
+        zvmsnap(lab, "backup", "--quiesce", name, BACKUP)
+        assert hooked(lab)[already:] == ["freeze", "thaw"]
+        scenario.assert_on_base(lab, name, elsewhere)
+        last = listed(lab)[-1]
+        assert (last["way"], last["consistency"]) == (way, "quiesced"), last["reason"]
+        linux.wait_writes(lab, name, linux.writes(lab)[-1].count + 3)
+        zvmsnap(lab, "import", f"{BACKUP}/{last['name']}", "--as", way, "--to", "cheap")
+        for target in elsewhere:
+            said = lab.run(f"dumpe2fs -h /cheap/{way}/{target}.raw 2>/dev/null").stdout
+            assert "Filesystem state" in said and "needs_recovery" not in said
+        assert_nothing_left_of(lab)
 
 
 def assert_nothing_left_of(lab: Lab) -> None:

@@ -154,6 +154,8 @@ class Writing:
         self._compress = compress
         self._disks: list[BackupDisk] = []
         self._files: list[StoredFile] = []
+        # Read once more for their checksums when no guest waits for that.
+        self._images: list[Path] = []
         self._memory: Memory | None = None
 
     def check_room(self, contents: Sequence[Content], memory_bytes: int) -> None:
@@ -200,7 +202,7 @@ class Writing:
                 changed=content.changed,
             )
         )
-        self._files.append(self._described(path))
+        self._images.append(path)
 
     def _write_difference(
         self,
@@ -306,7 +308,7 @@ class Writing:
             checkpoint=subject.checkpoint,
             disks=tuple(self._disks),
             left_out=tuple(left_out),
-            files=tuple(self._files),
+            files=(*map(self._described, self._images), *self._files),
             memory=self._memory,
             host=subject.host,
         )

@@ -172,11 +172,9 @@ def locked(run: SnapshotRun, guest: Guest, intent: str) -> Iterator[None]:
                 yield
                 return
         if now_s() > deadline_s:
-            raise RunUnderWay(
-                f"run {entry.run} of {','.join(entry.request_datasets)} is under way "
-                f"({describe.owner(entry)})",
-                captures=True,
-            )
+            of = entry.request_datasets and f" of {','.join(entry.request_datasets)}"
+            why = f"{describe.work(entry)}{of or ''} is under way ({describe.owner(entry)})"
+            raise RunUnderWay(why, captures=True)
         if wait(request.cancelled, _POLL_S):
             raise Cancelled("interrupted while another run was under way")
 
