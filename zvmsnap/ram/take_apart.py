@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -80,11 +81,29 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
     source.seek(len(head.stored))
     stream = RamStream(source)
     opening = stream.begin()
-    if stream.sent_bytes_min() > os.fstat(source.fileno()).st_size:
+    image_bytes = os.fstat(source.fileno()).st_size
+    if stream.sent_bytes_min() > image_bytes:
         raise NotUnderstood("it is too short for all its RAM")
-    records = RecordFile(pages, page_image.pages_bytes(stream.blocks), cloned=cloned)
+    records = _write_pages(stream, pages, cloned=cloned)
+    table = Table(
+        head_bytes=len(head.stored),
+        opening_bytes=len(opening),
+        closing_bytes=len(stream.closing) + image_bytes - stream.position(),
+        section=stream.section,
+        footers=stream.footers,
+        blocks=stream.blocks,
+    )
+    begin = (page_image.rest_opening(table), head.stored, opening, stream.closing)
+    digest = _write_rest(rest, chain(begin, stream.rest()))
+    return _Written(records, digest, head.header.was_running)
+
+
+def _write_pages(stream: RamStream, pages: int, *, cloned: bool) -> RecordFile:
+    """All pages, each at its place, durably; that none is missing was seen."""
+    length_bytes = page_image.pages_bytes(stream.blocks)
+    records = RecordFile(pages, length_bytes, cloned=cloned)
     # Pages that were sent twice count twice.
-    with progress.shown("taken apart", page_image.pages_bytes(stream.blocks)) as shown:
+    with progress.shown("taken apart", length_bytes) as shown:
         for run in stream.runs():
             records.put(run.place, run.length_bytes, run.data)
             shown.done_bytes += run.length_bytes
@@ -92,21 +111,17 @@ def _write(source: BinaryIO, pages: int, rest: int, *, cloned: bool) -> _Written
         if not records.sent.has_all(block.place, block.place + block.bytes):
             raise NotUnderstood(f"not all of the block {block.name} was sent")
     records.finish()
-    table = Table(
-        head_bytes=len(head.stored),
-        opening_bytes=len(opening),
-        closing_bytes=len(stream.closing) + os.fstat(source.fileno()).st_size - stream.position(),
-        section=stream.section,
-        footers=stream.footers,
-        blocks=stream.blocks,
-    )
+    return records
+
+
+def _write_rest(rest: int, parts: Iterable[bytes]) -> str:
+    """All of it, durably; returns its digest."""
     digest = hashlib.sha256()
-    begin = (page_image.rest_opening(table), head.stored, opening, stream.closing)
-    for data in chain(begin, stream.rest()):
+    for data in parts:
         digest.update(data)
         writing.write(rest, data)
     os.fsync(rest)
-    return _Written(records, digest.hexdigest(), head.header.was_running)
+    return digest.hexdigest()
 
 
 def _head(source: BinaryIO) -> Head:
