@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -238,6 +239,36 @@ def test_longer_and_raw(lab: Lab) -> None:
     lab.run(f"qemu-img compare -U -f raw -F qcow2 /var/lib/libvirt/images/raw.img "
             f"{BACKUP}/{made['name']}/vdb.qcow2")
     assert_nothing_left(lab)
+
+
+OTHER = "it's \"other\""
+
+
+@pytest.mark.whole
+def test_all_that_run(lab: Lab) -> None:
+    """Two at once; interrupted, neither leaves anything."""
+    disk = guests.Disk("/var/lib/libvirt/images/other.qcow2", "qcow2")
+    guests.make_disk(lab, disk)
+    xml = guests.domain_xml("other", [disk]).replace("<name>other<", f"<name>{OTHER}<")
+    guests.define(lab, xml)
+    lab.run(f"virsh -q start {quote(OTHER)}")
+    said = zvmsnap(lab, "backup", "--all-running", BACKUP).stdout
+    assert {line.partition("@")[0] for line in said.splitlines()} == {GUEST, OTHER}
+    assert [each["level"] for each in listed(lab)] == ["full", "full"]
+    write_some(lab)
+    told = json.loads(zvmsnap(lab, "backup", "--all-running", "--json", BACKUP).stdout)["backups"]
+    assert len(told) == 2 and all(map(is_by_checkpoint, told)), told
+    fill(lab)
+    known = checkpoints(lab)
+    with scenario.running(lab, f"zvmsnap backup --all-running --level full {BACKUP}") as under_way:
+        lab.run(f"until ls {BACKUP}/.making-*/vda.pushed.qcow2 >/dev/null 2>&1; do :; done; "
+                f"kill -INT {under_way.pid}")
+        said = under_way.wait()
+        assert under_way.process.returncode == 1
+    assert "Traceback" not in said and "SIGINT" in said
+    assert_nothing_left(lab)
+    assert {each["name"] for each in listed(lab)} >= {each["name"] for each in told}
+    assert checkpoints(lab) == known
 
 
 # -- what happens in the middle of it
