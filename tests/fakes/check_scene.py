@@ -12,8 +12,10 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import OTHER, UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import make_base
+from tests.fakes.nas import FakeNas
 from zvmsnap.check import run
 from zvmsnap.check.finding import Colour, Finding
+from zvmsnap.common.ssh import HERE, RemoteHost
 from zvmsnap.config.settings import Config
 from zvmsnap.zfs import mounts, zfs
 from zvmsnap.zfs.types import Dataset, Pool
@@ -60,6 +62,8 @@ class CheckedHost:
         self.web = self.guest("web", UUID, WEB)
         self._write_files()
         self._configure(root)
+        self.nas = FakeNas(self.root / "nas", patch)
+        self._really_pools, self._really_properties_of = zfs.pools, zfs.properties_of
         patch.setattr(zfs, "pools", self._pools)
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(zfs, "properties_of", self._properties_of)
@@ -155,7 +159,7 @@ class CheckedHost:
 
     def _write_files(self) -> None:
         self.program("usr/sbin/sanoid", "$::VERSION = '2.2.0';")
-        for program in ("qemu-img", "rsync", "systemd-run", "syncoid", "python3"):
+        for program in ("qemu-img", "rsync", "ssh", "systemd-run", "syncoid", "python3"):
             self.program(f"usr/bin/{program}")
         self.program("usr/bin/zvmsnap")
         self.program("usr/sbin/apparmor_parser")
@@ -199,15 +203,19 @@ esac"""
         """As commands read it."""
         return msgspec.toml.decode(self.config_file.read_bytes(), type=Config)
 
-    def _pools(self, names: Sequence[str] = ()) -> dict[str, Pool]:
+    def _pools(self, names: Sequence[str] = (), remote: RemoteHost = HERE) -> dict[str, Pool]:
+        if remote.host:
+            return self._really_pools(names, remote)
         return {name: pool for name, pool in self.pools.items() if name in names or not names}
 
     def _datasets(self, tops: Sequence[str] = ()) -> dict[str, Dataset]:
         return {n: d for n, d in self.datasets.items() if n.partition("/")[0] in tops or not tops}
 
     def _properties_of(
-        self, names: Sequence[str], datasets: Sequence[str]
+        self, names: Sequence[str], datasets: Sequence[str], remote: RemoteHost = HERE
     ) -> dict[str, dict[str, str]]:
+        if remote.host:
+            return self._really_properties_of(names, datasets, remote)
         return {
             name: {k: v for k, v in self.properties[name].items() if k in names}
             for name in datasets

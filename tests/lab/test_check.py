@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 
+import far
 import installed
 import pytest
 import scenario
@@ -84,6 +85,27 @@ GUEST = {
     "guest.level": ("virsh suspend web", "virsh resume web"),
     "systemd.timer": ("systemctl stop sanoid.timer", "systemctl start sanoid.timer"),
     "storage.vault-unmounted": ("zfs unmount cheap/vault", "zfs mount cheap/vault"),
+}
+# Of a destination, which is the second host of the lab.
+NAS_TOML = "/etc/zvmsnap/conf.d/nas.toml"
+BASHRC = f"/home/{far.USER}/.bashrc"
+AWAY = {
+    "destination.vault": (f"chown root: {far.VAULT}", f"chown {far.USER}: {far.VAULT}"),
+    "destination.allow": (
+        f"zfs unallow {far.USER} receive {far.ROOT}", f"zfs allow {far.USER} receive {far.ROOT}"),
+    "destination.full": (
+        f"zfs set quota=$(( $(zfs get -Hpo value used {far.ROOT}) + 1024 )) {far.ROOT}",
+        f"zfs set quota=none {far.ROOT}"),
+    "destination.rsync": ("mv /usr/bin/rsync /root/rsync", "mv /root/rsync /usr/bin/rsync"),
+    "destination.block-cloning": HOST["storage.block-cloning"],
+    "destination.keep-memory": (
+        f"sed -i /keep_memory/d {NAS_TOML}", f"echo 'keep_memory = 7' >> {NAS_TOML}"),
+}
+# Each of these hides all others.
+AWAY_ALONE = {
+    "destination.missing": (
+        f"zfs rename {far.ROOT} {far.ROOT}2", f"zfs rename {far.ROOT}2 {far.ROOT}"),
+    "destination.zfs": (f"mv {BASHRC} {BASHRC}.away", f"mv {BASHRC}.away {BASHRC}"),
 }
 MODES = {
     "guest.mode": (f"zfs set zvmsnap:mode=memry {WEB.top}", f"zfs inherit zvmsnap:mode {WEB.top}"),
@@ -175,6 +197,56 @@ def test_a_suspended_pool_is_one_finding(lab: Lab) -> None:
         begun_s = time.monotonic()
         assert trouble(lab).keys() == {"pool.away"}
         assert time.monotonic() - begun_s < SOON_S
+
+
+@pytest.fixture
+def with_nas(lab_session: Lab) -> Lab:
+    far.built(lab_session)
+    text = f'[[destination]]\ntarget = "{far.DESTINATION}"\nkeep_memory = 7\n'
+    lab_session.run("install -d /etc/zvmsnap/conf.d")
+    lab_session.put(NAS_TOML, text)
+    return lab_session
+
+
+def away(lab: Lab) -> set[str]:
+    """What is found of destinations."""
+    return {name for name in trouble(lab) if name.startswith("destination.")}
+
+
+@pytest.mark.whole
+def test_each_mistake_at_a_destination(with_nas: Lab) -> None:
+    lab = with_nas
+    assert away(lab) == set()
+    assert planted(lab, AWAY) == set()
+    for name, mistake in AWAY_ALONE.items():
+        assert planted(lab, {name: mistake}) == set()
+    assert away(lab) == set()
+    # A send asks for the same, and works.
+    far.send(lab, "web", far.DESTINATION)
+    assert away(lab) == set()
+
+
+@pytest.mark.whole
+def test_destinations_that_are_away_are_not_waited_for_one_by_one(with_nas: Lab) -> None:
+    lab = with_nas
+    far.stop_sshd(lab)
+    gone = [f"{far.USER}@10.77.0.{number}:usb/away" for number in range(11, 16)]
+    text = "".join(f'[[destination]]\ntarget = "{each}"\nkeep_memory = 7\n' for each in gone)
+    lab.put("/etc/zvmsnap/conf.d/gone.toml", text)
+    begun_s = time.monotonic()
+    try:
+        done = lab.run("zvmsnap check --json", check=False, timeout_s=scenario.ROUND_LIMIT_S)
+    finally:
+        far.start_sshd(lab)
+        lab.run("rm /etc/zvmsnap/conf.d/gone.toml")
+    assert time.monotonic() - begun_s < SOON_S
+    found = {
+        each["subject"]
+        for each in json.loads(done.stdout)["findings"]
+        if each["check"] == "destination.unreachable"
+    }
+    assert found == {far.DESTINATION, *gone}
+    assert away(lab) == set()
 
 
 @pytest.mark.whole

@@ -1,4 +1,4 @@
-"""libvirt and QEMU: versions and their known faults, and the configuration of both."""
+"""libvirt, QEMU and ZFS: versions and their known faults, configuration, and the state of pools."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from zvmsnap.virt import qemu_conf
 
 _TRIED_LIBVIRT = (9, 0)
 _TRIED_QEMU = (7, 2)
+_TRIED_ZFS = (2, 1)
+_FULL_PERCENT = 95
+_NEARLY_FULL_PERCENT = 85
 # `snapshot='manual'`, by which level `paused` keeps a guest paused.
 _MANUAL_SINCE = (8, 2)
 # Reverting to internal snapshots fails in these: release notes of libvirt.
@@ -144,4 +147,42 @@ def _reads(facts: Facts, path: str) -> str:
         return ""
 
 
-CHECKS = (versions, images, daemons, confinement)
+def pools(facts: Facts) -> Iterator[Finding]:
+    """Of each pool: its state, and its room."""
+    for name, pool in sorted((facts.pools or {}).items()):
+        status = f"zpool status -v {name}"
+        if pool.is_away:
+            text = f"is {pool.health}: whatever touches it waits; its guests were not looked at"
+            yield red("pool.away", name, text, f"{status}; zpool clear {name}")
+        elif pool.health != "ONLINE":
+            yield yellow("pool.degraded", name, f"is {pool.health}", status)
+        elif pool.full_percent >= _FULL_PERCENT:
+            text = f"is {pool.full_percent} % full: snapshots and overlays will fail"
+            yield red("pool.full", name, text, "free room: zfs list -o space -r " + name)
+        elif pool.full_percent >= _NEARLY_FULL_PERCENT:
+            text = f"is {pool.full_percent} % full, and becomes slow"
+            yield yellow("pool.full", name, text, "free room: zfs list -o space -r " + name)
+        else:
+            yield green("pool.health", name, f"is ONLINE, {pool.full_percent} % full")
+
+
+def zfs_version(facts: Facts) -> Iterator[Finding]:
+    """Of the module in the kernel, and of the programs."""
+    try:
+        module = facts.path("/sys/module/zfs/version").read_text().strip()
+    except OSError:
+        return
+    number = tuple(int(part) for part in module.split("-")[0].split(".") if part.isdecimal())
+    if number < _TRIED_ZFS:
+        text = f"{module} is older than 2.1, with which zvmsnap was tried"
+        yield yellow("zfs.version", "OpenZFS", text, "install a newer one (backports)")
+    said = (facts.ask("zfs", "version") or "").splitlines()
+    programs = said[0].removeprefix("zfs-") if said else module
+    if programs.split("-")[0] != module.split("-")[0]:
+        text = f"programs are {programs}, the module in the kernel is {module}"
+        yield yellow("zfs.versions", "OpenZFS", text, "reboot, so that the module is the new one")
+    else:
+        yield green("zfs.version", "OpenZFS", f"{module} in the kernel and in the programs")
+
+
+CHECKS = (versions, images, daemons, confinement, pools, zfs_version)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from zvmsnap.check import (
+    destinations,
     guests,
     hooks,
     hypervisor,
     own,
     points,
-    pools,
     sanoid,
     services,
     storage,
@@ -23,7 +23,7 @@ from zvmsnap.common.errors import ZvmsnapError
 
 Check = Callable[[Facts], Iterator[Finding]]
 
-_AREAS = (sanoid, hooks, storage, hypervisor, guests, pools, services, own, points)
+_AREAS = (sanoid, hooks, storage, hypervisor, guests, services, own, points, destinations)
 # Of points there may be 10 000.
 _CHECK_S = 90.0
 

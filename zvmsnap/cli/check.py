@@ -29,7 +29,7 @@ def check(
         bool, typer.Option("--fix", help="Mend what can be mended without harm, and say so.")
     ] = False,
 ) -> None:
-    """Look at all that points depend on: sanoid, staging, vault, libvirt, guests, ZFS, systemd.
+    """Look at all that points depend on: sanoid, storage, libvirt, guests, ZFS, destinations.
 
     One line for each finding: green, yellow (it works, but not well, or not for ever) or red
     (points are missing or worthless, or guests in danger), with what to do. The exit code is that

@@ -6,14 +6,15 @@ passes through a shell, so every word is quoted; on this machine no shell is use
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from zvmsnap.common import foreign
-from zvmsnap.common.errors import DestinationUnreachable, RemoteFailed
-from zvmsnap.common.process import run_program
+from zvmsnap.common.errors import DestinationUnreachable, GivenUp, RemoteFailed
+from zvmsnap.common.process import run_program, uptime_s
 from zvmsnap.common.safe_files import private_dir
 
 _SSH_FAILED = 255
@@ -35,23 +36,34 @@ _SAID_MAX = 64 << 10  # bytes of its errors that are looked at
 
 
 class RemoteHost:
-    """Runs programs on `host` ("" is this one); ssh keeps its sockets in `sockets`."""
+    """Runs programs on `host` ("" is this one); ssh keeps its sockets in `sockets`.
 
-    def __init__(self, host: str, sockets: Path = Path("/run")) -> None:
+    All programs of `process` and `run` together have `limit_s`.
+    """
+
+    def __init__(self, host: str, sockets: Path = Path("/run"), limit_s: float = math.inf) -> None:
         self.host = host
         self._sockets = sockets
+        self._limit_s = limit_s
+        self._ends_s = uptime_s() + limit_s
 
     def process(self, words: Sequence[str], given: bytes = b"") -> CompletedProcess[bytes]:
         """Run a program and wait for it, `given` on its standard input.
 
-        Raises DestinationUnreachable, RemoteFailed if the program does not exist, and GivenUp if
-        it hangs in the kernel.
+        Raises DestinationUnreachable, also if the time is over, RemoteFailed if the program does
+        not exist, and GivenUp if it hangs in the kernel.
         """
         command = [*self.ssh(), self.host, shlex.join(words)] if self.host else list(words)
         try:
-            done = run_program(command, given)
+            left_s = max(0.0, self._ends_s - uptime_s())
+            done = run_program(command, given, limit_s=left_s)
         except OSError as error:
             raise RemoteFailed(f"{command[0]} cannot be run: {error.strerror}") from error
+        except GivenUp as error:
+            if not self.host or uptime_s() < self._ends_s:
+                raise
+            why = f"no answer within {self._limit_s:g} s"
+            raise DestinationUnreachable(f"{self.host}: {why}") from error
         if self.host and done.returncode == _SSH_FAILED:
             raise DestinationUnreachable(f"{self.host}: {reason(done.stderr)}")
         return done

@@ -7,11 +7,17 @@ two datasets of a host get one name, and everyone sees where a dataset came from
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from zvmsnap.common import snapshot_name
-from zvmsnap.common.errors import DestinationInvalid
+from zvmsnap.common.errors import DestinationInvalid, VaultMissing
+
+# Of its root: where the vault there is.
+PROPERTY = "zvmsnap:vault"
+SAYS_VAULT = (PROPERTY, "mountpoint", "mounted")
+_BESIDE = "zvmsnap-vault"
 
 # syncoid hands host names to a shell without quotes, so they hold nothing that a shell would read.
 _USER = r"[A-Za-z_][A-Za-z0-9._-]*"
@@ -55,6 +61,23 @@ class Destination:
     def of(self, dataset: str) -> str:
         """The dataset to which a dataset of this machine is sent."""
         return f"{self.root}/{dataset}"
+
+    def vault(self, properties: Mapping[str, str]) -> str:
+        """The directory of its vault, by the properties SAYS_VAULT of the root.
+
+        Raises VaultMissing.
+        """
+        path = properties.get(PROPERTY)
+        if not path:
+            if properties.get("mounted") != "yes":
+                raise VaultMissing(
+                    f"{self.name}: where its vault is, is not known: zfs set "
+                    f"{PROPERTY}=/DIRECTORY {self.root} there, or mount it"
+                )
+            return f"{properties.get('mountpoint', '').rstrip('/')}/{_BESIDE}"
+        if not path.startswith("/") or not path.isprintable():
+            raise VaultMissing(f"{self.name}: {PROPERTY} is {path!r}, and no absolute path")
+        return path
 
     def holds(self, dataset: str) -> bool:
         """Is a dataset of that machine below the root?"""

@@ -19,7 +19,7 @@ from zvmsnap.common import json_file
 from zvmsnap.common.errors import PointGone, RemoteFailed, VaultMissing
 from zvmsnap.common.safe_files import private_dir, write_atomic
 from zvmsnap.common.ssh import HERE, RemoteHost
-from zvmsnap.config.destination import Destination
+from zvmsnap.config.destination import PROPERTY, SAYS_VAULT, Destination
 from zvmsnap.config.settings import Config
 from zvmsnap.encryption import copies
 from zvmsnap.encryption.age import NOBODY, SUFFIX, Recipients
@@ -34,9 +34,6 @@ from zvmsnap.replication.transfer import PointTransfer
 from zvmsnap.retention.keep_memory import REMOVED
 from zvmsnap.zfs import zfs
 
-PROPERTY = "zvmsnap:vault"
-_BESIDE = "zvmsnap-vault"
-
 _MIRRORED = (MANIFEST, verify_result.READ, verify_result.BOOTED)
 _PLAIN = (*SMALL, *MEMORY_FILES)
 _ENCRYPTED = (copies.BUNDLE, *(f"{name}{SUFFIX}" for name in MEMORY_FILES))
@@ -49,18 +46,7 @@ _CANNOT_WRITE = (
 
 def path_of(destination: Destination, remote: RemoteHost) -> str:
     """The directory of the vault at a destination. Raises VaultMissing and ZfsFailed."""
-    properties = zfs.properties(destination.root, (PROPERTY, "mountpoint", "mounted"), remote)
-    path = properties[PROPERTY]
-    if not path:
-        if properties["mounted"] != "yes":
-            raise VaultMissing(
-                f"{destination.name}: where its vault is, is not known: zfs set "
-                f"{PROPERTY}=/DIRECTORY {destination.root} there, or mount it"
-            )
-        return f"{properties['mountpoint'].rstrip('/')}/{_BESIDE}"
-    if not path.startswith("/") or not path.isprintable():
-        raise VaultMissing(f"{destination.name}: {PROPERTY} is {path!r}, and no absolute path")
-    return path
+    return destination.vault(zfs.properties(destination.root, SAYS_VAULT, remote))
 
 
 def forget(settings: Config, destination: str) -> None:

@@ -28,14 +28,15 @@ zfs_main.c); whatever is not understood is refused, never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
 from zvmsnap.common import log
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.common.snapshot_name import is_within
-from zvmsnap.zfs import branches, zfs
+from zvmsnap.common.ssh import RemoteHost
+from zvmsnap.zfs import branches, programs, zfs
 from zvmsnap.zfs.branches import Properties
 
 _RESERVATIONS = ("reservation", "refreservation")
@@ -183,6 +184,52 @@ def delegations_of(datasets: Collection[str]) -> dict[str, tuple[Delegation, ...
             above = (name for name in datasets if is_within(asked, name))
             delegated |= {name: parse_delegations(name, text) for name in above}
     return delegated
+
+
+class Who(msgspec.Struct, frozen=True):
+    """A user of a machine, with its groups."""
+
+    name: str
+    groups: frozenset[str]
+
+    def has(self, delegation: Delegation) -> bool:
+        """Is that delegated to this user?"""
+        *_, kind, name = ("", *delegation.options)
+        in_group = kind == "-g" and name in self.groups
+        return name == "-e" or (kind == "-u" and name == self.name) or in_group
+
+
+def may(dataset: str, who: Who, remote: RemoteHost) -> frozenset[str]:
+    """What a user may do with a dataset as well as with all below it. Raises ZfsFailed."""
+    text = programs.text(programs.output("zfs", "allow", dataset, remote=remote))
+    parts = dataset.split("/")
+    own = parse_delegations(dataset, text)
+    above = [
+        delegation
+        for count in range(1, len(parts))
+        for delegation in parse_delegations("/".join(parts[:count]), text)
+    ]
+    sets: dict[str, list[str]] = {}
+    for each in (*own, *above):
+        if each.options[0] == "-s":
+            sets.setdefault(each.options[1], []).extend(each.permissions.split(","))
+    # Of those above, what counts for this dataset counts below it, too.
+    inherited = [each for each in above if "-l" not in each.options]
+    here = [each for each in own if "-d" not in each.options]
+    below = [each for each in own if "-l" not in each.options]
+    return _given((*here, *inherited), who, sets) & _given((*below, *inherited), who, sets)
+
+
+def _given(
+    delegations: Iterable[Delegation], who: Who, sets: Mapping[str, list[str]]
+) -> frozenset[str]:
+    named = (
+        each
+        for delegation in delegations
+        if who.has(delegation)
+        for each in delegation.permissions.split(",")
+    )
+    return frozenset(word for each in named for word in (each, *sets.get(each, ())))
 
 
 def grant(dataset: str, delegation: Delegation) -> None:

@@ -22,6 +22,7 @@ _HINT = "is zfsutils-linux installed?"
 # Of ENOENT alone: zfs_standard_error_fmt in OpenZFS's libzfs_util.c. No name has a quote in it.
 _MISSING = re.compile(rb"^cannot open '([^'\n]+)': dataset does not exist$", re.MULTILINE)
 _OF_A_NAME = b"cannot open '"
+_FEATURE = "feature@"
 
 
 def output(
@@ -141,3 +142,21 @@ def properties(
     for part in text(printed).split(f"{mark}\t")[1:]:
         name, dataset, source, value = part.partition("\n")[2].split("\t", 3)
         yield Property(dataset, name, source, value.removesuffix("\n"))
+
+
+def version(remote: RemoteHost) -> str:
+    """The version of ZFS on a machine, as `2.3.2-2`. Raises ZfsFailed."""
+    said = text(output("zfs", "version", remote=remote)).split("\n")[0]
+    return said.removeprefix("zfs-")
+
+
+def features(pool: str, remote: RemoteHost) -> dict[str, str]:
+    """What a pool can: `enabled`, `active` or `disabled`, by the name of the feature.
+
+    Those that its ZFS does not know are left out. Raises ZfsFailed.
+    """
+    printed = output("zpool", "get", "-Hpo", "property,value", "all", pool, remote=remote)
+    pairs = (line.partition("\t") for line in text(printed).split("\n"))
+    return {
+        name.removeprefix(_FEATURE): value for name, _, value in pairs if name.startswith(_FEATURE)
+    }

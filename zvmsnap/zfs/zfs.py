@@ -128,10 +128,11 @@ def pool_guids() -> dict[str, int]:
     return {name: int(guid) for name, guid in programs.lines(output, columns=2)}
 
 
-def pools(names: Sequence[str] = ()) -> dict[str, Pool]:
-    """All imported pools, or these, by name. Raises ZfsFailed."""
+def pools(names: Sequence[str] = (), remote: RemoteHost = HERE) -> dict[str, Pool]:
+    """All imported pools, or these, by name, here or at a destination. Raises ZfsFailed."""
     columns = "name,health,size,free,capacity"
-    output = programs.text(programs.output("zpool", "list", "-Hp", "-o", columns, *names))
+    printed = programs.output("zpool", "list", "-Hp", "-o", columns, *names, remote=remote)
+    output = programs.text(printed)
     return {
         name: Pool(name, health, *(int(_value(each) or 0) for each in numbers))
         for name, health, *numbers in programs.lines(output, 1 + columns.count(","))
@@ -164,7 +165,9 @@ def properties(name: str, names: Sequence[str], remote: RemoteHost = HERE) -> di
     return {each.name: _value(each.value) for each in programs.properties(names, [name], remote)}
 
 
-def properties_of(names: Sequence[str], datasets: Sequence[str]) -> dict[str, dict[str, str]]:
+def properties_of(
+    names: Sequence[str], datasets: Sequence[str], remote: RemoteHost = HERE
+) -> dict[str, dict[str, str]]:
     """Those of these properties that each dataset has; of all datasets, if none is named.
 
     Datasets that do not exist are left out. Raises ZfsFailed.
@@ -172,7 +175,7 @@ def properties_of(names: Sequence[str], datasets: Sequence[str]) -> dict[str, di
     having: dict[str, dict[str, str]] = {}
     for begin in range(0, max(1, len(datasets)), _ARGUMENTS_MAX):
         batch = datasets[begin : begin + _ARGUMENTS_MAX]
-        for each in programs.properties(names, batch, partial=bool(batch)):
+        for each in programs.properties(names, batch, remote, partial=bool(batch)):
             own = having.setdefault(each.dataset, {})
             if each.value != _UNSET:
                 own[each.name] = each.value

@@ -5,9 +5,8 @@ import pytest
 
 from zvmsnap.clone.destroy import CLONE_PROPERTY
 from zvmsnap.common import snapshot_name
-from zvmsnap.config import properties
+from zvmsnap.config import destination, properties
 from zvmsnap.config.properties import Property, faults
-from zvmsnap.replication import remote_vault
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "properties.md"
 
@@ -69,7 +68,7 @@ def test_foreign_text_is_shown_as_one_line() -> None:
 
 
 def test_all_that_are_used_and_described_are_known() -> None:
-    assert {CLONE_PROPERTY, remote_vault.PROPERTY} <= set(properties.NAMES)
+    assert {CLONE_PROPERTY, destination.PROPERTY} <= set(properties.NAMES)
     described = set(re.findall(r"^\| `(zvmsnap:[a-zA-Z:-]+)`", REFERENCE.read_text(), re.M))
     of_types = ("zvmsnap:mode", "zvmsnap:keep-memory")
     types = {f"{name}:{each}" for each in snapshot_name.TYPES for name in of_types}

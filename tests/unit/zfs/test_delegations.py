@@ -1,8 +1,9 @@
 import pytest
 
 from zvmsnap.common.errors import ZfsFailed
-from zvmsnap.zfs import belongings, zfs
-from zvmsnap.zfs.belongings import Delegation
+from zvmsnap.common.ssh import HERE
+from zvmsnap.zfs import belongings, programs, zfs
+from zvmsnap.zfs.belongings import Delegation, Who
 
 TOLD = """\
 ---- Permissions on tank/web -----------------------------------------
@@ -46,6 +47,47 @@ OF_WEB = (
 def test_parse(dataset: str, expected: tuple[Delegation, ...]) -> None:
     assert belongings.parse_delegations(dataset, TOLD) == expected
     assert belongings.parse_delegations(dataset, "") == ()
+
+
+SAID = """\
+---- Permissions on tank/web -----------------------------------------
+Permission sets:
+\t@mine destroy,snapshot
+Create time permissions:
+\trollback
+Local permissions:
+\tuser offsite send,mount
+Descendent permissions:
+\tgroup staff mount
+\teveryone hold
+Local+Descendent permissions:
+\tuser offsite @mine,@above
+---- Permissions on tank ---------------------------------------------
+Permission sets:
+\t@above receive
+Local permissions:
+\tuser offsite share
+Descendent permissions:
+\tuser offsite clone
+Local+Descendent permissions:
+\tuser joe create
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "expected"),
+    [
+        (Who("offsite", frozenset()), "@above @mine clone destroy receive snapshot"),
+        (Who("offsite", frozenset({"staff"})), "@above @mine clone destroy mount receive snapshot"),
+        (Who("joe", frozenset({"offsite"})), "create"),
+        (Who("ann", frozenset({"staff"})), ""),
+    ],
+)
+def test_what_a_user_may_here_and_below(
+    who: Who, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "output", lambda *_words, remote: SAID.encode())
+    assert belongings.may("tank/web", who, HERE) == frozenset(expected.split())
 
 
 def test_long_name() -> None:
