@@ -32,22 +32,13 @@ from pathlib import Path
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup, newest
 from zvmsnap.archive.manifest import TIME_FORMAT, BackupDisk, Level
 from zvmsnap.backup.writing import Base
-from zvmsnap.common.errors import (
-    BackupFailed,
-    ConnectionLost,
-    DomainGone,
-    DomainLocked,
-    LibvirtFailed,
-    NoAnswer,
-    QemuImgFailed,
-)
+from zvmsnap.common.errors import BackupFailed, LibvirtFailed, QemuImgFailed
 from zvmsnap.common.log import Logger
 from zvmsnap.disks import qemu_img
+from zvmsnap.disks.backup_job import NO_REFUSALS
 from zvmsnap.virt.domain_xml import Disk, Domain, Metadata
 from zvmsnap.virt.guest import Guest
 
-# libvirt has not refused what was asked for: nothing is known of it, or there is no guest.
-NO_REFUSALS = (DomainGone, DomainLocked, NoAnswer, ConnectionLost)
 _QCOW2 = "qcow2"
 # The first version of its layout is called 0.10, and QEMU keeps no bitmaps in it.
 _WITH_BITMAPS = "1.1"

@@ -26,7 +26,7 @@ from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.archive.images import Image
 from zvmsnap.archive.manifest import Way
 from zvmsnap.backup import checkpoints
-from zvmsnap.backup.checkpoints import NO_REFUSALS, Pushing, Source
+from zvmsnap.backup.checkpoints import Pushing, Source
 from zvmsnap.backup.of_point import lock_name
 from zvmsnap.backup.offline import check_chosen, described
 from zvmsnap.backup.overlay import Consistency, backup_run, frozen, refuse_others
@@ -45,11 +45,9 @@ from zvmsnap.bulk import progress
 from zvmsnap.capture import one_guest
 from zvmsnap.capture.snapshot_run import SnapshotRun
 from zvmsnap.common.errors import (
-    BackupFailed,
     BackupImpossible,
     BackupRefused,
     ConnectionLost,
-    DomainGone,
     LibvirtFailed,
     QemuImgFailed,
 )
@@ -57,10 +55,11 @@ from zvmsnap.common.lockfile import lock, own_lock
 from zvmsnap.common.log import Logger
 from zvmsnap.common.safe_files import PASSABLE_DIR
 from zvmsnap.common.signals import finish_before_dying
-from zvmsnap.common.waiting import sleep, wait_until
+from zvmsnap.common.waiting import wait_until
 from zvmsnap.config.mode import Mode
 from zvmsnap.config.settings import Config
-from zvmsnap.disks import jobs, location, qemu_img
+from zvmsnap.disks import backup_job, jobs, location, qemu_img
+from zvmsnap.disks.backup_job import NO_REFUSALS
 from zvmsnap.points import definition
 from zvmsnap.points.manifest import SMALL
 from zvmsnap.virt import domain_xml
@@ -69,7 +68,6 @@ from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 
 _LOOK_EVERY_S = 0.5
-_ENDS_WITHIN_S = 60
 # libvirtd may be started again, and is asked what it has when it is back.
 _BACK_WITHIN_S = 60
 _IDENTITY_LOCK = "backup-destination"
@@ -193,8 +191,8 @@ def _pushed(
         did = _begin(host, guest, domain, files, planned)
     _say(did, about)
     try:
-        with progress.told(partial(_how_far, guest, files)):
-            _await_end(host, guest)
+        with progress.told(partial(backup_job.how_far, guest, files)):
+            backup_job.await_end(host, guest)
         for path in files.values():
             os.chown(path, os.geteuid(), os.getegid())
         yield did, was, files
@@ -261,46 +259,6 @@ def _say(did: Pushing, about: Logger) -> None:
         about.info("all of %s is pushed and compared, as %s", targets, why)
 
 
-def _how_far(guest: Guest, files: Mapping[str, Path]) -> str:
-    parts = []
-    for target in files:
-        try:
-            job = guest.block_job(target)
-        except LibvirtFailed:
-            job = None
-        if job:
-            parts.append(f"{target} {100 * job.done_bytes // max(1, job.total_bytes)} %")
-    return f"{guest.name}: pushed: {', '.join(parts) or 'all'}"
-
-
-def _await_end(host: Host, guest: Guest) -> None:
-    """Raises BackupFailed if the guest is gone, or the job did not end well."""
-    gone = f"{guest.name}: was shut off, or has crashed, while it was backed up"
-    try:
-        while guest.is_active() and _xml_of_job(host, guest):
-            sleep(_LOOK_EVERY_S)
-        if not guest.is_active():
-            raise BackupFailed(gone)
-        if why := host.why_backup_failed(guest.uuid):
-            raise BackupFailed(f"{guest.name}: its backup job did not end well: {why}")
-    except DomainGone as error:
-        raise BackupFailed(gone) from error
-    except ConnectionLost as error:
-        raise BackupFailed(
-            f"{guest.name}: libvirt was ended while it was backed up: back it up once more: {error}"
-        ) from error
-
-
-def _xml_of_job(host: Host, guest: Guest) -> str:
-    """What the backup job under way is about; "" if there is none. Raises what tells nothing."""
-    try:
-        return host.backup_xml(guest.uuid)
-    except NO_REFUSALS:
-        raise
-    except LibvirtFailed:
-        return ""
-
-
 # -- what is taken back, now or after a crash
 
 
@@ -345,7 +303,7 @@ def take_back(host: Host, writer: WorkWriter) -> None:
     guest = host.find(work.uuid)
     if guest:
         if work.pushes:
-            _end_job(host, guest, work.making)
+            backup_job.end(host, guest, work.making)
         if work.checkpoint and guest.is_active() and not _may_exist(work):
             checkpoints.forget(guest, work.checkpoint)
     writer.note(pushes=False, checkpoint="")
@@ -357,20 +315,6 @@ def _may_exist(work: BackupWork) -> bool:
     return not path.is_dir() or any(
         each.manifest.id == work.id for each in BackupDirectory(path).read()[0]
     )
-
-
-def _end_job(host: Host, guest: Guest, folder: str) -> None:
-    """End the backup job that writes into this directory, if there is one. Raises LibvirtFailed."""
-
-    def is_ours() -> bool:
-        try:
-            return guest.is_active() and f"{folder}/" in _xml_of_job(host, guest)
-        except DomainGone:
-            return False
-
-    if is_ours():
-        guest.abort_job()
-        wait_until(lambda: not is_ours(), _ENDS_WITHIN_S, _LOOK_EVERY_S)
 
 
 def _end_dead(config: Config, host: Host, guest: Guest) -> None:
