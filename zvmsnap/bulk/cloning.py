@@ -2,6 +2,10 @@
 
 By FICLONE alone: OpenZFS 2.2 and later with block cloning on, XFS, btrfs. copy_file_range(2) would
 copy all where blocks cannot be shared, which is more work than to write a new image.
+
+On ZFS a clone takes over the record size of its source, whatever the dataset's is now (OpenZFS's
+module/zfs/zfs_vnops.c, zfs_clone_range). So clones of clones would keep one that an administrator
+has changed long since.
 """
 
 from __future__ import annotations
@@ -21,12 +25,16 @@ _POLL_S = 0.5
 
 
 def clone(source: int, target: int) -> bool:
-    """Make the empty file `target` share all blocks of `source`.
+    """Make the new, empty file `target` share all blocks of `source`.
 
-    False if that cannot be done, for whatever reason: then `target` is still empty. If the disk
-    fails or is full, whoever writes to it will see. Raises OSError if it cannot be emptied again.
+    False if that cannot be done, for whatever reason, or if `source` has records of another size
+    than new files have: then `target` is still empty. If the disk fails or is full, whoever writes
+    to it will see. Raises OSError if it cannot be emptied again.
     """
     try:
+        # Of a file in which nothing was written yet, ZFS says the dataset's record size.
+        if os.fstat(source).st_blksize != os.fstat(target).st_blksize:
+            return False
         os.fsync(source)
         if waiting.wait_until(lambda: _is_cloned(source, target), _NOT_YET_S, _POLL_S):
             return True

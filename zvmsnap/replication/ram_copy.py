@@ -8,6 +8,7 @@ equal stays shared where the file system can clone.
 |--------------------------------|---------------------------------------|--------------------|
 | a part of it, of an older run  | that: it was a clone, or one hole     | what is missing    |
 | an older page image            | its clone; a copy, if it cannot clone | what differs       |
+| one with other records         | a copy, with those of today           | what differs       |
 | none, or cp fails              | one hole                              | what is not zero   |
 | no truncate(1)                 | nothing                               | all, zeros as well |
 
@@ -40,7 +41,7 @@ from zvmsnap.ram.page_image import FILE_BYTES_MAX, PAGE_BYTES, PAGES, REST
 _BLOCKS_MAX = 8 << 20
 _BLOCK_BYTES_MAX = 128 << 10  # rsync's own limit
 
-_CLONE = ("cp", "--reflink=auto", "--sparse=always")
+_COPY = ("cp", "--sparse=always")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 
 
@@ -64,10 +65,17 @@ def begin(path: str, length_bytes: int, target: RemoteHost, base: str | None) ->
         return
     new = f"{path}.new"
     target.process(["rm", "-f", "--", new])
-    if base and target.process([*_CLONE, "--", base, new]).returncode:
+    if base and target.process([*_COPY, _sharing(target, base, new), "--", base, new]).returncode:
         target.process(["rm", "-f", "--", new])
     target.process(["truncate", "-s", str(length_bytes), "--", new])
     target.process(["mv", "-T", "--", new, path])
+
+
+def _sharing(target: RemoteHost, base: str, new: str) -> str:
+    """How cp makes the file: on ZFS a clone keeps its source's record size for ever."""
+    target.process(["truncate", "-s", "0", "--", new])
+    sizes = target.process(["stat", "-c", "%o", "--", base, new]).stdout.split()
+    return "--reflink=never" if len(set(sizes)) > 1 else "--reflink=auto"
 
 
 def length_bytes(path: str, remote: RemoteHost) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from tests.fakes.clock import ScriptedClock
-from tests.unit.bulk.conftest import Failing
+from tests.unit.bulk.conftest import KIB, Failing
 from zvmsnap.bulk import cloning
 from zvmsnap.common import waiting
 
@@ -21,6 +22,25 @@ def test_what_cannot_be_cloned_leaves_an_empty_file(
     failing(code)
     assert not cloning.clone(*files)
     assert os.fstat(files[1]).st_size == 0
+
+
+def test_records_of_another_size_are_not_cloned(
+    files: tuple[int, int], monkeypatch: pytest.MonkeyPatch, failing: Failing
+) -> None:
+    """As of a vault whose recordsize was changed: its clones would keep the old one for ever."""
+    calls = failing()
+    sizes = dict(zip(files, (128 * KIB, 16 * KIB), strict=True))
+
+    fstat = os.fstat
+
+    def status(file: int) -> object:
+        return SimpleNamespace(st_blksize=sizes[file]) if file in sizes else fstat(file)
+
+    monkeypatch.setattr(os, "fstat", status)
+    assert not cloning.clone(*files)
+    assert calls == []
+    sizes[files[0]] = 16 * KIB
+    assert cloning.clone(*files)
 
 
 def test_a_source_that_is_not_in_the_pool_yet_is_waited_for(
