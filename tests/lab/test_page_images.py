@@ -149,6 +149,26 @@ def test_vault_on_file_systems_that_share_and_that_do_not(lab_session: Lab, plac
     back.assert_nothing_left(lab)
 
 
+@pytest.mark.whole
+def test_images_follow_the_record_size_of_the_vault(lab_session: Lab) -> None:
+    """What a clone takes over of the last image is its bytes, not its records."""
+    lab = lab_session
+    scenario.configured(lab)
+    scenario.write_sanoid_conf(lab, daily="0", monthly="0")
+    sizes = ("128K", "16K", "16K")
+    for record in sizes:
+        lab.run(f"zfs set recordsize={record} cheap/vault")
+        scenario.pass_hours(lab, 1)
+        scenario.take(lab)
+    points = scenario.points(lab, "web")
+    assert_whole(lab, points)
+    files = " ".join(f"{point.directory}/memory.pages" for point in points)
+    assert lab.run(f"stat -c %o {files}").stdout.split() == ["131072", "16384", "16384"]
+    # The last one shares most of what it has with the one before, which shares nothing.
+    shared, taken = _shared_bytes(lab, points[2])
+    assert taken / 2 < shared <= taken
+
+
 STORED_AS = {
     "memory.img": 'pages = false\ncompression = "none"',
     "memory.img.zst": 'pages = false\ncompression = "zstd"',

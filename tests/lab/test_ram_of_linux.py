@@ -1,4 +1,12 @@
-"""RAM of a Linux guest, stored as pages: of several CPUs, of many RAM blocks, in a balloon."""
+"""RAM of a Linux guest, stored as pages: of several CPUs, of many RAM blocks, in a balloon.
+
+The guests here are emulated, and there QEMU 10.0.13 has a fault, which 7.2 has not yet: while
+RAM is saved of a guest that runs, physical_memory_sync_dirty_bitmap (migration/ram.c) takes an
+address within a RAM block for one within all RAM. If a block is larger than the first one, QEMU
+ends: "Assertion `block == qemu_get_ram_block(end - 1)' failed". And it may miss what the guest
+writes into other blocks than the first. So here the first NUMA cell is as large as any other
+block, and has all CPUs, and with them the kernel's own memory. With KVM none of that is called.
+"""
 
 from __future__ import annotations
 
@@ -66,19 +74,16 @@ class Machine:
         return ET.tostring(root, encoding="unicode")
 
     def _cell(self, number: int) -> str:
-        """One cell, with as many CPUs as each other one, or none if there are too few."""
-        each = max(1, self.cpus // len(self.cells_mib))
-        own = map(str, range(self.cpus)[number * each : (number + 1) * each])
-        cpus = f" cpus='{','.join(own)}'" if number * each < self.cpus else ""
+        """One cell; the first one has all CPUs."""
+        cpus = "" if number else f" cpus='0-{self.cpus - 1}'"
         return f"<cell id='{number}'{cpus} memory='{self.cells_mib[number]}' unit='MiB'/>"
 
 
 MACHINES = {
-    "one CPU": Machine(1),
+    "all of it": Machine(4, cells_mib=(128, 64), dimm_mib=128, ballooned_mib=256),
     "four CPUs": Machine(4),
-    "RAM blocks": Machine(1, cells_mib=(64, 64), dimm_mib=128),
+    "RAM blocks": Machine(1, cells_mib=(128, 64), dimm_mib=128),
     "in a balloon": Machine(1, ballooned_mib=96),
-    "all of it": Machine(4, cells_mib=(64, 64), dimm_mib=128, ballooned_mib=192),
 }
 # The kernel unpacks one archive after the other.
 WITH_BALLOON = f"""
