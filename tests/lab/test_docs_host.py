@@ -156,5 +156,5 @@ def test_being_told(lab: Lab) -> None:
     assert "zvmsnap" not in run(lab, journal).stdout
     lab.put(CONFIG, "valut = 1\n")
     lab.run("systemctl start sanoid.service", timeout_s=scenario.ROUND_LIMIT_S)
-    lines = [line for line in run(lab, journal).stdout.splitlines() if "zvmsnap: " in line]
+    lines = [line for line in run(lab, journal).stdout.splitlines() if "zvmsnap[" in line]
     assert any("valut" in line for line in lines), lines

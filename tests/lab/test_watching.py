@@ -18,6 +18,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import back
 import pytest
@@ -173,3 +174,62 @@ def test_what_hangs(lab: Lab) -> None:
         begun_s = time.monotonic()
         assert "pool sick is suspended" in monitor(lab, "--timeout", "10", status=2)
         assert time.monotonic() - begun_s < SOON_S
+
+
+def entries(lab: Lab, since: str, *words: str) -> list[dict[str, Any]]:
+    """What is in the journal behind that place of it."""
+    chosen = " ".join(words)
+    said = lab.run(f"journalctl --sync; journalctl -q -o json --after-cursor='{since}' {chosen}")
+    return [json.loads(line) for line in said.stdout.splitlines()]
+
+
+def here(lab: Lab) -> str:
+    """Where the journal ends now."""
+    said = lab.run("journalctl --sync; journalctl -q -n 1 -o json").stdout
+    place: str = json.loads(said)["__CURSOR"]
+    return place
+
+
+def round_under_systemd(lab: Lab) -> None:
+    """A round of sanoid in a unit: what it and its hooks print leads to the journal."""
+    lab.run(
+        "systemd-run --quiet --wait --collect --unit=a-round sanoid --take-snapshots",
+        timeout_s=scenario.ROUND_LIMIT_S,
+    )
+
+
+@pytest.mark.whole
+def test_the_journal_has_all_that_went_wrong(lab: Lab) -> None:
+    """By one identifier, of the hooks as of the watchdog; each line once, with its cause."""
+    scenario.pass_hours(lab, 1)
+    since = here(lab)
+    round_under_systemd(lab)
+    assert entries(lab, since, "-t", "zvmsnap", "-p", "err") == []
+    assert entries(lab, since, "-t", "zvmsnap") != []
+
+    # No room for its RAM.
+    small = scenario.mount_small(lab, 64)
+    scenario.configure(lab, f'staging = "{small}/staging"\n')
+    scenario.pass_hours(lab, 1)
+    since = here(lab)
+    round_under_systemd(lab)
+    wrong = entries(lab, since, "-t", "zvmsnap", "-p", "warning")
+    assert wrong and {each["ZVMSNAP_SUBJECT"] for each in wrong} == {"web"}
+    scenario.configure(lab)
+
+    # A configuration that cannot be read: pre and post both say so.
+    lab.put(scenario.CONFIG, "valut = 1\n")
+    scenario.pass_hours(lab, 1)
+    since = here(lab)
+    round_under_systemd(lab)
+    wrong = entries(lab, since, "-t", "zvmsnap", "-p", "err")
+    assert [each["ZVMSNAP_CAUSE"] for each in wrong] == ["ConfigInvalid"] * len(wrong)
+    assert len({each["MESSAGE_ID"] for each in wrong}) == 1
+    texts = [each["MESSAGE"] for each in wrong]
+    assert texts and all("valut" in text for text in texts)
+    # Among sanoid's lines, too; and none of them was printed as well.
+    of_unit = entries(lab, since, "-u", "a-round.service")
+    assert [each["MESSAGE"] for each in of_unit if "valut" in each["MESSAGE"]] == texts
+    assert not [each for each in entries(lab, since, "-t", "sanoid") if "valut" in each["MESSAGE"]]
+    # Each hook is a process of its own.
+    assert len({each["_PID"] for each in wrong}) == len(wrong)

@@ -29,6 +29,7 @@ from zvmsnap.capture import crash_level, eligibility, memory_level, quiesced_lev
 from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.capture.snapshot_run import Shared, SnapshotRun
 from zvmsnap.capture.steps import Attempt
+from zvmsnap.common import log
 from zvmsnap.common.errors import (
     Cancelled,
     DomainBusy,
@@ -48,7 +49,6 @@ from zvmsnap.disks.staging import StagingDir
 from zvmsnap.finalize.after_snapshot import finish_interrupted
 from zvmsnap.journal import describe, late, other_versions
 from zvmsnap.journal.operation import CloneOperation, Operations
-from zvmsnap.notify import event
 from zvmsnap.notify.event import Kind
 from zvmsnap.points import own_directories
 from zvmsnap.virt.guest import Guest
@@ -265,7 +265,7 @@ class LevelChoice:
 
     def _tell(self, kind: Kind, cause: str, level: str = "") -> None:
         """Let the administrator hear of it, with the last error, if it was one."""
-        error = event.class_of(self._errors[-1]) if self._errors else ""
+        error = log.class_of(self._errors[-1]) if self._errors else ""
         fields = {"level": level, "wanted": self._wanted, "error": error}
         self._run.tell(self._guest, kind, cause, **fields)
 

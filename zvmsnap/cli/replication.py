@@ -152,7 +152,7 @@ def _tell(settings: Config, why: str | ZvmsnapError, what: str, guest: str = "")
     """Let the administrator's programs hear of it: sends are mostly begun by a timer."""
     from zvmsnap.notify import event, notices
 
-    error = event.class_of(why) if isinstance(why, ZvmsnapError) else ""
+    error = log.class_of(why) if isinstance(why, ZvmsnapError) else ""
     said = event.of(event.Kind.SEND, f"send {what}: {why}", guest=guest, error=error)
     notices.note(settings, said)
 

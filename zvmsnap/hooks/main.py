@@ -81,7 +81,7 @@ def _run(call: HookCall, environment: Mapping[str, str]) -> bool:
         # Of what sanoid cannot have made, and nobody has touched, nobody is told.
         if getattr(error, "exit_code", EXIT_FAILED) != EXIT_USAGE:
             why = needed.line(error) if isinstance(error, ImportError) else log.one_line(error)
-            about["error"] = event.class_of(error)
+            about["error"] = log.class_of(error)
             notices.note(settings, event.of(kind, why, **about))
         raise
     finally:

@@ -49,8 +49,14 @@ def line(error: ImportError) -> str:
 
 
 def tell(error: ImportError) -> None:
-    """Print that line, when nothing else may be imported."""
-    sys.stderr.write(f"zvmsnap: error: {' '.join(line(error).split())}\n")
+    """Say that line, when nothing else may be imported."""
+    said = " ".join(line(error).split())
+    try:
+        from zvmsnap.common import log
+
+        log.tell(said)
+    except Exception:  # of a Python that is too old
+        sys.stderr.write(f"zvmsnap: error: {said}\n")
 
 
 def _version() -> str:

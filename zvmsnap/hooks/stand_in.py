@@ -16,7 +16,6 @@ the child prints into pipes, and the parent passes that on.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -168,8 +167,7 @@ def _result(child: int, caller: int, reading: int, printed: _Printed) -> int:
                 return EXIT_FAILED
             is_told = True
         if watch.hangs():
-            priority = log.prefix(logging.ERROR) if log.leads_to_journal(_STDERR) else ""
-            sys.stderr.write(f"{priority}zvmsnap: error: {HANGS}\n")
+            log.tell(HANGS)
             return EXIT_FAILED
     code = os.read(reading, 1)
     printed.copy()

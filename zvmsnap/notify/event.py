@@ -30,10 +30,10 @@ _TO_DO = {
     Kind.NO_POINT: "mend the cause; the next snapshot makes a point",
     Kind.LEVEL: "mend the cause, or say with zvmsnap:mode that less is enough",
     Kind.UNFINISHED: "zvmsnap recover",
-    Kind.HOOK: "journalctl -u sanoid.service -p err; zvmsnap recover --dry-run",
+    Kind.HOOK: "journalctl -t zvmsnap -p err; zvmsnap recover --dry-run",
     Kind.SEND: "zvmsnap status; the next zvmsnap send goes on",
     Kind.VERIFY: "zvmsnap list; restore no such point",
-    Kind.OTHER: "journalctl -p err",
+    Kind.OTHER: "journalctl -t zvmsnap -p err",
 }
 
 
@@ -62,7 +62,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 def of(kind: Kind, cause: str | BaseException, **fields: str) -> Event:
     """An event of now; `fields` are those of Event that are not derived."""
     if isinstance(cause, BaseException):
-        fields = {"error": class_of(cause), **fields}
+        fields = {"error": log.class_of(cause), **fields}
         cause = log.one_line(cause)
     said = foreign.line(cause, _TEXT_MAX)
     about = " ".join(filter(None, (fields.get("guest"), _in_brackets(fields.get("dataset", "")))))
@@ -75,12 +75,6 @@ def of(kind: Kind, cause: str | BaseException, **fields: str) -> Event:
         text=f"{about}: {said}" if about else said,
     )
     return msgspec.structs.replace(told, **fields)
-
-
-def class_of(error: BaseException) -> str:
-    """The name of its class; of a step that failed, that of its cause."""
-    cause = getattr(error, "cause", None)
-    return class_of(cause) if isinstance(cause, BaseException) else type(error).__name__
 
 
 def _in_brackets(text: str) -> str:

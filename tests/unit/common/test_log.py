@@ -1,17 +1,25 @@
 import io
 import logging
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zvmsnap
-from zvmsnap.common import foreign, log
+from zvmsnap.common import errors, foreign, log
+from zvmsnap.common.errors import NoSpace, ZvmsnapError
+
+DATAGRAM = socket.SOCK_DGRAM
+WATCHING = Path(zvmsnap.__file__).parents[1] / "docs/how-to/watching.md"
 
 
 @pytest.mark.parametrize("domain", ["web", "50%", "100%s", "%d%%"])
@@ -98,6 +106,7 @@ status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = sys.argv[1] or f"{status.st_dev}:{status.st_ino}"
 from zvmsnap.common import log
 from zvmsnap.hooks import stand_in
+log._SOCKET = sys.argv[3]
 def work():
     log.setup(1)
     log.plain().info("done")
@@ -111,9 +120,10 @@ sys.exit(stand_in.run(work) if sys.argv[2] else work())
 """
 
 
-def said_under_systemd(stream: str, child: str) -> list[str]:
+def said_under_systemd(stream: str, child: str, journal: str = "/nowhere") -> list[str]:
+    """What is printed for systemd to read, if its journal takes no entries."""
     done = subprocess.run(
-        [sys.executable, "-c", JOURNAL, stream, child],
+        [sys.executable, "-c", JOURNAL, stream, child, journal],
         stderr=subprocess.PIPE,
         text=True,
         check=True,
@@ -129,6 +139,124 @@ def test_the_journal_gets_a_priority_with_each_line(child: str) -> None:
     assert lines[:2] == ["<6>zvmsnap: done", "<4>zvmsnap: warning: web (tank): slow"]
     assert lines[-1].startswith("<3>zvmsnap: error: ValueError at <string>:")
     assert len(lines) > 4 and all(line.startswith("<7>") for line in lines[2:-1])
+
+
+@pytest.fixture
+def journal() -> Iterator[socket.socket]:
+    """What journald listens at: the path of a socket may have 107 characters."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, DATAGRAM) as own:
+        own.bind(f"{folder}/socket")
+        own.setblocking(False)
+        yield own
+
+
+def entries(journal: socket.socket) -> list[dict[str, str]]:
+    """What journald would keep, by the rules of its protocol."""
+    found = []
+    with suppress(BlockingIOError):
+        while data := journal.recv(1 << 16):
+            entry: dict[str, str] = {}
+            while data:
+                name, _, data = data.partition(b"\n")
+                if b"=" in name:
+                    name, _, value = name.partition(b"=")
+                else:
+                    length = int.from_bytes(data[:8], "little")
+                    value, data = data[8 : 8 + length], data[9 + length :]
+                entry[name.decode()] = value.decode()
+            found.append(entry)
+    return found
+
+
+@pytest.mark.parametrize("child", ["", "of a hook"])
+def test_the_journal_gets_entries_of_our_own(child: str, journal: socket.socket) -> None:
+    """And nothing is printed, which would be of the caller, and in the journal twice."""
+    assert said_under_systemd("", child, journal.getsockname()) == []
+    done, slow, traceback, failed = entries(journal)
+    assert {each["SYSLOG_IDENTIFIER"] for each in (done, slow, traceback, failed)} == {"zvmsnap"}
+    assert (done["PRIORITY"], done["MESSAGE"]) == ("6", "done")
+    assert (slow["PRIORITY"], slow["MESSAGE"]) == ("4", "warning: web (tank): slow")
+    assert (slow["ZVMSNAP_SUBJECT"], "MESSAGE_ID" in slow) == ("web", False)
+    assert traceback["PRIORITY"] == "7" and "\n    ValueError: x" in traceback["MESSAGE"]
+    assert failed["PRIORITY"] == "3"
+    assert failed["MESSAGE"].startswith("error: ValueError at <string>:")
+    assert failed["ZVMSNAP_CAUSE"] == "ValueError"
+    assert failed["MESSAGE_ID"] == log.message_id("ValueError")
+
+
+def test_a_journal_that_takes_nothing_is_not_waited_for_again(
+    journal: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(log, "leads_to_journal", lambda _stream: True)
+    monkeypatch.setattr(log, "_SOCKET", journal.getsockname())
+    monkeypatch.setattr(log, "_SEND_WITHIN_S", 0.05)
+    monkeypatch.setattr(log.plain(), "propagate", False)
+    before = log.plain().handlers[:]
+    try:
+        log.setup()
+        for number in range(2000):
+            log.plain().warning("%d", number)
+    finally:
+        log.plain().handlers[:] = before
+    printed = stderr.getvalue().splitlines()
+    taken = [entry["MESSAGE"] for entry in entries(journal)]
+    said = [line.removeprefix("<4>zvmsnap: ") for line in printed]
+    assert 0 < len(taken) < 2000
+    assert taken + said == [f"warning: {number}" for number in range(2000)]
+
+
+def test_what_a_line_is_about(journal: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry_of(say: Callable[[], None]) -> dict[str, str]:
+        (record,) = records(say, monkeypatch)
+        return log._fields(record, record.getMessage())
+
+    def step_failed() -> None:
+        error = ZvmsnapError("at step x")
+        error.cause = NoSpace("full")  # type: ignore[attr-defined]
+        log.about("web", "tank").error("no: %s", error)
+
+    assert entry_of(step_failed)["ZVMSNAP_CAUSE"] == "NoSpace"
+    said = entry_of(lambda: log.failure(log.about("a\nb", "tank"), OSError("x")))
+    assert (said["ZVMSNAP_SUBJECT"], said["ZVMSNAP_CAUSE"]) == ("a b", "OSError")
+    assert "ZVMSNAP_SUBJECT" not in entry_of(lambda: log.plain().error("x"))
+
+
+def records(say: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+    kept: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", kept.append)
+    monkeypatch.setattr(log.plain(), "handlers", [handler])
+    say()
+    return kept
+
+
+def test_the_unit_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "cgroup"
+    really = open
+
+    def opened(path: str, *rest: Any) -> Any:
+        return really(file if path == "/proc/self/cgroup" else path, *rest)
+
+    monkeypatch.setattr("builtins.open", opened)
+    for text, unit in (
+        ("0::/system.slice/sanoid.service\n", "sanoid.service"),
+        ("0::/system.slice/a.service/inner\n", "a.service"),
+        ("4:memory:/x.service\n1:name=systemd:/user.slice/session-2.scope\n", "session-2.scope"),
+        ("0::/\n", ""),
+    ):
+        file.write_text(text)
+        assert log._own_unit() == unit
+
+
+def test_ids_that_are_documented() -> None:
+    text = WATCHING.read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `([0-9a-f]{32})` \|", text, re.M)
+    assert len(rows) >= 10
+    for cause, number in rows:
+        assert issubclass(getattr(errors, cause), ZvmsnapError)
+        assert log.message_id(cause) == number
 
 
 def test_what_does_not_lead_to_the_journal_has_times_instead() -> None:
