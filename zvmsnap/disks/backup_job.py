@@ -19,6 +19,7 @@ from zvmsnap.virt.host import Host
 
 # libvirt has not refused what was asked for: nothing is known of it, or there is no guest.
 NO_REFUSALS = (DomainGone, DomainLocked, NoAnswer, ConnectionLost)
+_BACKUP = "backup"  # as a guest's job_kind
 _LOOK_EVERY_S = 0.5
 _ENDS_WITHIN_S = 60
 
@@ -52,7 +53,10 @@ def how_far(guest: Guest, targets: Iterable[str]) -> str:
 
 
 def end(host: Host, guest: Guest, folder: str) -> None:
-    """End the job if it writes into this directory. Raises LibvirtFailed, also if it goes on."""
+    """End the job if it writes into this directory. Raises LibvirtFailed, also if it goes on.
+
+    One that is about to begin is waited for: its caller may have died meanwhile.
+    """
 
     def is_there() -> bool:
         try:
@@ -60,6 +64,15 @@ def end(host: Host, guest: Guest, folder: str) -> None:
         except DomainGone:
             return False
 
+    def has_begun() -> bool:
+        try:
+            is_asked = guest.is_active() and not _about(host, guest)
+            return not (is_asked and guest.job_kind() == _BACKUP)
+        except DomainGone:
+            return True
+
+    if not wait_until(has_begun, _ENDS_WITHIN_S, _LOOK_EVERY_S):
+        raise LibvirtFailed(f"{guest.name}: its backup job does not begin")
     if not is_there():
         return
     try:

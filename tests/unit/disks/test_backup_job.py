@@ -24,11 +24,14 @@ class Job:
         patch.setattr(host, "backup_xml", self.about, raising=False)
         patch.setattr(host, "why_backup_failed", lambda _uuid: "no room", raising=False)
         patch.setattr(guest, "abort_job", self.abort)
+        self.begins_after = 0
+        patch.setattr(guest, "job_kind", lambda: "backup" if self.is_there else "")
 
     def about(self, _uuid: str) -> str:
         if self.error:
             raise self.error
-        if not self.is_there:
+        self.begins_after -= 1
+        if not self.is_there or self.begins_after >= 0:
             raise LibvirtFailed("no job", 101)
         return f"<target file='{FOLDER}/vda.pushed.qcow2'/>"
 
@@ -58,6 +61,17 @@ def test_it_is_ended(guest: FakeGuest, host: FakeHost, job: Job) -> None:
     backup_job.end(host, guest, FOLDER)
     backup_job.end(host, guest, FOLDER)
     assert job.aborts == 1
+
+
+def test_one_that_is_about_to_begin_is_waited_for(
+    guest: FakeGuest, host: FakeHost, job: Job
+) -> None:
+    job.begins_after = 5
+    backup_job.end(host, guest, FOLDER)
+    assert job.aborts == 1
+    job.is_there, job.begins_after = True, 1_000_000
+    with pytest.raises(LibvirtFailed, match="does not begin"):
+        backup_job.end(host, guest, FOLDER)
 
 
 def test_that_of_others_goes_on(guest: FakeGuest, host: FakeHost, job: Job) -> None:
