@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _COPIED = (
 )
 _PYTHONS = ("3.11", "3.12")  # of Debian 12 and Ubuntu 24.04
 _PLATFORMS = {"amd64": "manylinux2014_x86_64", "arm64": "manylinux2014_aarch64"}
+# Who a package names if nobody says who builds it; .invalid is nobody's (RFC 2606).
+_NOBODY = "zvmsnap maintainers <zvmsnap@zvmsnap.invalid>"
 # How a checkout is named in its files and documents, and how the package is.
 _PATHS = {
     "/opt/zvmsnap/hooks": "/usr/lib/zvmsnap/hooks",
@@ -40,7 +43,10 @@ def main() -> None:
     version, when = _version()
     copy(source)
     make(source / "debian", when)
-    (source / "debian" / "changelog").write_text(changelog(version, when))
+    who = maintainer(os.environ)
+    (source / "debian" / "changelog").write_text(changelog(version, when, who))
+    control = source / "debian" / "control"
+    control.write_text(control.read_text().replace(_NOBODY, who))
     environment = {
         **os.environ,
         "SOURCE_DATE_EPOCH": str(int(when.timestamp())),
@@ -111,12 +117,18 @@ def _unpack_wheels(requirements: Path, python: str, made: Path) -> None:
             archive.extractall(own)
 
 
-def changelog(version: str, when: datetime) -> str:
+def maintainer(environment: Mapping[str, str]) -> str:
+    """Who builds the package, as dch(1) and its like know it."""
+    name, address = environment.get("DEBFULLNAME"), environment.get("DEBEMAIL")
+    return f"{name} <{address}>" if name and address else _NOBODY
+
+
+def changelog(version: str, when: datetime, who: str) -> str:
     """debian/changelog, as dpkg reads the version from it; CHANGELOG.md says what has changed."""
     return (
         f"zvmsnap ({version}) unstable; urgency=medium\n\n"
         "  * See CHANGELOG.md.\n\n"
-        f" -- zvmsnap maintainers <zvmsnap@zvmsnap.invalid>  {when:%a, %d %b %Y %H:%M:%S +0000}\n"
+        f" -- {who}  {when:%a, %d %b %Y %H:%M:%S +0000}\n"
     )
 
 

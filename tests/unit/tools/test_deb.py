@@ -33,7 +33,7 @@ def test_versions() -> None:
 
 
 def test_the_changelog_is_debians() -> None:
-    text = deb.changelog("0.2.0~1", WHEN)
+    text = deb.changelog("0.2.0~1", WHEN, deb.maintainer({}))
     assert text.startswith("zvmsnap (0.2.0~1) unstable; urgency=medium\n\n  * ")
     assert text.endswith(">  Thu, 26 Nov 2026 19:35:25 +0000\n")
 
@@ -92,3 +92,20 @@ def test_files_of_the_package_of_python_packages() -> None:
         own = [path for path in files if path.startswith(f"/usr/lib/zvmsnap/{python}/")]
         assert any("/msgspec/_core.cpython-" in path for path in own)
         assert f"/usr/lib/zvmsnap/{python}/typer/main.py" in own
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"DEBFULLNAME": "A B", "DEBEMAIL": "a@b.example"}, "A B <a@b.example>"),
+        ({"DEBFULLNAME": "A B"}, "zvmsnap maintainers <zvmsnap@zvmsnap.invalid>"),
+        ({}, "zvmsnap maintainers <zvmsnap@zvmsnap.invalid>"),
+    ],
+)
+def test_the_maintainer_is_who_builds_it(environment: dict[str, str], expected: str) -> None:
+    assert deb.maintainer(environment) == expected
+
+
+def test_the_control_file_names_nobody() -> None:
+    """What stands there is replaced by who builds the package."""
+    assert f"Maintainer: {deb.maintainer({})}\n" in (CHECKOUT / "debian/control").read_text()
