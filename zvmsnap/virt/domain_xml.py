@@ -149,7 +149,16 @@ def _unmigratable(root: ET.Element) -> str:
     )
     if invariant and not timed:
         return "CPU feature invtsc without a TSC frequency"
+    if root.get("type") == "qemu" and _has_small_first_cell(root):
+        return "a first NUMA cell smaller than other memory, with emulated CPUs: QEMU would end"
     return ""
+
+
+def _has_small_first_cell(root: ET.Element) -> bool:
+    """Is a RAM block larger than QEMU's first? physical_memory_sync_dirty_bitmap aborts then."""
+    cells = [int(cell.get("memory", "0")) for cell in root.findall("cpu/numa/cell")]
+    modules = [int(size.text or "0") for size in root.findall("devices/memory/target/size")]
+    return bool(cells) and max(cells + modules) > cells[0]
 
 
 def _disk(disk: ET.Element) -> Disk:
