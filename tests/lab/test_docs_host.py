@@ -153,7 +153,7 @@ def test_being_told(lab: Lab) -> None:
     assert (told["kind"], told["cause"]) == ("other", "this is a test")
 
     (journal,) = readme.commands("In the journal")
-    assert "zvmsnap" not in run(lab, journal).stdout
+    assert "valut" not in run(lab, journal).stdout
     lab.put(CONFIG, "valut = 1\n")
     lab.run("systemctl start sanoid.service", timeout_s=scenario.ROUND_LIMIT_S)
     lines = [line for line in run(lab, journal).stdout.splitlines() if "zvmsnap[" in line]
