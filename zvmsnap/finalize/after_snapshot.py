@@ -154,7 +154,7 @@ def finish_interrupted(
     held = thaw.held_fields(guest) if other or journal.is_lost(guest.uuid) else {}
     if entry:
         # What is in the way was said when it was met first; the watchdog tries again and again.
-        log.about(guest.name, ",".join(entry.request_datasets)).log(
+        log.about(guest.name, entry.subject).log(
             logging.DEBUG if entry.in_the_way else logging.WARNING,
             "finishing what was interrupted: %s",
             describe.work(entry),
@@ -177,7 +177,7 @@ def _finish_late_runs(config: Config, host: Host, guest: Guest) -> None:
             try:
                 late_run.finish_locked(config, host, entry)
             except Exception as error:
-                log.failure(log.about(entry.domain, ",".join(entry.request_datasets)), error)
+                log.failure(log.about(entry.domain, entry.subject), error)
 
 
 def finish_entry(config: Config, host: Host, entry: Entry, *, may_wait: bool = False) -> None:
@@ -187,7 +187,7 @@ def finish_entry(config: Config, host: Host, entry: Entry, *, may_wait: bool = F
     """
     finisher = Finisher(config, host, Journal(config.journal_dir), entry)
     finisher.release()
-    about = log.about(entry.domain, ",".join(entry.request_datasets))
+    about = log.about(entry.domain, entry.subject)
     try:
         finisher.publish()
     except (SnapshotMissing, LevelMissed) as error:
@@ -208,7 +208,7 @@ def publish_waiting(config: Config, host: Host, uuid: str) -> None:
     """
     waiting = WaitingEntries(config.journal_dir)
     for entry in waiting.of(uuid):
-        about = log.about(entry.domain, ",".join(entry.request_datasets))
+        about = log.about(entry.domain, entry.subject)
         try:
             publish(config, host, EntryWriter(waiting, entry), about)
         except (SnapshotMissing, LevelMissed) as error:
@@ -266,7 +266,7 @@ class Finisher:
         self._host = host
         self._journal = journal
         self._writer = EntryWriter(journal, entry)
-        self._log = log.about(entry.domain, ",".join(entry.request_datasets))
+        self._log = log.about(entry.domain, entry.subject)
 
     def locked(self, intent: str, do: Callable[[], None]) -> bool:
         """Do it under the guest's lock, unless somebody else has closed the entry meanwhile.

@@ -24,7 +24,7 @@ def finish(config: Config, host: Host, known: Entry) -> bool:
 
     True if it is done, with or without a point; else the cause is in the log.
     """
-    about = log.about(known.domain, ",".join(known.request_datasets))
+    about = log.about(known.domain, known.subject)
     try:
         intent = f"publish {known.domain}"
         with lock(config.locks_dir, known.uuid, intent, config.limits.lock_timeout_s):
@@ -48,7 +48,7 @@ def finish_locked(config: Config, host: Host, known: Entry) -> None:
     entry = journal.read(known.uuid)
     if entry is None:
         return
-    about = log.about(entry.domain, ",".join(entry.request_datasets))
+    about = log.about(entry.domain, entry.subject)
     writer = EntryWriter(journal, entry)
     existing = snapshot_match.candidates(entry)
     whole = late.not_spoilt(entry, existing)

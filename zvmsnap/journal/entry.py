@@ -207,6 +207,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.snapshot_names)
 
     @property
+    def subject(self) -> str:
+        """What it is about, for log lines: the datasets of the request, or the backups."""
+        return self.backup or ",".join(self.request_datasets)
+
+    @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets that hold the guest's disks of this run, and its other state."""
         disks = {disk.dataset for disk in self.disks} - {""}

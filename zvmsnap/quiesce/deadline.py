@@ -108,7 +108,7 @@ class DeadlineEnforcer:
         ]
 
     def _check(self, guests: _Guests, entry: Entry, lost: threading.Event) -> None:
-        about = log.about(entry.domain, ",".join(entry.request_datasets))
+        about = log.about(entry.domain, entry.subject)
         try:
             self._release_if_overdue(guests.of(entry), entry, about)
         except DomainGone:

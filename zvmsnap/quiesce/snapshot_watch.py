@@ -69,7 +69,7 @@ class SnapshotWatch:
         self._known.add(entry.capture)
 
     def _follow(self, entry: Entry) -> None:
-        about = log.about(entry.domain, ",".join(entry.request_datasets))
+        about = log.about(entry.domain, entry.subject)
         self._under_way.add(entry.capture)
         try:
             # Only now, as most watchdogs never see a paused guest, and need no libvirt. Its RAM is

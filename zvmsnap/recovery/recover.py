@@ -97,7 +97,7 @@ def recover_entries(
     complete = True
     with Host.connect(config.uri) as host:
         for entry in entries:
-            about = log.about(entry.domain, ",".join(entry.request_datasets))
+            about = log.about(entry.domain, entry.subject)
             try:
                 subject = _Subject(entry.uuid, entry.domain, host.find(entry.uuid), entry)
                 outcome = _recover(config, host, subject, dry_run=False)

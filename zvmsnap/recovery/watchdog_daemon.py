@@ -241,7 +241,7 @@ def _finish_overdue(config: Config, journal: Journal, known: Entry, post_within_
     from zvmsnap.finalize.after_snapshot import finish_entry
     from zvmsnap.virt.host import Host
 
-    about = log.about(known.domain, ",".join(known.request_datasets))
+    about = log.about(known.domain, known.subject)
 
     def finish(entry: Entry) -> None:
         if journal.age_s(entry) > post_within_s:
@@ -260,7 +260,7 @@ def _release_early(config: Config, journal: Journal, known: Entry, staging: Path
     from zvmsnap.journal import snapshot_match
     from zvmsnap.virt.host import Host
 
-    about = log.about(known.domain, ",".join(known.request_datasets))
+    about = log.about(known.domain, known.subject)
 
     def merge(entry: Entry) -> None:
         with Host.connect(config.uri) as host:
@@ -290,5 +290,5 @@ def _if_free(
     try:
         Call(do_if_free).answer()
     except Exception as error:
-        about = log.about(known.domain, ",".join(known.request_datasets))
+        about = log.about(known.domain, known.subject)
         log.failure(about, error, "watchdog")
