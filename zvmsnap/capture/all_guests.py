@@ -236,9 +236,9 @@ def capture_for_backup(run: SnapshotRun, guest: Guest, eligible: Eligibility) ->
     config, request = run.config, run.request
     if request.on_overlays:
         staging.check_usable(config.staging_dir, frozenset(), run.mounts)
+        watchdog.require_watchdog(config, request.owner, request.post_within_s)
     else:
         passable_dir(config.staging_dir)
-    watchdog.require_watchdog(config, request.owner, request.post_within_s)
     level = None
     with guest.apart() as own:
         choice = LevelChoice(run, own, _shared(run, [guest.uuid]), eligible)

@@ -386,6 +386,18 @@ def test_an_agent_that_is_silent(elsewhere: Elsewhere, job: FakeBackupJob) -> No
     assert elsewhere.at_rest()
 
 
+def test_it_is_not_frozen_without_a_watchdog(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
+    def none(*_: object) -> None:
+        raise NotHeld("no watchdog runs")
+
+    elsewhere.patch.setattr(watchdog, "require_watchdog", none)
+    with pytest.raises(BackupImpossible, match="no watchdog runs"):
+        elsewhere.back_up(Wanted.QUIESCED)
+    made = elsewhere.back_up()
+    assert made.manifest.consistency is CRASH and "no watchdog runs" in made.manifest.reason
+    assert elsewhere.guest.calls == [] and elsewhere.at_rest()
+
+
 def test_libvirt_refuses_its_job(elsewhere: Elsewhere, job: FakeBackupJob) -> None:
     job.refuses = lambda _xml, _checkpoint: "Permission denied"
     made = elsewhere.back_up(Wanted.QUIESCED)
