@@ -63,7 +63,7 @@ class CheckedHost:
         self._write_files()
         self._configure(root)
         self.nas = FakeNas(self.root / "nas", patch)
-        self._really_pools, self._really_properties_of = zfs.pools, zfs.properties_of
+        self._really_properties_of = zfs.properties_of
         patch.setattr(zfs, "pools", self._pools)
         patch.setattr(zfs, "datasets", self._datasets)
         patch.setattr(zfs, "properties_of", self._properties_of)
@@ -203,9 +203,7 @@ esac"""
         """As commands read it."""
         return msgspec.toml.decode(self.config_file.read_bytes(), type=Config)
 
-    def _pools(self, names: Sequence[str] = (), remote: RemoteHost = HERE) -> dict[str, Pool]:
-        if remote.host:
-            return self._really_pools(names, remote)
+    def _pools(self, names: Sequence[str] = ()) -> dict[str, Pool]:
         return {name: pool for name, pool in self.pools.items() if name in names or not names}
 
     def _datasets(self, tops: Sequence[str] = ()) -> dict[str, Dataset]:

@@ -68,19 +68,20 @@ class FakeNas:
         self.properties = {ROOT: PROPERTIES | {"zvmsnap:vault": str(self.vault)}}
         self.said = {
             "zfs version": "zfs-2.3.2-2\nzfs-kmod-2.3.2-2\n",
-            "zpool list -Hp -o name,health,size,free,capacity usb": (
-                f"usb\tONLINE\t{1 << 41}\t{1 << 40}\t50\n"
-            ),
-            "zpool get -Hpo property,value all usb": (
-                "size\t1\nfeature@block_cloning\tactive\nfeature@encryption\tenabled\n"
-            ),
-            "id -u": "1001\n",
-            "id -un": "offsite\n",
-            "id -Gn": "offsite backup\n",
+            "id": "uid=1001(offsite) gid=1001(offsite) groupes=1001(offsite),34(backup)\n",
             "rsync --version": "rsync  version 3.2.7\n",
         }
+        self.pool()
         self.allow(f"\tuser offsite {PERMISSIONS}")
         self.write()
+
+    def pool(self, **changes: str) -> None:
+        """Say this of its pool; `block_cloning` and `encryption` are features."""
+        own = {"health": "ONLINE", "capacity": "50", "block_cloning": "active"}
+        own |= {"encryption": "enabled", **changes}
+        features = {each: f"feature@{each}" for each in ("block_cloning", "encryption")}
+        lines = [f"{features.get(name, name)}\t{value}\n" for name, value in own.items()]
+        self.said["zpool get -Hpo property,value all usb"] = "".join(lines)
 
     def allow(self, *lines: str, kind: str = "Local+Descendent permissions:") -> None:
         """Say that these permissions were delegated."""

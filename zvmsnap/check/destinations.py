@@ -8,6 +8,7 @@ shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,12 +36,14 @@ from zvmsnap.zfs.belongings import Who
 from zvmsnap.zfs.types import Dataset
 
 # ssh itself gives up after 20 s, and says why.
-_MACHINE_S = 30.0
+_MACHINE_S = 60.0
 _GRACE_S = 5.0
 _ENCRYPT_WITH = "age"
 _TRIED_ZFS = (2, 1)
 _FULL_PERCENT = 95
 _NEARLY_FULL_PERCENT = 85
+_NAMED = re.compile(r"(\d+)\(([^)]*)\)")
+_CLONES = "feature@block_cloning"
 _CLONING = "/sys/module/zfs/parameters/zfs_bclone_enabled"
 # As docs/how-to/offsite.md says.
 _NEEDED = frozenset(
@@ -64,6 +67,10 @@ class _Place:
     @property
     def name(self) -> str:
         return self.there.name
+
+    @property
+    def pool(self) -> str:
+        return self.there.root.partition("/")[0]
 
     @property
     def gets_ram(self) -> bool:
@@ -165,13 +172,17 @@ def _place(facts: Facts, place: _Place, remote: RemoteHost) -> list[Finding]:
         text = "does not exist there: nothing is sent"
         mend = f"there: zpool import, or zfs create -u -o canmount=off {root}"
         return [red("destination.missing", place.name, text, mend)]
-    found = [*_room(place, has, remote), *_key(facts, place, has)]
-    found += _vault(place, has, remote)
+    found = [*_key(facts, place, has), *_vault(place, has, remote)]
     if place.there.host:
+        pool = programs.pool(place.pool, remote)
         found += _version(place, version)
-        found += _features(facts, place, remote)
+        found += _health(place, pool.get("health", ""))
+        found += _room(place, has, _number(pool.get("capacity", "")))
+        found += _features(facts, place, pool, remote)
         found += _allowed(place, remote)
         found += _rsync(place, remote)
+    else:
+        found += _room(place, has)
     if found:
         return found
     free = size(_number(has.get("available", "")))
@@ -182,16 +193,18 @@ def _number(said: str) -> int:
     return int(said) if said.isascii() and said.isdecimal() and len(said) <= 20 else 0
 
 
-def _room(place: _Place, has: Mapping[str, str], remote: RemoteHost) -> Iterator[Finding]:
+def _health(place: _Place, health: str) -> Iterator[Finding]:
+    if health != "ONLINE":
+        text = f"its pool {place.pool} is {foreign.line(health, 40)}"
+        yield yellow(
+            "destination.degraded", place.name, text, f"there: zpool status -v {place.pool}"
+        )
+
+
+def _room(place: _Place, has: Mapping[str, str], full_percent: int = 0) -> Iterator[Finding]:
     """Is there room, by the pool and by a quota of the dataset?"""
-    name = place.there.root.partition("/")[0]
-    pool = zfs.pools([name], remote).get(name)
-    if pool and pool.health not in ("ONLINE", ""):
-        text = f"its pool {name} is {foreign.line(pool.health, 40)}"
-        yield yellow("destination.degraded", place.name, text, f"there: zpool status -v {name}")
     free_bytes, used_bytes = _number(has.get("available", "")), _number(has.get("used", ""))
-    of_quota = 100 * used_bytes // max(1, used_bytes + free_bytes)
-    full = max(of_quota, pool.full_percent if pool else 0)
+    full = max(100 * used_bytes // max(1, used_bytes + free_bytes), full_percent)
     mend = f"there: zfs list -o space -r {place.there.root}; does sanoid prune there?"
     if full >= _FULL_PERCENT:
         text = f"is {full} % full, with {size(free_bytes)} free: sends will fail"
@@ -232,9 +245,10 @@ def _vault(place: _Place, has: Mapping[str, str], remote: RemoteHost) -> Iterato
         text, _, mend = str(error).removeprefix(f"{place.name}: ").partition(": ")
         yield red("destination.vault", place.name, text, mend)
         return
-    if not _is_so(remote, "-e", path):
-        path = path.rpartition("/")[0] or "/"  # a send makes the last directory
-    if not _is_so(remote, "-w", path):
+    if _is_so(remote, "-w", path):
+        return
+    above = path.rpartition("/")[0] or "/"  # a send makes the last directory
+    if _is_so(remote, "-e", path) or not _is_so(remote, "-w", above):
         text = f"its user may not write to {path}: datasets arrive, and points do not"
         yield red("destination.vault", place.name, text, "there: chown it to that user")
 
@@ -251,19 +265,20 @@ def _version(place: _Place, version: str) -> Iterator[Finding]:
         yield yellow("destination.zfs", place.name, text, "install a newer one there (backports)")
 
 
-def _features(facts: Facts, place: _Place, remote: RemoteHost) -> Iterator[Finding]:
+def _features(
+    facts: Facts, place: _Place, can: Mapping[str, str], remote: RemoteHost
+) -> Iterator[Finding]:
     """What the pool there must be able to take, and what saves room in it."""
-    pool = place.there.root.partition("/")[0]
-    can = programs.features(pool, remote)
+    pool = place.pool
     encrypted = [each.name for each in _sent(facts, place) if each.encrypted]
-    if encrypted and can.get("encryption", "") not in ("enabled", "active"):
+    if encrypted and can.get("feature@encryption") not in ("enabled", "active"):
         text = f"its pool {pool} cannot take {encrypted[0]}, which is encrypted"
         mend = f"there: zpool set feature@encryption=enabled {pool}"
         yield red("destination.encryption", place.name, text, mend)
     shares = facts.config.image.pages and place.gets_ram and not place.is_encrypted_here
-    if not shares or "block_cloning" not in can:
+    if not shares or _CLONES not in can:
         return  # older than 2.2: nothing can be done about it but to install another
-    if can["block_cloning"] == "disabled":
+    if can[_CLONES] == "disabled":
         text = f"its pool {pool} has no block cloning yet: RAM images share nothing there"
         mend = f"there: zpool set feature@block_cloning=enabled {pool}"
         yield yellow("destination.block-cloning", place.name, text, mend)
@@ -276,13 +291,14 @@ def _features(facts: Facts, place: _Place, remote: RemoteHost) -> Iterator[Findi
 def _allowed(place: _Place, remote: RemoteHost) -> Iterator[Finding]:
     """May the user there receive? root may."""
     root = place.there.root
-    if remote.run("id", "-u").strip() == "0":
+    # `uid=1000(offsite) gid=1000(offsite) groups=…`: these words may be in any language.
+    (number, name), *groups = _NAMED.findall(remote.run("id"))
+    if number == "0":
         return
-    groups = frozenset(remote.run("id", "-Gn").split())
-    who = Who(remote.run("id", "-un").strip(), groups)
+    who = Who(name, frozenset(group for _, group in groups))
     missing = sorted(_NEEDED - belongings.may(root, who, remote))
     if missing:
-        name = foreign.line(who.name, 40)
+        name = foreign.line(name, 40)
         text = f"{name} may not {', '.join(missing)}"
         mend = f"there, as root: zfs allow {name} {','.join(missing)} {root}"
         if _VITAL.isdisjoint(missing):

@@ -22,7 +22,6 @@ _HINT = "is zfsutils-linux installed?"
 # Of ENOENT alone: zfs_standard_error_fmt in OpenZFS's libzfs_util.c. No name has a quote in it.
 _MISSING = re.compile(rb"^cannot open '([^'\n]+)': dataset does not exist$", re.MULTILINE)
 _OF_A_NAME = b"cannot open '"
-_FEATURE = "feature@"
 
 
 def output(
@@ -150,13 +149,11 @@ def version(remote: RemoteHost) -> str:
     return said.removeprefix("zfs-")
 
 
-def features(pool: str, remote: RemoteHost) -> dict[str, str]:
-    """What a pool can: `enabled`, `active` or `disabled`, by the name of the feature.
+def pool(name: str, remote: RemoteHost) -> dict[str, str]:
+    """All properties of a pool, and its features as `feature@NAME`. Raises ZfsFailed.
 
-    Those that its ZFS does not know are left out. Raises ZfsFailed.
+    A feature is `enabled`, `active` or `disabled`, or missing, if the ZFS there does not know it.
     """
-    printed = output("zpool", "get", "-Hpo", "property,value", "all", pool, remote=remote)
+    printed = output("zpool", "get", "-Hpo", "property,value", "all", name, remote=remote)
     pairs = (line.partition("\t") for line in text(printed).split("\n"))
-    return {
-        name.removeprefix(_FEATURE): value for name, _, value in pairs if name.startswith(_FEATURE)
-    }
+    return {name: value for name, tab, value in pairs if tab}

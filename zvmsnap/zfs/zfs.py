@@ -128,11 +128,10 @@ def pool_guids() -> dict[str, int]:
     return {name: int(guid) for name, guid in programs.lines(output, columns=2)}
 
 
-def pools(names: Sequence[str] = (), remote: RemoteHost = HERE) -> dict[str, Pool]:
-    """All imported pools, or these, by name, here or at a destination. Raises ZfsFailed."""
+def pools(names: Sequence[str] = ()) -> dict[str, Pool]:
+    """All imported pools, or these, by name. Raises ZfsFailed."""
     columns = "name,health,size,free,capacity"
-    printed = programs.output("zpool", "list", "-Hp", "-o", columns, *names, remote=remote)
-    output = programs.text(printed)
+    output = programs.text(programs.output("zpool", "list", "-Hp", "-o", columns, *names))
     return {
         name: Pool(name, health, *(int(_value(each) or 0) for each in numbers))
         for name, health, *numbers in programs.lines(output, 1 + columns.count(","))
