@@ -34,14 +34,22 @@ mount -t proc /proc /proc
 mount -t sysfs /sys /sys
 mount -t devtmpfs /dev /dev
 ln -s /proc/self/fd /dev/fd
-mkdir -p /dev/virtio-ports /dev/shm /dev/disk/by-path
+mkdir -p /dev/virtio-ports /dev/shm /dev/disk/by-path /sysroot
 for port in /sys/class/virtio-ports/*; do
     read -r name < "$port/name"
     ln -s "../${port##*/}" "/dev/virtio-ports/$name"
 done
+for disk in /sys/block/sd*; do
+    cd -P "$disk/device"
+    ln -s "../../${disk##*/}" "/dev/disk/by-path/scsi-${PWD##*/}"
+done
+cd /
 mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir -p /run/lock /tmp/lvm
-echo 'devices { use_devicesfile = 0 }' > /tmp/lvm/lvm.conf
+cat > /tmp/lvm/lvm.conf <<'END'
+devices { use_devicesfile = 0 }
+activation { udev_sync = 0 udev_rules = 0 }
+END
 modprobe dm_mod
 lvm vgchange -ay
 echo guestfsd
