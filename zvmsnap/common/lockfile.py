@@ -20,14 +20,18 @@ _INTENT_MAX = 200
 def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[None]:
     """Hold the lock `name`; its file says what for. Raises LockTimeout, which names the holder.
 
-    The file stays: removing it would let two processes lock two files of the same name.
+    The file stays.
     """
     path = private_dir(directory) / f"{name}.lock"
-    # O_CLOEXEC: a child that outlives us must not keep it (as sanoid's own cron lock leaks).
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, PRIVATE_FILE)
+    # Real time, in tests too: whoever holds the lock works on in real time.
+    deadline_s = time.monotonic() + timeout_s
+    descriptor = _open(path)
     try:
-        _acquire(descriptor, path, intent, timeout_s)
+        _acquire(descriptor, path, intent, timeout_s, deadline_s)
+        while not _is_there(descriptor, path):  # its holder has removed it: others lock a new one
+            stale, descriptor = descriptor, _open(path)
+            os.close(stale)
+            _acquire(descriptor, path, intent, timeout_s, deadline_s)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{intent} (pid {os.getpid()})".encode(), 0)
         yield
@@ -37,7 +41,7 @@ def lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[
 
 @contextmanager
 def own_lock(directory: Path, name: str, intent: str, timeout_s: float) -> Iterator[None]:
-    """As `lock`, of a name that nobody takes after its holder: the file goes with it."""
+    """As `lock`; its file is removed at the end: for names of which there are ever new ones."""
     with lock(directory, name, intent, timeout_s):
         try:
             yield
@@ -77,9 +81,20 @@ def _holder(path: Path) -> str:
         return ""
 
 
-def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float) -> None:
-    # Real time, in tests too: whoever holds the lock works on in real time.
-    deadline_s = time.monotonic() + timeout_s
+def _open(path: Path) -> int:
+    # O_CLOEXEC: a child that outlives us must not keep it (as sanoid's own cron lock leaks).
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Is the open file still the one of that name?"""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(descriptor: int, path: Path, intent: str, timeout_s: float, deadline_s: float) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ import pytest
 
 import zvmsnap
 from zvmsnap.common.errors import LockTimeout
-from zvmsnap.common.lockfile import lock
+from zvmsnap.common.lockfile import lock, own_lock
 
 HOLDER = """\
 import subprocess, sys, time
@@ -76,6 +76,28 @@ def test_free_when_its_holder_is_killed_though_its_child_lives_on(tmp_path: Path
         with lock(tmp_path, "guest", "capture web", 0):
             os.kill(child, 0)
             assert (tmp_path / "guest.lock").exists()
+
+
+def test_who_waits_for_a_lock_whose_file_goes_gets_one_that_others_see(tmp_path: Path) -> None:
+    has_it, leave = threading.Event(), threading.Event()
+
+    def wait_for_it() -> None:
+        with own_lock(tmp_path, "backup", "back up", 30):
+            has_it.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=wait_for_it)
+    with own_lock(tmp_path, "backup", "consolidate", 30):
+        thread.start()
+        time.sleep(0.2)  # it has the file open
+    try:
+        assert has_it.wait(30)
+        with pytest.raises(LockTimeout), own_lock(tmp_path, "backup", "consolidate", 0):
+            pytest.fail("two hold it")
+    finally:
+        leave.set()
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_names_are_other_locks(tmp_path: Path) -> None:
