@@ -36,7 +36,7 @@ from zvmsnap.points.manifest import SnapshotRef
 from zvmsnap.points.point import RestorePoint, read_point
 from zvmsnap.retention import keep_memory
 from zvmsnap.retention.forget import LOCK
-from zvmsnap.retention.keep_memory import REMOVED, Rule, Standing
+from zvmsnap.retention.keep_memory import REMOVED, Rule, RulesOf, Standing
 from zvmsnap.zfs import zfs
 
 _GUID = "guid"
@@ -113,17 +113,23 @@ def find(config: Config, points: Iterable[RestorePoint], asked: Asked) -> list[R
 
 def _going(own: list[RestorePoint], asked: Asked, now: datetime) -> list[RestorePoint]:
     first = keep_memory.going(own, asked.rules_of, now)
-    # A snapshot that somebody has renamed may be of a type that is kept longer.
-    unsure = [each for each in first if asked.rules_of(each) != asked.rules_of(each, TYPES)]
-    if not unsure:
-        return first
-    renamed = _renamed_types(unsure, asked)
+    rules_of = _by_names_of_now(first, asked)
+    again = {point.directory for point in keep_memory.going(own, rules_of, now)}
+    return [point for point in first if point.directory in again]
+
+
+def _by_names_of_now(points: Iterable[RestorePoint], asked: Asked) -> RulesOf:
+    """The rules, for these points also by types that their snapshots have got by a new name.
+
+    Such a type may be kept longer.
+    """
+    unsure = [each for each in points if asked.rules_of(each) != asked.rules_of(each, TYPES)]
+    renamed = _renamed_types(unsure, asked) if unsure else {}
 
     def rules_of(point: RestorePoint) -> frozenset[Rule]:
         return asked.rules_of(point, renamed.get(point.directory, ()))
 
-    again = {point.directory for point in keep_memory.going(own, rules_of, now)}
-    return [point for point in first if point.directory in again]
+    return rules_of
 
 
 def _renamed_types(points: Iterable[RestorePoint], asked: Asked) -> dict[Path, set[str]]:
@@ -150,7 +156,8 @@ def standing(config: Config, point: RestorePoint) -> Standing | None:
     own = list(_read(vault.having_memory(config.vault_dir, domain), uuid))
     asked = Asked(config.default_keep)
     asked.ask(_datasets_of(own))
-    standings = keep_memory.standings(own, asked.rules_of, datetime.now(UTC))
+    rules_of = _by_names_of_now([point], asked)
+    standings = keep_memory.standings(own, rules_of, datetime.now(UTC))
     return next((each for each in standings if each.point.directory == point.directory), None)
 
 

@@ -166,12 +166,17 @@ def test_the_type_that_keeps_longest_counts(config: Config, put: Put, pools: Fak
 def test_a_snapshot_that_was_renamed_is_of_its_new_type(
     config: Config, put: Put, pools: FakeZfs
 ) -> None:
-    for hour in (1, 2, 3):
-        put(hour)
+    points = [put(hour) for hour in (1, 2, 3)]
     pools.properties = [("tank", KEEP, "1"), ("tank", f"{KEEP}:manual", "all")]
     pools.present["tank/web@keep-before-upgrade"] = pools.present.pop(
         "tank/web@autosnap_2026-11-20_01:00:00_hourly"
     )
+    told = [old_memory.standing(config, point) for point in points]
+    assert [each.until for each in told if each] == [
+        "as long as the point",
+        "until the next point, or prune",
+        "until 1 more points have RAM (1)",
+    ]
     old_memory.tidy(config, GUEST)
     assert with_ram(config) == ["01", "03"]
     assert prune.sweep(config).old_memory == []
