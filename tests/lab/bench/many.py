@@ -33,6 +33,8 @@ def measure(lab: Lab, cell: Cell, repeats: int, *, warm: bool) -> Measured:
         "zvmsnap list": scene.command("zvmsnap", "list"),
         "zvmsnap list g0": scene.command("zvmsnap", "list", "g0"),
         "zvmsnap prune --dry-run": scene.command("zvmsnap", "prune", "--dry-run"),
+        "zvmsnap report --html": scene.command("zvmsnap", "report", "--html", "/root/report.html"),
+        "zvmsnap monitor": scene.command("zvmsnap", "monitor", statuses=(0, 1, 2, 3)),
         # The guests of these points do not exist: verify says so of some.
         "zvmsnap verify": scene.command("zvmsnap", "verify", statuses=(0, 1)),
         "zvmsnap send --all --dry-run": scene.command(
