@@ -241,7 +241,8 @@ def test_longer_and_raw(lab: Lab) -> None:
     assert_nothing_left(lab)
 
 
-OTHER = "it's \"other\""
+# With a double quote in its name AppArmor starts no guest.
+OTHER = "it's other"
 
 
 @pytest.mark.whole
