@@ -10,6 +10,7 @@ ways.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -83,7 +84,10 @@ def prefix(level: int) -> str:
 
 
 class _Journal(logging.Handler):
-    """Sends each line to the journal; as soon as it does not take one, lines go elsewhere."""
+    """Sends each line to the journal; as soon as it does not take one, lines go elsewhere.
+
+    But for one that is too long for it: that goes elsewhere alone.
+    """
 
     def __init__(self, otherwise: logging.Handler) -> None:
         super().__init__()
@@ -96,8 +100,11 @@ class _Journal(logging.Handler):
             try:
                 _send(_fields(record, self.format(record)))
                 return
-            except OSError:
-                self._takes = False
+            except OSError as error:
+                self._takes = error.errno == errno.EMSGSIZE
+            except Exception:
+                self.handleError(record)
+                return
         self._otherwise.emit(record)
 
 

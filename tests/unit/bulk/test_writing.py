@@ -35,6 +35,20 @@ def test_a_hole_that_the_disk_refuses() -> None:
         writing.punch(-1, 0, 4096)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 4, 5, 7, 100])
+def test_writes_are_whole_whatever_the_kernel_takes_at_once(
+    files: tuple[int, int], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:at_once]))
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:at_once], at))
+    monkeypatch.setattr(os, "writev", lambda file, parts: write(file, b"".join(parts)[:at_once]))
+    writing.write_vector(files[1], [b"abcd", memoryview(b"e"), b"", b"fgh"])
+    writing.write(files[1], b"ijklm")
+    writing.write_at(files[1], b"BCDEFG", 1)
+    assert os.pread(files[1], 100, 0) == b"aBCDEFGhijklm"
+
+
 def test_the_disk_has_work_while_a_file_grows(
     files: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,9 +184,9 @@ def test_the_journal_gets_entries_of_our_own(child: str, journal: socket.socket)
     assert failed["MESSAGE_ID"] == log.message_id("ValueError")
 
 
-def test_a_journal_that_takes_nothing_is_not_waited_for_again(
-    journal: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def printed(journal: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What goes to stderr of lines for that journal."""
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(log, "leads_to_journal", lambda _stream: True)
@@ -194,17 +194,43 @@ def test_a_journal_that_takes_nothing_is_not_waited_for_again(
     monkeypatch.setattr(log, "_SEND_WITHIN_S", 0.05)
     monkeypatch.setattr(log.plain(), "propagate", False)
     before = log.plain().handlers[:]
-    try:
-        log.setup()
-        for number in range(2000):
-            log.plain().warning("%d", number)
-    finally:
-        log.plain().handlers[:] = before
-    printed = stderr.getvalue().splitlines()
+    log.setup()
+    yield stderr
+    log.plain().handlers[:] = before
+
+
+def test_a_journal_that_takes_nothing_is_not_waited_for_again(
+    journal: socket.socket, printed: io.StringIO
+) -> None:
+    for number in range(2000):
+        log.plain().warning("%d", number)
     taken = [entry["MESSAGE"] for entry in entries(journal)]
-    said = [line.removeprefix("<4>zvmsnap: ") for line in printed]
+    said = [line.removeprefix("<4>zvmsnap: ") for line in printed.getvalue().splitlines()]
     assert 0 < len(taken) < 2000
     assert taken + said == [f"warning: {number}" for number in range(2000)]
+
+
+def test_a_line_that_is_too_long_for_the_journal_goes_elsewhere_alone(
+    journal: socket.socket, printed: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a traceback of many frames, with the error that it is of after it."""
+    monkeypatch.setattr(foreign.printable, "__defaults__", (1 << 20,))
+    log.plain().warning("x" * (1 << 19))
+    log.plain().error("no")
+    assert printed.getvalue() == f"<4>zvmsnap: warning: {'x' * (1 << 19)}\n"
+    assert [entry["MESSAGE"] for entry in entries(journal)] == ["error: no"]
+
+
+def test_a_line_that_cannot_be_made_ends_nothing(
+    journal: socket.socket, printed: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler, *_of_pytest = log.plain().handlers
+    wrong = logging.LogRecord("zvmsnap", logging.ERROR, "x.py", 1, "%d", ("no number",), None)
+    handler.handle(wrong)
+    log.plain().error("after it")
+    assert "TypeError" in capsys.readouterr().err
+    assert [entry["MESSAGE"] for entry in entries(journal)] == ["error: after it"]
+    assert printed.getvalue() == ""
 
 
 def test_what_a_line_is_about(journal: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
