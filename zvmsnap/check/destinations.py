@@ -9,6 +9,7 @@ shown.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -300,7 +301,8 @@ def _allowed(place: _Place, remote: RemoteHost) -> Iterator[Finding]:
     if missing:
         name = foreign.line(name, 40)
         text = f"{name} may not {', '.join(missing)}"
-        mend = f"there, as root: zfs allow {name} {','.join(missing)} {root}"
+        # A name of a directory service may be anything, and who reads this may paste it.
+        mend = f"there, as root: zfs allow {shlex.quote(name)} {','.join(missing)} {root}"
         if _VITAL.isdisjoint(missing):
             yield yellow("destination.allow", place.name, f"{text}: some sends fail", mend)
         else:

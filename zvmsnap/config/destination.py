@@ -69,12 +69,14 @@ class Destination:
         """
         path = properties.get(PROPERTY)
         if not path:
-            if properties.get("mounted") != "yes":
+            mountpoint = properties.get("mountpoint", "")
+            # One that is `legacy` may be mounted, anywhere.
+            if properties.get("mounted") != "yes" or not mountpoint.startswith("/"):
                 raise VaultMissing(
                     f"{self.name}: where its vault is, is not known: zfs set "
                     f"{PROPERTY}=/DIRECTORY {self.root} there, or mount it"
                 )
-            return f"{properties.get('mountpoint', '').rstrip('/')}/{_BESIDE}"
+            return f"{mountpoint.rstrip('/')}/{_BESIDE}"
         if not path.startswith("/") or not path.isprintable():
             raise VaultMissing(f"{self.name}: {PROPERTY} is {path!r}, and no absolute path")
         return path

@@ -212,7 +212,7 @@ def may(dataset: str, who: Who, remote: RemoteHost) -> frozenset[str]:
     sets: dict[str, list[str]] = {}
     for each in (*own, *above):
         if each.options[0] == "-s":
-            sets.setdefault(each.options[1], []).extend(each.permissions.split(","))
+            sets.setdefault(each.options[1], []).append(each.permissions)
     # Of those above, what counts for this dataset counts below it, too.
     inherited = [each for each in above if "-l" not in each.options]
     here = [each for each in own if "-d" not in each.options]
@@ -223,13 +223,14 @@ def may(dataset: str, who: Who, remote: RemoteHost) -> frozenset[str]:
 def _given(
     delegations: Iterable[Delegation], who: Who, sets: Mapping[str, list[str]]
 ) -> frozenset[str]:
-    named = (
-        each
-        for delegation in delegations
-        if who.has(delegation)
-        for each in delegation.permissions.split(",")
-    )
-    return frozenset(word for each in named for word in (each, *sets.get(each, ())))
+    """All that is delegated to this user; a set may have other sets in it, zfs-allow(8)."""
+    waiting = [each.permissions for each in delegations if who.has(each)]
+    given: set[str] = set()
+    while waiting:
+        named = set(waiting.pop().split(",")) - given
+        given |= named
+        waiting += [permissions for name in named for permissions in sets.get(name, ())]
+    return frozenset(given)
 
 
 def grant(dataset: str, delegation: Delegation) -> None:

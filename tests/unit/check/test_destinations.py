@@ -133,6 +133,12 @@ def test_what_comes_from_there_is_made_printable(checked: CheckedHost) -> None:
     assert all(each.line().isprintable() for each in found)
 
 
+def test_a_user_s_name_is_one_word_of_the_command(checked: CheckedHost) -> None:
+    checked.nas.said["id"] = "uid=1001(x;reboot) gid=7(x)\n"
+    (found,) = of(checked)
+    assert "zfs allow 'x;reboot' canmount," in found.line()
+
+
 def test_encrypted_guests_need_a_pool_that_takes_them(checked: CheckedHost) -> None:
     checked.datasets[WEB] = replace(checked.datasets[WEB], encrypted=True)
     checked.properties["cheap/vault"]["encryption"] = "aes-256-gcm"

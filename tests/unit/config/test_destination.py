@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zvmsnap.common.errors import DestinationInvalid
+from zvmsnap.common.errors import DestinationInvalid, VaultMissing
 from zvmsnap.config import destination
 from zvmsnap.config.destination import Destination
 
@@ -54,6 +54,31 @@ def test_datasets_below_the_root() -> None:
     usb = Destination("", "usb/offsite")
     assert usb.holds("usb/offsite/tank")
     assert not usb.holds("usb/offsite") and not usb.holds("usb/offsite2/tank")
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "mounted", "own", "path"),
+    [
+        ("/usb", "yes", "", "/usb/zvmsnap-vault"),
+        ("/", "yes", "", "/zvmsnap-vault"),
+        ("/usb", "no", "/x", "/x"),
+        ("legacy", "yes", "/x", "/x"),
+    ],
+)
+def test_where_its_vault_is(mountpoint: str, mounted: str, own: str, path: str) -> None:
+    has = {"mountpoint": mountpoint, "mounted": mounted, "zvmsnap:vault": own}
+    assert Destination("nas", "usb").vault(has) == path
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "mounted", "own"),
+    [("/usb", "no", ""), ("legacy", "yes", ""), ("none", "no", ""), ("/usb", "yes", "x"),
+     ("/usb", "yes", "/a\nb")],
+)  # fmt: skip
+def test_a_vault_that_is_nowhere(mountpoint: str, mounted: str, own: str) -> None:
+    has = {"mountpoint": mountpoint, "mounted": mounted, "zvmsnap:vault": own}
+    with pytest.raises(VaultMissing, match="nas:usb: "):
+        Destination("nas", "usb").vault(has)
 
 
 def test_rate() -> None:

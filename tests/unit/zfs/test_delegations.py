@@ -64,7 +64,8 @@ Local+Descendent permissions:
 \tuser offsite @mine,@above
 ---- Permissions on tank ---------------------------------------------
 Permission sets:
-\t@above receive
+\t@above receive,@more
+\t@more promote,@above
 Local permissions:
 \tuser offsite share
 Descendent permissions:
@@ -77,8 +78,11 @@ Local+Descendent permissions:
 @pytest.mark.parametrize(
     ("who", "expected"),
     [
-        (Who("offsite", frozenset()), "@above @mine clone destroy receive snapshot"),
-        (Who("offsite", frozenset({"staff"})), "@above @mine clone destroy mount receive snapshot"),
+        (Who("offsite", frozenset()), "@above @mine @more clone destroy promote receive snapshot"),
+        (
+            Who("offsite", frozenset({"staff"})),
+            "@above @mine @more clone destroy mount promote receive snapshot",
+        ),
         (Who("joe", frozenset({"offsite"})), "create"),
         (Who("ann", frozenset({"staff"})), ""),
     ],
