@@ -49,7 +49,7 @@ def back_up_point(
             for target, disk in disks.items()
         }
         memory = manifest.memory
-        writing.check_room(list(contents.values()), memory.image_bytes if memory else 0)
+        writing.check_room(contents, memory.image_bytes if memory else 0)
         for target, content in contents.items():
             writing.add_disk(target, content)
         stored = {name: definition.stored(point.directory, name) for name in SMALL}

@@ -7,6 +7,7 @@ own locks keep the guest from being started on disks that are being read.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 
 from zvmsnap.archive import images
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
@@ -39,10 +40,11 @@ def back_up_offline(
     limit_s = config.limits.lock_timeout_s
     about = log.about(guest.name, str(directory.path))
     with (
-        lock(config.locks_dir, guest.uuid, intent, limit_s),
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, limit_s),
+        ExitStack() as guest_lock,
         making(config, directory, guest.name, guest.uuid) as writer,
     ):
+        guest_lock.enter_context(lock(config.locks_dir, guest.uuid, intent, limit_s))
         _refuse_active(guest)
         domain = domain_xml.parse(guest.xml())
         disks = [disk for disk in domain.disks if disk.writable]
@@ -51,12 +53,13 @@ def back_up_offline(
         check_chosen(guest, disks, contents, options.exclude)
         base = base_for(directory, guest.uuid, options.level)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)
-        writing.check_room(list(contents.values()), 0)
+        writing.check_room(contents, 0)
         for target, content in contents.items():
             writing.add_disk(target, content)
         missing = definition.store(guest, writing.path, [], [])
         writing.add_written(SMALL)
         _refuse_active(guest)
+        guest_lock.close()  # its hooks need not wait for the checksums
         if writing.is_like_parent():
             return None
         subject = Subject(

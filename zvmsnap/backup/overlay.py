@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -36,6 +36,7 @@ from zvmsnap.capture.snapshot_run import CaptureRequest, SnapshotRun
 from zvmsnap.common.errors import BackupFailed, BackupImpossible, Cancelled, DomainBusy
 from zvmsnap.common.lockfile import own_lock
 from zvmsnap.common.process import Process, asked_meanwhile
+from zvmsnap.common.signals import cancel_at_once
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.mode import Mode, mode_set
 from zvmsnap.config.settings import Config
@@ -73,10 +74,11 @@ def back_up_on_overlays(
     run = backup_run(config, host, directory, mode, cancelled, on_overlays=True)
     intent = f"back up {guest.name} to {directory.path}"
     with (
-        one_guest.locked(run, guest, intent),
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, config.limits.lock_timeout_s),
+        ExitStack() as guest_lock,
         making(config, directory, guest.name, guest.uuid) as writer,
     ):
+        guest_lock.enter_context(one_guest.locked(run, guest, intent))
         refuse_others(config, guest)
         jobs.wait_idle(guest, config.limits.busy_timeout_s, cancelled)
         seen = location.locate_disks(host, guest, run.mounts)
@@ -90,7 +92,7 @@ def back_up_on_overlays(
         base = base_for(directory, guest.uuid, options.level)
         about = run.about(guest)
         writing = Writing(config, directory, writer, base, about, compress=options.compress)
-        writing.check_room(list(contents.values()), _ram_bytes(guest, eligible, mode))
+        writing.check_room(contents, _ram_bytes(guest, eligible, mode))
         with _captured(run, guest, eligible) as capture:
             with asked_meanwhile(capture.check):
                 for target, content in contents.items():
@@ -102,6 +104,8 @@ def back_up_on_overlays(
             writing.add_small({n: path.read_bytes() for n, path in small.items() if path.exists()})
             if entry.level.has_memory:
                 writing.add_memory(partial(_move, staging.memory), entry.memory_format)
+        guest_lock.close()  # its hooks need not wait for the checksums
+        cancel_at_once()
         subject = Subject(
             domain=guest.name,
             uuid=guest.uuid,

@@ -2,8 +2,8 @@
 
 QEMU itself writes each disk as it was when the job began, while the guest runs on: what has changed
 since libvirt's checkpoint of the last backup (backup/checkpoints), or all of it, which is compared
-with the last backup after that. The guest's lock is held meanwhile, as hooks and backups must take
-turns: a merge would wait for the job.
+with the last backup after that. The guest's lock is held until the job has ended, as hooks and
+backups must take turns: a merge would wait for the job.
 
     pushes, checkpoint   are noted before the job begins: libvirt may have both
     publish              from then on the checkpoint is that of a backup
@@ -17,7 +17,7 @@ import os
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +50,7 @@ from zvmsnap.common.errors import (
     ConnectionLost,
     LibvirtFailed,
     QemuImgFailed,
+    ZvmsnapError,
 )
 from zvmsnap.common.lockfile import lock, own_lock
 from zvmsnap.common.log import Logger
@@ -91,9 +92,10 @@ def back_up_running(
     limit_s = config.limits.lock_timeout_s
     about = run.about(guest)
     with (
-        one_guest.locked(run, guest, intent),
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, limit_s),
+        ExitStack() as guest_lock,
     ):
+        guest_lock.enter_context(one_guest.locked(run, guest, intent))
         refuse_others(config, guest)
         _end_dead(config, host, guest)
         with (
@@ -114,13 +116,15 @@ def back_up_running(
             name = checkpoints.name_of(destination, created, writer.work.id)
             sources = [Source(disk, location.path_of(host, disk)) for disk in chosen]
             planned = checkpoints.plan(guest, sources, base, destination, name)
-            writing.check_free(_pushed_bytes(sources, planned))
+            writing.check_free(_room_bytes(sources, planned, writing))
             missing = definition.store(guest, writing.path, [], [])
             with _pushed(run, guest, domain, chosen, planned, writer) as (did, was, pushed):
-                contents = {target: _content(path, target, did) for target, path in pushed.items()}
-                writing.check_room(list(contents.values()), 0)
-                for target, content in contents.items():
+                guest_lock.close()  # its hooks need not wait for what is read and written now
+                for target, path in pushed.items():
+                    content = _content(path, target, did)
+                    writing.check_room({target: content}, 0)
                     writing.add_disk(target, content)
+                    path.unlink(missing_ok=True)
             writing.add_written(SMALL)
             subject = Subject(
                 domain=guest.name,
@@ -133,7 +137,7 @@ def back_up_running(
                 checkpoint=did.name,
             )
             made = writing.publish(subject, [disk.target for disk in disks if disk not in chosen])
-            checkpoints.forget_old(guest, directory, destination, about)
+            _forget_old(run, guest, directory, destination)
             writer.note(pushes=False, checkpoint="")
         return made
 
@@ -147,17 +151,38 @@ def _refuse_encrypted(guest: Guest, disks: list[Disk]) -> None:
             )
 
 
-def _pushed_bytes(sources: list[Source], planned: Pushing) -> int:
-    """What QEMU writes of the disks that it pushes whole, as far as their images tell."""
-    total = 0
+def _forget_old(
+    run: SnapshotRun, guest: Guest, directory: BackupDirectory, destination: str
+) -> None:
+    """Checkpoints that no next backup needs go, while no hook is at work on the guest's disks.
+
+    Without that nothing is wrong: the backup is there, and the next one does it.
+    """
+    about = run.about(guest)
+    try:
+        with one_guest.locked(run, guest, f"forget checkpoints of {guest.name}"):
+            checkpoints.forget_old(guest, directory, destination, about)
+    except ZvmsnapError as error:
+        about.info("the next backup lets libvirt forget old checkpoints: %s", error)
+
+
+def _room_bytes(sources: list[Source], planned: Pushing, writing: Writing) -> int:
+    """What the disks that are pushed whole need at once, as far as their images tell.
+
+    All are pushed first. Those that are not compared are copied out of that, one by one.
+    """
+    pushed_bytes = copied_bytes = 0
     for disk, path in ((each.disk, each.path) for each in sources):
         if path and disk.target not in planned.increments:
             driver = "host_device" if path.startswith("/dev/") else "file"
             node = {"driver": driver, "filename": path}
             image = Image({"driver": disk.format, "force-share": True, "file": node})
             with suppress(QemuImgFailed):
-                total += qemu_img.needed_bytes(image.name)
-    return total
+                disk_bytes = qemu_img.needed_bytes(image.name)
+                pushed_bytes += disk_bytes
+                if writing.copies(disk.target):
+                    copied_bytes = max(copied_bytes, disk_bytes)
+    return pushed_bytes + copied_bytes
 
 
 def _content(path: Path, target: str, did: Pushing) -> Content:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -158,16 +158,22 @@ class Writing:
         self._images: list[Path] = []
         self._memory: Memory | None = None
 
-    def check_room(self, contents: Sequence[Content], memory_bytes: int) -> None:
+    def check_room(self, contents: Mapping[str, Content], memory_bytes: int) -> None:
         """Raises BackupImpossible if the file system has too little room. Raises QemuImgFailed.
 
-        Of an increment nobody knows how large it will be: only RAM counts.
+        `contents` by target.
         """
-        images = () if self._base.parent else contents
-        needed_bytes = sum(qemu_img.needed_bytes(each.image.name) for each in images)
-        if self._compress:
-            needed_bytes = 0
+        images = [each.image for target, each in contents.items() if self.copies(target)]
+        needed_bytes = sum(qemu_img.needed_bytes(image.name) for image in images)
         self.check_free(needed_bytes + memory_bytes)
+
+    def copies(self, target: str) -> bool:
+        """Is all of that disk copied, so that it is known what that needs?
+
+        Nobody knows how large an increment will be, nor what is compressed.
+        """
+        parent = self._base.parent
+        return not self._compress and not (parent and parent.manifest.disk(target))
 
     def check_free(self, needed_bytes: int) -> None:
         """Raises BackupImpossible if the file system has less than that, and a little more."""

@@ -247,7 +247,7 @@ def capture_for_backup(run: SnapshotRun, guest: Guest, eligible: Eligibility) ->
         except StepFailed:
             if not request.cancelled.is_set():
                 raise
-    if level is None and request.cancelled.is_set():
+    if level is None and choice.is_interrupted:
         raise Cancelled(f"{guest.name}: interrupted: nothing of the backup is kept")
     entry = run.journal.read(guest.uuid)
     if level is None or entry is None:

@@ -251,10 +251,17 @@ class LevelChoice:
         self._capture_at(ConsistencyLevel.CRASH)
         return ConsistencyLevel.CRASH
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Was it asked to stop: before a step, or by an exception within one (signals)?"""
+        errors = (e.cause if isinstance(e, StepFailed) else e for e in self._errors)
+        return self._run.request.cancelled.is_set() or any(
+            isinstance(error, Cancelled) for error in errors
+        )
+
     def _is_over(self) -> bool:
         """Was it interrupted, or is something left that could not be undone?"""
-        journal = self._run.journal
-        return self._run.request.cancelled.is_set() or journal.read(self._guest.uuid) is not None
+        return self.is_interrupted or self._run.journal.read(self._guest.uuid) is not None
 
     def _is_enough(self, modes: ModeSet, reached: ConsistencyLevel) -> bool:
         """Is it what is wanted; or less, of a guest that cannot have more, if that is allowed?"""

@@ -6,10 +6,12 @@ import pytest
 
 from tests.fakes.backup_scene import Scene
 from tests.fakes.images import run_qemu_img, write
-from zvmsnap.archive.directory import StoredBackup
+from zvmsnap.archive.directory import StoredBackup, described
+from zvmsnap.archive.manifest import StoredFile
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
 from zvmsnap.backup.writing import BackupOptions
 from zvmsnap.common.errors import BackupFailed, BackupImpossible
+from zvmsnap.common.lockfile import is_held
 
 
 @pytest.fixture
@@ -50,6 +52,20 @@ def test_again_only_if_something_has_changed(scene_off: Scene, tmp_path: Path) -
     assert second and second.manifest.level == "inc"
     assert scene_off.content(second)[256 << 10 : 320 << 10] == bytes([8]) * 65536
     assert back_up(scene_off, level="full") is not None
+
+
+def test_the_guest_is_free_when_checksums_are_taken(
+    scene_off: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    def noting(path: Path) -> StoredFile:
+        held.append(is_held(scene_off.config.locks_dir, scene_off.guest.uuid))
+        return described(path)
+
+    monkeypatch.setattr("zvmsnap.backup.writing.described", noting)
+    assert back_up(scene_off)
+    assert held[-1] is False
 
 
 def test_another_definition_is_a_change(scene_off: Scene) -> None:

@@ -13,7 +13,8 @@ from tests.fakes.backup_job import FakeBackupJob
 from tests.fakes.backup_scene import Scene
 from tests.fakes.guest import DumpedGuest, FakeProcess
 from tests.fakes.images import libvirt_image, make_base, write
-from zvmsnap.archive.directory import StoredBackup
+from zvmsnap.archive.directory import StoredBackup, described
+from zvmsnap.archive.manifest import StoredFile
 from zvmsnap.backup import of_guest
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
@@ -30,7 +31,7 @@ from zvmsnap.common.errors import (
     RunUnderWay,
     ZvmsnapError,
 )
-from zvmsnap.common.lockfile import lock
+from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.level import ConsistencyLevel
 from zvmsnap.config.settings import Limits
@@ -262,7 +263,37 @@ def test_a_job_of_somebody_else(elsewhere: Elsewhere) -> None:
     assert elsewhere.guest.calls == [] and elsewhere.at_rest()
 
 
+def test_the_guest_is_free_when_checksums_are_taken(
+    elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hooks need not wait while all images are read once more."""
+    held: dict[str, bool] = {}
+
+    def noting(path: Path) -> StoredFile:
+        held[path.name] = is_held(elsewhere.scene.config.locks_dir, elsewhere.guest.uuid)
+        return described(path)
+
+    monkeypatch.setattr("zvmsnap.backup.writing.described", noting)
+    elsewhere.back_up()
+    assert held["vda.qcow2"] is False
+
+
 # -- what goes wrong on the way
+
+
+def test_interrupted_by_an_exception_while_it_is_frozen(
+    elsewhere: Elsewhere, job: FakeBackupJob
+) -> None:
+    """A signal is none of the reasons for which less is good enough."""
+
+    def interrupt() -> int:
+        raise Cancelled("SIGINT: interrupted")
+
+    elsewhere.patch.setattr(elsewhere.agent, "freeze", interrupt)
+    with pytest.raises(Cancelled, match="nothing of the backup is kept"):
+        elsewhere.back_up()
+    assert job.begun == []
+    assert elsewhere.at_rest() and elsewhere.scene.directory.read() == ([], [])
 
 
 def test_interrupted_while_it_is_captured(elsewhere: Elsewhere) -> None:

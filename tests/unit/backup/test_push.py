@@ -3,7 +3,10 @@
 import dataclasses
 import shutil
 import stat
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,16 +14,18 @@ import pytest
 from tests.fakes.backup_job import FakeBackupJob
 from tests.fakes.backup_scene import Scene
 from tests.fakes.images import run_qemu_img, write
-from zvmsnap.archive.directory import StoredBackup
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup, described
 from zvmsnap.archive.manifest import Level
-from zvmsnap.backup import leftovers
+from zvmsnap.backup import checkpoints, leftovers
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
 from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.work import BackupWork, Works
 from zvmsnap.backup.writing import BackupOptions
 from zvmsnap.common.errors import BackupFailed, BackupImpossible, BackupRefused, ConnectionLost
+from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.mode import parse_mode
+from zvmsnap.disks import qemu_img
 from zvmsnap.virt.domain_xml import Metadata
 
 ID = "0" * 32
@@ -110,6 +115,67 @@ def test_room_is_judged_first(
         assert len(job.begun) == 1
         back_up(scene)
     assert scene.nothing_left()
+
+
+def test_room_for_what_is_pushed_and_copied_out_of_that(
+    scene: Scene, job: FakeBackupJob, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full one is there twice for a while: that is known before libvirt writes anything."""
+    needed_bytes = qemu_img.needed_bytes(str(image))
+    usage = shutil.disk_usage(scene.root)
+    free_bytes = (16 << 20) + 2 * needed_bytes
+    patched = usage._replace(free=free_bytes - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: patched)
+    with pytest.raises(BackupImpossible, match="MiB free, and the backup may need"):
+        back_up(scene)
+    assert job.begun == [] and scene.nothing_left()
+    patched = usage._replace(free=free_bytes)
+    assert back_up(scene).manifest.level == "full"
+
+
+def test_the_guest_is_free_as_soon_as_its_job_has_ended(
+    scene: Scene, job: FakeBackupJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not held while what was pushed is copied, and read once more for its checksums."""
+    held: dict[str, bool] = {}
+
+    def noting(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*words: Any, **options: Any) -> Any:
+            held[name] = is_held(scene.config.locks_dir, scene.guest.uuid)
+            return do(*words, **options)
+
+        return noted
+
+    monkeypatch.setattr(scene.host, "begin_backup", noting("begin", job.begin))
+    monkeypatch.setattr(qemu_img, "convert", noting("copy", qemu_img.convert))
+    monkeypatch.setattr("zvmsnap.backup.writing.described", noting("checksum", described))
+    forget_old = checkpoints.forget_old
+    monkeypatch.setattr(checkpoints, "forget_old", noting("forget", forget_old))
+    back_up(scene)
+    assert held == {"begin": True, "copy": False, "checksum": False, "forget": True}
+
+
+def test_it_is_there_though_old_checkpoints_cannot_go(
+    scene: Scene, job: FakeBackupJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook has the guest by then, and keeps it."""
+    first = back_up(scene, level=Level.FULL)
+    limits = msgspec.structs.replace(scene.config.limits, lock_timeout_s=0.1)
+    scene.config = msgspec.structs.replace(scene.config, limits=limits)
+    with ExitStack() as hook:
+        publish = BackupDirectory.publish
+
+        def published(directory: BackupDirectory, *words: Any) -> StoredBackup:
+            hook.enter_context(lock(scene.config.locks_dir, scene.guest.uuid, "capture web", 0))
+            return publish(directory, *words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BackupDirectory, "publish", published)
+            second = back_up(scene, level=Level.FULL)
+    assert names(scene) == [first.manifest.checkpoint, second.manifest.checkpoint]
+    assert scene.nothing_left()
+    third = back_up(scene, level=Level.FULL)
+    assert names(scene) == [third.manifest.checkpoint]
 
 
 def test_a_job_that_fails(scene: Scene, job: FakeBackupJob) -> None:
