@@ -50,6 +50,7 @@ from zvmsnap.journal.journal import Journal
 from zvmsnap.journal.operation import Operations
 from zvmsnap.journal.request import HookCall, Role
 from zvmsnap.points.manifest import SMALL
+from zvmsnap.quiesce import watchdog
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.domain_xml import Disk
 from zvmsnap.virt.guest import Guest
@@ -72,6 +73,7 @@ def back_up_on_overlays(
     Raises BackupImpossible, and whatever says why it failed.
     """
     run = backup_run(config, host, directory, mode, cancelled, on_overlays=True)
+    watchdog.start_watchdog(run.request.owner)  # it needs some time until it runs
     intent = f"back up {guest.name} to {directory.path}"
     with (
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, config.limits.lock_timeout_s),

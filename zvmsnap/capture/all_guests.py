@@ -239,6 +239,7 @@ def capture_for_backup(run: SnapshotRun, guest: Guest, eligible: Eligibility) ->
         watchdog.require_watchdog(config, request.owner, request.post_within_s)
     else:
         passable_dir(config.staging_dir)
+        watchdog.start_watchdog(request.owner, request.post_within_s)
     level = None
     with guest.apart() as own:
         choice = LevelChoice(run, own, _shared(run, [guest.uuid]), eligible)

@@ -70,6 +70,7 @@ class Elsewhere:
         patch.setattr(of_guest, "cancelled_by_signal", lambda: self.cancelled)
         patch.setattr(of_guest, "cancel_at_once", lambda: None)
         patch.setattr(staging, "check_usable", lambda *_: None)
+        patch.setattr(watchdog, "start_watchdog", lambda *_: None)
         patch.setattr(watchdog, "require_watchdog", lambda *_: None)
         self._write = Journal.write
         patch.setattr(Journal, "write", lambda journal, entry: self._written(journal, entry))
