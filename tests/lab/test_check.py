@@ -203,7 +203,8 @@ def test_a_suspended_pool_is_one_finding(lab: Lab) -> None:
 def with_nas(lab_session: Lab) -> Lab:
     far.built(lab_session)
     text = f'[[destination]]\ntarget = "{far.DESTINATION}"\nkeep_memory = 7\n'
-    lab_session.run("install -d /etc/zvmsnap/conf.d")
+    # In emulation its user's manager takes longer to start than a machine has to answer.
+    lab_session.run(f"install -d /etc/zvmsnap/conf.d && loginctl enable-linger {far.USER}")
     lab_session.put(NAS_TOML, text)
     return lab_session
 
