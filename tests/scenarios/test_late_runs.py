@@ -108,10 +108,13 @@ def test_taken_while_the_guest_is_on_overlays(
     assert_nothing_left(two)
 
 
-def test_came_before_the_other_run_had_noted_anything(scene: Scene, pools: FakeZfs) -> None:
+@pytest.mark.parametrize("intent", ["capture web", "back up web to /backup"])
+def test_came_before_the_other_run_had_noted_anything(
+    scene: Scene, pools: FakeZfs, intent: str
+) -> None:
     scene.change(limits=Limits(lock_timeout_s=0.05))
     scene.add()
-    with lock(scene.config.locks_dir, UUID, "capture web", 1):
+    with lock(scene.config.locks_dir, UUID, intent, 1):
         assert not second_pre(scene)
         take(pools, LATE, 21)
     assert scene.pre()
@@ -122,7 +125,7 @@ def test_came_before_the_other_run_had_noted_anything(scene: Scene, pools: FakeZ
     post(scene, SECOND)
     point = late_point(scene)
     assert point and point.level is CRASH
-    assert point.reason and "it is held to capture web" in point.reason
+    assert point.reason and f"it is held to {intent}" in point.reason
     assert sorted(m.level for m in manifests(scene).values()) == sorted([CRASH, MEMORY])
     assert_nothing_left(scene)
 

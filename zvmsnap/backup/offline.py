@@ -15,6 +15,7 @@ from zvmsnap.archive.images import Image
 from zvmsnap.archive.manifest import Way, image_name
 from zvmsnap.backup.of_point import lock_name
 from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making, now
+from zvmsnap.capture.one_guest import BACK_UP
 from zvmsnap.common import log
 from zvmsnap.common.errors import BackupFailed, BackupImpossible
 from zvmsnap.common.lockfile import lock, own_lock
@@ -36,7 +37,7 @@ def back_up_offline(
 
     Raises BackupImpossible, and whatever says why it failed.
     """
-    intent = f"back up {guest.name} to {directory.path}"
+    intent = f"{BACK_UP} {guest.name} to {directory.path}"
     limit_s = config.limits.lock_timeout_s
     about = log.about(guest.name, str(directory.path))
     with (

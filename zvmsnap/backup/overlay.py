@@ -32,6 +32,7 @@ from zvmsnap.backup.offline import check_chosen, described, image_of
 from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making
 from zvmsnap.capture import all_guests, eligibility, one_guest
 from zvmsnap.capture.eligibility import Eligibility
+from zvmsnap.capture.one_guest import BACK_UP
 from zvmsnap.capture.snapshot_run import CaptureRequest, SnapshotRun
 from zvmsnap.common.errors import BackupFailed, BackupImpossible, Cancelled, DomainBusy
 from zvmsnap.common.lockfile import own_lock
@@ -74,7 +75,7 @@ def back_up_on_overlays(
     """
     run = backup_run(config, host, directory, mode, cancelled, on_overlays=True)
     watchdog.start_watchdog(run.request.owner)  # it needs some time until it runs
-    intent = f"back up {guest.name} to {directory.path}"
+    intent = f"{BACK_UP} {guest.name} to {directory.path}"
     with (
         own_lock(config.locks_dir, lock_name(guest.uuid), intent, config.limits.lock_timeout_s),
         ExitStack() as guest_lock,

@@ -43,6 +43,7 @@ from zvmsnap.backup.writing import (
 )
 from zvmsnap.bulk import progress
 from zvmsnap.capture import one_guest
+from zvmsnap.capture.one_guest import BACK_UP
 from zvmsnap.capture.snapshot_run import SnapshotRun
 from zvmsnap.common.errors import (
     BackupImpossible,
@@ -88,7 +89,7 @@ def back_up_running(
     it failed.
     """
     run = backup_run(config, host, directory, mode, threading.Event(), on_overlays=False)
-    intent = f"back up {guest.name} to {directory.path}"
+    intent = f"{BACK_UP} {guest.name} to {directory.path}"
     limit_s = config.limits.lock_timeout_s
     about = run.about(guest)
     with (

@@ -56,6 +56,7 @@ from zvmsnap.virt.guest import Guest
 _POLL_S = 0.2
 _CRASH = ConsistencyLevel.CRASH
 _CAPTURE = "capture"  # what the lock of a guest is held for
+BACK_UP = "back up"  # the same, for a backup: for hours, in which sanoid's snapshots are whole
 
 
 class Level(Protocol):
@@ -163,7 +164,7 @@ def locked(run: SnapshotRun, guest: Guest, intent: str) -> Iterator[None]:
                 held.enter_context(lock(config.locks_dir, guest.uuid, intent, limit_s))
             except LockTimeout as error:
                 # It may not have opened its entry yet.
-                captures = error.holder.startswith(_CAPTURE)
+                captures = error.holder.startswith((_CAPTURE, BACK_UP))
                 captures = captures or run.journal.read(guest.uuid) is not None
                 raise RunUnderWay(str(error), captures=captures) from error
             entry = run.journal.read(guest.uuid)

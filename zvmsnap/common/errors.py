@@ -193,7 +193,7 @@ class DomainBusy(ZvmsnapError):
 class RunUnderWay(DomainBusy):
     """Another run of the guest, or a command, is under way for too long to wait for it.
 
-    `captures`: a run, which has captured the guest or is about to.
+    `captures`: a run, or a backup, which has captured the guest or is about to.
     """
 
     def __init__(self, message: str, *, captures: bool) -> None:
