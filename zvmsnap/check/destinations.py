@@ -43,7 +43,8 @@ _ENCRYPT_WITH = "age"
 _TRIED_ZFS = (2, 1)
 _FULL_PERCENT = 95
 _NEARLY_FULL_PERCENT = 85
-_NAMED = re.compile(r"(\d+)\(([^)]*)\)")
+# What `id` prints; a number that has no name there stands alone.
+_ID = re.compile(r"[=,](\d+)(?:\(([^)]*)\))?")
 _CLONES = "feature@block_cloning"
 _CLONING = "/sys/module/zfs/parameters/zfs_bclone_enabled"
 # As docs/how-to/offsite.md says.
@@ -196,7 +197,7 @@ def _number(said: str) -> int:
 
 def _health(place: _Place, health: str) -> Iterator[Finding]:
     if health != "ONLINE":
-        text = f"its pool {place.pool} is {foreign.line(health, 40)}"
+        text = f"its pool {place.pool} is {foreign.line(health, 40) or 'of unknown health'}"
         yield yellow(
             "destination.degraded", place.name, text, f"there: zpool status -v {place.pool}"
         )
@@ -293,13 +294,16 @@ def _allowed(place: _Place, remote: RemoteHost) -> Iterator[Finding]:
     """May the user there receive? root may."""
     root = place.there.root
     # `uid=1000(offsite) gid=1000(offsite) groups=…`: these words may be in any language.
-    (number, name), *groups = _NAMED.findall(remote.run("id"))
+    ids = _ID.findall(remote.run("id"))
+    if not ids:
+        raise ValueError("`id` there names nobody")
+    (number, name), *groups = ids
     if number == "0":
         return
-    who = Who(name, frozenset(group for _, group in groups))
+    who = Who(name or number, frozenset(group or gid for gid, group in groups))
     missing = sorted(_NEEDED - belongings.may(root, who, remote))
     if missing:
-        name = foreign.line(name, 40)
+        name = foreign.line(who.name, 40)
         text = f"{name} may not {', '.join(missing)}"
         # A name of a directory service may be anything, and who reads this may paste it.
         mend = f"there, as root: zfs allow {shlex.quote(name)} {','.join(missing)} {root}"

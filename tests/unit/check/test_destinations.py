@@ -81,6 +81,7 @@ PLANTED: list[tuple[str, Spoil, Colour, str, str]] = [
     ("nearly full", pool(capacity="88"), YELLOW, "full", "is 88 % full"),
     ("quota", prop("available", str(1 << 34)), RED, "full", "with 16G free"),
     ("degraded", pool(health="DEGRADED"), YELLOW, "degraded", "DEGRADED"),
+    ("no health", pool(health=""), YELLOW, "degraded", "is of unknown health"),
     ("no vault", nowhere, RED, "vault", "where its vault is, is not known"),
     ("vault of another", vault_of_another, RED, "vault", "may not write to /proc/zvmsnap"),
     ("no block cloning", pool(block_cloning="disabled"), YELLOW, "block-cloning",
@@ -93,6 +94,8 @@ PLANTED: list[tuple[str, Spoil, Colour, str, str]] = [
     ("not below", allowed(f"\tuser offsite {PERMISSIONS}", kind="Local permissions:"), RED, "allow",
      "nothing arrives"),
     ("of another user", allowed(f"\tuser other {PERMISSIONS}"), RED, "allow", "nothing arrives"),
+    ("no name", said("id", "uid=4711 gid=0(root) groups=0(root)\n"), RED, "allow",
+     f"zfs allow 4711 {PERMISSIONS_SORTED}"),
     ("no rsync", gone("rsync --version"), RED, "rsync", "apt install rsync"),
     ("senseless", said("id", "who?\n"), RED, "unanswered", "could not be looked at"),
 ]  # fmt: skip
