@@ -161,6 +161,8 @@ def test_images_follow_the_record_size_of_the_vault(lab_session: Lab) -> None:
         scenario.pass_hours(lab, 1)
         scenario.take(lab)
     points = scenario.points(lab, "web")
+    for point in points:
+        assert_pages(point)
     assert_whole(lab, points)
     files = " ".join(f"{point.directory}/memory.pages" for point in points)
     assert lab.run(f"stat -c %o {files}").stdout.split() == ["131072", "16384", "16384"]
