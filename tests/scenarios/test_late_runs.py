@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.capture_scene import CRASH, MEMORY, OWNER, RUN, Scene
 from tests.fakes.guest import UUID
+from tests.fakes.images import make_base
 from tests.fakes.zfs_pool import FakeZfs, never
 from zvmsnap.capture import all_guests
 from zvmsnap.common import log
@@ -128,6 +129,23 @@ def test_came_before_the_other_run_had_noted_anything(
     assert point.reason and f"it is held to {intent}" in point.reason
     assert sorted(m.level for m in manifests(scene).values()) == sorted([CRASH, MEMORY])
     assert_nothing_left(scene)
+
+
+def test_no_point_of_disks_of_different_times(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other run has put one disk on an overlay, and the guest writes to the other one."""
+    scene.change(limits=Limits(lock_timeout_s=0.05))
+    guest = scene.add()
+    guest.live["vdb"] = guest.persistent["vdb"] = str(make_base(scene.root / "tank/web/vdb.raw"))
+    assert scene.pre()
+    journal = Journal(scene.config.journal_dir)
+    (entry,) = journal.entries()
+    assert {disk.target for disk in entry.disks} == {"vda", "vdb"}
+    journal.write(msgspec.structs.replace(entry, disks=entry.disks[:1]))
+    assert not second_pre(scene)
+    assert "no point: run" in caplog.text
+    assert late.entries(scene.config.journal_dir) == []
 
 
 @pytest.mark.parametrize("call", ["commit vda", "pivot vda"])

@@ -128,7 +128,7 @@ class GuestCapture:
         modes = mode_set([parse_mode(config.mode)])
         with suppress(ModeInvalid):
             modes = request.modes_for(eligible.datasets) if eligible else modes
-        if not eligible or modes.forbids(_CRASH):
+        if not eligible or modes.forbids(_CRASH) or self._overlays_are_of_some(eligible):
             raise error
         attempt = Attempt(
             self._run,
@@ -146,6 +146,17 @@ class GuestCapture:
         self._run.about(self._guest).error("level crash: %s", error)
         self._run.tell(self._guest, Kind.LEVEL, error, level=_CRASH, wanted=str(modes))
         return False
+
+    def _overlays_are_of_some(self, eligible: Eligibility) -> bool:
+        """Has the other run frozen some of these disks, while the guest writes to the others?
+
+        A snapshot of all of them would have disks of different times: no power cut leaves that.
+        """
+        other = self._run.journal.read(self._guest.uuid)
+        if other is None or not other.may_be_on_overlay:
+            return False
+        frozen = eligible.covered.keys() & {disk.target for disk in other.disks if disk.overlay}
+        return bool(frozen) and frozen != eligible.covered.keys()
 
 
 @contextmanager
