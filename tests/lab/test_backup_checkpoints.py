@@ -29,7 +29,7 @@ DONE = "/root/done"
 
 # Numbers of writes: data, zeros and zeros that may be unmapped, of 4 to 160 KiB.
 PROGRAM = f"""
-import sys, time
+import os, sys, time
 
 MIB = 1 << 20
 SIZE = {SIZE_MIB} * MIB
@@ -51,8 +51,9 @@ def write(first):
             domain, f'qemu-io -d {{DISK}} "write {{how}} {{at}} {{length}}"', 1)
         assert not said.strip(), said  # what is written is told on QEMU's own output
         number += 1
-        with open("{DONE}", "w") as file:
+        with open("{DONE}.new", "w") as file:
             file.write(str(number))
+        os.replace("{DONE}.new", "{DONE}")  # whoever reads it reads a number
         time.sleep(0.05)
 
 def check(path, low, high):
@@ -95,7 +96,7 @@ def lab(lab_session: Lab) -> Lab:
 
 
 def done(lab: Lab) -> int:
-    return int(lab.run(f"cat {DONE}").stdout or 0)
+    return int(lab.run(f"cat {DONE}").stdout)
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def writing(lab: Lab) -> Iterator[None]:
     """The program writes, on from where it was."""
     before = done(lab)
     with scenario.running(lab, f"python3 {WRITER} write {before}"):
-        scenario.wait_until("some writes", lambda: done(lab) > before + 20)
+        scenario.wait_until("some writes", lambda: done(lab) > before + 20, 300)
         yield
 
 
