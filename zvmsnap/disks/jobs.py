@@ -54,4 +54,5 @@ def _job(guest: Guest) -> str:
     if kind != "backup":
         return f"a job ({kind or 'dump, migration, backup or save'})"
     disks = [disk.target for disk in domain_xml.parse(guest.xml()).disks]
-    return f"a job (backup) on {', '.join(filter(guest.has_block_job, disks))}"
+    on = ", ".join(filter(guest.has_block_job, disks))
+    return f"a job (backup) on {on}" if on else "a job (backup)"
