@@ -5,6 +5,7 @@ The constants are libvirt's own. Whoever calls anything real gets an AttributeEr
 
 import sys
 
+VIR_ERR_INTERNAL_ERROR = 1
 VIR_ERR_NO_DOMAIN = 42
 VIR_ERR_INVALID_SECRET = 65
 VIR_ERR_OPERATION_TIMEOUT = 68
@@ -55,6 +56,20 @@ VIR_DOMAIN_PAUSED_POSTCOPY_FAILED = 13
 
 class libvirtError(Exception):  # noqa: N801 - libvirt's own name
     """What libvirt raises."""
+
+
+class Failure(libvirtError):
+    """The same, with what it says and its code; without one it is an internal error."""
+
+    def __init__(self, message: str, code: int = VIR_ERR_INTERNAL_ERROR) -> None:
+        super().__init__(message)
+        self._code = code
+
+    def get_error_code(self) -> int:
+        return self._code
+
+    def get_error_message(self) -> str:
+        return str(self)
 
 
 # Also where the distribution has a real one: no unit test talks to a hypervisor.

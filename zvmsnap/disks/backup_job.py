@@ -70,10 +70,6 @@ def end(host: Host, guest: Guest, folder: str) -> None:
             return not (is_asked and guest.job_kind() == _BACKUP)
         except DomainGone:
             return True
-        except NO_REFUSALS:
-            raise
-        except LibvirtFailed:  # "backup job data missing": it begins, or has just ended
-            return False
 
     if not wait_until(has_begun, _ENDS_WITHIN_S, _LOOK_EVERY_S):
         raise LibvirtFailed(f"{guest.name}: its backup job does not begin")

@@ -12,7 +12,7 @@ import libvirt
 from zvmsnap.common.errors import LibvirtFailed, NoAnswer
 from zvmsnap.virt.connection import Domain, translated
 from zvmsnap.virt.domain_xml import Metadata, read_metadata, unplugged_cards
-from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, BlockJob, PauseClock
+from zvmsnap.virt.guest_state import JOBS, PAUSES, STATES, BlockJob, PauseClock, knows_backup
 from zvmsnap.virt.guest_state import JobProgress as JobProgress
 from zvmsnap.virt.guest_state import Pause as Pause
 from zvmsnap.virt.qemu_process import QemuProcess
@@ -196,6 +196,7 @@ class Guest:
         with self._doing("changing its managed save image"):
             self._domain.managedSaveDefineXML(xml, 0)
 
+    @knows_backup(True)
     def has_job(self) -> bool:
         """Is a migration, backup, save or dump under way?"""
         with self._doing("asking for its job"):
@@ -203,16 +204,14 @@ class Guest:
 
     def is_dumped(self) -> bool:
         """Is the job under way a snapshot with RAM, of anybody?"""
-        with self._doing("asking for its job"):
-            operation = self._domain.jobStats(0).get("operation")
-        return bool(operation == libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT)
+        return self.job_kind() == "snapshot"
 
     def job_progress(self) -> JobProgress:
         """How far the dump under way is."""
         with self._doing("asking for the progress of its dump"):
-            stats = self._domain.jobStats(0)
-        return JobProgress.of(stats)
+            return JobProgress.of(self._domain.jobStats(0))
 
+    @knows_backup("backup")
     def job_kind(self) -> str:
         """What job is under way: `backup`, `migration`, ...; "" if none, or one of another kind."""
         with self._doing("asking for its job"):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import libvirt
 
 from zvmsnap.common import waiting
+from zvmsnap.common.errors import LibvirtFailed
 
 # Events come through the loop's thread, a little after the call that caused them returned.
 _LATE_EVENT_S = 1.0
@@ -36,6 +38,33 @@ JOBS = {
     libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "dump",
     libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "backup",
 }
+
+_Guest = TypeVar("_Guest")
+_Said = TypeVar("_Said")
+
+
+def knows_backup(
+    of_backup: _Said,
+) -> Callable[[Callable[[_Guest], _Said]], Callable[[_Guest], _Said]]:
+    """Let a question about the job under way have that answer where libvirt has no data of it.
+
+    A backup that begins, or has just ended, is one: "backup job data missing" is no more than an
+    internal error (qemuBackupGetJobInfoStats in libvirt's qemu_backup.c).
+    """
+
+    def of(ask: Callable[[_Guest], _Said]) -> Callable[[_Guest], _Said]:
+        @wraps(ask)
+        def asked(guest: _Guest) -> _Said:
+            try:
+                return ask(guest)
+            except LibvirtFailed as error:
+                if error.code != libvirt.VIR_ERR_INTERNAL_ERROR:
+                    raise
+                return of_backup
+
+        return asked
+
+    return of
 
 
 @dataclass(frozen=True)

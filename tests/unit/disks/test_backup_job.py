@@ -74,23 +74,6 @@ def test_one_that_is_about_to_begin_is_waited_for(
         backup_job.end(host, guest, FOLDER)
 
 
-def test_one_of_which_libvirt_has_no_data_yet_is_waited_for(
-    guest: FakeGuest, host: FakeHost, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As libvirt 11.3 says between the call and the beginning of the job."""
-    job.begins_after = 5
-    asked = 0
-
-    def job_kind() -> str:
-        nonlocal asked
-        asked += 1
-        raise LibvirtFailed("internal error: backup job data missing", 1)
-
-    monkeypatch.setattr(guest, "job_kind", job_kind)
-    backup_job.end(host, guest, FOLDER)
-    assert asked and job.aborts == 1
-
-
 def test_that_of_others_goes_on(guest: FakeGuest, host: FakeHost, job: Job) -> None:
     backup_job.end(host, guest, "/backup/.making-10")
     backup_job.end(host, guest, "/backup/.making-")

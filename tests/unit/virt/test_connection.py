@@ -18,6 +18,7 @@ import pytest
 from tests.fakes.clock import until
 from tests.fakes.guest import UUID
 from tests.fakes.images import libvirt_image
+from tests.fakes.libvirt_module import Failure
 from zvmsnap.common import waiting
 from zvmsnap.common.errors import (
     ConnectionLost,
@@ -30,20 +31,6 @@ from zvmsnap.common.process import is_stopped
 from zvmsnap.virt import connection, host, qemu_process
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-
-
-class Failure(libvirt.libvirtError):  # type: ignore[misc]
-    """An error of libvirt."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self._code = code
-
-    def get_error_code(self) -> int:
-        return self._code
-
-    def get_error_message(self) -> str:
-        return str(self)
 
 
 class Daemon:

@@ -3,20 +3,9 @@ from collections.abc import Callable
 import libvirt
 import pytest
 
+from tests.fakes.libvirt_module import Failure
 from zvmsnap.common.errors import AgentSilent, LibvirtFailed
 from zvmsnap.virt.connection import translated
-
-
-class Failure(libvirt.libvirtError):  # type: ignore[misc]
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self._code, self._message = code, message
-
-    def get_error_code(self) -> int:
-        return self._code
-
-    def get_error_message(self) -> str:
-        return self._message
 
 
 def test_what_a_guest_says_in_an_error_is_one_short_line() -> None:
@@ -26,7 +15,7 @@ def test_what_a_guest_says_in_an_error_is_one_short_line() -> None:
         + "x" * 10**6
     )
     with pytest.raises(AgentSilent) as caught, translated("web: asking its agent"):
-        raise Failure(libvirt.VIR_ERR_AGENT_UNRESPONSIVE, said)
+        raise Failure(said, libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
     assert str(caught.value).startswith(
         r"web: asking its agent: unable to execute QEMU agent command: "
         r"\x1b]0;owned\x07 zvmsnap: error: \u202e\x9bxxx"

@@ -5,19 +5,11 @@ from typing import Any
 import libvirt
 import pytest
 
+from tests.fakes.libvirt_module import Failure
 from zvmsnap.virt.host import Host
 
 MISSING, PRIVATE = "Secret not found", "secret is private"
-
-
-class Failure(libvirt.libvirtError):  # type: ignore[misc]
-    """An error of libvirt."""
-
-    def get_error_code(self) -> int:
-        return int(libvirt.VIR_ERR_INVALID_SECRET) if str(self) == PRIVATE else 66
-
-    def get_error_message(self) -> str:
-        return str(self)
+CODES = {MISSING: 66, PRIVATE: libvirt.VIR_ERR_INVALID_SECRET}
 
 
 class Secrets:
@@ -37,7 +29,7 @@ class Secrets:
 
     def _found(self, key: object) -> "Secret":
         if key not in self._own:
-            raise Failure(MISSING)
+            raise Failure(MISSING, CODES[MISSING])
         return Secret(self._own[key])
 
 
@@ -48,8 +40,8 @@ class Secret:
         self._value = value
 
     def value(self, _flags: int) -> bytes:
-        if self._value in (MISSING, PRIVATE):
-            raise Failure(self._value)
+        if self._value in CODES:
+            raise Failure(self._value, CODES[self._value])
         return self._value.encode()
 
 
