@@ -59,7 +59,7 @@ def safety_point(lab: Lab) -> str:
     return str(sorted(names)[-1])
 
 
-def assert_goes_on(lab: Lab, domain: str, stored: int, since_byte: int) -> None:
+def assert_goes_on(lab: Lab, domain: str, stored: int, since_byte: int = 0) -> None:
     """It went on from the stored count, with RAM and disks of one instant, without a boot."""
     guests.wait_counts(lab, domain, stored + PROOF_COUNTS, since_byte=since_byte)
     counts = guests.counts(lab, domain, since_byte)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import scenario
-from back import zvmsnap
+from back import assert_goes_on, zvmsnap
 from test_backup import BACKUP, assert_nothing_left, listed
 from test_levels import hooked
 
@@ -104,12 +104,7 @@ def test_with_its_ram(lab: Lab) -> None:
     stored = max(stored_counts(lab, increment["name"]))
     zvmsnap(lab, "import", f"{BACKUP}/{increment['name']}", "--as", "twin", "--to", "cheap",
             "--resume")
-    guests.wait_counts(lab, "twin-plain", stored + scenario.PROOF_COUNTS)
-    counts = guests.counts(lab, "twin-plain")
-    assert counts[0] - stored in (0, 1)
-    assert counts == list(range(counts[0], counts[-1] + 1))
-    assert guests.boots(lab, "twin-plain") == 0
-    assert guests.mismatches(lab, "twin-plain") == []
+    assert_goes_on(lab, "twin-plain", stored)
     scenario.counts_on(lab, PLAIN.name)
 
 

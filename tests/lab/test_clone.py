@@ -27,12 +27,7 @@ def counts_of_clone(lab: Lab, name: str) -> list[int]:
 
 
 def assert_clone_goes_on(lab: Lab, name: str, stored: int) -> None:
-    guests.wait_counts(lab, f"{name}-web", stored + scenario.PROOF_COUNTS)
-    counts = counts_of_clone(lab, name)
-    assert counts[0] - stored in (0, 1)
-    assert counts == list(range(counts[0], counts[-1] + 1))
-    assert guests.boots(lab, f"{name}-web") == 0
-    assert guests.mismatches(lab, f"{name}-web") == []
+    back.assert_goes_on(lab, f"{name}-web", stored)
 
 
 @pytest.mark.long
