@@ -16,6 +16,7 @@ class FakeNodes:
         self._files: dict[str, BinaryIO] = {}
         self._nodes: dict[str, dict[str, str]] = {}
         self.in_use: set[str] = set()
+        self._bitmaps: dict[str, list[dict[str, Any]]] = {}
 
     def open(self, overlay: Path, base: str = "") -> None:
         """Open an overlay as libvirt does: its file, and the image in that, maybe on a base.
@@ -31,6 +32,16 @@ class FakeNodes:
         self._nodes[file] = {"node-name": file, "drv": "file", "file": str(overlay)}
         self._nodes[image] = {"node-name": image, "drv": "qcow2", "file": name}
 
+    def add_bitmap(self, node: str, name: str, *, busy: bool = False) -> None:
+        """A bitmap of a disk's node; QEMU uses a busy one for a job."""
+        bitmap = {"name": name, "granularity": 65536, "persistent": True, "busy": busy}
+        self._bitmaps.setdefault(node, []).append(bitmap)
+
+    @property
+    def bitmaps(self) -> set[tuple[str, str]]:
+        """Node and name of each."""
+        return {(node, each["name"]) for node, own in self._bitmaps.items() for each in own}
+
     @property
     def paths(self) -> list[str]:
         """As in /proc."""
@@ -39,7 +50,10 @@ class FakeNodes:
     def answer(self, command: str, arguments: Mapping[str, str]) -> Any:
         """What QEMU's monitor says. Raises LibvirtFailed if it refuses."""
         if command == "query-named-block-nodes":
-            return list(self._nodes.values())
+            of_disks = [{"node-name": n, "dirty-bitmaps": b} for n, b in self._bitmaps.items()]
+            return [*self._nodes.values(), *of_disks]
+        if command == "block-dirty-bitmap-remove":
+            return self._remove_bitmap(arguments["node"], arguments["name"])
         assert command == "blockdev-del"
         name = arguments["node-name"]
         if name in self.in_use or name.replace("-storage", "-format") in self._nodes.keys() - {
@@ -49,4 +63,12 @@ class FakeNodes:
         del self._nodes[name]
         if name in self._files:
             self._files.pop(name).close()
+        return {}
+
+    def _remove_bitmap(self, node: str, name: str) -> dict[str, str]:
+        (bitmap,) = (each for each in self._bitmaps[node] if each["name"] == name)
+        if bitmap["busy"]:
+            why = f"Dirty bitmap '{name}' is currently in use by another operation"
+            raise LibvirtFailed(f"QEMU's block-dirty-bitmap-remove: QEMU refused: {why}")
+        self._bitmaps[node].remove(bitmap)
         return {}

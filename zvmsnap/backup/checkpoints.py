@@ -212,21 +212,51 @@ def forget_old(guest: Guest, directory: BackupDirectory, destination: str, about
         for each in guest.checkpoint_metadata():
             is_own = each.name.startswith(_prefix(destination)) or each.name in named
             if is_own and each.name not in needed:
-                forget(guest, each.name)
+                forget_if_allowed(guest, each.name, about)
     except LibvirtFailed as error:
         about.info("the next backup lets libvirt forget old checkpoints: %s", error)
 
 
+def forget_if_allowed(guest: Guest, name: str, about: Logger) -> None:
+    """As `forget`; a refusal is told: libvirt has it still, so the next backup tries it again.
+
+    Raises NO_REFUSALS.
+    """
+    try:
+        forget(guest, name)
+    except NO_REFUSALS:
+        raise
+    except LibvirtFailed as error:
+        about.warning("the next backup lets libvirt forget checkpoint %s: %s", name, error)
+
+
 def forget(guest: Guest, name: str) -> None:
-    """Let libvirt forget one, with its bitmaps, if it has it. Raises LibvirtFailed."""
-    if name not in {each.name for each in guest.checkpoint_metadata()}:
+    """Let libvirt forget one, with its bitmaps, if it has it.
+
+    It forgets none of which a disk has no bitmap, as after a restore. Nobody else knows of the
+    bitmaps of the other disks: so QEMU is told to remove these before. Raises LibvirtFailed; then
+    libvirt has it still.
+    """
+    known = {each.name: each for each in guest.checkpoint_metadata()}
+    if name not in known:
         return
     try:
         guest.checkpoint_delete(name, metadata_only=False)
     except NO_REFUSALS:
         raise
-    except LibvirtFailed:  # a bitmap is missing: libvirt does it in no other way
+    except LibvirtFailed:  # it has one error for all causes
+        _remove_bitmaps(guest, known[name])
         guest.checkpoint_delete(name, metadata_only=True)
+
+
+def _remove_bitmaps(guest: Guest, checkpoint: Metadata) -> None:
+    """Those that QEMU has. Raises LibvirtFailed, also if it is off, or uses one for a job."""
+    names = frozenset(checkpoint.bitmaps.values())
+    for node in guest.ask_qemu("query-named-block-nodes", {}):
+        for bitmap in node.get("dirty-bitmaps", ()):
+            if bitmap.get("name") in names:
+                which = {"node": node["node-name"], "name": bitmap["name"]}
+                guest.ask_qemu("block-dirty-bitmap-remove", which)
 
 
 def _prefix(destination: str) -> str:

@@ -45,6 +45,7 @@ from zvmsnap.bulk import progress
 from zvmsnap.capture import one_guest
 from zvmsnap.capture.one_guest import BACK_UP
 from zvmsnap.capture.snapshot_run import SnapshotRun
+from zvmsnap.common import log
 from zvmsnap.common.errors import (
     BackupImpossible,
     BackupRefused,
@@ -320,7 +321,7 @@ def take_back(host: Host, writer: WorkWriter) -> None:
     """End the job of a backup that failed, and let libvirt forget its checkpoint; note both.
 
     A guest that is off keeps the checkpoint: with its bitmaps only a QEMU removes it, and the next
-    backup does. Raises LibvirtFailed.
+    backup does. So does one that is refused. Raises LibvirtFailed.
     """
     work = writer.work
     assert isinstance(work, BackupWork)
@@ -331,7 +332,8 @@ def take_back(host: Host, writer: WorkWriter) -> None:
         if work.pushes:
             backup_job.end(host, guest, work.making)
         if work.checkpoint and guest.is_active() and not _may_exist(work):
-            checkpoints.forget(guest, work.checkpoint)
+            about = log.about(guest.name, str(Path(work.making).parent))
+            checkpoints.forget_if_allowed(guest, work.checkpoint, about)
     writer.note(pushes=False, checkpoint="")
 
 

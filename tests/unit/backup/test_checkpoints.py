@@ -89,6 +89,46 @@ def test_old_ones_without_bitmaps_are_forgotten(
     assert f"forget checkpoint {old}" in scene.guest.calls and old not in names(scene)
 
 
+def test_of_one_without_a_bitmap_the_others_are_removed(
+    scene: Scene, job: FakeBackupJob, image: Path
+) -> None:
+    """Nobody would know of these once libvirt has forgotten it."""
+    back_up(scene)
+    old = back_up(scene).manifest.checkpoint
+    assert scene.guest.qemu
+    nodes = scene.guest.qemu.nodes
+    scene.guest.without_bitmap.add(old)
+    nodes.add_bitmap("libvirt-1-format", old)
+    nodes.add_bitmap("libvirt-1-format", "tuesday")
+    back_up(scene)
+    assert nodes.bitmaps == {("libvirt-1-format", "tuesday")} and old not in names(scene)
+
+
+def test_what_is_refused_now_stays_known(
+    scene: Scene, job: FakeBackupJob, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its bitmap is in use: libvirt knows of it until another backup can remove it."""
+    first, old = (back_up(scene).manifest.checkpoint for _ in range(2))
+    unpublished = f"{old[:-8]}01234567"
+    known = scene.guest.checkpoints[0]
+    scene.guest.checkpoints.append(type(known)(unpublished, 0, {"vda": unpublished}))
+    assert scene.guest.qemu
+    nodes = scene.guest.qemu.nodes
+    scene.guest.without_bitmap.add(old)
+    nodes.add_bitmap("libvirt-1-format", old, busy=True)
+    third = back_up(scene).manifest.checkpoint
+    assert names(scene) == {first, old, third}
+    assert f"forget checkpoint {old}" not in scene.guest.calls
+    assert nodes.bitmaps == {("libvirt-1-format", old)}
+    assert (
+        f"the next backup lets libvirt forget checkpoint {old}: QEMU's block-dirty-bitmap-remove: "
+        f"QEMU refused: Dirty bitmap '{old}' is currently in use" in caplog.text
+    )
+    scene.guest.without_bitmap.clear()
+    fourth = back_up(scene).manifest.checkpoint
+    assert names(scene) == {first, fourth}
+
+
 def test_a_checkpoint_that_is_gone(scene: Scene, job: FakeBackupJob, image: Path) -> None:
     known = back_up(scene).manifest.checkpoint
     scene.guest.checkpoints.clear()

@@ -319,6 +319,27 @@ def test_a_bitmap_that_is_missing_is_no_hindrance(scene: Scene, job: FakeBackupJ
     assert f"forget checkpoint {NAME}" in scene.guest.calls and NAME not in names(scene)
 
 
+def test_a_bitmap_that_cannot_be_removed_now_hinders_no_backup(
+    scene: Scene, job: FakeBackupJob
+) -> None:
+    """Nor does `recover` fail for it: libvirt knows the checkpoint, and the next backup does it."""
+    made = back_up(scene)
+    scene.guest.checkpoints.append(other(scene, f"{made.manifest.checkpoint[:-8]}{ID[:8]}"))
+    orphan = names(scene)[-1]
+    scene.guest.without_bitmap.add(orphan)
+    assert scene.guest.qemu
+    scene.guest.qemu.nodes.add_bitmap("libvirt-1-format", orphan, busy=True)
+    interrupted(scene, checkpoint=orphan)
+    (each,) = leftovers.works(scene.config, scene.host)[0]
+    each.end()
+    assert orphan in names(scene) and scene.nothing_left()
+    interrupted(scene, checkpoint=orphan)
+    scene.guest.at["ask_qemu"] = scene.guest.without_bitmap.clear
+    after = back_up(scene)
+    assert names(scene) == [made.manifest.checkpoint, after.manifest.checkpoint]
+    assert scene.nothing_left()
+
+
 def test_libvirt_refuses_all(scene: Scene, job: FakeBackupJob) -> None:
     job.refuses = lambda _xml, _checkpoint: "Permission denied"
     with pytest.raises(BackupRefused, match="Permission denied"):
