@@ -20,8 +20,14 @@ from zvmsnap.backup import checkpoints, leftovers
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
 from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.work import BackupWork, Works
-from zvmsnap.backup.writing import BackupOptions
-from zvmsnap.common.errors import BackupFailed, BackupImpossible, BackupRefused, ConnectionLost
+from zvmsnap.backup.writing import BackupOptions, discard_made
+from zvmsnap.common.errors import (
+    BackupFailed,
+    BackupImpossible,
+    BackupRefused,
+    ConnectionLost,
+    LockTimeout,
+)
 from zvmsnap.common.lockfile import is_held, lock
 from zvmsnap.common.process import Process
 from zvmsnap.config.mode import parse_mode
@@ -287,6 +293,34 @@ def test_recover_ends_the_job(scene: Scene, job: FakeBackupJob) -> None:
     (each,) = leftovers.works(scene.config, scene.host)[0]
     each.end()
     assert job.calls == ["abort"] and scene.nothing_left()
+
+
+def test_recover_takes_turns_with_the_hooks_of_the_guest(
+    scene: Scene, job: FakeBackupJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need not wait while images are removed; nor is a thing ended twice."""
+    limits = msgspec.structs.replace(scene.config.limits, lock_timeout_s=0.1)
+    scene.config = msgspec.structs.replace(scene.config, limits=limits)
+    work = interrupted(scene)
+    job.xml, job.ends = f"<target file='{work.making}/vda.pushed.qcow2'/>", False
+    held: list[bool] = []
+
+    def discard(done: BackupWork) -> None:
+        held.append(is_held(scene.config.locks_dir, scene.guest.uuid))
+        discard_made(done)
+
+    monkeypatch.setattr(leftovers, "discard_made", discard)
+    (each,) = leftovers.works(scene.config, scene.host)[0]
+    with (
+        lock(scene.config.locks_dir, scene.guest.uuid, "capture web", 0),
+        pytest.raises(LockTimeout, match="to recover web; it is held to capture web"),
+    ):
+        each.end()
+    assert job.calls == [] and Path(work.making).is_dir()
+    each.end()
+    assert job.calls == ["abort"] and held == [False] and scene.nothing_left()
+    each.end()
+    assert held == [False] and scene.nothing_left()
 
 
 def test_recover_forgets_the_checkpoint_of_no_backup(scene: Scene, job: FakeBackupJob) -> None:
