@@ -88,9 +88,10 @@ class Works:
     def read(self, key: str) -> AnyWork | None:
         """The work of that id as it is now; None if it is done. Raises Unreadable and OSError."""
         try:
-            return json_file.read(self._path(key), AnyWork, SCHEMA)
+            work: AnyWork = json_file.read(self._path(key), AnyWork, SCHEMA)
         except FileNotFoundError:
             return None
+        return work
 
     def all(self) -> tuple[list[AnyWork], list[str]]:
         """All that is under way, and what is wrong with files that cannot be read."""
