@@ -99,6 +99,7 @@ def _back_up_running(
         try:
             return back_up_running(config, host, guest, directory, options, mode)
         except BackupRefused as error:
+            cancel_at_once()  # what libvirt had of it was ended first
             why = str(error)
             log.about(guest.name, str(directory.path)).warning("%s: on overlays instead", why)
     try:
@@ -107,8 +108,6 @@ def _back_up_running(
         )
     except BackupImpossible as error:
         raise BackupImpossible(f"{error}{why and f' ({why})'}") from error
-    finally:
-        cancel_at_once()
 
 
 def _why_no_job(config: Config, host: Host) -> str:

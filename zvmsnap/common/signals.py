@@ -16,6 +16,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1
 
+# The signal that came while something was finished first. Whoever goes on after that follows it.
+_asked: int | None = None
+
 
 def finish_before_dying() -> None:
     """Ignore requests to stop, but log them: for what merges or removes."""
@@ -23,7 +26,7 @@ def finish_before_dying() -> None:
 
 
 def cancelled_by_signal() -> threading.Event:
-    """An event that is set when this process is asked to stop."""
+    """An event that is set when this process is asked to stop, or was while it finished first."""
     cancelled = threading.Event()
 
     def cancel(name: str) -> None:
@@ -31,17 +34,26 @@ def cancelled_by_signal() -> threading.Event:
         cancelled.set()
 
     _handle_stop(cancel)
+    if _asked is not None:
+        cancelled.set()
     return cancelled
 
 
 def cancel_at_once() -> None:
-    """Raise Cancelled as soon as this process is asked to stop: for what may end anywhere."""
+    """Raise Cancelled as soon as this process is asked to stop: for what may end anywhere.
+
+    At once if it was asked while it finished something first.
+    """
+    global _asked
 
     def cancel(number: int, _frame: object) -> None:
         raise Cancelled(f"{signal.Signals(number).name}: interrupted; the next run goes on with it")
 
     for number in STOP_SIGNALS:
         signal.signal(number, cancel)
+    if _asked is not None:
+        asked, _asked = _asked, None
+        cancel(asked, None)
 
 
 def cancelled_with_parent(parent: int) -> threading.Event:
@@ -82,14 +94,16 @@ def _handle_stop(handle: Callable[[str], None]) -> None:
     os.set_blocking(writing, False)
     threading.Thread(target=_tell_stops, args=(reading, handle), daemon=True).start()
     for number in STOP_SIGNALS:
-        signal.signal(number, _in_the_thread)
+        signal.signal(number, _note)
     replaced = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     if replaced >= 0:
         os.close(replaced)
 
 
-def _in_the_thread(_number: int, _frame: object) -> None:
-    pass
+def _note(number: int, _frame: object) -> None:
+    """The thread follows it. Python calls this before it lets another handler take its place."""
+    global _asked
+    _asked = number
 
 
 def _tell_stops(reading: int, handle: Callable[[str], None]) -> None:

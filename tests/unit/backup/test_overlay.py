@@ -1,7 +1,9 @@
 """A guest that runs is backed up on overlays, by the steps of the hooks; and is off them again."""
 
+import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from tests.fakes.guest import DumpedGuest, FakeProcess
 from tests.fakes.images import libvirt_image, make_base, write
 from zvmsnap.archive.directory import StoredBackup, described
 from zvmsnap.archive.manifest import StoredFile
-from zvmsnap.backup import of_guest
+from zvmsnap.backup import of_guest, push
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
+from zvmsnap.backup.work import WorkWriter
 from zvmsnap.backup.writing import BackupOptions
+from zvmsnap.common import signals
 from zvmsnap.common.errors import (
     BackupFailed,
     BackupImpossible,
@@ -44,6 +48,7 @@ from zvmsnap.quiesce import watchdog
 from zvmsnap.recovery.recover import recover_guests
 from zvmsnap.virt import domain_xml
 from zvmsnap.virt.guest import Pause
+from zvmsnap.virt.host import Host
 
 MEMORY, QUIESCED, CRASH = (
     ConsistencyLevel.MEMORY,
@@ -436,6 +441,36 @@ def test_libvirt_refuses_its_job(elsewhere: Elsewhere, job: FakeBackupJob) -> No
     assert (made.manifest.way, made.manifest.consistency) == ("overlay", QUIESCED)
     assert made.manifest.reason == "beginning a backup: Permission denied"
     assert elsewhere.guest.checkpoints == [] and elsewhere.at_rest()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of signals are as before, after the test."""
+    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_asked_to_stop_while_a_refused_job_is_taken_back(
+    elsewhere: Elsewhere, job: FakeBackupJob, handlers: None
+) -> None:
+    """That is finished first; the guest is not put on overlays after it."""
+    job.refuses = lambda _xml, _checkpoint: "Permission denied"
+    elsewhere.patch.setattr(of_guest, "cancelled_by_signal", signals.cancelled_by_signal)
+    elsewhere.patch.setattr(of_guest, "cancel_at_once", signals.cancel_at_once)
+
+    do = push.take_back
+
+    def take_back(host: Host, writer: WorkWriter) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        do(host, writer)
+
+    elsewhere.patch.setattr(push, "take_back", take_back)
+    with pytest.raises(Cancelled, match="SIGTERM: interrupted"):
+        elsewhere.back_up()
+    assert elsewhere.guest.calls == ["freeze", "thaw"]
+    assert elsewhere.at_rest() and elsewhere.scene.directory.read() == ([], [])
 
 
 @pytest.mark.parametrize(("version", "way"), [("7.1.0", "overlay"), ("10.0.0", "push")])

@@ -154,3 +154,25 @@ except Cancelled as error:
 
 def test_cancel_at_once() -> None:
     assert call(AT_ONCE).stdout == "SIGTERM: interrupted; the next run goes on with it\n"
+
+
+WHILE_IT_FINISHED = """\
+import os, signal
+from zvmsnap.common import signals
+from zvmsnap.common.errors import Cancelled
+signals.finish_before_dying()
+os.kill(os.getpid(), signal.SIGINT)
+print(signals.cancelled_by_signal().is_set())
+try:
+    signals.cancel_at_once()
+    print("goes on")
+except Cancelled as error:
+    print(error)
+print(signals.cancelled_by_signal().is_set())
+"""
+
+
+def test_whoever_goes_on_follows_a_signal_that_came_while_it_finished_first() -> None:
+    """And once only."""
+    said = "True\nSIGINT: interrupted; the next run goes on with it\nFalse\n"
+    assert call(WHILE_IT_FINISHED).stdout == said
