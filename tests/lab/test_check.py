@@ -105,7 +105,10 @@ AWAY = {
 AWAY_ALONE = {
     "destination.missing": (
         f"zfs rename {far.ROOT} {far.ROOT}2", f"zfs rename {far.ROOT}2 {far.ROOT}"),
-    "destination.zfs": (f"mv {BASHRC} {BASHRC}.away", f"mv {BASHRC}.away {BASHRC}"),
+    # Debian 13 has zfs in /usr/bin, too.
+    "destination.zfs": (
+        f"cp -p {BASHRC} {BASHRC}.kept && echo PATH=/usr/local/bin > {BASHRC}",
+        f"mv {BASHRC}.kept {BASHRC}"),
 }
 MODES = {
     "guest.mode": (f"zfs set zvmsnap:mode=memry {WEB.top}", f"zfs inherit zvmsnap:mode {WEB.top}"),

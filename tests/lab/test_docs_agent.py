@@ -57,7 +57,8 @@ def test_a_guest_with_an_agent(lab: Lab) -> None:
     assert ": quiesced, stood still for " in run(lab, of_debian(take)).stdout
 
     monitor, mode = readme.commands("By Nagios or Icinga")
-    assert "newest point is of level quiesced, not memory" in run(lab, monitor, status=1).stdout
+    # By hand a point with RAM is taken paused.
+    assert "newest point is of level quiesced, not paused" in run(lab, monitor, status=1).stdout
     run(lab, of_debian(mode))
     run(lab, monitor)
     lab.run(f"zfs inherit zvmsnap:mode {TOP}")
