@@ -15,10 +15,10 @@ file systems are frozen while libvirt's backup job begins (`frozen`).
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,10 +30,13 @@ from zvmsnap.archive.manifest import Way
 from zvmsnap.backup.of_point import lock_name
 from zvmsnap.backup.offline import check_chosen, described, image_of
 from zvmsnap.backup.writing import BackupOptions, Content, Subject, Writing, base_for, making
+from zvmsnap.bulk import progress
+from zvmsnap.bulk import writing as bulk
 from zvmsnap.capture import all_guests, eligibility, one_guest
 from zvmsnap.capture.eligibility import Eligibility
 from zvmsnap.capture.one_guest import BACK_UP
 from zvmsnap.capture.snapshot_run import CaptureRequest, SnapshotRun
+from zvmsnap.common import safe_files
 from zvmsnap.common.errors import BackupFailed, BackupImpossible, Cancelled, DomainBusy
 from zvmsnap.common.lockfile import own_lock
 from zvmsnap.common.process import Process, asked_meanwhile
@@ -57,6 +60,8 @@ from zvmsnap.virt.domain_xml import Disk
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
 from zvmsnap.zfs import mounts, volume
+
+_CHUNK_BYTES = 4 << 20
 
 
 def back_up_on_overlays(
@@ -106,7 +111,8 @@ def back_up_on_overlays(
             small = {name: staging.point / name for name in SMALL}
             writing.add_small({n: path.read_bytes() for n, path in small.items() if path.exists()})
             if entry.level.has_memory:
-                writing.add_memory(partial(_move, staging.memory), entry.memory_format)
+                move = partial(_move, staging.memory, capture.refuse_cancelled)
+                writing.add_memory(move, entry.memory_format)
         guest_lock.close()  # its hooks need not wait for the checksums
         cancel_at_once()
         subject = Subject(
@@ -253,8 +259,7 @@ class _Capture:
 
     def check(self) -> None:
         """To be asked every second: may the copy go on? Raises Cancelled and BackupFailed."""
-        if self._run.request.cancelled.is_set():
-            raise Cancelled(f"{self._guest.name}: interrupted: nothing of the backup is kept")
+        self.refuse_cancelled()
         staging = self.staging.path.parent
         free = free_bytes(staging)
         if free < self._run.config.limits.reserve_bytes:
@@ -263,6 +268,11 @@ class _Capture:
                 f"{free >> 20} MiB left for what the guest writes meanwhile: free space there, or "
                 "set `staging` to another file system"
             )
+
+    def refuse_cancelled(self) -> None:
+        """Raises Cancelled if this process was asked to stop."""
+        if self._run.request.cancelled.is_set():
+            raise Cancelled(f"{self._guest.name}: interrupted: nothing of the backup is kept")
 
     def release(self) -> None:
         """Take the guest off its overlays. Raises BackupFailed if the images were written to."""
@@ -287,8 +297,25 @@ class _Capture:
         self._finisher.publish()
 
 
-def _move(image: Path, target: Path) -> None:
+def _move(image: Path, check: Callable[[], None], target: Path) -> None:
+    """Move it, or copy it to another file system, for which `check` is asked again and again.
+
+    Not durable. Raises OSError, and what `check` raises.
+    """
     try:
         os.rename(image, target)
-    except OSError:  # another file system
-        shutil.copyfile(image, target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    with (
+        image.open("rb") as source,
+        safe_files.created(target) as file,
+        progress.shown("copied", image.stat().st_size) as shown,
+    ):
+        flush = bulk.EarlyFlush(file)
+        while data := source.read(_CHUNK_BYTES):
+            check()
+            bulk.write(file, data)
+            flush.wrote(len(data))
+            shown.done_bytes += len(data)

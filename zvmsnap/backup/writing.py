@@ -154,9 +154,9 @@ class Writing:
         self._compress = compress
         self._disks: list[BackupDisk] = []
         self._files: list[StoredFile] = []
-        # Read once more for their checksums when no guest waits for that.
+        # These are read once more for their checksums when no guest waits for that.
         self._images: list[Path] = []
-        self._memory: Memory | None = None
+        self._memory_format = ""
 
     def check_room(self, contents: Mapping[str, Content], memory_bytes: int) -> None:
         """Raises BackupImpossible if the file system has too little room. Raises QemuImgFailed.
@@ -267,7 +267,7 @@ class Writing:
         Raises QemuImgFailed.
         """
         parent = self._base.parent
-        if parent is None or self._base.level is not Level.INC or self._memory:
+        if parent is None or self._base.level is not Level.INC or self._memory_format:
             return False
         images = {disk.file for disk in self._disks}
         before = {file for file in parent.manifest.files if file.name not in images}
@@ -282,13 +282,18 @@ class Writing:
 
     def add_memory(self, write: Callable[[Path], None], image_format: str) -> None:
         """Let the RAM image be written, as libvirt loads it. Raises what that raises."""
-        path = self.path / MEMORY
-        write(path)
-        stored = self._described(path)
-        self._memory = Memory(
-            MEMORY, image_format, "none", stored.length_bytes, stored.length_bytes, stored.sha256
-        )
+        write(self.path / MEMORY)
+        self._memory_format = image_format
+
+    def _described_memory(self) -> Memory | None:
+        if not self._memory_format:
+            return None
+        stored = self._described(self.path / MEMORY)
         self._files.append(stored)
+        length_bytes = stored.length_bytes
+        return Memory(
+            MEMORY, self._memory_format, "none", length_bytes, length_bytes, stored.sha256
+        )
 
     def _described(self, path: Path) -> StoredFile:
         path.chmod(safe_files.PRIVATE_FILE)
@@ -297,6 +302,7 @@ class Writing:
     def publish(self, subject: Subject, left_out: Sequence[str]) -> StoredBackup:
         """Let it appear. Raises OSError."""
         parent = self._base.parent
+        memory = self._described_memory()
         numbers = [each.manifest.number for each in self._directory.of_guest(subject.uuid)]
         backup = Backup(
             id=self._id,
@@ -315,7 +321,7 @@ class Writing:
             disks=tuple(self._disks),
             left_out=tuple(left_out),
             files=(*map(self._described, self._images), *self._files),
-            memory=self._memory,
+            memory=memory,
             host=subject.host,
         )
         return self._directory.publish(self.path, sealed(self._config, backup))

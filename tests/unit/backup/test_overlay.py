@@ -1,7 +1,10 @@
 """A guest that runs is backed up on overlays, by the steps of the hooks; and is off them again."""
 
+import errno
+import hashlib
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +20,13 @@ from tests.fakes.guest import DumpedGuest, FakeProcess
 from tests.fakes.images import libvirt_image, make_base, write
 from zvmsnap.archive.directory import StoredBackup, described
 from zvmsnap.archive.manifest import StoredFile
-from zvmsnap.backup import of_guest, push
+from zvmsnap.backup import of_guest, overlay, push
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
 from zvmsnap.backup.work import WorkWriter
 from zvmsnap.backup.writing import BackupOptions
+from zvmsnap.bulk import writing as bulk
 from zvmsnap.common import signals
 from zvmsnap.common.errors import (
     BackupFailed,
@@ -280,8 +284,70 @@ def test_the_guest_is_free_when_checksums_are_taken(
         return described(path)
 
     monkeypatch.setattr("zvmsnap.backup.writing.described", noting)
-    elsewhere.back_up()
-    assert held["vda.qcow2"] is False
+    elsewhere.back_up(Wanted.STATE)
+    assert (held["vda.qcow2"], held["memory.img"]) == (False, False)
+
+
+def other_file_system(elsewhere: Elsewhere, on_write: Callable[[], None] = lambda: None) -> None:
+    """Staging is on another one than the backups are; something happens when a part is copied."""
+
+    def rename(old: Any, new: Any, **options: Any) -> None:
+        if Path(new).name == "memory.img":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        do_rename(old, new, **options)
+
+    def write_part(file: int, data: bytes) -> None:
+        do_write(file, data)
+        on_write()
+
+    do_rename, do_write = os.rename, bulk.write
+    elsewhere.patch.setattr(os, "rename", rename)
+    elsewhere.patch.setattr(bulk, "write", write_part)
+    elsewhere.patch.setattr(overlay, "_CHUNK_BYTES", 1000)
+    elsewhere.guest.dumped = libvirt_image(elsewhere.guest.xml(), b"RAM of now" * 1000)
+
+
+def test_staging_on_another_file_system(elsewhere: Elsewhere) -> None:
+    flushed: list[int] = []
+    other_file_system(elsewhere)
+    elsewhere.patch.setattr(bulk.EarlyFlush, "wrote", lambda _flush, count: flushed.append(count))
+    made = elsewhere.back_up(Wanted.STATE)
+    assert (made.directory / "memory.img").read_bytes() == elsewhere.guest.dumped
+    assert sum(flushed) == len(elsewhere.guest.dumped) and max(flushed) == 1000
+    stored = made.manifest.memory
+    assert stored and stored.sha256 == hashlib.sha256(elsewhere.guest.dumped).hexdigest()
+    assert stat.S_IMODE((made.directory / "memory.img").stat().st_mode) == 0o600
+    assert elsewhere.at_rest()
+
+
+def test_interrupted_while_ram_is_copied(elsewhere: Elsewhere) -> None:
+    """At once, not when all of it is there."""
+    parts: list[None] = []
+
+    def interrupt() -> None:
+        parts.append(None)
+        elsewhere.cancelled.set()
+
+    other_file_system(elsewhere, interrupt)
+    with pytest.raises(Cancelled, match="interrupted: nothing of the backup is kept"):
+        elsewhere.back_up(Wanted.STATE)
+    assert len(parts) == 1 and elsewhere.scene.directory.read() == ([], [])
+    assert elsewhere.at_rest()
+
+
+def test_ram_that_cannot_be_moved(elsewhere: Elsewhere) -> None:
+    """For another reason than that it is on another file system: it is not copied either."""
+
+    def rename(old: Any, new: Any, **options: Any) -> None:
+        if Path(new).name == "memory.img":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        do(old, new, **options)
+
+    do = os.rename
+    elsewhere.patch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Read-only file system"):
+        elsewhere.back_up(Wanted.STATE)
+    assert elsewhere.at_rest() and elsewhere.scene.directory.read() == ([], [])
 
 
 # -- what goes wrong on the way
