@@ -69,7 +69,7 @@ def consolidate(
     for each in directory.of_guest(uuid):
         _finish(each)
     own = directory.of_guest(uuid)
-    _refuse_damaged(directory, own)
+    others = _others(directory, own)
     counted = [each for each in own if each.manifest.level is not Level.COPY]
     kept, gone = counted[-keep:], counted[:-keep]
     names = {each.name for each in gone}
@@ -77,23 +77,24 @@ def consolidate(
     for each in made_whole:
         _make_whole(directory, each, compress=compress)
     for each in reversed(gone):
-        _refuse_needed(directory, each)
+        _refuse_needed(each, [*others, *directory.of_guest(uuid)])
         directory.remove(each)
     return [each.name for each in made_whole], [each.name for each in gone]
 
 
-def _refuse_damaged(directory: BackupDirectory, own: Sequence[StoredBackup]) -> None:
-    """A backup that cannot be read may need any of them."""
+def _others(directory: BackupDirectory, own: Sequence[StoredBackup]) -> list[StoredBackup]:
+    """The backups of other guests. Raises BackupDamaged: such a one may need any of the rest."""
+    backups, damaged = directory.read()
     folders = {folder_of(each.manifest.domain) for each in own}
-    for damaged in directory.read()[1]:
-        if damaged.directory.name.rpartition("@")[0] in folders:
-            raise BackupDamaged(
-                f"{damaged.why}: nothing is removed, as it may need any of the rest"
-            )
+    for each in damaged:
+        if each.directory.name.rpartition("@")[0] in folders:
+            raise BackupDamaged(f"{each.why}: nothing is removed, as it may need any of the rest")
+    uuids = {each.manifest.uuid for each in own}
+    return [each for each in backups if each.manifest.uuid not in uuids]
 
 
-def _refuse_needed(directory: BackupDirectory, gone: StoredBackup) -> None:
-    for each in directory.read()[0]:
+def _refuse_needed(gone: StoredBackup, stay: Sequence[StoredBackup]) -> None:
+    for each in stay:
         if each.manifest.parent == gone.name:
             raise BackupDamaged(f"{gone.name}: {each.name} depends on it: kept")
 

@@ -6,13 +6,16 @@ backup in the making, `.removing-*` one that is being removed. No symlink is fol
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,14 +67,28 @@ class DamagedBackup:
     why: str
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A backup that was read: by its manifest's `stamp`, out of the directory of that `inode`."""
+
+    inode: int
+    stamp: tuple[int, ...]
+    backup: StoredBackup
+
+
 class BackupDirectory:
-    """The directory that an operator names. It is never made: an empty mountpoint is no target."""
+    """The directory that an operator names. It is never made: an empty mountpoint is no target.
+
+    Others may work in it at any time, also on other hosts: each question looks at what is there
+    now. A manifest is read again only if it is another file than the one that was read.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises BackupInvalid if there is no such directory."""
         self.path = Path(os.path.realpath(path))
         if not self.path.is_dir():
             raise BackupInvalid(f"{path}: is no directory: make it, or mount what should be there")
+        self._known: dict[str, _Known] = {}
 
     def identity(self) -> str:
         """16 hexadecimal digits that stay with the directory, wherever it is; made at first.
@@ -90,24 +107,54 @@ class BackupDirectory:
 
     def read(self) -> tuple[list[StoredBackup], list[DamagedBackup]]:
         """All backups, by guest and in their order; and what cannot be read. Raises OSError."""
+        return self._read(self._names())
+
+    def of_guest(self, uuid: str) -> list[StoredBackup]:
+        """The backups of one guest, oldest first. Raises OSError.
+
+        Of which guest a backup is never changes: those of others are looked at once.
+        """
+        names = self._names().items()
+        looked_at = {name: inode for name, inode in names if not self._is_other(name, inode, uuid)}
+        return [each for each in self._read(looked_at)[0] if each.manifest.uuid == uuid]
+
+    def backup(self, name: str) -> StoredBackup:
+        """The backup of that name. Raises BackupDamaged, also if there is none."""
+        try:
+            inode = os.lstat(self.path / name).st_ino
+        except OSError:
+            inode = 0
+        return self._backup(name, inode)
+
+    def _names(self) -> dict[str, int]:
+        """What can be a backup by its name, and the inode number of each, in order."""
+        with os.scandir(self.path) as entries:
+            return dict(sorted((e.name, e.inode()) for e in entries if is_name(e.name)))
+
+    def _read(self, names: Mapping[str, int]) -> tuple[list[StoredBackup], list[DamagedBackup]]:
         backups: list[StoredBackup] = []
         damaged: list[DamagedBackup] = []
-        for name in sorted(os.listdir(self.path)):
-            if is_name(name):
-                try:
-                    backups.append(self.backup(name))
-                except BackupDamaged as error:
+        for name, inode in names.items():
+            try:
+                backups.append(self._backup(name, inode))
+            except BackupDamaged as error:
+                if os.path.lexists(self.path / name):  # else it was removed just now
                     damaged.append(DamagedBackup(self.path / name, str(error)))
         backups.sort(key=lambda each: (each.manifest.domain, each.manifest.uuid, _order(each)))
         return backups, damaged
 
-    def of_guest(self, uuid: str) -> list[StoredBackup]:
-        """The backups of one guest, oldest first. Raises OSError."""
-        return [each for each in self.read()[0] if each.manifest.uuid == uuid]
+    def _backup(self, name: str, inode: int) -> StoredBackup:
+        stamp = _stamp(self.path / name / MANIFEST)
+        known = self._known.get(name)
+        if known and stamp and (known.inode, known.stamp) == (inode, stamp):
+            return known.backup
+        backup = read_backup(self.path / name)
+        self._known[name] = _Known(inode, stamp, backup)
+        return backup
 
-    def backup(self, name: str) -> StoredBackup:
-        """The backup of that name. Raises BackupDamaged, also if there is none."""
-        return read_backup(self.path / name)
+    def _is_other(self, name: str, inode: int, uuid: str) -> bool:
+        known = self._known.get(name)
+        return bool(known and known.inode == inode and known.backup.manifest.uuid != uuid)
 
     def chain(self, backup: StoredBackup) -> list[StoredBackup]:
         """The backup and all that it depends on, itself first. Raises BackupDamaged."""
@@ -132,8 +179,9 @@ class BackupDirectory:
         json_file.write(made / MANIFEST, backup)
         made.chmod(PRIVATE_DIR)
         sync_dir(made)
-        target = self._free(backup)
-        os.rename(made, target)
+        for target in self._free(backup):
+            if _is_renamed(made, target):
+                break
         sync_dir(self.path)
         return StoredBackup(target, backup)
 
@@ -149,15 +197,25 @@ class BackupDirectory:
         """What a crash has left of backups that were being removed. Raises OSError."""
         return [self.path / name for name in os.listdir(self.path) if name.startswith(REMOVING)]
 
-    def _free(self, backup: Backup) -> Path:
+    def _free(self, backup: Backup) -> Iterator[Path]:
+        """Where it can be published, the best first; without end."""
         created = datetime.fromisoformat(backup.created).astimezone(UTC)
         name = f"{folder_of(backup.domain)}@{created.strftime(TIME_FORMAT)}"
-        number = 1
-        free = self.path / name
-        while os.path.lexists(free):
-            number += 1
-            free = self.path / f"{name}.{number}"
-        return free
+        for number in count(1):
+            free = self.path / (name if number == 1 else f"{name}.{number}")
+            if not os.path.lexists(free):
+                yield free
+
+
+def _is_renamed(made: Path, target: Path) -> bool:
+    """Rename it, unless another backup has got that name just now. Raises OSError."""
+    try:
+        os.rename(made, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def read_backup(directory: Path) -> StoredBackup:
@@ -174,6 +232,15 @@ def read_backup(directory: Path) -> StoredBackup:
     if why := why_invalid(manifest, directory.name):
         raise BackupDamaged(f"{path}: {why}")
     return StoredBackup(directory, manifest)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """By which a file is known as the same, unchanged one; none if there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def newest(backups: Sequence[StoredBackup], *, full: bool = False) -> StoredBackup | None:
@@ -224,6 +291,10 @@ def _sum(file: BinaryIO) -> tuple[int, str]:
 
 
 def discard(directory: Path) -> None:
-    """Remove what lies there, if anything does. Raises OSError."""
-    if os.path.lexists(directory):
-        shutil.rmtree(directory)
+    """Remove what lies there, if anything does, though somebody else removes it, too.
+
+    Raises OSError.
+    """
+    while os.path.lexists(directory):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)

@@ -40,7 +40,7 @@ from zvmsnap.archive.manifest import (
 from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.bulk import progress
 from zvmsnap.common import log, safe_files
-from zvmsnap.common.errors import BackupDamaged, BackupImpossible
+from zvmsnap.common.errors import BackupDamaged, BackupFailed, BackupImpossible
 from zvmsnap.common.log import Logger
 from zvmsnap.common.process import Process
 from zvmsnap.common.waiting import in_background, wait
@@ -300,13 +300,19 @@ class Writing:
         return described(path)
 
     def publish(self, subject: Subject, left_out: Sequence[str]) -> StoredBackup:
-        """Let it appear. Raises OSError."""
+        """Let it appear. Raises OSError, and BackupFailed if what it is on is there no more."""
         parent = self._base.parent
         memory = self._described_memory()
-        numbers = [each.manifest.number for each in self._directory.of_guest(subject.uuid)]
+        images = tuple(map(self._described, self._images))
+        own = self._directory.of_guest(subject.uuid)
+        if parent and not any(_is_same(parent, each) for each in own):
+            raise BackupFailed(
+                f"{subject.domain}: {parent.name}, on which it would be, was removed meanwhile, "
+                "maybe by another host: nothing of it is kept: back it up once more"
+            )
         backup = Backup(
             id=self._id,
-            number=max(numbers, default=0) + 1,
+            number=max((each.manifest.number for each in own), default=0) + 1,
             domain=subject.domain,
             uuid=subject.uuid,
             created=subject.created.isoformat(timespec="seconds"),
@@ -320,11 +326,15 @@ class Writing:
             checkpoint=subject.checkpoint,
             disks=tuple(self._disks),
             left_out=tuple(left_out),
-            files=(*map(self._described, self._images), *self._files),
+            files=(*images, *self._files),
             memory=memory,
             host=subject.host,
         )
         return self._directory.publish(self.path, sealed(self._config, backup))
+
+
+def _is_same(one: StoredBackup, other: StoredBackup) -> bool:
+    return (one.name, one.manifest.id) == (other.name, other.manifest.id)
 
 
 def sealed(config: Config, backup: Backup) -> Backup:

@@ -10,8 +10,10 @@ import pytest
 
 from tests.fakes.backup_scene import DISK_BYTES, Scene
 from tests.fakes.images import run_qemu_img
+from zvmsnap.archive import directory
+from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.archive.manifest import Level
-from zvmsnap.common.errors import BackupImpossible, DiskUnreadable, QemuImgFailed
+from zvmsnap.common.errors import BackupFailed, BackupImpossible, DiskUnreadable, QemuImgFailed
 from zvmsnap.disks import qemu_img
 from zvmsnap.virt import save_image
 
@@ -148,6 +150,43 @@ def test_the_last_backup_is_broken(scene: Scene) -> None:
     assert backup.manifest.level is Level.FULL
     assert "the last backup cannot be used: " in backup.manifest.reason
     assert f"{first.directory}/vda.qcow2 is not there" in backup.manifest.reason
+
+
+def test_the_last_backup_is_removed_meanwhile(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another host, whose locks are not ours: an increment on it would be worth nothing."""
+    first = scene.back_up(scene.point("one"))
+    do = qemu_img.make_difference
+
+    def meanwhile(*words: str) -> None:
+        do(*words)
+        BackupDirectory(scene.directory.path).remove(first)
+
+    scene.write(0, b"two")
+    point = scene.point("two")
+    with monkeypatch.context() as patch:
+        patch.setattr(qemu_img, "make_difference", meanwhile)
+        with pytest.raises(BackupFailed, match=f"web: {first.name}, on which .*removed meanwhile"):
+            scene.back_up(point)
+    assert scene.directory.read() == ([], []) and scene.nothing_left()
+    assert scene.back_up(point).manifest.level == "full"
+
+
+def test_manifests_are_read_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all that one backup asks of its directory."""
+    made = [scene.back_up(scene.point(name)) for name in ("one", "two")]
+    read: list[str] = []
+    do = directory.read_backup
+
+    def noting(path: Path) -> StoredBackup:
+        read.append(path.name)
+        return do(path)
+
+    monkeypatch.setattr(directory, "read_backup", noting)
+    scene.directory = BackupDirectory(scene.directory.path)
+    made.append(scene.back_up(scene.point("three")))
+    assert sorted(read) == [each.name for each in made]
 
 
 def test_no_room(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
