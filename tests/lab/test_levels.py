@@ -311,22 +311,31 @@ def test_the_administrators_own_programs(lab: Lab) -> None:
     assert len(hooked(lab)) == frozen
 
 
-def test_a_device_that_cannot_be_migrated(lab_session: Lab) -> None:
+def test_ram_that_cannot_be_saved(lab_session: Lab) -> None:
     lab = lab_session
     scenario.configured(lab)
-    lab.run("zfs create tank/db")
-    disk = guests.make_disk(lab, Disk("/tank/db/disk0.raw"))
     shared = ("<shmem name='db' role='peer'><model type='ivshmem-plain'/>"
               "<size unit='M'>4</size></shmem>")
-    guests.define(lab, guests.domain_xml("db", [disk], devices=shared))
-    guests.start(lab, "db")
-    scenario.write_sanoid_conf(lab, scenario.section("tank/db"))
+    # The smaller cell comes first: QEMU would end.
+    cells = ("<cpu><numa><cell id='0' cpus='0' memory='24' unit='MiB'/>"
+             "<cell id='1' memory='40' unit='MiB'/></numa></cpu>")
+    reasons = {
+        "db": "shared memory db (shmem) without role='master'",
+        "cells": "NUMA cells or memory modules, with emulated CPUs: QEMU misses what they write",
+    }
+    for name, devices, extra in (("db", shared, ""), ("cells", "", cells)):
+        lab.run(f"zfs create tank/{name}")
+        disk = guests.make_disk(lab, Disk(f"/tank/{name}/disk0.raw"))
+        guests.define(lab, guests.domain_xml(name, [disk], devices=devices, extra=extra))
+        guests.start(lab, name)
+    scenario.write_sanoid_conf(lab, *(scenario.section(f"tank/{name}") for name in reasons))
     done = scenario.take(lab)
-    why = "its RAM cannot be saved because of shared memory db (shmem) without role='master'"
-    assert why in done.stderr
-    point = scenario.the_point(lab, "db")
-    assert (point.manifest["level"], point.manifest["reason"]) == ("crash", why)
-    scenario.assert_counted_through(lab, "db")
+    for name, reason in reasons.items():
+        why = f"its RAM cannot be saved because of {reason}"
+        assert why in done.stderr
+        point = scenario.the_point(lab, name)
+        assert (point.manifest["level"], point.manifest["reason"]) == ("crash", why)
+        scenario.assert_counted_through(lab, name)
     # And libvirt says so too.
     assert "shmem" in lab.run("virsh save db /tmp/x", check=False).stderr
 

@@ -149,16 +149,20 @@ def _unmigratable(root: ET.Element) -> str:
     )
     if invariant and not timed:
         return "CPU feature invtsc without a TSC frequency"
-    if root.get("type") == "qemu" and _has_small_first_cell(root):
-        return "a first NUMA cell smaller than other memory, with emulated CPUs: QEMU would end"
+    if root.get("type") == "qemu" and _has_ram_in_parts(root):
+        return "NUMA cells or memory modules, with emulated CPUs: QEMU misses what they write"
     return ""
 
 
-def _has_small_first_cell(root: ET.Element) -> bool:
-    """Is a RAM block larger than QEMU's first? physical_memory_sync_dirty_bitmap aborts then."""
-    cells = [int(cell.get("memory", "0")) for cell in root.findall("cpu/numa/cell")]
-    modules = [int(size.text or "0") for size in root.findall("devices/memory/target/size")]
-    return bool(cells) and max(cells + modules) > cells[0]
+def _has_ram_in_parts(root: ET.Element) -> bool:
+    """Does QEMU keep its RAM as several blocks?
+
+    From 9.0 on its physical_memory_sync_dirty_bitmap (include/system/ram_addr.h) takes an address
+    within a block for one within all RAM. So emulated CPUs do not report again what they write into
+    any block but the first, and a live dump misses it. If a block is larger than the first, QEMU
+    ends.
+    """
+    return len(root.findall("cpu/numa/cell")) > 1 or bool(root.findall("devices/memory"))
 
 
 def _disk(disk: ET.Element) -> Disk:
