@@ -39,6 +39,9 @@ from zvmsnap.zfs.types import Dataset
 # ssh itself gives up after 20 s, and says why.
 _MACHINE_S = 60.0
 _GRACE_S = 5.0
+# No question is about snapshots, however many there are. The longest answer is what is delegated:
+# 2 MiB, if 10 000 users may do everything.
+_ANSWER_MAX_BYTES = 4 << 20
 _ENCRYPT_WITH = "age"
 _TRIED_ZFS = (2, 1)
 _FULL_PERCENT = 95
@@ -146,7 +149,7 @@ def _silent(places: list[_Place], why: str) -> Iterator[Finding]:
 
 def _machine(facts: Facts, host: str, places: list[_Place]) -> list[Finding]:
     """What is found of all destinations on one machine."""
-    remote = RemoteHost(host, facts.config.locks_dir, _MACHINE_S)
+    remote = RemoteHost(host, facts.config.locks_dir, _MACHINE_S, _ANSWER_MAX_BYTES)
     found: list[Finding] = []
     for number, place in enumerate(places):
         try:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import select
+import selectors
 import signal
 import stat
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, Popen, TimeoutExpired
 from typing import IO
 
 import msgspec
@@ -38,7 +39,7 @@ _meanwhile = threading.local()
 
 # What a program may print, which is kept in memory: more than a million snapshots in a listing.
 # The program may be on a machine of somebody else.
-_OUTPUT_MAX_BYTES = 512 << 20
+OUTPUT_MAX_BYTES = 512 << 20
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -113,35 +114,16 @@ def run_program(
     given: bytes = b"",
     into: IO[bytes] | None = None,
     limit_s: float = math.inf,
-) -> subprocess.CompletedProcess[bytes]:
+    output_max_bytes: int = OUTPUT_MAX_BYTES,
+) -> CompletedProcess[bytes]:
     """Run a program and wait for it, `given` on its standard input; it may print into a file.
 
-    Raises OSError; GivenUp if it takes longer than `limit_s`, prints without end, or hangs in the
-    kernel: it is killed, but nobody can wait for the end of such a process.
+    Raises OSError; GivenUp if it takes longer than `limit_s`, prints more than it may, or hangs in
+    the kernel: it is killed, but nobody can wait for the end of such a process.
     """
-    deadline_s = uptime_s() + limit_s
-    process = subprocess.Popen(
-        words,
-        stdin=subprocess.PIPE,
-        stdout=into or subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    watches: dict[Path, HangWatch] = {}
-    unsent: bytes | None = given
+    process = Popen(words, stdin=PIPE, stdout=into or PIPE, stderr=PIPE)
     try:
-        while True:
-            try:
-                wait_s = min(_LOOK_EVERY_S, max(0, deadline_s - uptime_s()))
-                output, errors = process.communicate(unsent, wait_s)
-                return subprocess.CompletedProcess(words, process.returncode, output or b"", errors)
-            except subprocess.TimeoutExpired as so_far:
-                unsent = None  # communicate() goes on with it
-                if len(so_far.stdout or b"") + len(so_far.stderr or b"") > _OUTPUT_MAX_BYTES:
-                    raise GivenUp(
-                        f"{_named(process)} prints without end: given up after "
-                        f"{_OUTPUT_MAX_BYTES >> 20} MiB"
-                    ) from None
-                _check_patience(process, watches, deadline_s, limit_s)
+        return _Exchange(process, given, limit_s, output_max_bytes).done()
     except BaseException:
         _abandon(process)
         raise
@@ -161,19 +143,19 @@ def run_session(
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as stdin:
         stdin.write(given)
         stdin.seek(0)
-        process = subprocess.Popen(
+        process = Popen(
             words,
             env=environment,
             stdin=stdin,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=STDOUT,
             start_new_session=True,
         )
         try:
             status = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):  # it may hang in the kernel
+            with suppress(TimeoutExpired):  # it may hang in the kernel
                 process.wait(_KILLED_WITHIN_S)
             raise GivenUp(f"takes longer than {limit_s:g} s") from None
         size = output.seek(0, os.SEEK_END)
@@ -183,79 +165,97 @@ def run_session(
 
 def run_until(
     words: Sequence[str], is_complete: Callable[[bytes], bool], limit_s: float
-) -> subprocess.CompletedProcess[bytes]:
+) -> CompletedProcess[bytes]:
     """Run a program until all that it has printed is complete, or until it ends.
 
     If it is complete, the program is killed at once, with all that it has started, and counts as
     ended well. Raises as run_program does.
     """
-    import tempfile  # few hooks need it, and it loads much
-
-    deadline_s = uptime_s() + limit_s
-    watches: dict[Path, HangWatch] = {}
-    output = b""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            process_group=0,
-        )
-        assert process.stdout
-        has_ended = False
-        try:
-            while not has_ended and not is_complete(output):
-                wait_s = min(_LOOK_EVERY_S, max(0, deadline_s - uptime_s()))
-                if select.select([process.stdout], [], [], wait_s)[0]:
-                    some = os.read(process.stdout.fileno(), _AT_ONCE_BYTES)
-                    output, has_ended = output + some, not some
-                else:
-                    _check_patience(process, watches, deadline_s, limit_s)
-            code = process.wait(max(0, deadline_s - uptime_s())) if has_ended else 0
-        except subprocess.TimeoutExpired:
-            raise _no_answer(process, limit_s) from None
-        finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            _abandon(process)
-        errors.seek(0)
-        return subprocess.CompletedProcess(words, code, output, errors.read())
+    process = Popen(words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, process_group=0)
+    try:
+        return _Exchange(process, b"", limit_s, OUTPUT_MAX_BYTES).done(is_complete)
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        _abandon(process)
 
 
-def _check_patience(
-    process: subprocess.Popen[bytes],
-    watches: dict[Path, HangWatch],
-    deadline_s: float,
-    limit_s: float,
-) -> None:
-    """Raises GivenUp if the process hangs in the kernel, or has had its time."""
-    if _any_task_hangs(process.pid, watches):
-        raise GivenUp(f"{_named(process)} {HANGS}") from None
-    for check in getattr(_meanwhile, "checks", ()):
-        check()
-    if uptime_s() >= deadline_s:
-        raise _no_answer(process, limit_s) from None
+class _Exchange:
+    """What a program is given, and what it prints, for as long as it is waited for."""
+
+    def __init__(self, process: Popen[bytes], given: bytes, limit_s: float, max_bytes: int) -> None:
+        self._process = process
+        self._unsent = memoryview(given)
+        self._limit_s, self._ends_s = limit_s, uptime_s() + limit_s
+        self._max_bytes = max_bytes
+        self._output, self._errors = bytearray(), bytearray()
+        self._watches: dict[Path, HangWatch] = {}
+        self._open = selectors.PollSelector()
+        if process.stdin:
+            self._open.register(process.stdin, selectors.EVENT_WRITE, (process.stdin, None))
+        for pipe, printed in ((process.stdout, self._output), (process.stderr, self._errors)):
+            if pipe:
+                self._open.register(pipe, selectors.EVENT_READ, (pipe, printed))
+
+    def done(self, is_complete: Callable[[bytes], bool] | None = None) -> CompletedProcess[bytes]:
+        """All of it when it has ended, or has printed what is complete. Raises GivenUp."""
+        while not self._has_ended(is_complete):
+            self._check_patience()
+        code, words = self._process.returncode or 0, self._process.args
+        return CompletedProcess(words, code, bytes(self._output), bytes(self._errors))
+
+    def _has_ended(self, is_complete: Callable[[bytes], bool] | None) -> bool:
+        """Has it, or is it complete, within a moment?"""
+        until_s = min(uptime_s() + _LOOK_EVERY_S, self._ends_s)
+        while self._open.get_map():
+            for key, _ in self._open.select(max(0, until_s - uptime_s())):
+                pipe, printed = key.data
+                if self._is_last(key.fd, printed):
+                    self._open.unregister(pipe)
+                    pipe.close()
+            if len(self._output) + len(self._errors) > self._max_bytes:
+                why = f"prints without end: given up after {self._max_bytes >> 20} MiB"
+                raise GivenUp(f"{_named(self._process)} {why}")
+            if is_complete and is_complete(bytes(self._output)):
+                return True
+            if uptime_s() >= until_s:
+                return False
+        with suppress(TimeoutExpired):
+            self._process.wait(max(0, until_s - uptime_s()))
+        return self._process.returncode is not None
+
+    def _is_last(self, pipe: int, printed: bytearray | None) -> bool:
+        """Read, or send, what can be now; was that all?"""
+        if printed is not None:
+            some = os.read(pipe, _AT_ONCE_BYTES)
+            printed += some
+            return not some
+        with suppress(BrokenPipeError):
+            self._unsent = self._unsent[os.write(pipe, self._unsent[: select.PIPE_BUF]) :]
+            return not self._unsent
+        return True
+
+    def _check_patience(self) -> None:
+        """Raises GivenUp if it hangs in the kernel, or has had its time."""
+        for task in Path(f"/proc/{self._process.pid}/task").glob("*"):
+            self._watches.setdefault(task, HangWatch(task))
+        if any(watch.hangs() for watch in self._watches.values()):
+            raise GivenUp(f"{_named(self._process)} {HANGS}")
+        for check in getattr(_meanwhile, "checks", ()):
+            check()
+        if uptime_s() >= self._ends_s:
+            why = f"no answer: given up after {self._limit_s:g} s"
+            raise GivenUp(f"{_named(self._process)}: {why}")
 
 
-def _no_answer(process: subprocess.Popen[bytes], limit_s: float) -> GivenUp:
-    return GivenUp(f"{_named(process)}: no answer: given up after {limit_s:g} s")
-
-
-def _named(process: subprocess.Popen[bytes]) -> str:
+def _named(process: Popen[bytes]) -> str:
     assert isinstance(process.args, Sequence)
     return " ".join(map(str, process.args[:2]))
 
 
-def _any_task_hangs(pid: int, watches: dict[Path, HangWatch]) -> bool:
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        watches.setdefault(task, HangWatch(task))
-    return any(watch.hangs() for watch in watches.values())
-
-
-def _abandon(process: subprocess.Popen[bytes]) -> None:
+def _abandon(process: Popen[bytes]) -> None:
     process.kill()
-    with suppress(subprocess.TimeoutExpired):
+    with suppress(TimeoutExpired):
         process.wait(_LOOK_EVERY_S)
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe:

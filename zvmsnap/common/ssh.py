@@ -14,7 +14,7 @@ from subprocess import CompletedProcess
 
 from zvmsnap.common import foreign
 from zvmsnap.common.errors import DestinationUnreachable, GivenUp, RemoteFailed
-from zvmsnap.common.process import run_program, uptime_s
+from zvmsnap.common.process import OUTPUT_MAX_BYTES, run_program, uptime_s
 from zvmsnap.common.safe_files import private_dir
 
 _SSH_FAILED = 255
@@ -38,30 +38,41 @@ _SAID_MAX = 64 << 10  # bytes of its errors that are looked at
 class RemoteHost:
     """Runs programs on `host` ("" is this one); ssh keeps its sockets in `sockets`.
 
-    All programs of `process` and `run` together have `limit_s`.
+    All programs of `process` and `run` together have `limit_s`, and each may print so much.
     """
 
-    def __init__(self, host: str, sockets: Path = Path("/run"), limit_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        host: str,
+        sockets: Path = Path("/run"),
+        limit_s: float = math.inf,
+        output_max_bytes: int = OUTPUT_MAX_BYTES,
+    ) -> None:
         self.host = host
         self._sockets = sockets
         self._limit_s = limit_s
+        self._output_max_bytes = output_max_bytes
         self._ends_s = uptime_s() + limit_s
 
     def process(self, words: Sequence[str], given: bytes = b"") -> CompletedProcess[bytes]:
         """Run a program and wait for it, `given` on its standard input.
 
         Raises DestinationUnreachable, also if the time is over, RemoteFailed if the program does
-        not exist, and GivenUp if it hangs in the kernel.
+        not exist, and GivenUp if it hangs in the kernel, or prints more than it may.
         """
         command = [*self.ssh(), self.host, shlex.join(words)] if self.host else list(words)
         try:
             left_s = max(0.0, self._ends_s - uptime_s())
-            done = run_program(command, given, limit_s=left_s)
+            done = run_program(
+                command, given, limit_s=left_s, output_max_bytes=self._output_max_bytes
+            )
         except OSError as error:
             raise RemoteFailed(f"{command[0]} cannot be run: {error.strerror}") from error
         except GivenUp as error:
-            if not self.host or uptime_s() < self._ends_s:
+            if not self.host:
                 raise
+            if uptime_s() < self._ends_s:
+                raise GivenUp(f"{self.where}{' '.join(words[:2])}: {error}") from error
             why = f"no answer within {self._limit_s:g} s"
             raise DestinationUnreachable(f"{self.host}: {why}") from error
         if self.host and done.returncode == _SSH_FAILED:

@@ -128,6 +128,23 @@ def test_who_may_receive(checked: CheckedHost, spoil: Spoil) -> None:
     assert [each.colour for each in of(checked)] == [GREEN]
 
 
+def test_answers_may_be_as_long_as_they_need(checked: CheckedHost) -> None:
+    """A user in all groups of a directory service, and permissions of all of these."""
+    groups = [f"{number}(group-{number})" for number in range(10_000)]
+    checked.nas.said["id"] = f"uid=1001(offsite) gid=34(backup) groups={','.join(groups)}\n"
+    checked.nas.allow(*(f"\tgroup group-{number} {PERMISSIONS}" for number in range(10_000)))
+    (found,) = of(checked)
+    assert found.check == "destination.there"
+    assert not any("snapshot" in line or " list " in line for line in checked.nas.asked)
+
+
+def test_an_answer_without_end_is_not_kept(checked: CheckedHost) -> None:
+    checked.nas.said["id"] = "uid=1001(offsite) " * (1 << 19)
+    (found,) = of(checked)
+    assert (found.colour, found.check) == (RED, "destination.unreachable")
+    assert "offsite@nas: id: ssh -o prints without end: given up after 4 MiB" in found.text
+
+
 def test_what_comes_from_there_is_made_printable(checked: CheckedHost) -> None:
     checked.nas.said["zfs version"] = "zfs-\x1b[2J\nall is well\n"
     checked.nas.said["id"] = "uid=1001(\x1b[31moffsite) gid=7(x)\n"

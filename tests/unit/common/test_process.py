@@ -159,12 +159,41 @@ def test_a_program_that_takes_too_long_is_killed() -> None:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_program_that_prints_without_end(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_OUTPUT_MAX_BYTES", 1 << 20)
-    monkeypatch.setattr(process, "_LOOK_EVERY_S", 0.1)
-    program = f"import sys\nwhile True: sys.{stream}.write('x' * 4096)"
+@pytest.mark.parametrize("how_often", ["while True", "for _ in range(1024)"])
+def test_program_that_prints_more_than_it_may(
+    stream: str, how_often: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than that is ever read, though the program may end before anybody looks."""
+    read: list[int] = []
+
+    def noting(descriptor: int, count: int) -> bytes:
+        data = do(descriptor, count)
+        read.append(len(data))
+        return data
+
+    do = os.read
+    monkeypatch.setattr(os, "read", noting)
+    program = f"import sys\n{how_often}: sys.{stream}.write('x' * 4096)"
     with pytest.raises(GivenUp, match="prints without end: given up after 1 MiB"):
-        run_program([sys.executable, "-c", program])
+        run_program([sys.executable, "-c", program], output_max_bytes=1 << 20)
+    assert 1 << 20 < sum(read) < (1 << 20) + 2 * (64 << 10)
+
+
+def test_program_that_prints_all_that_it_may() -> None:
+    program = f"import sys\nsys.stdout.write('x' * {1 << 20})"
+    done = run_program([sys.executable, "-c", program], output_max_bytes=1 << 20)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"x" * (1 << 20), b"")
+
+
+def test_program_that_gets_more_than_it_reads() -> None:
+    done = run_program(["head", "-c", "3"], b"x" * (4 << 20))
+    assert (done.returncode, done.stdout) == (0, b"xxx")
+
+
+def test_program_that_prints_while_it_gets_its_input() -> None:
+    """Neither waits for the other, whatever a pipe holds."""
+    given = os.urandom(4 << 20)
+    assert run_program(["cat"], given).stdout == given
 
 
 def test_program_that_has_printed_all_is_killed_with_what_it_has_started() -> None:
