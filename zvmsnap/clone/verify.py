@@ -43,7 +43,7 @@ CLONES = "zvmsnap-verify-"  # what their names begin with
 
 _LIVES_WITHIN_S = 60
 _AGENT_WITHIN_S = 20
-_COMMAND_TIMEOUT_S = 60
+_COMMAND_TIMEOUT_S = 120
 _POLL_S = 1.0
 
 # Less may be QEMU itself, of a guest whose CPUs do nothing.

@@ -6,6 +6,7 @@ Its calls block for ever unless a time limit is set first (libvirt, virDomainQem
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -163,7 +164,10 @@ def _ask(
     kind: type[Answer],
     within_s: float = 0,
 ) -> Answer:
-    """Ask the agent; for `within_s` ask again if it is silent, and so has not got the question."""
+    """Ask the agent; for `within_s` ask again if it is silent, and so has not got the question.
+
+    If it has got it, its answer is waited for as long, and for _ANSWER_TIMEOUT_S at least.
+    """
     sent = _send(guest, json.dumps({"execute": command, "arguments": arguments}), within_s)
     # Whoever is root in the guest may answer anything.
     try:
@@ -178,9 +182,10 @@ def _ask(
 
 def _send(guest: Guest, question: str, within_s: float) -> str:
     deadline_s = waiting.now_s() + within_s
+    answer_timeout_s = max(math.ceil(within_s), _ANSWER_TIMEOUT_S)
     while True:
         try:
-            return guest.agent_command(question, _ANSWER_TIMEOUT_S)
+            return guest.agent_command(question, answer_timeout_s)
         except AgentSilent:
             if waiting.now_s() > deadline_s:
                 raise
