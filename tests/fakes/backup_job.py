@@ -23,6 +23,7 @@ class FakeBackupJob:
 
     `broken` has the bitmaps that are missing, or were in use, by checkpoint and target; `refuses`
     says why libvirt refuses what it is asked for, "" if it does not. `after` comes after the start.
+    With `is_thick` nothing of the disks is a hole, as in a logical volume.
     """
 
     def __init__(self, scene: Scene, patch: pytest.MonkeyPatch) -> None:
@@ -31,6 +32,7 @@ class FakeBackupJob:
         self.asked = 0
         self.why = ""
         self.ends = True
+        self.is_thick = False
         self.calls: list[str] = []
         self.begun: list[tuple[ET.Element, ET.Element | None]] = []
         self.broken: set[tuple[str, str]] = set()
@@ -93,7 +95,8 @@ class FakeBackupJob:
         image, kind = self._image(target), self.scene.guest.format_of(self._image(target))
         since = disk.get("incremental", "")
         if not since:
-            run_qemu_img("convert", "-f", kind, "-O", "qcow2", image, path)
+            zeros = ["-S", "0"] if self.is_thick else []
+            run_qemu_img("convert", *zeros, "-f", kind, "-O", "qcow2", image, path)
             return
         run_qemu_img("create", "-q", "-f", "qcow2", "-b", image, "-F", kind, path)
         then = self._then[since, target]

@@ -41,7 +41,7 @@ from zvmsnap.backup.writing import (
     making,
     now,
 )
-from zvmsnap.bulk import progress
+from zvmsnap.bulk import progress, zeros
 from zvmsnap.capture import one_guest
 from zvmsnap.capture.one_guest import BACK_UP
 from zvmsnap.capture.snapshot_run import SnapshotRun
@@ -74,6 +74,8 @@ _LOOK_EVERY_S = 0.5
 # libvirtd may be started again, and is asked what it has when it is back.
 _BACK_WITHIN_S = 60
 _IDENTITY_LOCK = "backup-destination"
+# To copy a disk is as much work again as to push it.
+_ZEROS_SHARE_MAX = 1 / 8
 
 
 def back_up_running(
@@ -118,14 +120,12 @@ def back_up_running(
             name = checkpoints.name_of(destination, created, writer.work.id)
             sources = [Source(disk, location.path_of(host, disk)) for disk in chosen]
             planned = checkpoints.plan(guest, sources, base, destination, name)
-            writing.check_free(_room_bytes(sources, planned, writing))
+            writing.check_free(_room_bytes(sources, planned))
             missing = definition.store(guest, writing.path, [], [])
             with _pushed(run, guest, domain, chosen, planned, writer) as (did, was, pushed):
                 guest_lock.close()  # its hooks need not wait for what is read and written now
                 for target, path in pushed.items():
-                    content = _content(path, target, did)
-                    writing.check_room({target: content}, 0)
-                    writing.add_disk(target, content)
+                    writing.add_disk(target, _content(path, target, did, writing))
                     path.unlink(missing_ok=True)
             writing.add_written(SMALL)
             subject = Subject(
@@ -168,30 +168,39 @@ def _forget_old(
         about.info("the next backup lets libvirt forget old checkpoints: %s", error)
 
 
-def _room_bytes(sources: list[Source], planned: Pushing, writing: Writing) -> int:
-    """What the disks that are pushed whole need at once, as far as their images tell.
-
-    All are pushed first. Those that are not compared are copied out of that, one by one.
-    """
-    pushed_bytes = copied_bytes = 0
+def _room_bytes(sources: list[Source], planned: Pushing) -> int:
+    """What the disks that are pushed whole need at once, as far as their images tell."""
+    pushed_bytes = 0
     for disk, path in ((each.disk, each.path) for each in sources):
         if path and disk.target not in planned.increments:
             driver = "host_device" if path.startswith("/dev/") else "file"
             node = {"driver": driver, "filename": path}
             image = Image({"driver": disk.format, "force-share": True, "file": node})
             with suppress(QemuImgFailed):
-                disk_bytes = qemu_img.needed_bytes(image.name)
-                pushed_bytes += disk_bytes
-                if writing.copies(disk.target):
-                    copied_bytes = max(copied_bytes, disk_bytes)
-    return pushed_bytes + copied_bytes
+                pushed_bytes += qemu_img.needed_bytes(image.name)
+    return pushed_bytes
 
 
-def _content(path: Path, target: str, did: Pushing) -> Content:
+def _content(path: Path, target: str, did: Pushing, writing: Writing) -> Content:
     image = Image({"driver": images.QCOW2, "file": images.of_file(str(path)), "backing": None})
     if target in did.increments:
         return Content(image, differences=partial(checkpoints.taken_over, path, did.since))
-    return Content(image, because=did.whole.get(target, ""))
+    whole = partial(_taken_over, path, image, writing)
+    return Content(image, because=did.whole.get(target, ""), whole=whole)
+
+
+def _taken_over(pushed: Path, image: Image, writing: Writing, target: Path) -> bool:
+    """Let what QEMU has pushed be the image of a disk, unless a copy takes much less room.
+
+    QEMU leaves out holes, and writes zeros that are data in the guest's image, as all of a logical
+    volume is. A copy has none of these. Raises QemuImgFailed and OSError.
+    """
+    if zeros.share(pushed) > _ZEROS_SHARE_MAX:
+        with suppress(BackupImpossible):  # there is room for one of them only
+            writing.check_free(qemu_img.needed_bytes(image.name))
+            return False
+    pushed.rename(target)
+    return True
 
 
 # -- libvirt's job

@@ -86,7 +86,8 @@ class Content:
 
     `differences` writes an image of what is other than in the parent, if there is a way that is
     quicker than to compare, and says how; it returns "" if there is none after all. `because` says
-    why there is none, if there might have been.
+    why there is none, if there might have been. `whole` makes an image of all of it, if there is a
+    way that is quicker than to copy; was there one?
     """
 
     image: Image
@@ -96,6 +97,7 @@ class Content:
         default=lambda _parent, _disk, _disk_bytes, _target: ""
     )
     because: str = ""
+    whole: Callable[[Path], bool] = field(default=lambda _target: False)
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,9 @@ class Writing:
             compared = self._write_difference(content, parent, before, size_bytes, path)
         else:
             compared = f"{target} is not in {parent.name}" if parent else ""
-            with self._shown(target, path, content.image):
-                qemu_img.convert(content.image.name, str(path), compress=self._compress)
+            if self._compress or not content.whole(path):
+                with self._shown(target, path, content.image):
+                    qemu_img.convert(content.image.name, str(path), compress=self._compress)
         self._disks.append(
             BackupDisk(
                 target=target,

@@ -16,6 +16,7 @@ from tests.fakes.backup_scene import Scene
 from tests.fakes.images import run_qemu_img, write
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup, described
 from zvmsnap.archive.manifest import Level
+from zvmsnap.archive.verify import problems
 from zvmsnap.backup import checkpoints, leftovers
 from zvmsnap.backup.of_guest import Wanted, back_up_guest
 from zvmsnap.backup.push import back_up_running
@@ -123,13 +124,13 @@ def test_room_is_judged_first(
     assert scene.nothing_left()
 
 
-def test_room_for_what_is_pushed_and_copied_out_of_that(
+def test_room_for_what_is_pushed(
     scene: Scene, job: FakeBackupJob, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full one is there twice for a while: that is known before libvirt writes anything."""
+    """It is known before libvirt writes anything. A full one is not there twice."""
     needed_bytes = qemu_img.needed_bytes(str(image))
     usage = shutil.disk_usage(scene.root)
-    free_bytes = (16 << 20) + 2 * needed_bytes
+    free_bytes = (16 << 20) + needed_bytes
     patched = usage._replace(free=free_bytes - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: patched)
     with pytest.raises(BackupImpossible, match="MiB free, and the backup may need"):
@@ -139,10 +140,52 @@ def test_room_for_what_is_pushed_and_copied_out_of_that(
     assert back_up(scene).manifest.level == "full"
 
 
+@pytest.mark.parametrize("level", [Level.FULL, Level.COPY])
+def test_what_is_pushed_whole_is_the_image(
+    scene: Scene, job: FakeBackupJob, image: Path, level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is read and written once more."""
+    pushed: list[int] = []
+
+    def after() -> None:
+        (path,) = scene.directory.path.glob(".making-*/vda.pushed.qcow2")
+        pushed.append(path.stat().st_ino)
+
+    job.after = after
+    monkeypatch.setattr(qemu_img, "convert", None)
+    made = back_up(scene, level=level)
+    stored = made.directory / "vda.qcow2"
+    assert [stored.stat().st_ino] == pushed and stat.S_IMODE(stored.stat().st_mode) == 0o600
+    assert qemu_img.header(str(stored), "qcow2").backing == ""
+    assert scene.content(made)[128 << 10 : 192 << 10] == bytes([7]) * 65536
+    assert list(problems(scene.directory, made)) == [] and scene.nothing_left()
+
+
+def test_zeros_that_were_pushed_are_not_kept(
+    scene: Scene, job: FakeBackupJob, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU does not know them for holes in a logical volume, nor in an image that is preallocated.
+
+    Unless there is no room for both.
+    """
+    job.is_thick = True
+    made = back_up(scene, level=Level.COPY)
+    small_bytes = (made.directory / "vda.qcow2").stat().st_size
+    assert small_bytes < 600 << 10
+    room_bytes = qemu_img.needed_bytes(str(image)) + (16 << 20)
+    usage = shutil.disk_usage(scene.root)._replace(free=room_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    large = back_up(scene, level=Level.COPY)
+    assert (large.directory / "vda.qcow2").stat().st_size > 1 << 20
+    assert scene.content(made) == scene.content(large)
+    assert scene.nothing_left()
+
+
 def test_the_guest_is_free_as_soon_as_its_job_has_ended(
     scene: Scene, job: FakeBackupJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not held while what was pushed is copied, and read once more for its checksums."""
+    job.is_thick = True
     held: dict[str, bool] = {}
 
     def noting(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
