@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import scenario
 
-from bench import back, crowd, hooks, images, many, native, peaks, report, results, rounds
-from bench.cells import IMAGES, NATIVE, REPEATS, SHORT_REPEATS, Cell, number, short, whole
+from bench import back, backups, crowd, hooks, images, many, native, peaks, report, results, rounds
+from bench.cells import BACKUPS, IMAGES, NATIVE, REPEATS, SHORT_REPEATS, Cell, number, short, whole
 from bench.conditions import Elsewhere, load, of_host, of_lab, of_lab_s, own_s, product
 from bench.results import Result
 from bench.scene import Measured
@@ -129,6 +129,8 @@ def _measure(lab: Lab, cell: Cell, repeats: int, *, warm: bool) -> Measured:
             return many.measure(lab, cell, repeats, warm=warm)
     if cell.kind == IMAGES:
         return images.measure(lab, cell, repeats)
+    if cell.kind == BACKUPS:
+        return backups.measure(lab, repeats)
     if cell.kind.endswith(" guests"):
         return crowd.measure(lab, number(cell.kind), repeats)
     return hooks.measure_datasets(lab, cell, repeats)

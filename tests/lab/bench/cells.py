@@ -22,6 +22,8 @@ WAYS = (USUAL, MEMORY, PAUSED, TAKE)
 # The same RAM images of one guest, as page images on a vault whose records and compression the
 # words of the cell say; sent to a vault with such records; or compared with each other.
 IMAGES, SENT, CHANGES = "page images", "sent to", "changes"
+# The same disk, in a plain directory, by each way that `zvmsnap backup` has.
+BACKUPS = "backups"
 # Page images, without a lab, on the machine that runs the benchmark.
 NATIVE = "page images natively"
 
@@ -89,6 +91,7 @@ def whole() -> list[Cell]:
         Cell("quiesced", minutes=6),
         Cell("peak memory", minutes=6),
         *image_cells(),
+        Cell(BACKUPS, minutes=20),
         Cell("100 datasets", minutes=20),
         Cell("many points", ("1000 points", "10000 snapshots"), minutes=6),
         Cell("many points", ("10000 points", "100000 snapshots"), minutes=40),
@@ -107,6 +110,7 @@ def short() -> list[Cell]:
         Cell("quiesced", minutes=6),
         Cell("peak memory", minutes=6),
         image_cells()[0],
+        Cell(BACKUPS, minutes=10),
         Cell("3 guests", minutes=6),
         Cell("10 datasets", minutes=4),
     ]

@@ -16,6 +16,7 @@
 | the same, sent                                   | 10 % of the first on the way            |
 | taking apart                                     | twice sha256sum of the same file        |
 | rebuilding                                       | 10/9 of cp                              |
+| increment of an idle disk, by ZFS's snapshots    | 5 % of the full backup, time and bytes  |
 """
 
 from __future__ import annotations
@@ -23,8 +24,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import back, crowd, hooks, images, native
-from bench.cells import MEMORY, MIDDLE, NATIVE, PAUSED, SENT, TAKE, USUAL, image_cell, round_cell
+from bench import back, backups, crowd, hooks, images, native
+from bench.cells import (
+    BACKUPS,
+    MEMORY,
+    MIDDLE,
+    NATIVE,
+    PAUSED,
+    SENT,
+    TAKE,
+    USUAL,
+    image_cell,
+    round_cell,
+)
 from bench.results import Result
 from bench.spread import median, ratio, shown
 
@@ -76,6 +88,7 @@ def verdicts(found: Found) -> list[Verdict]:
         *_crowds(found),
         *_memory(found),
         *_images(found),
+        *_backups(found),
     ]
 
 
@@ -231,3 +244,13 @@ def _images(found: Found) -> Iterable[Verdict]:
         ):
             what, value = f"{way} {where}, against {against}", _against(way, against, "took_s")
             yield _of(found, cell, what, limit, " times", value)
+
+
+def _backups(found: Found) -> Iterable[Verdict]:
+    result = found.get(BACKUPS)
+    full, increment = (f"{backups.SNAPSHOT}, {each}" for each in (backups.FULL, backups.INCREMENT))
+    for measure, of in (("took_s", "time"), ("made_mib", "bytes")):
+        share = _against(increment, full, measure)(result) if result else None
+        what = f"backup of an idle disk by snapshot, increment against full, {of}"
+        silent = silence([result]) if result and measure == "took_s" else ""
+        yield Verdict(what, None if share is None else 100 * share, 5.0, " %", silent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench import images, native
 from bench.cells import CHANGES, NATIVE, SENT, image_cell, image_cells
-from bench.markdown import NONE, Found, Lines, figures, largest, table, where
+from bench.markdown import NONE, Found, Lines, figures, largest, of_first, table, where
 from bench.results import Result
 from bench.spread import median, ratio, shown
 
@@ -18,13 +18,6 @@ def _vaults(found: Found) -> list[Result]:
     return [found[cell] for cell in cells if cell in found]
 
 
-def _of_first(result: Result, way: str, measure: str) -> str:
-    """With how much of the first image's it is."""
-    share = ratio(result.of(way, measure), result.of(images.FIRST, measure))
-    said = figures(result, way, measure)
-    return said if share is None else f"{said}, {100 * share:.1f} %"
-
-
 def on_disk(found: Found) -> Lines:
     """What page images take and cost, by record size and compression of the vault."""
     changes = found.get(image_cell(CHANGES).id)
@@ -33,8 +26,8 @@ def on_disk(found: Found) -> Lines:
             where(result),
             _changed(changes, result.cell.split(":")[1]),
             figures(result, images.FIRST, "disk_mib"),
-            _of_first(result, images.SECOND, "disk_mib"),
-            _of_first(result, images.LATER, "disk_mib"),
+            of_first(result, images.SECOND, images.FIRST, "disk_mib"),
+            of_first(result, images.LATER, images.FIRST, "disk_mib"),
             _day(result),
             figures(result, images.APART, "took_s"),
             figures(result, images.REBUILT, "took_s"),
@@ -111,9 +104,9 @@ def sent(found: Found) -> Lines:
         [
             record,
             way,
-            _of_first(result, way, "wire_mib"),
-            _of_first(result, way, "rsync_mib"),
-            _of_first(result, way, "disk_mib"),
+            of_first(result, way, images.FIRST, "wire_mib"),
+            of_first(result, way, images.FIRST, "rsync_mib"),
+            of_first(result, way, images.FIRST, "disk_mib"),
             figures(result, way, "took_s"),
         ]
         for record in ("16K", "128K")

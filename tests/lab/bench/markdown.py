@@ -30,6 +30,13 @@ def figures(result: Result, way: str, measure: str, against: str = "") -> str:
     return str(found) if times is None else f"{found}, {times:.2f} times"
 
 
+def of_first(result: Result, way: str, first: str, measure: str) -> str:
+    """As `figures`, and which share of that way's it is."""
+    share = ratio(result.of(way, measure), result.of(first, measure))
+    said = figures(result, way, measure)
+    return said if share is None else f"{said}, {100 * share:.1f} %"
+
+
 def where(result: Result) -> str:
     """Its cell's words."""
     return ", ".join(result.cell.split(":")[1:])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import back, crowd, hooks, image_tables
-from bench.cells import FREEZE, MEMORY, PAUSED, QUIESCED, TAKE, THREE_NAMES, USUAL, number
+from bench import back, backups, crowd, hooks, image_tables
+from bench.cells import BACKUPS, FREEZE, MEMORY, PAUSED, QUIESCED, TAKE, THREE_NAMES, USUAL, number
 from bench.goals import verdicts
-from bench.markdown import NONE, Found, Lines, figures, largest, table, times, where
+from bench.markdown import NONE, Found, Lines, figures, largest, of_first, table, times, where
 from bench.results import Result
 from bench.spread import median, shown
 
@@ -219,6 +219,22 @@ def peak_memory(found: Found) -> Lines:
     return table(["command", "peak memory, MiB", "seconds"], rows)
 
 
+def of_backups(found: Found) -> Lines:
+    """Each way of `zvmsnap backup`, and what others do."""
+    result = found.get(BACKUPS)
+    if result is None:
+        return table((), ())
+    measures = "took_s", "made_mib"
+    rows = []
+    for way in (*backups.WAYS, backups.OTHER):
+        full, increment = f"{way}, {backups.FULL}", f"{way}, {backups.INCREMENT}"
+        rows.append([full, *(figures(result, full, each) for each in measures)])
+        rows.append([increment, *(of_first(result, increment, full, each) for each in measures)])
+    for way in (backups.COPY, backups.COPY_QCOW2):
+        rows.append([way, *(figures(result, way, each) for each in measures)])
+    return table(["backup", "seconds", "MiB"], rows)
+
+
 def goals(found: Found) -> Lines:
     """Each goal, and whether it is met."""
     return table(
@@ -288,6 +304,7 @@ BLOCKS = {
     "crowds": crowds,
     "points": many_points,
     "memory": peak_memory,
+    "backups": of_backups,
     "images": image_tables.on_disk,
     "images_said": image_tables.said,
     "images_changed": image_tables.changed,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bench import back, goals, hooks, images, native
-from bench.cells import NATIVE, SENT, image_cell, round_cell
+from bench.cells import BACKUPS, NATIVE, SENT, image_cell, round_cell
 from bench.goals import Verdict
 from bench.results import Result
 
@@ -121,6 +121,20 @@ def test_bytes_of_the_second_image_are_said_of_a_busy_machine_and_once(result: B
     assert verdict(found, "on the disk").said == "met"
     assert verdict(found, "on the way").said == "missed by 2.00 %"
     assert verdict({}, "on the way").said == "not measured"
+
+
+def test_time_of_an_increment_is_not_said_of_a_busy_machine(result: Build) -> None:
+    figures = {
+        "snapshot, full": {"took_s": [100.0], "made_mib": [500.0]},
+        "snapshot, increment": {"took_s": [7.0], "made_mib": [20.0]},
+    }
+    found = {BACKUPS: result(BACKUPS, figures)}
+    assert verdict(found, "increment against full, time").said == "missed by 2.00 %"
+    assert verdict(found, "increment against full, bytes").said == "met"
+    found = {BACKUPS: result(BACKUPS, figures, elsewhere_cpus=1.0)}
+    assert verdict(found, "increment against full, time").said.startswith("not said: ")
+    assert verdict(found, "increment against full, bytes").said == "met"
+    assert verdict({}, "increment against full, time").said == "not measured"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench import image_tables, report, tables
-from bench.cells import NATIVE, image_cell, round_cell
+from bench.cells import BACKUPS, NATIVE, image_cell, round_cell
 from bench.results import Result
 
 Build = Callable[..., Result]
@@ -106,6 +106,18 @@ def test_record_sizes_are_rows_of_one_table(result: Build) -> None:
     assert [row[:12] for row in rows] == ["| 16K, zstd ", "| 64K, zstd ", "| 128K, zstd"]
     # No image came after the second: nothing is reckoned of it.
     assert rows[0] == "| 16K, zstd | - | 100 | 10.0, 10.0 % | - | - | - | - |"
+
+
+def test_an_increment_is_beside_its_full_backup(result: Build) -> None:
+    figures = {
+        "push, full": {"took_s": [50.0], "made_mib": [512.0]},
+        "push, increment": {"took_s": [5.0], "made_mib": [4.0]},
+        "cp, qcow2": {"took_s": [20.0], "made_mib": [514.0]},
+    }
+    lines = tables.of_backups({BACKUPS: result(BACKUPS, figures)})
+    assert "| push, full | 50.0 | 512 |" in lines
+    assert "| push, increment | 5.00, 10.0 % | 4.00, 0.8 % |" in lines
+    assert "| cp, qcow2 | 20.0 | 514 |" in lines
 
 
 def test_page_images_that_are_sent_are_beside_the_first_one(result: Build) -> None:
