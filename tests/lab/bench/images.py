@@ -106,7 +106,7 @@ def _boot(lab: Lab) -> None:
     lab.run(f"virsh -q start {linux.NAME}")
     linux.wait_agent(lab, timeout_s=_LIMIT_S)
     _in_guest(lab, "exec 3< /dev/vdc; cat <&3 > /dev/null && { sleep 1000000 > /dev/null & }")
-    lab.run(f"sleep {_SETTLE_S}")
+    lab.run(f"sleep {_SETTLE_S}", timeout_s=_LIMIT_S)
     linux.wait_writes(lab, linux.NAME, 3, since_byte=since_byte, timeout_s=_LIMIT_S)
 
 
