@@ -131,8 +131,8 @@ def test_the_recipe_without_us(lab: Lab) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("signal", ["KILL", "TERM"])
-def test_killed_on_the_way(lab: Lab, signal: str) -> None:
+@pytest.mark.parametrize("fault", ["KILL", "TERM", "power cut"])
+def test_killed_on_the_way(lab: Lab, fault: str) -> None:
     """A backup that waits for qemu-img; what it has left, recover removes."""
     lab.run("mkdir -p /root/bin")
     lab.put("/root/bin/qemu-img", "#!/bin/sh\ncase $1 in convert) touch /root/there; sleep 600;; "
@@ -143,14 +143,20 @@ def test_killed_on_the_way(lab: Lab, signal: str) -> None:
         scenario.wait_until("qemu-img is called", lambda: not lab.run(
             "test -e /root/there", check=False).returncode, timeout_s=120)
         assert "zvmsnap-backup" in lab.run("zfs list -H -o name").stdout
-        lab.run(f"kill -{signal} {under_way.pid}")
-        if signal == "TERM":
+        if fault == "power cut":
+            lab.run("sync; zpool sync")
+            lab.powercut()
+        else:
+            lab.run(f"kill -{fault} {under_way.pid}")
+        if fault == "TERM":
             under_way.wait()
-    if signal == "KILL":
+    if fault != "TERM":
         said = zvmsnap(lab, "recover").stdout
         assert "web: recovered" in said
     assert_nothing_left(lab)
     assert listed(lab) == []
+    if fault == "power cut":
+        guests.start(lab, "web")
     zvmsnap(lab, "backup", "--crash", "web", BACKUP)
     assert len(listed(lab)) == 1
 

@@ -292,6 +292,7 @@ def in_the_middle(lab: Lab, directory: str) -> Iterator[scenario.Running]:
     )
     back_up(lab, directory=directory)
     fill(lab)
+    lab.run("sync")
     with scenario.running(lab, f"zvmsnap backup {GUEST} {directory}") as under_way:
         # The job has begun when libvirt has written down the second checkpoint.
         lab.run(f"until set -- /var/lib/libvirt/qemu/checkpoint/{GUEST}/*.xml && [ $# = 2 ]; "
@@ -311,6 +312,12 @@ def goes_on(lab: Lab, directory: str) -> None:
     made = listed(lab, directory)[-1]
     assert made["parent"] == last["name"]
     assert f"since checkpoint {last['checkpoint']}" in compared(made)
+    assert_same_as_a_full_one(lab, directory)
+    assert len(checkpoints(lab)) == 3  # of the full one, the last one, and the other directory
+
+
+def assert_same_as_a_full_one(lab: Lab, directory: str) -> None:
+    """One more increment, and a full backup, of a guest that stands still."""
     lab.run(f"virsh -q suspend {GUEST}")
     try:
         zvmsnap(lab, "backup", GUEST, directory)
@@ -321,7 +328,6 @@ def goes_on(lab: Lab, directory: str) -> None:
     assert is_by_checkpoint(third)
     lab.run(f"qemu-img compare {directory}/{third['name']}/vda.qcow2 "
             f"{SECOND}/{full['name']}/vda.qcow2")
-    assert len(checkpoints(lab)) == 3  # of the full one, the last one, and the other directory
 
 
 @pytest.mark.whole
@@ -340,6 +346,26 @@ def test_killed(lab: Lab, ended_by: str) -> None:
         assert checkpoints(lab) == [known] and made != known
         lab.run(f"rm -r /srv/target/{copied}")
     goes_on(lab, "/srv/target")
+
+
+@pytest.mark.whole
+def test_power_cut(lab: Lab) -> None:
+    """QEMU has not written its bitmaps: libvirt lists a checkpoint that is good for nothing."""
+    with in_the_middle(lab, "/srv/target"):
+        known, made = checkpoints(lab)
+        lab.powercut()
+        lab.run("mount /srv/target.img /srv/target")
+    assert f"{GUEST}: recovered" in zvmsnap(lab, "recover").stdout
+    (only,) = listed(lab, "/srv/target")
+    assert lab.run("ls -A /srv/target").stdout.count("\n") == 2
+    guests.start(lab, GUEST)
+    zvmsnap(lab, "backup", GUEST, "/srv/target")
+    after = listed(lab, "/srv/target")[-1]
+    assert after["parent"] == only["name"] and only["checkpoint"] == known
+    assert "as libvirt refuses an increment" in compared(after), compared(after)
+    assert not {known, made} & set(checkpoints(lab))
+    assert_same_as_a_full_one(lab, "/srv/target")
+    assert_nothing_left(lab)
 
 
 @pytest.mark.whole

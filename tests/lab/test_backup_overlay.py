@@ -128,6 +128,28 @@ def test_killed_at_each_step(lab: Lab, option: str, steps: str) -> None:
     assert_over(lab)
 
 
+@pytest.mark.whole
+@pytest.mark.long
+def test_power_cut_at_each_step(lab: Lab) -> None:
+    for step in ("definition", "overlay", "frozen", "commit", "release vdb", "tidy", "close"):
+        scenario.counts_on(lab, PLAIN.name)
+        stopped_at(lab, step, ["backup", "--crash", PLAIN.name, BACKUP])
+        lab.run("sync")
+        last = guests.counts(lab, PLAIN.name)[-1]
+        lab.powercut()
+        zvmsnap(lab, "recover")
+        assert_over(lab)
+        assert listed(lab) == []
+        # What it wrote to its overlays is on its disks.
+        held = [guests.disk_count(lab, disk.path, disk.format) for disk in DISKS]
+        assert min(held) >= last - 1, (step, held, last)
+        guests.start(lab, PLAIN.name)
+        assert guests.mismatches(lab, PLAIN.name) == []
+    zvmsnap(lab, "backup", "--crash", PLAIN.name, BACKUP)
+    assert len(listed(lab)) == 1
+    assert_over(lab)
+
+
 def while_copied(lab: Lab) -> None:
     """Let qemu-img wait while it copies, until it is let go."""
     lab.run("mkdir -p /root/bin")
