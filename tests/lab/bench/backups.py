@@ -55,6 +55,7 @@ def measure(lab: Lab, repeats: int) -> Measured:
     for _ in range(repeats):
         for name, way in WAYS.items():
             scenario.configure(lab, way.config)
+            lab.run(f"mkdir {_TO}/{name}")
             # The guest goes on between the two.
             for kind in (FULL, INCREMENT):
                 guests.wait_counts(lab, way.guest, guests.counts(lab, way.guest)[-1] + 3)
