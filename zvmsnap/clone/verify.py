@@ -45,6 +45,7 @@ _LIVES_WITHIN_S = 60
 _AGENT_WITHIN_S = 20
 _COMMAND_TIMEOUT_S = 120
 _POLL_S = 1.0
+_BY_AGENT = "its agent answers"
 
 # Less may be QEMU itself, of a guest whose CPUs do nothing.
 _WORKED_S = 0.05
@@ -146,8 +147,10 @@ def _missing(point: RestorePoint, liveness: Liveness) -> SnapshotMissing | PoolM
 def _watch(
     guest: Guest, point: RestorePoint, expect: str | None, result: VerifyResult
 ) -> VerifyResult:
-    sign = _sign_of_life(guest)
-    output = _run_expected(guest, expect) if expect else ""
+    sign, output = _sign_of_life(guest), ""
+    if expect:
+        output = _run_expected(guest, expect)
+        sign = _BY_AGENT  # which may have been late
     _keep_screen(guest, point.directory)
     return msgspec.structs.replace(result, alive=sign, output=output)
 
@@ -164,7 +167,7 @@ def _sign_of_life(guest: Guest) -> str:
         if state != "running":
             raise VerifyFailed(f"its clone was started, but is {state} now")
         if with_agent and agent.answers(guest):
-            return "its agent answers"
+            return _BY_AGENT
         # A guest with an agent is given the time to start it.
         if not with_agent or now_s() - begun_s > _AGENT_WITHIN_S:
             if guest.cpu_time_s() - cpu_time_s > _WORKED_S:

@@ -35,7 +35,7 @@ class Started(Machine):
         return super().is_active()
 
     def cpu_time_s(self) -> float:
-        if self.lives_by == "cpu":
+        if self.lives_by in ("cpu", "late agent"):
             self.worked_s += 1
         return super().cpu_time_s()
 
@@ -45,9 +45,10 @@ class Started(Machine):
         return super().screenshot()
 
     def agent_command(self, command: str, timeout_s: int) -> str:
-        if self.lives_by != "agent":
-            return super().agent_command(command, timeout_s)
         question = json.loads(command)
+        is_late = self.lives_by == "late agent" and question["execute"] != "guest-ping"
+        if self.lives_by != "agent" and not is_late:
+            return super().agent_command(command, timeout_s)
         self.asked.append(question["execute"])
         said = base64.b64encode(b"what it said\n").decode()
         return json.dumps(
@@ -227,6 +228,15 @@ def test_expected_command(scene: Scene, exit_code: int) -> None:
     assert kept(point) == result
     assert "guest-exec" in scene.host.made.asked
     check_gone(scene, before)
+
+
+def test_an_agent_that_answers_late_is_the_sign_of_life(scene: Scene) -> None:
+    scene.guest.equipment = AGENT
+    assert isinstance(scene.host, Clones)
+    scene.host.lives_by = "late agent"
+    assert verify.boot(scene.config, scene.host, scene.point(), None).alive == "its CPU works"
+    result = verify.boot(scene.config, scene.host, scene.point(), "true")
+    assert (result.alive, result.output) == ("its agent answers", "what it said")
 
 
 def test_expected_command_without_an_agent(scene: Scene) -> None:
