@@ -63,6 +63,7 @@ mount -o loop {MACHINE}/root /mnt/machine
 cat > /mnt/machine/init
 chmod 755 /mnt/machine/init
 umount /mnt/machine
+rmdir /mnt/machine
 touch {MACHINE}/README.fixed
 """
 # Emulation within emulation: of the CPU that the lab has, not of the newest one; with a clock that

@@ -13,14 +13,14 @@ from enum import StrEnum
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
 from zvmsnap.backup.offline import back_up_offline
-from zvmsnap.backup.overlay import back_up_on_overlays
+from zvmsnap.backup.overlay import back_up_on_overlays, shut_off
 from zvmsnap.backup.push import back_up_running
 from zvmsnap.backup.work import BackupWork, WorkWriter
 from zvmsnap.backup.writing import BackupOptions, now
 from zvmsnap.capture import take
 from zvmsnap.capture.take import TakePlan
 from zvmsnap.common import log
-from zvmsnap.common.errors import BackupImpossible, BackupRefused
+from zvmsnap.common.errors import BackupFailed, BackupImpossible, BackupRefused
 from zvmsnap.common.process import Process
 from zvmsnap.common.signals import cancel_at_once, cancelled_by_signal, finish_before_dying
 from zvmsnap.config.level import ConsistencyLevel
@@ -101,6 +101,8 @@ def _back_up_running(
         except BackupRefused as error:
             cancel_at_once()  # what libvirt had of it was ended first
             why = str(error)
+            if not guest.is_active():
+                raise BackupFailed(shut_off(guest)) from error
             log.about(guest.name, str(directory.path)).warning("%s: on overlays instead", why)
     try:
         return back_up_on_overlays(

@@ -91,7 +91,7 @@ def back_up_on_overlays(
         jobs.wait_idle(guest, config.limits.busy_timeout_s, cancelled)
         seen = location.locate_disks(host, guest, run.mounts)
         if seen.is_off:
-            raise BackupFailed(f"{guest.name}: was shut off meanwhile: nothing was backed up")
+            raise BackupFailed(shut_off(guest))
         disks = [disk for disk in seen.domain.disks if disk.writable]
         chosen = [disk for disk in disks if disk.target not in options.exclude]
         check_chosen(guest, disks, [disk.target for disk in chosen], options.exclude)
@@ -295,6 +295,11 @@ class _Capture:
         if not self._is_released:
             self._finisher.release()
         self._finisher.publish()
+
+
+def shut_off(guest: Guest) -> str:
+    """What is said of a guest that ended before it could be backed up."""
+    return f"{guest.name}: was shut off meanwhile: nothing was backed up"
 
 
 def _move(image: Path, check: Callable[[], None], target: Path) -> None:
