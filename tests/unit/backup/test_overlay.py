@@ -509,6 +509,19 @@ def test_libvirt_refuses_its_job(elsewhere: Elsewhere, job: FakeBackupJob) -> No
     assert elsewhere.guest.checkpoints == [] and elsewhere.at_rest()
 
 
+def test_a_guest_that_is_shut_off_before_its_job_begins(
+    elsewhere: Elsewhere, job: FakeBackupJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(_xml: object, _checkpoint: object) -> str:
+        elsewhere.guest.active = False
+        return "cannot perform disk backup for inactive domain"
+
+    job.refuses = refuses
+    with pytest.raises(BackupFailed, match="web: was shut off meanwhile: nothing was backed up"):
+        elsewhere.back_up(Wanted.CRASH)
+    assert "overlays" not in caplog.text
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Those of signals are as before, after the test."""
