@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.host import FakeHost
 from tests.fakes.images import libvirt_image
+from zvmsnap.archive import directory
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup
 from zvmsnap.backup.of_point import back_up_point
 from zvmsnap.backup.work import Works
@@ -27,6 +28,19 @@ from zvmsnap.zfs.types import Room
 
 DATASET = "tank/web"
 DISK_BYTES = 4 << 20
+
+
+def manifests_read(patch: pytest.MonkeyPatch) -> list[str]:
+    """The backups whose manifests are read from now on, one after the other."""
+    names: list[str] = []
+    do = directory.read_backup
+
+    def noting(path: Path) -> StoredBackup:
+        names.append(path.name)
+        return do(path)
+
+    patch.setattr(directory, "read_backup", noting)
+    return names
 
 
 class Scene:

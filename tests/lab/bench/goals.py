@@ -230,10 +230,9 @@ def _images(found: Found) -> Iterable[Verdict]:
         (_VAULT, "disk_mib", "RAM of an idle guest on the disk, second against first image", 5.0),
         (_SENT, "wire_mib", "RAM of an idle guest on the way, second against first image", 10.0),
     ):
-        result = found.get(cell)
-        share = _against(images.SECOND, images.FIRST, measure)(result) if result else None
         # So many bytes they are on a busy machine, too.
-        yield Verdict(what, None if share is None else 100 * share, limit, " %")
+        percent = _percent(found.get(cell), images.SECOND, images.FIRST, measure)
+        yield Verdict(what, percent, limit, " %")
     for cell, where, apart in (
         (NATIVE, "natively", native.APART),
         (_VAULT, "in the lab", images.APART),
@@ -250,7 +249,11 @@ def _backups(found: Found) -> Iterable[Verdict]:
     result = found.get(BACKUPS)
     full, increment = (f"{backups.SNAPSHOT}, {each}" for each in (backups.FULL, backups.INCREMENT))
     for measure, of in (("took_s", "time"), ("made_mib", "bytes")):
-        share = _against(increment, full, measure)(result) if result else None
         what = f"backup of an idle disk by snapshot, increment against full, {of}"
         silent = silence([result]) if result and measure == "took_s" else ""
-        yield Verdict(what, None if share is None else 100 * share, 5.0, " %", silent)
+        yield Verdict(what, _percent(result, increment, full, measure), 5.0, " %", silent)
+
+
+def _percent(result: Result | None, way: str, of: str, measure: str) -> float | None:
+    share = _against(way, of, measure)(result) if result else None
+    return None if share is None else 100 * share

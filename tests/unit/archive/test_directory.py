@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.fakes.backup_scene import manifests_read
 from zvmsnap.archive import directory as module
 from zvmsnap.archive.directory import BackupDirectory, StoredBackup, discard
 from zvmsnap.archive.manifest import MANIFEST, Backup, BackupDisk, Level, StoredFile, Way
@@ -47,16 +48,7 @@ def publish(there: BackupDirectory, number: int, uuid: str = WEB, **changes: Any
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The backups whose manifests were read, one after the other."""
-    names: list[str] = []
-    do = module.read_backup
-
-    def noting(path: Path) -> StoredBackup:
-        names.append(path.name)
-        return do(path)
-
-    monkeypatch.setattr(module, "read_backup", noting)
-    return names
+    return manifests_read(monkeypatch)
 
 
 def test_each_manifest_is_read_once(there: BackupDirectory, read: list[str]) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.backup_scene import DISK_BYTES, Scene
+from tests.fakes.backup_scene import DISK_BYTES, Scene, manifests_read
 from tests.fakes.images import run_qemu_img
-from zvmsnap.archive import directory
-from zvmsnap.archive.directory import BackupDirectory, StoredBackup
+from zvmsnap.archive.directory import BackupDirectory
 from zvmsnap.archive.manifest import Level
 from zvmsnap.common.errors import BackupFailed, BackupImpossible, DiskUnreadable, QemuImgFailed
 from zvmsnap.disks import qemu_img
@@ -176,14 +175,7 @@ def test_the_last_backup_is_removed_meanwhile(
 def test_manifests_are_read_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """In all that one backup asks of its directory."""
     made = [scene.back_up(scene.point(name)) for name in ("one", "two")]
-    read: list[str] = []
-    do = directory.read_backup
-
-    def noting(path: Path) -> StoredBackup:
-        read.append(path.name)
-        return do(path)
-
-    monkeypatch.setattr(directory, "read_backup", noting)
+    read = manifests_read(monkeypatch)
     scene.directory = BackupDirectory(scene.directory.path)
     made.append(scene.back_up(scene.point("three")))
     assert sorted(read) == [each.name for each in made]
