@@ -116,6 +116,11 @@ def assert_nothing_left(lab: Lab, guest: Guest = WEB) -> None:
     assert ".zvmsnap-" not in lab.run("zfs list -H -o name").stdout
 
 
+def clones(lab: Lab) -> list[str]:
+    """The clones through which a point's disks are read, while they are."""
+    return [name for name in zfs_names(lab) if "/zvmsnap-temporary-" in name]
+
+
 def zfs_names(lab: Lab, kind: str = "filesystem,volume") -> list[str]:
     """What the pool holds."""
     return lab.run(f"zfs list -H -o name -t {kind}").stdout.splitlines()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import readme
 import scenario
-from back import assert_goes_on, zvmsnap
+from back import assert_goes_on, clones, zvmsnap
 from scenario import WEB
 
 from labkit import guests
@@ -39,7 +39,7 @@ def snapshot_file(name: str) -> str:
 def assert_nothing_left(lab: Lab) -> None:
     """No clone, no snapshot, no file of work under way."""
     scenario.assert_at_rest(lab)
-    assert "zvmsnap-backup" not in lab.run("zfs list -H -o name").stdout
+    assert clones(lab) == []
     assert "_backup" not in lab.run("zfs list -H -t snapshot -o name").stdout
     assert "zvmsnap:temporary" not in lab.run("zfs get -H -s local -o property all").stdout
     assert lab.run(f"find {BACKUP} -name '.*'").stdout == ""
@@ -142,7 +142,7 @@ def test_killed_on_the_way(lab: Lab, fault: str) -> None:
     with scenario.running(lab, command) as under_way:
         scenario.wait_until("qemu-img is called", lambda: not lab.run(
             "test -e /root/there", check=False).returncode, timeout_s=120)
-        assert "zvmsnap-backup" in lab.run("zfs list -H -o name").stdout
+        assert clones(lab) != []
         if fault == "power cut":
             lab.run("sync; zpool sync")
             lab.powercut()

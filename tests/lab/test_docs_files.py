@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import readme
 import scenario
-from back import zvmsnap
+from back import clones, zvmsnap
 from terminal import run
 from test_files import prepare, slow
 
@@ -64,4 +64,4 @@ def test_mount(lab: Lab) -> None:
     assert lab.get("/mnt/etc/nginx/nginx.conf").decode() == SITE
     run(lab, unmount)
     assert run(lab, look).stdout == ""
-    assert "zvmsnap-temporary" not in lab.run("zfs list -H -o name").stdout
+    assert clones(lab) == []

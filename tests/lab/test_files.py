@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import scenario
-from back import zfs_names, zvmsnap
+from back import clones, zfs_names, zvmsnap
 
 from labkit import domains, guests
 from labkit.api import Completed, Lab
@@ -153,10 +153,6 @@ def slow(lab: Lab, command: str) -> Completed:
 
 def sums(lab: Lab, *paths: str) -> set[str]:
     return {lab.run(f"sha256sum < '{path}'").stdout.split()[0] for path in paths}
-
-
-def clones(lab: Lab) -> list[str]:
-    return [name for name in zfs_names(lab) if "zvmsnap-temporary" in name]
 
 
 def assert_nothing_left(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from zvmsnap.archive import images
@@ -9,11 +10,22 @@ from zvmsnap.archive.directory import BackupDirectory, StoredBackup, differs
 from zvmsnap.common.errors import BackupDamaged
 
 
-def problems(directory: BackupDirectory, backup: StoredBackup) -> Iterator[str]:
+def problems(directory: BackupDirectory, backup: StoredBackup) -> list[str]:
     """What is wrong with a backup itself; of those that it depends on, only that they are there.
 
-    All files are read.
+    All files are read. A backup that is made whole meanwhile is looked at again, and one that is
+    removed meanwhile is no problem.
     """
+    while found := list(_problems(directory, backup)):
+        if not directory.has_changed([backup]):
+            return found
+        if not os.path.lexists(backup.directory):
+            break
+        backup = directory.backup(backup.name)
+    return []
+
+
+def _problems(directory: BackupDirectory, backup: StoredBackup) -> Iterator[str]:
     yield from _of_files(backup)
     try:
         directory.chain(backup)

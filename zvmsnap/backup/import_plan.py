@@ -24,7 +24,7 @@ from zvmsnap.clone.elements import drop
 from zvmsnap.clone.identity import Identity, Network
 from zvmsnap.clone.own_places import OwnPlaces
 from zvmsnap.common import log, snapshot_name
-from zvmsnap.common.errors import CloneImpossible, ImportImpossible
+from zvmsnap.common.errors import BackupDamaged, CloneImpossible, ImportImpossible
 from zvmsnap.config.settings import Config
 from zvmsnap.inventory.beyond import beyond, is_in
 from zvmsnap.inventory.sharing import shared
@@ -220,7 +220,14 @@ def plan_import(config: Config, host: Host, path: Path, options: ImportOptions) 
     _check_free(host, plan)
     _check_room(options.to, plan)
     _check_machine(config, host, plan, trust=options.trust)
-    check_chain(chain, frozenset(disk.target for disk in manifest.disks))
+    try:
+        check_chain(chain, frozenset(disk.target for disk in manifest.disks))
+    except BackupDamaged as error:
+        if directory.has_changed(chain):
+            raise ImportImpossible(
+                f"{backup.name}: was consolidated while it was read: import it again"
+            ) from error
+        raise
     return plan
 
 

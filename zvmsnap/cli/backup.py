@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -329,7 +330,8 @@ def _verify(
     from zvmsnap.common.signals import cancel_at_once
 
     cancel_at_once()
-    results = {each.name: list(problems(directory, each)) for each in found}
+    looked_at = {each.name: problems(directory, each) for each in found}
+    results = {n: p for n, p in looked_at.items() if os.path.lexists(directory.path / n)}
     results |= {each.directory.name: [each.why] for each in damaged}
     if as_json:
         print_json({"backups": [{"name": n, "problems": p} for n, p in results.items()]})

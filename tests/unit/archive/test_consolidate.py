@@ -91,7 +91,7 @@ class Chain:
         """These are there, as good as they were."""
         there = {each.name: each for each in self.backups()}
         for name in names:
-            assert list(problems(self.directory, there[name])) == []
+            assert problems(self.directory, there[name]) == []
             for target in self.disks:
                 assert self.scene.content(there[name], target) == self.content[name][target]
 

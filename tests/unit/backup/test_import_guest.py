@@ -1,6 +1,7 @@
 """A guest is made of a backup; or nothing of it is left, wherever the work ends."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,8 +10,10 @@ import pytest
 from tests.fakes.backup_scene import DISK_BYTES, Scene
 from tests.fakes.guest import UUID, FakeGuest
 from tests.fakes.images import run_qemu_img
+from zvmsnap.archive.consolidate import consolidate
 from zvmsnap.archive.directory import StoredBackup, described
 from zvmsnap.archive.manifest import MANIFEST
+from zvmsnap.archive.verify import check_chain
 from zvmsnap.backup import leftovers
 from zvmsnap.backup.import_guest import GuestImport
 from zvmsnap.backup.import_plan import ImportOptions, Start, plan_import
@@ -113,6 +116,24 @@ def test_a_damaged_backup(scene: Scene, backup: StoredBackup, name: str) -> None
     with pytest.raises(BackupDamaged, match=f"{name} does not match its checksum"):
         make(scene, backup, AS_ANOTHER)
     assert nothing_left(scene)
+
+
+def test_consolidated_while_it_is_read(
+    scene: Scene, backup: StoredBackup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = check_chain
+
+    def check(chain: Sequence[StoredBackup], targets: frozenset[str]) -> None:
+        consolidate(scene.directory, UUID, 1)
+        real(chain, targets)
+
+    monkeypatch.setattr("zvmsnap.backup.import_plan.check_chain", check)
+    why = "was consolidated while it was read: import it again"
+    with pytest.raises(ImportImpossible, match=why):
+        make(scene, backup, AS_ANOTHER)
+    assert nothing_left(scene)
+    monkeypatch.setattr("zvmsnap.backup.import_plan.check_chain", real)
+    assert make(scene, backup, AS_ANOTHER).is_active()
 
 
 @pytest.mark.parametrize("step", ["define", "load", "resume"])

@@ -158,7 +158,7 @@ def test_what_is_pushed_whole_is_the_image(
     assert [stored.stat().st_ino] == pushed and stat.S_IMODE(stored.stat().st_mode) == 0o600
     assert qemu_img.header(str(stored), "qcow2").backing == ""
     assert scene.content(made)[128 << 10 : 192 << 10] == bytes([7]) * 65536
-    assert list(problems(scene.directory, made)) == [] and scene.nothing_left()
+    assert problems(scene.directory, made) == [] and scene.nothing_left()
 
 
 def test_zeros_that_were_pushed_are_not_kept(
