@@ -39,7 +39,11 @@ for port in /sys/class/virtio-ports/*; do
     read -r name < "$port/name"
     ln -s "../${port##*/}" "/dev/virtio-ports/$name"
 done
-for disk in /sys/block/sd*; do
+[[ $(< /proc/cmdline) =~ disks=([0-9]+) ]]
+until disks=(/sys/block/sd*) && ((${#disks[@]} >= BASH_REMATCH[1])); do  # the kernel looks for them
+    sleep 0.1
+done
+for disk in "${disks[@]}"; do
     cd -P "$disk/device"
     ln -s "../../${disk##*/}" "/dev/disk/by-path/scsi-${PWD##*/}"
 done
@@ -71,11 +75,12 @@ touch {MACHINE}/README.fixed
 QEMU = r"""#!/bin/bash
 real=/usr/bin/qemu-system-x86_64.real
 [[ "$*" == *panic=1* ]] || exec -a "$0" "$real" "$@"  # as libvirt asks what it can
+disks=$(printf '%s\n' "$@" | grep -c 'scsi-hd[,"]')
 words=(-icount shift=1,sleep=off)
 for word; do
     case $word in
         max*) word=qemu64 ;;
-        panic=1*) word="$word mitigations=off nokaslr rcupdate.rcu_expedited=1" ;;
+        panic=1*) word="$word mitigations=off nokaslr rcupdate.rcu_expedited=1 disks=$disks" ;;
     esac
     words+=("$word")
 done
