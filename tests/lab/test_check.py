@@ -83,6 +83,10 @@ HOST = {
 }
 GUEST = {
     "guest.level": ("virsh suspend web", "virsh resume web"),
+    # As LVM does with the volume group of a guest.
+    "guest.held": (
+        f"dmsetup create data-files --table '0 8 linear {WEB.disks['vdb']} 0'",
+        "dmsetup remove data-files"),
     "systemd.timer": ("systemctl stop sanoid.timer", "systemctl start sanoid.timer"),
     "storage.vault-unmounted": ("zfs unmount cheap/vault", "zfs mount cheap/vault"),
 }

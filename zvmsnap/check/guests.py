@@ -15,6 +15,7 @@ from zvmsnap.journal import describe
 from zvmsnap.journal.journal import Journal
 from zvmsnap.points import vault
 from zvmsnap.virt.guest import Pause
+from zvmsnap.zfs import volume
 
 _GUEST_S = 10.0
 
@@ -126,6 +127,7 @@ def _wellbeing(guest: SeenGuest) -> Iterator[Finding]:
             text = f"{work} is under way: runs wait for it, and then take no RAM"
             yield yellow("guest.busy", name, text, f"virsh domjobinfo {name}; let it end")
     yield from _snapshots(guest)
+    yield from _held(guest)
     for disk in guest.disks.domain.disks:
         if (why := guest.disks.no_overlays.get(disk.target)) and disk.writable:
             mend = f"virsh edit {name}: the path below /dev/zvol"
@@ -133,6 +135,20 @@ def _wellbeing(guest: SeenGuest) -> Iterator[Finding]:
         if disk.writable and (doubt := guest.disks.doubts.get(disk.target)):
             text = f"{disk.target}: {doubt}: its points have no RAM"
             yield red("guest.doubt", name, text, f"start {name} anew, by /dev/zvol/...")
+
+
+def _held(guest: SeenGuest) -> Iterator[Finding]:
+    for target, place in sorted(guest.disks.locations.items()):
+        if not place.path and (held := volume.held_by(place.dataset)):
+            text = (
+                f"{target}: this host has it open itself, as {_some(held)}: writes of both destroy "
+                "what is on it, and its clones cannot be removed"
+            )
+            mend = (
+                "deactivate that (vgchange -an GROUP), and keep LVM away from volumes, in "
+                'lvm.conf: global_filter = [ "r|^/dev/zd|", "r|^/dev/zvol/|" ]'
+            )
+            yield red("guest.held", guest.name, text, mend)
 
 
 def _snapshots(guest: SeenGuest) -> Iterator[Finding]:

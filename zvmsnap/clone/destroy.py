@@ -17,7 +17,7 @@ from zvmsnap.common.waiting import wait_until
 from zvmsnap.disks import location
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts, zfs
+from zvmsnap.zfs import mounts, volume, zfs
 
 CLONE_PROPERTY = "zvmsnap:clone"
 
@@ -108,8 +108,14 @@ def destroy_dataset(dataset: str, *, with_snapshots: bool) -> None:
             failure = error
             return False
 
-    if not wait_until(destroyed, _RELEASED_WITHIN_S, _POLL_S) and failure:
-        raise failure
+    if wait_until(destroyed, _RELEASED_WITHIN_S, _POLL_S) or not failure:
+        return
+    if held := volume.held_by(dataset):
+        raise ZfsFailed(
+            f"{dataset}: this host has it open itself, as {', '.join(held)}: deactivate that "
+            "(vgchange -an GROUP), and keep LVM away from volumes: global_filter in lvm.conf"
+        ) from failure
+    raise failure
 
 
 def stop_unused_network(host: Host) -> None:

@@ -151,6 +151,24 @@ def below(number: int) -> list[str]:
         return [f"/dev/{each.name}" for each in sorted(whole.glob("slaves/*"))]
 
 
+def held_by(volume: str) -> list[str]:
+    """The devices of this host that lie on a volume, or on its partitions, as LVM calls them.
+
+    Of a guest's disk there are none, unless the host takes the guest's volume group for one of its
+    own: udev tells LVM of each volume that appears, see lvmautoactivation(7).
+    """
+    whole = _kernel_name(device_of(volume))
+    holders = (_BY_NAME / whole).glob("holders/*"), (_BY_NAME / whole).glob(f"{whole}p*/holders/*")
+    return sorted({_mapped_name(each.name) for found in holders for each in found})
+
+
+def _mapped_name(kernel_name: str) -> str:
+    try:
+        return (_BY_NAME / kernel_name / "dm/name").read_text().strip()
+    except OSError:
+        return kernel_name
+
+
 def _partition_in(directory: Path) -> Partition | None:
     """The partition that a directory of sysfs describes; None of a whole device."""
     try:

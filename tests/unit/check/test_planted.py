@@ -1,13 +1,17 @@
 """Mistakes of an administrator, one by one: each is found, and named as what it is."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.fakes.check_scene import VAULT, WEB, CheckedHost, Spoil
 from tests.fakes.guest import OTHER
 from zvmsnap.check.finding import Colour
+from zvmsnap.disks.location import GuestDisks, locate_disks
 from zvmsnap.virt.guest import Pause
+from zvmsnap.zfs import volume
+from zvmsnap.zfs.mounts import DiskLocation
 
 RED, YELLOW = Colour.RED, Colour.YELLOW
 
@@ -163,6 +167,15 @@ def snapshots(host: CheckedHost) -> None:
 
 def backup(host: CheckedHost) -> None:
     host.web.job, host.web.kind_of_job = True, "backup"
+
+
+def held(host: CheckedHost) -> None:
+    def located(*seen: Any) -> GuestDisks:
+        disks = locate_disks(*seen)
+        return replace(disks, locations={"vda": DiskLocation(f"{WEB}/data", "")})
+
+    host.patch.setattr("zvmsnap.check.facts.locate_disks", located)
+    host.patch.setattr(volume, "held_by", {f"{WEB}/data": ["data-files"]}.get)
 
 
 def no_agent(host: CheckedHost) -> None:
@@ -396,6 +409,7 @@ PLANTED: list[tuple[str, Spoil, Colour, str, str]] = [
     ("I/O error", io_error, RED, "guest.io-error", "virsh resume web"),
     ("backup", backup, YELLOW, "guest.busy", "backup"),
     ("libvirt's snapshots", snapshots, YELLOW, "guest.snapshots", "before"),
+    ("the host's LVM", held, RED, "guest.held", "vda: this host has it open itself, as data-files"),
     ("suspended pool", pool(health="SUSPENDED"), RED, "pool.away", "zpool clear tank"),
     ("degraded pool", pool(health="DEGRADED"), YELLOW, "pool.degraded", "is DEGRADED"),
     ("full pool", pool(full_percent=97), RED, "pool.full", "97 % full"),

@@ -7,6 +7,7 @@ from tests.unit.point_disks.conftest import KEY, Case
 from zvmsnap.clone import destroy
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.point_disks import temporary
+from zvmsnap.zfs import volume
 
 MARK = {"zvmsnap:temporary": KEY}
 NAMES = ("tank/a", "tank/b", "tank/c")
@@ -36,6 +37,10 @@ def test_with_snapshots_that_others_took_meanwhile(case: Case) -> None:
 def test_what_cannot_be_destroyed_is_told(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(destroy, "_RELEASED_WITHIN_S", 0)
     case.world.errors = {(len(case.world.acts), "before")}
-    with pytest.raises(ZfsFailed):
+    with pytest.raises(ZfsFailed) as told:
         temporary.remove(NAMES, KEY)
-    assert "tank/a" in case.world.pool
+    assert "tank/a" in case.world.pool and "LVM" not in str(told.value)
+    case.world.errors = {(len(case.world.acts), "before")}
+    monkeypatch.setattr(volume, "held_by", lambda dataset: ["data-files", "data-root"])
+    with pytest.raises(ZfsFailed, match="has it open itself, as data-files, data-root: deact"):
+        temporary.remove(NAMES, KEY)

@@ -94,6 +94,22 @@ def test_what_other_devices_lie_on(kernel: Kernel) -> None:
     assert volume.below(os.makedev(8, 0)) == []
 
 
+def test_what_the_host_has_made_of_a_volume(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "_kernel_name", lambda device: {"/dev/zvol/tank/v": "zd16"}[device])
+    assert volume.held_by("tank/v") == []
+    names = {"dm-0": "data-files", "dm-1": "data-root"}
+    kernel.add("dm-1", os.makedev(253, 1))
+    for name, mapped in names.items():
+        (kernel.root / f"devices/{name}/dm").mkdir()
+        (kernel.root / f"devices/{name}/dm/name").write_text(f"{mapped}\n")
+    for path, name in (("zd16", "md127"), ("zd16/zd16p1", "dm-0"), ("zd16/zd16p2", "dm-1")):
+        (kernel.root / f"devices/{path}/holders").mkdir()
+        (kernel.root / f"devices/{path}/holders/{name}").symlink_to(kernel.root)
+    assert volume.held_by("tank/v") == ["data-files", "data-root", "md127"]
+
+
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
 def test_no_volume(device: str) -> None:
     assert volume.location_of(device) is None
