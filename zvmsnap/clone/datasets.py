@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Mapping
 
 from zvmsnap.clone import own_places
-from zvmsnap.clone.destroy import CLONE_PROPERTY, destroy_dataset
+from zvmsnap.clone.destroy import CLONE_PROPERTY
 from zvmsnap.disks import location
 from zvmsnap.journal.operation import CloneOperation, Source
 from zvmsnap.points.manifest import Disk, Manifest
-from zvmsnap.zfs import branches, dataset_swap, mounts, volume, zfs
+from zvmsnap.zfs import branches, dataset_swap, mounts, released, volume, zfs
 
 
 def make(operation: CloneOperation) -> None:
@@ -36,7 +36,7 @@ def destroy(operation: CloneOperation) -> None:
     marks = zfs.marked(CLONE_PROPERTY)
     for name, _ in reversed(operation.datasets):
         if marks.get(name) == operation.domain:
-            destroy_dataset(name, with_snapshots=True)
+            released.destroy(name, with_snapshots=True)
 
 
 def sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Source]:

@@ -11,19 +11,13 @@ from zvmsnap.common.errors import (
     DomainGone,
     GuestNotFound,
     LibvirtFailed,
-    ZfsFailed,
 )
-from zvmsnap.common.waiting import wait_until
 from zvmsnap.disks import location
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts, volume, zfs
+from zvmsnap.zfs import mounts, released, zfs
 
 CLONE_PROPERTY = "zvmsnap:clone"
-
-# QEMU and udev may use a dataset a little longer.
-_RELEASED_WITHIN_S = 15
-_POLL_S = 0.3
 
 
 def destroy_clone(host: Host, name: str) -> list[str]:
@@ -47,7 +41,7 @@ def destroy_clone(host: Host, name: str) -> list[str]:
     if guest:
         remove_guest(guest)
     for dataset in reversed(datasets):
-        destroy_dataset(dataset, with_snapshots=False)
+        released.destroy(dataset, with_snapshots=False)
     stop_unused_network(host)
     return datasets
 
@@ -93,29 +87,6 @@ def _check_no_other_guest(host: Host, name: str, datasets: list[str]) -> None:
                 raise CloneImpossible(
                     f"{place.dataset}: holds {target} of {guest.name}, too: detach that first"
                 )
-
-
-def destroy_dataset(dataset: str, *, with_snapshots: bool) -> None:
-    """Destroy a dataset, waiting until nobody uses it any more. Raises ZfsFailed."""
-    failure: ZfsFailed | None = None
-
-    def destroyed() -> bool:
-        nonlocal failure
-        try:
-            zfs.destroy(dataset, with_snapshots=with_snapshots)
-            return True
-        except ZfsFailed as error:
-            failure = error
-            return False
-
-    if wait_until(destroyed, _RELEASED_WITHIN_S, _POLL_S) or not failure:
-        return
-    if held := volume.held_by(dataset):
-        raise ZfsFailed(
-            f"{dataset}: this host has it open itself, as {', '.join(held)}: deactivate that "
-            "(vgchange -an GROUP), and keep LVM away from volumes: global_filter in lvm.conf"
-        ) from failure
-    raise failure
 
 
 def stop_unused_network(host: Host) -> None:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from zvmsnap.clone import own_places
-from zvmsnap.clone.destroy import destroy_dataset
 from zvmsnap.config import properties
-from zvmsnap.zfs import zfs
+from zvmsnap.zfs import released, zfs
 
 PROPERTY = properties.TEMPORARY
 
@@ -28,7 +27,7 @@ def remove(names: Sequence[str], key: str) -> None:
     marks = zfs.marked(PROPERTY)
     for name in reversed(names):
         if marks.get(name) == key:
-            destroy_dataset(name, with_snapshots=True)
+            released.destroy(name, with_snapshots=True)
     for name in names:
         with suppress(OSError):
             (own_places.CLONES / name).rmdir()
