@@ -10,7 +10,7 @@ from zvmsnap.clone.destroy import CLONE_PROPERTY
 from zvmsnap.disks import location
 from zvmsnap.journal.operation import CloneOperation, Source
 from zvmsnap.points.manifest import Disk, Manifest
-from zvmsnap.zfs import branches, dataset_swap, mounts, released, volume, zfs
+from zvmsnap.zfs import branches, dataset_swap, mounts, volume, zfs
 
 
 def make(operation: CloneOperation) -> None:
@@ -36,7 +36,7 @@ def destroy(operation: CloneOperation) -> None:
     marks = zfs.marked(CLONE_PROPERTY)
     for name, _ in reversed(operation.datasets):
         if marks.get(name) == operation.domain:
-            released.destroy(name, with_snapshots=True)
+            branches.destroy_released(name, with_snapshots=True)
 
 
 def sources(disks: Iterable[Disk], clones: Mapping[str, str]) -> dict[str, Source]:

@@ -15,7 +15,7 @@ from zvmsnap.common.errors import (
 from zvmsnap.disks import location
 from zvmsnap.virt.guest import Guest
 from zvmsnap.virt.host import Host
-from zvmsnap.zfs import mounts, released, zfs
+from zvmsnap.zfs import branches, mounts, zfs
 
 CLONE_PROPERTY = "zvmsnap:clone"
 
@@ -41,7 +41,7 @@ def destroy_clone(host: Host, name: str) -> list[str]:
     if guest:
         remove_guest(guest)
     for dataset in reversed(datasets):
-        released.destroy(dataset, with_snapshots=False)
+        branches.destroy_released(dataset, with_snapshots=False)
     stop_unused_network(host)
     return datasets
 

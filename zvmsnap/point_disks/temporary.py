@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from zvmsnap.clone import own_places
 from zvmsnap.config import properties
-from zvmsnap.zfs import released, zfs
+from zvmsnap.zfs import branches, zfs
 
 PROPERTY = properties.TEMPORARY
 
@@ -27,7 +27,7 @@ def remove(names: Sequence[str], key: str) -> None:
     marks = zfs.marked(PROPERTY)
     for name in reversed(names):
         if marks.get(name) == key:
-            released.destroy(name, with_snapshots=True)
+            branches.destroy_released(name, with_snapshots=True)
     for name in names:
         with suppress(OSError):
             (own_places.CLONES / name).rmdir()

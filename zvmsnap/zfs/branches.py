@@ -1,4 +1,4 @@
-"""What a restore must know of its datasets, in as few processes as possible.
+"""What a restore must know of its datasets, in as few processes as possible; and how they go.
 
 The guest stands still meanwhile, and a host may have 10 000 datasets: only these are asked for.
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zvmsnap.zfs import mounts, programs, zfs
+from zvmsnap.common.errors import ZfsFailed
+from zvmsnap.common.waiting import wait_until
+from zvmsnap.zfs import mounts, programs, volume, zfs
 from zvmsnap.zfs.types import FIXED, NOT_CLONED, Dataset, Room
 
 _COLUMNS = ("name", "type", "guid", "origin", "mounted", "canmount", "encryption", "keystatus")
 _OWN = ("local", "received")
 _SOURCES = "local,received,inherited"
+_RELEASED_WITHIN_S = 15
+_POLL_S = 0.3
 
 
 def below(tops: Iterable[str]) -> dict[str, Dataset]:
@@ -181,3 +185,29 @@ class Clones:
         if self._origins.get(guid) == over:
             zfs.promote(self._names[guid])
             self._origins[guid], self._origins[over] = self._origins[over], guid
+
+
+def destroy_released(dataset: str, *, with_snapshots: bool) -> None:
+    """Destroy a dataset, waiting until nobody uses it any more. Raises ZfsFailed.
+
+    QEMU and udev may have it open a little longer.
+    """
+    failure: ZfsFailed | None = None
+
+    def destroyed() -> bool:
+        nonlocal failure
+        try:
+            zfs.destroy(dataset, with_snapshots=with_snapshots)
+            return True
+        except ZfsFailed as error:
+            failure = error
+            return False
+
+    if wait_until(destroyed, _RELEASED_WITHIN_S, _POLL_S) or not failure:
+        return
+    if held := volume.held_by(dataset):
+        raise ZfsFailed(
+            f"{dataset}: this host has it open itself, as {', '.join(held)}: deactivate that "
+            "(vgchange -an GROUP), and keep LVM away from volumes: global_filter in lvm.conf"
+        ) from failure
+    raise failure

@@ -25,7 +25,7 @@ import msgspec
 
 from zvmsnap.common.errors import RestoreImpossible, ZfsFailed
 from zvmsnap.common.snapshot_name import FullName, is_within
-from zvmsnap.zfs import belongings, branches, released, volume, zfs
+from zvmsnap.zfs import belongings, branches, volume, zfs
 from zvmsnap.zfs.belongings import Belongings
 from zvmsnap.zfs.branches import Fresh, Properties
 from zvmsnap.zfs.types import Dataset, Snapshot
@@ -237,7 +237,7 @@ def destroy_clones(trees: Iterable[SwapTree]) -> None:
             if origin is None or origin.guid != each.origin_guid:
                 raise ZfsFailed(f"{name}: is kept, as it owns snapshots of {tree.top}{each.path}")
             # A sanoid that came by may have taken snapshots of it: nobody's data is in them.
-            released.destroy(name, with_snapshots=True)
+            branches.destroy_released(name, with_snapshots=True)
 
 
 def swap(trees: Iterable[SwapTree]) -> None:

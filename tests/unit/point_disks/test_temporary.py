@@ -6,7 +6,7 @@ from tests.fakes.restore_scene import DATASET, NAME
 from tests.unit.point_disks.conftest import KEY, Case
 from zvmsnap.common.errors import ZfsFailed
 from zvmsnap.point_disks import temporary
-from zvmsnap.zfs import released, volume
+from zvmsnap.zfs import branches, volume
 
 MARK = {"zvmsnap:temporary": KEY}
 NAMES = ("tank/a", "tank/b", "tank/c")
@@ -34,7 +34,7 @@ def test_with_snapshots_that_others_took_meanwhile(case: Case) -> None:
 
 
 def test_what_cannot_be_destroyed_is_told(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(released, "_WITHIN_S", 0)
+    monkeypatch.setattr(branches, "_RELEASED_WITHIN_S", 0)
     case.world.errors = {(len(case.world.acts), "before")}
     with pytest.raises(ZfsFailed) as told:
         temporary.remove(NAMES, KEY)
