@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -170,16 +170,15 @@ class BackupDirectory:
                 raise BackupDamaged(f"{backup.name}: depends on itself")
         return links
 
-    def has_changed(self, backups: Iterable[StoredBackup]) -> bool:
-        """Was any of them removed, or made whole, since it was read?"""
-        for each in backups:
-            try:
-                if self.backup(each.name).manifest != each.manifest:
-                    return True
-            except BackupDamaged:
-                if not os.path.lexists(each.directory):
-                    return True
-        return False
+    def now(self, backup: StoredBackup) -> StoredBackup | None:
+        """A backup as it is now, such as made whole since it was read; None if it was removed.
+
+        One that cannot be read any more is as it was.
+        """
+        try:
+            return self.backup(backup.name)
+        except BackupDamaged:
+            return backup if os.path.lexists(backup.directory) else None
 
     def make(self, key: str) -> Path:
         """The directory of a backup in the making, for root alone. Raises OSError."""

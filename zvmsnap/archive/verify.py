@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from zvmsnap.archive import images
@@ -17,11 +16,12 @@ def problems(directory: BackupDirectory, backup: StoredBackup) -> list[str]:
     removed meanwhile is no problem.
     """
     while found := list(_problems(directory, backup)):
-        if not directory.has_changed([backup]):
-            return found
-        if not os.path.lexists(backup.directory):
+        now = directory.now(backup)
+        if now is None:
             break
-        backup = directory.backup(backup.name)
+        if now == backup:
+            return found
+        backup = now
     return []
 
 

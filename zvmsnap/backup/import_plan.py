@@ -223,7 +223,7 @@ def plan_import(config: Config, host: Host, path: Path, options: ImportOptions) 
     try:
         check_chain(chain, frozenset(disk.target for disk in manifest.disks))
     except BackupDamaged as error:
-        if directory.has_changed(chain):
+        if any(directory.now(each) != each for each in chain):
             raise ImportImpossible(
                 f"{backup.name}: was consolidated while it was read: import it again"
             ) from error

@@ -157,8 +157,11 @@ def held_by(volume: str) -> list[str]:
     Of a guest's disk there are none, unless the host takes the guest's volume group for one of its
     own: udev tells LVM of each volume that appears, see lvmautoactivation(7).
     """
-    whole = _kernel_name(device_of(volume))
-    holders = (_BY_NAME / whole).glob("holders/*"), (_BY_NAME / whole).glob(f"{whole}p*/holders/*")
+    number = device_number(device_of(volume))
+    if number is None:  # a filesystem, or a volume without a device
+        return []
+    whole = (_BY_NUMBER / f"{os.major(number)}:{os.minor(number)}").resolve()
+    holders = whole.glob("holders/*"), whole.glob(f"{whole.name}p*/holders/*")
     return sorted({_mapped_name(each.name) for found in holders for each in found})
 
 

@@ -94,7 +94,6 @@ def measure(lab: Lab, repeats: int) -> Measured:
 def _prepare(lab: Lab) -> None:
     """The two guests count, and the directory of backups is empty."""
     scene.prepare(lab)
-    lab.run(f"mkdir -p {_RULES.rpartition('/')[0]}")
     lab.put(_RULES, _ALLOWED)
     lab.run(f"zfs create -p {_RAW[1:].rpartition('/')[0]} && zfs create {_DATASET}")
     guests.make_disk(lab, guests.Disk(_RAW), size_mib=SIZE_MIB)

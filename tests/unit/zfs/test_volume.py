@@ -97,7 +97,8 @@ def test_what_other_devices_lie_on(kernel: Kernel) -> None:
 def test_what_the_host_has_made_of_a_volume(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume, "_kernel_name", lambda device: {"/dev/zvol/tank/v": "zd16"}[device])
+    devices = {"/dev/zvol/tank/v": os.makedev(230, 16)}
+    monkeypatch.setattr(volume, "device_number", devices.get)
     assert volume.held_by("tank/v") == []
     names = {"dm-0": "data-files", "dm-1": "data-root"}
     kernel.add("dm-1", os.makedev(253, 1))
@@ -108,6 +109,7 @@ def test_what_the_host_has_made_of_a_volume(
         (kernel.root / f"devices/{path}/holders").mkdir()
         (kernel.root / f"devices/{path}/holders/{name}").symlink_to(kernel.root)
     assert volume.held_by("tank/v") == ["data-files", "data-root", "md127"]
+    assert volume.held_by("tank/zd16") == []  # a dataset that is called as a device
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/nonexistent", "/dev/zd-no-such"])
